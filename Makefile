@@ -1,0 +1,63 @@
+# Needs Python 3.11 or newer, a C++ compiler and make; everything else goes into .venv. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+BUILD_INPUTS := setup.py pyproject.toml $(CXX_FILES)
+MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+export MAX_JOBS
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo gpu venv lint build check bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+test: ## Lint, build and test (first run: makes .venv)
+	$(MAKE) lint
+	$(MAKE) build
+	$(MAKE) check
+
+demo: build ## Train on real handwritten digits and show the samples
+	$(BIN)/python examples/demo.py
+
+gpu: ## GPU tests and benchmarks with the ambient python3, offline: make gpu OUT=dir
+	@test -n "$(OUT)" || { echo "make gpu: say where results go: make gpu OUT=dir"; exit 2; }
+	bash benchmarks/run_gpu.sh "$(OUT)"
+
+venv: $(INSTALLED) ## Make .venv with the pinned packages
+
+$(INSTALLED): requirements/lock.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "gnfast needs Python 3.11 or newer; choose one with make PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
+	touch $@
+
+lint: $(INSTALLED) ## Check style: ruff and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+build: $(BUILT) ## Compile csrc/ and install gnfast into .venv, editable
+
+$(BUILT): $(INSTALLED) $(BUILD_INPUTS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+# One test process per core with one thread each: PyTorch's threads would only compete.
+check: $(BUILT) ## Run the tests alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS)
+
+bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
+	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
+	    --benchmark-columns=median,iqr,rounds --benchmark-sort=min
+
+clean: ## Remove what was built, .venv included
+	rm -rf $(VENV) build dist *.egg-info gnfast/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,179 @@
+"""Measures gnfast on the present GPU and writes one JSON file: `make gpu OUT=dir`.
+
+Each section is a function that returns rows; add one to `SECTIONS`. A section that fails is recorded with its traceback
+and costs only itself, the file is rewritten after each one, and the exit status is 1 if any failed. Every row is
+checked against its baseline before it is timed, and carries the ratio to a baseline measured in the same run.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+def time_us(function: Callable[[], object], budget_s: float = 0.3) -> dict[str, float]:
+    """Median and quartiles of the device time of one call, in microseconds.
+
+    The calls of one sample are issued back to back, enough of them that the launch of the first does not count; L2 is
+    left warm, so a tensor that fits it is served from there.
+    """
+    for _ in range(3):
+        function()
+    torch.cuda.synchronize()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def sample(calls: int) -> float:
+        start.record()
+        for _ in range(calls):
+            function()
+        end.record()
+        end.synchronize()
+        return 1e3 * start.elapsed_time(end) / calls
+
+    calls = max(1, min(1000, int(5e3 / max(sample(5), 0.1))))
+    samples = []
+    deadline = time.perf_counter() + budget_s
+    while len(samples) < 7 or (time.perf_counter() < deadline and len(samples) < 50):
+        samples.append(sample(calls))
+    low, median, high = statistics.quantiles(samples, n=4)
+    return {"median_us": round(median, 3), "q25_us": round(low, 3), "q75_us": round(high, 3), "samples": len(samples)}
+
+
+def environment() -> dict[str, Any]:
+    from gnfast.kernels import backends, build_info
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": platform.python_version(),
+        "build": build_info(),
+        "backends": backends(),
+    }
+
+
+def ceilings(results: dict[str, Any]) -> list[Row]:
+    """What this device reaches at its best: a copy of 1 GiB, and an 8192^3 bf16 product."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    copy = time_us(lambda: target.copy_(source))
+    a, b = torch.randn(2, 8192, 8192, device="cuda").bfloat16()
+    matmul = time_us(lambda: a @ b)
+    results["copy_bytes_per_s"] = 2 * source.nbytes / copy["median_us"] * 1e6
+    results["bf16_flop_per_s"] = 2 * 8192**3 / matmul["median_us"] * 1e6
+    return [
+        {"name": "copy 1 GiB", "GB/s": round(results["copy_bytes_per_s"] / 1e9, 1), **copy},
+        {"name": "matmul 8192 bf16", "TFLOP/s": round(results["bf16_flop_per_s"] / 1e12, 1), **matmul},
+    ]
+
+
+def sign_bits(results: dict[str, Any]) -> list[Row]:
+    """leaky_relu_pack and leaky_relu_mask against the PyTorch operations that they replace."""
+    shapes = [(64, 512, 4, 4), (64, 128, 32, 32), (256, 128, 64, 64)]
+    dtypes = [torch.float32, torch.bfloat16]
+    return [row for shape in shapes for dtype in dtypes for row in sign_bit_rows(results, shape, dtype)]
+
+
+def sign_bit_rows(results: dict[str, Any], shape: tuple[int, ...], dtype: torch.dtype) -> list[Row]:
+    from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
+
+    x, t = (torch.randn(shape, device="cuda", dtype=dtype) for _ in range(2))
+    y, bits = leaky_relu_pack(x)
+    threshold_backward = torch.ops.aten.threshold_backward
+    assert torch.equal(y, torch.relu(x)), "leaky_relu_pack differs from torch.relu"
+    assert torch.equal(leaky_relu_mask(t, bits), threshold_backward(t, x, 0)), "leaky_relu_mask: wrong cotangent"
+
+    in_place = x.clone()
+    num_bytes = 2 * x.nbytes + bits.nbytes
+    floor_us = num_bytes / results["copy_bytes_per_s"] * 1e6
+    baselines = {
+        "relu": time_us(lambda: torch.relu(x)),
+        "relu_": time_us(lambda: torch.relu_(in_place)),
+        "threshold_backward": time_us(lambda: threshold_backward(t, x, 0)),
+        "t * (x > 0)": time_us(lambda: t * (x > 0)),
+    }
+    measured = {
+        ("pack", "relu"): time_us(lambda: leaky_relu_pack(x)),
+        ("pack_", "relu_"): time_us(lambda: leaky_relu_pack(in_place, inplace=True)),
+        ("mask", "threshold_backward"): time_us(lambda: leaky_relu_mask(t, bits)),
+        ("mask_", "t * (x > 0)"): time_us(lambda: leaky_relu_mask(in_place, bits, inplace=True)),
+    }
+    return [
+        {
+            "name": name,
+            "shape": list(shape),
+            "dtype": str(dtype).removeprefix("torch."),
+            "bytes": num_bytes,
+            **times,
+            "baseline": baseline,
+            "baseline_median_us": baselines[baseline]["median_us"],
+            "ratio_to_baseline": round(times["median_us"] / baselines[baseline]["median_us"], 3),
+            "fraction_of_bandwidth_floor": round(floor_us / times["median_us"], 3),
+        }
+        for (name, baseline), times in measured.items()
+    ]
+
+
+SECTIONS: list[Callable[[dict[str, Any]], list[Row]]] = [ceilings, sign_bits]
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--time-limit", type=float, default=300, help="seconds after which no further section starts")
+    parser.add_argument("--steps", default="", help="exit statuses of earlier steps, as 'build=0 tests=0'")
+    arguments = parser.parse_args()
+
+    started = time.perf_counter()
+    results: dict[str, Any] = {
+        "steps": {name: int(status) for name, status in (step.split("=") for step in arguments.steps.split())},
+        "sections": {},
+    }
+    failed = False
+    try:
+        results["environment"] = environment()
+    except Exception:
+        results["environment"] = {"error": traceback.format_exc()}
+        failed = True
+    for section in SECTIONS:
+        elapsed = time.perf_counter() - started
+        if elapsed > arguments.time_limit:
+            results["sections"][section.__name__] = {"error": f"not started: {elapsed:.0f} s had passed"}
+            failed = True
+            continue
+        try:
+            results["sections"][section.__name__] = {"rows": section(results)}
+        except Exception:
+            results["sections"][section.__name__] = {"error": traceback.format_exc()}
+            failed = True
+        write(arguments.out, results)
+        print(section.__name__, json.dumps(results["sections"][section.__name__], indent=1), flush=True)
+        torch.cuda.empty_cache()
+    write(arguments.out, results)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Build, GPU tests and benchmarks, with the ambient python3 and nothing from the network: see `make gpu`.
+# Every step has its own time limit (540 s in all), and results.json is written even when an earlier step failed.
+set -u
+mkdir -p "$1"
+out="$(cd "$1" && pwd)"
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+
+TORCH_CUDA_ARCH_LIST="${TORCH_CUDA_ARCH_LIST:-$(python3 -c '
+import torch
+print("%d.%d" % torch.cuda.get_device_capability())')}"
+export TORCH_CUDA_ARCH_LIST
+
+failed=0
+step() {
+  local limit="$1" name="$2"
+  shift 2
+  echo "== $name"
+  local start=$SECONDS status=0
+  timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$out/$name.log"
+  status=${PIPESTATUS[0]}
+  echo "== $name: exit status $status after $((SECONDS - start)) s"
+  [ "$status" -eq 0 ] || failed=1
+  statuses="${statuses:-}${statuses:+ }$name=$status"
+}
+
+step 200 build env GNFAST_BUILD=cuda python3 setup.py build_ext --inplace
+# Only the files with GPU tests: the others may import packages that are not here.
+step 160 tests python3 -m pytest -m gpu $(grep -lE "mark\.gpu" tests/test_*.py) -p no:cacheprovider -p no:xdist
+step 180 benchmarks python3 benchmarks/run_gpu.py --out "$out/results.json" --time-limit 160 --steps "$statuses"
+exit "$failed"

@@ -1,0 +1,48 @@
+// gnfast._C: importing it registers the operators; the module itself only tells how it was built.
+
+#include <ATen/Version.h>
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+#include <string>
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["cxx_standard"] = static_cast<long>(__cplusplus);
+  info["torch"] = TORCH_VERSION;
+#ifdef GNFAST_WITH_AVX2
+  info["avx2_kernels"] = true;
+#else
+  info["avx2_kernels"] = false;
+#endif
+#ifdef _OPENMP
+  info["openmp"] = static_cast<long>(_OPENMP);
+#else
+  info["openmp"] = py::none();
+#endif
+#ifdef NDEBUG
+  info["assertions"] = false;
+#else
+  info["assertions"] = true;
+#endif
+  info["cpu_capability"] = at::get_cpu_capability();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "gnfast's operators for the CPU.";
+  m.def("build_info", &build_info, "How this library was built, and the instruction set it found at run time.");
+}

@@ -1,0 +1,15 @@
+// The one place where gnfast's operators are declared. csrc/cpu registers their CPU implementations in the same shared
+// object, csrc/cuda registers the CUDA ones from a second, and gnfast/kernels registers the fake ones from Python.
+
+#include <torch/library.h>
+
+TORCH_LIBRARY(gnfast, m) {
+  // The words follow the physical order of x, so a compiler that re-lays out an argument would silently permute them.
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
+
+  m.def("leaky_relu_pack(Tensor x, float negative_slope) -> (Tensor y, Tensor bits)", tags);
+  m.def("leaky_relu_pack_(Tensor(a!) x, float negative_slope) -> Tensor", tags);
+  m.def("leaky_relu_mask(Tensor t, Tensor bits, float negative_slope) -> Tensor", tags);
+  // Returns nothing: functionalisation (torch.compile) refuses custom operators whose outputs alias their arguments.
+  m.def("leaky_relu_mask_(Tensor(a!) t, Tensor bits, float negative_slope) -> ()", tags);
+}

@@ -1,0 +1,7 @@
+"""Fused operations, each with a plain PyTorch twin, and the choice between them."""
+
+from gnfast.kernels.backend import backends
+from gnfast.kernels.build_info import build_info
+from gnfast.kernels.sign_bits import leaky_relu_mask, leaky_relu_pack
+
+__all__ = ["backends", "build_info", "leaky_relu_mask", "leaky_relu_pack"]

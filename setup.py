@@ -1,0 +1,141 @@
+"""Builds the compiled parts; everything else about the package is in pyproject.toml.
+
+GNFAST_BUILD chooses what to build:
+    auto  the CPU library, and the CUDA one where torch is a CUDA build and nvcc is found (default);
+          without a C++ compiler or without torch: nothing, with one line that says so
+    cpu   the CPU library
+    cuda  both libraries
+    none  nothing: gnfast then runs on plain PyTorch operations
+"""
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import setup
+
+MODES = ("auto", "cpu", "cuda", "none")
+CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"]
+AVX2_SOURCES = ["csrc/cpu/sign_bits_avx2.cpp"]
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def say(line: str) -> None:
+    print(f"gnfast: {line}", file=sys.stderr, flush=True)
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler's command, after making torch (CXX) and setuptools (LDCXXSHARED) agree on it."""
+    if "CXX" in os.environ:
+        command = os.environ["CXX"]
+        return command if command.split() and shutil.which(shlex.split(command)[0]) else None
+    command = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if command:
+        os.environ["CXX"] = command
+        linker = sysconfig.get_config_var("LDCXXSHARED") or ""
+        if sys.platform == "linux" and not (linker and shutil.which(shlex.split(linker)[0])):
+            os.environ.setdefault("LDCXXSHARED", f"{command} -shared")
+    return command
+
+
+def unavailable(mode: str) -> str | None:
+    """Why nothing can be compiled here, or None."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "torch is not importable here (install it first and use --no-build-isolation)"
+    if find_compiler() is None:
+        wanted = os.environ.get("CXX")
+        return f"the C++ compiler CXX={wanted!r} was not found" if wanted else "no C++ compiler was found"
+    return None
+
+
+def cuda_unavailable() -> str | None:
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not a CUDA build"
+    if CUDA_HOME is None or not Path(CUDA_HOME, "bin", "nvcc").exists():
+        return "nvcc was not found (set CUDA_HOME)"
+    return None
+
+
+def extensions(mode: str) -> list:
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    avx2 = ["-DGNFAST_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
+    cpu = CppExtension(
+        "gnfast._C",
+        ["csrc/module.cpp", "csrc/schema.cpp", "csrc/cpu/sign_bits.cpp", "csrc/cpu/sign_bits_portable.cpp"],
+        extra_compile_args={"cxx": CXX_FLAGS + openmp + avx2},
+        extra_link_args=openmp,
+        depends=[str(path) for path in Path("csrc").rglob("*.h")],
+    )
+    cpu.avx2_sources = AVX2_SOURCES if avx2 else []
+    if mode == "cpu":
+        return [cpu]
+
+    reason = cuda_unavailable()
+    if reason and mode == "cuda":
+        raise SystemExit(f"gnfast: GNFAST_BUILD=cuda: {reason}")
+    if reason:
+        say(f"building without CUDA: {reason}")
+        return [cpu]
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    cuda = CUDAExtension(
+        "gnfast._C_cuda",
+        ["csrc/cuda/module.cpp", "csrc/cuda/sign_bits_binding.cpp", "csrc/cuda/sign_bits.cu"],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
+        depends=[str(path) for path in Path("csrc").rglob("*.h")],
+    )
+    return [cpu, cuda]
+
+
+def build_commands() -> dict:
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        """torch's build, plus sources that need flags of their own."""
+
+        def build_extension(self, ext):
+            sources = getattr(ext, "avx2_sources", [])
+            if sources:
+                arguments = dict(ext.extra_compile_args)
+                arguments["cxx"] = arguments["cxx"] + AVX2_FLAGS
+                ext.extra_objects = self.compiler.compile(
+                    sources,
+                    output_dir=str(Path(self.build_temp, "avx2")),
+                    include_dirs=ext.include_dirs,
+                    extra_postargs=arguments,
+                )
+            super().build_extension(ext)
+
+    return {"build_ext": Build}
+
+
+def compiled_parts() -> dict:
+    mode = os.environ.get("GNFAST_BUILD") or "auto"
+    if mode not in MODES:
+        raise SystemExit(f"gnfast: GNFAST_BUILD must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode == "none":
+        say("GNFAST_BUILD=none: installing without compiled parts")
+        return {}
+    reason = unavailable(mode)
+    if reason and mode != "auto":
+        raise SystemExit(f"gnfast: GNFAST_BUILD={mode}: {reason}")
+    if reason:
+        say(f"{reason}: installing without compiled parts, on plain PyTorch operations")
+        return {}
+    # `pip` of a virtual environment that is not activated does not see that environment's ninja.
+    os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+    return {"ext_modules": extensions(mode), "cmdclass": build_commands()}
+
+
+setup(**compiled_parts())

@@ -1,0 +1,152 @@
+"""What setup.py decides, what the libraries say about themselves, and the choice of a backend."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnfast.kernels import backends, build_info
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def setup_py(tmp_path):
+    """Runs `setup.py build` in a copy that has no sources to compile, so that only its decisions are seen."""
+    project = tmp_path / "project"
+    (project / "gnfast").mkdir(parents=True)
+    (project / "gnfast" / "__init__.py").touch()
+    shutil.copy(ROOT / "setup.py", project)
+
+    def run(**environment):
+        inherited = {k: v for k, v in os.environ.items() if k not in ("CXX", "GNFAST_BUILD")}
+        run = subprocess.run(
+            [sys.executable, "setup.py", "--quiet", "build"],
+            cwd=project,
+            env={**inherited, **environment},
+            capture_output=True,
+            text=True,
+        )
+        if run.returncode == 0:
+            assert "Traceback" not in run.stderr
+        said = [line for line in run.stderr.splitlines() if line.startswith("gnfast: ")]
+        return run.returncode, said, run
+
+    return run
+
+
+def test_none_builds_nothing(setup_py):
+    code, said, _ = setup_py(GNFAST_BUILD="none")
+    assert (code, said) == (0, ["gnfast: GNFAST_BUILD=none: installing without compiled parts"])
+
+
+def test_wrong_mode_is_an_error(setup_py):
+    code, said, _ = setup_py(GNFAST_BUILD="gpu")
+    assert code != 0
+    assert said == ["gnfast: GNFAST_BUILD must be one of auto, cpu, cuda, none, got 'gpu'"]
+
+
+@pytest.mark.parametrize(
+    "environment", [{"CXX": "no-such-compiler"}, {"PATH": os.devnull}], ids=["CXX names nothing", "nothing on PATH"]
+)
+def test_missing_compiler_installs_pure(setup_py, environment):
+    code, (line,), _ = setup_py(**environment)
+    assert code == 0
+    assert "compiler" in line
+    assert "was not found" in line or "was found" in line
+    assert line.endswith("installing without compiled parts, on plain PyTorch operations")
+
+    code, (line,), _ = setup_py(**environment, GNFAST_BUILD="cpu")
+    assert code != 0
+    assert line.startswith("gnfast: GNFAST_BUILD=cpu: ")
+
+
+def test_missing_torch_installs_pure(setup_py, tmp_path):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "torch.py").write_text("raise ImportError('hidden')\n")
+    code, (line,), _ = setup_py(PYTHONPATH=str(tmp_path / "hidden"))
+    assert code == 0
+    assert line.startswith("gnfast: torch is not importable here")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a CUDA build")
+def test_cuda_mode_says_what_is_missing(setup_py):
+    code, (line,), _ = setup_py(GNFAST_BUILD="cuda")
+    assert code != 0
+    assert "is not a CUDA build" in line
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+def test_compile_failure_is_not_hidden(setup_py, tmp_path):
+    for name in (
+        "module.cpp",
+        "schema.cpp",
+        "cpu/sign_bits.cpp",
+        "cpu/sign_bits_portable.cpp",
+        "cpu/sign_bits_avx2.cpp",
+    ):
+        path = tmp_path / "project" / "csrc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#error broken on purpose\n")
+    code, _, run = setup_py(GNFAST_BUILD="cpu")
+    assert code != 0
+    assert "broken on purpose" in run.stdout + run.stderr
+
+
+def test_build_info_tells_how_it_was_built():
+    info = build_info()
+    assert set(info) == {"cpp", "cuda"}
+    if info["cpp"]["status"] != "loaded":
+        assert info["cpp"] == {"status": "not built"}
+        return
+    assert info["cpp"]["compiler"].startswith(("gcc", "clang"))
+    assert torch.__version__.startswith(info["cpp"]["torch"].split("+")[0])
+    assert info["cpp"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+
+
+@pytest.mark.gpu
+def test_cuda_library_is_in_use():
+    assert build_info()["cuda"]["status"] == "loaded"
+    assert {devices["cuda"] for devices in backends().values()} == {"cuda"}
+
+
+def run_python(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+
+
+def test_backend_override():
+    code = "import json; from gnfast.kernels import backends; print(json.dumps(backends()))"
+    run = run_python(code, GNFAST_BACKEND="torch")
+    assert {b for devices in json.loads(run.stdout).values() for b in devices.values()} == {"torch"}
+
+    run = run_python(code, GNFAST_BACKEND="vulkan")
+    assert "ValueError: GNFAST_BACKEND must be one of auto, torch, cpp, cuda; got 'vulkan'" in run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
+def test_backend_override_needs_that_backend():
+    run = run_python("from gnfast.kernels import backends; backends()", GNFAST_BACKEND="cuda")
+    assert "RuntimeError: GNFAST_BACKEND=cuda, but that backend is unavailable" in run.stderr
+
+
+def test_unloadable_library_is_reported_not_raised(tmp_path):
+    package = tmp_path / "gnfast"
+    shutil.copytree(ROOT / "gnfast" / "kernels", package / "kernels")
+    (package / "__init__.py").touch()
+    (package / "_C.py").write_text("raise ImportError('undefined symbol: elsewhere')\n")
+    code = (
+        "import torch; from gnfast.kernels import build_info, backends, leaky_relu_pack\n"
+        "print(build_info()['cpp']['status'], backends()['leaky_relu_pack'], leaky_relu_pack(torch.ones(3))[1].item())"
+    )
+    run = run_python(code, cwd=tmp_path)
+    assert run.stdout.strip() == (
+        "cannot be loaded: undefined symbol: elsewhere {'cpu': 'torch', 'cuda': 'torch'} 7"
+    ), run.stderr
+    assert run.stderr.count("RuntimeWarning") == 1
