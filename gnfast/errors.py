@@ -7,3 +7,7 @@ class UnsupportedError(RuntimeError):
 
 class FallbackWarning(UserWarning):
     """A network went through exact double backward instead of the four passes; the message says why."""
+
+
+class InputError(ValueError):
+    """An argument of the wrong kind, shape, dtype or device; the message names it, what came and what was wanted."""

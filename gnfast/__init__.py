@@ -1,0 +1,22 @@
+"""Gradient-normalised critics for GANs, exact and without double backward."""
+
+from gnfast import reference
+from gnfast.errors import FallbackWarning, InputError, UnsupportedError
+from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
+from gnfast.module import GradientNorm
+from gnfast.plan import Plan, trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FallbackWarning",
+    "GradientNorm",
+    "InputError",
+    "Plan",
+    "UnsupportedError",
+    "normalize_gradient",
+    "reference",
+    "trace",
+    "value_and_grad_norm",
+    "value_and_input_grad",
+]

@@ -1,0 +1,217 @@
+"""The critic's value, input gradient and normalised value as differentiable functions of weights and input."""
+
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnfast import heads, passes, reference
+from gnfast.errors import FallbackWarning, InputError
+from gnfast.once import once_differentiable
+from gnfast.plan.op import per_sample
+from gnfast.plan.plan import Plan, Refusal
+from gnfast.plan.trace import Refused, record, unchanged
+
+
+def normalize_gradient(
+    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, **kwargs: Any
+) -> Tensor:
+    """The gradient-normalised critic f̂ = f / (‖∇ₓf‖ + |f|), exact and without double backward.
+
+    A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 9).
+
+    Args:
+        net: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
+        x: (B, ...) floating point, on the device of `net`. Not modified; need not require a gradient.
+        *args, **kwargs: passed to `net` after x (labels, say).
+        impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
+            not apply; "reference" is double backward.
+        strict: raise instead of falling back.
+
+    Returns:
+        f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
+        (any number of times with impl="reference"). Where n = 0 it is sign(f), with zero gradient.
+
+    Raises:
+        UnsupportedError: `strict` and the network is outside what the four passes do, named by submodule and operation.
+        InputError: an argument of the wrong kind, shape, dtype or device.
+    """
+    return _run(reference.normalize_gradient, _normalized, net, x, args, kwargs, impl, strict)
+
+
+def value_and_grad_norm(
+    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """The critic's value and the norm of its input gradient per sample.
+
+    Arguments and errors as for `normalize_gradient`.
+
+    Returns:
+        f as `net` returns it, and n (B,) = ‖∇ₓf‖₂ over all entries of a sample; both differentiable once with respect
+        to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0 at n = 0).
+    """
+    return _run(reference.value_and_grad_norm, _with_grad_norm, net, x, args, kwargs, impl, strict)
+
+
+def value_and_input_grad(
+    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """The critic's value and its gradient with respect to the input.
+
+    Arguments and errors as for `normalize_gradient`.
+
+    Returns:
+        f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
+    """
+    return _run(reference.value_and_input_grad, lambda f, g: (f, g), net, x, args, kwargs, impl, strict)
+
+
+def _normalized(f: Tensor, g: Tensor) -> Tensor:
+    return heads.apply_head(heads.GN, f, g)
+
+
+def _with_grad_norm(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    return f, heads.grad_norm(g).to(g.dtype)
+
+
+class _FourPasses(torch.autograd.Function):
+    """(x, operands) ↦ (f, g): passes 1 and 2 forward, pass 3 backward (docs/algorithm.md)."""
+
+    @staticmethod
+    def forward(ctx, plan: Plan, keep: bool, x: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        f, masks = passes.forward(plan, x, operands)
+        g, cotangents = passes.input_gradient(plan, x.shape[0], torch.ones_like(f), operands, masks, keep)
+        ctx.set_materialize_grads(False)
+        ctx.plan, ctx.masks, ctx.operand_count = plan, masks, len(operands)
+        ctx.save_for_backward(x, g, *operands, *cotangents)
+        return f, g
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_f: Tensor | None, grad_g: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, g, *rest = ctx.saved_tensors
+        operands, cotangents = rest[: ctx.operand_count], rest[ctx.operand_count :]
+        _, _, needs_x, *needs = ctx.needs_input_grad
+        scale = None if grad_f is None else grad_f.reshape(-1)
+        grad_x = per_sample(scale, g) * g if needs_x and scale is not None else None
+        grads = [None] * len(operands)
+        if any(needs) and not (grad_f is None and grad_g is None):
+            start = passes.merged_tangent(x, scale, grad_g)
+            grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
+        return None, None, grad_x, *grads
+
+
+def _run(
+    oracle: Callable[..., Any],
+    finish: Callable[[Tensor, Tensor], Any],
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    impl: str,
+    strict: bool,
+) -> Any:
+    """finish(f, g) by the four passes, or oracle(net, x, ...) where they do not apply or are not wanted."""
+    _validate(net, x, impl)
+    if impl == "reference":
+        return oracle(net, x, *args, **kwargs)
+    try:
+        plan, operands = _record(net, x, args, kwargs)
+    except Refused as error:
+        if strict:
+            raise
+        refusal = error.refusal
+    else:
+        keep = torch.is_grad_enabled() and bool(plan.trainable)
+        return finish(*_FourPasses.apply(plan, keep, x, *operands))
+    # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
+    result = oracle(net, x, *args, **kwargs)
+    _warn_once(net, refusal)
+    return result
+
+
+_Key = tuple[Any, ...]
+_VERDICTS: "weakref.WeakKeyDictionary[nn.Module, dict[_Key, Refusal | None]]" = weakref.WeakKeyDictionary()
+_VERDICTS_PER_NETWORK = 64
+
+
+def _record(net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
+    """`record`, but a network that was refused before, in the same state, is refused without running it."""
+    verdicts = _VERDICTS.setdefault(net, {})
+    key = _state_key(net, x)
+    if key in verdicts:
+        if (refusal := verdicts[key]) is not None:
+            raise Refused(refusal)
+        return _recorded(net, x, args, kwargs)
+    if len(verdicts) >= _VERDICTS_PER_NETWORK:
+        verdicts.clear()
+    # A refused recording must leave no trace: the fallback is about to run the same forward again.
+    with unchanged(net) as accept:
+        try:
+            recording = _recorded(net, x, args, kwargs)
+        except Refused as error:
+            # An exception of the network's own may have to do with this call's arguments alone.
+            verdicts.update({key: error.refusal} if error.__cause__ is None else {})
+            raise
+        accept()
+    verdicts[key] = None
+    return recording
+
+
+def _recorded(net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
+    if torch.is_autocast_enabled(x.device.type):
+        raise Refused(Refusal("", "autocast", "the four passes do not mix precisions"))
+    try:
+        plan, operands, _ = record(net, x, args, kwargs)
+    except (Refused, InputError):
+        raise
+    except Exception as error:
+        reason = f"recording it raised {type(error).__name__}: {error}"
+        raise Refused(Refusal("", "forward", reason)) from error
+    return plan, operands
+
+
+def _state_key(net: nn.Module, x: Tensor) -> _Key:
+    """What decides, beside the network's own Python, whether it can be recorded; refuses backward hooks on the way."""
+    modules = []
+    for module in net.modules():
+        modules.append((id(module), module.training))
+        if module._backward_hooks or module._backward_pre_hooks:
+            name = next(name for name, m in net.named_modules() if m is module)
+            raise Refused(Refusal(name, "register_full_backward_hook", "a backward hook would not see its gradients"))
+    return (tuple(x.shape[1:]), x.dtype, x.device.type, torch.is_grad_enabled(), *modules)
+
+
+def _warn_once(net: nn.Module, refusal: Refusal) -> None:
+    warned = _WARNED.setdefault(net, set())
+    if refusal not in warned:
+        warned.add(refusal)
+        warnings.warn(
+            f"{type(net).__name__} goes through exact double backward, not the four passes: {refusal}",
+            FallbackWarning,
+            stacklevel=4,
+        )
+
+
+_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal]]" = weakref.WeakKeyDictionary()
+
+
+def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
+    if impl not in ("auto", "reference"):
+        raise InputError(f"impl: got {impl!r}, wanted 'auto' or 'reference'")
+    if not isinstance(net, nn.Module):
+        raise InputError(f"net: got a {type(net).__name__}, wanted a torch.nn.Module")
+    if not isinstance(x, Tensor):
+        raise InputError(f"x: got a {type(x).__name__}, wanted a torch.Tensor of shape (B, ...)")
+    if not x.is_floating_point():
+        raise InputError(f"x: got dtype {x.dtype}, wanted a floating-point dtype (x.float() for images in bytes)")
+    if x.dim() < 2:
+        raise InputError(f"x: got shape {tuple(x.shape)}, wanted (B, ...) with the batch in axis 0")
+    parameter = next(net.parameters(), None)
+    if parameter is not None and parameter.device != x.device:
+        devices = {p.device for p in net.parameters()}
+        if x.device not in devices:
+            raise InputError(f"x: got a tensor on {x.device}, wanted one on the network's device {parameter.device}")

@@ -1,0 +1,42 @@
+"""Gradients that must not be differentiated again, with an error that says what to do instead."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from gnfast.errors import UnsupportedError
+
+
+class _Final(torch.autograd.Function):
+    """Identity whose backward raises; its first argument only makes the outputs part of the graph."""
+
+    @staticmethod
+    def forward(ctx, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.clone() for t in tensors)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> NoReturn:
+        raise UnsupportedError(
+            "second derivative: gnfast's four passes are differentiable once; "
+            "use impl='reference' to differentiate their gradients again"
+        )
+
+
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Decorates an autograd Function's backward: it runs without a graph, and differentiating its results raises."""
+
+    @functools.wraps(backward)
+    def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
+        create_graph = torch.is_grad_enabled()
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        present = [r for r in results if isinstance(r, Tensor)]
+        if not create_graph or not present:
+            return results
+        final = iter(_Final.apply(torch.zeros((), requires_grad=True), *present))
+        return tuple(next(final) if isinstance(r, Tensor) else r for r in results)
+
+    return wrapper

@@ -1,0 +1,124 @@
+"""The passes over a Plan: forward, input gradient, tangent with weight gradients. They know no operation by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnfast.plan.plan import Plan
+
+
+def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, list[Any]]:
+    """Pass 1.
+
+    Returns:
+        the output, and per node what fixes its mask (sign bits). Activations are freed as soon as they are used.
+    """
+    values = {0: x}
+    saved = []
+    schedule = plan.schedule
+    for node, overwrite, last_uses in zip(plan.nodes, schedule.overwrites, schedule.last_uses, strict=True):
+        inputs = [values[i] for i in node.inputs]
+        for value in last_uses:
+            del values[value]
+        values[node.output], mask = node.op.forward(inputs, _select(operands, node.operands), overwrite)
+        saved.append(mask)
+    return values[plan.output], saved
+
+
+def input_gradient(
+    plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Pass 2.
+
+    Args:
+        seed: the cotangent of the output, ones for the input gradient of f.
+        keep: whether to keep the cotangents that pass 3 needs.
+
+    Returns:
+        g of x's shape, and per node the cotangent of its output where the node has parameter gradients, else None.
+    """
+    cotangents = {plan.output: seed}
+    # Values whose cotangent is referred to from nowhere else, so that it may be overwritten.
+    owned: set[int] = set()
+    kept: list[Tensor | None] = [None] * len(plan.nodes)
+    for index in range(len(plan.nodes) - 1, -1, -1):
+        node = plan.nodes[index]
+        cotangent = cotangents.pop(node.output)
+        overwrite = node.output in owned
+        if keep and plan.has_param_grads[index]:
+            kept[index] = cotangent
+            overwrite = False
+        shapes = [(batch, *shape) for shape in node.input_shapes]
+        pulled = node.op.pullback(cotangent, _select(operands, node.operands), saved[index], shapes, overwrite)
+        del cotangent
+        fresh = not node.op.shares_cotangent
+        for value, contribution in zip(node.inputs, pulled, strict=True):
+            present = cotangents.get(value)
+            if present is None:
+                cotangents[value] = contribution
+                if fresh:
+                    owned.add(value)
+            elif value in owned:
+                present += contribution
+            else:
+                cotangents[value] = present + contribution
+                owned.add(value)
+        del pulled
+    return cotangents[0], kept
+
+
+def tangent(
+    plan: Plan,
+    start: Tensor,
+    scale: Tensor | None,
+    operands: Sequence[Tensor],
+    needs: Sequence[bool],
+    saved: Sequence[Any],
+    cotangents: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Pass 3: the merged tangent from the input up, and the gradient of each operand on the way.
+
+    Args:
+        start: c₀ = s·x + ∂L/∂g, of x's shape; not modified.
+        scale: s (B,) = ∂L/∂f per sample, None for 0.
+        needs: per operand, whether its gradient is wanted.
+        cotangents: what pass 2 kept.
+
+    Returns:
+        per operand its gradient, None where it is not wanted or zero.
+    """
+    values = {0: start}
+    grads: list[Tensor | None] = [None] * len(operands)
+    schedule = plan.schedule
+    for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
+        inputs = [values[i] for i in node.inputs if i in values]
+        if len(inputs) < len(node.inputs):
+            continue
+        given = _select(operands, node.operands)
+        if cotangent is not None:
+            wanted = [slot is not None and needs[slot] for slot in node.operands]
+            for slot, grad in zip(
+                node.operands, node.op.param_grad(cotangent, inputs, given, scale, wanted), strict=True
+            ):
+                if grad is not None:
+                    grads[slot] = grad if grads[slot] is None else grads[slot] + grad
+        for value in schedule.last_uses[index]:
+            del values[value]
+        if plan.pushes_forward[index]:
+            values[node.output] = node.op.pushforward(inputs, given, saved[index], scale, schedule.overwrites[index])
+        del inputs
+    return grads
+
+
+def merged_tangent(x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None) -> Tensor:
+    """c₀ = s·x + ∂L/∂g, in x's memory format."""
+    if scale is None:
+        return torch.empty_like(x).copy_(input_grad_cotangent)
+    start = x * scale.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
+    return start if input_grad_cotangent is None else start.add_(input_grad_cotangent)
+
+
+def _select(operands: Sequence[Tensor], slots: Sequence[int | None]) -> list[Tensor | None]:
+    return [None if slot is None else operands[slot] for slot in slots]

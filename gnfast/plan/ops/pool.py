@@ -1,0 +1,102 @@
+"""Average pooling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.ops.conv import Pair, _pair
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AvgPool2d(Op):
+    """Mean over windows of h (B, C, H, W)."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    ceil_mode: bool
+    count_include_pad: bool
+    divisor: int | None
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+        return aten.avg_pool2d(inputs[0], *self._arguments()), None
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        return (aten.avg_pool2d_backward(cotangent, _stand_in(cotangent, shapes[0]), *self._arguments()),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return aten.avg_pool2d(tangents[0], *self._arguments())
+
+    def label(self) -> str:
+        return f"avg_pool2d {self.kernel[0] if self.kernel[0] == self.kernel[1] else self.kernel}"
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+
+
+@dataclass(frozen=True)
+class AdaptiveAvgPool2d(Op):
+    """Mean over `size` windows that cover h (B, C, H, W)."""
+
+    size: Pair
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+        return F.adaptive_avg_pool2d(inputs[0], self.size), None
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        return (aten._adaptive_avg_pool2d_backward(cotangent, _stand_in(cotangent, shapes[0])),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return F.adaptive_avg_pool2d(tangents[0], self.size)
+
+    def label(self) -> str:
+        return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
+
+
+def _stand_in(cotangent: Tensor, shape: Shape) -> Tensor:
+    """A tensor of the pooled input's shape and layout; the pools' backward functions read nothing else of it."""
+    channels_last = cotangent.is_contiguous(memory_format=torch.channels_last) and not cotangent.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)
+
+
+@records(F.avg_pool2d)
+def _avg_pool2d(
+    trace,
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
+):
+    trace.require_batched(input, dims=4)
+    kernel = _pair(kernel_size)
+    op = AvgPool2d(
+        kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode, count_include_pad, divisor_override
+    )
+    return trace.emit(op, [input])
+
+
+@records(F.adaptive_avg_pool2d)
+def _adaptive_avg_pool2d(trace, input, output_size):
+    trace.require_batched(input, dims=4)
+    sizes = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
+    size = tuple(int(given or own) for given, own in zip(sizes, input.shape[2:], strict=True))
+    return trace.emit(AdaptiveAvgPool2d(size), [input])

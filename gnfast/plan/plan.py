@@ -1,0 +1,136 @@
+"""The Plan: a network as a list of x-dependent operations, ready for the four passes."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+from gnfast.plan.op import Op, Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation applied to values. Value 0 is x; input and output shapes are per sample, without the batch axis.
+
+    Nodes are interned (`gnfast.plan.trace`), so identity is equality and a Plan is found again by the ids of its nodes.
+    """
+
+    op: Op
+    inputs: tuple[int, ...]
+    operands: tuple[int | None, ...]
+    output: int
+    input_shapes: tuple[Shape, ...]
+    operand_shapes: tuple[Shape | None, ...]
+    output_shape: Shape
+    submodule: str
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one forward per sample."""
+        return self.op.flops(self.operand_shapes, self.output_shape)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a network does not go through the four passes."""
+
+    submodule: str
+    operation: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = f"submodule {self.submodule!r}" if self.submodule else "the network's own forward"
+        return f"{self.operation} in {where}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the passes need to know beside the nodes, worked out once per structure."""
+
+    overwrites: tuple[bool, ...]
+    """Per node: forward and pushforward may write into its first input, which nothing else reads."""
+    last_uses: tuple[tuple[int, ...], ...]
+    """Per node: the values that no later node reads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A traced network. `print(plan)` shows every operation, its cost per pass and the bytes it keeps.
+
+    Nothing in a Plan depends on the batch size or on the values of weights.
+    """
+
+    name: str
+    input_shape: Shape
+    dtype_bytes: int
+    nodes: tuple[Node, ...]
+    output: int
+    trainable: frozenset[int]
+    """Slots of the operands that require a gradient."""
+    refusals: tuple[Refusal, ...] = ()
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        producers = {node.output: node for node in self.nodes}
+        last_use: dict[int, int] = {}
+        uses: dict[int, int] = {}
+        for index, node in enumerate(self.nodes):
+            for value in node.inputs:
+                last_use[value] = index
+                uses[value] = uses.get(value, 0) + 1
+        last_use.pop(self.output, None)
+        overwrites, last_uses = [], []
+        for index, node in enumerate(self.nodes):
+            first = node.inputs[0]
+            producer = producers.get(first)
+            owned = producer is not None and not producer.op.is_view
+            overwrites.append(owned and uses[first] == 1 and first != self.output)
+            last_uses.append(tuple(v for v in dict.fromkeys(node.inputs) if last_use.get(v) == index))
+        return Schedule(tuple(overwrites), tuple(last_uses))
+
+    @functools.cached_property
+    def has_param_grads(self) -> tuple[bool, ...]:
+        """Per node: whether it has an operand that requires a gradient, so that its cotangent must be kept."""
+        return tuple(any(slot in self.trainable for slot in node.operands) for node in self.nodes)
+
+    @functools.cached_property
+    def pushes_forward(self) -> tuple[bool, ...]:
+        """Per node: whether pass 3 needs its output, that is, whether a later node has parameter gradients."""
+        needed = set()
+        result = []
+        for node, has_grads in zip(reversed(self.nodes), reversed(self.has_param_grads), strict=True):
+            result.append(node.output in needed)
+            if has_grads or node.output in needed:
+                needed.update(node.inputs)
+        return tuple(reversed(result))
+
+    def flops(self) -> dict[str, int]:
+        """Convolution and linear floating-point operations per sample of each pass."""
+        totals = {"forward": 0, "input gradient": 0, "tangent": 0, "weights": 0}
+        for index in range(len(self.nodes)):
+            for name, count in self._node_flops(index).items():
+                totals[name] += count
+        return totals
+
+    def kept_bytes(self) -> int:
+        """Bytes per sample that a critic step keeps between its forward and its backward: cotangents and sign bits."""
+        return sum(self._node_bytes(index) for index in range(len(self.nodes)))
+
+    def _node_flops(self, index: int) -> dict[str, int]:
+        node = self.nodes[index]
+        has_weight = node.operands[:1] and node.operands[0] in self.trainable
+        return {
+            "forward": node.flops,
+            "input gradient": node.flops,
+            "tangent": node.flops * self.pushes_forward[index],
+            "weights": node.flops * bool(has_weight),
+        }
+
+    def _node_bytes(self, index: int) -> int:
+        node = self.nodes[index]
+        entries = math.prod(node.output_shape)
+        return entries * self.dtype_bytes * self.has_param_grads[index] + math.ceil(entries * node.op.mask_bits / 8)
+
+    def __str__(self) -> str:
+        from gnfast.plan.table import render
+
+        return render(self)

@@ -1,0 +1,396 @@
+"""From an `nn.Module` to a Plan: run its forward once with a tensor that records instead of computing.
+
+The network's own Python runs on every call, so control flow on shapes, `train()`/`eval()`, replaced submodules, forward
+hooks and parametrised weights act as they would without gnfast, and each weight is read exactly once, in order. What
+the recording cannot express exactly is refused by name.
+"""
+
+import contextlib
+import functools
+import math
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
+from gnfast.errors import InputError, UnsupportedError
+from gnfast.plan.op import RECORDERS, Op, Shape
+from gnfast.plan.plan import Node, Plan, Refusal
+
+
+class Refused(UnsupportedError):
+    """Raised inside the network's forward to leave it; carries the Refusal."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+class Traced(Tensor):
+    """An x-dependent tensor without data: shape, dtype and device are real, and every operation on it is recorded."""
+
+    recorder: "Recorder"
+    value: int
+    extent: Shape
+    """The shape, without the detour of `.shape` through `__torch_function__`."""
+    views: "weakref.WeakSet[Traced] | None"
+    """The tensors that share this one's memory, itself included; None while there is no other."""
+
+    @staticmethod
+    def __new__(cls, recorder: "Recorder", value: int, shape: Shape) -> "Traced":
+        traced = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=recorder.dtype, device=recorder.device)
+        traced.recorder, traced.value, traced.extent, traced.views = recorder, value, shape, None
+        return traced
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return _recorder_of(args, kwargs).call(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        _recorder_of(args, kwargs).refuse("this operation bypasses recording", operation=str(func))
+
+
+# What may be asked of a traced tensor without touching its values.
+_METADATA = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
+        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "requires_grad", "is_sparse", "is_meta")),
+        *(getattr(Tensor, name) for name in ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")),
+        *(getattr(Tensor, name) for name in ("is_complex", "is_contiguous", "stride", "element_size", "get_device")),
+        *(torch.is_floating_point, torch.is_complex, torch.numel),
+    ]
+)
+
+
+class Recorder:
+    """Collects the nodes, operands and refusals of one run of a network's forward."""
+
+    def __init__(self, net: nn.Module, x: Tensor, explain: bool) -> None:
+        self.net = net
+        self.batch = x.shape[0]
+        self.dtype, self.device = x.dtype, x.device
+        self.explain = explain
+        self.nodes: list[Node] = []
+        self.operands: list[Tensor] = []
+        self.refusals: list[Refusal] = []
+        self.open = True
+        self._slots: dict[int, int] = {}
+        self._values = 0
+        self._operation = ""
+        self.input = self._new_value(x.shape)
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a PyTorch function does when one of its arguments is traced."""
+        if func in _METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func is Tensor.__len__:
+            return args[0].shape[0]
+        if func is Tensor.__repr__:
+            return f"Traced(value={args[0].value}, shape={tuple(args[0].shape)})"
+        if not self.open:
+            raise UnsupportedError(
+                f"{_name_of(func)}: this tensor was recorded by gnfast's trace of {type(self.net).__name__} and holds "
+                "no data; the forward (or a hook) kept it beyond the call. Use impl='reference' to keep activations."
+            )
+        outer, self._operation = self._operation, _name_of(func)
+        try:
+            recorder = RECORDERS.get(func)
+            if recorder is None:
+                return self._opaque(func, args, kwargs, "not an operation that the four passes know")
+            if not self.explain:
+                return recorder(self, *args, **kwargs)
+            try:
+                return recorder(self, *args, **kwargs)
+            except Refused as error:
+                return self._opaque(func, args, kwargs, error.refusal.reason)
+        finally:
+            self._operation = outer
+
+    def emit(self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = ()) -> Traced:
+        """Appends y = op(inputs; operands) and returns y."""
+        for tensor in inputs:
+            if not self.depends_on_x(tensor):
+                self.refuse("its input does not depend on x while another argument does")
+        for tensor in operands:
+            if self.depends_on_x(tensor):
+                self.refuse("its weight depends on x, so the product is not piecewise linear")
+        node, shape, dtype = _node(
+            op,
+            tuple((t.value, t.extent) for t in inputs),
+            tuple(None if t is None else (self._slot(t), tuple(t.shape), t.dtype) for t in operands),
+            self._values,
+            self.dtype,
+            _submodule_name(self.net),
+        )
+        if not shape or shape[0] != self.batch:
+            self.refuse(f"its output of shape {shape} does not keep the batch of {self.batch} in axis 0")
+        if dtype != self.dtype:
+            self.refuse(f"it changes the dtype from {self.dtype} to {dtype}")
+        self.nodes.append(node)
+        return self._new_value(shape)
+
+    def emit_view(self, op: Op, tensor: Traced) -> Traced:
+        """As `emit`, for an op whose result shares memory with its input in PyTorch."""
+        view = self.emit(op, [tensor])
+        if tensor.views is None:
+            tensor.views = weakref.WeakSet([tensor])
+        view.views = tensor.views
+        view.views.add(view)
+        return view
+
+    def copy(self, tensor: Traced) -> Traced:
+        """The same value in memory of its own."""
+        return Traced(self, tensor.value, tensor.extent)
+
+    def rebind(self, tensor: Tensor, result: Traced) -> Tensor:
+        """Makes `tensor` stand for `result`, as an in-place operation does."""
+        if not self.depends_on_x(tensor):
+            self.refuse("it writes an x-dependent value into a tensor that does not depend on x")
+        if result.extent != tensor.extent:
+            self.refuse(f"in place, a result of shape {result.extent} does not fit {tensor.extent}")
+        if tensor is self.input:
+            self.refuse("it changes x in place")
+        if tensor.views is not None and len(tensor.views) > 1:
+            self.refuse("it changes in place a tensor of which views are in use")
+        tensor.value = result.value
+        return tensor
+
+    def refuse(self, reason: str, operation: str | None = None) -> NoReturn:
+        """Leaves the recording: the network goes through double backward, and `reason` is reported."""
+        raise Refused(Refusal(_submodule_name(self.net), operation or self._operation, reason))
+
+    def depends_on_x(self, value: Any) -> bool:
+        return isinstance(value, Traced)
+
+    def require_batched(self, tensor: Tensor, dims: int) -> None:
+        """Raises InputError for an input that lacks its batch axis, which PyTorch would take for a single sample."""
+        if self.depends_on_x(tensor) and tensor.dim() < dims:
+            where = _submodule_name(self.net)
+            raise InputError(
+                f"x: {self._operation} in submodule {where!r} got {tensor.dim()} axes, {tuple(tensor.shape)}; "
+                f"wanted {dims} with the batch in axis 0 (a single sample is x[None])"
+            )
+
+    def require_constant_within_sample(self, constant: Any, tensor: Tensor) -> None:
+        """Refuses a constant that is no tensor, or whose axes would line up with the wrong axes of `tensor`."""
+        if not isinstance(constant, Tensor):
+            self.refuse(f"an argument of type {type(constant).__name__}")
+        if constant.dim() > tensor.dim():
+            self.refuse(f"a constant of shape {tuple(constant.shape)} has more axes than {tuple(tensor.shape)}")
+
+    def _new_value(self, shape: Sequence[int]) -> Traced:
+        traced = Traced(self, self._values, tuple(shape))
+        self._values += 1
+        return traced
+
+    def _slot(self, operand: Tensor) -> int:
+        # Tensors are held in self.operands, so that an id is not given out twice.
+        slot = self._slots.setdefault(id(operand), len(self.operands))
+        if slot == len(self.operands):
+            self.operands.append(operand)
+        return slot
+
+    def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
+        """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""
+        if not self.explain:
+            self.refuse(reason)
+        submodule = _submodule_name(self.net)
+        refusal = Refusal(submodule, self._operation, reason)
+        self.refusals.append(refusal)
+        try:
+            result = func(*_on_meta(args), **_on_meta(kwargs))
+            assert isinstance(result, Tensor)
+        except Exception:
+            raise Refused(refusal) from None
+        output = self._new_value(result.shape)
+        inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
+        shapes = tuple(value.extent[1:] for value in inputs)
+        values = tuple(value.value for value in inputs)
+        self.nodes.append(
+            Node(Opaque(self._operation), values, (), output.value, shapes, (), output.extent[1:], submodule)
+        )
+        return output
+
+
+@dataclass(frozen=True)
+class Opaque(Op):
+    """Stands in an explained Plan for an operation that was refused."""
+
+    operation: str
+
+    def label(self) -> str:
+        return f"✗ {self.operation}"
+
+
+def record(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], explain: bool = False
+) -> tuple[Plan, list[Tensor], Shape]:
+    """Runs the network's forward on a traced x.
+
+    Returns:
+        the Plan, the operands in the order of their slots, and the shape of the network's output.
+
+    Raises:
+        Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
+    """
+    recorder = Recorder(net, x, explain)
+    output, shape = 0, ()
+    try:
+        result = net(recorder.input, *args, **kwargs)
+        recorder._operation = "its output"
+        if not isinstance(result, Traced):
+            recorder.refuse(f"a {type(result).__name__} that does not depend on x")
+        output, shape = result.value, result.extent
+        if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
+            recorder.refuse(f"shape {shape} is not one logit per sample of x {tuple(x.shape)}")
+    except Refused as error:
+        if not explain:
+            raise
+        if error.refusal not in recorder.refusals:
+            recorder.refusals.append(error.refusal)
+    finally:
+        recorder.open = False
+    trainable = frozenset(slot for slot, operand in enumerate(recorder.operands) if operand.requires_grad)
+    plan = _plan(
+        type(net).__name__,
+        tuple(x.shape[1:]),
+        x.element_size(),
+        tuple(recorder.nodes),
+        output,
+        trainable,
+        tuple(recorder.refusals),
+    )
+    return plan, recorder.operands, shape
+
+
+@contextlib.contextmanager
+def unchanged(net: nn.Module) -> Iterator[Callable[[], None]]:
+    """Puts the network's buffers and the CPU random state back afterwards, unless the yielded function is called."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
+    random_state = torch.get_rng_state()
+    accepted = False
+
+    def accept() -> None:
+        nonlocal accepted
+        accepted = True
+
+    try:
+        yield accept
+    finally:
+        if not accepted:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            torch.set_rng_state(random_state)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(
+    name: str,
+    input_shape: Shape,
+    dtype_bytes: int,
+    nodes: tuple[Node, ...],
+    output: int,
+    trainable: frozenset[int],
+    refusals: tuple[Refusal, ...],
+) -> Plan:
+    """One Plan per structure: what it works out for itself serves every later call."""
+    kept = nodes if refusals else _reachable(nodes, output)
+    return Plan(name, input_shape, dtype_bytes, kept, output, trainable, refusals)
+
+
+def _reachable(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
+    """The nodes on which the output depends, in order."""
+    needed, kept = {output}, []
+    for node in reversed(nodes):
+        if node.output in needed:
+            needed.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
+
+
+@functools.lru_cache(maxsize=8192)
+def _node(
+    op: Op,
+    inputs: tuple[tuple[int, Shape], ...],
+    operands: tuple[tuple[int, Shape, torch.dtype] | None, ...],
+    output: int,
+    dtype: torch.dtype,
+    submodule: str,
+) -> tuple[Node, Shape, torch.dtype]:
+    """The node, the same object for the same arguments; its output's shape and dtype from a run without data."""
+    on_meta = [torch.empty(shape, dtype=dtype, device="meta") for _, shape in inputs]
+    constants = [None if o is None else torch.empty(o[1], dtype=o[2], device="meta") for o in operands]
+    y, _ = op.forward(on_meta, constants, overwrite=False)
+    node = Node(
+        op,
+        tuple(value for value, _ in inputs),
+        tuple(None if o is None else o[0] for o in operands),
+        output,
+        tuple(shape[1:] for _, shape in inputs),
+        tuple(None if o is None else o[1] for o in operands),
+        tuple(y.shape[1:]),
+        submodule,
+    )
+    return node, tuple(y.shape), y.dtype
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_on_meta, value))
+    if isinstance(value, dict):
+        return {key: _on_meta(entry) for key, entry in value.items()}
+    return value
+
+
+def _recorder_of(args: Any, kwargs: Any) -> Recorder:
+    """The recorder of the first traced tensor among the arguments, lists and tuples included."""
+    for value in (*args, *(kwargs or {}).values()):
+        if isinstance(value, Traced):
+            return value.recorder
+        if isinstance(value, (tuple, list)) and (found := _recorder_of(value, None)):
+            return found
+    return None
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    """The name under which users know a function: "F.relu", "Tensor.add", "torch.cat", "Tensor.data"."""
+    name = getattr(func, "__name__", str(func))
+    if name in ("__get__", "__set__"):
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+        return f"Tensor.{name}"
+    if getattr(torch.nn.functional, name, None) is func:
+        return f"F.{name}"
+    return f"torch.{name}" if getattr(torch, name, None) is func else f"Tensor.{name}"
+
+
+_NAMES: "weakref.WeakKeyDictionary[nn.Module, dict[int, str]]" = weakref.WeakKeyDictionary()
+
+
+def _submodule_name(net: nn.Module) -> str:
+    """Dotted name of the submodule whose forward is running, found on the Python stack.
+
+    Looking at the stack, unlike module hooks, leaves the user's modules alone and other threads undisturbed.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                names = _NAMES.get(net)
+                if names is None or id(module) not in names:
+                    names = _NAMES[net] = {id(m): name for name, m in net.named_modules()}
+                return names.get(id(module), type(module).__name__)
+        frame = frame.f_back
+    return ""

@@ -1,0 +1,62 @@
+"""Comparison of the four passes with double backward: every output and every gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gnfast
+from gnfast import reference
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖; the absolute norm where the expected tensor is a zero up to rounding."""
+    assert actual.shape == expected.shape
+    scale = expected.norm().item()
+    return (actual - expected).norm().item() / (scale if scale > 1e-9 else 1)
+
+
+def loss_of(*outputs: Tensor) -> Tensor:
+    """A scalar that depends on every entry of every output with a different, curved weight."""
+    total = outputs[0].new_zeros(())
+    for output in outputs:
+        weights = torch.linspace(0.5, 2, output.numel(), dtype=output.dtype, device=output.device)
+        total = total + ((output.reshape(-1) * weights).sin() + output.reshape(-1) * weights**2).sum()
+    return total
+
+
+def outputs_and_gradients(
+    function: Callable[..., Any], net: nn.Module, x: Tensor, *args: Any, **kwargs: Any
+) -> dict[str, Tensor | None]:
+    """Everything that a user can see of one call and its backward, by name."""
+    x = x.detach().clone().requires_grad_()
+    net.zero_grad()
+    result = function(net, x, *args, **kwargs)
+    result = result if isinstance(result, tuple) else (result,)
+    loss_of(*result).backward()
+    seen = {f"output {i}": output.detach() for i, output in enumerate(result)}
+    seen["x.grad"] = x.grad
+    seen |= {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+    return seen
+
+
+PAIRS = {
+    "normalize_gradient": (gnfast.normalize_gradient, reference.normalize_gradient),
+    "value_and_grad_norm": (gnfast.value_and_grad_norm, reference.value_and_grad_norm),
+    "value_and_input_grad": (gnfast.value_and_input_grad, reference.value_and_input_grad),
+}
+
+
+def assert_matches_double_backward(net: nn.Module, x: Tensor, *args: Any, tolerance: float = 1e-10, **kwargs: Any):
+    """All three functions against their twins; strict, so that a fallback cannot pass for the four passes."""
+    for name, (fast, oracle) in PAIRS.items():
+        expected = outputs_and_gradients(oracle, net, x, *args, **kwargs)
+        actual = outputs_and_gradients(fast, net, x, *args, strict=True, **kwargs)
+        for key, value in expected.items():
+            if value is None:
+                assert actual[key] is None or not actual[key].any(), f"{name}: {key} has a gradient"
+                continue
+            assert actual[key] is not None, f"{name}: {key} has no gradient"
+            error = relative_error(actual[key], value)
+            assert error <= tolerance, f"{name}: {key} differs by {error:.2e}"

@@ -1,0 +1,645 @@
+"""The four passes against double backward in float64: networks of all kinds, and what surrounds a call."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnfast
+from gnfast import FallbackWarning, InputError, UnsupportedError, reference
+from tests.oracle import assert_matches_double_backward, loss_of, outputs_and_gradients, relative_error
+
+
+class Residual(nn.Module):
+    def __init__(self, channels_in, channels_out, downsample, inplace=False):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.ReLU(inplace),
+            nn.Conv2d(channels_in, channels_out, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, 1, 1),
+        )
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1)
+        self.downsample = downsample
+
+    def forward(self, x):
+        h = self.main(x) + self.shortcut(x)
+        return F.avg_pool2d(h, 2) if self.downsample else h
+
+
+class ResNet(nn.Module):
+    def __init__(self, inplace=False):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = nn.Sequential(Residual(6, 9, True, inplace), Residual(9, 9, False, inplace))
+        self.out = nn.Linear(9, 1)
+
+    def forward(self, x):
+        h = self.blocks(self.stem(x))
+        return self.out(torch.relu(h).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One convolution used three times, one tensor read three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.act = nn.LeakyReLU(0.2)
+
+    def forward(self, x):
+        h = self.act(self.conv(x))
+        h = h + self.act(self.conv(h)) - 0.5 * self.conv(h)
+        return (h + h).sum((1, 2, 3))
+
+
+class Arithmetic(nn.Module):
+    """Constants in every position, reversed and in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(4, 1, 1))
+        self.shift = nn.Parameter(torch.randn(4, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("mask", torch.rand(1, 4, 3, 5))
+
+    def forward(self, x):
+        h = self.conv(1 - x / 2)
+        h = self.shift - (h * self.gain + self.shift) * self.mask
+        h += 0.3
+        h *= 2
+        h -= F.relu(h)
+        h = -h.contiguous().view(x.size(0), -1)
+        h = F.leaky_relu_(h.clone(), 0.3) + h
+        return h.mean(dim=1, keepdim=True) / self.gain.mean() - 0.1
+
+
+class Labelled(nn.Module):
+    """A critic that adds a class-dependent term, constant in x."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.embed = nn.Embedding(5, 4)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x, y=None):
+        return self.out(F.relu(self.body(x.flatten(1)) + self.embed(y)))
+
+
+def cnn(inplace=False):
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.LeakyReLU(0.1, inplace),
+        nn.Conv2d(5, 8, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.1, inplace),
+        nn.AdaptiveAvgPool2d((2, 3)),
+        nn.Flatten(),
+        nn.Linear(48, 1),
+    )
+
+
+class UnusedBranch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(105, 1), nn.Linear(105, 7)
+
+    def forward(self, x):
+        self.unused(x.flatten(1)).relu()
+        return self.used(x.flatten(1))
+
+
+NETWORKS = {
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(105, 16), nn.ReLU(), nn.Linear(16, 1)),
+    "cnn": cnn,
+    "cnn-inplace": lambda: cnn(inplace=True),
+    "cnn-without-bias": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1, bias=False)
+    ),
+    "resnet": ResNet,
+    "resnet-inplace-shortcut-sees-relu": lambda: ResNet(inplace=True),
+    "shared": Shared,
+    "arithmetic": Arithmetic,
+    "linear-only": lambda: nn.Sequential(nn.Flatten(), nn.Linear(105, 1)),
+    "activation-first": lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(105, 1)),
+    "output-b-1-1-1": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, (3, 5))),
+    "spectral-norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1)
+    ).eval(),
+    "unused-branch": UnusedBranch,
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return NETWORKS[request.param]().double()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
+
+
+def test_everything_matches_double_backward(network, x):
+    assert_matches_double_backward(network, x)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, "sliced", "transposed"], ids=str)
+def test_any_memory_format(x, layout):
+    net = ResNet().double()
+    if layout == "sliced":
+        x = torch.randn(8, 5, 5, 14, dtype=torch.float64)[::2, 1:4, :, ::2]
+    elif layout == "transposed":
+        x = torch.randn(4, 3, 7, 5, dtype=torch.float64).transpose(2, 3)
+    else:
+        x, net = x.contiguous(memory_format=layout), net.to(memory_format=layout)
+    assert_matches_double_backward(net, x)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_any_batch_size(batch):
+    assert_matches_double_backward(ResNet().double(), torch.randn(batch, 3, 6, 6, dtype=torch.float64))
+
+
+def random_network(seed):
+    """A critic drawn from every operation that a Plan knows, with skips."""
+    random = torch.Generator().manual_seed(seed)
+
+    def pick(*options):
+        return options[torch.randint(len(options), (), generator=random).item()]
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            channels = pick(4, 6)
+            self.layers = nn.ModuleList([nn.Conv2d(3, channels, 3, padding=1)])
+            for _ in range(pick(2, 3, 5)):
+                kind = pick("conv", "conv", "act", "pool", "skip", "scale")
+                if kind == "conv":
+                    wide = pick(4, 6)
+                    groups = pick(1, 2) if channels % 2 == 0 else 1
+                    self.layers.append(
+                        nn.Conv2d(channels, wide, pick(1, 3), padding=1, groups=groups, bias=pick(True, False))
+                    )
+                    channels = wide
+                elif kind == "act":
+                    # Autograd itself forbids changing in place what an earlier ReLU has saved.
+                    inplace = isinstance(self.layers[-1], (nn.Conv2d, Gain)) and pick(True, False)
+                    self.layers.append(pick(nn.ReLU(inplace), nn.LeakyReLU(0.2, inplace)))
+                elif kind == "pool":
+                    self.layers.append(pick(nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d((4, 3)), nn.AvgPool2d(3, 2, 1)))
+                elif kind == "skip":
+                    self.layers.append(Residual(channels, channels, pick(True, False)))
+                else:
+                    self.layers.append(Gain(channels))
+                if pick(True, False):
+                    self.layers.append(nn.ReLU())
+            self.tail = pick("mean", "sum")
+            self.out = nn.Linear(channels, 1)
+
+        def forward(self, x):
+            h = nn.Sequential(*self.layers)(x)
+            return self.out(h.mean((2, 3)) if self.tail == "mean" else h.sum([2, 3]))
+
+    torch.manual_seed(seed)
+    return Random().double()
+
+
+class Gain(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x):
+        return 0.5 * x * self.gain - 0.1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_networks(seed):
+    net = random_network(seed)
+    x = torch.randn(3, 3, 9, 8, dtype=torch.float64)
+    assert_matches_double_backward(net, x)
+
+
+def test_labels_and_their_embedding_get_gradients():
+    net, x = Labelled().double(), torch.randn(4, 6, dtype=torch.float64)
+    y = torch.tensor([0, 3, 3, 1])
+    assert_matches_double_backward(net, x, y=y)
+    assert_matches_double_backward(net, x, y)
+
+
+def test_gradient_of_another_tensor_argument():
+    class Shifted(nn.Module):
+        def forward(self, x, shift):
+            return F.relu(x + shift).sum(1)
+
+    x, shift = torch.randn(4, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for function in (gnfast.normalize_gradient, reference.normalize_gradient):
+        grads.append(torch.autograd.grad(loss_of(function(Shifted(), x, shift)), shift)[0])
+    assert relative_error(*grads) < 1e-10
+
+
+def test_frozen_and_partly_frozen_weights(x):
+    net = cnn().double()
+    for frozen in (["0.weight"], ["0.bias", "6.weight", "6.bias"], [name for name, _ in net.named_parameters()]):
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        assert_matches_double_backward(net, x)
+
+
+def test_frozen_weights_keep_no_cotangents(x):
+    net = cnn().double().requires_grad_(False)
+    f_hat = gnfast.normalize_gradient(net, x.requires_grad_(), strict=True)
+    node = f_hat.grad_fn.next_functions[0][0]
+    assert not any(isinstance(t, torch.Tensor) for t in node.saved_tensors[2 + len(list(net.parameters())) :])
+
+
+def test_x_without_gradient_and_no_grad(x):
+    net = ResNet().double()
+    expected = reference.normalize_gradient(net, x).detach()
+    assert not x.requires_grad
+    with torch.no_grad():
+        result = gnfast.normalize_gradient(net, x, strict=True)
+        assert not result.requires_grad
+        assert relative_error(result, expected) < 1e-12
+        f, g = reference.value_and_input_grad(net, x)
+        assert not f.requires_grad and not g.requires_grad
+    with torch.inference_mode():
+        assert relative_error(gnfast.normalize_gradient(net, x, strict=True), expected) < 1e-12
+    f_hat = gnfast.normalize_gradient(net, x, strict=True)
+    f_hat.sum().backward()
+    assert x.grad is None and not x.requires_grad
+
+
+def test_x_is_not_modified(x):
+    before = x.clone()
+    gnfast.normalize_gradient(cnn(inplace=True).double(), x).sum().backward()
+    assert torch.equal(x, before) and not x.requires_grad
+
+
+def test_non_leaf_x_passes_its_gradient_on(x):
+    net, generator = ResNet().double(), nn.Conv2d(3, 3, 1).double()
+    grads = []
+    for function in (gnfast.normalize_gradient, reference.normalize_gradient):
+        generator.zero_grad()
+        loss_of(function(net, generator(x))).backward()
+        grads.append(generator.weight.grad.clone())
+    assert relative_error(*grads) < 1e-10
+
+
+def test_several_forwards_before_one_backward(x):
+    net = ResNet().double()
+    grads = []
+    for function in (gnfast.normalize_gradient, reference.normalize_gradient):
+        net.zero_grad()
+        (function(net, x).relu().mean() - function(net, x.flip(0) + 1).mean() * function(net, 2 * x).sum()).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert relative_error(*grads) < 1e-10
+
+
+def test_gradients_accumulate_and_graph_can_be_retained(x):
+    net = ResNet().double()
+    loss = loss_of(gnfast.normalize_gradient(net, x))
+    loss.backward(retain_graph=True)
+    once = torch.cat([p.grad.flatten() for p in net.parameters()])
+    loss.backward()
+    twice = torch.cat([p.grad.flatten() for p in net.parameters()])
+    assert relative_error(twice, 2 * once) < 1e-12
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_losses_of_one_output_only(x):
+    net = ResNet().double()
+    for index in (0, 1):
+        grads = []
+        for function in (gnfast.value_and_input_grad, reference.value_and_input_grad):
+            loss = loss_of(function(net, x)[index])
+            grads.append(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True))
+        for actual, expected in zip(*grads, strict=True):
+            # Double backward gives a zero to some biases that do not take part; the four passes give None.
+            if expected is not None and expected.any():
+                assert relative_error(actual, expected) < 1e-10
+
+
+def test_spectral_norm_advances_once_per_call(x):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1)
+    ).double()
+    twin = copy.deepcopy(net)
+    for _ in range(3):
+        a = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
+        b = outputs_and_gradients(reference.normalize_gradient, twin, x)
+        assert all(relative_error(a[key], b[key]) < 1e-10 for key in b)
+    assert all(torch.equal(p, q) for p, q in zip(net.buffers(), twin.buffers(), strict=True))
+
+
+def test_refused_call_advances_state_once(x):
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)
+    ).double()
+    twin = copy.deepcopy(net)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)
+            fast = gnfast.normalize_gradient(net, x)
+        assert relative_error(fast, reference.normalize_gradient(twin, x)) == 0
+    assert all(torch.equal(p, q) for p, q in zip(net.buffers(), twin.buffers(), strict=True))
+
+
+def test_weight_changed_in_place_between_forward_and_backward_raises(x):
+    net = ResNet().double()
+    f_hat = gnfast.normalize_gradient(net, x)
+    with torch.no_grad():
+        net.stem.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        f_hat.sum().backward()
+
+
+def test_x_changed_in_place_between_forward_and_backward_raises(x):
+    f_hat = gnfast.normalize_gradient(ResNet().double(), x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        f_hat.sum().backward()
+
+
+def test_second_differentiation_points_to_the_reference(x):
+    net, x = ResNet().double(), x.requires_grad_()
+    f_hat = gnfast.normalize_gradient(net, x)
+    (gradient,) = torch.autograd.grad(f_hat.sum(), x, create_graph=True)
+    with pytest.raises(UnsupportedError, match="impl='reference'"):
+        gradient.square().sum().backward()
+    exact = gnfast.normalize_gradient(net, x, impl="reference")
+    (twin,) = torch.autograd.grad(exact.sum(), x, create_graph=True)
+    assert relative_error(gradient, twin) < 1e-10
+    twin.square().sum().backward()
+
+
+def test_zero_input_gradient_gives_sign_and_zero_gradients(x):
+    class Dead(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.conv, self.bias = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor(bias))
+            nn.init.constant_(self.conv.weight, 0)
+            nn.init.constant_(self.conv.bias, -1)
+
+        def forward(self, x):
+            return F.relu(self.conv(x)).sum((1, 2, 3)) + self.bias
+
+    for bias, expected in ((3.0, 1.0), (-2.0, -1.0), (0.0, 0.0)):
+        net = Dead(bias).double()
+        f_hat = gnfast.normalize_gradient(net, x.requires_grad_(), strict=True)
+        assert torch.equal(f_hat, torch.full_like(f_hat, expected))
+        f_hat.sum().backward()
+        assert all(torch.isfinite(p.grad).all() and not p.grad.any() for p in net.parameters())
+        f, n = gnfast.value_and_grad_norm(net, x, strict=True)
+        (f.sum() + n.sum()).backward()
+        assert not n.any() and all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_low_precision_within_twice_the_error_of_plain_pytorch(dtype):
+    torch.manual_seed(3)
+    exact, x = ResNet().double(), torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    low = copy.deepcopy(exact).to(dtype)
+    exact.load_state_dict(low.state_dict())
+    x = x.to(dtype)
+    truth = outputs_and_gradients(reference.normalize_gradient, exact, x.double())
+    plain = outputs_and_gradients(reference.normalize_gradient, low, x)
+    fast = outputs_and_gradients(gnfast.normalize_gradient, low, x, strict=True)
+
+    def error(seen):
+        return torch.stack([(seen[k].double() - v).norm() / v.norm() for k, v in truth.items()]).square().mean().sqrt()
+
+    assert error(fast) <= 2 * error(plain)
+
+
+REFUSED = {
+    "F.elu in submodule '1'": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)),
+    "F.batch_norm in submodule '1'": nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(60, 1)
+    ),
+    "its output in": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_networks_fall_back_exactly_with_one_warning(message, x):
+    net = copy.deepcopy(REFUSED[message]).double()
+    twin = copy.deepcopy(net)
+    with pytest.warns(FallbackWarning, match=message) as record:
+        actual = outputs_and_gradients(gnfast.normalize_gradient, net, x)
+        gnfast.normalize_gradient(twin, x)
+    assert len([w for w in record if w.category is FallbackWarning]) == 2, "one warning per network"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gnfast.normalize_gradient(net, x)
+    expected = outputs_and_gradients(reference.normalize_gradient, copy.deepcopy(REFUSED[message]).double(), x)
+    assert all(relative_error(actual[key], expected[key]) < 1e-12 for key in expected)
+    with pytest.raises(UnsupportedError, match=message):
+        gnfast.normalize_gradient(net, x, strict=True)
+
+
+def forward_only(function):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Net()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.sum((1, 2, 3)) * x.sum((1, 2, 3)), "product of two x-dependent"),
+        (lambda x: x / x.sum((1, 2, 3), keepdim=True), "division by an x-dependent"),
+        (lambda x: (x - x.mean(0, keepdim=True)).sum((1, 2, 3)), "mixes samples"),
+        (lambda x: x.sum((1, 2, 3)) if x.sum() > 0 else x.mean((1, 2, 3)), "mixes samples"),
+        (lambda x: x.sum((1, 2, 3)) * x.detach().mean(), "Tensor.detach"),
+        (lambda x: x.relu_().sum((1, 2, 3)), "changes x in place"),
+        (lambda x: x.view(-1).reshape(4, -1).sum(1), "moves the batch axis"),
+        (lambda x: x.transpose(0, 1).sum((0, 2, 3)), "Tensor.transpose"),
+        (lambda x: torch.as_tensor(x.detach().numpy()).sum((1, 2, 3)) + x.sum((1, 2, 3)), "Tensor.detach"),
+        (lambda x: F.conv2d(torch.ones(1, 3, 5, 7, dtype=x.dtype), x).flatten(), "does not depend on x"),
+        (lambda x: x.sum((1, 2, 3)).float(), "change of dtype"),
+        (lambda x: [x.sum((1, 2, 3))][0].sum(0), "mixes samples"),
+    ],
+)
+def test_what_is_not_piecewise_linear_per_sample_is_refused(function, reason, x):
+    with pytest.raises(UnsupportedError, match=reason):
+        gnfast.normalize_gradient(forward_only(function), x, strict=True)
+
+
+def test_views_changed_in_place_are_refused(x):
+    class Aliased(nn.Module):
+        def forward(self, x):
+            h = x * 2
+            flat = h.flatten(1)
+            flat.relu_()
+            return h.sum((1, 2, 3))
+
+    with pytest.raises(UnsupportedError, match="views are in use"):
+        gnfast.normalize_gradient(Aliased(), x, strict=True)
+
+
+def test_control_flow_on_shapes_and_changed_mode(x):
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.extra = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            h = F.relu(self.conv(x))
+            if x.shape[-1] > 8:
+                h = F.avg_pool2d(h, 2)
+            if self.training:
+                h = F.leaky_relu(self.extra(h), 0.2)
+            return h.mean((1, 2, 3))
+
+    net = Flow().double()
+    for mode in (True, False, True):
+        net.train(mode)
+        assert_matches_double_backward(net, x)
+        assert_matches_double_backward(net, torch.randn(3, 3, 9, 10, dtype=torch.float64))
+    net.conv = nn.Conv2d(3, 3, 5, padding=1).double()
+    assert_matches_double_backward(net, x)
+
+
+def test_forward_hooks_are_honoured(x):
+    net = cnn().double()
+    net[1].register_forward_hook(lambda module, args, output: 2 * output - 1)
+    net[3].register_forward_pre_hook(lambda module, args: (args[0] + 0.5,))
+    assert_matches_double_backward(net, x)
+
+
+def test_kept_activations_cannot_be_used(x):
+    net, kept = cnn().double(), []
+    net[1].register_forward_hook(lambda module, args, output: kept.append(output))
+    gnfast.normalize_gradient(net, x, strict=True)
+    with pytest.raises(UnsupportedError, match="holds no data"):
+        kept[0].sum()
+
+
+def test_backward_hooks_are_refused(x):
+    net = cnn().double()
+    seen = []
+    net[2].register_full_backward_hook(lambda module, grad_in, grad_out: seen.append(grad_out))
+    with pytest.raises(UnsupportedError, match="submodule '2'"):
+        gnfast.normalize_gradient(net, x, strict=True)
+    with pytest.warns(FallbackWarning):
+        gnfast.normalize_gradient(net, x).sum().backward()
+    assert seen
+
+
+def test_autocast_is_refused_not_ignored(x):
+    net, x = cnn(), x.float()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UnsupportedError, match="autocast"):
+        gnfast.normalize_gradient(net, x, strict=True)
+
+
+def test_the_networks_own_error_comes_through_without_a_warning():
+    net = cnn().double()
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="channels"):
+        warnings.simplefilter("error")
+        gnfast.normalize_gradient(net, torch.randn(4, 2, 5, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(3, 5, 7), "x: .*batch in axis 0"),
+        (torch.randn(5), r"x: got shape \(5,\)"),
+        (torch.ones(2, 3, 5, 7, dtype=torch.uint8), "x: got dtype torch.uint8"),
+        (torch.ones(2, 3, 5, 7, device="meta"), "x: got a tensor on meta"),
+        ([[1.0]], "x: got a list"),
+    ],
+)
+def test_bad_input_names_the_argument(x, message):
+    with pytest.raises(InputError, match=message):
+        gnfast.normalize_gradient(cnn(), x)
+
+
+def test_bad_options(x):
+    with pytest.raises(InputError, match="impl: got 'fast'"):
+        gnfast.normalize_gradient(cnn().double(), x, impl="fast")
+    with pytest.raises(InputError, match="net: got a function"):
+        gnfast.normalize_gradient(lambda x: x, x)
+
+
+def test_module_has_the_state_dict_of_its_network(x):
+    net = cnn().double()
+    normalized = gnfast.GradientNorm(net, strict=True)
+    assert list(normalized.state_dict()) == list(net.state_dict())
+    outer = nn.ModuleDict({"critic": normalized})
+    assert list(outer.state_dict()) == [f"critic.{key}" for key in net.state_dict()]
+    other = gnfast.GradientNorm(cnn().double())
+    other.load_state_dict(net.state_dict())
+    assert relative_error(other(x), normalized(x)) == 0
+    nn.ModuleDict({"critic": gnfast.GradientNorm(cnn().double())}).load_state_dict(outer.state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*net\.0\.weight"):
+        other.load_state_dict({k: v for k, v in net.state_dict().items() if k != "0.weight"})
+
+
+def test_module_copies_and_pickles(x):
+    normalized = gnfast.GradientNorm(cnn().double(), strict=True)
+    normalized(x)
+    for twin in (copy.deepcopy(normalized), pickle.loads(pickle.dumps(normalized))):
+        assert relative_error(twin(x), normalized(x)) == 0
+
+
+def test_reference_is_the_papers_formula(x):
+    net, x = ResNet().double(), x.requires_grad_()
+    f = net(x)
+    gradient = torch.autograd.grad(f, [x], torch.ones_like(f), create_graph=True)[0]
+    norm = torch.norm(torch.flatten(gradient, start_dim=1), p=2, dim=1).view(-1, 1)
+    assert torch.equal(reference.normalize_gradient(net, x), f / (norm + torch.abs(f)))
+
+
+def test_trace_does_not_touch_the_network(x):
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Flatten()
+    ).double()
+    before = copy.deepcopy(net.state_dict())
+    gnfast.trace(net, x)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_plan_prints_costs_and_refusals(x):
+    text = str(gnfast.trace(ResNet().double(), x))
+    assert "blocks.0.main.1" in text and "Exact in four passes" in text and "kept" in text
+    plan = gnfast.trace(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1), nn.Tanh()).double(), x
+    )
+    assert [refusal.submodule for refusal in plan.refusals] == ["1", "4"]
+    assert "✗ F.elu" in str(plan)
+    assert "F.elu in submodule '1'" in str(plan) and "torch.tanh in submodule '4'" in str(plan)
+
+
+def test_plan_costs_are_what_pytorch_counts(x):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = ResNet().double()
+    plan = gnfast.trace(net, x)
+    with FlopCounterMode(display=False) as counter:
+        f_hat = gnfast.normalize_gradient(net, x)
+    forward = counter.get_total_flops()
+    assert forward == len(x) * (plan.flops()["forward"] + plan.flops()["input gradient"])
+    with FlopCounterMode(display=False) as counter:
+        f_hat.sum().backward()
+    # PyTorch also counts the matrix-vector products that give the bias gradients.
+    assert counter.get_total_flops() == pytest.approx(
+        len(x) * (plan.flops()["tangent"] + plan.flops()["weights"]), rel=1e-2
+    )
+    assert sum(plan.flops().values()) / plan.flops()["forward"] <= 4.05
+
+
+def test_one_plan_serves_every_batch_size():
+    net = ResNet().double()
+    plans = {id(gnfast.trace(net, torch.randn(batch, 3, 6, 6, dtype=torch.float64)).nodes) for batch in (2, 2)}
+    assert len(plans) == 1
