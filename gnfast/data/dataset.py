@@ -1,0 +1,105 @@
+"""What every data set becomes: one uint8 tensor in memory, with its labels and a fingerprint."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """A data set cannot be had as asked; the message names what came and what was wanted."""
+
+
+class DataWarning(UserWarning):
+    """A data set was loaded, but not all of what was found could be used."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caller of `gnfast.data.load` asks of a data set; see there for the fields."""
+
+    split: str = "train"
+    resolution: int | None = None
+    channels: int | None = None
+    download: bool = False
+    root: Path | None = None
+    verify: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.split, str) or not self.split:
+            raise DataError(f"split must be a name such as 'train' or 'test', got {self.split!r}")
+        size = self.resolution
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise DataError(f"resolution must be a positive int (pixels) or None, got {size!r}")
+        if self.channels not in (None, 1, 3):
+            raise DataError(f"channels must be 1 (grey), 3 (RGB) or None, got {self.channels!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images in memory, ready to be sampled.
+
+    Args:
+        name: a short name for logs and results.
+        images: (N, C, H, W) uint8 on the CPU, 0..255; N >= 1, C 1 or 3.
+        labels: (N,) int64 indices into `classes`, or None.
+        classes: names of the classes; empty without labels.
+        skipped: how many files were found but not used.
+
+    Raises:
+        DataError: a tensor has another shape or dtype.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    skipped: int = 0
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+            raise DataError(
+                f"images must be uint8 of shape (N, C, H, W) with C 1 or 3 and nothing empty, "
+                f"got {self.images.dtype} of shape {shape}"
+            )
+        if self.labels is None:
+            if self.classes:
+                raise DataError(f"classes need labels, got {len(self.classes)} classes and labels=None")
+            return
+        if self.labels.dtype != torch.int64 or tuple(self.labels.shape) != shape[:1]:
+            raise DataError(
+                f"labels must be int64 of shape ({shape[0]},), "
+                f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+            )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise DataError(f"labels must index the {len(self.classes)} classes, got values from {low} to {high}")
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def __repr__(self) -> str:
+        return f"ImageDataset({self})"
+
+    def __str__(self) -> str:
+        n, c, h, w = self.images.shape
+        kind = f", {len(self.classes)} classes" if self.classes else ""
+        left = f", {self.skipped} files skipped" if self.skipped else ""
+        return f"{self.name}: {n} images, {c}x{h}x{w}{kind}{left}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the prepared pixels, their shape, the labels and the class names.
+
+        Resolution, channels and split are covered because the hash is taken after the preparation.
+        """
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        for tensor in (self.images, self.labels):
+            if tensor is not None:
+                digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        return digest.hexdigest()

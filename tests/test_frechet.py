@@ -1,0 +1,274 @@
+"""The Fréchet distance against closed forms and scipy, and the extractors' promises."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from gnfast.data import ImageDataset, load
+from gnfast.metrics import (
+    DistanceResult,
+    FeatureExtractor,
+    FeatureStatistics,
+    evaluate,
+    frechet_distance,
+    load_extractor,
+    reference_statistics,
+    registered_extractors,
+)
+
+evaluate = functools.partial(evaluate, progress=False)
+load_extractor = functools.partial(load_extractor, progress=False)
+
+
+def vectors(n, dim, seed, scale=1.0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
+    return scale * torch.randn(n, dim, generator=generator, dtype=torch.float64) @ mix + shift
+
+
+def statistics(features):
+    result = FeatureStatistics(features.shape[1])
+    result.update(features)
+    return result
+
+
+def gaussian(tmp_path, name, mean, cov, n=100):
+    """Statistics of a Gaussian given by its moments."""
+    np.savez(tmp_path / f"{name}.npz", mu=np.asarray(mean, float), sigma=np.asarray(cov, float), n=n)
+    return FeatureStatistics.load(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize(
+    "sizes", [[500], [1] * 500, [1, 499], [250, 0, 249, 1], [7] * 71 + [3]], ids=lambda s: str(len(s))
+)
+def test_chunks_do_not_matter(sizes):
+    # A mean far above the spread is where sums of squares would lose their digits.
+    features = vectors(500, 5, 0, shift=1e5)
+    chunked = FeatureStatistics(5)
+    for chunk in features.split(sizes):
+        chunked.update(chunk)
+    assert chunked.count == 500
+    torch.testing.assert_close(chunked.mean, features.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(chunked.cov, features.T.cov(), rtol=1e-9, atol=1e-9)
+
+
+def test_merge():
+    features = vectors(100, 4, 0)
+    merged = statistics(features[:30])
+    merged.merge(statistics(features[30:]))
+    merged.merge(FeatureStatistics(4))
+    torch.testing.assert_close(merged.cov, features.T.cov(), rtol=1e-12, atol=1e-12)
+
+
+def test_closed_forms(tmp_path):
+    make = functools.partial(gaussian, tmp_path)
+    unit = make("unit", [0, 0], np.eye(2))
+    assert frechet_distance(unit, make("moved", [3, 4], np.eye(2))) == pytest.approx(25, rel=1e-12)
+    # For commuting covariances: |mu|^2 + sum of (s_a - s_b)^2 over the standard deviations.
+    assert frechet_distance(unit, make("wide", [0, 1], np.diag([9, 16]))) == pytest.approx(1 + 4 + 9, rel=1e-12)
+    assert frechet_distance(unit, make("point", [0, 0], np.zeros((2, 2)))) == pytest.approx(2, rel=1e-12)
+    assert frechet_distance(make("p", [1, 0], np.zeros((2, 2))), make("q", [0, 0], np.zeros((2, 2)))) == 1
+
+
+@pytest.mark.parametrize("dim", [1, 3, 40])
+def test_against_scipy(dim):
+    from scipy.linalg import sqrtm
+
+    a, b = vectors(200, dim, 1), vectors(150, dim, 2, scale=1.7, shift=0.3)
+    cov_a, cov_b = np.cov(a.numpy().T).reshape(dim, dim), np.cov(b.numpy().T).reshape(dim, dim)
+    wanted = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+    got = frechet_distance(statistics(a), statistics(b))
+    assert got == pytest.approx(wanted, rel=1e-8)
+    assert frechet_distance(statistics(b), statistics(a)) == pytest.approx(got, rel=1e-9)
+
+
+def test_singular_covariances():
+    # Fewer vectors than dimensions: both covariances have a null space.
+    a = statistics(vectors(20, 50, 1))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9 * a.cov.trace().item())
+    assert np.isfinite(frechet_distance(a, statistics(vectors(30, 50, 2))))
+
+
+def test_saved_and_loaded(tmp_path):
+    before = statistics(vectors(50, 3, 0))
+    before.save(tmp_path / "s.npz")
+    after = FeatureStatistics.load(tmp_path / "s.npz")
+    assert after.count == 50
+    torch.testing.assert_close(after.mean, before.mean, rtol=0, atol=0)
+    torch.testing.assert_close(after.cov, before.cov, rtol=1e-14, atol=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_refusals(tmp_path):
+    one, two = statistics(vectors(1, 3, 0)), statistics(vectors(2, 3, 0))
+    with pytest.raises(ValueError, match="a must hold at least 2"):
+        frechet_distance(one, two)
+    with pytest.raises(ValueError, match="same dimension, got 3 and 4"):
+        frechet_distance(two, statistics(vectors(5, 4, 0)))
+    with pytest.raises(ValueError, match="b must be finite"):
+        frechet_distance(two, gaussian(tmp_path, "bad", [0, 0, np.nan], np.eye(3)))
+    with pytest.raises(ValueError, match="NaN or infinity in 1 of 2"):
+        two.update(torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]))
+    with pytest.raises(ValueError, match=r"shape \(N, 3\)"):
+        two.update(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="at least 2 feature vectors"):
+        one.save(tmp_path / "one.npz")
+    (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(ValueError, match=r"must be an \.npz"):
+        FeatureStatistics.load(tmp_path / "damaged.npz")
+    np.savez(tmp_path / "lacking.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"with mu, sigma and n, but: .*n is not a file"):
+        FeatureStatistics.load(tmp_path / "lacking.npz")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", progress=False)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(digits, cache):
+    """The classifier, trained with another state of the global generator than it will be loaded with."""
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    extractor = load_extractor("digits-classifier", digits, cache_dir=cache)
+    assert torch.equal(torch.get_rng_state(), state)
+    return extractor
+
+
+def test_classifier(trained, digits, cache):
+    assert (trained.name, trained.dim) == ("digits-classifier", 64)
+    assert trained.details["held_out_accuracy"] >= 0.97
+    features = trained(digits.images[:5])
+    assert features.shape == (5, 64)
+    assert not features.requires_grad
+    again = load_extractor("digits-classifier", digits, cache_dir=cache)
+    assert (again.fingerprint, again.details) == (trained.fingerprint, trained.details)
+    assert torch.equal(again(digits.images[:5]), features)
+
+
+def few(digits, n=100):
+    return ImageDataset("few", digits.images[:n], digits.labels[:n], digits.classes)
+
+
+def test_training_is_deterministic(digits, tmp_path):
+    small = few(digits)
+    prints = []
+    for i in range(2):
+        torch.manual_seed(i)
+        with torch.inference_mode(bool(i)):
+            prints.append(load_extractor("classifier", small, cache_dir=tmp_path / str(i)).fingerprint)
+    assert prints[0] == prints[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", None], ids=["empty", "text", "truncated"])
+def test_damaged_cache_is_trained_again(digits, tmp_path, damage):
+    small = few(digits)
+    first = load_extractor("classifier", small, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
+    with pytest.warns(UserWarning, match="is damaged .*trained again"):
+        second = load_extractor("classifier", small, cache_dir=tmp_path)
+    assert second.fingerprint == first.fingerprint
+    torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5), (3, 17, 40)], ids=str)
+def test_classifier_takes_any_size(tmp_path, shape):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (81, *shape), dtype=torch.uint8, generator=generator)
+    odd = ImageDataset("odd", images, torch.arange(81) % 2, ("a", "b"))
+    extractor = load_extractor("classifier", odd, cache_dir=tmp_path)
+    assert extractor.name == "odd-classifier"
+    assert extractor(images).shape == (81, 64)
+
+
+def test_distance_tells_real_from_noise(trained, digits, cache):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(n):
+        return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=generator)
+
+    def real(n):
+        return digits.images[torch.randint(len(digits), (n,), generator=generator)]
+
+    far = evaluate(noise, digits, trained, n_fake=500, batch_size=200, cache_dir=cache)
+    near = evaluate(real, digits, trained, n_fake=500, batch_size=200, cache_dir=cache)
+    assert 20 * near.value < far.value
+    assert (far.n_real, far.n_fake) == (1797, 500)
+    assert far.as_dict()["frechet_held_out_accuracy"] >= 0.97
+
+
+def test_result_names_its_extractor():
+    result = DistanceResult(12.34, "digits-classifier", 1797, 2000)
+    assert str(result) == "Fréchet distance 12.34 (digits-classifier features, 1797 real / 2000 generated)"
+    assert "FID" not in str(result)
+
+
+def mean_and_std(images):
+    flat = images.float().flatten(1)
+    return torch.stack([flat.mean(1), flat.std(1)], 1)
+
+
+def not_features(images):
+    return images.float()
+
+
+def test_own_extractor(digits):
+    extractor = load_extractor(f"{__name__}:mean_and_std", digits)
+    assert extractor.dim == 2
+    result = evaluate(lambda n: digits.images[:n], digits, extractor, n_fake=1797, batch_size=1797)
+    assert result.value == pytest.approx(0, abs=1e-6)
+    assert result.extractor == f"{__name__}:mean_and_std"
+
+
+def test_extractor_refusals(digits, cache):
+    assert "digits-classifier" in registered_extractors()
+    with pytest.raises(ValueError, match=r"digits-classifier.*got 'inception'"):
+        load_extractor("inception", digits)
+    with pytest.raises(ValueError, match="cannot be imported"):
+        load_extractor("nowhere:f", digits)
+    with pytest.raises(ValueError, match=r"floats of shape \(2, D\)"):
+        load_extractor(f"{__name__}:not_features", digits)
+    with pytest.raises(ValueError, match="has no labels"):
+        load_extractor("classifier", ImageDataset("x", digits.images), cache_dir=cache)
+
+
+def test_generator_refusals(digits):
+    extractor = FeatureExtractor("m", 2, mean_and_std)
+    with pytest.raises(ValueError, match="must give uint8"):
+        evaluate(lambda n: torch.zeros(n, 1, 8, 8), digits, extractor, n_fake=4)
+    with pytest.raises(ValueError, match=r"of shape \(4, 1, 8, 8\)"):
+        evaluate(lambda n: digits.images[: n - 1], digits, extractor, n_fake=4)
+    with pytest.raises(ValueError, match="n_fake must be"):
+        evaluate(lambda n: digits.images[:n], digits, extractor, n_fake=1)
+
+
+def test_reference_is_cached(digits, tmp_path):
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return mean_and_std(images)
+
+    get = functools.partial(reference_statistics, digits, cache_dir=tmp_path, progress=False)
+    extractor = FeatureExtractor("m", 2, counted, fingerprint="1")
+    assert get(extractor) is get(extractor)
+    assert sum(calls) == 1797
+    # Another object with the same weights finds the file; other weights of the same name do not.
+    assert get(FeatureExtractor("m", 2, counted, fingerprint="1")).count == 1797
+    assert sum(calls) == 1797
+    get(FeatureExtractor("m", 2, counted, fingerprint="2"))
+    assert sum(calls) == 2 * 1797
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="computed again"):
+        get(FeatureExtractor("m", 2, counted, fingerprint="1"))
+    assert sum(calls) == 3 * 1797
