@@ -130,7 +130,72 @@ def sign_bit_rows(results: dict[str, Any], shape: tuple[int, ...], dtype: torch.
     ]
 
 
-SECTIONS: list[Callable[[dict[str, Any]], list[Row]]] = [ceilings, sign_bits]
+def steps(results: dict[str, Any]) -> list[Row]:
+    """Critic and generator steps of the shipped critics, against double backward and against no normalisation."""
+    from measure import interleaved_ms, peak_bytes, relative_error
+    from steps import (
+        CRITICS,
+        critic_step,
+        double_backward,
+        four_passes,
+        generator_step,
+        make_critic,
+        make_images,
+        plain,
+    )
+
+    layouts = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    # precision -> dtype, whether TF32 is allowed, and the largest relative difference between the two ways.
+    precisions = {
+        "float32": (torch.float32, False, 1e-3),
+        "tf32": (torch.float32, True, 3e-2),
+        "bfloat16": (torch.bfloat16, True, 3e-1),
+    }
+    torch.backends.cudnn.benchmark = True
+    rows = []
+    for precision, (dtype, tf32, tolerance) in precisions.items():
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        for critic in CRITICS:
+            for step in (critic_step, generator_step):
+                ways = {}
+                for layout_name, layout in layouts.items():
+                    net = make_critic(critic, dtype, layout, "cuda")
+                    x = make_images(critic, 64, dtype, layout, "cuda")
+                    error = relative_error(step(four_passes, net, x), step(double_backward, net, x))
+                    assert error < tolerance, f"{critic} {precision}: the two ways differ by {error:.1e}"
+                    for name, way in (
+                        ("four passes", four_passes),
+                        ("double backward", double_backward),
+                        ("plain", plain),
+                    ):
+                        ways[f"{name}, {layout_name}"] = lambda step=step, way=way, net=net, x=x: step(way, net, x)
+                times = interleaved_ms(ways, rounds=15, warmup=5)
+                best = {
+                    kind: min(t["median_ms"] for name, t in times.items() if name.startswith(kind))
+                    for kind in ("four passes", "double backward", "plain")
+                }
+                rows.append(
+                    {
+                        "critic": critic,
+                        "step": step.__name__,
+                        "precision": precision,
+                        "batch": 64,
+                        "relative_difference": error,
+                        "times": times,
+                        "ratio_to_double_backward_contiguous": round(
+                            best["four passes"] / times["double backward, contiguous"]["median_ms"], 3
+                        ),
+                        "ratio_to_best_double_backward": round(best["four passes"] / best["double backward"], 3),
+                        "ratio_to_no_normalisation": round(best["four passes"] / best["plain"], 3),
+                        "peak_bytes": {
+                            name: peak_bytes(way) for name, way in ways.items() if name.endswith("channels_last")
+                        },
+                    }
+                )
+    return rows
+
+
+SECTIONS: list[Callable[[dict[str, Any]], list[Row]]] = [ceilings, sign_bits, steps]
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

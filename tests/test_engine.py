@@ -148,6 +148,13 @@ def test_everything_matches_double_backward(network, x):
     assert_matches_double_backward(network, x)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_everything_matches_double_backward_on_a_gpu(network, x, layout):
+    net = network.cuda().to(memory_format=layout)
+    assert_matches_double_backward(net, x.cuda().contiguous(memory_format=layout))
+
+
 @pytest.mark.parametrize("layout", [torch.channels_last, "sliced", "transposed"], ids=str)
 def test_any_memory_format(x, layout):
     net = ResNet().double()
@@ -403,10 +410,11 @@ def test_zero_input_gradient_gives_sign_and_zero_gradients(x):
         assert not n.any() and all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_low_precision_within_twice_the_error_of_plain_pytorch(dtype):
+def test_low_precision_within_twice_the_error_of_plain_pytorch(dtype, device):
     torch.manual_seed(3)
-    exact, x = ResNet().double(), torch.randn(16, 3, 8, 8, dtype=torch.float64)
+    exact, x = ResNet().double().to(device), torch.randn(16, 3, 8, 8, dtype=torch.float64, device=device)
     low = copy.deepcopy(exact).to(dtype)
     exact.load_state_dict(low.state_dict())
     x = x.to(dtype)

@@ -1,0 +1,59 @@
+"""The steps that the benchmarks compare: critic and generator steps of a GAN, and the critics that they train."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import gnfast
+from gnfast import models, reference
+
+CRITICS = {"CNN 32": ("dcgan", 32), "ResNet 32": ("resnet", 32), "CNN 48": ("dcgan", 48), "ResNet 48": ("resnet", 48)}
+
+Normalize = Callable[[nn.Module, Tensor], Tensor]
+
+
+def four_passes(net: nn.Module, x: Tensor) -> Tensor:
+    """What gnfast does; strict, so that no fallback is timed in its name."""
+    return gnfast.normalize_gradient(net, x, strict=True)
+
+
+double_backward: Normalize = reference.normalize_gradient
+
+
+def plain(net: nn.Module, x: Tensor) -> Tensor:
+    """A critic without normalisation: what an ordinary GAN pays."""
+    return net(x)
+
+
+def make_critic(name: str, dtype: torch.dtype, layout: torch.memory_format, device: str = "cpu") -> nn.Module:
+    """A freshly initialised shipped critic."""
+    family, resolution = CRITICS[name]
+    torch.manual_seed(0)
+    _, critic = models.build(family, resolution=resolution)
+    return critic.to(device=device, dtype=dtype, memory_format=layout)
+
+
+def make_images(name: str, batch: int, dtype: torch.dtype, layout: torch.memory_format, device: str = "cpu") -> Tensor:
+    """Random images in [-1, 1]."""
+    resolution = CRITICS[name][1]
+    images = torch.rand(batch, 3, resolution, resolution, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return images.to(device=device, dtype=dtype, memory_format=layout)
+
+
+def critic_step(normalize: Normalize, net: nn.Module, x: Tensor) -> Tensor:
+    """Hinge loss on one batch, half real and half fake, and its gradient with respect to the weights; returns f̂."""
+    net.requires_grad_(True)
+    net.zero_grad(set_to_none=True)
+    f_hat = normalize(net, x.detach())
+    real, fake = f_hat.chunk(2)
+    ((1 - real).relu().mean() + (1 + fake).relu().mean()).backward()
+    return f_hat.detach()
+
+
+def generator_step(normalize: Normalize, net: nn.Module, x: Tensor) -> Tensor:
+    """The critic's part of a generator step: -mean(f̂) and its gradient with respect to x, which it returns."""
+    net.requires_grad_(False)
+    x = x.detach().requires_grad_()
+    (-normalize(net, x).mean()).backward()
+    return x.grad
