@@ -1,0 +1,138 @@
+"""The ResNet pair of GN-GAN (Wu et al., ICCV 2021; the official code), which descends from SN-GAN's.
+
+Differences from SN-GAN's: mean instead of sum pooling, Kaiming-normal initialisation, and a hidden width that equals
+the output's. No activation of the critic works in place: a shortcut must see the input before the ReLU.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+# resolution: (side of the first map, generator widths, critic widths, critic blocks that halve the map)
+LAYOUTS: dict[int, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
+    32: (4, (256, 256, 256, 256), (128, 128, 128, 128), 2),
+    48: (6, (512, 256, 128, 64), (64, 128, 256, 512), 4),
+}
+
+
+class GeneratorBlock(nn.Module):
+    """Doubles the map: BN-ReLU-upsample-conv3-BN-ReLU-conv3, plus upsample-conv1 of the raw input."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(in_channels, out_channels, 1))
+        self.residual = nn.Sequential(
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(inplace=True),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(in_channels, out_channels, 3, 1, 1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x) + self.shortcut(x)
+
+
+class Generator(nn.Module):
+    """Latent vectors to images through `GeneratorBlock`s.
+
+    Args:
+        start: side of the first map in pixels.
+        widths: channels of the first map, then of each block's output; each block doubles the side.
+        channels: image channels.
+        z_dim: length of the latent vector.
+    """
+
+    def __init__(self, start: int, widths: tuple[int, ...], channels: int = 3, z_dim: int = 128):
+        super().__init__()
+        self.start = start
+        self.linear = nn.Linear(z_dim, widths[0] * start**2)
+        self.blocks = nn.Sequential(*(GeneratorBlock(i, o) for i, o in pairwise(widths)))
+        self.output = nn.Sequential(
+            nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True), nn.Conv2d(widths[-1], channels, 3, 1, 1), nn.Tanh()
+        )
+        _initialize(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, z_dim) to (B, channels, S, S) in [-1, 1], S = start · 2^blocks."""
+        return self.output(self.blocks(self.linear(z).unflatten(1, (-1, self.start, self.start))))
+
+
+class FirstBlock(nn.Module):
+    """The critic's first block: no ReLU before the image, and the shortcut pools before its 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(in_channels, out_channels, 1))
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1),
+            nn.AvgPool2d(2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x) + self.shortcut(x)
+
+
+class Block(nn.Module):
+    """ReLU-conv3-ReLU-conv3, plus the raw input; `down` halves the map, and a 1x1 adapts the shortcut where needed."""
+
+    def __init__(self, in_channels: int, out_channels: int, down: bool):
+        super().__init__()
+        adapt = [nn.Conv2d(in_channels, out_channels, 1)] if down or in_channels != out_channels else []
+        self.shortcut = nn.Sequential(*adapt, *_pool(down))
+        self.residual = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1),
+            *_pool(down),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.residual(x) + self.shortcut(x)
+
+
+class Discriminator(nn.Module):
+    """Images to one logit each: residual blocks, ReLU, mean over space, one linear layer.
+
+    Args:
+        widths: output channels of each block.
+        downs: how many blocks, from the first on, halve the map.
+        channels: image channels.
+    """
+
+    def __init__(self, widths: tuple[int, ...], downs: int, channels: int = 3):
+        super().__init__()
+        blocks = [Block(i, o, k < downs) for k, (i, o) in enumerate(pairwise(widths), start=1)]
+        self.model = nn.Sequential(FirstBlock(channels, widths[0]), *blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.linear = nn.Linear(widths[-1], 1)
+        _initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, S, S) to (B, 1)."""
+        return self.linear(torch.flatten(self.model(x), 1))
+
+
+def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
+    """The pair for 32 or 48 pixels; see `gnfast.models.build`."""
+    if resolution not in LAYOUTS:
+        raise ValueError(f"resolution: resnet takes {' or '.join(map(str, LAYOUTS))}, got {resolution}")
+    start, g_widths, d_widths, downs = LAYOUTS[resolution]
+    g_widths, d_widths = (tuple(max(1, round(w * width)) for w in widths) for widths in (g_widths, d_widths))
+    return Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels)
+
+
+def _pool(down: bool) -> list[nn.Module]:
+    return [nn.AvgPool2d(2)] if down else []
+
+
+def _initialize(net: nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            nn.init.zeros_(module.bias)
