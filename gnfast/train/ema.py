@@ -1,0 +1,37 @@
+"""The exponential moving average of the generator, over its whole state: parameters and batch-norm buffers."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """Follows a module: a plain copy before step `start`, then `average ← decay · average + (1 - decay) · module`.
+
+    Source: GN-GAN's code, which averages the batch-norm buffers like the weights. Integer buffers (batch counters) are
+    copied.
+
+    Args:
+        module: the module to follow; it is not changed.
+        decay: weight of the past, in [0, 1).
+        start: first step that averages.
+
+    Attributes:
+        module: the average, a module of the same class that needs no gradient.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, start: int = 0):
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.decay = decay
+        self.start = start
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Takes in the module's state after step `step` (counted from 1)."""
+        ours, theirs = self.module.state_dict(), module.state_dict()
+        for name, average in ours.items():
+            if step < self.start or not average.is_floating_point():
+                average.copy_(theirs[name])
+            else:
+                average.lerp_(theirs[name], 1 - self.decay)

@@ -1,0 +1,33 @@
+"""Ctrl-C and SIGTERM as a wish to stop, which the loop grants after a checkpoint."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def requested_stops() -> Iterator[list[signal.Signals]]:
+    """Collects the first SIGINT or SIGTERM in the list it gives; a second one acts as it would without this."""
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread only.
+        yield received
+        return
+
+    # No output here: a handler may run in the middle of a write to the same file.
+    def receive(number: int, _frame: Any) -> None:
+        received.append(signal.Signals(number))
+        restore()
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    try:
+        yield received
+    finally:
+        restore()

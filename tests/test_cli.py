@@ -1,0 +1,186 @@
+"""The command line: help that teaches, one clear line and status 2 for bad input, and the commands themselves."""
+
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from gnfast.cli import main
+from gnfast.train.presets import PRESETS
+
+TINY = [
+    *("--resolution=8", "--width=0.1", "--z-dim=5", "--steps=4", "--batch-d=4", "--batch-g=6", "--extractor=none"),
+    *("--checkpoint-every=2", "--sample-every=0", "--n-samples=4", "--no-tensorboard", "--device=cpu"),
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A tiny finished run; `run[0]` is its command."""
+    folder = tmp_path / "run"
+    command = ["train", "digits", *TINY, "--run-dir", str(folder)]
+    assert main(command) == 0
+    return command, folder
+
+
+def fails(capsys, *words):
+    """The one line that a bad command prints."""
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("gnfast: ")
+    return line
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {command} " in text for command in ("train", "sample", "presets", "info"))
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("command", [["train", "digits"], ["sample"]])
+def test_help_explains_every_option_with_its_value(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert not end.value.code
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Examples:" in text
+    if command[0] == "train":
+        assert "--lr-d FLOAT Adam's learning rate for the critic. (default: 0.001)" in text
+        assert "--dry-run" in text
+    else:
+        assert "--weights {ema,raw}" in text
+
+
+def test_presets_table_and_one_preset(capsys):
+    assert main(["presets"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in PRESETS)
+    assert main(["presets", "gngan-cifar10-resnet"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("--")}
+    assert lines["--lr-d"].split()[1] == "0.0004"
+    assert "GN-GAN_CIFAR10_RES.txt" in lines["--lr-d"]
+    assert lines["--seed"].split()[1:] == ["0", "gnfast"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gngan-cifar10-cnn", ("dcgan", 32, "non-saturating", 2e-4, 2e-4, 1, "none")),
+        ("gngan-cifar10-resnet", ("resnet", 32, "hinge", 4e-4, 2e-4, 5, "linear")),
+        ("gngan-stl10-cnn", ("dcgan", 48, "non-saturating", 2e-4, 2e-4, 1, "none")),
+        ("gngan-stl10-resnet", ("resnet", 48, "hinge", 4e-4, 2e-4, 5, "linear")),
+    ],
+)
+def test_presets_hold_the_published_values(name, expected):
+    c = PRESETS[name].config
+    assert (c.model, c.resolution, c.loss, c.lr_d, c.lr_g, c.n_dis, c.lr_decay) == expected
+    assert (c.betas, c.batch_d, c.batch_g, c.steps, c.ema_decay, c.ema_start) == (
+        (0.0, 0.9),
+        64,
+        128,
+        200_000,
+        0.9999,
+        0,
+    )
+    assert (c.z_dim, c.flip, c.width, c.sample_bn, c.n_fake) == (128, True, 1.0, "batch", 50_000)
+
+
+def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "gngan-stl10-resnet", "--dry-run", "--width", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert "4.00 forwards" in text
+    assert "runs/gngan-stl10-resnet/" in text
+    assert not list(tmp_path.iterdir())
+    assert main(["train", "gngan-cifar10-cnn", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "3,813,379" in text
+    assert "5,860,865" in text
+
+
+def test_info_names_versions_and_backends(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("gnfast", "torch", "CPU", "built", "backends"))
+
+
+def test_bad_input_is_one_line(capsys, tmp_path):
+    assert "did you mean 'train'" in fails(capsys, "trian")
+    assert "did you mean 'digits'" in fails(capsys, "train", "digitz")
+    assert "did you mean --lr-d" in fails(capsys, "train", "digits", "--lrd", "3")
+    assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
+    assert "'hinge', 'non-saturating', 'wasserstein'" in fails(capsys, "train", "digits", "--loss", "foo")
+    assert "--steps: got 0, want at least 1" in fails(capsys, "train", "digits", "--steps", "0")
+    assert "STL-10" in fails(capsys, "train", "gngan-stl10-cnn")
+    assert "not a run folder" in fails(capsys, "sample", str(tmp_path))
+    assert "which run?" in fails(capsys, "sample")
+    assert "takes no arguments" in fails(capsys, "info", "all")
+    assert "unknown preset" in fails(capsys, "presets", "zzz")
+    run_dir = ["--run-dir", str(tmp_path / "run")]
+    assert "/nowhere" in fails(capsys, "train", "digits", "--data", "/nowhere", *run_dir)
+    assert "--device" in fails(capsys, "train", "digits", "--device", "abacus", *run_dir)
+    assert "resolution" in fails(capsys, "train", "digits", "--resolution", "9", *run_dir)
+    assert "extractor" in fails(capsys, "train", "digits", *TINY, "--extractor", "nose", *run_dir)
+
+
+def test_train_then_again_then_with_other_settings(capsys, run):
+    command, folder = run
+    assert "samples/ema-000004.png" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "has finished its 4 steps" in capsys.readouterr().out
+    line = fails(capsys, *command, "--batch-g", "8", "--seed", "1")
+    assert "--batch-g: the run has 6, the command says 8; --seed: the run has 0" in line
+    assert f"{folder} is a run of digits" in fails(
+        capsys, "train", "gngan-cifar10-cnn", "--data", "digits", "--run-dir", str(folder)
+    )
+
+
+def test_sample(capsys, run, tmp_path):
+    _, folder = run
+    capsys.readouterr()
+    assert main(["sample", str(folder), "--n", "4"]) == 0
+    path = capsys.readouterr().out.strip()
+    assert path == str(folder / "sample-ema.png")
+    assert Image.open(path).mode == "L"
+    assert main(["sample", str(folder), "--n", "7", "--raw", "--out", str(tmp_path / "fakes")]) == 0
+    assert len(list((tmp_path / "fakes").iterdir())) == 7
+    assert "--n: got 0" in fails_after(capsys, "sample", str(folder), "--n", "0")
+
+
+def test_a_warning_is_one_line(capsys, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(4):
+        Image.new("L", (8, 8), 60 * index).save(images / f"{index}.png")
+    (images / "broken.png").write_text("not an image")
+    assert main(["train", "digits", *TINY, "--data", str(images), "--run-dir", str(tmp_path / "run")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("gnfast: warning: ")
+
+
+def fails_after(capsys, *words):
+    capsys.readouterr()
+    return fails(capsys, *words)
+
+
+def test_the_library_does_not_import_the_training_side():
+    # torch itself imports tqdm where it is there.
+    code = (
+        "import sys, gnfast, gnfast.models, gnfast.losses, gnfast.cli\n"
+        "print([m for m in ('tyro', 'tensorboard', 'matplotlib', 'PIL', 'sklearn') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_missing_extra_is_named_and_info_works_without(capsys, monkeypatch):
+    for name in ("tyro", "tqdm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.startswith(("gnfast.train", "gnfast.metrics", "gnfast.data"))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install gnfast[train]" in fails(capsys, "train", "digits")
+    assert main(["info"]) == 0

@@ -1,0 +1,341 @@
+"""The training program: resume to the bit, damaged checkpoints, refused run folders, moving average, stops."""
+
+import dataclasses
+import json
+import os
+import signal
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from gnfast import models
+from gnfast.data import ImageDataset
+from gnfast.train import Config, NonFiniteLossError, RunError, checkpoint, train
+from gnfast.train import loop as loop_module
+from gnfast.train.config import as_json, differences, from_json
+from gnfast.train.ema import Ema
+from gnfast.train.logs import grid, read_metrics
+from gnfast.train.presets import PRESETS
+from gnfast.train.sample import sample_run
+from gnfast.train.state import State, sample
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Eleven steps of tiny networks on eight-pixel digits: odd intervals, so that stops fall between them."""
+    return Config(
+        data="digits",
+        resolution=8,
+        channels=1,
+        model="small",
+        width=0.1,
+        z_dim=5,
+        steps=11,
+        n_dis=2,
+        batch_d=7,
+        batch_g=6,
+        lr_decay="linear",
+        ema_decay=0.9,
+        ema_start=3,
+        log_every=3,
+        sample_every=5,
+        n_samples=9,
+        checkpoint_every=4,
+        device="cpu",
+        tensorboard=False,
+        run_dir=str(tmp_path / "run"),
+    )
+
+
+def quiet(preset, config):
+    lines = []
+    return train(preset, config, progress=False, echo=lines.append), lines
+
+
+def stop_at(monkeypatch, step, action):
+    """Calls `action` at the end of the update that completes `step`."""
+    original = State.update
+
+    def update(self):
+        original(self)
+        if self.step == step:
+            action()
+
+    monkeypatch.setattr(State, "update", update)
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+class Killed(BaseException):
+    """What a `kill -9` does to the process, as far as the files can tell."""
+
+
+def die():
+    raise Killed
+
+
+@pytest.mark.parametrize("how", ["killed", "terminated"])
+def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(config, tmp_path, monkeypatch, how):
+    whole = dataclasses.replace(config, run_dir=str(tmp_path / "whole"))
+    quiet("digits", whole)
+    with monkeypatch.context() as patch:
+        if how == "killed":
+            stop_at(patch, 6, die)
+            with pytest.raises(Killed):
+                quiet("digits", config)
+        else:
+            stop_at(patch, 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            outcome, lines = quiet("digits", config)
+            assert (outcome.step, outcome.finished, outcome.signal) == (6, False, signal.SIGTERM)
+            assert "stopped after step 6 by SIGTERM" in lines[-1]
+    outcome, lines = quiet("digits", config)
+    assert f"continuing after step {4 if how == 'killed' else 6}" in lines[0]
+    assert outcome.finished
+    a, b = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "run"))
+    assert a["state"]["step"] == 11
+    assert equal(a, b)
+    for name in ("metrics.jsonl", "samples/ema-000011.png"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_a_finished_run_says_so(config):
+    quiet("digits", config)
+    before = {path: path.stat().st_mtime_ns for path in (loop_module.Path(config.run_dir) / "checkpoints").iterdir()}
+    outcome, lines = quiet("digits", config)
+    assert outcome.finished
+    assert "has finished its 11 steps" in lines[0]
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_folder_tells_the_story(config, tmp_path):
+    folder = tmp_path / "run"
+    config = dataclasses.replace(config, tensorboard=True)
+    quiet("digits", config)
+    assert list(folder.glob("tensorboard/events*"))
+    assert json.loads((folder / "config.json").read_text()) == {"preset": "digits", "config": as_json(config)}
+    (session,) = json.loads((folder / "environment.json").read_text())
+    assert session["torch"] == torch.__version__
+    assert [row["step"] for row in read_metrics(folder)] == [3, 6, 9, 11]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
+        *("ema-000005.png", "ema-000010.png", "ema-000011.png")
+    ]
+    assert len(checkpoint.paths(folder / "checkpoints")) == 2
+    assert "finished 11 steps" in (folder / "log.txt").read_text()
+    assert Image.open(folder / "curves.png").width > 100
+
+
+def test_the_learning_rate_follows_the_generator_updates(config, tmp_path):
+    quiet("digits", dataclasses.replace(config, log_every=1))
+    rates = [row["lr_d"] for row in read_metrics(tmp_path / "run")]
+    assert rates == pytest.approx([2e-4 * (1 - k / 11) for k in range(11)])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"step": step, "tensor": torch.arange(1000.0)})
+    newest = checkpoint.paths(tmp_path)[0]
+    content = bytearray(newest.read_bytes())
+    if damage == "flipped":
+        with zipfile.ZipFile(newest) as archive:
+            place = next(entry for entry in archive.infolist() if entry.file_size >= 4000).header_offset
+        content[place + 1000] ^= 1
+    newest.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
+    warnings = []
+    assert checkpoint.load_newest(tmp_path, warnings.append)["step"] == 1
+    assert "step-000000002.pt is damaged" in warnings[0]
+    checkpoint.paths(tmp_path)[1].write_bytes(b"")
+    with pytest.raises(RunError, match="none of the 2 checkpoints"):
+        checkpoint.load_newest(tmp_path, warnings.append)
+
+
+def test_a_kill_while_writing_leaves_the_previous_checkpoint(config, monkeypatch):
+    def half(state, file):
+        file.write(b"PK\x03\x04 half of it")
+        die()
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8, lambda: patch.setattr(torch, "save", half))
+        with pytest.raises(Killed):
+            quiet("digits", config)
+    outcome, lines = quiet("digits", config)
+    assert "continuing after step 4" in lines[0]
+    assert outcome.finished
+    assert not list(outcome.run_dir.glob("checkpoints/*.partial"))
+
+
+def test_checkpoints_keep_two_and_load_with_weights_only(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"step": step})
+    assert [path.name for path in checkpoint.paths(tmp_path)] == ["step-000000003.pt", "step-000000002.pt"]
+    assert torch.load(checkpoint.paths(tmp_path)[0], weights_only=True) == {"step": 3}
+    assert checkpoint.load_newest(tmp_path / "nothing") is None
+
+
+def test_other_settings_are_named(config):
+    quiet("digits", config)
+    other = dataclasses.replace(config, lr_d=1e-3, batch_g=8, sample_every=1)
+    with pytest.raises(RunError) as error:
+        quiet("digits", other)
+    assert "--lr-d: the run has 0.0002, the command says 0.001" in str(error.value)
+    assert "--batch-g" in str(error.value)
+    assert "sample" not in str(error.value)
+
+
+def test_another_preset_other_images_and_other_folders_are_refused(config, tmp_path):
+    quiet("digits", config)
+    with pytest.raises(RunError, match="is a run of digits, not of gngan-cifar10-cnn"):
+        quiet("gngan-cifar10-cnn", config)
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (8, 8), 30).save(images / "one.png")
+    with pytest.raises(RunError, match="other images"):
+        quiet("digits", dataclasses.replace(config, data=str(images)))
+    with pytest.raises(RunError, match="not a run folder"):
+        quiet("digits", dataclasses.replace(config, run_dir=str(images)))
+
+
+def test_steps_may_grow_without_a_schedule_only(config):
+    constant = dataclasses.replace(config, lr_decay="none")
+    assert not differences(as_json(constant), dataclasses.replace(constant, steps=20))
+    assert differences(as_json(config), dataclasses.replace(config, steps=20))
+
+
+def test_a_non_finite_loss_stops_with_the_step(config, monkeypatch):
+    original = State.generator_update
+
+    def poisoned(self):
+        loss = original(self)
+        return loss * float("nan") if self.step == 4 else loss
+
+    monkeypatch.setattr(State, "generator_update", poisoned)
+    with pytest.raises(NonFiniteLossError, match=r"step 5: loss_generator is nan.*--lr-d"):
+        quiet("digits", config)
+    assert [path.name for path in checkpoint.paths(loop_module.Path(config.run_dir) / "checkpoints")] == [
+        "step-000000004.pt"
+    ]
+
+
+def test_a_dead_critic_trains_without_nan(config, monkeypatch):
+    """All weights zero: f = 0 and the input gradient is 0 everywhere."""
+    original = models.build
+
+    def dead(*arguments, **keywords):
+        generator, critic = original(*arguments, **keywords)
+        for parameter in critic.parameters():
+            nn.init.zeros_(parameter)
+        return generator, critic
+
+    monkeypatch.setattr(models, "build", dead)
+    outcome, _ = quiet("digits", config)
+    assert outcome.finished
+
+
+def test_the_generator_step_leaves_the_critic_alone(config):
+    dataset = ImageDataset("noise", torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8))
+    state = State(config, dataset, torch.device("cpu"))
+    before = [parameter.clone() for parameter in state.critic.parameters()]
+    state.generator_update()
+    for parameter, value in zip(state.critic.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.requires_grad
+        assert parameter.grad is None
+
+
+def test_ema_averages_the_whole_state_after_its_start():
+    net = nn.BatchNorm1d(2)
+    ema = Ema(net, decay=0.75, start=2)
+    for step, value in ((1, 4.0), (2, 8.0), (3, 0.0)):
+        net.weight.data.fill_(value)
+        net.running_mean.fill_(value)
+        net.num_batches_tracked.fill_(step)
+        ema.update(net, step)
+    expected = 0.75 * (0.75 * 4 + 0.25 * 8) + 0.25 * 0
+    assert ema.module.weight.tolist() == ema.module.running_mean.tolist() == [expected] * 2
+    assert ema.module.num_batches_tracked == 3
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+
+
+def test_sampling_leaves_the_generator_as_it_was():
+    generator, _ = models.build("small", resolution=8, channels=1, z_dim=3, width=0.1)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    z = torch.randn(6, 3)
+    batch, running = sample(generator, z), sample(generator, z, batch_statistics=False)
+    assert not torch.equal(batch, running)
+    assert torch.equal(running, sample(generator, z, batch_statistics=False))
+    assert generator.training
+    assert equal(before, dict(generator.state_dict()))
+
+
+def test_sample_run_writes_a_grid_or_a_folder(config, tmp_path):
+    with pytest.raises(RunError, match="not a run folder"):
+        sample_run(tmp_path / "run")
+    quiet("digits", config)
+    assert Image.open(sample_run(tmp_path / "run", count=4)).size == ((2 * 9 + 1) * 8,) * 2
+    folder = sample_run(tmp_path / "run", count=13, out=tmp_path / "fakes", weights="raw", device="cpu")
+    assert len(list(folder.iterdir())) == 13
+    assert Image.open(folder / "000012.png").size == (8, 8)
+
+
+def test_grid_puts_images_in_reading_order():
+    picture = grid(torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None, None], columns=2, scale=1)
+    assert torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(5, 5).tolist() == [
+        [255, 255, 255, 255, 255],
+        [255, 10, 255, 20, 255],
+        [255, 255, 255, 255, 255],
+        [255, 30, 255, 255, 255],
+        [255, 255, 255, 255, 255],
+    ]
+
+
+def test_evaluation_names_its_extractor_and_is_repeatable(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "")
+    measured = dataclasses.replace(
+        config, extractor="tests.test_train:pixels", n_fake=20, eval_every=6, steps=6, lr_decay="none"
+    )
+    monkeypatch.syspath_prepend(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path / "cache"))
+    outcome, lines = quiet("digits", measured)
+    assert [row["step"] for row in outcome.distances] == [0, 6]
+    assert all(row["extractor"] == "tests.test_train:pixels" for row in outcome.distances)
+    assert any("tests.test_train:pixels" in line for line in lines)
+    assert not any("FID" in line for line in lines)
+    # Measuring must not change what is learnt.
+    plain = dataclasses.replace(measured, extractor="none", run_dir=str(tmp_path / "plain"))
+    quiet("digits", plain)
+    a, b = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("run", "plain"))
+    assert equal(a["state"], b["state"])
+
+
+def pixels(images):
+    """Four means of a quarter of the image each: (N, 4)."""
+    return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def test_config_survives_json():
+    for preset in PRESETS.values():
+        assert from_json(json.loads(json.dumps(as_json(preset.config)))) == preset.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "--steps: got 0, want at least 1"),
+        ({"lr_d": -1.0}, "--lr-d: got -1.0"),
+        ({"channels": 2}, "--channels: got 2, want 1 or 3"),
+        ({"ema_decay": 1.0}, "--ema-decay"),
+        ({"betas": (0.0, 1.0)}, "--betas"),
+    ],
+)
+def test_bad_settings_say_what_was_wanted(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes)
