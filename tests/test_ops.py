@@ -28,6 +28,8 @@ CASES = {
     "leaky relu": (LeakyReLU(0.1), [IMAGE], []),
     "leaky relu negative slope": (LeakyReLU(-0.5), [IMAGE], []),
     "avg_pool2d": (AvgPool2d((2, 2), (2, 2), (0, 0), False, True, None), [IMAGE], []),
+    "avg_pool2d tiling": (AvgPool2d((1, 3), (1, 3), (0, 0), False, True, None), [IMAGE], []),
+    "avg_pool2d tiling divisor": (AvgPool2d((7, 3), (7, 3), (0, 0), False, True, 2), [IMAGE], []),
     "avg_pool2d ceil padded": (AvgPool2d((3, 2), (2, 2), (1, 1), True, False, None), [IMAGE], []),
     "avg_pool2d divisor": (AvgPool2d((3, 3), (1, 2), (1, 0), False, True, 5), [IMAGE], []),
     "adaptive_avg_pool2d": (AdaptiveAvgPool2d((3, 2)), [IMAGE], []),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -93,3 +94,18 @@ def records(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:
     """The (B,) tensor with as many trailing axes as `like` has, in its dtype."""
     return scale.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+def stand_in(cotangent: Tensor, shape: Shape) -> Tensor:
+    """Memory of the input's shape (B, C, H, W), in the cotangent's layout, for a backward function that takes an input.
+
+    Data gradients read nothing of their input but shape and layout, so its pages are never touched. An expanded scalar
+    would be made contiguous first, which costs as much as a pass over it.
+    """
+    layout = torch.channels_last if is_channels_last(cotangent) else torch.contiguous_format
+    return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)
+
+
+def is_channels_last(t: Tensor) -> bool:
+    """Whether a (B, C, H, W) tensor is stored with its channels innermost, and not both ways at once."""
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()

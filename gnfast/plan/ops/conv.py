@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, per_sample, records
+from gnfast.plan.op import Op, Operands, Shape, per_sample, records, stand_in
 
 Pair = tuple[int, int]
 
@@ -29,9 +29,7 @@ class Conv2d(Op):
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
-        # Only the shape of the input matters for the data gradient: an expanded scalar stands in for the activation.
-        stand_in = cotangent.new_empty(1).expand(shapes[0])
-        return (self._backward(cotangent, stand_in, operands[0], (True, False, False))[0],)
+        return (self._backward(cotangent, stand_in(cotangent, shapes[0]), operands[0], (True, False, False))[0],)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool

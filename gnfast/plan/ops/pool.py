@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.op import Op, Operands, Shape, is_channels_last, records, stand_in
 from gnfast.plan.ops.conv import Pair, _pair
 
 aten = torch.ops.aten
@@ -31,7 +31,12 @@ class AvgPool2d(Op):
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
-        return (aten.avg_pool2d_backward(cotangent, _stand_in(cotangent, shapes[0]), *self._arguments()),)
+        if is_channels_last(cotangent) and self._tiles(shapes[0], cotangent.shape):
+            # Every pixel lies in one window: its cotangent is that of the window, shared evenly. One write instead of
+            # the zeros and the sums of avg_pool2d_backward; in the contiguous layout the CPU's upsampling is slow.
+            area = self.divisor or self.kernel[0] * self.kernel[1]
+            return (aten.upsample_nearest2d(cotangent / area, shapes[0][2:]),)
+        return (aten.avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0]), *self._arguments()),)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
@@ -40,6 +45,10 @@ class AvgPool2d(Op):
 
     def label(self) -> str:
         return f"avg_pool2d {self.kernel[0] if self.kernel[0] == self.kernel[1] else self.kernel}"
+
+    def _tiles(self, input_shape: Shape, output_shape: Shape) -> bool:
+        covered = all(k * o == i for k, o, i in zip(self.kernel, output_shape[2:], input_shape[2:], strict=True))
+        return covered and self.kernel == self.stride and self.padding == (0, 0)
 
     def _arguments(self) -> tuple[Any, ...]:
         return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
@@ -57,7 +66,7 @@ class AdaptiveAvgPool2d(Op):
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
-        return (aten._adaptive_avg_pool2d_backward(cotangent, _stand_in(cotangent, shapes[0])),)
+        return (aten._adaptive_avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0])),)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
@@ -66,13 +75,6 @@ class AdaptiveAvgPool2d(Op):
 
     def label(self) -> str:
         return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
-
-
-def _stand_in(cotangent: Tensor, shape: Shape) -> Tensor:
-    """A tensor of the pooled input's shape and layout; the pools' backward functions read nothing else of it."""
-    channels_last = cotangent.is_contiguous(memory_format=torch.channels_last) and not cotangent.is_contiguous()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)
 
 
 @records(F.avg_pool2d)
