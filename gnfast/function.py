@@ -17,7 +17,7 @@ from gnfast.plan.trace import Refused, record, unchanged
 
 
 def normalize_gradient(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, **kwargs: Any
+    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
 ) -> Tensor:
     """The gradient-normalised critic f̂ = f / (‖∇ₓf‖ + |f|), exact and without double backward.
 
@@ -30,6 +30,7 @@ def normalize_gradient(
         impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
+        rewrite: merge operations where that is exact and cheaper (a convolution with the pooling behind it, say).
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
@@ -39,11 +40,11 @@ def normalize_gradient(
         UnsupportedError: `strict` and the network is outside what the four passes do, named by submodule and operation.
         InputError: an argument of the wrong kind, shape, dtype or device.
     """
-    return _run(reference.normalize_gradient, _normalized, net, x, args, kwargs, impl, strict)
+    return _run(reference.normalize_gradient, _normalized, net, x, args, kwargs, impl, strict, rewrite)
 
 
 def value_and_grad_norm(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, **kwargs: Any
+    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and the norm of its input gradient per sample.
 
@@ -53,11 +54,11 @@ def value_and_grad_norm(
         f as `net` returns it, and n (B,) = ‖∇ₓf‖₂ over all entries of a sample; both differentiable once with respect
         to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0 at n = 0).
     """
-    return _run(reference.value_and_grad_norm, _with_grad_norm, net, x, args, kwargs, impl, strict)
+    return _run(reference.value_and_grad_norm, _with_grad_norm, net, x, args, kwargs, impl, strict, rewrite)
 
 
 def value_and_input_grad(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, **kwargs: Any
+    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and its gradient with respect to the input.
 
@@ -66,7 +67,7 @@ def value_and_input_grad(
     Returns:
         f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
     """
-    return _run(reference.value_and_input_grad, lambda f, g: (f, g), net, x, args, kwargs, impl, strict)
+    return _run(reference.value_and_input_grad, lambda f, g: (f, g), net, x, args, kwargs, impl, strict, rewrite)
 
 
 def _normalized(f: Tensor, g: Tensor) -> Tensor:
@@ -113,13 +114,14 @@ def _run(
     kwargs: dict[str, Any],
     impl: str,
     strict: bool,
+    rewrite: bool,
 ) -> Any:
     """finish(f, g) by the four passes, or oracle(net, x, ...) where they do not apply or are not wanted."""
     _validate(net, x, impl)
     if impl == "reference":
         return oracle(net, x, *args, **kwargs)
     try:
-        plan, operands = _record(net, x, args, kwargs)
+        plan, operands = _record(net, x, args, kwargs, rewrite)
     except Refused as error:
         if strict:
             raise
@@ -138,20 +140,22 @@ _VERDICTS: "weakref.WeakKeyDictionary[nn.Module, dict[_Key, Refusal | None]]" = 
 _VERDICTS_PER_NETWORK = 64
 
 
-def _record(net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
+def _record(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+) -> tuple[Plan, list[Tensor]]:
     """`record`, but a network that was refused before, in the same state, is refused without running it."""
     verdicts = _VERDICTS.setdefault(net, {})
     key = _state_key(net, x)
     if key in verdicts:
         if (refusal := verdicts[key]) is not None:
             raise Refused(refusal)
-        return _recorded(net, x, args, kwargs)
+        return _recorded(net, x, args, kwargs, rewrite)
     if len(verdicts) >= _VERDICTS_PER_NETWORK:
         verdicts.clear()
     # A refused recording must leave no trace: the fallback is about to run the same forward again.
     with unchanged(net) as accept:
         try:
-            recording = _recorded(net, x, args, kwargs)
+            recording = _recorded(net, x, args, kwargs, rewrite)
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.
             verdicts.update({key: error.refusal} if error.__cause__ is None else {})
@@ -161,11 +165,13 @@ def _record(net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, 
     return recording
 
 
-def _recorded(net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Plan, list[Tensor]]:
+def _recorded(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+) -> tuple[Plan, list[Tensor]]:
     if torch.is_autocast_enabled(x.device.type):
         raise Refused(Refusal("", "autocast", "the four passes do not mix precisions"))
     try:
-        plan, operands, _ = record(net, x, args, kwargs)
+        plan, operands, _ = record(net, x, args, kwargs, rewritten=rewrite)
     except (Refused, InputError):
         raise
     except Exception as error:

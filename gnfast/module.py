@@ -18,22 +18,25 @@ class GradientNorm(nn.Module):
         net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.
         impl: "auto" or "reference", as in `normalize_gradient`.
         strict: raise UnsupportedError instead of falling back to double backward.
+        rewrite: merge operations where that is exact and cheaper.
     """
 
-    def __init__(self, net: nn.Module, *, impl: str = "auto", strict: bool = False) -> None:
+    def __init__(self, net: nn.Module, *, impl: str = "auto", strict: bool = False, rewrite: bool = True) -> None:
         super().__init__()
         self.net = net
         self.impl = impl
         self.strict = strict
+        self.rewrite = rewrite
         self.register_state_dict_post_hook(_without_net_prefix)
         self.register_load_state_dict_pre_hook(_with_net_prefix)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """f̂ of the shape that `net` returns; further arguments go to `net`."""
-        return normalize_gradient(self.net, x, *args, impl=self.impl, strict=self.strict, **kwargs)
+        options = {"impl": self.impl, "strict": self.strict, "rewrite": self.rewrite}
+        return normalize_gradient(self.net, x, *args, **options, **kwargs)
 
     def extra_repr(self) -> str:
-        return f"impl={self.impl!r}, strict={self.strict}"
+        return f"impl={self.impl!r}, strict={self.strict}, rewrite={self.rewrite}"
 
 
 def _without_net_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def tangent(
         if cotangent is not None:
             wanted = [slot is not None and needs[slot] for slot in node.operands]
             for slot, grad in zip(
-                node.operands, node.op.param_grad(cotangent, inputs, given, scale, wanted), strict=True
+                node.operands, node.op.param_grad(cotangent, inputs, given, saved[index], scale, wanted), strict=True
             ):
                 if grad is not None:
                     grads[slot] = grad if grads[slot] is None else grads[slot] + grad

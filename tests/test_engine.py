@@ -113,6 +113,23 @@ class UnusedBranch(nn.Module):
         return self.used(x.flatten(1))
 
 
+class Pooled(nn.Module):
+    """Convolutions before average poolings: those that are merged, moved, and left alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.three, self.one = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.grouped, self.read_twice = nn.Conv2d(6, 6, 2, groups=2, bias=False), nn.Conv2d(6, 6, 1, padding=1)
+        self.wide = nn.Conv2d(3, 6, 5, padding=2)
+
+    def forward(self, x):
+        h = F.relu(F.avg_pool2d(self.three(x), (1, 2)))
+        h = F.relu(F.avg_pool2d(self.one(h), 2, 1))
+        h = self.read_twice(F.avg_pool2d(self.grouped(h), (3, 1), ceil_mode=True))
+        h = F.relu(h).sum((1, 2, 3)) + F.avg_pool2d(h, 2).mean((1, 2, 3))
+        return h + F.leaky_relu(F.avg_pool2d(self.wide(x), 3), 0.2).sum((1, 2, 3))
+
+
 NETWORKS = {
     "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(105, 16), nn.ReLU(), nn.Linear(16, 1)),
     "cnn": cnn,
@@ -122,6 +139,7 @@ NETWORKS = {
     ),
     "resnet": ResNet,
     "resnet-inplace-shortcut-sees-relu": lambda: ResNet(inplace=True),
+    "pooled": Pooled,
     "shared": Shared,
     "arithmetic": Arithmetic,
     "linear-only": lambda: nn.Sequential(nn.Flatten(), nn.Linear(105, 1)),
@@ -645,6 +663,18 @@ def test_plan_costs_are_what_pytorch_counts(x):
         len(x) * (plan.flops()["tangent"] + plan.flops()["weights"]), rel=1e-2
     )
     assert sum(plan.flops().values()) / plan.flops()["forward"] <= 4.05
+
+
+def test_rewrites_change_the_cost_and_not_the_result(x):
+    net = Pooled().double()
+    assert_matches_double_backward(net, x, rewrite=True)
+    assert_matches_double_backward(net, x, rewrite=False)
+    plain, merged = gnfast.trace(net, x, rewrite=False), gnfast.trace(net, x)
+    labels = [node.op.label() for node in merged.nodes]
+    assert labels.count("conv2d + avg_pool2d (1, 2)") == labels.count("conv2d + avg_pool2d 3") == 1
+    names = [node.submodule for node in merged.nodes]
+    assert labels[names.index("one") - 1] == "avg_pool2d 2", "the pooling comes before the 1x1 convolution"
+    assert merged.flops()["forward"] < 0.8 * plain.flops()["forward"]
 
 
 def test_one_plan_serves_every_batch_size():

@@ -6,6 +6,7 @@ from torch import nn
 
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv2d
+from gnfast.plan.ops.conv_pool import ConvAvgPool2d
 from gnfast.plan.ops.elementwise import Add, Scale, Shift
 from gnfast.plan.ops.linear import Linear
 from gnfast.plan.ops.pool import AdaptiveAvgPool2d, AvgPool2d
@@ -21,6 +22,8 @@ CASES = {
     "conv2d without bias": (Conv2d((1, 1), (0, 0), (1, 1), 1), [IMAGE], [(5, 6, 1, 1), None]),
     "conv2d strided": (Conv2d((2, 3), (1, 2), (1, 1), 1), [IMAGE], [(5, 6, 4, 3), (5,)]),
     "conv2d dilated grouped": (Conv2d((1, 2), (2, 1), (2, 1), 3), [IMAGE], [(9, 2, 3, 3), (9,)]),
+    "conv2d then avg_pool2d": (ConvAvgPool2d((1, 1), 1, (2, 2)), [IMAGE], [(5, 6, 3, 3), (5,)]),
+    "conv2d then avg_pool2d 3x2 grouped": (ConvAvgPool2d((0, 2), 3, (3, 2)), [IMAGE], [(9, 2, 2, 5), None]),
     "linear": (Linear(), [(B, 7)], [(5, 7), (5,)]),
     "linear without bias": (Linear(), [(B, 7)], [(5, 7), None]),
     "linear on sequences": (Linear(), [(B, 4, 7)], [(5, 7), (5,)]),
@@ -112,12 +115,13 @@ def test_pushforward_scales_constants_per_sample(case):
 def test_param_grad_is_autograds(case):
     op, inputs, operands = case
     leaves = [None if t is None else t.clone().requires_grad_() for t in operands]
-    _, saved = op.forward(inputs, operands, overwrite=False)
+    _, saved = op.forward(inputs, leaves, overwrite=False)
     tangents, scale = tangents_of(inputs), torch.randn(B, dtype=torch.float64)
     pushed = op.pushforward(tangents, leaves, saved, scale, overwrite=False)
     cotangent = torch.randn_like(pushed)
     needs = [t is not None for t in operands]
-    actual = op.param_grad(cotangent, tangents, operands, scale, needs)
+    with torch.no_grad():
+        actual = op.param_grad(cotangent, tangents, operands, saved, scale, needs)
     assert len(actual) == len(operands)
     if any(needs):
         expected = iter(torch.autograd.grad(pushed, [t for t in leaves if t is not None], cotangent))
@@ -125,7 +129,7 @@ def test_param_grad_is_autograds(case):
             assert (grad is not None) == need
             if need:
                 assert_close(grad, next(expected))
-    assert op.param_grad(cotangent, tangents, operands, scale, [False] * len(operands)) == type(actual)(
+    assert op.param_grad(cotangent, tangents, operands, saved, scale, [False] * len(operands)) == type(actual)(
         [None] * len(operands)
     )
 

@@ -11,18 +11,19 @@ from gnfast.plan.trace import record, unchanged
 __all__ = ["Node", "Op", "Plan", "Refusal", "records", "trace"]
 
 
-def trace(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Plan:
+def trace(net: nn.Module, x: Tensor, *args: Any, rewrite: bool = True, **kwargs: Any) -> Plan:
     """Records what a network does with x, without computing it.
 
     Args:
         net: the critic. Its forward runs once, in its present mode (train or eval).
         x: (B, ...) example input; only its shape, dtype and device matter.
         *args, **kwargs: passed to `net` after x.
+        rewrite: merge operations where that is exact and cheaper, as the engine does.
 
     Returns:
         The Plan. `print(plan)` shows each operation with its submodule, shape, FLOPs per pass and bytes kept, and
         either the cost of a step in forwards or everything that was refused and why.
     """
     with unchanged(net):
-        plan, _, _ = record(net, x, args, kwargs, explain=True)
+        plan, _, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True)
     return plan

@@ -62,6 +62,7 @@ class Op:
         cotangent: Tensor,
         tangents: Sequence[Tensor],
         operands: Operands,
+        saved: Any,
         scale: Tensor | None,
         needs: Sequence[bool],
     ) -> Sequence[Tensor | None]:

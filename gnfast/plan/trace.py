@@ -21,6 +21,7 @@ import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.plan.op import RECORDERS, Op, Shape
 from gnfast.plan.plan import Node, Plan, Refusal
+from gnfast.plan.rewrite import rewrite
 
 
 class Refused(UnsupportedError):
@@ -232,7 +233,13 @@ class Opaque(Op):
 
 
 def record(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], explain: bool = False
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    rewritten: bool = True,
+    explain: bool = False,
 ) -> tuple[Plan, list[Tensor], Shape]:
     """Runs the network's forward on a traced x.
 
@@ -268,6 +275,7 @@ def record(
         output,
         trainable,
         tuple(recorder.refusals),
+        rewritten,
     )
     return plan, recorder.operands, shape
 
@@ -302,9 +310,12 @@ def _plan(
     output: int,
     trainable: frozenset[int],
     refusals: tuple[Refusal, ...],
+    rewritten: bool,
 ) -> Plan:
     """One Plan per structure: what it works out for itself serves every later call."""
     kept = nodes if refusals else _reachable(nodes, output)
+    if rewritten and not refusals:
+        kept = rewrite(kept, output)
     return Plan(name, input_shape, dtype_bytes, kept, output, trainable, refusals)
 
 

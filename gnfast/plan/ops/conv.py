@@ -45,6 +45,7 @@ class Conv2d(Op):
         cotangent: Tensor,
         tangents: Sequence[Tensor],
         operands: Operands,
+        saved: Any,
         scale: Tensor | None,
         needs: Sequence[bool],
     ) -> Sequence[Tensor | None]:

@@ -64,6 +64,7 @@ class Shift(Op):
         cotangent: Tensor,
         tangents: Sequence[Tensor],
         operands: Operands,
+        saved: Any,
         scale: Tensor | None,
         needs: Sequence[bool],
     ) -> Sequence[Tensor | None]:
@@ -101,6 +102,7 @@ class Scale(Op):
         cotangent: Tensor,
         tangents: Sequence[Tensor],
         operands: Operands,
+        saved: Any,
         scale: Tensor | None,
         needs: Sequence[bool],
     ) -> Sequence[Tensor | None]:

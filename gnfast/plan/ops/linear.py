@@ -37,6 +37,7 @@ class Linear(Op):
         cotangent: Tensor,
         tangents: Sequence[Tensor],
         operands: Operands,
+        saved: Any,
         scale: Tensor | None,
         needs: Sequence[bool],
     ) -> Sequence[Tensor | None]:
