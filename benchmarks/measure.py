@@ -83,8 +83,8 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
 def typical_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The median over samples of the relative error.
 
-    Where rounding puts a pre-activation on the other side of zero, the input gradient of that sample jumps. It happens to
-    any two implementations in low precision, and to few samples, which a norm over the batch would let dominate.
+    Where rounding puts a pre-activation on the other side of zero, the input gradient of that sample jumps. It happens
+    to any two implementations in low precision, and to few samples, which a norm over the batch would let dominate.
     """
     difference = (actual - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)
     return difference.median().item()
