@@ -66,6 +66,8 @@ class Plan:
     output: int
     trainable: frozenset[int]
     """Slots of the operands that require a gradient."""
+    stated_flops: int = 0
+    """Floating-point operations per sample of a forward as the network states it, before any rewrite."""
     refusals: tuple[Refusal, ...] = ()
 
     @functools.cached_property

@@ -37,13 +37,18 @@ def render(plan: Plan) -> str:
     if plan.refusals:
         verdict = ["Falls back to exact double backward:", *(f"  - {refusal}" for refusal in plan.refusals)]
     else:
-        forward = max(totals["forward"], 1)
+        forward = max(plan.stated_flops, 1)
         critic = sum(totals.values()) / forward
         generator = (totals["forward"] + totals["input gradient"]) / forward
         verdict = [
-            f"Exact in four passes: a critic step costs {critic:.2f} forwards, a generator step {generator:.2f}. "
-            "MFLOP and bytes are per sample."
+            f"Exact in four passes: a critic step costs {critic:.2f} forwards of the network, a generator step "
+            f"{generator:.2f}.",
+            "MFLOP and bytes are per sample.",
         ]
+        if totals["forward"] < plan.stated_flops:
+            verdict.append(
+                f"Rewrites shrink a forward from {_mega(plan.stated_flops)} to {_mega(totals['forward'])} MFLOP."
+            )
     return "\n".join([*table, *verdict])
 
 

@@ -314,9 +314,10 @@ def _plan(
 ) -> Plan:
     """One Plan per structure: what it works out for itself serves every later call."""
     kept = nodes if refusals else _reachable(nodes, output)
+    stated_flops = sum(node.flops for node in kept)
     if rewritten and not refusals:
         kept = rewrite(kept, output)
-    return Plan(name, input_shape, dtype_bytes, kept, output, trainable, refusals)
+    return Plan(name, input_shape, dtype_bytes, kept, output, trainable, stated_flops, refusals)
 
 
 def _reachable(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
