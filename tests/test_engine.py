@@ -502,6 +502,27 @@ def test_what_is_not_piecewise_linear_per_sample_is_refused(function, reason, x)
         gnfast.normalize_gradient(forward_only(function), x, strict=True)
 
 
+class ReversedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_custom_autograd_functions_are_refused(last, mode, x):
+    def function(x):
+        h = ReversedGradient.apply(x * 2)
+        return ReversedGradient.apply(x.sum((1, 2, 3))) if last else h.sum((1, 2, 3))
+
+    with mode(), pytest.raises(UnsupportedError, match="custom autograd function ReversedGradientBackward"):
+        gnfast.normalize_gradient(forward_only(function), x, strict=True)
+
+
 def test_views_changed_in_place_are_refused(x):
     class Aliased(nn.Module):
         def forward(self, x):

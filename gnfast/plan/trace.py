@@ -44,7 +44,10 @@ class Traced(Tensor):
 
     @staticmethod
     def __new__(cls, recorder: "Recorder", value: int, shape: Shape) -> "Traced":
-        traced = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=recorder.dtype, device=recorder.device)
+        # It requires a gradient so that a custom autograd Function shows as its grad_fn.
+        traced = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=recorder.dtype, device=recorder.device, requires_grad=True
+        )
         traced.recorder, traced.value, traced.extent, traced.views = recorder, value, shape, None
         return traced
 
@@ -63,12 +66,15 @@ class Traced(Tensor):
 _METADATA = frozenset(
     [
         *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
-        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "requires_grad", "is_sparse", "is_meta")),
+        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta")),
         *(getattr(Tensor, name) for name in ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")),
         *(getattr(Tensor, name) for name in ("is_complex", "is_contiguous", "stride", "element_size", "get_device")),
         *(torch.is_floating_point, torch.is_complex, torch.numel),
     ]
 )
+
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__
 
 
 class Recorder:
@@ -93,6 +99,9 @@ class Recorder:
         if func in _METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
+        if func == _REQUIRES_GRAD:
+            # Module hooks that would follow gradients have none to follow here.
+            return False
         if func is Tensor.__len__:
             return args[0].shape[0]
         if func is Tensor.__repr__:
@@ -121,6 +130,7 @@ class Recorder:
         for tensor in inputs:
             if not self.depends_on_x(tensor):
                 self.refuse("its input does not depend on x while another argument does")
+            self._require_recorded(tensor)
         for tensor in operands:
             if self.depends_on_x(tensor):
                 self.refuse("its weight depends on x, so the product is not piecewise linear")
@@ -188,6 +198,13 @@ class Recorder:
         if constant.dim() > tensor.dim():
             self.refuse(f"a constant of shape {tuple(constant.shape)} has more axes than {tuple(tensor.shape)}")
 
+    def _require_recorded(self, tensor: Traced) -> None:
+        """Refuses what a custom autograd Function has returned: its backward need not be that of its forward."""
+        with torch._C.DisableTorchFunctionSubclass():
+            function = tensor.grad_fn
+        if function is not None:
+            self.refuse(f"its input comes from the custom autograd function {function.name()}")
+
     def _new_value(self, shape: Sequence[int]) -> Traced:
         traced = Traced(self, self._values, tuple(shape))
         self._values += 1
@@ -252,10 +269,13 @@ def record(
     recorder = Recorder(net, x, explain)
     output, shape = 0, ()
     try:
-        result = net(recorder.input, *args, **kwargs)
+        # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
+        with torch.inference_mode(False), torch.enable_grad():
+            result = net(recorder.input, *args, **kwargs)
         recorder._operation = "its output"
         if not isinstance(result, Traced):
             recorder.refuse(f"a {type(result).__name__} that does not depend on x")
+        recorder._require_recorded(result)
         output, shape = result.value, result.extent
         if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
             recorder.refuse(f"shape {shape} is not one logit per sample of x {tuple(x.shape)}")
