@@ -261,7 +261,7 @@ def _dry_run(name: str, config: object) -> int:
     board = ", tensorboard/" if config.tensorboard else ""
     print(
         f"\nwould write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, curves.png, "
-        f"samples/ema-STEP.png, checkpoints/step-STEP.pt{board}"
+        f"samples/ema-STEP.png, samples/raw-STEP.png, checkpoints/step-STEP.pt{board}"
     )
     return 0
 

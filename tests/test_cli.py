@@ -93,11 +93,12 @@ def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert main(["train", "gngan-stl10-resnet", "--dry-run", "--width", "0.1"]) == 0
     text = capsys.readouterr().out
-    assert "4.00 forwards" in text
+    assert "Rewrites shrink a forward" in text
     assert "runs/gngan-stl10-resnet/" in text
     assert not list(tmp_path.iterdir())
     assert main(["train", "gngan-cifar10-cnn", "--dry-run"]) == 0
     text = capsys.readouterr().out
+    assert "4.00 forwards" in text
     assert "3,813,379" in text
     assert "5,860,865" in text
 

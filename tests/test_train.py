@@ -126,7 +126,7 @@ def test_the_folder_tells_the_story(config, tmp_path):
     assert session["torch"] == torch.__version__
     assert [row["step"] for row in read_metrics(folder)] == [3, 6, 9, 11]
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
-        *("ema-000005.png", "ema-000010.png", "ema-000011.png")
+        f"{weights}-{step:06d}.png" for weights in ("ema", "raw") for step in (5, 10, 11)
     ]
     assert len(checkpoint.paths(folder / "checkpoints")) == 2
     assert "finished 11 steps" in (folder / "log.txt").read_text()

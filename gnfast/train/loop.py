@@ -126,7 +126,9 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
                 since, seen = now, step
                 bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
             if last or _due(step, config.sample_every):
-                log.picture("ema", step, sample(state.ema.module, state.fixed_z, config.sample_bn == "batch"))
+                # Both: early in a run the moving average still shows the generator that the run began with.
+                for name, generator in (("raw", state.generator), ("ema", state.ema.module)):
+                    log.picture(name, step, sample(generator, state.fixed_z, config.sample_bn == "batch"))
             if last or _due(step, config.eval_every):
                 evaluate(state)
             if last or _due(step, config.checkpoint_every):
