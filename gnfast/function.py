@@ -188,7 +188,8 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
         if module._backward_hooks or module._backward_pre_hooks:
             name = next(name for name, m in net.named_modules() if m is module)
             raise Refused(Refusal(name, "register_full_backward_hook", "a backward hook would not see its gradients"))
-    return (tuple(x.shape[1:]), x.dtype, x.device.type, torch.is_grad_enabled(), *modules)
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return (tuple(x.shape[1:]), x.dtype, x.device.type, torch.is_grad_enabled(), autocast, *modules)
 
 
 def _warn_once(net: nn.Module, refusal: Refusal) -> None:
