@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import gnfast
@@ -521,6 +522,33 @@ def test_custom_autograd_functions_are_refused(last, mode, x):
 
     with mode(), pytest.raises(UnsupportedError, match="custom autograd function ReversedGradientBackward"):
         gnfast.normalize_gradient(forward_only(function), x, strict=True)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False)
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Checkpointed,
+        nn.DataParallel,
+        torch.jit.script,
+        lambda net: torch.jit.trace(net, torch.zeros(2, 3, 5, 7).double()),
+    ],
+    ids=["checkpoint", "data-parallel", "script", "traced-script"],
+)
+def test_wrapped_networks_are_exact(wrap, x):
+    net = wrap(NETWORKS["mlp"]().double())
+    actual = outputs_and_gradients(gnfast.normalize_gradient, net, x)
+    expected = outputs_and_gradients(reference.normalize_gradient, net, x)
+    assert all(relative_error(actual[key], expected[key]) < 1e-10 for key in expected)
 
 
 def test_views_changed_in_place_are_refused(x):

@@ -398,7 +398,7 @@ def _recorder_of(args: Any, kwargs: Any) -> Recorder:
 
 def _name_of(func: Callable[..., Any]) -> str:
     """The name under which users know a function: "F.relu", "Tensor.add", "torch.cat", "Tensor.data"."""
-    name = getattr(func, "__name__", str(func))
+    name = getattr(func, "__name__", type(func).__name__)
     if name in ("__get__", "__set__"):
         name = getattr(getattr(func, "__self__", None), "__name__", name)
         return f"Tensor.{name}"
