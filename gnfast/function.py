@@ -177,7 +177,25 @@ def _recorded(
     except Exception as error:
         reason = f"recording it raised {type(error).__name__}: {error}"
         raise Refused(Refusal("", "forward", reason)) from error
+    if torch.is_grad_enabled() and x.requires_grad and any(_depends_on(operand, x) for operand in operands):
+        raise Refused(Refusal("", "forward", "another tensor that it uses was computed from x, beside x itself"))
     return plan, operands
+
+
+def _depends_on(tensor: Tensor, x: Tensor) -> bool:
+    """Whether autograd leads from `tensor` back to x: then the input gradient has a part that the recording misses."""
+    if tensor is x or tensor.grad_fn is None:
+        return tensor is x
+    source = torch.autograd.graph.get_gradient_edge(x).node
+    pending, seen = [tensor.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is source:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [following for following, _ in node.next_functions]
+    return False
 
 
 def _state_key(net: nn.Module, x: Tensor) -> _Key:
@@ -189,7 +207,8 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
             name = next(name for name, m in net.named_modules() if m is module)
             raise Refused(Refusal(name, "register_full_backward_hook", "a backward hook would not see its gradients"))
     autocast = torch.is_autocast_enabled(x.device.type)
-    return (tuple(x.shape[1:]), x.dtype, x.device.type, torch.is_grad_enabled(), autocast, *modules)
+    modes = torch.is_grad_enabled(), x.requires_grad, autocast
+    return (tuple(x.shape[1:]), x.dtype, x.device.type, *modes, *modules)
 
 
 def _warn_once(net: nn.Module, refusal: Refusal) -> None:

@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 import gnfast
-from gnfast import FallbackWarning, InputError, UnsupportedError, reference
+from gnfast import FallbackWarning, InputError, UnsupportedError, passes, reference
 from tests.oracle import assert_matches_double_backward, loss_of, outputs_and_gradients, relative_error
 
 
@@ -729,5 +729,33 @@ def test_rewrites_change_the_cost_and_not_the_result(x):
 
 def test_one_plan_serves_every_batch_size():
     net = ResNet().double()
-    plans = {id(gnfast.trace(net, torch.randn(batch, 3, 6, 6, dtype=torch.float64)).nodes) for batch in (2, 2)}
-    assert len(plans) == 1
+    first, again, larger = (gnfast.trace(net, torch.randn(batch, 3, 6, 6, dtype=torch.float64)) for batch in (2, 2, 7))
+    assert first is again
+    assert str(first) == str(larger)
+    x = torch.randn(7, 3, 6, 6, dtype=torch.float64)
+    operands = list(net.parameters())
+    assert [tuple(t.shape) for t in operands] == [s for node in first.nodes for s in node.operand_shapes]
+    assert relative_error(passes.forward(first, x, operands)[0], net(x)) < 1e-12
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("other", [lambda x: x, lambda x: (2 * x).tanh()], ids=["x itself", "computed from x"])
+def test_x_reached_by_another_way_falls_back(leaf, other):
+    class Guided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 1)
+
+        def forward(self, x, guide):
+            return self.linear(F.relu(x + guide))
+
+    net = Guided().double()
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    x = x if leaf else x * 1.5
+    guide = other(x)
+    with pytest.warns(FallbackWarning, match="computed from x"):
+        f, g = gnfast.value_and_input_grad(net, x, guide)
+    (expected,) = torch.autograd.grad(net(x, guide).sum(), x, retain_graph=True)
+    assert relative_error(g, expected) < 1e-12
+    with torch.no_grad():
+        assert relative_error(gnfast.value_and_input_grad(net, x, guide, strict=True)[0], f) < 1e-12
