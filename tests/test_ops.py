@@ -2,41 +2,93 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from gnfast.plan.ops.activation import LeakyReLU
-from gnfast.plan.ops.conv import Conv2d
-from gnfast.plan.ops.conv_pool import ConvAvgPool2d
+import gnfast
+from gnfast.plan.op import LinearCall
+from gnfast.plan.ops.activation import ACTIVATIONS, LeakyReLU, Piecewise, PReLU
+from gnfast.plan.ops.conv import Conv
+from gnfast.plan.ops.einsum import Einsum
 from gnfast.plan.ops.elementwise import Add, Scale, Shift
 from gnfast.plan.ops.linear import Linear
 from gnfast.plan.ops.pool import AdaptiveAvgPool2d, AvgPool2d
 from gnfast.plan.ops.reduce import Sum
-from gnfast.plan.ops.shape import Reshape
+from gnfast.plan.ops.resample import Pad, Upsample
+from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick
+from gnfast.plan.ops.shape import Cat, Permute, Reshape, index
 
 B = 3
 IMAGE = (B, 6, 7, 9)
+SOUND = (B, 6, 11)
+VOLUME = (B, 4, 5, 3, 6)
 
 # name: op, input shapes, operand shapes
 CASES = {
-    "conv2d": (Conv2d((1, 1), (1, 1), (1, 1), 1), [IMAGE], [(5, 6, 3, 3), (5,)]),
-    "conv2d without bias": (Conv2d((1, 1), (0, 0), (1, 1), 1), [IMAGE], [(5, 6, 1, 1), None]),
-    "conv2d strided": (Conv2d((2, 3), (1, 2), (1, 1), 1), [IMAGE], [(5, 6, 4, 3), (5,)]),
-    "conv2d dilated grouped": (Conv2d((1, 2), (2, 1), (2, 1), 3), [IMAGE], [(9, 2, 3, 3), (9,)]),
-    "conv2d then avg_pool2d": (ConvAvgPool2d((1, 1), 1, (2, 2)), [IMAGE], [(5, 6, 3, 3), (5,)]),
-    "conv2d then avg_pool2d 3x2 grouped": (ConvAvgPool2d((0, 2), 3, (3, 2)), [IMAGE], [(9, 2, 2, 5), None]),
+    "conv2d": (Conv((1, 1), (1, 1), (1, 1), 1), [IMAGE], [(5, 6, 3, 3), (5,)]),
+    "conv2d without bias": (Conv((1, 1), (0, 0), (1, 1), 1), [IMAGE], [(5, 6, 1, 1), None]),
+    "conv2d strided": (Conv((2, 3), (1, 2), (1, 1), 1), [IMAGE], [(5, 6, 4, 3), (5,)]),
+    "conv2d dilated grouped": (Conv((1, 2), (2, 1), (2, 1), 3), [IMAGE], [(9, 2, 3, 3), (9,)]),
+    "conv1d strided grouped": (Conv((4,), (5,), (1,), 2), [SOUND], [(4, 3, 7), (4,)]),
+    "conv3d": (Conv((1, 2, 1), (1, 0, 1), (1, 1, 2), 1), [VOLUME], [(5, 4, 2, 3, 2), (5,)]),
+    "conv_transpose1d": (Conv((3,), (1,), (1,), 1, True, (2,)), [SOUND], [(6, 4, 4), (4,)]),
+    "conv_transpose2d": (Conv((2, 3), (1, 0), (1, 2), 1, True, (1, 0)), [IMAGE], [(6, 5, 4, 3), (5,)]),
+    "conv_transpose2d grouped": (Conv((2, 2), (1, 1), (1, 1), 3, True, (0, 0)), [IMAGE], [(6, 3, 4, 4), None]),
+    "conv_transpose3d": (Conv((2, 1, 1), (0, 1, 0), (1, 1, 1), 2, True, (1, 0, 0)), [VOLUME], [(4, 3, 3, 3, 2), (6,)]),
     "linear": (Linear(), [(B, 7)], [(5, 7), (5,)]),
     "linear without bias": (Linear(), [(B, 7)], [(5, 7), None]),
     "linear on sequences": (Linear(), [(B, 4, 7)], [(5, 7), (5,)]),
+    "einsum matrix": (Einsum(("anK", "KM"), "anM", 0), [(B, 4, 7)], [(7, 5)]),
+    "einsum per sample": (Einsum(("bnk", "bkm"), "bmn", 1), [(B, 4, 5)], [(B, 7, 4)]),
+    "einsum projection": (Einsum(("bc", "bc"), "b", 0), [(B, 7)], [(B, 7)]),
+    "einsum three factors": (Einsum(("ij", "bcjk", "k"), "bic", 1), [IMAGE], [(2, 7), (9,)]),
+    "einsum summed alone": (Einsum(("bchw", "cd"), "bd", 0), [IMAGE], [(6, 2)]),
+    "einsum summed alone in the operand": (Einsum(("bc", "cde"), "bd", 0), [(B, 4)], [(4, 2, 5)]),
     "relu": (LeakyReLU(0.0), [IMAGE], []),
     "leaky relu": (LeakyReLU(0.1), [IMAGE], []),
     "leaky relu negative slope": (LeakyReLU(-0.5), [IMAGE], []),
+    "prelu": (PReLU(), [IMAGE], [(6,)]),
+    "prelu shared slope": (PReLU(), [IMAGE], [(1,)]),
+    "prelu on vectors": (PReLU(), [(B, 7)], [(7,)]),
+    "piecewise of three": (
+        Piecewise("three", ((-0.3, True), (0.4, False)), (0.5, -2, 0.1), (0.2, -0.55, -1.39)),
+        [IMAGE],
+        [],
+    ),
+    "clamp": (ACTIVATIONS[torch.clamp](-0.5, 0.7), [IMAGE], []),
+    "clamp from below": (ACTIVATIONS[torch.clamp](min=-0.5), [IMAGE], []),
+    "clamp from above": (ACTIVATIONS[torch.clamp](max=0.5), [IMAGE], []),
+    "clamp inverted": (ACTIVATIONS[torch.clamp](0.5, -0.5), [IMAGE], []),
+    "hardsigmoid": (ACTIVATIONS[F.hardsigmoid](), [IMAGE], []),
+    "threshold": (ACTIVATIONS[F.threshold](0.2, -3.0), [IMAGE], []),
+    "max_pool2d": (MaxPool((3, 2), (2, 2), (1, 0), (1, 1), True), [IMAGE], []),
+    "max_pool2d dilated": (MaxPool((2, 2), (1, 1), (0, 0), (2, 3), False), [IMAGE], []),
+    "max_pool3d": (MaxPool((2, 2, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1), False), [VOLUME], []),
+    "adaptive_max_pool2d": (AdaptiveMaxPool((3, 4)), [IMAGE], []),
+    "adaptive_max_pool3d": (AdaptiveMaxPool((2, 2, 4)), [VOLUME], []),
+    "max over channels": (Pick(torch.max, 1), [IMAGE], []),
+    "sort": (Pick(torch.sort, 2, (), (("descending", True),)), [IMAGE], []),
+    "topk": (Pick(torch.topk, 3, (4,), (("largest", False),)), [IMAGE], []),
+    "kthvalue": (Pick(torch.kthvalue, 1, (2,)), [IMAGE], []),
+    "median": (Pick(torch.median, 3), [IMAGE], []),
+    "maximum": (Maximum(1), [IMAGE, IMAGE], []),
+    "minimum broadcast": (Maximum(-1), [IMAGE, (B, 6, 1, 9)], []),
+    "amax": (Extremum((2, 3), False, 1), [IMAGE], []),
+    "amin keepdim": (Extremum((1,), True, -1), [IMAGE], []),
     "avg_pool2d": (AvgPool2d((2, 2), (2, 2), (0, 0), False, True, None), [IMAGE], []),
     "avg_pool2d tiling": (AvgPool2d((1, 3), (1, 3), (0, 0), False, True, None), [IMAGE], []),
     "avg_pool2d tiling divisor": (AvgPool2d((7, 3), (7, 3), (0, 0), False, True, 2), [IMAGE], []),
     "avg_pool2d ceil padded": (AvgPool2d((3, 2), (2, 2), (1, 1), True, False, None), [IMAGE], []),
     "avg_pool2d divisor": (AvgPool2d((3, 3), (1, 2), (1, 0), False, True, 5), [IMAGE], []),
+    "avg_pool3d": (LinearCall(F.avg_pool3d, (2, 1)), [VOLUME], []),
     "adaptive_avg_pool2d": (AdaptiveAvgPool2d((3, 2)), [IMAGE], []),
     "adaptive_avg_pool2d global": (AdaptiveAvgPool2d((1, 1)), [IMAGE], []),
+    "upsample nearest": (Upsample((2, 3)), [IMAGE], []),
+    "upsample bilinear": (LinearCall(F.interpolate, (None, 2, "bilinear")), [IMAGE], []),
+    "pad": (Pad((1, 2, 0, 3)), [IMAGE], []),
+    "pad and crop": (Pad((-1, 2, 3, -2)), [IMAGE], []),
+    "pad reflect": (LinearCall(F.pad, ((1, 2, 0, 3), "reflect")), [IMAGE], []),
+    "pixel_shuffle": (LinearCall(F.pixel_shuffle, (2,)), [(B, 8, 3, 5)], []),
     "sum": (Sum((2, 3), False, False), [IMAGE], []),
     "mean keepdim": (Sum((1, 3), True, True), [IMAGE], []),
     "add": (Add(1), [IMAGE, IMAGE], []),
@@ -48,6 +100,12 @@ CASES = {
     "scale by tensor": (Scale(None), [IMAGE], [(1, 9)]),
     "scale by batch": (Scale(None), [IMAGE], [(B, 6, 1, 1)]),
     "reshape": (Reshape((14, 27)), [IMAGE], []),
+    "permute": (Permute((0, 2, 3, 1)), [IMAGE], []),
+    "slice": (LinearCall(index, ((Ellipsis, ("slice", 1, None, 2), -3),)), [IMAGE], []),
+    "expand": (LinearCall(torch.Tensor.expand, (-1, 6, 4, -1)), [(B, 6, 1, 9)], []),
+    "roll": (LinearCall(torch.roll, (2, 3)), [IMAGE], []),
+    "cat": (Cat(1, (False, False)), [IMAGE, (B, 2, 7, 9)], []),
+    "cat with constants": (Cat(2, (True, False, True)), [IMAGE], [(B, 6, 2, 9), (B, 6, 1, 9)]),
 }
 
 
@@ -156,12 +214,22 @@ def test_input_is_left_alone(case):
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
 
 
-@pytest.mark.parametrize("module", [nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 4, 1)])
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(6, 5, 3, padding=1),
+        nn.Conv2d(6, 6, 3, groups=2),
+        nn.Conv2d(6, 4, 1),
+        nn.ConvTranspose2d(6, 4, 4, 2, 1),
+        nn.Linear(9, 4),
+    ],
+    ids=str,
+)
 def test_flops_agree_with_pytorchs_counter(module):
     from torch.utils.flop_counter import FlopCounterMode
 
     x = torch.randn(IMAGE)
     with FlopCounterMode(display=False) as counter:
-        y = module(x)
-    op = Conv2d(module.stride, module.padding, module.dilation, module.groups)
-    assert B * op.flops([tuple(module.weight.shape), None], tuple(y.shape[1:])) == counter.get_total_flops()
+        module(x)
+    plan = gnfast.trace(module, x, rewrite=False)
+    assert B * plan.nodes[0].flops == counter.get_total_flops()

@@ -1,6 +1,7 @@
 """What an operation of a Plan is: four methods over batched tensors, and the PyTorch functions that record it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -41,6 +42,12 @@ class Op:
     shares_cotangent: ClassVar[bool] = False
     """Whether pullback may return a tensor that shares memory with the cotangent, or with itself (expanded)."""
 
+    promotes: ClassVar[bool] = False
+    """Whether tensors of different dtypes meet in the widest one; else PyTorch's own rule for the forward decides."""
+
+    autocasts: ClassVar[bool] = False
+    """Whether autocast runs it in low precision."""
+
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Any]:
         """Returns y and what pullback and pushforward need to know about the mask (None where L is constant)."""
         raise NotImplementedError
@@ -69,13 +76,63 @@ class Op:
         """Returns the gradient of each operand for which `needs` is true; None elsewhere."""
         return [None] * len(operands)
 
-    def flops(self, operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
-        """Floating-point operations of one forward per sample (convolutions and matrix products; shapes without B)."""
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+        """Floating-point operations of one forward per sample (convolutions and matrix products).
+
+        Input and output shapes come without the batch axis, operands' as they are.
+        """
         return 0
 
     def label(self) -> str:
         """The name and arguments that a printed Plan shows."""
         return type(self).__name__
+
+
+class LinearMap(Op):
+    """An op without operands, mask or constants: forward and pushforward are the same linear map."""
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        """L h."""
+        raise NotImplementedError
+
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        """Lᵀ δ per input; as autograd has it, unless a subclass knows better."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # What a linear map's backward reads of its input is shape and layout.
+            inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in shapes]
+            return torch.autograd.grad(self.apply(*inputs), inputs, _without_inference_mode(cotangent))
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+        return self.apply(*inputs), None
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        return self.adjoint(cotangent, shapes)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return self.apply(*tangents)
+
+
+@dataclass(frozen=True)
+class LinearCall(LinearMap):
+    """A PyTorch function that is linear in its first argument, with hashable static arguments after it."""
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    # Some of these functions return views, and so do some of their adjoints.
+    is_view: ClassVar[bool] = True
+    shares_cotangent: ClassVar[bool] = True
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs, *self.args, **dict(self.kwargs))
+
+    def label(self) -> str:
+        given = [*map(str, self.args), *(f"{name}={value}" for name, value in self.kwargs)]
+        return " ".join([self.function.__name__, *given])
 
 
 RECORDERS: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -98,15 +155,24 @@ def per_sample(scale: Tensor, like: Tensor) -> Tensor:
 
 
 def stand_in(cotangent: Tensor, shape: Shape) -> Tensor:
-    """Memory of the input's shape (B, C, H, W), in the cotangent's layout, for a backward function that takes an input.
+    """Memory of the input's shape, in the cotangent's layout, for a backward function that takes an input.
 
     Data gradients read nothing of their input but shape and layout, so its pages are never touched. An expanded scalar
     would be made contiguous first, which costs as much as a pass over it.
     """
-    layout = torch.channels_last if is_channels_last(cotangent) else torch.contiguous_format
+    layout = torch.channels_last if len(shape) == 4 and is_channels_last(cotangent) else torch.contiguous_format
     return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)
 
 
+def _without_inference_mode(t: Tensor) -> Tensor:
+    return t.clone() if t.is_inference() else t
+
+
+def frozen(value: Any) -> Any:
+    """A hashable twin of static arguments: lists become tuples."""
+    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
 def is_channels_last(t: Tensor) -> bool:
-    """Whether a (B, C, H, W) tensor is stored with its channels innermost, and not both ways at once."""
-    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    """Whether a tensor is a (B, C, H, W) one stored with its channels innermost, and not both ways at once."""
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()

@@ -2,7 +2,11 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from gnfast.plan.op import Op, Shape
 
@@ -21,12 +25,23 @@ class Node:
     input_shapes: tuple[Shape, ...]
     operand_shapes: tuple[Shape | None, ...]
     output_shape: Shape
+    itemsize: int
+    """Bytes per entry of the output."""
     submodule: str
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one forward per sample."""
-        return self.op.flops(self.operand_shapes, self.output_shape)
+        return self.op.flops(self.input_shapes, self.operand_shapes, self.output_shape)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """An operand that a rewrite computes from another one: function(operand in `slot`, *args), differentiably."""
+
+    function: Callable[..., Tensor]
+    slot: int
+    args: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -61,14 +76,19 @@ class Plan:
 
     name: str
     input_shape: Shape
-    dtype_bytes: int
     nodes: tuple[Node, ...]
     output: int
     trainable: frozenset[int]
     """Slots of the operands that require a gradient."""
+    derived: tuple[Derived, ...] = ()
+    """What the slots after those of the recorded operands hold."""
     stated_flops: int = 0
     """Floating-point operations per sample of a forward as the network states it, before any rewrite."""
     refusals: tuple[Refusal, ...] = ()
+
+    def operands(self, recorded: Sequence[Tensor]) -> list[Tensor]:
+        """All operands, from those that were recorded with this structure."""
+        return [*recorded, *(d.function(recorded[d.slot], *d.args) for d in self.derived)]
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -130,7 +150,7 @@ class Plan:
     def _node_bytes(self, index: int) -> int:
         node = self.nodes[index]
         entries = math.prod(node.output_shape)
-        return entries * self.dtype_bytes * self.has_param_grads[index] + math.ceil(entries * node.op.mask_bits / 8)
+        return entries * node.itemsize * self.has_param_grads[index] + math.ceil(entries * node.op.mask_bits / 8)
 
     def __str__(self) -> str:
         from gnfast.plan.table import render

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.plan.op import RECORDERS, Op, Shape
-from gnfast.plan.plan import Node, Plan, Refusal
+from gnfast.plan.ops.shape import Cast
+from gnfast.plan.plan import Derived, Node, Plan, Refusal
 from gnfast.plan.rewrite import rewrite
 
 
@@ -39,16 +40,18 @@ class Traced(Tensor):
     value: int
     extent: Shape
     """The shape, without the detour of `.shape` through `__torch_function__`."""
+    scalar: torch.dtype
+    """The dtype, likewise."""
     views: "weakref.WeakSet[Traced] | None"
     """The tensors that share this one's memory, itself included; None while there is no other."""
 
     @staticmethod
-    def __new__(cls, recorder: "Recorder", value: int, shape: Shape) -> "Traced":
+    def __new__(cls, recorder: "Recorder", value: int, shape: Shape, dtype: torch.dtype) -> "Traced":
         # It requires a gradient so that a custom autograd Function shows as its grad_fn.
         traced = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=recorder.dtype, device=recorder.device, requires_grad=True
+            cls, shape, dtype=dtype, device=recorder.device, requires_grad=True
         )
-        traced.recorder, traced.value, traced.extent, traced.views = recorder, value, shape, None
+        traced.recorder, traced.value, traced.extent, traced.scalar, traced.views = recorder, value, shape, dtype, None
         return traced
 
     __hash__ = object.__hash__
@@ -83,7 +86,7 @@ class Recorder:
     def __init__(self, net: nn.Module, x: Tensor, explain: bool) -> None:
         self.net = net
         self.batch = x.shape[0]
-        self.dtype, self.device = x.dtype, x.device
+        self.device = x.device
         self.explain = explain
         self.nodes: list[Node] = []
         self.operands: list[Tensor] = []
@@ -92,7 +95,7 @@ class Recorder:
         self._slots: dict[int, int] = {}
         self._values = 0
         self._operation = ""
-        self.input = self._new_value(x.shape)
+        self.input = self._new_value(x.shape, x.dtype)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a PyTorch function does when one of its arguments is traced."""
@@ -113,7 +116,7 @@ class Recorder:
             )
         outer, self._operation = self._operation, _name_of(func)
         try:
-            recorder = RECORDERS.get(func)
+            recorder = RECORDERS.get(func) or _in_place(func)
             if recorder is None:
                 return self._opaque(func, args, kwargs, "not an operation that the four passes know")
             if not self.explain:
@@ -134,20 +137,27 @@ class Recorder:
         for tensor in operands:
             if self.depends_on_x(tensor):
                 self.refuse("its weight depends on x, so the product is not piecewise linear")
+        if op.autocasts and torch.is_autocast_enabled(self.device.type):
+            inputs, operands = self._converted(inputs, operands, torch.get_autocast_dtype(self.device.type))
+        elif op.promotes:
+            dtypes = {t.scalar for t in inputs} | {t.dtype for t in operands if _is_floating(t) and t.dim()}
+            if len(dtypes) > 1:
+                inputs, operands = self._converted(inputs, operands, functools.reduce(torch.promote_types, dtypes))
         node, shape, dtype = _node(
             op,
-            tuple((t.value, t.extent) for t in inputs),
+            tuple((t.value, t.extent, t.scalar) for t in inputs),
             tuple(None if t is None else (self._slot(t), tuple(t.shape), t.dtype) for t in operands),
             self._values,
-            self.dtype,
             _submodule_name(self.net),
         )
         if not shape or shape[0] != self.batch:
             self.refuse(f"its output of shape {shape} does not keep the batch of {self.batch} in axis 0")
-        if dtype != self.dtype:
-            self.refuse(f"it changes the dtype from {self.dtype} to {dtype}")
         self.nodes.append(node)
-        return self._new_value(shape)
+        return self._new_value(shape, dtype)
+
+    def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
+        """The value in another floating-point dtype; itself where it has that dtype."""
+        return tensor if tensor.scalar == dtype else self.emit(Cast(tensor.scalar, dtype), [tensor])
 
     def emit_view(self, op: Op, tensor: Traced) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
@@ -160,7 +170,7 @@ class Recorder:
 
     def copy(self, tensor: Traced) -> Traced:
         """The same value in memory of its own."""
-        return Traced(self, tensor.value, tensor.extent)
+        return Traced(self, tensor.value, tensor.extent, tensor.scalar)
 
     def rebind(self, tensor: Tensor, result: Traced) -> Tensor:
         """Makes `tensor` stand for `result`, as an in-place operation does."""
@@ -172,7 +182,7 @@ class Recorder:
             self.refuse("it changes x in place")
         if tensor.views is not None and len(tensor.views) > 1:
             self.refuse("it changes in place a tensor of which views are in use")
-        tensor.value = result.value
+        tensor.value = self.cast(result, tensor.scalar).value
         return tensor
 
     def refuse(self, reason: str, operation: str | None = None) -> NoReturn:
@@ -205,8 +215,17 @@ class Recorder:
         if function is not None:
             self.refuse(f"its input comes from the custom autograd function {function.name()}")
 
-    def _new_value(self, shape: Sequence[int]) -> Traced:
-        traced = Traced(self, self._values, tuple(shape))
+    def _converted(
+        self, inputs: Sequence[Traced], operands: Sequence[Tensor | None], dtype: torch.dtype
+    ) -> tuple[list[Traced], list[Tensor | None]]:
+        """Inputs and floating-point operands in one dtype; autocast leaves float64 alone."""
+        keep = torch.float64 if dtype != torch.float64 else None
+        inputs = [t if t.scalar == keep else self.cast(t, dtype) for t in inputs]
+        operands = [t.to(dtype) if _is_floating(t) and t.dtype != keep else t for t in operands]
+        return inputs, operands
+
+    def _new_value(self, shape: Sequence[int], dtype: torch.dtype) -> Traced:
+        traced = Traced(self, self._values, tuple(shape), dtype)
         self._values += 1
         return traced
 
@@ -229,12 +248,12 @@ class Recorder:
             assert isinstance(result, Tensor)
         except Exception:
             raise Refused(refusal) from None
-        output = self._new_value(result.shape)
+        output = self._new_value(result.shape, result.dtype)
         inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         shapes = tuple(value.extent[1:] for value in inputs)
         values = tuple(value.value for value in inputs)
         self.nodes.append(
-            Node(Opaque(self._operation), values, (), output.value, shapes, (), output.extent[1:], submodule)
+            Node(Opaque(self._operation), values, (), output.value, shapes, (), output.extent[1:], 0, submodule)
         )
         return output
 
@@ -290,8 +309,8 @@ def record(
     plan = _plan(
         type(net).__name__,
         tuple(x.shape[1:]),
-        x.element_size(),
         tuple(recorder.nodes),
+        len(recorder.operands),
         output,
         trainable,
         tuple(recorder.refusals),
@@ -325,8 +344,8 @@ def unchanged(net: nn.Module) -> Iterator[Callable[[], None]]:
 def _plan(
     name: str,
     input_shape: Shape,
-    dtype_bytes: int,
     nodes: tuple[Node, ...],
+    slots: int,
     output: int,
     trainable: frozenset[int],
     refusals: tuple[Refusal, ...],
@@ -335,9 +354,11 @@ def _plan(
     """One Plan per structure: what it works out for itself serves every later call."""
     kept = nodes if refusals else _reachable(nodes, output)
     stated_flops = sum(node.flops for node in kept)
+    derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
-        kept = rewrite(kept, output)
-    return Plan(name, input_shape, dtype_bytes, kept, output, trainable, stated_flops, refusals)
+        kept, derived = rewrite(kept, output, slots)
+    trainable |= {slots + index for index, d in enumerate(derived) if d.slot in trainable}
+    return Plan(name, input_shape, kept, output, trainable, derived, stated_flops, refusals)
 
 
 def _reachable(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
@@ -353,27 +374,47 @@ def _reachable(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
 @functools.lru_cache(maxsize=8192)
 def _node(
     op: Op,
-    inputs: tuple[tuple[int, Shape], ...],
+    inputs: tuple[tuple[int, Shape, torch.dtype], ...],
     operands: tuple[tuple[int, Shape, torch.dtype] | None, ...],
     output: int,
-    dtype: torch.dtype,
     submodule: str,
 ) -> tuple[Node, Shape, torch.dtype]:
     """The node, the same object for the same arguments; its output's shape and dtype from a run without data."""
-    on_meta = [torch.empty(shape, dtype=dtype, device="meta") for _, shape in inputs]
+    on_meta = [torch.empty(shape, dtype=dtype, device="meta") for _, shape, dtype in inputs]
     constants = [None if o is None else torch.empty(o[1], dtype=o[2], device="meta") for o in operands]
     y, _ = op.forward(on_meta, constants, overwrite=False)
     node = Node(
         op,
-        tuple(value for value, _ in inputs),
+        tuple(value for value, *_ in inputs),
         tuple(None if o is None else o[0] for o in operands),
         output,
-        tuple(shape[1:] for _, shape in inputs),
+        tuple(shape[1:] for _, shape, _ in inputs),
         tuple(None if o is None else o[1] for o in operands),
         tuple(y.shape[1:]),
+        y.element_size(),
         submodule,
     )
     return node, tuple(y.shape), y.dtype
+
+
+@functools.cache
+def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What records `relu_` and the like: its twin that is not in place, whose result the tensor then stands for."""
+    name = getattr(func, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    owners = [owner for owner in (Tensor, torch, torch.nn.functional) if getattr(owner, name, None) is func]
+    twins = [getattr(owner, name[:-1], None) for owner in (*owners, torch.nn.functional, torch, Tensor)]
+    recorder = next((RECORDERS[twin] for twin in twins if twin in RECORDERS), None)
+
+    def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return trace.rebind(input, recorder(trace, input, *args, **kwargs))
+
+    return recorder and rebound
+
+
+def _is_floating(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype.is_floating_point
 
 
 def _on_meta(value: Any) -> Any:

@@ -1,3 +1,16 @@
 """The operations that the four passes know. Importing a file registers what it records."""
 
-from gnfast.plan.ops import activation, conv, elementwise, linear, pool, reduce, shape  # noqa: F401
+from gnfast.plan.ops import (  # noqa: F401
+    activation,
+    constant,
+    conv,
+    einsum,
+    elementwise,
+    layers,
+    linear,
+    pool,
+    reduce,
+    resample,
+    selection,
+    shape,
+)

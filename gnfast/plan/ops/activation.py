@@ -1,15 +1,16 @@
-"""ReLU and LeakyReLU: piecewise-linear activations whose mask is one bit per entry."""
+"""Piecewise-linear activations: what they keep is which piece each entry lies on."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.op import Op, Operands, Shape, per_sample, records
 
 Saved = tuple[Tensor, tuple[int, ...]]
 
@@ -22,7 +23,10 @@ class LeakyReLU(Op):
     mask_bits: ClassVar[float] = 1
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Saved]:
-        y, bits = leaky_relu_pack(inputs[0], self.slope, inplace=overwrite)
+        h = inputs[0]
+        if not _is_dense(h):
+            h, overwrite = h.contiguous(), True
+        y, bits = leaky_relu_pack(h, self.slope, inplace=overwrite)
         return y, (bits, y.stride())
 
     def pullback(
@@ -45,23 +49,181 @@ class LeakyReLU(Op):
         return leaky_relu_mask(t, bits, self.slope, inplace=overwrite)
 
 
-@records(F.relu, torch.relu, torch.Tensor.relu)
-def _relu(trace, input, inplace=False):
-    y = trace.emit(LeakyReLU(0.0), [input])
-    return trace.rebind(input, y) if inplace else y
+@dataclass(frozen=True)
+class Piecewise(Op):
+    """y = slopes[j] · h + intercepts[j] on piece j. Keeps j, one byte per entry.
+
+    Attributes:
+        knots: ascending; (value, closed) starts the next piece at h ≥ value where closed, else at h > value.
+        slopes, intercepts: one per piece, that is one more than there are knots.
+    """
+
+    name: str
+    knots: tuple[tuple[float, bool], ...]
+    slopes: tuple[float, ...]
+    intercepts: tuple[float, ...]
+    mask_bits: ClassVar[float] = 8
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        h = inputs[0]
+        passed = [h >= value if closed else h > value for value, closed in self.knots]
+        piece = sum(flags.to(torch.uint8) for flags in passed)
+        y = h * self._lookup(self.slopes, piece, h.dtype)
+        return (y + self._lookup(self.intercepts, piece, h.dtype) if any(self.intercepts) else y), piece
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        return (cotangent * self._lookup(self.slopes, saved, cotangent.dtype),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        y = tangents[0] * self._lookup(self.slopes, saved, tangents[0].dtype)
+        if scale is not None and any(self.intercepts):
+            y = y + per_sample(scale, y) * self._lookup(self.intercepts, saved, y.dtype)
+        return y
+
+    def label(self) -> str:
+        return self.name
+
+    def _lookup(self, values: Sequence[float], piece: Tensor, dtype: torch.dtype) -> Tensor:
+        found = torch.full((), values[0], dtype=dtype, device=piece.device)
+        for index, value in enumerate(values[1:]):
+            found = torch.where(piece > index, value, found)
+        return found
 
 
-@records(F.leaky_relu)
-def _leaky_relu(trace, input, negative_slope=0.01, inplace=False):
-    y = trace.emit(LeakyReLU(float(negative_slope)), [input])
-    return trace.rebind(input, y) if inplace else y
+@dataclass(frozen=True)
+class PReLU(Op):
+    """y = h where h > 0, else w · h; w (C,) or (1,) along axis 1. Keeps where h > 0, one byte per entry."""
+
+    promotes: ClassVar[bool] = True
+    mask_bits: ClassVar[float] = 8
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        return F.prelu(inputs[0], operands[0]), inputs[0] > 0
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        return (self._masked(cotangent, operands, saved),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return self._masked(tangents[0], operands, saved)
+
+    def param_grad(
+        self,
+        cotangent: Tensor,
+        tangents: Sequence[Tensor],
+        operands: Operands,
+        saved: Tensor,
+        scale: Tensor | None,
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        if not needs[0]:
+            return (None,)
+        product = (cotangent * tangents[0]).masked_fill_(saved, 0)
+        return (product.sum_to_size(self._slope(operands, product).shape).reshape(operands[0].shape),)
+
+    def label(self) -> str:
+        return "prelu"
+
+    def _masked(self, t: Tensor, operands: Operands, saved: Tensor) -> Tensor:
+        return torch.where(saved, t, t * self._slope(operands, t))
+
+    def _slope(self, operands: Operands, t: Tensor) -> Tensor:
+        return operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 2 else operands[0].reshape(1, -1)
 
 
-@records(torch.relu_, torch.Tensor.relu_)
-def _relu_(trace, input):
-    return _relu(trace, input, inplace=True)
+def _is_dense(t: Tensor) -> bool:
+    """Whether the entries fill their memory, in any order of axes."""
+    if t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    # `preserve_format` keeps the strides of exactly these tensors.
+    return torch.empty_like(t, device="meta").stride() == t.stride()
 
 
-@records(F.leaky_relu_)
-def _leaky_relu_(trace, input, negative_slope=0.01):
-    return _leaky_relu(trace, input, negative_slope, inplace=True)
+def _clamp(min: Any = None, max: Any = None) -> Piecewise:
+    if min is None:
+        return Piecewise(f"clamp ≤ {max:g}", ((max, False),), (1, 0), (0, max))
+    if max is None:
+        return Piecewise(f"clamp ≥ {min:g}", ((min, True),), (0, 1), (min, 0))
+    if min > max:
+        # As PyTorch defines it: everything is set to max.
+        return Piecewise(f"clamp {min:g}…{max:g}", ((max, True),), (0, 0), (max, max))
+    return Piecewise(f"clamp {min:g}…{max:g}", ((min, True), (max, False)), (0, 1, 0), (min, 0, max))
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Piecewise:
+    # Unlike clamp's, its derivative at the bounds is 0.
+    return Piecewise("hardtanh", ((min_val, False), (max_val, True)), (0, 1, 0), (min_val, 0, max_val))
+
+
+def _softshrink(lambd: float = 0.5) -> Piecewise:
+    return Piecewise("softshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (lambd, 0, -lambd))
+
+
+def _hardshrink(lambd: float = 0.5) -> Piecewise:
+    return Piecewise("hardshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (0, 0, 0))
+
+
+def _threshold(threshold: float, value: float) -> Piecewise:
+    return Piecewise("threshold", ((threshold, False),), (0, 1), (value, 0))
+
+
+def _hardsigmoid() -> Piecewise:
+    return Piecewise("hardsigmoid", ((-3, False), (3, True)), (0, 1 / 6, 0), (0, 0.5, 1))
+
+
+def _rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> LeakyReLU | None:
+    return None if training else LeakyReLU((lower + upper) / 2)
+
+
+# function: the op for its arguments after the input, `inplace` left out.
+ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
+    F.relu: lambda: LeakyReLU(0.0),
+    torch.relu: lambda: LeakyReLU(0.0),
+    F.leaky_relu: lambda negative_slope=0.01: LeakyReLU(float(negative_slope)),
+    F.rrelu: _rrelu,
+    torch.abs: lambda: Piecewise("abs", ((0, True), (0, False)), (-1, 0, 1), (0, 0, 0)),
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    torch.clamp_min: lambda min: _clamp(min=min),
+    torch.clamp_max: lambda max: _clamp(max=max),
+    F.hardtanh: _hardtanh,
+    F.relu6: lambda: _hardtanh(0.0, 6.0),
+    F.threshold: _threshold,
+    F.softshrink: _softshrink,
+    F.hardshrink: _hardshrink,
+    F.hardsigmoid: _hardsigmoid,
+}
+
+
+def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> None:
+    takes_inplace = "inplace" in (inspect.signature(function).parameters if inspect.isfunction(function) else ())
+
+    def recorder(trace, input, *args, inplace=False, **kwargs):
+        if takes_inplace and len(args) > len(inspect.signature(op_of).parameters):
+            *args, inplace = args
+        if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            trace.refuse("a bound that is a tensor")
+        op = op_of(*args, **kwargs)
+        if op is None:
+            trace.refuse("slopes that are drawn anew for every entry")
+        y = trace.emit(op, [input])
+        return trace.rebind(input, y) if inplace else y
+
+    method = getattr(Tensor, function.__name__, None)
+    records(function, *([method] if method is not None else []))(recorder)
+
+
+for _function, _op_of in ACTIVATIONS.items():
+    _register(_function, _op_of)
+
+
+@records(F.prelu, Tensor.prelu)
+def _prelu(trace, input, weight):
+    return trace.emit(PReLU(), [input], [weight])

@@ -1,8 +1,8 @@
-"""Two-dimensional convolution."""
+"""Convolutions and transposed convolutions in one, two and three dimensions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +10,28 @@ from torch import Tensor
 
 from gnfast.plan.op import Op, Operands, Shape, per_sample, records, stand_in
 
-Pair = tuple[int, int]
+Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Conv2d(Op):
-    """y = W * h + b; h (B, C_in, H, W), W (C_out, C_in / groups, kH, kW), b (C_out,) or None."""
+class Conv(Op):
+    """y = W * h + b; h (B, C_in, *space), b (C_out,) or None.
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    W is (C_out, C_in / groups, *kernel), or (C_in, C_out / groups, *kernel) where `transposed`. Each tuple has one
+    entry per axis of space; `output_padding` is zero unless `transposed`.
+    """
+
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
     groups: int
+    transposed: bool = False
+    output_padding: Sizes | None = None
+    autocasts: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         weight, bias = operands
-        return F.conv2d(inputs[0], weight, bias, self.stride, self.padding, self.dilation, self.groups), None
+        return torch.convolution(inputs[0], weight, bias, *self._arguments()), None
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
@@ -35,9 +42,9 @@ class Conv2d(Op):
         self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
     ) -> Tensor:
         weight, bias = operands
-        y = F.conv2d(tangents[0], weight, None, self.stride, self.padding, self.dilation, self.groups)
+        y = torch.convolution(tangents[0], weight, None, *self._arguments())
         if bias is not None and scale is not None:
-            y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, 1, 1))
+            y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
 
     def param_grad(
@@ -53,43 +60,63 @@ class Conv2d(Op):
         if needs[0]:
             weight_grad = self._backward(cotangent, tangents[0], operands[0], (False, True, False))[1]
         if needs[1] and scale is not None:
-            bias_grad = scale.to(cotangent.dtype) @ cotangent.sum((2, 3))
+            bias_grad = scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
         return weight_grad, bias_grad
 
-    def flops(self, operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
-        _, *patch = operand_shapes[0]
-        return 2 * torch.Size(output_shape).numel() * torch.Size(patch).numel()
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+        positions = input_shapes[0] if self.transposed else output_shape
+        return 2 * torch.Size(positions).numel() * torch.Size(operand_shapes[0][1:]).numel()
 
     def label(self) -> str:
-        text = "conv2d"
-        for name, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1)):
+        text = f"conv_transpose{len(self.stride)}d" if self.transposed else f"conv{len(self.stride)}d"
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("output_padding", 0)):
             value = getattr(self, name)
-            if value != default:
-                text += f" {name[0]}{value[0] if isinstance(value, tuple) and value[0] == value[1] else value}"
-        return text
+            if value and any(entry != default for entry in value):
+                text += f" {name[0]}{value[0] if len(set(value)) == 1 else value}"
+        return text + (f" g{self.groups}" if self.groups > 1 else "")
+
+    def _arguments(self) -> tuple[Any, ...]:
+        output_padding = self.output_padding or (0,) * len(self.stride)
+        return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
 
     def _backward(
         self, cotangent: Tensor, h: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.aten.convolution_backward(
-            cotangent, h, weight, None, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, mask
-        )
+        return torch.ops.aten.convolution_backward(cotangent, h, weight, None, *self._arguments(), mask)
 
 
-def _pair(value: int | Sequence[int]) -> Pair:
+def sizes(value: int | Sequence[int], dims: int) -> Sizes:
+    """One entry per axis of space, from the shorter forms that PyTorch takes."""
     if isinstance(value, int):
-        return value, value
+        return (value,) * dims
     values = tuple(value)
-    return values * 2 if len(values) == 1 else values
+    return values * dims if len(values) == 1 else values
 
 
-@records(F.conv2d)
-def _conv2d(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    trace.require_batched(input, dims=4)
-    stride, dilation = _pair(stride), _pair(dilation)
-    if isinstance(padding, str):
-        span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if padding == "same" and any(s % 2 for s in span):
-            trace.refuse("padding='same' that pads one side more than the other")
-        padding = tuple(s // 2 for s in span) if padding == "same" else (0, 0)
-    return trace.emit(Conv2d(stride, _pair(padding), dilation, groups), [input], [weight, bias])
+def _records_conv(function, transposed_function, dims):
+    @records(function)
+    def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        trace.require_batched(input, dims=dims + 2)
+        dilation = sizes(dilation, dims)
+        if isinstance(padding, str):
+            span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+            span = span if padding == "same" else [0] * dims
+            if any(s % 2 for s in span):
+                # PyTorch puts the odd row or column behind.
+                input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
+            padding = tuple(s // 2 for s in span)
+        op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
+        return trace.emit(op, [input], [weight, bias])
+
+    @records(transposed_function)
+    def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        trace.require_batched(input, dims=dims + 2)
+        stride, padding, output_padding, dilation = (
+            sizes(v, dims) for v in (stride, padding, output_padding, dilation)
+        )
+        return trace.emit(Conv(stride, padding, dilation, groups, True, output_padding), [input], [weight, bias])
+
+
+_records_conv(F.conv1d, F.conv_transpose1d, 1)
+_records_conv(F.conv2d, F.conv_transpose2d, 2)
+_records_conv(F.conv3d, F.conv_transpose3d, 3)

@@ -8,29 +8,23 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, per_sample, records
+from gnfast.plan.op import LinearMap, Op, Operands, Shape, per_sample, records
 
 
 @dataclass(frozen=True)
-class Add(Op):
+class Add(LinearMap):
     """y = h₁ + alpha · h₂, both x-dependent, broadcast against each other outside the batch axis."""
 
     alpha: float
+    promotes: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return torch.add(*inputs, alpha=self.alpha), None
+    def apply(self, *inputs: Tensor) -> Tensor:
+        return torch.add(*inputs, alpha=self.alpha)
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
         second = cotangent if self.alpha == 1 else cotangent * self.alpha
         return cotangent.sum_to_size(shapes[0]), second.sum_to_size(shapes[1])
-
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return torch.add(*tangents, alpha=self.alpha)
 
     def label(self) -> str:
         return {1: "add", -1: "subtract"}.get(self.alpha, f"add ×{self.alpha:g}")
@@ -41,6 +35,7 @@ class Shift(Op):
     """y = h + constant, a Python number or a tensor operand."""
 
     constant: float | None
+    promotes: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
@@ -83,6 +78,7 @@ class Scale(Op):
     """y = factor · h, a Python number or a tensor operand."""
 
     factor: float | None
+    promotes: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         return self._scaled(inputs[0], operands), None
@@ -178,23 +174,3 @@ def _record_div(trace, input, other, *, rounding_mode=None):
     if trace.depends_on_x(other):
         trace.refuse("division by an x-dependent tensor is not piecewise linear")
     return _mul(trace, input, 1 / other)
-
-
-@records(torch.Tensor.add_)
-def _record_add_(trace, input, other, *, alpha=1):
-    return trace.rebind(input, _add(trace, input, other, alpha))
-
-
-@records(torch.Tensor.sub_)
-def _record_sub_(trace, input, other, *, alpha=1):
-    return trace.rebind(input, _add(trace, input, other, -alpha))
-
-
-@records(torch.Tensor.mul_)
-def _record_mul_(trace, input, other):
-    return trace.rebind(input, _mul(trace, input, other))
-
-
-@records(torch.Tensor.div_)
-def _record_div_(trace, input, other):
-    return trace.rebind(input, _record_div(trace, input, other))

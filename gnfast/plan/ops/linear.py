@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from gnfast.plan.op import Op, Operands, Shape, per_sample, records
 @dataclass(frozen=True)
 class Linear(Op):
     """y = h Wᵀ + b; h (B, ..., in), W (out, in), b (out,) or None."""
+
+    autocasts: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         return F.linear(inputs[0], *operands), None
@@ -52,7 +54,7 @@ class Linear(Op):
             )
         return weight_grad, bias_grad
 
-    def flops(self, operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
         return 2 * torch.Size(output_shape).numel() * operand_shapes[0][1]
 
     def label(self) -> str:

@@ -8,40 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, is_channels_last, records, stand_in
-from gnfast.plan.ops.conv import Pair, _pair
+from gnfast.plan.op import LinearCall, LinearMap, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.plan.ops.conv import Sizes, sizes
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class AvgPool2d(Op):
+class AvgPool2d(LinearMap):
     """Mean over windows of h (B, C, H, W)."""
 
-    kernel: Pair
-    stride: Pair
-    padding: Pair
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
     ceil_mode: bool
     count_include_pad: bool
     divisor: int | None
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return aten.avg_pool2d(inputs[0], *self._arguments()), None
+    def apply(self, *inputs: Tensor) -> Tensor:
+        return aten.avg_pool2d(inputs[0], *self._arguments())
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
         if is_channels_last(cotangent) and self._tiles(shapes[0], cotangent.shape):
             # Every pixel lies in one window: its cotangent is that of the window, shared evenly. One write instead of
             # the zeros and the sums of avg_pool2d_backward; in the contiguous layout the CPU's upsampling is slow.
             area = self.divisor or self.kernel[0] * self.kernel[1]
             return (aten.upsample_nearest2d(cotangent / area, shapes[0][2:]),)
         return (aten.avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0]), *self._arguments()),)
-
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return aten.avg_pool2d(tangents[0], *self._arguments())
 
     def label(self) -> str:
         return f"avg_pool2d {self.kernel[0] if self.kernel[0] == self.kernel[1] else self.kernel}"
@@ -55,26 +48,28 @@ class AvgPool2d(Op):
 
 
 @dataclass(frozen=True)
-class AdaptiveAvgPool2d(Op):
+class AdaptiveAvgPool2d(LinearMap):
     """Mean over `size` windows that cover h (B, C, H, W)."""
 
-    size: Pair
+    size: Sizes
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return F.adaptive_avg_pool2d(inputs[0], self.size), None
+    def apply(self, *inputs: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(inputs[0], self.size)
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
         return (aten._adaptive_avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0])),)
-
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return F.adaptive_avg_pool2d(tangents[0], self.size)
 
     def label(self) -> str:
         return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
+
+
+@records(F.avg_pool1d)
+def _avg_pool1d(trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+    trace.require_batched(input, dims=3)
+    (kernel,), (padding,) = sizes(kernel_size, 1), sizes(padding, 1)
+    (stride,) = sizes(stride, 1) if stride else (kernel,)
+    op = AvgPool2d((1, kernel), (1, stride), (0, padding), ceil_mode, count_include_pad, None)
+    return trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
 
 
 @records(F.avg_pool2d)
@@ -89,16 +84,35 @@ def _avg_pool2d(
     divisor_override=None,
 ):
     trace.require_batched(input, dims=4)
-    kernel = _pair(kernel_size)
-    op = AvgPool2d(
-        kernel, _pair(stride) if stride else kernel, _pair(padding), ceil_mode, count_include_pad, divisor_override
+    kernel = sizes(kernel_size, 2)
+    stride = sizes(stride, 2) if stride else kernel
+    return trace.emit(
+        AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override), [input]
     )
-    return trace.emit(op, [input])
+
+
+@records(F.avg_pool3d)
+def _avg_pool3d(trace, input, *args, **kwargs):
+    trace.require_batched(input, dims=5)
+    kwargs = {name: frozen(value) for name, value in kwargs.items()}
+    return trace.emit(LinearCall(F.avg_pool3d, frozen(args), tuple(sorted(kwargs.items()))), [input])
+
+
+@records(F.adaptive_avg_pool1d)
+def _adaptive_avg_pool1d(trace, input, output_size):
+    trace.require_batched(input, dims=3)
+    return trace.emit(AdaptiveAvgPool2d((1, *sizes(output_size, 1))), [input.unsqueeze(2)]).squeeze(2)
 
 
 @records(F.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(trace, input, output_size):
     trace.require_batched(input, dims=4)
-    sizes = (output_size, output_size) if output_size is None or isinstance(output_size, int) else output_size
-    size = tuple(int(given or own) for given, own in zip(sizes, input.shape[2:], strict=True))
+    given = (None, None) if output_size is None else sizes(output_size, 2)
+    size = tuple(int(wanted or own) for wanted, own in zip(given, input.shape[2:], strict=True))
     return trace.emit(AdaptiveAvgPool2d(size), [input])
+
+
+@records(F.adaptive_avg_pool3d)
+def _adaptive_avg_pool3d(trace, input, output_size):
+    trace.require_batched(input, dims=5)
+    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [input])

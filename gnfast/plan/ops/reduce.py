@@ -1,18 +1,19 @@
 """Sum and mean over axes other than the batch."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.op import LinearMap, Shape, records
 
 
 @dataclass(frozen=True)
-class Sum(Op):
+class Sum(LinearMap):
     """Sum over `dims` (never 0), divided by their size where `mean`."""
 
     dims: tuple[int, ...]
@@ -20,12 +21,11 @@ class Sum(Op):
     mean: bool
     shares_cotangent: ClassVar[bool] = True
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return self._reduce(inputs[0]), None
+    def apply(self, *inputs: Tensor) -> Tensor:
+        reduce = torch.mean if self.mean else torch.sum
+        return reduce(inputs[0], self.dims, self.keepdim)
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
         if self.mean:
             cotangent = cotangent / math.prod(shapes[0][dim] for dim in self.dims)
         if not self.keepdim:
@@ -33,21 +33,15 @@ class Sum(Op):
                 cotangent = cotangent.unsqueeze(dim)
         return (cotangent.expand(shapes[0]),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._reduce(tangents[0])
-
     def label(self) -> str:
         return f"{'mean' if self.mean else 'sum'} over {','.join(map(str, self.dims))}"
 
-    def _reduce(self, h: Tensor) -> Tensor:
-        return h.mean(self.dims, self.keepdim) if self.mean else h.sum(self.dims, self.keepdim)
-
 
 def _record(trace, input, dim, keepdim, dtype, mean):
-    if dtype not in (None, input.dtype):
-        trace.refuse(f"a reduction that changes the dtype to {dtype}")
+    if dtype is None and not mean and torch.is_autocast_enabled(input.device.type):
+        dtype = _summed_under_autocast(input.device, input.dtype, torch.get_autocast_dtype(input.device.type))
+    if dtype is not None:
+        input = trace.cast(input, dtype)
     if dim is None or dim == ():
         dims = tuple(range(input.dim()))
     else:
@@ -55,6 +49,13 @@ def _record(trace, input, dim, keepdim, dtype, mean):
     if 0 in dims:
         trace.refuse("a reduction over the batch axis mixes samples")
     return trace.emit(Sum(dims, keepdim, mean), [input])
+
+
+@functools.lru_cache
+def _summed_under_autocast(device: torch.device, dtype: torch.dtype, low: torch.dtype) -> torch.dtype:
+    """The dtype of a sum, which autocast widens on some devices; asked of PyTorch."""
+    with torch.autocast(device.type, dtype=low):
+        return torch.zeros(1, dtype=dtype, device=device).sum().dtype
 
 
 @records(torch.sum, torch.Tensor.sum)

@@ -1,0 +1,33 @@
+"""Tensors that are made after the shape or the dtype of an x-dependent one and do not depend on its values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnfast.plan.op import records
+
+
+def constant(trace: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """What a function returns that reads nothing but shape, dtype and device of its x-dependent arguments."""
+
+    def like(value: Any) -> Any:
+        if not trace.depends_on_x(value):
+            return value
+        return torch.empty((), dtype=value.dtype, device=value.device).expand(tuple(value.shape))
+
+    return function(*map(like, args), **{name: like(value) for name, value in kwargs.items()})
+
+
+def _register(function):
+    @records(function)
+    def recorder(trace, *args, **kwargs):
+        return constant(trace, function, *args, **kwargs)
+
+
+for _function in (
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like),
+    *(torch.randint_like, Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor),
+):
+    _register(_function)

@@ -1,0 +1,139 @@
+"""Matrix products and contractions with what does not depend on x."""
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gnfast.plan.op import Op, Operands, Shape, records
+
+
+@dataclass(frozen=True)
+class Einsum(Op):
+    """y = einsum of one x-dependent tensor and any number of operands.
+
+    Attributes:
+        terms: one string of axis labels per factor, the x-dependent one at `position`; its first label is the batch's.
+        output: the labels of y, the batch's first.
+    """
+
+    terms: tuple[str, ...]
+    output: str
+    position: int
+    shares_cotangent: ClassVar[bool] = True
+    autocasts: ClassVar[bool] = True
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+        return self._product(inputs[0], operands), None
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        factors = self._factors(None, operands)
+        return (self._transposed(self.position, factors, cotangent, shapes[0]),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return self._product(tangents[0], operands)
+
+    def param_grad(
+        self,
+        cotangent: Tensor,
+        tangents: Sequence[Tensor],
+        operands: Operands,
+        saved: Any,
+        scale: Tensor | None,
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        factors = self._factors(tangents[0], operands)
+        places = [place for place in range(len(self.terms)) if place != self.position]
+        return [
+            self._transposed(place, factors, cotangent, operand.shape) if need else None
+            for place, operand, need in zip(places, operands, needs, strict=True)
+        ]
+
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+        extents = {self.terms[self.position][0]: 1}
+        shapes = list(operand_shapes)
+        shapes.insert(self.position, (1, *input_shapes[0]))
+        for term, shape in zip(self.terms, shapes, strict=True):
+            for label, extent in zip(term, shape, strict=True):
+                extents.setdefault(label, extent)
+        return 2 * math.prod(extents.values())
+
+    def label(self) -> str:
+        return f"einsum {','.join(self.terms)}->{self.output}"
+
+    def _factors(self, h: Tensor | None, operands: Operands) -> list[Tensor | None]:
+        factors = list(operands)
+        factors.insert(self.position, h)
+        return factors
+
+    def _product(self, h: Tensor, operands: Operands) -> Tensor:
+        return torch.einsum(f"{','.join(self.terms)}->{self.output}", *self._factors(h, operands))
+
+    def _transposed(self, place: int, factors: Sequence[Tensor | None], cotangent: Tensor, shape: Shape) -> Tensor:
+        """The cotangent of factor `place`: the contraction of everything else."""
+        others = [k for k in range(len(self.terms)) if k != place]
+        available = self.output + "".join(self.terms[k] for k in others)
+        wanted = self.terms[place]
+        # An axis that was summed alone reappears as copies.
+        present = "".join(label for label in wanted if label in available)
+        equation = f"{','.join([self.output, *(self.terms[k] for k in others)])}->{present}"
+        result = torch.einsum(equation, cotangent, *(factors[k] for k in others))
+        return result.reshape([n if c in present else 1 for c, n in zip(wanted, shape, strict=True)]).expand(shape)
+
+
+@records(torch.einsum)
+def _einsum(trace, equation, *tensors):
+    if not isinstance(equation, str):
+        trace.refuse("einsum with lists of axes instead of an equation")
+    tensors = list(tensors[0]) if len(tensors) == 1 and isinstance(tensors[0], (list, tuple)) else list(tensors)
+    left, _, output = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if "->" not in equation:
+        output = "".join(sorted(label for label in set(left) - {","} if left.count(label) == 1))
+    if "." in equation or any(len(set(term)) < len(term) for term in terms):
+        trace.refuse("einsum with an ellipsis or a diagonal")
+    return _contract(trace, terms, output, tensors)
+
+
+def _contract(trace, terms, output, tensors):
+    dependent = [k for k, tensor in enumerate(tensors) if trace.depends_on_x(tensor)]
+    if len(dependent) > 1:
+        trace.refuse("the product of two x-dependent tensors is not piecewise linear")
+    (position,) = dependent
+    if not output.startswith(terms[position][0]):
+        trace.refuse("a product over the batch axis mixes samples")
+    extents = {}
+    for term, tensor in zip(terms, tensors, strict=True):
+        if any(extents.setdefault(label, extent) != extent for label, extent in zip(term, tensor.shape, strict=True)):
+            trace.refuse("axes of size 1 that are repeated")
+    operands = [tensor for k, tensor in enumerate(tensors) if k != position]
+    return trace.emit(Einsum(tuple(terms), output, position), [tensors[position]], operands)
+
+
+@records(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm, torch.mv)
+@records(torch.Tensor.mv)
+def _matmul(trace, input, mat2):
+    """The axes from the right: n × k times k × m, everything before them in parallel."""
+    left_dims, right_dims = input.dim(), mat2.dim()
+    parallel = max(left_dims, right_dims, 2) - 2
+    labels = string.ascii_letters[:parallel]
+    left = labels[parallel - max(left_dims - 2, 0) :] + ("NK" if left_dims > 1 else "K")
+    right = labels[parallel - max(right_dims - 2, 0) :] + ("KM" if right_dims > 1 else "K")
+    output = labels + ("N" if left_dims > 1 else "") + ("M" if right_dims > 1 else "")
+    return _contract(trace, [left, right], output, [input, mat2])
+
+
+@records(torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm)
+def _addmm(trace, input, mat1, mat2, *, beta=1, alpha=1):
+    if not (trace.depends_on_x(mat1) or trace.depends_on_x(mat2)):
+        return input * beta + alpha * (mat1 @ mat2)
+    product = mat1 @ mat2
+    return (product if alpha == 1 else product * alpha) + (input if beta == 1 else input * beta)

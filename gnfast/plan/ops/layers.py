@@ -1,0 +1,65 @@
+"""Layers that are affine for one call: batch norm with running statistics, dropout with that call's mask."""
+
+import torch
+import torch.nn.functional as F
+
+from gnfast.plan.op import records
+
+
+def _per_channel(t, like):
+    return t.reshape(-1, *[1] * (like.dim() - 2)) if like.dim() > 2 else t
+
+
+def _normalized(trace, input, mean, var, weight, bias, eps):
+    factor = (var + eps).rsqrt()
+    factor = factor if weight is None else factor * weight
+    shift = -mean * factor if bias is None else bias - mean * factor
+    # In the statistics' precision, as PyTorch computes it.
+    wide = trace.cast(input, torch.promote_types(input.dtype, factor.dtype))
+    return trace.cast(wide * _per_channel(factor, input) + _per_channel(shift, input), input.dtype)
+
+
+@records(F.batch_norm, torch.batch_norm)
+def _batch_norm(
+    trace, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *_
+):
+    if training or running_mean is None:
+        trace.refuse("batch statistics mix samples (eval mode is affine)")
+    return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
+
+
+@records(F.instance_norm, torch.instance_norm)
+def _instance_norm(
+    trace,
+    input,
+    running_mean=None,
+    running_var=None,
+    weight=None,
+    bias=None,
+    use_input_stats=True,
+    momentum=0.1,
+    eps=1e-5,
+    *_,
+):
+    if use_input_stats or running_mean is None:
+        trace.refuse("statistics of x have curvature (running ones in eval mode are affine)")
+    return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
+
+
+def _records_dropout(*functions):
+    def register(function):
+        @records(function)
+        def recorder(trace, input, p=0.5, training=True, inplace=False, **kwargs):
+            training = kwargs.get("train", training)
+            if not training or p == 0:
+                return input
+            # Drawn as PyTorch would draw it for the input itself, so that a seed gives the same mask.
+            ones = torch.ones(tuple(input.shape), dtype=input.dtype, device=input.device)
+            y = input * function(ones, p, True)
+            return trace.rebind(input, y) if inplace else y
+
+    for function in functions:
+        register(function)
+
+
+_records_dropout(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout)

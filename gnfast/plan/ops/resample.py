@@ -1,0 +1,98 @@
+"""Upsampling, padding and other maps between grids of pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnfast.plan.op import LinearCall, LinearMap, Shape, frozen, records
+from gnfast.plan.ops.conv import Sizes, sizes
+
+
+@dataclass(frozen=True)
+class Upsample(LinearMap):
+    """Nearest-neighbour upsampling of h (B, C, H, W) by whole factors."""
+
+    factor: Sizes
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        size = [extent * factor for extent, factor in zip(inputs[0].shape[2:], self.factor, strict=True)]
+        return torch.ops.aten.upsample_nearest2d(inputs[0], size)
+
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return (torch.ops.aten.avg_pool2d(cotangent, self.factor, self.factor, divisor_override=1),)
+
+    def label(self) -> str:
+        return f"upsample nearest ×{self.factor[0] if self.factor[0] == self.factor[1] else self.factor}"
+
+
+@dataclass(frozen=True)
+class Pad(LinearMap):
+    """Zeros around h, or entries taken away where `padding` is negative; two numbers per axis, the last axis first."""
+
+    padding: Sizes
+
+    def apply(self, *inputs: Tensor) -> Tensor:
+        return F.pad(inputs[0], self.padding)
+
+    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+        return (F.pad(cotangent, [-extent for extent in self.padding]),)
+
+    def label(self) -> str:
+        return f"pad {self.padding[0] if len(set(self.padding)) == 1 else self.padding}"
+
+
+@records(F.interpolate)
+def _interpolate(
+    trace,
+    input,
+    size=None,
+    scale_factor=None,
+    mode="nearest",
+    align_corners=None,
+    recompute_scale_factor=None,
+    antialias=False,
+):
+    dims = input.dim() - 2
+    shape = F.interpolate(
+        torch.empty(input.shape, device="meta"), size, scale_factor, mode, align_corners, recompute_scale_factor
+    ).shape
+    factor = tuple(new // old for new, old in zip(shape[2:], input.shape[2:], strict=True))
+    whole = shape[2:] == tuple(f * old for f, old in zip(factor, input.shape[2:], strict=True))
+    # A factor that is not whole may still give a size that is a multiple; PyTorch then samples by the factor.
+    given = sizes(scale_factor, dims) if isinstance(scale_factor, (int, list, tuple)) else (scale_factor,) * dims
+    whole = whole and (scale_factor is None or recompute_scale_factor or given == factor)
+    if mode in ("nearest", "nearest-exact") and whole and dims == 2:
+        return trace.emit(Upsample(factor), [input])
+    if mode == "nearest" and whole and dims == 1:
+        return trace.emit(Upsample((1, *factor)), [input.unsqueeze(2)]).squeeze(2)
+    arguments = (frozen(size), frozen(scale_factor), mode, align_corners, recompute_scale_factor, antialias)
+    return trace.emit(LinearCall(F.interpolate, arguments), [input])
+
+
+@records(F.pad)
+def _pad(trace, input, pad, mode="constant", value=None):
+    pad = tuple(pad)
+    if len(pad) // 2 >= input.dim():
+        trace.refuse("padding the batch axis")
+    if mode != "constant":
+        return trace.emit(LinearCall(F.pad, (pad, mode)), [input])
+    padded = trace.emit(Pad(pad), [input])
+    if not value:
+        return padded
+    inside = torch.zeros((1, *input.shape[1:]), dtype=input.dtype, device=input.device)
+    return padded + F.pad(inside, pad, value=value)
+
+
+def _records_grid_map(function):
+    @records(function)
+    def recorder(trace, input, *args, **kwargs):
+        trace.require_batched(input, dims=4)
+        static = tuple((name, frozen(value)) for name, value in sorted(kwargs.items()))
+        return trace.emit(LinearCall(function, frozen(args), static), [input])
+
+
+for _function in (F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold):
+    _records_grid_map(_function)

@@ -1,0 +1,318 @@
+"""Maxima, minima and sorting: which entries they pick is the mask."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.ops.conv import Sizes, sizes
+
+
+class _Picks(Op):
+    """Ops whose every output entry is one input entry, found again by its index along some axes.
+
+    Keeps the indices (int64). A subclass says which axes are flattened into one, at `start`.
+    """
+
+    mask_bits: ClassVar[float] = 64
+
+    def _flattened(self, t: Tensor) -> tuple[Tensor, int]:
+        """The tensor with the axes of choice as one, and which axis that is."""
+        raise NotImplementedError
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        picked, dim = self._flattened(cotangent)
+        indices, _ = self._flattened(saved)
+        zeros, _ = self._flattened(cotangent.new_zeros(shapes[0]))
+        return (zeros.scatter_add_(dim, indices, picked).view(shapes[0]),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        flat, dim = self._flattened(tangents[0])
+        indices, _ = self._flattened(saved)
+        return flat.gather(dim, indices).view(saved.shape)
+
+
+@dataclass(frozen=True)
+class MaxPool(_Picks):
+    """Maximum over windows of h (B, C, *space); the first of equals."""
+
+    kernel: Sizes
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
+    ceil_mode: bool
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        pool = F.max_pool2d_with_indices if len(self.kernel) == 2 else F.max_pool3d_with_indices
+        return pool(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+    def label(self) -> str:
+        return f"max_pool{len(self.kernel)}d {self.kernel[0] if len(set(self.kernel)) == 1 else self.kernel}"
+
+    def _flattened(self, t: Tensor) -> tuple[Tensor, int]:
+        return t.flatten(2), 2
+
+
+@dataclass(frozen=True)
+class AdaptiveMaxPool(_Picks):
+    """Maximum over `size` windows that cover h (B, C, *space); the first of equals."""
+
+    size: Sizes
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        pool = F.adaptive_max_pool2d_with_indices if len(self.size) == 2 else F.adaptive_max_pool3d_with_indices
+        return pool(inputs[0], self.size)
+
+    def label(self) -> str:
+        return f"adaptive_max_pool{len(self.size)}d {self.size[0] if len(set(self.size)) == 1 else self.size}"
+
+    def _flattened(self, t: Tensor) -> tuple[Tensor, int]:
+        return t.flatten(2), 2
+
+
+@dataclass(frozen=True)
+class Pick(_Picks):
+    """What a function picks along `dim`: torch.max, min, sort, topk, median, kthvalue with their static arguments."""
+
+    function: Callable[..., Any]
+    dim: int
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        values, indices = self.function(inputs[0], *self.args, dim=self.dim, **dict(self.kwargs), **self._keepdim)
+        return values, indices
+
+    def label(self) -> str:
+        return f"{self.function.__name__} over {self.dim}"
+
+    @property
+    def _keepdim(self) -> dict[str, bool]:
+        return {} if self.function in (torch.sort, torch.topk) else {"keepdim": True}
+
+    def _flattened(self, t: Tensor) -> tuple[Tensor, int]:
+        return t, self.dim
+
+
+@dataclass(frozen=True)
+class Maximum(Op):
+    """The larger (`sign` 1) or smaller (-1) of two x-dependent tensors; equals share the gradient evenly.
+
+    Keeps one byte per entry: 1 where the first is chosen, -1 where the second is, 0 where they are equal.
+    """
+
+    sign: int
+    promotes: ClassVar[bool] = True
+    mask_bits: ClassVar[float] = 8
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        first, second = inputs
+        y = torch.maximum(first, second) if self.sign > 0 else torch.minimum(first, second)
+        order = (first > second).to(torch.int8) - (first < second).to(torch.int8)
+        return y, order * self.sign
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        first = cotangent * self._share(saved, cotangent.dtype)
+        return first.sum_to_size(shapes[0]), (cotangent - first).sum_to_size(shapes[1])
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        first, second = tangents
+        return torch.lerp(second, first, self._share(saved, first.dtype))
+
+    def label(self) -> str:
+        return "maximum" if self.sign > 0 else "minimum"
+
+    @staticmethod
+    def _share(order: Tensor, dtype: torch.dtype) -> Tensor:
+        """What the first has of the result: 1, ½ or 0."""
+        return (order.to(dtype) + 1) / 2
+
+
+@dataclass(frozen=True)
+class Extremum(Op):
+    """torch.amax (`sign` 1) or amin (-1) over `dims`; equals share the gradient evenly. Keeps one byte per entry."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+    sign: int
+    mask_bits: ClassVar[float] = 8
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+        reduce = torch.amax if self.sign > 0 else torch.amin
+        kept = reduce(inputs[0], self.dims, keepdim=True)
+        return kept if self.keepdim else self._squeezed(kept), inputs[0] == kept
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        kept = [1 if dim in self.dims else extent for dim, extent in enumerate(shapes[0])]
+        return (cotangent.reshape(kept) * self._share(saved, cotangent.dtype),)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return (tangents[0] * self._share(saved, tangents[0].dtype)).sum(self.dims, self.keepdim)
+
+    def label(self) -> str:
+        return f"{'amax' if self.sign > 0 else 'amin'} over {','.join(map(str, self.dims))}"
+
+    def _squeezed(self, t: Tensor) -> Tensor:
+        return t.reshape([extent for dim, extent in enumerate(t.shape) if dim not in self.dims])
+
+    def _share(self, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+        return chosen.to(dtype) / chosen.sum(self.dims, keepdim=True)
+
+
+class Indices:
+    """Stands for the indices beside a maximum's values: integers that depend on x, and are not recorded."""
+
+    def __init__(self, trace: Any) -> None:
+        self._trace = trace
+
+    def __getattr__(self, name: str) -> Any:
+        self._trace.refuse("the indices of a maximum depend on x")
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
+        found._trace.refuse("the indices of a maximum depend on x", operation=func.__name__)
+
+
+def _axes(trace, input, dim):
+    dims = range(input.dim()) if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
+    dims = tuple(sorted({d % input.dim() for d in dims}))
+    if 0 in dims:
+        trace.refuse("a choice along the batch axis mixes samples")
+    return dims
+
+
+def _pick(trace, function, input, dim, *args, keepdim=True, **kwargs):
+    """The named tuple (values, indices) that `function` returns."""
+    if dim is None:
+        trace.refuse("a choice along the batch axis mixes samples")
+    (dim,) = _axes(trace, input, dim)
+    values = trace.emit(Pick(function, dim, args, tuple(kwargs.items())), [input])
+    result = getattr(torch.return_types, function.__name__)
+    return result((values if keepdim else values.squeeze(dim), Indices(trace)))
+
+
+@records(torch.max, Tensor.max)
+def _max(trace, input, dim=None, keepdim=False, *, other=None):
+    if isinstance(dim, Tensor) or other is not None:
+        return _maximum_of(trace, input, dim if other is None else other, 1)
+    return _pick(trace, torch.max, input, dim, keepdim=keepdim)
+
+
+@records(torch.min, Tensor.min)
+def _min(trace, input, dim=None, keepdim=False, *, other=None):
+    if isinstance(dim, Tensor) or other is not None:
+        return _maximum_of(trace, input, dim if other is None else other, -1)
+    return _pick(trace, torch.min, input, dim, keepdim=keepdim)
+
+
+@records(torch.median, Tensor.median)
+def _median(trace, input, dim=None, keepdim=False):
+    return _pick(trace, torch.median, input, dim, keepdim=keepdim)
+
+
+@records(torch.kthvalue, Tensor.kthvalue)
+def _kthvalue(trace, input, k, dim=-1, keepdim=False):
+    return _pick(trace, torch.kthvalue, input, dim, k, keepdim=keepdim)
+
+
+@records(torch.sort, Tensor.sort)
+def _sort(trace, input, dim=-1, descending=False, *, stable=False):
+    return _pick(trace, torch.sort, input, dim, descending=descending, stable=stable)
+
+
+@records(torch.topk, Tensor.topk)
+def _topk(trace, input, k, dim=-1, largest=True, sorted=True):
+    return _pick(trace, torch.topk, input, dim, k, largest=largest, sorted=sorted)
+
+
+def _maximum_of(trace, input, other, sign):
+    if trace.depends_on_x(input) and trace.depends_on_x(other):
+        if input.dim() != other.dim():
+            trace.refuse("x-dependent tensors with different numbers of axes")
+        return trace.emit(Maximum(sign), [input, other])
+    x_dependent, constant = (input, other) if trace.depends_on_x(input) else (other, input)
+    return constant + sign * F.relu(sign * (x_dependent - constant))
+
+
+@records(torch.maximum, Tensor.maximum)
+def _maximum(trace, input, other):
+    return _maximum_of(trace, input, other, 1)
+
+
+@records(torch.minimum, Tensor.minimum)
+def _minimum(trace, input, other):
+    return _maximum_of(trace, input, other, -1)
+
+
+@records(torch.amax, Tensor.amax)
+def _amax(trace, input, dim=(), keepdim=False):
+    return trace.emit(Extremum(_axes(trace, input, dim), keepdim, 1), [input])
+
+
+@records(torch.amin, Tensor.amin)
+def _amin(trace, input, dim=(), keepdim=False):
+    return trace.emit(Extremum(_axes(trace, input, dim), keepdim, -1), [input])
+
+
+def _records_max_pool(function, with_indices, dims):
+    @records(function, with_indices)
+    def recorder(
+        trace,
+        input,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        ceil_mode=False,
+        return_indices=False,
+    ):
+        trace.require_batched(input, dims=dims + 2)
+        kernel = sizes(kernel_size, dims)
+        stride = sizes(stride, dims) if stride else kernel
+        padding, dilation = sizes(padding, dims), sizes(dilation, dims)
+        if dims == 1:
+            op = MaxPool((1, *kernel), (1, *stride), (0, *padding), (1, *dilation), ceil_mode)
+            y = trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+        else:
+            y = trace.emit(MaxPool(kernel, stride, padding, dilation, ceil_mode), [input])
+        return (y, Indices(trace)) if return_indices else y
+
+
+_records_max_pool(F.max_pool1d, F.max_pool1d_with_indices, 1)
+_records_max_pool(F.max_pool2d, F.max_pool2d_with_indices, 2)
+_records_max_pool(F.max_pool3d, F.max_pool3d_with_indices, 3)
+
+
+def _records_adaptive_max_pool(function, with_indices, dims):
+    @records(function, with_indices)
+    def recorder(trace, input, output_size, return_indices=False):
+        trace.require_batched(input, dims=dims + 2)
+        given = sizes(output_size, dims) if output_size is not None else (None,) * dims
+        size = tuple(own if wanted is None else wanted for wanted, own in zip(given, input.shape[2:], strict=True))
+        if dims == 1:
+            y = trace.emit(AdaptiveMaxPool((1, *size)), [input.unsqueeze(2)]).squeeze(2)
+        else:
+            y = trace.emit(AdaptiveMaxPool(size), [input])
+        return (y, Indices(trace)) if return_indices else y
+
+
+_records_adaptive_max_pool(F.adaptive_max_pool1d, F.adaptive_max_pool1d_with_indices, 1)
+_records_adaptive_max_pool(F.adaptive_max_pool2d, F.adaptive_max_pool2d_with_indices, 2)
+_records_adaptive_max_pool(F.adaptive_max_pool3d, F.adaptive_max_pool3d_with_indices, 3)
