@@ -1,8 +1,9 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
-from gnfast import reference
+from gnfast import heads, penalties, reference
 from gnfast.errors import FallbackWarning, InputError, UnsupportedError
 from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
+from gnfast.heads import Head
 from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
 
@@ -11,10 +12,13 @@ __version__ = "0.1.0"
 __all__ = [
     "FallbackWarning",
     "GradientNorm",
+    "Head",
     "InputError",
     "Plan",
     "UnsupportedError",
+    "heads",
     "normalize_gradient",
+    "penalties",
     "reference",
     "trace",
     "value_and_grad_norm",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnfast import heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
+from gnfast.heads import Method
 from gnfast.once import once_differentiable
 from gnfast.plan.op import per_sample
 from gnfast.plan.plan import Plan, Refusal
@@ -17,9 +18,19 @@ from gnfast.plan.trace import Refused, record, unchanged
 
 
 def normalize_gradient(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
-) -> Tensor:
-    """The gradient-normalised critic f̂ = f / (‖∇ₓf‖ + |f|), exact and without double backward.
+    net: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = "gn",
+    tau: float | None = None,
+    eps: float | None = None,
+    return_grad_norm: bool = False,
+    impl: str = "auto",
+    strict: bool = False,
+    rewrite: bool = True,
+    **kwargs: Any,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
 
     A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 9).
 
@@ -27,6 +38,11 @@ def normalize_gradient(
         net: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
         x: (B, ...) floating point, on the device of `net`. Not modified; need not require a gradient.
         *args, **kwargs: passed to `net` after x (labels, say).
+        method: the normaliser: "gn", "gn0", "gn1" (GN-GAN with ζ = |f|, 0, 1), "gran" (GraN-GAN), "pgn" (PGN-GAN as its
+            code has it), "pgn-table" (as its Table I has it); or a function φ(f, n) of two broadcastable tensors, or a
+            `gnfast.Head`. `gnfast.heads` has the formulas.
+        tau, eps: GraN's τ (1) and ε (0.1).
+        return_grad_norm: return also ‖∇ₓf̂‖₂ (B,), which costs no further pass.
         impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
@@ -34,13 +50,25 @@ def normalize_gradient(
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
-        (any number of times with impl="reference"). Where n = 0 it is sign(f), with zero gradient.
+        (any number of times with impl="reference"); and ‖∇ₓf̂‖₂ (B,) if asked for, differentiable in the same way. What
+        holds at n = 0 and f = 0 is said in `gnfast.heads`.
 
     Raises:
         UnsupportedError: `strict` and the network is outside what the four passes do, named by submodule and operation.
         InputError: an argument of the wrong kind, shape, dtype or device.
     """
-    return _run(reference.normalize_gradient, _normalized, net, x, args, kwargs, impl, strict, rewrite)
+    head = heads.find(method, tau=tau, eps=eps)
+
+    def finish(f: Tensor, g: Tensor, exact: bool) -> Tensor | tuple[Tensor, Tensor]:
+        chosen = head if exact else heads.plain(head)
+        f_hat = heads.apply_head(chosen, f, g)
+        if not return_grad_norm:
+            return f_hat
+        if f.numel() != len(f):
+            raise InputError(f"return_grad_norm: wanted one logit per sample, got {tuple(f.shape)} from the network")
+        return f_hat, heads.normalized_grad_norm(head, f, g)
+
+    return _run(finish, net, x, args, kwargs, impl, strict, rewrite)
 
 
 def value_and_grad_norm(
@@ -51,10 +79,11 @@ def value_and_grad_norm(
     Arguments and errors as for `normalize_gradient`.
 
     Returns:
-        f as `net` returns it, and n (B,) = ‖∇ₓf‖₂ over all entries of a sample; both differentiable once with respect
-        to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0 at n = 0).
+        f as `net` returns it, and n (B,) = ‖∇ₓf‖₂ over all entries of a sample, in float32 or better; both
+        differentiable once with respect to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0
+        at n = 0).
     """
-    return _run(reference.value_and_grad_norm, _with_grad_norm, net, x, args, kwargs, impl, strict, rewrite)
+    return _run(lambda f, g, _: (f, heads.grad_norm(g)), net, x, args, kwargs, impl, strict, rewrite)
 
 
 def value_and_input_grad(
@@ -67,15 +96,7 @@ def value_and_input_grad(
     Returns:
         f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
     """
-    return _run(reference.value_and_input_grad, lambda f, g: (f, g), net, x, args, kwargs, impl, strict, rewrite)
-
-
-def _normalized(f: Tensor, g: Tensor) -> Tensor:
-    return heads.apply_head(heads.GN, f, g)
-
-
-def _with_grad_norm(f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    return f, heads.grad_norm(g).to(g.dtype)
+    return _run(lambda f, g, _: (f, g), net, x, args, kwargs, impl, strict, rewrite)
 
 
 class _FourPasses(torch.autograd.Function):
@@ -105,9 +126,9 @@ class _FourPasses(torch.autograd.Function):
         return None, None, grad_x, *grads
 
 
+@torch.compiler.disable
 def _run(
-    oracle: Callable[..., Any],
-    finish: Callable[[Tensor, Tensor], Any],
+    finish: Callable[[Tensor, Tensor, bool], Any],
     net: nn.Module,
     x: Tensor,
     args: tuple[Any, ...],
@@ -116,22 +137,27 @@ def _run(
     strict: bool,
     rewrite: bool,
 ) -> Any:
-    """finish(f, g) by the four passes, or oracle(net, x, ...) where they do not apply or are not wanted."""
+    """finish(f, g, True) by the four passes, or finish(f, g, False) by double backward where they do not apply."""
     _validate(net, x, impl)
-    if impl == "reference":
-        return oracle(net, x, *args, **kwargs)
-    try:
-        plan, operands = _record(net, x, args, kwargs, rewrite)
-    except Refused as error:
-        if strict:
-            raise
-        refusal = error.refusal
-    else:
-        keep = torch.is_grad_enabled() and bool(plan.trainable)
-        return finish(*_FourPasses.apply(plan, keep, x, *operands))
+    refusal = None
+    if impl == "auto":
+        try:
+            plan, operands = _record(net, x, args, kwargs, rewrite)
+        except Refused as error:
+            if strict:
+                raise
+            refusal = error.refusal
+        else:
+            keep = torch.is_grad_enabled() and bool(plan.trainable)
+            # Autocast has had its say when the network was recorded.
+            with torch.autocast(x.device.type, enabled=False):
+                return finish(*_FourPasses.apply(plan, keep, x, *operands), True)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
-    result = oracle(net, x, *args, **kwargs)
-    _warn_once(net, refusal)
+    f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
+    with torch.autocast(x.device.type, enabled=False):
+        result = finish(f, g, False)
+    if refusal is not None:
+        _warn_once(net, refusal)
     return result
 
 
@@ -168,10 +194,9 @@ def _record(
 def _recorded(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
 ) -> tuple[Plan, list[Tensor]]:
-    if torch.is_autocast_enabled(x.device.type):
-        raise Refused(Refusal("", "autocast", "the four passes do not mix precisions"))
     try:
-        plan, operands, _ = record(net, x, args, kwargs, rewritten=rewrite)
+        plan, recorded, _ = record(net, x, args, kwargs, rewritten=rewrite)
+        operands = plan.operands(recorded)
     except (Refused, InputError):
         raise
     except Exception as error:
@@ -207,7 +232,7 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
             name = next(name for name, m in net.named_modules() if m is module)
             raise Refused(Refusal(name, "register_full_backward_hook", "a backward hook would not see its gradients"))
     autocast = torch.is_autocast_enabled(x.device.type)
-    modes = torch.is_grad_enabled(), x.requires_grad, autocast
+    modes = torch.is_grad_enabled(), x.requires_grad, autocast and torch.get_autocast_dtype(x.device.type)
     return (tuple(x.shape[1:]), x.dtype, x.device.type, *modes, *modules)
 
 

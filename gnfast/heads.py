@@ -1,72 +1,243 @@
-"""Normalisers as data: f̂ = φ(f, n) and its two partial derivatives, with n = ‖∇ₓf‖₂ per sample."""
+"""Normalisers as data: f̂ = φ(f, m) with its two partial derivatives, where m is a norm of the input gradient.
 
+Adding one means adding an entry to `METHODS`.
+"""
+
+import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gnfast.errors import InputError
 from gnfast.once import once_differentiable
+
+Value = Callable[[Tensor, Tensor], Tensor]
+Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Head:
-    """f̂ = value(f, n) with partials(f, n) = (∂f̂/∂f, ∂f̂/∂n); all (B,), float32 or float64."""
+    """A normaliser f̂ = value(f, m), m = ‖∇ₓf − centre‖₂ per sample over all its entries.
+
+    `value` is elementwise in two tensors that broadcast, float32 or float64: f of the critic's output shape, m with one
+    entry per sample.
+
+    Attributes:
+        name: what messages call it.
+        value: f̂.
+        partials: (∂f̂/∂f, ∂f̂/∂m), with the same arguments; autograd differentiates `value` where it is None.
+        centre: every entry of the gradient from which m measures the distance; 0 for the plain norm n.
+        takes_gradient: `value` takes the input gradient (B, ...) itself in place of m.
+    """
 
     name: str
-    value: Callable[[Tensor, Tensor], Tensor]
-    partials: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    value: Value
+    partials: Partials | None = None
+    centre: float = 0.0
+    takes_gradient: bool = False
 
 
-def _gn_total(f: Tensor, n: Tensor) -> Tensor:
-    total = n + f.abs()
+def _safe(total: Tensor) -> Tensor:
     return torch.where(total == 0, 1, total)
 
 
 def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     # Two divisions: the square of a small float32 total would underflow.
-    total = _gn_total(f, n)
+    total = _safe(n + f.abs())
     return n / total / total, -f / total / total
 
 
-GN = Head("gn", value=lambda f, n: f / _gn_total(f, n), partials=_gn_partials)
+GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials)
 """f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
 
 
-def grad_norm(g: Tensor) -> Tensor:
-    """‖g‖₂ per sample (B,), accumulated in float32 or better; its own gradient at 0 is 0."""
-    return torch.linalg.vector_norm(g, dim=tuple(range(1, g.dim())), dtype=_accumulator(g.dtype))
+def _gn0_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    alive, safe = n != 0, _safe(n)
+    return alive / safe, -alive * f / safe / safe
+
+
+def _gn0(f: Tensor, n: Tensor) -> Tensor:
+    at_zero = torch.where(f == 0, 0, f.detach() * torch.inf)
+    return torch.where(n == 0, at_zero, f / _safe(n))
+
+
+GN0 = Head("gn0", _gn0, _gn0_partials)
+"""f̂ = f / n (GN-GAN's ablation ζ = 0): ±∞ with zero gradient where n = 0, and 0 where f is 0 as well."""
+
+GN1 = Head("gn1", lambda f, n: f / (n + 1), lambda f, n: (1 / (n + 1), -f / (n + 1) / (n + 1)))
+"""f̂ = f / (n + 1) (GN-GAN's ablation ζ = 1)."""
+
+
+@functools.lru_cache
+def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
+    """f̂ = f n / (τ (n² + ε)) (GraN-GAN, Bhaskara et al., WACV 2022): the Lipschitz constant is at most 1/τ; 0 at n = 0.
+
+    Args:
+        tau: positive; the paper writes K = 1/τ and uses K = 0.83 on CIFAR-10.
+        eps: positive; the smoothing of small gradients.
+    """
+    for name, given in (("tau", tau), ("eps", eps)):
+        if not given > 0:
+            raise InputError(f"{name}: got {given!r}, wanted a positive number")
+
+    # 1 / (n + ε/n) is n / (n² + ε) without n², which overflows and underflows where n does not.
+    def value(f: Tensor, n: Tensor) -> Tensor:
+        return f / (tau * (n + eps / n))
+
+    def partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = 1 / (n + eps / n)
+        # ∂/∂n of n / (n² + ε), from whichever of q = n²/ε and 1/q is at most 1.
+        small = (n / eps**0.5).clamp(max=1).square()
+        large = (eps**0.5 / n).clamp(max=1).square()
+        of_small = (1 - small) / (1 + small).square() / eps
+        of_large = (large - 1) / (1 + large).square() / _safe(n) / _safe(n)
+        by_n = torch.where(n.square() <= eps, of_small, of_large)
+        return inverse / tau, f / tau * by_n
+
+    return Head("gran", value, partials)
+
+
+def _of_complement(head: Head, name: str, centre: float) -> Head:
+    """The head of 1 − f."""
+
+    def partials(f: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        by_f, by_m = head.partials(1 - f, m)
+        return -by_f, by_m
+
+    return Head(name, lambda f, m: head.value(1 - f, m), partials, centre)
+
+
+PGN = _of_complement(GN, "pgn", centre=1.0)
+"""f̂ = (1 − f) / (‖1 − ∇f‖ + |1 − f|), 1 an image of ones (PGN-GAN, Xia 2023: its code and Algorithm 1)."""
+
+PGN_TABLE = _of_complement(GN, "pgn-table", centre=0.0)
+"""f̂ = (1 − f) / (‖∇f‖ + |1 − f|) (PGN-GAN, Xia 2023: Table I and eqs. 11–14)."""
+
+# name: the head for the options that it takes.
+METHODS: dict[str, Callable[..., Head]] = {
+    "gn": lambda: GN,
+    "gn0": lambda: GN0,
+    "gn1": lambda: GN1,
+    "gran": gran,
+    "pgn": lambda: PGN,
+    "pgn-table": lambda: PGN_TABLE,
+}
+
+Method = str | Head | Value
+
+
+def find(method: Method, **options: float | None) -> Head:
+    """The head that `method` names, is, or computes; options that are None are left at the method's default.
+
+    Raises:
+        InputError: an unknown name, or an option that the method does not take.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise InputError(f"method: got {method!r}, wanted one of {', '.join(METHODS)}, a gnfast.Head or a function")
+        takes = inspect.signature(METHODS[method]).parameters
+        if unknown := sorted(given.keys() - takes.keys()):
+            raise InputError(f"{unknown[0]}: method {method!r} does not take it")
+        return METHODS[method](**given)
+    if given:
+        raise InputError(f"{next(iter(given))}: only named methods take options")
+    if isinstance(method, Head):
+        return method
+    if callable(method):
+        return Head(getattr(method, "__name__", type(method).__name__), method)
+    raise InputError(f"method: got a {type(method).__name__}, wanted a name, a gnfast.Head or a function of (f, n)")
+
+
+def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
+    """‖g − centre‖₂ per sample (B,), in float32 or better; its own gradient at 0 is 0."""
+    wide = g.to(_accumulator(g.dtype))
+    # Squares of float32 numbers leave its range where the numbers do not: they are added up in float64.
+    return torch.linalg.vector_norm(
+        wide - centre if centre else wide, dim=tuple(range(1, g.dim())), dtype=torch.float64
+    ).to(wide.dtype)
 
 
 def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
-    """f̂ of f's shape and dtype, differentiable once with respect to f and g.
+    """f̂ of f's shape, in the wider of the two dtypes.
+
+    Differentiable with respect to f and g: once where the head has partial derivatives of its own, as often as they and
+    the head are otherwise.
 
     Args:
-        f: one logit per sample, any shape with B entries.
+        f: (B, ...) output of the critic.
         g: (B, ...) input gradient.
     """
-    return _ApplyHead.apply(head, f, g)
+    if head.partials is not None and f.numel() == f.shape[0]:
+        return _ApplyHead.apply(head, f, g)
+    return _plain(head, f, g)
+
+
+def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
+    """‖∇ₓf̂‖₂ (B,) = |∂f̂/∂f| n: where the critic is piecewise linear, the norm in f̂ does not depend on x.
+
+    Args:
+        f: one logit per sample.
+        g: (B, ...) input gradient.
+    """
+    with torch.enable_grad():
+        logit, m = f.reshape(-1).to(_accumulator(f.dtype)), _measure(head, g)
+        if head.partials is not None:
+            by_f = head.partials(logit, m)[0]
+        else:
+            logit = logit if logit.requires_grad else logit.detach().requires_grad_()
+            (by_f,) = torch.autograd.grad(head.value(logit, m).sum(), logit, create_graph=True)
+    norm = by_f.abs() * grad_norm(g)
+    return norm if torch.is_grad_enabled() else norm.detach()
+
+
+def plain(head: Head) -> Head:
+    """The head without partial derivatives of its own, so that it is differentiable any number of times."""
+    return dataclasses.replace(head, partials=None)
+
+
+def _measure(head: Head, g: Tensor) -> Tensor:
+    """What `head.value` takes beside f: m (B,) or the gradient itself."""
+    return g.to(_accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
+
+
+def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
+    measure = _measure(head, g)
+    if not head.takes_gradient:
+        measure = measure.reshape(-1, *[1] * (f.dim() - 1))
+    f_hat = head.value(f.to(_accumulator(f.dtype)), measure)
+    if f_hat.shape != f.shape:
+        raise InputError(
+            f"method: {head.name} returned shape {tuple(f_hat.shape)} for f of shape {tuple(f.shape)}; wanted f's"
+        )
+    return f_hat.to(torch.promote_types(f.dtype, g.dtype))
 
 
 class _ApplyHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, head: Head, f: Tensor, g: Tensor) -> Tensor:
-        n = grad_norm(g)
-        logit = f.reshape(-1).to(n.dtype)
+        m = grad_norm(g, head.centre)
+        logit = f.reshape(-1).to(m.dtype)
         ctx.head = head
-        ctx.save_for_backward(logit, n, g)
-        return head.value(logit, n).reshape(f.shape).to(f.dtype)
+        ctx.save_for_backward(logit, m, g)
+        ctx.f_dtype = f.dtype
+        return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        logit, n, g = ctx.saved_tensors
-        by_f, by_n = ctx.head.partials(logit, n)
-        upstream = grad.reshape(-1).to(n.dtype)
-        # ∂n/∂g = g / n, and 0 at n = 0.
-        along_g = upstream * by_n / torch.where(n == 0, 1, n)
-        grad_f = (upstream * by_f).reshape(grad.shape).to(grad.dtype)
-        return None, grad_f, g * along_g.reshape(-1, *[1] * (g.dim() - 1)).to(g.dtype)
+        logit, m, g = ctx.saved_tensors
+        by_f, by_m = ctx.head.partials(logit, m)
+        upstream = grad.reshape(-1).to(m.dtype)
+        # ∂m/∂g = (g − centre) / m, and 0 at m = 0.
+        along = (upstream * by_m / _safe(m)).reshape(-1, *[1] * (g.dim() - 1))
+        grad_f = (upstream * by_f).reshape(grad.shape).to(ctx.f_dtype)
+        offset = g.to(m.dtype) - ctx.head.centre if ctx.head.centre else g
+        return None, grad_f, (offset * along.to(offset.dtype)).to(g.dtype)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -4,11 +4,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gnfast import heads
 from gnfast.function import normalize_gradient
+from gnfast.heads import Method
 
 
 class GradientNorm(nn.Module):
-    """A critic that returns f̂ = f / (‖∇ₓf‖ + |f|) wherever it returned f.
+    """A critic that returns f̂, f / (‖∇ₓf‖ + |f|) by default, wherever it returned f.
 
     Equivalent to calling `normalize_gradient(net, x, ...)`. Its `state_dict` has the keys of `net`, so checkpoints of
     the plain and of the normalised critic are the same files. With DistributedDataParallel, wrap the GradientNorm:
@@ -16,14 +18,29 @@ class GradientNorm(nn.Module):
 
     Args:
         net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.
+        method, tau, eps: the normaliser, as in `normalize_gradient`.
         impl: "auto" or "reference", as in `normalize_gradient`.
         strict: raise UnsupportedError instead of falling back to double backward.
         rewrite: merge operations where that is exact and cheaper.
     """
 
-    def __init__(self, net: nn.Module, *, impl: str = "auto", strict: bool = False, rewrite: bool = True) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        method: Method = "gn",
+        tau: float | None = None,
+        eps: float | None = None,
+        impl: str = "auto",
+        strict: bool = False,
+        rewrite: bool = True,
+    ) -> None:
         super().__init__()
+        heads.find(method, tau=tau, eps=eps)
         self.net = net
+        self.method = method
+        self.tau = tau
+        self.eps = eps
         self.impl = impl
         self.strict = strict
         self.rewrite = rewrite
@@ -31,12 +48,15 @@ class GradientNorm(nn.Module):
         self.register_load_state_dict_pre_hook(_with_net_prefix)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """f̂ of the shape that `net` returns; further arguments go to `net`."""
-        options = {"impl": self.impl, "strict": self.strict, "rewrite": self.rewrite}
-        return normalize_gradient(self.net, x, *args, **options, **kwargs)
+        """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""
+        return normalize_gradient(self.net, x, *args, **self._options(), **kwargs)
 
     def extra_repr(self) -> str:
-        return f"impl={self.impl!r}, strict={self.strict}, rewrite={self.rewrite}"
+        return ", ".join(f"{name}={value!r}" for name, value in self._options().items() if value is not None)
+
+    def _options(self) -> dict[str, Any]:
+        names = ("method", "tau", "eps", "impl", "strict", "rewrite")
+        return {name: getattr(self, name) for name in names}
 
 
 def _without_net_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:

@@ -40,9 +40,20 @@ def value_and_grad_norm(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) ->
     return f, torch.linalg.vector_norm(g.flatten(1), dim=1)
 
 
-def normalize_gradient(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """f / (||grad_x f|| + |f|), of f's shape (GN-GAN, Wu et al., ICCV 2021, eq. 9); 0 where both f and n are 0."""
-    f, n = value_and_grad_norm(net, x, *args, **kwargs)
-    n = n.reshape(-1, *[1] * (f.dim() - 1))
-    total = n + f.abs()
-    return f / torch.where(total == 0, 1, total)
+def normalize_gradient(
+    net: nn.Module, x: Tensor, *args: Any, method: str = "gn", tau: float = 1.0, eps: float = 0.1, **kwargs: Any
+) -> Tensor:
+    """The normalised critic, of f's shape, as each paper writes it.
+
+    Args:
+        method: "gn", "gn0", "gn1" (GN-GAN, Wu et al., ICCV 2021, eq. 9 with ζ = |f|, 0, 1), "gran" (GraN-GAN, Bhaskara
+            et al., WACV 2022), "pgn" (PGN-GAN, Xia 2023, Algorithm 1), "pgn-table" (its Table I).
+        tau, eps: GraN's.
+    """
+    f, g = value_and_input_grad(net, x, *args, **kwargs)
+    n = (1 - g if method == "pgn" else g).flatten(1).norm(dim=1).reshape(-1, *[1] * (f.dim() - 1))
+    if method == "gran":
+        return f * n / (tau * (n**2 + eps))
+    u = 1 - f if method.startswith("pgn") else f
+    total = n + {"gn0": torch.zeros_like(f), "gn1": torch.ones_like(f)}.get(method, u.abs())
+    return u / torch.where((total == 0) & (u == 0), 1, total)
