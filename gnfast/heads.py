@@ -57,7 +57,7 @@ GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials)
 
 def _gn0_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     alive, safe = n != 0, _safe(n)
-    return alive / safe, -alive * f / safe / safe
+    return alive / safe, -(alive * f) / safe / safe
 
 
 def _gn0(f: Tensor, n: Tensor) -> Tensor:
@@ -85,20 +85,19 @@ def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
             raise InputError(f"{name}: got {given!r}, wanted a positive number")
 
     # 1 / (n + ε/n) is n / (n² + ε) without n², which overflows and underflows where n does not.
-    def value(f: Tensor, n: Tensor) -> Tensor:
-        return f / (tau * (n + eps / n))
+    def inverse(n: Tensor) -> Tensor:
+        safe = _safe(n)
+        return torch.where(n == 0, 0, 1 / (safe + eps / safe))
 
     def partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = 1 / (n + eps / n)
-        # ∂/∂n of n / (n² + ε), from whichever of q = n²/ε and 1/q is at most 1.
-        small = (n / eps**0.5).clamp(max=1).square()
-        large = (eps**0.5 / n).clamp(max=1).square()
+        # ∂/∂n of n / (n² + ε), from whichever of n²/ε and ε/n² is at most 1.
+        small, large = (n / eps**0.5).clamp(max=1).square(), (eps**0.5 / _safe(n)).clamp(max=1).square()
         of_small = (1 - small) / (1 + small).square() / eps
         of_large = (large - 1) / (1 + large).square() / _safe(n) / _safe(n)
-        by_n = torch.where(n.square() <= eps, of_small, of_large)
-        return inverse / tau, f / tau * by_n
+        by_n = torch.where(n <= eps**0.5, of_small, of_large)
+        return inverse(n) / tau, f / tau * by_n
 
-    return Head("gran", value, partials)
+    return Head("gran", lambda f, n: f * inverse(n) / tau, partials)
 
 
 def _of_complement(head: Head, name: str, centre: float) -> Head:
@@ -233,11 +232,10 @@ class _ApplyHead(torch.autograd.Function):
         logit, m, g = ctx.saved_tensors
         by_f, by_m = ctx.head.partials(logit, m)
         upstream = grad.reshape(-1).to(m.dtype)
-        # ∂m/∂g = (g − centre) / m, and 0 at m = 0.
-        along = (upstream * by_m / _safe(m)).reshape(-1, *[1] * (g.dim() - 1))
         grad_f = (upstream * by_f).reshape(grad.shape).to(ctx.f_dtype)
-        offset = g.to(m.dtype) - ctx.head.centre if ctx.head.centre else g
-        return None, grad_f, (offset * along.to(offset.dtype)).to(g.dtype)
+        # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
+        m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (_safe(m), upstream * by_m))
+        return None, grad_f, ((g.to(m.dtype) - ctx.head.centre) / m * along).to(g.dtype)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
