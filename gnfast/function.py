@@ -122,7 +122,8 @@ class _FourPasses(torch.autograd.Function):
         grads = [None] * len(operands)
         if any(needs) and not (grad_f is None and grad_g is None):
             start = passes.merged_tangent(x, scale, grad_g)
-            grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
+            with torch.autocast(x.device.type, enabled=False):
+                grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
         return None, None, grad_x, *grads
 
 

@@ -1,0 +1,180 @@
+"""Low precision and autocast: an error budget against plain double backward at the same precision."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import gnfast
+from gnfast import penalties, reference
+from tests.oracle import outputs_and_gradients, relative_error
+from tests.public_critics import CRITICS, EXACT
+from tests.test_engine import NETWORKS, ResNet
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+LOW = [torch.bfloat16, torch.float16]
+SEEDS = range(6)
+
+
+def error(seen, truth):
+    """Root mean square over outputs and gradients of the relative errors."""
+    errors = [(seen[k].double() - v).norm() / v.norm() for k, v in truth.items() if v is not None and v.any()]
+    return torch.stack(errors).square().mean()
+
+
+def budget(make, run_fast, run_plain, to_low):
+    """Mean squared errors of the four passes and of plain PyTorch, over several networks, against float64.
+
+    One rounding that flips the mask of one activation changes a sample's input gradient by a finite amount, in any
+    implementation; a single network may be dominated by one such event.
+    """
+    fast = plain = 0.0
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        exact, x = make()
+        low = to_low(copy.deepcopy(exact))
+        exact.load_state_dict({k: v.double() for k, v in low.state_dict().items()})
+        x_low = x.to(next(low.parameters()).dtype)
+        truth = outputs_and_gradients(reference.normalize_gradient, exact, x_low.double())
+        fast += error(outputs_and_gradients(run_fast, low, x_low), truth)
+        plain += error(outputs_and_gradients(run_plain, low, x_low), truth)
+    return fast.sqrt().item(), plain.sqrt().item()
+
+
+def strict(net, x, *args, **options):
+    return gnfast.normalize_gradient(net, x, *args, strict=True, **options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rewrite", [True, False], ids=["rewritten", "as-stated"])
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+def test_low_precision_networks(dtype, rewrite, device):
+    fast, plain = budget(
+        lambda: (ResNet().double().to(device), torch.randn(16, 3, 8, 8, dtype=torch.float64, device=device)),
+        lambda net, x: strict(net, x, rewrite=rewrite),
+        reference.normalize_gradient,
+        lambda net: net.to(dtype),
+    )
+    assert fast <= 2 * plain
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_autocast(dtype, layout, device):
+    def under_autocast(function):
+        def run(net, x):
+            with torch.autocast(device, dtype):
+                return function(net, x.contiguous(memory_format=layout))
+
+        return run
+
+    fast, plain = budget(
+        lambda: (ResNet().double().to(device), torch.randn(16, 3, 8, 8, dtype=torch.float64, device=device)),
+        under_autocast(strict),
+        under_autocast(reference.normalize_gradient),
+        lambda net: net.float().to(memory_format=layout),
+    )
+    assert fast <= 2 * plain
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", [name for name, critic in CRITICS.items() if critic.verdict is EXACT])
+def test_autocast_on_public_critics(name, device):
+    """Their dtypes flow as PyTorch's, every parameter keeps its dtype, and errors stay within the budget."""
+    fast = plain = 0.0
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        net, x, args = CRITICS[name].make()
+        net, x, args = net.float().to(device), x.float().to(device), [to_device(a, device) for a in args]
+        exact = copy.deepcopy(net).double()
+        wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+        truth = outputs_and_gradients(reference.normalize_gradient, exact, x.double(), *wide)
+        seen = []
+        for function in (strict, reference.normalize_gradient):
+            with torch.autocast(device, torch.bfloat16):
+                seen.append(outputs_and_gradients(function, net, x, *args))
+        for key, value in seen[1].items():
+            if value is not None and value.any():
+                assert seen[0][key].dtype == value.dtype, key
+        fast, plain = fast + error(seen[0], truth), plain + error(seen[1], truth)
+    assert fast <= 4 * plain
+
+
+def to_device(value, device):
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, torch.float32 if value.is_floating_point() else value.dtype)
+
+
+def test_autocast_is_per_call_and_per_region():
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.high = nn.Conv2d(3, 4, 3), nn.Linear(60, 1)
+
+        def forward(self, x):
+            h = self.low(x).relu().flatten(1)
+            with torch.autocast("cpu", enabled=False):
+                return self.high(h.float())
+
+    net, x = Regions(), torch.randn(4, 3, 5, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = [node.op.label() for node in gnfast.trace(net, x).nodes]
+        assert labels == ["to bfloat16", "conv2d", "relu", "reshape", "to float32", "linear"]
+        low = strict(net, x)
+    exact = strict(net, x)
+    assert 1e-5 < relative_error(low, exact) < 3e-2
+    assert low.dtype == exact.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=False):
+        assert torch.equal(strict(net, x), exact)
+
+
+def test_float64_is_left_alone_by_autocast():
+    net, x = NETWORKS["resnet"]().double(), torch.randn(4, 3, 5, 7, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert strict(net, x).dtype == torch.float64
+        assert relative_error(strict(net, x), reference.normalize_gradient(net, x)) < 1e-12
+
+
+def test_fallback_under_autocast_is_exactly_double_backward_under_autocast():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)), torch.randn(4, 3, 5, 7)
+    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore", gnfast.FallbackWarning)
+        assert relative_error(gnfast.normalize_gradient(net, x), reference.normalize_gradient(net, x)) < 1e-6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_grad_scaler_unscales_what_it_scaled(device):
+    torch.manual_seed(0)
+    net, x = ResNet().to(device), torch.randn(8, 3, 8, 8, device=device)
+    grads = []
+    for scale in (1.0, 2.0**14):
+        net.zero_grad()
+        scaler = torch.amp.GradScaler(device, init_scale=scale)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        with torch.autocast(device, torch.float16):
+            loss = strict(net, x).mean() + 0.1 * penalties.r1(net, x, strict=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert grads[0].isfinite().all() and relative_error(*grads) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("allowed", [True, False], ids=["tf32", "ieee"])
+def test_tf32_follows_pytorchs_switch(allowed):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        fast, plain = budget(
+            lambda: (ResNet().double().cuda(), torch.randn(16, 3, 8, 8, dtype=torch.float64, device="cuda")),
+            strict,
+            reference.normalize_gradient,
+            lambda net: net.float(),
+        )
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    assert fast <= 2 * plain
