@@ -127,7 +127,7 @@ class _FourPasses(torch.autograd.Function):
         return None, None, grad_x, *grads
 
 
-@torch.compiler.disable
+@torch.compiler.disable(reason="gnfast runs the network's own Python on every call")
 def _run(
     finish: Callable[[Tensor, Tensor, bool], Any],
     net: nn.Module,

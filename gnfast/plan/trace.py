@@ -289,7 +289,7 @@ def record(
     output, shape = 0, ()
     try:
         # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), _without_compiled_code():
             result = net(recorder.input, *args, **kwargs)
         recorder._operation = "its output"
         if not isinstance(result, Traced):
@@ -317,6 +317,14 @@ def record(
         rewritten,
     )
     return plan, recorder.operands, shape
+
+
+def _without_compiled_code() -> contextlib.AbstractContextManager[None]:
+    """Lets what torch.compile wrapped run as the Python that it was."""
+    # Importing the compiler takes seconds; without it, nothing can have been compiled.
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextlib.contextmanager

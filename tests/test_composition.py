@@ -1,0 +1,231 @@
+"""What people put around and inside a call: compilation, graphs, dropout, constants after x, in-place operations."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnfast
+from gnfast import UnsupportedError, reference
+from tests.oracle import assert_matches_double_backward, loss_of, outputs_and_gradients, relative_error
+from tests.test_engine import NETWORKS, ResNet
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_code_around_a_call_has_one_graph_break_and_the_right_numbers(x):
+    net = ResNet().double()
+
+    def loss(net, x):
+        return loss_of(gnfast.normalize_gradient(net, torch.tanh(2 * x), strict=True).sin())
+
+    expected = torch.autograd.grad(loss(net, x), list(net.parameters()))
+    compiled = torch.compile(loss, backend="aot_eager")
+    actual = torch.autograd.grad(compiled(net, x), list(net.parameters()))
+    assert all(relative_error(a, e) < 1e-12 for a, e in zip(actual, expected, strict=True))
+    assert torch._dynamo.explain(loss)(net, x).graph_break_count == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("part", ["whole", "submodule"])
+def test_compiled_critics_are_recorded_as_the_python_that_they_were(part, x):
+    net = ResNet().double()
+    expected = gnfast.normalize_gradient(net, x)
+    if part == "whole":
+        net = torch.compile(net, backend="aot_eager")
+    else:
+        net.blocks = torch.compile(net.blocks, backend="aot_eager")
+    net(x)
+    assert torch.equal(gnfast.normalize_gradient(net, x, strict=True), expected)
+    assert relative_error(net(x), gnfast.value_and_input_grad(net, x)[0]) < 1e-12
+
+
+@pytest.mark.gpu
+def test_cuda_graph_capture():
+    net, x = ResNet().cuda(), torch.randn(4, 3, 8, 8, device="cuda")
+    parameters = list(net.parameters())
+
+    def step():
+        f_hat, norm = gnfast.normalize_gradient(net, x, strict=True, return_grad_norm=True)
+        return torch.autograd.grad(f_hat.square().sum() + norm.sum(), parameters)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        for actual, expected in zip(captured, step(), strict=True):
+            assert relative_error(actual, expected) < 1e-5
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(60, 1)
+        self.entries, self.maps = nn.Dropout(0.4), nn.Dropout2d(0.3, inplace=True)
+
+    def forward(self, x):
+        return self.out(self.entries(self.maps(F.leaky_relu(self.conv(x), 0.2))).flatten(1))
+
+
+def test_dropout_draws_the_mask_that_pytorch_would_draw(x):
+    net = Dropped().double()
+
+    def seeded(function):
+        def run(net, x, **options):
+            torch.manual_seed(5)
+            result = function(net, x, **options)
+            return result, torch.rand(1, dtype=torch.float64, requires_grad=True) * 1
+
+        return run
+
+    actual = outputs_and_gradients(seeded(gnfast.normalize_gradient), net, x, strict=True)
+    expected = outputs_and_gradients(seeded(reference.normalize_gradient), net, x)
+    assert all(relative_error(actual[key], value) < 1e-10 for key, value in expected.items())
+    assert_matches_double_backward(net.eval(), x)
+
+
+class Noisy(nn.Module):
+    """Constants that take their shape, dtype or device from x-dependent tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gain = nn.Conv2d(5, 4, 3), nn.Parameter(torch.randn(1, 4, 1, 1))
+
+    def forward(self, x):
+        grid = torch.linspace(-1, 1, x.shape[-1]).to(x).expand(x.shape[0], 1, *x.shape[2:])
+        h = self.conv(torch.cat([x, grid, torch.ones_like(x)[:, :1]], 1))
+        h = h + 0.1 * self.gain.expand_as(h) * h.new_full((1,), 0.5)
+        return (F.relu(h) * torch.full_like(h, 0.7)).flatten(1).sum(1, keepdim=True)
+
+
+def test_constants_after_the_shape_of_x(x):
+    assert_matches_double_backward(Noisy().double(), x)
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.skip = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        h = self.conv(x).clamp_(-1, 1.5)
+        h += self.skip(x)
+        h.mul_(1.3).abs_()
+        F.hardtanh_(h, -2, 2)
+        F.relu6(h, inplace=True)
+        return F.threshold(h, 0.1, -0.2, True).sum((1, 2, 3))
+
+
+def test_any_activation_in_place(x):
+    assert_matches_double_backward(InPlace().double(), x)
+
+
+def test_real_and_fake_together_and_apart_give_the_same_gradients(x):
+    net, fake = ResNet().double(), torch.randn_like(x)
+
+    def together():
+        real_score, fake_score = gnfast.normalize_gradient(net, torch.cat([x, fake]), strict=True).chunk(2)
+        return real_score.mean() - fake_score.mean()
+
+    def apart():
+        return (
+            gnfast.normalize_gradient(net, x, strict=True).mean()
+            - gnfast.normalize_gradient(net, fake, strict=True).mean()
+        )
+
+    one, two = (torch.autograd.grad(loss(), list(net.parameters())) for loss in (together, apart))
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_upsampling_before_convolutions_is_rewritten_exactly(batch):
+    class UNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 1, 1, groups=2)
+            self.point, self.out = nn.Conv2d(6, 5, 1), nn.Conv2d(8, 1, 5, padding=2, bias=False)
+
+        def forward(self, x):
+            h = F.leaky_relu(self.down(x), 0.2)
+            h = F.leaky_relu(self.up(F.interpolate(h, scale_factor=2)), 0.2)
+            h = F.leaky_relu(self.point(F.interpolate(h, scale_factor=(1, 3))), 0.2)
+            h = torch.cat([h, F.interpolate(x, size=h.shape[2:])], 1)
+            return self.out(F.interpolate(h, scale_factor=2)).mean((1, 2, 3))
+
+    net, x = UNet().double(), torch.randn(batch, 3, 6, 4, dtype=torch.float64)
+    assert_matches_double_backward(net, x, rewrite=True)
+    assert_matches_double_backward(net, x, rewrite=False)
+    merged, plain = gnfast.trace(net, x), gnfast.trace(net, x, rewrite=False)
+    labels = [node.op.label() for node in merged.nodes]
+    assert "conv_transpose2d s2 p1 g2" in labels and "conv_transpose2d s2 p2" in labels
+    names = [node.submodule for node in merged.nodes]
+    assert labels[names.index("point") + 1] == "upsample nearest ×(1, 3)", "the 1x1 convolution comes first"
+    assert merged.flops()["forward"] < 0.6 * plain.flops()["forward"]
+
+
+def test_critics_that_are_not_contiguous_inside(x):
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4, 1)
+
+        def forward(self, x):
+            h = F.relu(self.conv(x)[:, :, ::2].transpose(2, 3))
+            return self.out(F.relu(h.permute(0, 2, 3, 1)[..., 1:] - 0.1).mean((1, 2)).repeat(1, 2)[:, :4])
+
+    assert_matches_double_backward(Strided().double(), x)
+
+
+def test_weights_of_several_dtypes_meet_as_in_pytorch(x):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gain = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4, 1, 1, dtype=torch.float64))
+
+        def forward(self, x):
+            h = self.conv(x.float())
+            return (F.relu(h.double()) * self.gain + h).sum((1, 2, 3))
+
+    net = Mixed()
+    f, g = gnfast.value_and_input_grad(net, x, strict=True)
+    assert f.dtype == torch.float64 and relative_error(f, net(x)) < 1e-6
+    expected = reference.value_and_input_grad(net, x)[1]
+    assert g.dtype == expected.dtype and relative_error(g, expected) < 1e-6
+
+
+def test_products_of_mismatched_dtypes_are_the_networks_own_error(x):
+    with pytest.raises(RuntimeError, match="scalar type|same"):
+        gnfast.normalize_gradient(nn.Sequential(nn.Conv2d(3, 1, (5, 7)), nn.ReLU()).float(), x)
+
+
+def test_replicas_of_a_wrapped_critic_are_independent(x):
+    wrapped = gnfast.GradientNorm(NETWORKS["spectral-norm"]().double(), strict=True)
+    twin = copy.deepcopy(wrapped)
+    before = twin(x)
+    with torch.no_grad():
+        wrapped.net[3].weight.mul_(2)
+    assert torch.equal(twin(x), before) and not torch.equal(wrapped(x), before)
+
+
+def test_numbers_taken_from_x_are_refused(x):
+    class Peeks(nn.Module):
+        def forward(self, x):
+            return x.sum((1, 2, 3)) * float(x.abs().max())
+
+    with pytest.raises(UnsupportedError, match="batch axis mixes samples"):
+        gnfast.normalize_gradient(Peeks(), x, strict=True)
