@@ -6,6 +6,7 @@ from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_i
 from gnfast.heads import Head
 from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
+from gnfast.rescale import rescale_
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "normalize_gradient",
     "penalties",
     "reference",
+    "rescale_",
     "trace",
     "value_and_grad_norm",
     "value_and_input_grad",

@@ -209,7 +209,7 @@ def test_weights_of_several_dtypes_meet_as_in_pytorch(x):
 
 
 def test_products_of_mismatched_dtypes_are_the_networks_own_error(x):
-    with pytest.raises(RuntimeError, match="scalar type|same"):
+    with pytest.raises(RuntimeError, match=r"scalar type|same"):
         gnfast.normalize_gradient(nn.Sequential(nn.Conv2d(3, 1, (5, 7)), nn.ReLU()).float(), x)
 
 

@@ -1,0 +1,133 @@
+"""Rescaling a critic's weights without changing its gradient-normalised value."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnfast.errors import UnsupportedError
+from gnfast.plan.op import LinearMap
+from gnfast.plan.ops.activation import LeakyReLU, Piecewise, PReLU
+from gnfast.plan.ops.conv import Conv
+from gnfast.plan.ops.einsum import Einsum
+from gnfast.plan.ops.elementwise import Add, Scale
+from gnfast.plan.ops.linear import Linear
+from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick
+from gnfast.plan.ops.shape import Cat
+from gnfast.plan.plan import Node
+from gnfast.plan.trace import record, unchanged
+
+
+@torch.no_grad()
+def rescale_(net: nn.Module, x: Tensor, *args: Any, norm: float | None = None, **kwargs: Any) -> float:
+    """Rescales every layer's weight in place, and its bias with it, so that f becomes c · f for one number c.
+
+    Weights of deep critics drift to sizes at which the input gradient over- or underflows. GN's f / (‖∇f‖ + |f|) and
+    f / ‖∇f‖ do not see a positive factor of f, so it can be taken out; the other normalisers change with it. A weight
+    becomes s · W, and the bias that belongs to it the product of all s so far times b. Where branches meet, the last
+    layer of a branch takes the ratio of the products, so that all scale alike. From the follow-up of GN-GAN (Wu et al.,
+    Faster-GNGAN, its code), which does it before every critic update.
+
+    Args:
+        net: a critic of convolutions and linear layers, positively homogeneous activations ((Leaky, P)ReLU, abs, max),
+            linear maps without constants, and branches.
+        x: (B, ...) example input; only its shape, dtype and device matter.
+        *args, **kwargs: passed to `net` after x.
+        norm: the Frobenius norm that weights get; their standard deviation becomes √2 · √(2 / (fan_in + fan_out)) if
+            None.
+
+    Returns:
+        c.
+
+    Raises:
+        UnsupportedError: the network is not homogeneous, or a weight is shared, zero, or not a parameter of its own
+            (parametrised, for instance); nothing was changed.
+    """
+    with unchanged(net):
+        plan, operands, _ = record(net, x, args, kwargs, rewritten=False)
+    readers = Counter(value for node in plan.nodes for value in node.inputs)
+    parameters = {id(parameter) for parameter in net.parameters()}
+    scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}
+    layers: list[_Layer] = []
+    for node in plan.nodes:
+        inputs = [scaled[value] for value in node.inputs]
+        # Only a value that is read once may be scaled without touching something else.
+        free = [entry.layer if readers[value] == 1 else None for value, entry in zip(node.inputs, inputs, strict=True)]
+        if isinstance(node.op, (Conv, Linear)):
+            weight, bias = (None if slot is None else operands[slot] for slot in node.operands)
+            _require_own(node, weight, bias, parameters, layers)
+            layer = _Layer(
+                weight, bias, before=inputs[0].factor, product=inputs[0].factor * _factor(node, weight, norm)
+            )
+            layers.append(layer)
+            scaled[node.output] = _Scaled(layer.product, layer)
+        elif isinstance(node.op, (Add, Maximum, Cat)) and not node.operands:
+            fixed = [entry.factor for entry, layer in zip(inputs, free, strict=True) if layer is None]
+            target = fixed[0] if fixed else inputs[0].factor
+            if any(abs(factor / target - 1) > 1e-12 for factor in fixed):
+                _refuse(node, "branches without a layer of their own scale differently")
+            for layer in free:
+                if layer is not None:
+                    layer.product = target
+            scaled[node.output] = _Scaled(target, None)
+        elif _is_homogeneous(node):
+            scaled[node.output] = _Scaled(inputs[0].factor, free[0])
+        else:
+            _refuse(node, "it is not positively homogeneous")
+    for layer in layers:
+        layer.weight.mul_(layer.product / layer.before)
+        if layer.bias is not None:
+            layer.bias.mul_(layer.product)
+    return scaled[plan.output].factor
+
+
+@dataclass
+class _Layer:
+    """A weight whose input is scaled by `before` and whose output is to be scaled by `product`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    before: float
+    product: float
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """What multiplies a value, and the layer that may still change that, if nothing between them is read twice."""
+
+    factor: float
+    layer: _Layer | None
+
+
+def _is_homogeneous(node: Node) -> bool:
+    op = node.op
+    if isinstance(op, Piecewise):
+        return not any(op.intercepts) and all(knot == 0 for knot, _ in op.knots)
+    return isinstance(op, (LinearMap, LeakyReLU, PReLU, Scale, Einsum, MaxPool, AdaptiveMaxPool, Pick, Extremum))
+
+
+def _factor(node: Node, weight: Tensor, norm: float | None) -> float:
+    if norm is None:
+        fans = weight.shape[0] + weight.shape[1]
+        wanted = (4 / (fans * weight[0, 0].numel())) ** 0.5
+        present = weight.std().item()
+    else:
+        wanted, present = norm, weight.norm().item()
+    if not present > 0:
+        _refuse(node, "its weight has no scale")
+    return wanted / present
+
+
+def _require_own(node: Node, weight: Tensor, bias: Tensor | None, parameters: set[int], layers: list[_Layer]) -> None:
+    for tensor in (weight, bias):
+        if tensor is not None and id(tensor) not in parameters:
+            _refuse(node, "its weight or bias is computed (parametrised), not a parameter")
+        if tensor is not None and any(tensor is layer.weight or tensor is layer.bias for layer in layers):
+            _refuse(node, "its weight or bias is used by another layer too")
+
+
+def _refuse(node: Node, reason: str) -> None:
+    where = f"submodule {node.submodule!r}" if node.submodule else "the network's own forward"
+    raise UnsupportedError(f"rescale_: {node.op.label()} in {where}: {reason}")
