@@ -1,5 +1,6 @@
 """The critic's value, input gradient and normalised value as differentiable functions of weights and input."""
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Callable
@@ -122,7 +123,7 @@ class _FourPasses(torch.autograd.Function):
         grads = [None] * len(operands)
         if any(needs) and not (grad_f is None and grad_g is None):
             start = passes.merged_tangent(x, scale, grad_g)
-            with torch.autocast(x.device.type, enabled=False):
+            with _without_autocast(x):
                 grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
         return None, None, grad_x, *grads
 
@@ -151,15 +152,20 @@ def _run(
         else:
             keep = torch.is_grad_enabled() and bool(plan.trainable)
             # Autocast has had its say when the network was recorded.
-            with torch.autocast(x.device.type, enabled=False):
+            with _without_autocast(x):
                 return finish(*_FourPasses.apply(plan, keep, x, *operands), True)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         result = finish(f, g, False)
     if refusal is not None:
         _warn_once(net, refusal)
     return result
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 _Key = tuple[Any, ...]

@@ -139,8 +139,7 @@ def find(method: Method, **options: float | None) -> Head:
     if isinstance(method, str):
         if method not in METHODS:
             raise InputError(f"method: got {method!r}, wanted one of {', '.join(METHODS)}, a gnfast.Head or a function")
-        takes = inspect.signature(METHODS[method]).parameters
-        if unknown := sorted(given.keys() - takes.keys()):
+        if given and (unknown := sorted(given.keys() - inspect.signature(METHODS[method]).parameters.keys())):
             raise InputError(f"{unknown[0]}: method {method!r} does not take it")
         return METHODS[method](**given)
     if given:

@@ -32,6 +32,12 @@ class Config:
     z_dim: int = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
+    method: Literal["gn", "gn0", "gn1", "gran", "pgn", "pgn-table"] = "gn"
+    """The critic's normaliser: GN-GAN's (ζ = |f|, 0 or 1), GraN-GAN's, PGN-GAN's as its code or its table has it."""
+    tau: float | None = None
+    """GraN's τ: the normalised critic's Lipschitz constant is at most 1/τ; 1 if not given."""
+    eps: float | None = None
+    """GraN's ε, which smooths small gradients; 0.1 if not given."""
     loss: Literal["hinge", "non-saturating", "wasserstein"] = "hinge"
     """GAN loss on the gradient-normalised critic."""
     steps: int = 200_000
@@ -98,6 +104,9 @@ class Config:
         for name in ("lr_d", "lr_g", "width"):
             value = getattr(self, name)
             _require(self, name, value > 0 and math.isfinite(value), "a positive number")
+        for name in ("tau", "eps"):
+            value = getattr(self, name)
+            _require(self, name, value is None or (self.method == "gran" and value > 0), "a positive number, with gran")
         _require(self, "channels", self.channels in (1, 3), "1 or 3")
         _require(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)")
@@ -118,7 +127,9 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         saved: the run's settings as its config.json holds them.
         config: the settings of the repeated command.
     """
-    wanted = as_json(config)
+    # A run of a version that did not have a setting yet had its default.
+    defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
+    saved, wanted = defaults | saved, as_json(config)
     names = [name for name in wanted if name not in FREE]
     if config.lr_decay == "none":
         # Without a schedule that depends on it, the length of a run is only where it stops.

@@ -10,7 +10,7 @@ OURS = "gnfast"
 
 # What the official code fixes for all its 32- and 48-pixel experiments; the rest of `Config` concerns this program.
 PUBLISHED = (
-    *("data", "resolution", "channels", "split", "flip", "model", "width", "z_dim", "loss", "steps", "n_dis"),
+    *("data", "resolution", "channels", "split", "flip", "model", "width", "z_dim", "method", "loss", "steps", "n_dis"),
     *("batch_d", "batch_g", "lr_d", "lr_g", "betas", "lr_decay", "ema_decay", "ema_start"),
     *("sample_every", "n_samples", "sample_bn", "eval_every", "n_fake"),
 )

@@ -36,7 +36,8 @@ class State:
         generator, critic = build_networks(config)
         self.generator = generator.to(device=device, memory_format=self.format)
         self.critic = critic.to(device=device, memory_format=self.format)
-        self.normalized = GradientNorm(self.critic, impl=config.impl)
+        options = {"method": config.method, "tau": config.tau, "eps": config.eps}
+        self.normalized = GradientNorm(self.critic, **options, impl=config.impl)
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         # One kernel for all weights where PyTorch has it; the same formula as the plain one.
         fused = device.type in ("cpu", "cuda")

@@ -203,10 +203,11 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
 
 
 def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> None:
-    takes_inplace = "inplace" in (inspect.signature(function).parameters if inspect.isfunction(function) else ())
+    # `inplace` comes last by position, where a function has it.
+    positional = len(inspect.signature(op_of).parameters)
 
     def recorder(trace, input, *args, inplace=False, **kwargs):
-        if takes_inplace and len(args) > len(inspect.signature(op_of).parameters):
+        if len(args) > positional:
             *args, inplace = args
         if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
             trace.refuse("a bound that is a tensor")
