@@ -178,7 +178,7 @@ def _record(
 ) -> tuple[Plan, list[Tensor]]:
     """`record`, but a network that was refused before, in the same state, is refused without running it."""
     verdicts = _VERDICTS.setdefault(net, {})
-    key = _state_key(net, x)
+    key = *_state_key(net, x), _static(args), _static(tuple(sorted(kwargs.items())))
     if key in verdicts:
         if (refusal := verdicts[key]) is not None:
             raise Refused(refusal)
@@ -241,6 +241,15 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
     autocast = torch.is_autocast_enabled(x.device.type)
     modes = torch.is_grad_enabled(), x.requires_grad, autocast and torch.get_autocast_dtype(x.device.type)
     return (tuple(x.shape[1:]), x.dtype, x.device.type, *modes, *modules)
+
+
+def _static(value: Any) -> Any:
+    """What of an argument may decide which way the network's Python goes: numbers, strings, shapes; hashable."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape[1:]), value.dtype
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_static, value))
+    return value if isinstance(value, (int, float, str, type(None))) else type(value)
 
 
 def _warn_once(net: nn.Module, refusal: Refusal) -> None:

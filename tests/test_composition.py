@@ -229,3 +229,131 @@ def test_numbers_taken_from_x_are_refused(x):
 
     with pytest.raises(UnsupportedError, match="batch axis mixes samples"):
         gnfast.normalize_gradient(Peeks(), x, strict=True)
+
+
+class Called(nn.Module):
+    """A critic given as a function of itself and x; integers and tensors whose name begins with _ are buffers."""
+
+    def __init__(self, function, **tensors):
+        super().__init__()
+        self.function = function
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not name.startswith("_"):
+                setattr(self, name, nn.Parameter(tensor.double()))
+            else:
+                self.register_buffer(name, tensor)
+
+    def forward(self, x, **options):
+        return self.function(self, x, **options)
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def reads_what_einsum_views(net, x):
+    h = x * net.w
+    return F.relu(torch.einsum("bchw->bhwc", h)).sum((1, 2, 3)) + (h * net.w).sum((1, 2, 3))
+
+
+FOUND = {
+    "einsum of one factor is a view": lambda: Called(reads_what_einsum_views, w=normal(7)),
+    "einsum of x is a view of x": lambda: Called(lambda net, x: F.relu(torch.einsum("bchw->bhwc", x)).sum((1, 2, 3))),
+    "division by integers": lambda: Called(
+        lambda net, x: F.relu(x / net.i).sum((1, 2, 3)), i=torch.tensor([3, 7, 9, 11, 13, 3, 5])
+    ),
+    "a multiple of integers added": lambda: Called(
+        lambda net, x: F.relu(torch.add(x, net.i, alpha=0.3)).sum((1, 2, 3)), i=torch.arange(7)
+    ),
+    "maximum with minus infinity": lambda: Called(
+        lambda net, x: (torch.maximum(x * net.w, net._k) * net.w).sum((1, 2, 3)),
+        w=normal(7),
+        _k=torch.tensor([0, 0, -torch.inf, 0, 1, 2, 0], dtype=torch.float64),
+    ),
+    "amax beside minus infinity": lambda: Called(
+        lambda net, x: ((x * net.w + net._k).amax((2, 3)) * net.v).sum(1),
+        w=normal(7),
+        v=normal(3),
+        _k=torch.tensor([0, 0, 0, 1, 0, -torch.inf, 0], dtype=torch.float64),
+    ),
+    "maximum of padded tensors": lambda: Called(
+        lambda net, x: torch.maximum(
+            F.pad(x * net.w, (1, 1, 1, 1), value=-torch.inf), F.pad(x * net.w, (1, 1, 1, 1))
+        ).sum((1, 2, 3)),
+        w=normal(7),
+    ),
+    "a bias per sample": lambda: Called(
+        lambda net, x: F.relu(F.linear(x.flatten(1), net.w, net.b)).sum(1), w=normal(6, 105), b=normal(4, 6)
+    ),
+    "a linear layer without output axis": lambda: Called(lambda net, x: F.linear(x.flatten(1), net.w), w=normal(105)),
+    "prelu of logits": lambda: Called(lambda net, x: F.prelu(x.sum((1, 2, 3)), net.w), w=normal(1)),
+    "cat with an empty vector": lambda: Called(
+        lambda net, x: torch.cat([x.new_zeros(0), x * net.w], 1).sum((1, 2, 3)), w=normal(7)
+    ),
+    "axes in lists": lambda: Called(
+        lambda net, x: F.relu(torch.flip(x, dims=[2]) * net.w + torch.roll(x, shifts=[1, 2], dims=[2, 3])).sum(
+            (1, 2, 3)
+        ),
+        w=normal(7),
+    ),
+    "matmul with axes of size 1": lambda: Called(lambda net, x: F.relu(x @ net.w).sum((1, 2, 3)), w=normal(1, 1, 7, 3)),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found_by_random_networks(name, x):
+    before = x.clone()
+    assert_matches_double_backward(FOUND[name](), x)
+    assert torch.equal(x, before)
+
+
+def adds_what_it_then_changes(net, x):
+    h = x + net._count
+    net._count.add_(1)
+    return F.relu(h).sum((1, 2, 3))
+
+
+def uses_a_temporary_twice(net, x):
+    k = net.w * 1
+    h = x + k
+    k.mul_(2)
+    return F.relu(h + k).sum((1, 2, 3))
+
+
+def changes_what_contiguous_may_have_copied(net, x):
+    h = (x * net.w).permute(0, 2, 3, 1)
+    y = h.contiguous()
+    y.relu_()
+    return h.sum((1, 2, 3)) + y.sum((1, 2, 3))
+
+
+REFUSED = {
+    "changes in place a tensor of shape": [adds_what_it_then_changes, uses_a_temporary_twice],
+    "views are in use": [changes_what_contiguous_may_have_copied],
+}
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize(("reason", "function"), [(r, f) for r, functions in REFUSED.items() for f in functions])
+def test_refused_since_random_networks(reason, function, x):
+    net = Called(function, w=normal(7), _count=normal(7))
+    twin = copy.deepcopy(net)
+    with pytest.raises(UnsupportedError, match=reason):
+        gnfast.normalize_gradient(net, x, strict=True)
+    assert relative_error(gnfast.normalize_gradient(net, x), reference.normalize_gradient(twin, x)) < 1e-12
+    assert torch.equal(net._count, twin._count)
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_verdicts_are_per_argument(x):
+    def forward(net, x, smooth=False):
+        net._count.add_(1)
+        h = x * net.w
+        return (h.tanh() if smooth else h.relu()).sum((1, 2, 3))
+
+    net = Called(forward, w=normal(7), _count=torch.zeros(()))
+    gnfast.normalize_gradient(net, x)
+    gnfast.normalize_gradient(net, x, smooth=True)
+    gnfast.normalize_gradient(net, x, smooth=True)
+    assert net._count == 3, "state advances once per call"
+    gnfast.normalize_gradient(net, x, strict=True)

@@ -73,6 +73,7 @@ CASES = {
     "median": (Pick(torch.median, 3), [IMAGE], []),
     "maximum": (Maximum(1), [IMAGE, IMAGE], []),
     "minimum broadcast": (Maximum(-1), [IMAGE, (B, 6, 1, 9)], []),
+    "maximum with a constant": (Maximum(1), [IMAGE], [(6, 1, 9)]),
     "amax": (Extremum((2, 3), False, 1), [IMAGE], []),
     "amin keepdim": (Extremum((1,), True, -1), [IMAGE], []),
     "avg_pool2d": (AvgPool2d((2, 2), (2, 2), (0, 0), False, True, None), [IMAGE], []),

@@ -93,6 +93,7 @@ class Recorder:
         self.refusals: list[Refusal] = []
         self.open = True
         self._slots: dict[int, int] = {}
+        self._versions: list[int] = []
         self._values = 0
         self._operation = ""
         self.input = self._new_value(x.shape, x.dtype)
@@ -161,16 +162,15 @@ class Recorder:
 
     def emit_view(self, op: Op, tensor: Traced) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
-        view = self.emit(op, [tensor])
-        if tensor.views is None:
-            tensor.views = weakref.WeakSet([tensor])
-        view.views = tensor.views
-        view.views.add(view)
-        return view
+        return self._share(tensor, self.emit(op, [tensor]))
 
     def copy(self, tensor: Traced) -> Traced:
         """The same value in memory of its own."""
         return Traced(self, tensor.value, tensor.extent, tensor.scalar)
+
+    def maybe_copy(self, tensor: Traced) -> Traced:
+        """The same value in memory of which it depends on the layout whether it is shared."""
+        return self._share(tensor, self.copy(tensor))
 
     def rebind(self, tensor: Tensor, result: Traced) -> Tensor:
         """Makes `tensor` stand for `result`, as an in-place operation does."""
@@ -208,6 +208,13 @@ class Recorder:
         if constant.dim() > tensor.dim():
             self.refuse(f"a constant of shape {tuple(constant.shape)} has more axes than {tuple(tensor.shape)}")
 
+    def _share(self, tensor: Traced, view: Traced) -> Traced:
+        if tensor.views is None:
+            tensor.views = weakref.WeakSet([tensor])
+        view.views = tensor.views
+        view.views.add(view)
+        return view
+
     def _require_recorded(self, tensor: Traced) -> None:
         """Refuses what a custom autograd Function has returned: its backward need not be that of its forward."""
         with torch._C.DisableTorchFunctionSubclass():
@@ -234,7 +241,14 @@ class Recorder:
         slot = self._slots.setdefault(id(operand), len(self.operands))
         if slot == len(self.operands):
             self.operands.append(operand)
+            self._versions.append(_version(operand))
         return slot
+
+    def require_unchanged_operands(self) -> None:
+        """Refuses a forward that has changed an operand in place after its use: the passes would read new values."""
+        for operand, version in zip(self.operands, self._versions, strict=True):
+            if _version(operand) != version:
+                self.refuse(f"the forward changes in place a tensor of shape {tuple(operand.shape)} that it has used")
 
     def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
         """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""
@@ -295,6 +309,7 @@ def record(
         if not isinstance(result, Traced):
             recorder.refuse(f"a {type(result).__name__} that does not depend on x")
         recorder._require_recorded(result)
+        recorder.require_unchanged_operands()
         output, shape = result.value, result.extent
         if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
             recorder.refuse(f"shape {shape} is not one logit per sample of x {tuple(x.shape)}")
@@ -419,6 +434,11 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
         return trace.rebind(input, recorder(trace, input, *args, **kwargs))
 
     return recorder and rebound
+
+
+def _version(tensor: Tensor) -> int:
+    # Inference tensors have no version, and cannot be saved for a backward either.
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_floating(tensor: Tensor | None) -> bool:

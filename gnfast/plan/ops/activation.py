@@ -135,7 +135,7 @@ class PReLU(Op):
         return torch.where(saved, t, t * self._slope(operands, t))
 
     def _slope(self, operands: Operands, t: Tensor) -> Tensor:
-        return operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 2 else operands[0].reshape(1, -1)
+        return operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 1 else operands[0].reshape(())
 
 
 def _is_dense(t: Tensor) -> bool:

@@ -24,6 +24,8 @@ class Einsum(Op):
     terms: tuple[str, ...]
     output: str
     position: int
+    # einsum of one factor is a view.
+    is_view: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
 
@@ -110,10 +112,12 @@ def _contract(trace, terms, output, tensors):
     (position,) = dependent
     if not output.startswith(terms[position][0]):
         trace.refuse("a product over the batch axis mixes samples")
-    extents = {}
+    extents: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
-        if any(extents.setdefault(label, extent) != extent for label, extent in zip(term, tensor.shape, strict=True)):
-            trace.refuse("axes of size 1 that are repeated")
+        for label, extent in zip(term, tensor.shape, strict=True):
+            extents[label] = extent if extents.get(label, 1) == 1 else extents[label]
+    shapes = [tuple(extents[label] for label in term) for term in terms]
+    tensors = [t if t.shape == shape else t.expand(shape) for t, shape in zip(tensors, shapes, strict=True)]
     operands = [tensor for k, tensor in enumerate(tensors) if k != position]
     return trace.emit(Einsum(tuple(terms), output, position), [tensors[position]], operands)
 

@@ -128,7 +128,12 @@ def _add(trace, a, b, alpha):
     if _is_number(b):
         return trace.emit(Shift(float(alpha * b)), [a])
     trace.require_constant_within_sample(b, a)
-    return trace.emit(Shift(None), [a], [b if alpha == 1 else b * alpha])
+    return trace.emit(Shift(None), [a], [b if alpha == 1 else b.to(_product_dtype(a, b)) * alpha])
+
+
+def _product_dtype(tensor, constant):
+    """The dtype in which PyTorch multiplies them; a constant without axes does not widen."""
+    return torch.promote_types(tensor.dtype, constant.dtype) if constant.dim() else tensor.dtype
 
 
 def _mul(trace, a, b):
@@ -173,4 +178,6 @@ def _record_div(trace, input, other, *, rounding_mode=None):
         trace.refuse(f"division with rounding_mode={rounding_mode!r}")
     if trace.depends_on_x(other):
         trace.refuse("division by an x-dependent tensor is not piecewise linear")
+    if isinstance(other, Tensor):
+        other = other.to(_product_dtype(input, other))
     return _mul(trace, input, 1 / other)

@@ -65,4 +65,9 @@ class Linear(Op):
 def _linear(trace, input, weight, bias=None):
     if input.dim() < 2:
         trace.require_batched(input, dims=2)
+    if not trace.depends_on_x(weight) and weight.dim() == 1:
+        product = input @ weight
+        return product if bias is None else product + bias
+    if bias is not None and bias.dim() != 1:
+        return trace.emit(Linear(), [input], [weight, None]) + bias
     return trace.emit(Linear(), [input], [weight, bias])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.op import Op, Operands, Shape, per_sample, records
 from gnfast.plan.ops.conv import Sizes, sizes
 
 
@@ -104,9 +104,10 @@ class Pick(_Picks):
 
 @dataclass(frozen=True)
 class Maximum(Op):
-    """The larger (`sign` 1) or smaller (-1) of two x-dependent tensors; equals share the gradient evenly.
+    """The larger (`sign` 1) or smaller (-1) of two tensors; equals share the gradient evenly.
 
-    Keeps one byte per entry: 1 where the first is chosen, -1 where the second is, 0 where they are equal.
+    Both are x-dependent, or the second is an operand. Keeps one byte per entry: 1 where the first is chosen, -1 where
+    the second is, 0 where they are equal.
     """
 
     sign: int
@@ -114,7 +115,7 @@ class Maximum(Op):
     mask_bits: ClassVar[float] = 8
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
-        first, second = inputs
+        first, second = *inputs, *operands
         y = torch.maximum(first, second) if self.sign > 0 else torch.minimum(first, second)
         order = (first > second).to(torch.int8) - (first < second).to(torch.int8)
         return y, order * self.sign
@@ -122,22 +123,38 @@ class Maximum(Op):
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
-        first = cotangent * self._share(saved, cotangent.dtype)
-        return first.sum_to_size(shapes[0]), (cotangent - first).sum_to_size(shapes[1])
+        zero = cotangent.new_zeros(())
+        both = self._chosen(saved, cotangent, zero), self._chosen(saved, zero, cotangent)
+        return [share.sum_to_size(shape) for share, shape in zip(both, shapes, strict=False)]
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
     ) -> Tensor:
-        first, second = tangents
-        return torch.lerp(second, first, self._share(saved, first.dtype))
+        t = tangents[0]
+        scale = t.new_zeros(t.shape[0]) if scale is None else scale
+        return self._chosen(saved, *tangents, *(per_sample(scale, t) * k for k in operands))
+
+    def param_grad(
+        self,
+        cotangent: Tensor,
+        tangents: Sequence[Tensor],
+        operands: Operands,
+        saved: Tensor,
+        scale: Tensor | None,
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        if not any(needs) or scale is None:
+            return [None] * len(operands)
+        share = self._chosen(saved, cotangent.new_zeros(()), per_sample(scale, cotangent) * cotangent)
+        return [share.sum_to_size(operands[0].shape)]
 
     def label(self) -> str:
         return "maximum" if self.sign > 0 else "minimum"
 
     @staticmethod
-    def _share(order: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the first has of the result: 1, ½ or 0."""
-        return (order.to(dtype) + 1) / 2
+    def _chosen(order: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        # Not a weighted sum: what is not chosen may be infinite.
+        return torch.where(order > 0, first, torch.where(order < 0, second, (first + second) / 2))
 
 
 @dataclass(frozen=True)
@@ -158,21 +175,21 @@ class Extremum(Op):
         self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
         kept = [1 if dim in self.dims else extent for dim, extent in enumerate(shapes[0])]
-        return (cotangent.reshape(kept) * self._share(saved, cotangent.dtype),)
+        share = cotangent.reshape(kept) / saved.sum(self.dims, keepdim=True)
+        return (torch.where(saved, share, 0),)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
     ) -> Tensor:
-        return (tangents[0] * self._share(saved, tangents[0].dtype)).sum(self.dims, self.keepdim)
+        # Not a weighted sum: what is not chosen may be infinite.
+        total = torch.where(saved, tangents[0], 0).sum(self.dims, self.keepdim)
+        return total / saved.sum(self.dims, self.keepdim)
 
     def label(self) -> str:
         return f"{'amax' if self.sign > 0 else 'amin'} over {','.join(map(str, self.dims))}"
 
     def _squeezed(self, t: Tensor) -> Tensor:
         return t.reshape([extent for dim, extent in enumerate(t.shape) if dim not in self.dims])
-
-    def _share(self, chosen: Tensor, dtype: torch.dtype) -> Tensor:
-        return chosen.to(dtype) / chosen.sum(self.dims, keepdim=True)
 
 
 class Indices:
@@ -243,12 +260,13 @@ def _topk(trace, input, k, dim=-1, largest=True, sorted=True):
 
 
 def _maximum_of(trace, input, other, sign):
-    if trace.depends_on_x(input) and trace.depends_on_x(other):
-        if input.dim() != other.dim():
-            trace.refuse("x-dependent tensors with different numbers of axes")
-        return trace.emit(Maximum(sign), [input, other])
-    x_dependent, constant = (input, other) if trace.depends_on_x(input) else (other, input)
-    return constant + sign * F.relu(sign * (x_dependent - constant))
+    first, second = (input, other) if trace.depends_on_x(input) else (other, input)
+    if not trace.depends_on_x(second):
+        trace.require_constant_within_sample(second, first)
+        return trace.emit(Maximum(sign), [first], [second])
+    if first.dim() != second.dim():
+        trace.refuse("x-dependent tensors with different numbers of axes")
+    return trace.emit(Maximum(sign), [first, second])
 
 
 @records(torch.maximum, Tensor.maximum)

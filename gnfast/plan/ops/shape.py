@@ -185,7 +185,8 @@ def _records_rearrange(name, owners):
         def recorder(trace, input, *args, **kwargs):
             if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
                 trace.refuse("an index that is a tensor")
-            return _rearranged(trace, function, input, frozen(args), tuple(sorted(kwargs.items())))
+            kwargs = tuple((name, frozen(value)) for name, value in sorted(kwargs.items()))
+            return _rearranged(trace, function, input, frozen(args), kwargs)
 
     for owner in owners:
         if hasattr(owner, name):
@@ -291,6 +292,8 @@ def _cat(trace, tensors, dim=0, *, axis=None):
     dim = dim if axis is None else axis
     first = next(tensor for tensor in tensors if trace.depends_on_x(tensor))
     dim %= first.dim()
+    # PyTorch skips empty vectors whatever the others' shape.
+    tensors = [tensor for tensor in tensors if tuple(tensor.shape) != (0,)]
     if dim == 0:
         trace.refuse("a concatenation along the batch axis mixes samples")
     constant = tuple(not trace.depends_on_x(tensor) for tensor in tensors)
@@ -306,7 +309,7 @@ def _stack(trace, tensors, dim=0):
 
 @records(Tensor.contiguous)
 def _contiguous(trace, input, memory_format=torch.contiguous_format):
-    return input
+    return trace.maybe_copy(input)
 
 
 @records(Tensor.clone, torch.clone)
@@ -326,7 +329,11 @@ def _records_cast(*functions):
             converted = function(torch.empty(0, dtype=input.dtype, device="meta"), *args, **kwargs)
             if not isinstance(converted, Tensor) or not converted.is_floating_point():
                 trace.refuse("a change to a dtype that is not floating point")
-            return trace.cast(input, converted.dtype)
+            if converted.dtype != input.dtype:
+                return trace.cast(input, converted.dtype)
+            if kwargs.get("copy") or True in args:
+                return trace.copy(input)
+            return input if kwargs.get("memory_format") is None else trace.maybe_copy(input)
 
         return recorder
 
