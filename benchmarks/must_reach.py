@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,22 @@ import torch
 from measure import count_flops, environment, interleaved_ms, peak_bytes, relative_error, typical_error
 from steps import (
     CRITICS,
+    PENALTIES,
+    Penalty,
     critic_step,
     double_backward,
     four_passes,
     generator_step,
     make_critic,
     make_images,
+    penalty_step,
     plain,
     without_rewrites,
 )
+
+import gnfast
+from gnfast import models, passes
+from gnfast.heads import METHODS
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 LAYOUT_NAMES = {NCHW: "contiguous", NHWC: "channels_last"}
@@ -41,16 +49,24 @@ WAYS = {
 }
 
 
-def exactness(name: str) -> float:
+def exactness(name: str, method: str) -> float:
     """The largest relative error of f̂, any weight gradient or the x gradient, float64, with rewrites and without."""
     net, x = make_critic(name, torch.float64, NCHW), make_images(name, 4, torch.float64, NCHW)
     seen = {}
     for normalize in (four_passes, without_rewrites, double_backward):
-        f_hat = critic_step(normalize, net, x)
+        f_hat = critic_step(partial(normalize, method=method), net, x)
         weight_grads = [p.grad.clone() for p in net.parameters()]
-        seen[normalize] = [f_hat, *weight_grads, generator_step(normalize, net, x)]
+        seen[normalize] = [f_hat, *weight_grads, generator_step(partial(normalize, method=method), net, x)]
     truth = seen.pop(double_backward)
     return max(relative_error(a, b) for results in seen.values() for a, b in zip(results, truth, strict=True))
+
+
+def penalty_exactness(name: str, penalty: Penalty) -> float:
+    """The largest relative error of a penalty and of its weight gradients, float64."""
+    net = make_critic(name, torch.float64, NCHW)
+    images = make_images(name, 4, torch.float64, NCHW).chunk(2)
+    fast, slow = (penalty_step(penalty, net, *images, impl=impl) for impl in ("auto", "reference"))
+    return max(relative_error(a, b) for a, b in zip(fast, slow, strict=True))
 
 
 def forwards(step: Step, name: str) -> dict[str, float]:
@@ -61,10 +77,56 @@ def forwards(step: Step, name: str) -> dict[str, float]:
     return {way: count_flops(lambda f=f: step(f, net, x)) / forward for way, f in WAYS.items()}
 
 
+def penalty_flops(name: str, penalty: Penalty) -> dict[str, int]:
+    """FLOPs of a penalty and its weight gradients."""
+    net = make_critic(name, torch.float32, NCHW)
+    images = make_images(name, 4, torch.float32, NCHW).chunk(2)
+    ways = {
+        "four passes": {"strict": True},
+        "without rewrites": {"strict": True, "rewrite": False},
+        "double backward": {"impl": "reference"},
+    }
+    return {way: count_flops(lambda o=o: penalty_step(penalty, net, *images, **o)) for way, o in ways.items()}
+
+
 def memory(name: str, batch: int) -> dict[str, int]:
     """Peak bytes of a critic step beyond weights and images."""
     net, x = make_critic(name, torch.float32, NHWC), make_images(name, batch, torch.float32, NHWC)
     return {way: peak_bytes(lambda f=f: critic_step(f, net, x), net) for way, f in WAYS.items()}
+
+
+def generator_flops(family: str, resolution: int) -> dict[str, int]:
+    """FLOPs of a generator's forward and backward, as its code states it and rewritten."""
+    generator, _ = models.build(family, resolution=resolution)
+    z = torch.randn(2, 128)
+
+    def step(net: torch.nn.Module) -> None:
+        net(z).square().sum().backward()
+
+    rewritten = gnfast.rewrite(generator)
+    return {"stated": count_flops(lambda: step(generator)), "rewritten": count_flops(lambda: step(rewritten))}
+
+
+def python_overhead() -> dict[str, float]:
+    """Microseconds of a critic step of a small network: in all, of its passes alone, and of double backward."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(3) for layer in (torch.nn.Linear(16, 16), torch.nn.ReLU())]
+    net, x = torch.nn.Sequential(*layers, torch.nn.Linear(16, 1)), torch.randn(4, 16)
+    plan, operands = gnfast.trace(net, x), list(net.parameters())
+    wanted, scale = [True] * len(operands), torch.ones(4)
+
+    @torch.no_grad()
+    def kernels() -> None:
+        f, masks = passes.forward(plan, x, operands)
+        g, cotangents = passes.input_gradient(plan, 4, torch.ones_like(f), operands, masks, keep=True)
+        passes.tangent(plan, passes.merged_tangent(x, scale, g), scale, operands, wanted, masks, cotangents)
+
+    steps = {
+        "step": lambda: critic_step(four_passes, net, x),
+        "passes alone": kernels,
+        "double backward": lambda: critic_step(double_backward, net, x),
+    }
+    return {name: round(1e3 * t["median_ms"]) for name, t in interleaved_ms(steps, rounds=200, warmup=20).items()}
 
 
 def milliseconds(step: Step, name: str, layout: torch.memory_format, batch: int, rounds: int) -> dict[str, Any]:
@@ -86,7 +148,10 @@ def rows(rounds: int, batch: int) -> list[dict[str, Any]]:
         print(_line(table[-1]), flush=True)
 
     for name in CRITICS:
-        row("relative error of f̂ and all gradients, float64", name, exactness(name), 1e-10)
+        worst = max(exactness(name, method) for method in METHODS)
+        row("relative error of f̂ and all gradients, six methods, float64", name, worst, 1e-10)
+        worst = max(penalty_exactness(name, penalty) for penalty in PENALTIES.values())
+        row("relative error of penalties and their gradients, float64", name, worst, 1e-10)
     for name in CRITICS:
         for what, step, bound in (
             ("FLOPs of a critic step / forward", critic_step, 4.05),
@@ -95,6 +160,21 @@ def rows(rounds: int, batch: int) -> list[dict[str, Any]]:
             counts = forwards(step, name)
             worst = max(counts["four passes"], counts["without rewrites"])
             row(what, name, worst, bound, forwards=counts)
+            if (name, step) == ("ResNet 32", critic_step):
+                row("FLOPs of a critic step / forward, with rewrites", name, counts["four passes"], 2.45)
+    for name in ("CNN 32", "ResNet 32"):
+        for what, penalty in PENALTIES.items():
+            counts = penalty_flops(name, penalty)
+            ratio = counts["without rewrites"] / counts["double backward"]
+            row(f"FLOPs of a {what} step / double backward's", name, ratio, 0.70, flops=counts)
+    for resolution in (32, 48):
+        counts = generator_flops("resnet", resolution)
+        ratio = counts["rewritten"] / counts["stated"]
+        bound = 0.72 if resolution == 32 else None
+        row("FLOPs of a generator's forward and backward, rewritten / stated", f"ResNet {resolution}", ratio, bound)
+    overhead = python_overhead()
+    ratio = overhead["step"] / overhead["passes alone"]
+    row("time of a small critic's step / that of its passes alone", "MLP", ratio, None, microseconds=overhead)
     for name, bound in (("ResNet 32", 0.45), ("CNN 32", None)):
         peaks = memory(name, batch)
         worst = max(peaks["four passes"], peaks["without rewrites"])
@@ -120,13 +200,15 @@ def rows(rounds: int, batch: int) -> list[dict[str, Any]]:
 def _line(row: dict[str, Any]) -> str:
     value, bound = row["value"], row["bound"]
     verdict = "" if bound is None else f"≤ {bound:g} {'ok' if value <= bound else 'MISSED'}"
-    text = f"{row['what']:60} {row['critic']:10} {row.get('layout', ''):14} {value:9.3g} {verdict:14}"
+    text = f"{row['what']:66} {row['critic']:10} {row.get('layout', ''):14} {value:9.3g} {verdict:14}"
     if "times" in row:
         text += "  " + ", ".join(f"{way} {t['median_ms']:.0f} ms" for way, t in row["times"].items())
     if "bytes" in row:
         text += "  " + ", ".join(f"{way} {count / 1e6:.0f} MB" for way, count in row["bytes"].items())
     if "forwards" in row:
         text += "  " + ", ".join(f"{way} {count:.2f}" for way, count in row["forwards"].items())
+    if "microseconds" in row:
+        text += "  " + ", ".join(f"{way} {count} µs" for way, count in row["microseconds"].items())
     return text
 
 

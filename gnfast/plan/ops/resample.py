@@ -64,6 +64,8 @@ def _interpolate(
     # A factor that is not whole may still give a size that is a multiple; PyTorch then samples by the factor.
     given = sizes(scale_factor, dims) if isinstance(scale_factor, (int, list, tuple)) else (scale_factor,) * dims
     whole = whole and (scale_factor is None or recompute_scale_factor or given == factor)
+    # From 41 on, PyTorch's division by the factor in float32 can shift a pixel.
+    whole = whole and max(factor) <= 40
     if mode in ("nearest", "nearest-exact") and whole and dims == 2:
         return trace.emit(Upsample(factor), [input])
     if mode == "nearest" and whole and dims == 1:
