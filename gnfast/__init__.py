@@ -7,6 +7,7 @@ from gnfast.heads import Head
 from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
 from gnfast.rescale import rescale_
+from gnfast.rewriting import rewrite
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "penalties",
     "reference",
     "rescale_",
+    "rewrite",
     "trace",
     "value_and_grad_norm",
     "value_and_input_grad",

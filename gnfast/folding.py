@@ -1,4 +1,8 @@
-"""Convolution kernels that do the work of a convolution and of its neighbour (docs/algorithm.md, Rewrites)."""
+"""Convolution kernels folded with the average pooling behind them or the nearest upsampling before them.
+
+Differentiable functions of the weight, exact up to rounding (docs/algorithm.md, Rewrites). All of them speak of a
+convolution with stride 1, dilation 1 and zero padding p.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,46 +14,62 @@ from torch import Tensor
 Pair = tuple[int, int]
 
 
-def fold_avg_pool(weight: Tensor, pool: Pair) -> Tensor:
-    """The kernel of a convolution with stride `pool` that equals a convolution followed by average pooling.
+def fold_pays(kernel: Sequence[int], factor: Pair) -> bool:
+    """Whether one folded operation needs fewer products than a k×k convolution at the larger of the two resolutions.
 
-    Args:
-        weight: (C_out, C_in / groups, kH, kW) of a convolution with stride 1 and dilation 1.
-        pool: (mH, mW), kernel and stride of the pooling.
-
-    Returns:
-        (C_out, C_in / groups, kH + mH - 1, kW + mW - 1): the mean of the kernel at the window's shifts, computed in
-        float32 or better. The padding stays what it was.
+    Counted per pixel of the smaller map and pair of channels: (k + m - 1)² against k² m². The same for pooling and for
+    upsampling by m. False for 1×1 kernels, which commute with both instead.
     """
-    return _window_sums(weight, pool, pool[0] * pool[1])
-
-
-def fold_upsample(weight: Tensor, factor: Pair, groups: int = 1) -> Tensor:
-    """The kernel of a transposed convolution with stride `factor` that equals nearest upsampling and a convolution.
-
-    Args:
-        weight: (C_out, C_in / groups, kH, kW) of a convolution with stride 1, dilation 1 and padding p ≤ k - 1.
-        factor: (mH, mW) of the upsampling.
-        groups: of the convolution, and of the transposed one.
-
-    Returns:
-        (C_in, C_out / groups, kH + mH - 1, kW + mW - 1): the flipped sums of the kernel at the window's shifts,
-        computed in float32 or better. The padding becomes k - 1 - p.
-    """
-    sums = _window_sums(weight, factor, 1).flip(2, 3)
-    out_channels, in_channels, height, width = sums.shape
-    per_group = sums.reshape(groups, out_channels // groups, in_channels, height, width)
-    return per_group.transpose(1, 2).reshape(groups * in_channels, out_channels // groups, height, width)
-
-
-def fold_pays(kernel: Sequence[int], factor: Sequence[int]) -> bool:
-    """Whether the folded convolution takes fewer products per pixel than the two operations."""
     return math.prod(k + m - 1 for k, m in zip(kernel, factor, strict=True)) < math.prod(kernel) * math.prod(factor)
 
 
-def _window_sums(weight: Tensor, window: Pair, divisor: int) -> Tensor:
-    """Sums over all windows that touch the kernel, over `divisor`."""
+def fold_avg_pool(weight: Tensor, pool: Pair) -> Tensor:
+    """The kernel of `avg_pool2d(conv2d(x, weight, padding=p), pool)` as one convolution with stride `pool`, padding p.
+
+    Args:
+        weight: (C_out, C_in / groups, kH, kW), floating point.
+        pool: window and stride of the pooling, (mH, mW).
+
+    Returns:
+        (C_out, C_in / groups, kH + mH - 1, kW + mW - 1), the mean of `weight` at the mH mW shifts, computed in float32
+        or better, in the dtype and memory format of `weight`; differentiable any number of times. The bias stays.
+    """
+    return _windows(weight, pool, divisor=None)
+
+
+def fold_upsample(weight: Tensor, factor: Pair, groups: int = 1) -> Tensor:
+    """The kernel of `conv2d(upsample_nearest(x, factor), weight, padding=p)` as one transposed convolution.
+
+    That is `conv_transpose2d` with stride `factor`, padding k - 1 - p (so p <= k - 1) and the same bias and groups.
+
+    Args:
+        weight: (C_out, C_in / groups, kH, kW), floating point.
+        factor: of the upsampling, (mH, mW).
+        groups: of the convolution.
+
+    Returns:
+        (C_in, C_out / groups, kH + mH - 1, kW + mW - 1), flipped sums of `weight` at the mH mW shifts, computed in
+        float32 or better, in the dtype and memory format of `weight`; differentiable any number of times.
+    """
+    flipped = _windows(weight, factor, divisor=1).flip(2, 3)
+    swapped = flipped.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return swapped.contiguous(memory_format=_memory_format(weight))
+
+
+def _windows(weight: Tensor, size: Pair, divisor: int | None) -> Tensor:
+    """Sums (divisor 1) or means (None) over all windows that touch the kernel."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    (height, width) = (extent - 1 for extent in window)
-    padded = F.pad(wide, (width, width, height, height))
-    return F.avg_pool2d(padded, window, stride=1, divisor_override=divisor).to(weight.dtype)
+    height, width = (m - 1 for m in size)
+    if max(size) > 2:
+        # avg_pool2d itself pads by half a window at most.
+        wide = F.pad(wide, (width, width, height, height))
+        height = width = 0
+    windows = F.avg_pool2d(wide, size, stride=1, padding=(height, width), divisor_override=divisor)
+    return windows.to(weight.dtype).contiguous(memory_format=_memory_format(weight))
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    # A contiguous weight may pass for channels_last as well (one channel, or 1×1 kernels), but not the folded one.
+    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from gnfast import heads
 from gnfast.function import normalize_gradient
 from gnfast.heads import Method
+from gnfast.wrapper import Wrapper
 
 
-class GradientNorm(nn.Module):
+class GradientNorm(Wrapper):
     """A critic that returns f̂, f / (‖∇ₓf‖ + |f|) by default, wherever it returned f.
 
     Equivalent to calling `normalize_gradient(net, x, ...)`. Its `state_dict` has the keys of `net`, so checkpoints of
@@ -35,17 +36,14 @@ class GradientNorm(nn.Module):
         strict: bool = False,
         rewrite: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(net)
         heads.find(method, tau=tau, eps=eps)
-        self.net = net
         self.method = method
         self.tau = tau
         self.eps = eps
         self.impl = impl
         self.strict = strict
         self.rewrite = rewrite
-        self.register_state_dict_post_hook(_without_net_prefix)
-        self.register_load_state_dict_pre_hook(_with_net_prefix)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""
@@ -57,14 +55,3 @@ class GradientNorm(nn.Module):
     def _options(self) -> dict[str, Any]:
         names = ("method", "tau", "eps", "impl", "strict", "rewrite")
         return {name: getattr(self, name) for name in names}
-
-
-def _without_net_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    inner = f"{prefix}net."
-    for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key[len(inner) :]] = state.pop(key)
-
-
-def _with_net_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}net.{key[len(prefix) :]}"] = state.pop(key)

@@ -357,3 +357,10 @@ def test_verdicts_are_per_argument(x):
     gnfast.normalize_gradient(net, x, smooth=True)
     assert net._count == 3, "state advances once per call"
     gnfast.normalize_gradient(net, x, strict=True)
+
+
+def test_a_rewritten_critic_goes_through_the_passes(x):
+    net = ResNet().double()
+    rewritten = gnfast.rewrite(net)
+    assert_matches_double_backward(rewritten, x)
+    assert relative_error(gnfast.normalize_gradient(rewritten, x), gnfast.normalize_gradient(net, x)) < 1e-12

@@ -1,0 +1,116 @@
+"""Exact rewrites that save FLOPs, for any module in plain eager PyTorch.
+
+While a rewritten module runs, the rules of merges.py see its calls first. They put some operations off: these
+return a `Deferred` (deferred.py). A consumer that can merge with it takes its parts, any other use computes it.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from gnfast.errors import InputError
+from gnfast.rewriting.deferred import Deferred, call, real, saved_tensor_hooks
+from gnfast.rewriting.merges import RULES
+from gnfast.wrapper import Wrapper
+
+
+def rewrite(module: nn.Module) -> nn.Module:
+    """`module` for fewer FLOPs: the same outputs and gradients up to rounding, for generators and critics alike.
+
+    Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
+    pooling behind them, wherever that takes fewer products. The rest runs as it is stated, and so does everything
+    under `torch.compile`, tracing, `torch.func` transforms, forward-mode differentiation and checkpointing.
+
+    Args:
+        module: any module; its parameters, buffers and hooks stay where they are. Available as `.net`.
+
+    Returns:
+        a module with the parameters and the `state_dict` of `module`, as often differentiable. What it returns are
+        ordinary tensors, also in lists, tuples and dicts; objects that hold tensors may hold a `Deferred`, which acts
+        as one.
+
+    Raises:
+        InputError: `module` is not an `nn.Module`.
+        UnsupportedError: in the forward, where a merge would not be exact: an input was written in place by a call
+            that does not show it, or a gradient hook is put on a tensor that was merged with its consumer.
+        RuntimeError: in the backward, PyTorch's own: the input of an upsampling was written in place after a
+            convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"module: got {type(module).__name__}, want an nn.Module")
+    return Rewritten(module)
+
+
+class Rewritten(Wrapper):
+    """What `rewrite` returns."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `net` returns."""
+        if torch.compiler.is_compiling():
+            return self.net(*args, **kwargs)
+        with _Rewriting() as mode:
+            output = self.net(*args, **kwargs)
+        if any(isinstance(leaf, Deferred) for leaf in tree_leaves(output)):
+            output = tree_map_only(Deferred, real, output)
+        # What hooks have kept must outlive the weights of this step.
+        for deferred in mode.stated():
+            real(deferred)
+        return output
+
+
+class _Rewriting(TorchFunctionMode):
+    """Offers every call to `RULES`, and computes beforehand what a call that may write would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[weakref.ref[Deferred]] = []
+
+    def stated(self) -> list[Deferred]:
+        """Those not computed yet that somebody still holds."""
+        return [deferred for ref in self.references if (deferred := ref()) is not None and deferred.result is None]
+
+    # Dynamo would inline this into a compiled submodule, and could not go on.
+    @torch._disable_dynamo
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        rule = RULES.get(func)
+        if rule is not None and _eager():
+            with torch._C.DisableTorchFunction():
+                result = rule(*args, **kwargs)
+            if isinstance(result, Deferred):
+                self.references.append(weakref.ref(result))
+            if result is not NotImplemented:
+                return result
+        written = [real(tensor) for tensor in _written(func, args, kwargs)] if self.references else []
+        for deferred in self.stated() if written else []:
+            if any(torch._C._is_alias_of(read, other) for read in deferred.memory() for other in written):
+                real(deferred)
+        return call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
+
+
+def _written(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a call may write to; rather too many."""
+    name = getattr(func, "__name__", "_")
+    by_name = name.startswith(("__i", "__set")) if name.startswith("__") else name.endswith("_")
+    by_argument = kwargs.get("out") is not None or kwargs.get("inplace") or any(value is True for value in args)
+    if func in (F.batch_norm, F.instance_norm):
+        args, kwargs = args[1:3], {}  # The running statistics.
+    elif not (by_name or by_argument or isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)):
+        return []
+    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _eager() -> bool:
+    """Whether nothing but ordinary autograd watches; transforms, tracers and checkpoints must see what is stated."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+        or torch.autograd.forward_ad._current_level >= 0
+        or saved_tensor_hooks()
+    )

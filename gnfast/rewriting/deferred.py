@@ -1,0 +1,203 @@
+"""A tensor that is stated but not computed yet, so that its consumer may choose how. It knows no operation by name."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from gnfast.errors import UnsupportedError
+
+Recipe = Callable[..., Tensor]
+Parts = Sequence[Tensor | None]
+
+
+class Deferred(Tensor):
+    """`recipe(*parts)`: shape, dtype and device are real, and whatever else is asked of it computes it, once.
+
+    It is computed under the grad mode and autocast of where it was stated, from parts that must not have changed since.
+    """
+
+    recipe: Recipe
+    parts: Parts
+    """Tensors, None, or Deferreds that were not computed when this was stated; none once this is computed."""
+    result: Tensor | None
+    merged: bool
+    """Whether a consumer has taken the parts instead of the result."""
+
+    @staticmethod
+    def __new__(cls, recipe: Recipe, parts: Parts, shape: Sequence[int], dtype: torch.dtype, conditions: Any):
+        deferred = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=parts[0].device)
+        # Extensions that are handed it directly shall fail, not crash.
+        torch._C._set_throw_on_mutable_data_ptr(deferred)
+        deferred.recipe, deferred.parts, deferred.conditions = recipe, parts, conditions
+        deferred.versions = [_version(part) for part in parts]
+        deferred.result, deferred.merged = None, False
+        return deferred
+
+    def compute(self) -> Tensor:
+        """The ordinary tensor that this stands for, always the same one."""
+        if self.result is None:
+            with _restored(self.conditions):
+                self.result = self.recipe(*map(real, self._unchanged()))
+            self.version, self.parts = _version(self.result), ()
+        return self.result
+
+    def claim(self) -> Parts:
+        """The parts, for a consumer that needs no more than them."""
+        self.merged = True
+        return self._unchanged()
+
+    def can_merge(self) -> bool:
+        """Whether it makes no difference if this is computed here and now or was computed where it was stated."""
+        device_type = self.conditions[0]
+        return self.result is None and self.conditions == _conditions(device_type) and _node(self) is self.node
+
+    def memory(self) -> Iterator[Tensor]:
+        """The tensors that computing this would read."""
+        for part in self.parts:
+            if isinstance(part, Deferred):
+                yield from part.memory() if part.result is None else [part.result]
+            elif part is not None:
+                yield part
+
+    # Dynamo would inline this into a compiled submodule, and could not go on.
+    @classmethod
+    @torch._disable_dynamo
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return call(func, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        # Below autograd, a result could not be kept for those who want its graph.
+        raise UnsupportedError(f"{func} came to a tensor that gnfast.rewrite has put off by a way that is not Python")
+
+    def _unchanged(self) -> Parts:
+        if [_version(part) for part in self.parts] != self.versions:
+            raise UnsupportedError(
+                f"gnfast.rewrite put off {self.recipe}, and before its result was used an input was changed in place "
+                "by a call that does not show it: clone the input or the result, or rewrite the submodules around it"
+            )
+        return self.parts
+
+
+def defer(recipe: Recipe, parts: Parts, shape: Sequence[int], dtype: torch.dtype) -> Deferred:
+    """States recipe(*parts), a pure function whose result will have this shape and dtype. `parts[0]` is a tensor."""
+    conditions = _conditions(parts[0].device.type)
+    if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts):
+        deferred = _Link.apply(recipe, shape, dtype, conditions, *parts)
+    else:
+        deferred = Deferred(recipe, parts, shape, dtype, conditions)
+    deferred.node = _node(deferred)
+    return deferred
+
+
+def real(tensor: Any) -> Any:
+    """The ordinary tensor that a Deferred stands for; anything else is itself."""
+    if not isinstance(tensor, Deferred):
+        return tensor
+    if _node(tensor) is not tensor.node:
+        with torch.inference_mode(False), torch.enable_grad():
+            tensor.result = _Relink.apply(tensor)
+        tensor.node, tensor.version = _node(tensor), _version(tensor.result)
+    return tensor.compute()
+
+
+_METADATA = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")),
+        *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex", "__len__")),
+    ]
+)
+
+
+def call(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """func(*args, **kwargs) with what the Deferreds stand for; shapes and dtypes are told without computing."""
+    subject = args[0] if args and isinstance(args[0], Deferred) else None
+    if subject is not None and subject.result is None and func in _METADATA:
+        with torch._C.DisableTorchFunction():
+            return func(*args, **kwargs)
+    if subject is not None and subject.merged and func in (Tensor.register_hook, Tensor.retain_grad):
+        raise UnsupportedError(
+            f"{func.__name__}: gnfast.rewrite has merged this tensor with its consumer, so no gradient comes by; "
+            "ask before it is consumed, or use the module without the rewrite"
+        )
+    args, kwargs = tree_map_only(Deferred, real, (args, kwargs))
+    return func(*args, **kwargs)
+
+
+def saved_tensor_hooks() -> bool:
+    """Whether somebody watches what autograd saves, as checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+class _Link(torch.autograd.Function):
+    """Gives a Deferred a place in the graph, for those who pass by `__torch_function__`: custom autograd Functions.
+
+    Whoever else uses it gets the result, which has a graph of its own.
+    """
+
+    @staticmethod
+    def forward(ctx, recipe, shape, dtype, conditions, *parts: Tensor | None) -> Deferred:
+        ctx.recipe, ctx.conditions = recipe, conditions
+        ctx.save_for_backward(*parts)
+        return Deferred(recipe, parts, shape, dtype, conditions)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph, needs = torch.is_grad_enabled(), ctx.needs_input_grad[4:]
+        parts = [real(part) for part in ctx.saved_tensors]
+        with _restored(ctx.conditions):
+            # Views: what reaches one part through another is not this function's to count.
+            views = [None if part is None else part.view_as(part) for part in parts]
+            result = ctx.recipe(*views)
+            wanted = [view for view, need in zip(views, needs, strict=True) if need]
+            grads = iter(torch.autograd.grad(result, wanted, grad, create_graph=create_graph))
+        return None, None, None, None, *(next(grads) if need else None for need in needs)
+
+
+class _Relink(torch.autograd.Function):
+    """The value of a Deferred that a custom autograd Function returned, and its place in the graph."""
+
+    @staticmethod
+    def forward(ctx, deferred: Deferred) -> Tensor:
+        return deferred.compute().detach()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad
+
+
+def _node(deferred: Deferred) -> Any:
+    with torch._C.DisableTorchFunction():
+        return deferred.grad_fn
+
+
+def _version(tensor: Tensor | None) -> int:
+    """A count that writing to the tensor in place changes, and computing it does not."""
+    if isinstance(tensor, Deferred):
+        return 0 if tensor.result is None else _version(tensor.result) - tensor.version
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _conditions(device_type: str) -> tuple[str, bool, bool, bool, torch.dtype]:
+    """What a computation depends on besides its arguments."""
+    autocast, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+    return device_type, torch.is_inference_mode_enabled(), torch.is_grad_enabled(), autocast, dtype
+
+
+@contextlib.contextmanager
+def _restored(conditions: tuple[str, bool, bool, bool, torch.dtype]) -> Iterator[None]:
+    """Things as they were when a Deferred was stated, out of sight of function modes and saved-tensor hooks."""
+    device_type, inference, grad, autocast, dtype = conditions
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._C.DisableTorchFunction())
+        if conditions != _conditions(device_type):
+            stack.enter_context(torch.inference_mode(inference))
+            stack.enter_context(torch.set_grad_enabled(grad))
+            stack.enter_context(torch.autocast(device_type, dtype, autocast))
+        if saved_tensor_hooks():
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t))
+        yield
