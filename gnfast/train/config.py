@@ -65,6 +65,8 @@ class Config:
 
     impl: Literal["auto", "reference"] = "auto"
     """The critic's gradient normalisation: the four passes, or plain double backward for comparison."""
+    rewrite: bool = True
+    """Merge convolutions with the pooling or upsampling beside them where that saves work: the same up to rounding."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -115,7 +117,7 @@ class Config:
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.
 # The data set is compared by its content, not by its path.
 FREE = {
-    *("data", "download", "data_root", "impl", "device", "memory_format", "threads", "run_dir", "log_every"),
+    *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
     *("sample_every", "sample_bn", "eval_every", "extractor", "n_fake", "checkpoint_every", "tensorboard"),
 }
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import GradientNorm, models
+from gnfast import GradientNorm, models, rewrite
 from gnfast.data import Batches, ImageDataset
 from gnfast.losses import LOSSES
 from gnfast.train.config import Config
@@ -37,7 +37,8 @@ class State:
         self.generator = generator.to(device=device, memory_format=self.format)
         self.critic = critic.to(device=device, memory_format=self.format)
         options = {"method": config.method, "tau": config.tau, "eps": config.eps}
-        self.normalized = GradientNorm(self.critic, **options, impl=config.impl)
+        self.normalized = GradientNorm(self.critic, **options, impl=config.impl, rewrite=config.rewrite)
+        self.generate = rewrite(self.generator) if config.rewrite else self.generator
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         # One kernel for all weights where PyTorch has it; the same formula as the plain one.
         fused = device.type in ("cpu", "cuda")
@@ -71,7 +72,7 @@ class State:
         """Returns the two parts of the critic's loss, (2,)."""
         real = next(self.batches)
         with torch.no_grad():
-            fake = self.generator(self.latents(self.config.batch_d))
+            fake = self.generate(self.latents(self.config.batch_d))
         images = torch.cat([real, fake]).contiguous(memory_format=self.format)
         score_real, score_fake = self.normalized(images).split([len(real), len(fake)])
         parts = torch.stack([self.loss.critic_real(score_real), self.loss.critic_fake(score_fake)])
@@ -84,7 +85,7 @@ class State:
         """Returns the generator's loss, (1,)."""
         # With frozen weights the critic needs two passes instead of four.
         self.critic.requires_grad_(False)
-        fake = self.generator(self.latents(self.config.batch_g))
+        fake = self.generate(self.latents(self.config.batch_g))
         loss = self.loss.generator(self.normalized(fake.contiguous(memory_format=self.format)))
         self.optim_g.zero_grad(set_to_none=True)
         loss.backward()
