@@ -16,6 +16,7 @@ REGISTRY: dict[str, Callable[..., Pair]] = {
     "dcgan": dcgan.build,
     "dcgan-table3": dcgan.build_table3,
     "resnet": resnet.build,
+    "sngan-resnet": resnet.build_sngan,
     "small": small.build,
 }
 
@@ -24,9 +25,9 @@ def build(name: str, *, resolution: int, channels: int = 3, z_dim: int = 128, wi
     """A generator and its critic, freshly initialised from PyTorch's global random state.
 
     Args:
-        name: "dcgan" (the CNN of GN-GAN's code), "dcgan-table3" (the CNN of the paper's Table 3),
-            "resnet" (its ResNet), or "small" (for digits).
-        resolution: side of the square images, in pixels. `dcgan` takes any multiple of 8 from 16 up, `resnet`
+        name: "dcgan" (the CNN of GN-GAN's code, which is SN-GAN's), "dcgan-table3" (the CNN of the paper's Table 3),
+            "resnet" (its ResNet), "sngan-resnet" (SN-GAN's), or "small" (for digits).
+        resolution: side of the square images, in pixels. `dcgan` takes any multiple of 8 from 16 up, the ResNets
             32 or 48, `small` any multiple of 4 from 8 up.
         channels: image channels, 1 or 3.
         z_dim: length of the latent vector.

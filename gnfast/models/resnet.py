@@ -1,7 +1,7 @@
-"""The ResNet pair of GN-GAN (Wu et al., ICCV 2021; the official code), which descends from SN-GAN's.
+"""The ResNet pairs of GN-GAN (Wu et al., ICCV 2021; the official code) and of SN-GAN (Miyato et al., ICLR 2018).
 
-Differences from SN-GAN's: mean instead of sum pooling, Kaiming-normal initialisation, and a hidden width that equals
-the output's. No activation of the critic works in place: a shortcut must see the input before the ReLU.
+GN-GAN's descends from SN-GAN's and has mean instead of sum pooling, Kaiming-normal initialisation, and a hidden width
+that equals the output's. No activation of the critic works in place: a shortcut must see the input before the ReLU.
 """
 
 from itertools import pairwise
@@ -14,6 +14,7 @@ LAYOUTS: dict[int, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
     32: (4, (256, 256, 256, 256), (128, 128, 128, 128), 2),
     48: (6, (512, 256, 128, 64), (64, 128, 256, 512), 4),
 }
+SNGAN_LAYOUTS = LAYOUTS | {48: (6, (512, 256, 128, 64), (64, 128, 256, 512, 1024), 4)}
 
 
 class GeneratorBlock(nn.Module):
@@ -81,15 +82,15 @@ class FirstBlock(nn.Module):
 class Block(nn.Module):
     """ReLU-conv3-ReLU-conv3, plus the raw input; `down` halves the map, and a 1x1 adapts the shortcut where needed."""
 
-    def __init__(self, in_channels: int, out_channels: int, down: bool):
+    def __init__(self, in_channels: int, out_channels: int, down: bool, hidden: int):
         super().__init__()
         adapt = [nn.Conv2d(in_channels, out_channels, 1)] if down or in_channels != out_channels else []
         self.shortcut = nn.Sequential(*adapt, *_pool(down))
         self.residual = nn.Sequential(
             nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, 3, 1, 1),
+            nn.Conv2d(in_channels, hidden, 3, 1, 1),
             nn.ReLU(),
-            nn.Conv2d(out_channels, out_channels, 3, 1, 1),
+            nn.Conv2d(hidden, out_channels, 3, 1, 1),
             *_pool(down),
         )
 
@@ -97,19 +98,28 @@ class Block(nn.Module):
         return self.residual(x) + self.shortcut(x)
 
 
+class SumPool(nn.Module):
+    """(B, C, H, W) to (B, C): the sum over space."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum((2, 3))
+
+
 class Discriminator(nn.Module):
-    """Images to one logit each: residual blocks, ReLU, mean over space, one linear layer.
+    """Images to one logit each: residual blocks, ReLU, mean or sum over space, one linear layer.
 
     Args:
         widths: output channels of each block.
         downs: how many blocks, from the first on, halve the map.
         channels: image channels.
+        sngan: sum over space, and blocks whose hidden width is their input's, as SN-GAN has them.
     """
 
-    def __init__(self, widths: tuple[int, ...], downs: int, channels: int = 3):
+    def __init__(self, widths: tuple[int, ...], downs: int, channels: int = 3, sngan: bool = False):
         super().__init__()
-        blocks = [Block(i, o, k < downs) for k, (i, o) in enumerate(pairwise(widths), start=1)]
-        self.model = nn.Sequential(FirstBlock(channels, widths[0]), *blocks, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        blocks = [Block(i, o, k < downs, i if sngan else o) for k, (i, o) in enumerate(pairwise(widths), start=1)]
+        pool = SumPool() if sngan else nn.AdaptiveAvgPool2d(1)
+        self.model = nn.Sequential(FirstBlock(channels, widths[0]), *blocks, nn.ReLU(), pool)
         self.linear = nn.Linear(widths[-1], 1)
         _initialize(self)
 
@@ -119,12 +129,30 @@ class Discriminator(nn.Module):
 
 
 def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """The pair for 32 or 48 pixels; see `gnfast.models.build`."""
-    if resolution not in LAYOUTS:
-        raise ValueError(f"resolution: resnet takes {' or '.join(map(str, LAYOUTS))}, got {resolution}")
-    start, g_widths, d_widths, downs = LAYOUTS[resolution]
-    g_widths, d_widths = (tuple(max(1, round(w * width)) for w in widths) for widths in (g_widths, d_widths))
+    """GN-GAN's pair for 32 or 48 pixels; see `gnfast.models.build`."""
+    start, g_widths, d_widths, downs = _layout("resnet", LAYOUTS, resolution, width)
     return Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels)
+
+
+def build_sngan(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
+    """SN-GAN's pair for 32 or 48 pixels, without its spectral normalisation; see `gnfast.models.build`."""
+    start, g_widths, d_widths, downs = _layout("sngan-resnet", SNGAN_LAYOUTS, resolution, width)
+    pair = Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels, sngan=True)
+    for net in pair:
+        for name, module in net.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.xavier_uniform_(module.weight, 2**0.5 if "residual" in name else 1)
+    return pair
+
+
+def _layout(
+    name: str, layouts: dict[int, tuple[int, tuple[int, ...], tuple[int, ...], int]], resolution: int, width: float
+) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+    if resolution not in layouts:
+        raise ValueError(f"resolution: {name} takes {' or '.join(map(str, layouts))}, got {resolution}")
+    start, *widths, downs = layouts[resolution]
+    g_widths, d_widths = (tuple(max(1, round(w * width)) for w in published) for published in widths)
+    return start, g_widths, d_widths, downs
 
 
 def _pool(down: bool) -> list[nn.Module]:

@@ -25,21 +25,27 @@ class Config:
     data_root: str = ""
     """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
 
-    model: Literal["dcgan", "dcgan-table3", "resnet", "small"] = "dcgan"
-    """The CNN of the papers' code, the same with the critic of the paper's Table 3, the ResNet, a small CNN."""
+    model: Literal["dcgan", "dcgan-table3", "resnet", "sngan-resnet", "small"] = "dcgan"
+    """The papers' CNN, the same with the critic of GN-GAN's Table 3, GN-GAN's ResNet, SN-GAN's, a small CNN."""
     width: float = 1.0
     """Factor on every hidden channel count; below 1 for a quick look, 1 for the papers' networks."""
     z_dim: int = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
-    method: Literal["gn", "gn0", "gn1", "gran", "pgn", "pgn-table"] = "gn"
-    """The critic's normaliser: GN-GAN's (ζ = |f|, 0 or 1), GraN-GAN's, PGN-GAN's as its code or its table has it."""
+    method: Literal["gn", "gn0", "gn1", "gran", "pgn", "pgn-table", "none"] = "gn"
+    """The critic's normaliser: GN-GAN's (ζ = |f|, 0, 1), GraN-GAN's, PGN-GAN's by its code or its table; or none."""
     tau: float | None = None
     """GraN's τ: the normalised critic's Lipschitz constant is at most 1/τ; 1 if not given."""
     eps: float | None = None
     """GraN's ε, which smooths small gradients; 0.1 if not given."""
+    spectral_norm: bool = False
+    """Spectral normalisation of every layer of the critic, one power iteration per forward."""
+    k_sn: float = 1.0
+    """The spectral norm that spectral normalisation gives to each weight."""
+    learn_scale: bool = False
+    """A learned factor on each spectrally normalised weight."""
     loss: Literal["hinge", "non-saturating", "wasserstein"] = "hinge"
-    """GAN loss on the gradient-normalised critic."""
+    """GAN loss on the critic's normalised output."""
     steps: int = 200_000
     """Generator updates in the whole run."""
     n_dis: int = 1
@@ -64,9 +70,9 @@ class Config:
     """Seeds initialisation, latents, shuffling and flips."""
 
     impl: Literal["auto", "reference"] = "auto"
-    """The critic's gradient normalisation: the four passes, or plain double backward for comparison."""
+    """Normalisation by gnfast, or for comparison by plain PyTorch: double backward, its own spectral norm."""
     rewrite: bool = True
-    """Merge convolutions with the pooling or upsampling beside them where that saves work: the same up to rounding."""
+    """Merge convolutions with the pooling or upsampling beside them where that saves work (not with `reference`)."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -103,7 +109,7 @@ class Config:
             _require(self, name, getattr(self, name) >= 2, "at least 2")
         for name in ("sample_every", "eval_every", "checkpoint_every", "threads", "ema_start"):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("lr_d", "lr_g", "width"):
+        for name in ("lr_d", "lr_g", "width", "k_sn"):
             value = getattr(self, name)
             _require(self, name, value > 0 and math.isfinite(value), "a positive number")
         for name in ("tau", "eps"):

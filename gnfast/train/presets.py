@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from gnfast.train.config import Config
 
@@ -45,9 +46,57 @@ def _gngan(summary: str, file: str, config: Config, needs: str = "") -> Preset:
     return Preset(summary, config, CODE.format(file), published, needs)
 
 
+SNGAN_PAPER = "paper (Miyato et al., ICLR 2018)"
+# What the paper states; flips, the moving average, the size of the generator's batch and sampling are not there.
+SNGAN_PUBLISHED = (
+    *("data", "resolution", "split", "model", "width", "z_dim", "method", "spectral_norm", "k_sn", "learn_scale"),
+    *("loss", "steps", "n_dis", "batch_d", "lr_d", "lr_g", "betas"),
+)
+# Table 1 of the paper: learning rate, β₁, β₂, n_dis.
+SNGAN_SETTINGS = {
+    "a": (1e-4, 0.5, 0.9, 5),
+    "b": (1e-4, 0.5, 0.999, 1),
+    "c": (2e-4, 0.5, 0.999, 1),
+    "d": (1e-3, 0.5, 0.9, 5),
+    "e": (1e-3, 0.5, 0.999, 5),
+    "f": (1e-3, 0.9, 0.999, 5),
+}
+
+
+def _sngan(summary: str, config: Config, needs: str = "", **changes: Any) -> Preset:
+    published = tuple(name for name in SNGAN_PUBLISHED if config.data or name not in ("data", "split"))
+    return Preset(summary, dataclasses.replace(config, **changes), SNGAN_PAPER, published, needs)
+
+
+def _sngan_settings(name: str, summary: str, config: Config, needs: str = "") -> dict[str, Preset]:
+    """The preset under its own name with setting C, and under name-a to name-f with each of the paper's settings."""
+    presets = {name: _sngan(f"{summary}, setting C", config, needs)}
+    for letter, (rate, beta1, beta2, n_dis) in SNGAN_SETTINGS.items():
+        changes = {"lr_d": rate, "lr_g": rate, "betas": (beta1, beta2), "n_dis": n_dis}
+        presets[f"{name}-{letter}"] = _sngan(f"{summary}, setting {letter.upper()}", config, needs, **changes)
+    return presets
+
+
 CIFAR10_CNN = Config(data="cifar10", resolution=32, model="dcgan", loss="non-saturating")
 CIFAR10_RESNET = dataclasses.replace(CIFAR10_CNN, model="resnet", loss="hinge", lr_d=4e-4, n_dis=5, lr_decay="linear")
 STL10 = {"data": "", "resolution": 48}
+SNGAN_CIFAR10_CNN = Config(
+    data="cifar10",
+    resolution=32,
+    flip=False,
+    model="dcgan",
+    method="none",
+    spectral_norm=True,
+    loss="hinge",
+    steps=100_000,
+    batch_d=64,
+    batch_g=64,
+    lr_d=2e-4,
+    lr_g=2e-4,
+    betas=(0.5, 0.999),
+    ema_decay=0.0,
+)
+SNGAN_CIFAR10_RESNET = dataclasses.replace(SNGAN_CIFAR10_CNN, model="sngan-resnet", betas=(0.0, 0.9), n_dis=5)
 STL10_NEEDS = (
     "--data: give a folder, zip or tar with the 100,000 images of STL-10's `unlabeled` part, which are resized to 48x48"
 )
@@ -91,6 +140,19 @@ PRESETS: dict[str, Preset] = {
         "GN-GAN on STL-10 at 48x48, ResNet pair",
         "GN-GAN_STL10_RES.txt",
         dataclasses.replace(CIFAR10_RESNET, **STL10),
+        STL10_NEEDS,
+    ),
+    **_sngan_settings("sngan-cifar10-cnn", "SN-GAN on CIFAR-10, CNN pair", SNGAN_CIFAR10_CNN),
+    "sngan-cifar10-resnet": _sngan("SN-GAN on CIFAR-10, ResNet pair", SNGAN_CIFAR10_RESNET),
+    **_sngan_settings(
+        "sngan-stl10-cnn",
+        "SN-GAN on STL-10 at 48x48, CNN pair",
+        dataclasses.replace(SNGAN_CIFAR10_CNN, **STL10),
+        STL10_NEEDS,
+    ),
+    "sngan-stl10-resnet": _sngan(
+        "SN-GAN on STL-10 at 48x48, ResNet pair",
+        dataclasses.replace(SNGAN_CIFAR10_RESNET, **STL10),
         STL10_NEEDS,
     ),
 }

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import GradientNorm, models, rewrite
+from gnfast import GradientNorm, models, rewrite, spectral_norm_
 from gnfast.data import Batches, ImageDataset
 from gnfast.losses import LOSSES
 from gnfast.train.config import Config
@@ -36,9 +36,8 @@ class State:
         generator, critic = build_networks(config)
         self.generator = generator.to(device=device, memory_format=self.format)
         self.critic = critic.to(device=device, memory_format=self.format)
-        options = {"method": config.method, "tau": config.tau, "eps": config.eps}
-        self.normalized = GradientNorm(self.critic, **options, impl=config.impl, rewrite=config.rewrite)
-        self.generate = rewrite(self.generator) if config.rewrite else self.generator
+        self.normalized = _normalized(self.critic, config)
+        self.generate = _merged(self.generator, config)
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         # One kernel for all weights where PyTorch has it; the same formula as the plain one.
         fused = device.type in ("cpu", "cuda")
@@ -142,13 +141,40 @@ def build_networks(config: Config) -> models.Pair:
     """The generator and the critic that `config` describes, initialised from its seed; global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return models.build(
+        generator, critic = models.build(
             config.model,
             resolution=config.resolution,
             channels=config.channels,
             z_dim=config.z_dim,
             width=config.width,
         )
+        if config.spectral_norm:
+            _normalize_weights(critic, config)
+        return generator, critic
+
+
+def _normalize_weights(critic: nn.Module, config: Config) -> None:
+    """Puts spectral normalisation on every layer; the keys of the state are the same either way."""
+    if config.impl == "auto":
+        spectral_norm_(critic, coeff=config.k_sn, learn_scale=config.learn_scale)
+        return
+    if config.k_sn != 1 or config.learn_scale:
+        raise ValueError("--impl: PyTorch's spectral norm knows neither --k-sn nor --learn-scale; take auto")
+    for module in critic.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.utils.parametrizations.spectral_norm(module)
+
+
+def _merged(net: nn.Module, config: Config) -> nn.Module:
+    return rewrite(net) if config.rewrite and config.impl == "auto" else net
+
+
+def _normalized(critic: nn.Module, config: Config) -> nn.Module:
+    """The critic with the normaliser that `config` names."""
+    if config.method == "none":
+        return _merged(critic, config)
+    options = {"method": config.method, "tau": config.tau, "eps": config.eps}
+    return GradientNorm(critic, **options, impl=config.impl, rewrite=config.rewrite)
 
 
 @torch.no_grad()
