@@ -30,6 +30,13 @@ CPU_SOURCES = [
     "csrc/cpu/spectral_portable.cpp",
 ]
 AVX2_SOURCES = ["csrc/cpu/sign_bits_avx2.cpp", "csrc/cpu/spectral_avx2.cpp"]
+CUDA_SOURCES = [
+    "csrc/cuda/module.cpp",
+    "csrc/cuda/sign_bits_binding.cpp",
+    "csrc/cuda/sign_bits.cu",
+    "csrc/cuda/spectral_binding.cpp",
+    "csrc/cuda/spectral.cu",
+]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
@@ -99,7 +106,7 @@ def extensions(mode: str) -> list:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     cuda = CUDAExtension(
         "gnfast._C_cuda",
-        ["csrc/cuda/module.cpp", "csrc/cuda/sign_bits_binding.cpp", "csrc/cuda/sign_bits.cu"],
+        CUDA_SOURCES,
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
         depends=[str(path) for path in Path("csrc").rglob("*.h")],
     )
