@@ -20,7 +20,10 @@ EPS = 1e-12
 has_operators = pytest.mark.skipif(backends()["spectral_norm"]["cpu"] != "cpp", reason="the C++ library is not built")
 pytestmark = [
     pytest.mark.parametrize("device", DEVICES),
-    pytest.mark.parametrize("implementation", [pytest.param("operators", marks=has_operators), "torch"]),
+    pytest.mark.parametrize(
+        "implementation",
+        [pytest.param("operators", marks=has_operators), "torch", pytest.param("triton", marks=pytest.mark.gpu)],
+    ),
 ]
 
 
@@ -31,6 +34,14 @@ def _implementation(device, implementation, monkeypatch):
         pytest.fail(f"the library for {device} is not built")
     if implementation == "torch":
         monkeypatch.setitem(spectral._in_use, device, spectral._TORCH)
+    if implementation == "triton":
+        if device == "cpu":
+            pytest.skip("Triton's kernels run on GPUs")
+        pytest.importorskip("triton")
+        from gnfast.kernels import spectral_triton
+
+        chosen = spectral._Implementation(spectral_triton.iterate, spectral_triton.scale, spectral_triton.backward)
+        monkeypatch.setitem(spectral._in_use, device, chosen)
 
 
 def channels_last(*shape: int) -> Tensor:
@@ -201,10 +212,10 @@ def test_zero_and_nan(device, dtype):
     assert_close(normalized[2], fine / math.sqrt(35), dtype)
 
 
-def test_says_what_it_wants(device):
+def test_says_what_it_wants(device, implementation):
     w, u, v = torch.randn(3, 4, device=device), torch.randn(3, device=device), torch.randn(4, device=device)
-    if spectral._in_use[device] is spectral._TORCH:
-        pytest.skip("the plain functions are not called with wrong arguments")
+    if implementation != "operators":
+        pytest.skip("only the operators check their arguments")
     for arguments, error, message in [
         (([w.long()], [u], [v], [0], [1], [EPS]), TypeError, "weights must be float32"),
         (([w, w.double()], [u, u], [v, v], [0, 0], [1, 1], [EPS] * 2), TypeError, "weights must have one dtype"),
@@ -223,7 +234,7 @@ def test_says_what_it_wants(device):
 
 
 def test_operators_are_well_formed(device, implementation):
-    if implementation == "torch":
+    if implementation != "operators":
         pytest.skip("not a registered operator")
     weights = [torch.randn(6, 5, device=device), torch.randn(3, 4, 3, 3, device=device)]
     u, v = unit_vectors(weights, [0, 1])
