@@ -46,6 +46,7 @@ class _Prepared(NamedTuple):
     root: nn.Module
     weight: Tensor
     version: int | None
+    saving: Any
     normalized: Tensor
 
 
@@ -325,7 +326,7 @@ def _prepare(root: nn.Module, args: Any) -> None:
     for layers in groups.values():
         norms, weights = zip(*layers, strict=True)
         for norm, weight, normalized in zip(norms, weights, _normalize(norms, weights, True), strict=True):
-            norm._prepared = _Prepared(root, weight, _version(weight), normalized)
+            norm._prepared = _Prepared(root, weight, _version(weight), _saving(), normalized)
 
 
 def _discard(root: nn.Module, args: Any, output: Any) -> None:
@@ -339,8 +340,13 @@ def _discard(root: nn.Module, args: Any, output: Any) -> None:
 def _still_good(prepared: _Prepared, weight: Tensor) -> bool:
     """Whether W̄ belongs to this weight (a replica has others) as it is now, and carries the gradient that is wanted."""
     wants_grad = torch.is_grad_enabled() and weight.requires_grad
-    same = prepared.weight is weight and prepared.version == _version(weight)
+    same = prepared.weight is weight and prepared.version == _version(weight) and prepared.saving == _saving()
     return same and (prepared.normalized.requires_grad or not wants_grad)
+
+
+def _saving() -> Any:
+    """The hooks on tensors saved for backward. A checkpoint sets its own, and must see the division that it repeats."""
+    return None if torch.compiler.is_compiling() else torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def _version(weight: Tensor) -> int | None:
@@ -393,7 +399,8 @@ class _Divide(torch.autograd.Function):
             parts = vectors.split([n for w, dim in zip(weights, ctx.dims, strict=True) for n in _sides(w, dim)])
             vectors, sigma = torch.cat([parts[2 * i + side] for i in used for side in (0, 1)]), sigma[used]
         dims, coeffs = [ctx.dims[i] for i in used], [ctx.coeffs[i] for i in used]
-        grads, weights = [grads[i] for i in used], [weights[i] for i in used]
+        # An embedding may give a sparse gradient; that of σ is dense.
+        grads, weights = [grads[i].to_dense() for i in used], [weights[i] for i in used]
         if torch.is_grad_enabled():
             # To be differentiated again: σ has to be a function of W.
             sigma = _sigma(weights, vectors, dims)

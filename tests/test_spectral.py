@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import spectral_norm as legacy_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 import gnfast
 from gnfast import InputError, models
@@ -705,3 +706,118 @@ def test_clear_errors():
     gnfast.remove_spectral_norm(weight_normed)
     with pytest.raises(InputError, match=r"was not found in Linear"):
         gnfast.remove_spectral_norm(nn.Linear(3, 3))
+
+
+def test_sparse_gradients():
+    results = []
+    for normalize in (torch_spectral_norm, gnfast.spectral_norm):
+        torch.manual_seed(0)
+        layer = normalize(nn.Embedding(5, 3, sparse=True).double())
+        layer(torch.tensor([1, 3, 1])).sin().sum().backward()
+        results.append(layer.parametrizations.weight.original.grad.to_dense())
+    assert_equal(*results)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+def test_checkpointed_layers(use_reentrant):
+    """What is computed again in backward iterates again, as PyTorch's does."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+
+        def forward(self, x):
+            return checkpoint(lambda h: self.second(self.first(h).relu()), x, use_reentrant=use_reentrant)
+
+    results = []
+    for whole in (False, True):
+        torch.manual_seed(0)
+        net = Checkpointed()
+        if whole:
+            gnfast.spectral_norm_(net)
+        else:
+            torch_spectral_norm(net.first)
+            torch_spectral_norm(net.second)
+        for step in range(3):
+            torch.manual_seed(step)
+            net(torch.randn(2, 3, dtype=torch.float64, requires_grad=True)).sin().sum().backward()
+        results.append(dict(net.named_parameters()) | dict(net.named_buffers()))
+        results.append({name: p.grad for name, p in net.named_parameters()})
+    for wanted, got in zip(results[:2], results[2:], strict=True):
+        for name in wanted:
+            assert_equal(got[name], wanted[name])
+
+
+# On a GPU.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_model_trains_as_pytorchs_on_gpu(layout):
+    nets = [net.cuda().to(memory_format=layout) for net in (torch_net(), normalized_net())]
+    optimizers = [torch.optim.SGD(net.parameters(), 1e-2, momentum=0.9) for net in nets]
+    for step in range(100):
+        x, y = (t.cuda() for t in batch(step))
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            optimizer.zero_grad()
+            ((1 - net(x, y)).relu() + (1 + net(x.flip(0), y)).relu()).mean().backward()
+            optimizer.step()
+    wanted, got = (net.state_dict() for net in nets)
+    for key in wanted:
+        if "unused" not in key:
+            assert_equal(got[key], wanted[key], 1e-10)
+
+
+def launches(function) -> int:
+    """Kernels that a call starts on the GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiled.events())
+
+
+@pytest.mark.gpu
+def test_two_launches_each_way():
+    net = gnfast.spectral_norm_(nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(10)))).cuda()
+    net.forward = lambda: [layer.weight for layer in net]
+    directions = [torch.randn_like(weight) for weight in net()]
+    assert launches(lambda: net()) <= 2
+    weights = net()
+    originals = [layer.parametrizations.weight.original for layer in net]
+    assert launches(lambda: torch.autograd.grad(weights, originals, directions)) <= 2
+
+
+@pytest.mark.gpu
+def test_captures_in_a_cuda_graph():
+    """A replayed step continues as eager steps do."""
+    net = normalized_net().float().cuda()
+    x, y = (t.cuda() for t in batch())
+    x = x.float()
+
+    def step():
+        net.zero_grad(set_to_none=False)
+        net(x, y).sum().backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    twin = copy.deepcopy(net)
+    twin_x, twin_y = x.clone(), y.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for _ in range(3):
+        graph.replay()
+        twin.zero_grad()
+        twin(twin_x, twin_y).sum().backward()
+    assert_same_state(net, twin, 1e-5)
+    for p, q in zip(net.parameters(), twin.parameters(), strict=True):
+        if q.grad is not None:
+            assert_equal(p.grad, q.grad, 1e-4)
