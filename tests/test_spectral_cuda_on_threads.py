@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cuda_compile import ROOT, cuda_include_directory
 from torch import Tensor
 
 from gnfast.kernels import spectral
+from tests.test_cuda_compile import ROOT, cuda_include_directory
 
 EPS = 1e-12
 NAN = float("nan")

@@ -1,4 +1,4 @@
-#include "convert.cuh"
+#include "convert.h"
 #include "sign_bits.h"
 
 namespace gnfast::cuda {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "convert.cuh"
+#include "convert.h"
 #include "spectral.h"
 
 namespace gnfast::cuda {
