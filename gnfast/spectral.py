@@ -151,7 +151,8 @@ def spectral_norm_(
     weight, and reads outside a forward of `model`, act as PyTorch's: each iterates in training mode.
 
     Args:
-        model: changed in place; the module whose forward is called, not one of its parts.
+        model: changed in place; the module whose forward is called, not one of its parts. For a `GradientNorm`, the
+            critic inside it.
         n_power_iterations, eps, coeff, learn_scale: as for `spectral_norm`.
         filter: called with a layer's name and the layer; False leaves it alone.
 
@@ -212,9 +213,10 @@ def remove_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:
         norm.eval()
         parametrize.remove_parametrizations(layer, name)
         _drop(layer._load_state_dict_pre_hooks, lambda hook: getattr(hook, "hook", None) == _LegacyKeys(name))
-    _drop(module._forward_pre_hooks, lambda hook: hook is _prepare)
-    for key in _drop(module._forward_hooks, lambda hook: hook is _discard):
-        module._forward_hooks_always_called.pop(key, None)
+    for root in module.modules():
+        _drop(root._forward_pre_hooks, lambda hook: hook is _prepare)
+        for key in _drop(root._forward_hooks, lambda hook: hook is _discard):
+            root._forward_hooks_always_called.pop(key, None)
     return module
 
 
@@ -397,7 +399,9 @@ class _Divide(torch.autograd.Function):
             return None, None, None, None, *results
         if len(used) < len(weights):
             parts = vectors.split([n for w, dim in zip(weights, ctx.dims, strict=True) for n in _sides(w, dim)])
-            vectors, sigma = torch.cat([parts[2 * i + side] for i in used for side in (0, 1)]), sigma[used]
+            vectors = torch.cat([parts[2 * i + side] for i in used for side in (0, 1)])
+            # Not `sigma[used]`, which would copy the list to the device and wait.
+            sigma = torch.stack([sigma[i] for i in used])
         dims, coeffs = [ctx.dims[i] for i in used], [ctx.coeffs[i] for i in used]
         # An embedding may give a sparse gradient; that of σ is dense.
         grads, weights = [grads[i].to_dense() for i in used], [weights[i] for i in used]

@@ -749,6 +749,16 @@ def test_checkpointed_layers(use_reentrant):
             assert_equal(got[name], wanted[name])
 
 
+def test_meta_device_and_inference_mode():
+    with torch.device("meta"):
+        net = gnfast.spectral_norm_(nn.Sequential(nn.Linear(3, 2)))
+    assert net(torch.ones(1, 3, device="meta")).shape == (1, 2)
+    net, (x, y) = normalized_net(), batch()
+    with torch.inference_mode():
+        assert iterated(net.conv, lambda: net(x, y))
+    net(x, y).sum().backward()
+
+
 # On a GPU.
 
 

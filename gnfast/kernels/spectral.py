@@ -15,9 +15,10 @@ All weights of a call share one dtype (float32, float64, bfloat16 or float16) an
 blocks for autograd Functions and are not differentiable themselves.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ def as_matrix(weight: Tensor, dim: int) -> Tensor:
 def spectral_norm_iterate_torch(weights, u, v, dims, iterations, eps):
     """`spectral_norm_iterate` in plain PyTorch."""
     vectors, sigmas = [], []
-    with torch.autocast(weights[0].device.type, enabled=False):
+    with _without_autocast(weights[0].device.type):
         for weight, u_i, v_i, dim, count, eps_i in zip(weights, u, v, dims, iterations, eps, strict=True):
             dtype = _accumulator(weight.dtype)
             matrix, left, right = as_matrix(weight, dim).to(dtype), u_i.to(dtype), v_i.to(dtype)
@@ -141,6 +142,12 @@ def spectral_norm_backward_torch(grads, weights, vectors, sigma, dims, coeffs):
         result = coeff / sigma[i] * (g - (g * w).sum() / sigma[i] * outer)
         results.append(torch.empty_like(weight).copy_(result))
     return results
+
+
+def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
