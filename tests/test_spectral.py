@@ -91,6 +91,52 @@ def test_layer_trains_as_pytorchs(name):
         assert_same_state(actual, expected, 1e-10)
 
 
+def random_layer(generator: torch.Generator) -> nn.Module:
+    """A layer of a random kind with random sizes, in a random memory format."""
+
+    def draw(high: int) -> int:
+        return int(torch.randint(1, high, (), generator=generator))
+
+    kind = LAYERS[draw(len(LAYERS) + 1) - 1]
+    if kind in (nn.Linear, nn.Embedding):
+        return kind(draw(40), draw(40))
+    layer = kind(draw(20), draw(20), tuple(draw(5) for _ in range(int(kind.__name__[-2]))))
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if layer.weight.dim() in formats and draw(3) == 1:
+        layer = layer.to(memory_format=formats[layer.weight.dim()])
+    return layer
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_shapes_train_as_pytorchs(seed):
+    """u, v, W̄, gradients and weights of ten random layers through 100 steps of the whole model."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = nn.ModuleList(random_layer(generator) for _ in range(10)).double()
+    expected, actual = copy.deepcopy(layers), copy.deepcopy(layers)
+    torch.manual_seed(1)
+    for layer in expected:
+        torch_spectral_norm(layer)
+    torch.manual_seed(1)
+    gnfast.spectral_norm_(actual)
+    optimizers = [torch.optim.SGD(net.parameters(), 0.02, momentum=0.5) for net in (expected, actual)]
+    for net in (expected, actual):
+        net.forward = lambda net=net: [layer.weight for layer in net]
+    for _ in range(100):
+        directions = [torch.randn(layer.weight.shape, generator=generator).double() for layer in layers]
+        seen = []
+        for net, optimizer in zip((expected, actual), optimizers, strict=True):
+            optimizer.zero_grad()
+            weights = net()
+            sum((w * d).sum().sin() for w, d in zip(weights, directions, strict=True)).backward()
+            gradients = [layer.parametrizations.weight.original.grad.clone() for layer in net]
+            optimizer.step()
+            seen.append([*(w.detach() for w in weights), *gradients])
+        for wanted, got in zip(*seen, strict=True):
+            assert got.stride() == wanted.stride()
+            assert_equal(got, wanted, 1e-10)
+    assert_same_state(actual, expected, 1e-10)
+
+
 class Net(nn.Module):
     """A critic with every kind of layer that `spectral_norm_` wraps, one of them used twice, one not at all."""
 
@@ -821,7 +867,7 @@ def test_captures_in_a_cuda_graph():
     twin = copy.deepcopy(net)
     twin_x, twin_y = x.clone(), y.clone()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         step()
     for _ in range(3):
         graph.replay()
