@@ -140,7 +140,7 @@ def test_matches_the_plain_twin(kernels, dtype):
     parts = pointers(vectors, [layout.rows + layout.cols for layout in layouts])
     sigmas = pointers(sigma, [1] * count)
     workspaces = [poisoned(layout.rows + -(-layout.rows // 8) * layout.cols, acc) for layout in layouts]
-    squares = [poisoned(-(-layout.cols // 256), torch.float64) for layout in layouts]
+    squares = [poisoned(-(-layout.cols // 32), torch.float64) for layout in layouts]
     call(kernels.iterate, dtype, [
         IterationLayer(
             ws[i].data_ptr(), u[i].data_ptr(), v[i].data_ptr(), parts[i], sigmas[i], workspaces[i].data_ptr(),

@@ -170,12 +170,15 @@ __device__ __forceinline__ void products(const IterationLayer& layer, uint32_t b
   }
 }
 
-// For kBlockColumns columns: Wᵀu from the blocks' shares, in their order, into the first share, and its squares; the
-// first block of a layer also writes u. Without iterations: sigma, and u and v as they are.
+// For kBlockColumns columns, one per lane: Wᵀu from the blocks' shares, in a fixed order, into the first share, and its
+// squares; the first block of a layer also writes u. Without iterations: sigma, and u and v as they are.
 template <typename T, typename Acc>
 __device__ __forceinline__ void add_shares(const IterationLayer& layer, uint32_t block, bool last_round) {
+  static_assert(kBlockColumns == 32);
   const IterationView<T, Acc> view(layer);
   const MatrixLayout& layout = layer.layout;
+  const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const uint32_t p = block * kBlockColumns + lane;
   const bool iterating = layer.iterations > 0;
   double sum = 0;
   if (iterating || block == 0) {
@@ -185,24 +188,36 @@ __device__ __forceinline__ void add_shares(const IterationLayer& layer, uint32_t
     }
     sum = block_sum(sum);
   }
-  const uint32_t p = block * kBlockColumns + threadIdx.x;
   if (!iterating) {
-    if (p < layout.cols) view.used_v()[p] = to_acc(view.v()[p]);
+    if (warp == 0 && p < layout.cols) view.used_v()[p] = to_acc(view.v()[p]);
     if (block > 0) return;
     for (uint32_t r = threadIdx.x; r < layout.rows; r += kThreads) view.used_u()[r] = to_acc(view.u()[r]);
     if (threadIdx.x == 0) *static_cast<Acc*>(layer.sigma) = static_cast<Acc>(sum);
     return;
   }
   const double norm = at_least(sqrt(sum), layer.eps);
+  // Each warp adds every kWarps-th share, several loads at a time, and the first warp adds up the warps.
+  __shared__ Acc warp_sums[kWarps][kBlockColumns];
+  const uint32_t shares = (layout.rows + kBlockRows - 1) / kBlockRows;
   Acc wtu = 0;
   if (p < layout.cols) {
-    const uint32_t shares = (layout.rows + kBlockRows - 1) / kBlockRows;
-    for (uint32_t share = 0; share < shares; ++share) wtu += view.partials()[share * layout.cols + p];
-    wtu *= static_cast<Acc>(1 / norm);
-    view.partials()[p] = wtu;
+#pragma unroll 8
+    for (uint32_t share = warp; share < shares; share += kWarps) wtu += view.partials()[share * layout.cols + p];
   }
-  const double squares = block_sum(static_cast<double>(wtu) * wtu);
-  if (threadIdx.x == 0) layer.squares[block] = squares;
+  warp_sums[warp][lane] = wtu;
+  __syncthreads();
+  if (warp == 0) {
+#pragma unroll
+    for (int other = 1; other < kWarps; ++other) wtu += warp_sums[other][lane];
+    wtu *= static_cast<Acc>(1 / norm);
+    if (p < layout.cols) view.partials()[p] = wtu;
+    double squares = static_cast<double>(wtu) * wtu;
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(kFullWarp, squares, step);
+    if (lane == 0) layer.squares[block] = squares;
+  }
+  // The next block that these threads work on writes the sums again.
+  __syncthreads();
   if (block > 0) return;
   for (uint32_t r = threadIdx.x; r < layout.rows; r += kThreads) {
     const Acc u = static_cast<Acc>(view.wv()[r] / norm);
@@ -222,7 +237,7 @@ __device__ __forceinline__ void normalize_v(const IterationLayer& layer, uint32_
   squares = block_sum(squares);
   const double norm = at_least(sqrt(squares), layer.eps);
   const uint32_t p = block * kBlockColumns + threadIdx.x;
-  if (p < layout.cols) {
+  if (threadIdx.x < kBlockColumns && p < layout.cols) {
     const Acc v = view.partials()[p] * static_cast<Acc>(1 / norm);
     const uint32_t c = column(layout, p);
     view.used_v()[c] = v;
@@ -238,9 +253,11 @@ struct IterationTable : Table<IterationLayer> {
 };
 
 // Cooperative: every block runs at the same time and waits for the others between the steps. The work of each step is
-// cut by the shapes alone, so results do not depend on the size of the grid.
+// cut by the shapes alone, so results do not depend on the size of the grid. Float64 is left to the compiler's own
+// choice of registers, which is within 64; told to aim for that, it spills.
 template <typename T, typename Acc>
-__global__ void __launch_bounds__(kThreads) spectral_iterate_kernel(const __grid_constant__ IterationTable table) {
+__global__ void __launch_bounds__(kThreads, sizeof(Acc) == 8 ? 0 : kBlocksPerMultiprocessor)
+    spectral_iterate_kernel(const __grid_constant__ IterationTable table) {
   const auto grid = cooperative_groups::this_grid();
   const uint32_t row_work = table.first[table.count], column_work = table.first_columns[table.count];
   for (int round = 0; round < table.rounds; ++round) {

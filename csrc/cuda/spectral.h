@@ -16,7 +16,7 @@ namespace gnfast::cuda {
 constexpr int kMaxLayers = 32;
 // Rows of a block's share of a matrix, and columns of one in the sums over blocks.
 constexpr int kBlockRows = 8;
-constexpr int kBlockColumns = 256;
+constexpr int kBlockColumns = 32;
 
 // Where the entries of a matrix lie: see ../spectral_layout.h. Products of these fit in 31 bits.
 struct MatrixLayout {
