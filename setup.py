@@ -21,7 +21,22 @@ from setuptools import setup
 MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"]
-AVX2_SOURCES = ["csrc/cpu/sign_bits_avx2.cpp"]
+CPU_SOURCES = [
+    "csrc/module.cpp",
+    "csrc/schema.cpp",
+    "csrc/cpu/sign_bits.cpp",
+    "csrc/cpu/sign_bits_portable.cpp",
+    "csrc/cpu/spectral.cpp",
+    "csrc/cpu/spectral_portable.cpp",
+]
+AVX2_SOURCES = ["csrc/cpu/sign_bits_avx2.cpp", "csrc/cpu/spectral_avx2.cpp"]
+CUDA_SOURCES = [
+    "csrc/cuda/module.cpp",
+    "csrc/cuda/sign_bits_binding.cpp",
+    "csrc/cuda/sign_bits.cu",
+    "csrc/cuda/spectral_binding.cpp",
+    "csrc/cuda/spectral.cu",
+]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
@@ -73,7 +88,7 @@ def extensions(mode: str) -> list:
     avx2 = ["-DGNFAST_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
     cpu = CppExtension(
         "gnfast._C",
-        ["csrc/module.cpp", "csrc/schema.cpp", "csrc/cpu/sign_bits.cpp", "csrc/cpu/sign_bits_portable.cpp"],
+        CPU_SOURCES,
         extra_compile_args={"cxx": CXX_FLAGS + openmp + avx2},
         extra_link_args=openmp,
         depends=[str(path) for path in Path("csrc").rglob("*.h")],
@@ -91,7 +106,7 @@ def extensions(mode: str) -> list:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     cuda = CUDAExtension(
         "gnfast._C_cuda",
-        ["csrc/cuda/module.cpp", "csrc/cuda/sign_bits_binding.cpp", "csrc/cuda/sign_bits.cu"],
+        CUDA_SOURCES,
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
         depends=[str(path) for path in Path("csrc").rglob("*.h")],
     )

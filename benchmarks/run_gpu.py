@@ -130,6 +130,68 @@ def sign_bit_rows(results: dict[str, Any], shape: tuple[int, ...], dtype: torch.
     ]
 
 
+def spectral(results: dict[str, Any]) -> list[Row]:
+    """Spectral normalisation of all layers of a model against PyTorch's parametrization.
+
+    Both run as CUDA graphs, so that the device's time is measured and not the host's. The floor is the time to copy the
+    bytes that must move at least: W in and W̄ out, and for the backward G and W in and the gradient out.
+    """
+    from bench_spectral import NETWORKS
+
+    rows = []
+    for network in NETWORKS:
+        for dtype, layout in (
+            (torch.float32, torch.contiguous_format),
+            (torch.float32, torch.channels_last),
+            (torch.bfloat16, torch.contiguous_format),
+        ):
+            row = {"network": network, "dtype": str(dtype), "layout": str(layout)}
+            rows.append(row | _spectral_row(results, network, layout, dtype))
+    return rows
+
+
+def _spectral_row(results: dict[str, Any], network: str, layout: torch.memory_format, dtype: torch.dtype) -> Row:
+    from bench_spectral import check, directions_for, make, step
+
+    ways = make(network, layout, dtype, "cuda")
+    directions = directions_for(ways["PyTorch"])
+    if dtype == torch.float32:  # PyTorch's own σ is as rough as bfloat16; the tests bound that error.
+        check(ways, directions)
+    weight_bytes = sum(direction.nbytes for direction in directions)
+    row: Row = {"weight_bytes": weight_bytes}
+    for part, function, weights_moved in (
+        ("forward", lambda net: net(), 2),
+        ("forward and backward", lambda net: step(net, directions), 5),
+    ):
+        graphs = {way: _captured(lambda net=net, f=function: f(net)) for way, net in ways.items()}
+        times = {way: time_us(graph.replay, budget_s=0.1) for way, graph in graphs.items()}
+        eager = {way: time_us(lambda net=net, f=function: f(net), budget_s=0.1) for way, net in ways.items()}
+        baseline, ours = times["PyTorch"]["median_us"], times["gnfast, model"]["median_us"]
+        row[part] = {
+            "times": times,
+            "eager_times": eager,
+            "ratio_to_pytorch": round(ours / baseline, 3),
+            "fraction_of_bandwidth_floor": round(
+                weights_moved * weight_bytes / results["copy_bytes_per_s"] * 1e6 / ours, 3
+            ),
+        }
+    return row
+
+
+def _captured(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """The function as a CUDA graph, after three runs on the stream that it is captured on."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        function()
+    return graph
+
+
 def steps(results: dict[str, Any]) -> list[Row]:
     """Critic and generator steps of the shipped critics, against double backward and against no normalisation."""
     from steps import CRITICS, critic_step, generator_step
@@ -188,7 +250,7 @@ def _step_row(critic: str, step: Callable[..., torch.Tensor], dtype: torch.dtype
     }
 
 
-SECTIONS: list[Callable[[dict[str, Any]], list[Row]]] = [ceilings, sign_bits, steps]
+SECTIONS: list[Callable[[dict[str, Any]], list[Row]]] = [ceilings, sign_bits, spectral, steps]
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

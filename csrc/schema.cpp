@@ -12,4 +12,15 @@ TORCH_LIBRARY(gnfast, m) {
   m.def("leaky_relu_mask(Tensor t, Tensor bits, float negative_slope) -> Tensor", tags);
   // Returns nothing: functionalisation (torch.compile) refuses custom operators whose outputs alias their arguments.
   m.def("leaky_relu_mask_(Tensor(a!) t, Tensor bits, float negative_slope) -> ()", tags);
+
+  // gnfast/kernels/spectral.py says what these compute.
+  m.def(
+      "spectral_norm_iterate(Tensor[] weights, Tensor(a!)[] u, Tensor(b!)[] v, int[] dims, int[] iterations, "
+      "float[] eps) -> (Tensor vectors, Tensor sigma)",
+      tags);
+  m.def("spectral_norm_scale(Tensor[] weights, Tensor sigma, float[] coeffs) -> Tensor[]", tags);
+  m.def(
+      "spectral_norm_backward(Tensor[] grads, Tensor[] weights, Tensor vectors, Tensor sigma, int[] dims, "
+      "float[] coeffs) -> Tensor[]",
+      tags);
 }

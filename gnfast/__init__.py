@@ -8,6 +8,7 @@ from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
 from gnfast.rescale import rescale_
 from gnfast.rewriting import rewrite
+from gnfast.spectral import remove_spectral_norm, spectral_norm, spectral_norm_, spectral_values
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,10 @@ __all__ = [
     "reference",
     "rescale_",
     "rewrite",
+    "remove_spectral_norm",
+    "spectral_norm",
+    "spectral_norm_",
+    "spectral_values",
     "trace",
     "value_and_grad_norm",
     "value_and_input_grad",

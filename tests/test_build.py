@@ -83,14 +83,8 @@ def test_cuda_mode_says_what_is_missing(setup_py):
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_compile_failure_is_not_hidden(setup_py, tmp_path):
-    for name in (
-        "module.cpp",
-        "schema.cpp",
-        "cpu/sign_bits.cpp",
-        "cpu/sign_bits_portable.cpp",
-        "cpu/sign_bits_avx2.cpp",
-    ):
-        path = tmp_path / "project" / "csrc" / name
+    for source in (ROOT / "csrc").rglob("*.cpp"):
+        path = tmp_path / "project" / source.relative_to(ROOT)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("#error broken on purpose\n")
     code, _, run = setup_py(GNFAST_BUILD="cpu")
@@ -127,7 +121,7 @@ def test_backend_override():
     assert {b for devices in json.loads(run.stdout).values() for b in devices.values()} == {"torch"}
 
     run = run_python(code, GNFAST_BACKEND="vulkan")
-    assert "ValueError: GNFAST_BACKEND must be one of auto, torch, cpp, cuda; got 'vulkan'" in run.stderr
+    assert "ValueError: GNFAST_BACKEND must be one of auto, torch, cpp, cuda, triton; got 'vulkan'" in run.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")

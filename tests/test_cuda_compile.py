@@ -14,7 +14,7 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 BINDINGS = sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
 ARCHITECTURES = ["80", "90"]
 # At 64 registers, 1024 threads still fit on a multiprocessor: four blocks of 256, enough to keep memory busy.
-REGISTER_BUDGET = {"sign_bits.cu": 64}
+REGISTER_BUDGET = {"sign_bits.cu": 64, "spectral.cu": 64}
 # What torch's own build passes; kernels must not rely on what these take away.
 TORCH_NVCC_FLAGS = [
     "-D__CUDA_NO_HALF_OPERATORS__",

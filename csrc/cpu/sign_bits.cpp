@@ -4,33 +4,19 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <string>
 #include <tuple>
 
 #include "../sign_bits_checks.h"
+#include "capability.h"
 
 namespace gnfast::cpu {
 namespace {
-
-// PyTorch's own answer, so that ATEN_CPU_CAPABILITY=default also turns these kernels portable.
-bool use_avx2() {
-#ifdef GNFAST_WITH_AVX2
-  static const bool use = [] {
-    const std::string capability = at::get_cpu_capability();
-    return capability == "AVX2" || capability.rfind("AVX512", 0) == 0;
-  }();
-  return use;
-#else
-  return false;
-#endif
-}
 
 template <typename T>
 SignBitKernels<T> sign_bit_kernels() {

@@ -1,6 +1,4 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "convert.h"
 #include "sign_bits.h"
 
 namespace gnfast::cuda {
@@ -10,49 +8,12 @@ constexpr int kThreads = 256;
 constexpr int kVectorsPerThread = 4;  // loads in flight per thread
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-__device__ __forceinline__ float to_acc(float value) {
-  return value;
-}
-__device__ __forceinline__ double to_acc(double value) {
-  return value;
-}
-__device__ __forceinline__ float to_acc(__half value) {
-  return __half2float(value);
-}
-__device__ __forceinline__ float to_acc(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-
-template <typename T>
-__device__ __forceinline__ T from_acc(float value);
-template <>
-__device__ __forceinline__ float from_acc<float>(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ __half from_acc<__half>(float value) {
-  return __float2half_rn(value);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_acc<__nv_bfloat16>(float value) {
-  return __float2bfloat16_rn(value);
-}
-template <typename T>
-__device__ __forceinline__ T from_acc(double value) {
-  return value;
-}
-
 __device__ __forceinline__ float max_with_zero(float value) {
   return fmaxf(value, 0.0f);
 }
 __device__ __forceinline__ double max_with_zero(double value) {
   return fmax(value, 0.0);
 }
-
-template <typename T, int kSize>
-struct alignas(sizeof(T) * kSize) Vector {
-  T lane[kSize];
-};
 
 template <bool kRelu, typename T, typename Acc>
 __device__ __forceinline__ T activate(T x, Acc slope, bool& positive) {

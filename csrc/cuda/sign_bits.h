@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-namespace gnfast::cuda {
+#include "dtype.h"
 
-enum class DType { kFloat32, kFloat64, kFloat16, kBFloat16 };
+namespace gnfast::cuda {
 
 // bits[i / 32] bit (i % 32) = x[i] > 0, unused high bits 0;  y[i] = x[i] > 0 ? x[i] : negative_slope * x[i].
 // y may be x.  The words need no alignment beyond 4 bytes, x and y none beyond their element.

@@ -11,25 +11,11 @@
 #include <tuple>
 
 #include "../sign_bits_checks.h"
+#include "kernel_dtype.h"
 #include "sign_bits.h"
 
 namespace gnfast::cuda {
 namespace {
-
-DType kernel_dtype(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kFloat:
-      return DType::kFloat32;
-    case at::kDouble:
-      return DType::kFloat64;
-    case at::kHalf:
-      return DType::kFloat16;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, "no kernel for ", dtype);
-  }
-}
 
 at::Tensor pack_into(const at::Tensor& x, const at::Tensor& y, double negative_slope) {
   at::Tensor bits = at::empty({num_sign_words(x.numel())}, x.options().dtype(at::kInt));

@@ -3,5 +3,14 @@
 from gnfast.kernels.backend import backends
 from gnfast.kernels.build_info import build_info
 from gnfast.kernels.sign_bits import leaky_relu_mask, leaky_relu_pack
+from gnfast.kernels.spectral import spectral_norm_backward, spectral_norm_iterate, spectral_norm_scale
 
-__all__ = ["backends", "build_info", "leaky_relu_mask", "leaky_relu_pack"]
+__all__ = [
+    "backends",
+    "build_info",
+    "leaky_relu_mask",
+    "leaky_relu_pack",
+    "spectral_norm_backward",
+    "spectral_norm_iterate",
+    "spectral_norm_scale",
+]

@@ -4,16 +4,20 @@
 every device that it serves. It is read when gnfast is imported.
 """
 
+import importlib.util
 import os
 
-from gnfast.kernels.build_info import load, why_not_loaded
+import torch
+
+from gnfast.kernels.build_info import why_not_loaded
 
 # operation -> device type -> backends in order of preference; devices that are not listed use "torch".
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "leaky_relu_pack": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "torch")},
     "leaky_relu_mask": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "torch")},
+    "spectral_norm": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
 }
-BACKENDS = ("torch", "cpp", "cuda")
+BACKENDS = ("torch", "cpp", "cuda", "triton")
 
 
 def requested_backend() -> str:
@@ -26,9 +30,20 @@ def requested_backend() -> str:
     request = os.environ.get("GNFAST_BACKEND") or "auto"
     if request not in ("auto", *BACKENDS):
         raise ValueError(f"GNFAST_BACKEND must be one of auto, {', '.join(BACKENDS)}; got {request!r}")
-    if request not in ("auto", "torch") and not load(request):
-        raise RuntimeError(f"GNFAST_BACKEND={request}, but that backend is unavailable: {why_not_loaded(request)}")
+    if request != "auto" and (reason := _unavailable(request)):
+        raise RuntimeError(f"GNFAST_BACKEND={request}, but that backend is unavailable: {reason}")
     return request
+
+
+def _unavailable(backend: str) -> str | None:
+    """Why the backend cannot run here, or None."""
+    if backend == "torch":
+        return None
+    if backend != "triton":
+        return why_not_loaded(backend)
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None if torch.cuda.is_available() else "no CUDA device is available"
 
 
 def choose(operation: str, device_type: str) -> str:
@@ -37,7 +52,7 @@ def choose(operation: str, device_type: str) -> str:
     request = requested_backend()
     if request in candidates:
         return request
-    return next(backend for backend in candidates if backend == "torch" or load(backend))
+    return next(backend for backend in candidates if _unavailable(backend) is None)
 
 
 def backends() -> dict[str, dict[str, str]]:

@@ -1,0 +1,100 @@
+"""The Triton kernels of spectral normalisation: run in Triton's interpreter, and compiled without a GPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gnfast.kernels import spectral
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EPS = 1e-12
+
+
+def weights(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[int]]:
+    """Every order of memory that the kernels tell apart, odd sizes, more than one block of rows and columns."""
+    channels_last = torch.randn(11, 6, 3, 5).contiguous(memory_format=torch.channels_last)
+    made = [
+        (torch.randn(19, 301), 0),
+        (torch.randn(1, 37), 0),
+        (channels_last, 0),
+        (channels_last, 1),
+        (torch.randn(6, 11, 4, 3), 1),
+        (torch.randn(45, 21).t(), 0),
+        (torch.randn(5, 4, 3, 6).permute(3, 2, 1, 0), 0),
+        (torch.randn(23, 50)[:, ::2], 0),
+    ]
+    return [torch.empty_strided(w.shape, w.stride(), dtype=dtype).copy_(w) for w, _ in made], [dim for _, dim in made]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_matches_the_plain_twin(dtype):
+    if not INTERPRETED:
+        pytest.skip("runs inside test_in_the_interpreter")
+    from gnfast.kernels import spectral_triton
+
+    ws, dims = weights(dtype)
+    u = [torch.randn(w.shape[dim]).to(dtype) for w, dim in zip(ws, dims, strict=True)]
+    v = [torch.randn(w.numel() // w.shape[dim]).to(dtype) for w, dim in zip(ws, dims, strict=True)]
+    u, v = ([x / x.norm() for x in vectors] for vectors in (u, v))
+    iterations, coeffs = [1, 0, 1, 2, 1, 3, 1, 0], [1.0, 0.5, 0.7, 1.0, 2.0, 1.0, 1.0, 0.1]
+    seen = []
+    for implementation in (spectral._TORCH, spectral_triton):
+        left, right = ([x.clone() for x in vectors] for vectors in (u, v))
+        vectors, sigma = implementation.iterate(ws, left, right, dims, iterations, [EPS] * len(ws))
+        normalized = implementation.scale(ws, sigma, coeffs)
+        torch.manual_seed(1)
+        grads = [torch.randn(w.shape, dtype=torch.float64).to(dtype) for w in ws]
+        results = implementation.backward(grads, ws, vectors, sigma, dims, coeffs)
+        assert [x.stride() for x in normalized + results] == [torch.empty_like(w).stride() for w in ws] * 2
+        seen.append([vectors, sigma, *left, *right, *normalized, *results])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 4e-3}[dtype]
+    for expected, actual in zip(*seen, strict=True):
+        assert (actual.double() - expected.double()).norm() <= tolerance * expected.double().norm()
+
+
+def test_in_the_interpreter():
+    if INTERPRETED:
+        pytest.skip("is the inner run")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "twin"]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "3 passed" in run.stdout
+
+
+CONSTANTS = {"ITERATE": True, "EPS": EPS, "COEFF": 1.0, "BLOCK": 2048, "BLOCK_ROWS": 8, "BLOCK_COLUMNS": 256}
+POINTERS_TO_SUMS = {"wv", "shares", "used_u", "used_v", "sigma", "products"}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("element", ["fp32", "bf16", "fp16", "fp64"])
+@pytest.mark.parametrize("name", ["products", "finish", "scale", "inner_product", "project"])
+def test_compiles(name, element, capability):
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gnfast.kernels import spectral_triton
+
+    kernel = getattr(spectral_triton, f"_spectral_norm_{name}_kernel")
+    acc = "fp64" if element == "fp64" else "fp32"
+    constants = {**CONSTANTS, "ACC": tl.float64 if element == "fp64" else tl.float32}
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in POINTERS_TO_SUMS or (name == "project" and argument in ("u", "v")):
+            signature[argument] = f"*{acc}"
+        elif argument in ("w", "g", "out", "u", "v"):
+            signature[argument] = f"*{element}"
+        else:
+            signature[argument] = "i32"
+    used = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
+    source = ASTSource(kernel, signature, constexprs=used)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert compiled.asm["cubin"]
