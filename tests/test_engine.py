@@ -191,66 +191,6 @@ def test_any_batch_size(batch):
     assert_matches_double_backward(ResNet().double(), torch.randn(batch, 3, 6, 6, dtype=torch.float64))
 
 
-def random_network(seed):
-    """A critic drawn from every operation that a Plan knows, with skips."""
-    random = torch.Generator().manual_seed(seed)
-
-    def pick(*options):
-        return options[torch.randint(len(options), (), generator=random).item()]
-
-    class Random(nn.Module):
-        def __init__(self):
-            super().__init__()
-            channels = pick(4, 6)
-            self.layers = nn.ModuleList([nn.Conv2d(3, channels, 3, padding=1)])
-            for _ in range(pick(2, 3, 5)):
-                kind = pick("conv", "conv", "act", "pool", "skip", "scale")
-                if kind == "conv":
-                    wide = pick(4, 6)
-                    groups = pick(1, 2) if channels % 2 == 0 else 1
-                    self.layers.append(
-                        nn.Conv2d(channels, wide, pick(1, 3), padding=1, groups=groups, bias=pick(True, False))
-                    )
-                    channels = wide
-                elif kind == "act":
-                    # Autograd itself forbids changing in place what an earlier ReLU has saved.
-                    inplace = isinstance(self.layers[-1], (nn.Conv2d, Gain)) and pick(True, False)
-                    self.layers.append(pick(nn.ReLU(inplace), nn.LeakyReLU(0.2, inplace)))
-                elif kind == "pool":
-                    self.layers.append(pick(nn.AvgPool2d(2, 1), nn.AdaptiveAvgPool2d((4, 3)), nn.AvgPool2d(3, 2, 1)))
-                elif kind == "skip":
-                    self.layers.append(Residual(channels, channels, pick(True, False)))
-                else:
-                    self.layers.append(Gain(channels))
-                if pick(True, False):
-                    self.layers.append(nn.ReLU())
-            self.tail = pick("mean", "sum")
-            self.out = nn.Linear(channels, 1)
-
-        def forward(self, x):
-            h = nn.Sequential(*self.layers)(x)
-            return self.out(h.mean((2, 3)) if self.tail == "mean" else h.sum([2, 3]))
-
-    torch.manual_seed(seed)
-    return Random().double()
-
-
-class Gain(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.gain = nn.Parameter(torch.randn(channels, 1, 1))
-
-    def forward(self, x):
-        return 0.5 * x * self.gain - 0.1
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_random_networks(seed):
-    net = random_network(seed)
-    x = torch.randn(3, 3, 9, 8, dtype=torch.float64)
-    assert_matches_double_backward(net, x)
-
-
 def test_labels_and_their_embedding_get_gradients():
     net, x = Labelled().double(), torch.randn(4, 6, dtype=torch.float64)
     y = torch.tensor([0, 3, 3, 1])
