@@ -89,6 +89,27 @@ def test_presets_hold_the_published_values(name, expected):
     assert (c.z_dim, c.flip, c.width, c.sample_bn, c.n_fake) == (128, True, 1.0, "batch", 50_000)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sngan-cifar10-cnn", ("dcgan", 32, 2e-4, (0.5, 0.999), 1)),
+        ("sngan-cifar10-cnn-a", ("dcgan", 32, 1e-4, (0.5, 0.9), 5)),
+        ("sngan-cifar10-cnn-b", ("dcgan", 32, 1e-4, (0.5, 0.999), 1)),
+        ("sngan-cifar10-cnn-d", ("dcgan", 32, 1e-3, (0.5, 0.9), 5)),
+        ("sngan-cifar10-cnn-e", ("dcgan", 32, 1e-3, (0.5, 0.999), 5)),
+        ("sngan-stl10-cnn-f", ("dcgan", 48, 1e-3, (0.9, 0.999), 5)),
+        ("sngan-cifar10-resnet", ("sngan-resnet", 32, 2e-4, (0.0, 0.9), 5)),
+        ("sngan-stl10-resnet", ("sngan-resnet", 48, 2e-4, (0.0, 0.9), 5)),
+    ],
+)
+def test_spectral_presets_hold_the_published_values(name, expected):
+    c = PRESETS[name].config
+    assert (c.model, c.resolution, c.lr_d, c.betas, c.n_dis) == expected
+    assert (c.method, c.spectral_norm, c.k_sn, c.learn_scale) == ("none", True, 1.0, False)
+    assert (c.loss, c.lr_g, c.steps, c.batch_d, c.z_dim) == ("hinge", c.lr_d, 100_000, 64, 128)
+    assert "Miyato" in PRESETS[name].source_of("lr_d") and PRESETS[name].source_of("flip") == "gnfast"
+
+
 def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "gngan-stl10-resnet", "--dry-run", "--width", "0.1"]) == 0

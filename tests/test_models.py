@@ -37,6 +37,8 @@ def test_parameter_counts_are_the_published_ones(name, resolution, generator, cr
         ("dcgan-table3", 48, 3),
         ("resnet", 32, 1),
         ("resnet", 48, 3),
+        ("sngan-resnet", 32, 3),
+        ("sngan-resnet", 48, 1),
     ],
 )
 def test_shapes_and_range(name, resolution, channels):
@@ -115,3 +117,22 @@ def test_width_scales_hidden_channels_only():
 def test_bad_arguments_say_what_was_wanted(arguments, message):
     with pytest.raises(ValueError, match=message):
         build(**arguments)
+
+
+def test_sngan_resnets_differ_where_the_paper_does():
+    _, critic = build("sngan-resnet", resolution=48)
+    first, *blocks = list(critic.model)[:5]
+    convs = [
+        [(m.in_channels, m.out_channels) for m in b.residual if isinstance(m, nn.Conv2d)] for b in (first, *blocks)
+    ]
+    assert convs[:2] == [[(3, 64), (64, 64)], [(64, 64), (64, 128)]] and convs[-1] == [(512, 512), (512, 1024)]
+    assert [any(isinstance(m, nn.AvgPool2d) for m in b.residual) for b in blocks] == [True, True, True, False]
+    x = torch.randn(2, 3, 48, 48)
+    features = critic.model[:-1](x)
+    assert torch.equal(critic(x), critic.linear(features.sum((2, 3))))
+    for weight, gain in ((first.residual[0].weight, 2**0.5), (first.shortcut[1].weight, 1), (critic.linear.weight, 1)):
+        fan_in, fan_out = weight[0].numel(), weight.shape[0] * weight[0, 0].numel()
+        assert weight.abs().max().item() == pytest.approx(gain * (6 / (fan_in + fan_out)) ** 0.5, rel=0.05)
+    with torch.device("meta"):
+        pair = build("sngan-resnet", resolution=32)
+    assert tuple(map(count, pair)) == (4_276_739, 1_053_825), "32 pixels: the same layers as GN-GAN's"

@@ -20,7 +20,7 @@ from gnfast.train.ema import Ema
 from gnfast.train.logs import grid, read_metrics
 from gnfast.train.presets import PRESETS
 from gnfast.train.sample import sample_run
-from gnfast.train.state import State, sample
+from gnfast.train.state import State, build_networks, sample
 
 
 @pytest.fixture
@@ -339,3 +339,49 @@ def test_config_survives_json():
 def test_bad_settings_say_what_was_wanted(config, changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **changes)
+
+
+SPECTRAL = {"method": "none", "spectral_norm": True, "steps": 12, "log_every": 1, "ema_decay": 0.0, "lr_decay": "none"}
+
+
+def losses_of(folder):
+    return torch.tensor(
+        [
+            [row[name] for name in ("loss_real", "loss_fake", "loss_generator")]
+            for row in read_metrics(folder)
+            if "loss_real" in row
+        ]
+    )
+
+
+@pytest.mark.parametrize("first", ["auto", "reference"])
+def test_spectral_norm_is_pytorchs_step_for_step_and_continues_its_checkpoints(config, tmp_path, first):
+    """A run by PyTorch's spectral norm, one by gnfast's, and one that changes from one to the other half-way."""
+    config = dataclasses.replace(config, **SPECTRAL)
+    second = {"auto": "reference", "reference": "auto"}[first]
+    for impl in ("auto", "reference"):
+        quiet("digits", dataclasses.replace(config, impl=impl, run_dir=str(tmp_path / impl)))
+    quiet("digits", dataclasses.replace(config, impl=first, steps=6))
+    outcome, lines = quiet("digits", dataclasses.replace(config, impl=second))
+    assert outcome.finished and any("continuing after step 6" in line for line in lines)
+    expected = losses_of(tmp_path / "reference")
+    assert expected.shape == (12, 3) and expected.std() > 1e-3
+    for name in ("auto", "run"):
+        torch.testing.assert_close(losses_of(tmp_path / name), expected, rtol=1e-4, atol=1e-5)
+    states = [
+        checkpoint.load_newest(tmp_path / name / "checkpoints")["state"]["critic"]
+        for name in ("auto", "reference", "run")
+    ]
+    for state in states:
+        assert state.keys() == states[0].keys()
+        for key, value in state.items():
+            torch.testing.assert_close(value, states[0][key], rtol=1e-3, atol=1e-4)
+
+
+def test_spectral_norm_settings_reach_the_critic(config):
+    net = build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, learn_scale=True))[1]
+    weights = {name: norm for name, norm in net.named_modules() if type(norm).__name__ == "SpectralNorm"}
+    assert len(weights) == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules())
+    assert all(norm.coeff == 0.5 and norm.gamma is not None for norm in weights.values())
+    with pytest.raises(ValueError, match="--impl: PyTorch's spectral norm"):
+        build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, impl="reference"))
