@@ -110,15 +110,22 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
 @pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
-def case(request):
+def case(request, device):
     op, input_shapes, operand_shapes = CASES[request.param]
     layouts = [torch.contiguous_format, torch.channels_last]
     inputs = [
-        torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layouts[len(shape) == 4])
+        torch.randn(shape, dtype=torch.float64, device=device).contiguous(memory_format=layouts[len(shape) == 4])
         for shape in input_shapes
     ]
-    operands = [None if shape is None else torch.randn(shape, dtype=torch.float64) for shape in operand_shapes]
+    operands = [
+        None if shape is None else torch.randn(shape, dtype=torch.float64, device=device) for shape in operand_shapes
+    ]
     return op, inputs, operands
 
 
@@ -165,7 +172,7 @@ def test_pushforward_of_the_input_with_scale_one_is_forward(case):
 def test_pushforward_scales_constants_per_sample(case):
     op, inputs, operands = case
     y, saved = op.forward(inputs, operands, overwrite=False)
-    scale = torch.randn(B, dtype=torch.float64)
+    scale = inputs[0].new_empty(B).normal_()
     scaled = [t * scale.reshape(-1, *[1] * (t.dim() - 1)) for t in inputs]
     expected = y * scale.reshape(-1, *[1] * (y.dim() - 1))
     assert_close(op.pushforward(scaled, operands, saved, scale, overwrite=False), expected)
@@ -175,7 +182,7 @@ def test_param_grad_is_autograds(case):
     op, inputs, operands = case
     leaves = [None if t is None else t.clone().requires_grad_() for t in operands]
     _, saved = op.forward(inputs, leaves, overwrite=False)
-    tangents, scale = tangents_of(inputs), torch.randn(B, dtype=torch.float64)
+    tangents, scale = tangents_of(inputs), inputs[0].new_empty(B).normal_()
     pushed = op.pushforward(tangents, leaves, saved, scale, overwrite=False)
     cotangent = torch.randn_like(pushed)
     needs = [t is not None for t in operands]
