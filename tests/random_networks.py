@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 DTYPE = torch.float64
 CLASSES = 4
 # Entries per sample that a step may produce, so that thousands of networks take a minute.
-LARGEST = 256
+LARGEST = 480
 # Factors and shifts at which no two pieces of an activation meet.
 NUMBERS = (0.7, -0.6, 1.3, 0.37, -1.1)
 
@@ -198,6 +198,33 @@ def conv(c, w, h):
         norm=c("norm", None, None, None, "spectral", "weight"),
     )
     return layer(h)
+
+
+@operation(SAVES_INPUT)
+def plain_conv(c, w, h):
+    """A convolution that may merge with its neighbours."""
+    require(h.dim() == 4)
+    groups = c("groups", *divisors(h.shape[1]))
+    kernel, padding = c("kernel", (3, 3), (1, 1), (2, 3)), c("padding", 1, 0)
+    require(all(size + 2 * padding >= k for size, k in zip(h.shape[2:], kernel, strict=True)))
+    out = groups * c("per_group", 2, 1, 3)
+    return w.module("conv", nn.Conv2d, h.shape[1], out, kernel, 1, padding, 1, groups, bias=c("bias", True, False))(h)
+
+
+@operation(SAVES_INPUT)
+def plain_pool(c, w, h):
+    """An average pooling that may merge with what is before it."""
+    require(h.dim() == 4)
+    kernel = c("kernel", (2, 2), (1, 2), (2, 1), (3, 2))
+    require(all(size >= k for size, k in zip(h.shape[2:], kernel, strict=True)))
+    return F.avg_pool2d(h, kernel)
+
+
+@operation(SAVES_NOTHING)
+def plain_upsample(c, w, h):
+    """An upsampling that may merge with what is behind it."""
+    require(h.dim() == 4)
+    return F.interpolate(h, scale_factor=c("scale_factor", 2, (1, 2), (3, 1)), mode="nearest")
 
 
 @operation(SAVES_INPUT)
@@ -770,7 +797,8 @@ PAIRS: dict[str, Callable[..., Tensor]] = {
     "blend": blend,
     "resized": resized,
 }
-SAVES_NOTHING.update(("add", "concatenate", "resized"))
+SAVES_NOTHING.update(("add", "concatenate"))
+SAVES_INPUT.add("resized")
 
 
 def _pairs_with(name: str, h: Tensor, other: Tensor) -> bool:
@@ -786,7 +814,7 @@ def _pairs_with(name: str, h: Tensor, other: Tensor) -> bool:
 
 
 def logit(c, w, *leaves):
-    """One number per sample from one tensor or two."""
+    """One number per sample from one tensor or several."""
     total = None
     for place, h in enumerate(leaves):
         kinds = ["linear", "matrix", "sum", "einsum", "projection", "weight of one axis"]
@@ -984,14 +1012,17 @@ class _Program:
 
 
 # The operations of each family, those that count for more several times.
-_ANY = [name for name in OPERATIONS if name != "cast"]
+_ANY = [name for name in OPERATIONS if name != "cast" and not name.startswith("plain")]
 _BENT = ["activation"] * 3
 FAMILIES: dict[str, tuple[tuple[int, ...], list[str]]] = {
     "images": ((2,), [*_ANY, *["conv"] * 6, *["avg_pool", "interpolate"] * 2, *_BENT]),
     "sequences": ((1,), [*_ANY, *["conv", "conv_transpose"] * 3, *_BENT]),
     "volumes": ((3,), [*_ANY, *["conv", "conv_transpose"] * 3, *_BENT]),
     "vectors": ((0,), [*_ANY, *["linear"] * 6, *_BENT]),
-    "rewrites": ((2,), [*["conv"] * 6, *["avg_pool", "interpolate", "activation"] * 2, "number", "shift", "pad"]),
+    "rewrites": (
+        (2,),
+        ["conv", "avg_pool", "activation", *["plain_conv"] * 5, *["plain_pool", "plain_upsample"] * 3],
+    ),
     "choices": ((0, 1, 2), ["conv", "linear", "max_pool", "adaptive_pool", *["choose", "group_sort", "bound"] * 3]),
     "shapes": (
         (1, 2, 3),
@@ -1019,7 +1050,7 @@ def critics(draw: Callable[..., Any], family: str, spoil: bool = False) -> tuple
     dims = choices.pick(*dims)
     batch = choices.pick(2, 1, 3, 4)
     channels = choices.pick(4, 2, 3, 1)
-    sizes = [choices.pick(*((5, 4, 6, 3, 7) if dims < 3 else (3, 2, 4))) for _ in range(dims)]
+    sizes = [choices.pick(*((4, 5, 3, 6, 7) if dims < 3 else (3, 2, 4))) for _ in range(dims)]
     shape = (batch, channels * (1 if dims else 2), *sizes)
     seed = draw(_below(1 << 16))
     torch.manual_seed(seed)
@@ -1031,7 +1062,7 @@ def critics(draw: Callable[..., Any], family: str, spoil: bool = False) -> tuple
     spoiled_at = choices.pick(*range(length)) if spoil else None
     for place in range(length):
         newest = program.alive[-1]
-        current = newest if choices.pick(True, True, True, True, True, False) else choices.pick(*program.alive)
+        current = newest if choices.pick(True, True, True, False) else choices.pick(*program.alive)
         if place == spoiled_at:
             if not program.append("spoiled", [current]):
                 program.append("curved", [current])
@@ -1044,9 +1075,11 @@ def critics(draw: Callable[..., Any], family: str, spoil: bool = False) -> tuple
         for _ in range(3):
             if program.append(choices.pick(*names), [current]):
                 break
-    leaves = [program.alive[-1]]
-    if len(program.alive) > 2 and choices.pick(False, True):
-        leaves.append(choices.pick(*program.alive[:-1]))
+    # What no step has read must count, or the program would have idle steps.
+    read = {value for step in critic.steps for value in step.inputs}
+    leaves = [value for value in program.alive if value not in read] or [program.alive[-1]]
+    if len(program.alive) > len(leaves) and choices.pick(False, True):
+        leaves.append(choices.pick(*(value for value in program.alive if value not in leaves)))
     program.append("logit", leaves)
     critic.close()
     return critic, x, labels

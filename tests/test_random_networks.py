@@ -74,10 +74,10 @@ def compare(actual, expected, tolerance):
             assert torch.equal(other, value), f"{name} differs"
             continue
         assert other.shape == value.shape and other.dtype == value.dtype, f"{name}: {other.shape}, {other.dtype}"
-        floor = 1e-3 * max(largest, 1.0)
+        floor = 1e-2 * max(largest, 1.0)
         error = (other - value).norm().item() / max(value.norm().item(), floor)
-        # The gradient of a float32 parameter is rounded to float32.
-        allowed = tolerance if value.dtype == torch.float64 else 1e-6
+        # The gradient of a float32 parameter is a sum of parts that are rounded to float32.
+        allowed = tolerance if value.dtype == torch.float64 else 1e-4
         assert error <= allowed, f"{name} differs by {error:.1e}"
 
 
