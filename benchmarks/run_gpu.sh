@@ -25,8 +25,8 @@ step() {
   statuses="${statuses:-}${statuses:+ }$name=$status"
 }
 
-step 200 build env GNFAST_BUILD=cuda python3 setup.py build_ext --inplace
+step 150 build env GNFAST_BUILD=cuda python3 setup.py build_ext --inplace
 # Only the files with GPU tests: the others may import packages that are not here.
-step 160 tests python3 -m pytest -m gpu $(grep -lE "mark\.gpu" tests/test_*.py) -p no:cacheprovider -p no:xdist
+step 210 tests python3 -m pytest -m gpu $(grep -lE "mark\.gpu" tests/test_*.py) -p no:cacheprovider -p no:xdist
 step 180 benchmarks python3 benchmarks/run_gpu.py --out "$out/results.json" --time-limit 160 --steps "$statuses"
 exit "$failed"

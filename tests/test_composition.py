@@ -296,6 +296,20 @@ FOUND = {
         ),
         w=normal(7),
     ),
+    "the values of a pooling with indices": lambda: Called(
+        lambda net, x: (
+            sum(
+                F.relu(pool(x * net.w)[0]).sum((1, 2, 3))
+                for pool in (
+                    lambda h: F.max_pool2d_with_indices(h, 2),
+                    lambda h: F.max_pool2d(h, 3, 1, return_indices=True),
+                    lambda h: F.adaptive_max_pool2d(h, (None, 3), return_indices=True),
+                )
+            )
+            + F.max_pool1d(x.flatten(1, 2), 2, padding=1).sum((1, 2))
+        ),
+        w=normal(7),
+    ),
     "matmul with axes of size 1": lambda: Called(lambda net, x: F.relu(x @ net.w).sum((1, 2, 3)), w=normal(1, 1, 7, 3)),
 }
 

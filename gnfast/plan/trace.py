@@ -344,9 +344,10 @@ def _without_compiled_code() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def unchanged(net: nn.Module) -> Iterator[Callable[[], None]]:
-    """Puts the network's buffers and the CPU random state back afterwards, unless the yielded function is called."""
+    """Puts the network's buffers and the random states back afterwards, unless the yielded function is called."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
     random_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     accepted = False
 
     def accept() -> None:
@@ -361,6 +362,8 @@ def unchanged(net: nn.Module) -> Iterator[Callable[[], None]]:
                 for buffer, value in buffers:
                     buffer.copy_(value)
             torch.set_rng_state(random_state)
+            if cuda_states:
+                torch.cuda.set_rng_state_all(cuda_states)
 
 
 @functools.lru_cache(maxsize=256)

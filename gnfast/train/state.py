@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gnfast import GradientNorm, models, rewrite, spectral_norm_
 from gnfast.data import Batches, ImageDataset
 from gnfast.losses import LOSSES
+from gnfast.spectral import LAYERS
 from gnfast.train.config import Config
 from gnfast.train.ema import Ema
 
@@ -161,7 +162,7 @@ def _normalize_weights(critic: nn.Module, config: Config) -> None:
     if config.k_sn != 1 or config.learn_scale:
         raise ValueError("--impl: PyTorch's spectral norm knows neither --k-sn nor --learn-scale; take auto")
     for module in critic.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, LAYERS):
             nn.utils.parametrizations.spectral_norm(module)
 
 

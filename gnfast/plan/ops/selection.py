@@ -289,48 +289,36 @@ def _amin(trace, input, dim=(), keepdim=False):
     return trace.emit(Extremum(_axes(trace, input, dim), keepdim, -1), [input])
 
 
-def _records_max_pool(function, with_indices, dims):
-    @records(function, with_indices)
-    def recorder(
-        trace,
-        input,
-        kernel_size,
-        stride=None,
-        padding=0,
-        dilation=1,
-        ceil_mode=False,
-        return_indices=False,
-    ):
+def _max_pool_op(dims, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    kernel = sizes(kernel_size, dims)
+    stride = sizes(stride, dims) if stride else kernel
+    # One axis of space gets a second one of extent 1 in front.
+    lead = 2 - min(dims, 2)
+    kernel, stride, dilation = ((1,) * lead + sizes(value, dims) for value in (kernel, stride, dilation))
+    return MaxPool(kernel, stride, (0,) * lead + sizes(padding, dims), dilation, ceil_mode)
+
+
+def _adaptive_max_pool_op(dims, input, output_size):
+    given = (None,) * dims if output_size is None else sizes(output_size, dims)
+    size = tuple(own if wanted is None else wanted for wanted, own in zip(given, input.shape[2:], strict=True))
+    return AdaptiveMaxPool((1,) * (2 - min(dims, 2)) + size)
+
+
+def _records_max_pool(function, with_indices, dims, op_of):
+    @records(function)
+    def pooled(trace, input, *args, return_indices=False, **kwargs):
         trace.require_batched(input, dims=dims + 2)
-        kernel = sizes(kernel_size, dims)
-        stride = sizes(stride, dims) if stride else kernel
-        padding, dilation = sizes(padding, dims), sizes(dilation, dims)
-        if dims == 1:
-            op = MaxPool((1, *kernel), (1, *stride), (0, *padding), (1, *dilation), ceil_mode)
-            y = trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
-        else:
-            y = trace.emit(MaxPool(kernel, stride, padding, dilation, ceil_mode), [input])
-        return (y, Indices(trace)) if return_indices else y
+        op = op_of(dims, input, *args, **kwargs)
+        return trace.emit(op, [input]) if dims > 1 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+
+    @records(with_indices)
+    def pooled_with_indices(trace, input, *args, **kwargs):
+        return pooled(trace, input, *args, **kwargs), Indices(trace)
 
 
-_records_max_pool(F.max_pool1d, F.max_pool1d_with_indices, 1)
-_records_max_pool(F.max_pool2d, F.max_pool2d_with_indices, 2)
-_records_max_pool(F.max_pool3d, F.max_pool3d_with_indices, 3)
-
-
-def _records_adaptive_max_pool(function, with_indices, dims):
-    @records(function, with_indices)
-    def recorder(trace, input, output_size, return_indices=False):
-        trace.require_batched(input, dims=dims + 2)
-        given = sizes(output_size, dims) if output_size is not None else (None,) * dims
-        size = tuple(own if wanted is None else wanted for wanted, own in zip(given, input.shape[2:], strict=True))
-        if dims == 1:
-            y = trace.emit(AdaptiveMaxPool((1, *size)), [input.unsqueeze(2)]).squeeze(2)
-        else:
-            y = trace.emit(AdaptiveMaxPool(size), [input])
-        return (y, Indices(trace)) if return_indices else y
-
-
-_records_adaptive_max_pool(F.adaptive_max_pool1d, F.adaptive_max_pool1d_with_indices, 1)
-_records_adaptive_max_pool(F.adaptive_max_pool2d, F.adaptive_max_pool2d_with_indices, 2)
-_records_adaptive_max_pool(F.adaptive_max_pool3d, F.adaptive_max_pool3d_with_indices, 3)
+_records_max_pool(F.max_pool1d, F.max_pool1d_with_indices, 1, _max_pool_op)
+_records_max_pool(F.max_pool2d, F.max_pool2d_with_indices, 2, _max_pool_op)
+_records_max_pool(F.max_pool3d, F.max_pool3d_with_indices, 3, _max_pool_op)
+_records_max_pool(F.adaptive_max_pool1d, F.adaptive_max_pool1d_with_indices, 1, _adaptive_max_pool_op)
+_records_max_pool(F.adaptive_max_pool2d, F.adaptive_max_pool2d_with_indices, 2, _adaptive_max_pool_op)
+_records_max_pool(F.adaptive_max_pool3d, F.adaptive_max_pool3d_with_indices, 3, _adaptive_max_pool_op)
