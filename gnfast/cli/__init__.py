@@ -1,0 +1,80 @@
+"""The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
+
+Every error that a user can cause is one line on stderr and exit status 2; a failed training is status 1; a run that a
+signal stopped ends with 128 + the signal's number, as shells expect.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+
+from gnfast.cli.common import UsageError, unknown
+
+# Command: (its argument, what it does). The module of the same name is imported when it is called for.
+COMMANDS = {
+    "train": ("PRESET", "train a generator; repeat the command to continue a run that stopped"),
+    "sample": ("RUN", "draw images from a run's generator"),
+    "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
+    "info": ("", "versions, devices, what was built and what each backend is used for"),
+}
+
+USAGE = """\
+usage: gnfast COMMAND [ARGUMENTS]
+
+Train GANs with gradient-normalised critics, exactly and without double backward.
+
+commands:
+{commands}
+
+examples:
+  gnfast train digits                                    handwritten digits, minutes on a CPU
+  gnfast train gngan-cifar10-cnn --data cifar10.tar.xz   GN-GAN's CIFAR-10 experiment on images from a file
+  gnfast train gngan-cifar10-resnet --dry-run            what would run, and nothing else
+  gnfast sample runs/digits --n 100 --out digits.png     a grid of 100 images
+
+`gnfast COMMAND --help` explains every option.
+"""
+
+# Import names of the packages in the extra `train`.
+TRAIN_PACKAGES = {"matplotlib", "numpy", "PIL", "safetensors", "sklearn", "tensorboard", "tqdm", "tyro"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: the command line without the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit status.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(), end="")
+        return 0 if words else 2
+    command, rest = words[0], words[1:]
+    try:
+        if command not in COMMANDS:
+            raise UsageError(unknown("command", command, COMMANDS))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"gnfast: warning: {message}", file=sys.stderr)
+            return importlib.import_module(f"gnfast.cli.{command}").run(rest)
+    except UsageError as error:
+        print(f"gnfast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("gnfast: interrupted", file=sys.stderr)
+        return 130
+    except ImportError as error:
+        if error.name in TRAIN_PACKAGES:
+            print(f"gnfast: {command} needs {error.name}: pip install gnfast[train]", file=sys.stderr)
+            return 2
+        raise
+
+
+def _usage() -> str:
+    names = [f"{name} {argument}".rstrip() for name, (argument, _) in COMMANDS.items()]
+    width = max(map(len, names))
+    lines = [f"  {name:{width}}  {what}" for name, (_, what) in zip(names, COMMANDS.values(), strict=True)]
+    return USAGE.format(commands="\n".join(lines))

@@ -1,0 +1,36 @@
+"""`gnfast info`: versions, devices, what was built and what each backend is used for."""
+
+import platform
+from pathlib import Path
+
+from gnfast.cli.common import UsageError, columns, plain
+
+
+def run(words: list[str]) -> int:
+    """`gnfast info`."""
+    if words:
+        if words[0] in ("-h", "--help"):
+            print("usage: gnfast info\n\nVersions, devices, what was built and what each backend is used for.")
+            return 0
+        raise UsageError(f"info takes no arguments, got {' '.join(words)}")
+    import torch
+
+    import gnfast
+    from gnfast.kernels import backends, build_info
+
+    rows = [
+        ("gnfast", f"{gnfast.__version__}, in {Path(gnfast.__file__).parent}"),
+        ("torch", torch.__version__ + (f", CUDA {torch.version.cuda}" if torch.version.cuda else ", without CUDA")),
+        ("python", f"{platform.python_version()} on {platform.platform()}"),
+        ("CPU", f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"),
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        rows.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    print(columns(rows))
+    print("\nbuilt")
+    built = [(f"  {name}", plain(value)) for name, value in build_info().items()]
+    print(columns(built))
+    print("\nbackends")
+    print(columns([(f"  {operation}", plain(chosen)) for operation, chosen in backends().items()]))
+    return 0

@@ -1,0 +1,87 @@
+"""`gnfast train PRESET`: train a generator, or continue a run that stopped."""
+
+import sys
+
+from gnfast.cli.common import UsageError, columns, parse, plain, unknown, user_errors
+from gnfast.cli.presets import table
+
+TRAIN_HELP = """\
+Train the preset {name}: {summary}.
+
+A run lives in one folder (--run-dir): config.json, environment.json, log.txt, metrics.jsonl, samples/, checkpoints/,
+tensorboard/, curves.png. Repeating the command continues a run that stopped (Ctrl-C, SIGTERM, a crash) from its last
+checkpoint; on a CPU the numbers are those of an uninterrupted run.
+
+Examples:
+  gnfast train {name}{data} --dry-run
+  gnfast train {name}{data} --steps 50 --sample-every 10 --run-dir runs/look
+  gnfast train {name}{data} --width 0.25 --batch-d 32 --batch-g 32
+  gnfast train {name}{data} --impl reference --run-dir runs/double-backward
+"""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast train PRESET [--option value …]`."""
+    from gnfast.train.presets import PRESETS
+
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: gnfast train PRESET [--dry-run] [--option value …]\n")
+        print(table())
+        print("`gnfast train PRESET --help` lists every option with the preset's value.")
+        return 0 if words else 2
+    name, rest = words[0], words[1:]
+    if name not in PRESETS:
+        raise UsageError(unknown("preset", name, PRESETS))
+    preset = PRESETS[name]
+    dry = "--dry-run" in rest
+    data = "" if preset.config.data else " --data PATH"
+    config = parse(
+        type(preset.config),
+        [word for word in rest if word != "--dry-run"],
+        prog=f"gnfast train {name}",
+        description=TRAIN_HELP.format(name=name, summary=preset.summary, data=data)
+        + "\n--dry-run prints the settings, the networks and the critic's plan, and exits.",
+        default=preset.config,
+    )
+    if dry:
+        with user_errors():
+            return _dry_run(name, config)
+    if not config.data:
+        raise UsageError(preset.needs)
+    from gnfast.train import NonFiniteLossError
+    from gnfast.train import train as run
+
+    try:
+        with user_errors():
+            outcome = run(name, config, progress=sys.stderr.isatty())
+    except NonFiniteLossError as error:
+        print(f"gnfast: {error}", file=sys.stderr)
+        return 1
+    if outcome.picture:
+        print(f"samples: {outcome.picture}")
+    return 0 if outcome.finished else 128 + outcome.signal
+
+
+def _dry_run(name: str, config: object) -> int:
+    import torch
+
+    import gnfast
+    from gnfast.train.config import Config, as_json
+    from gnfast.train.state import build_networks
+
+    assert isinstance(config, Config)
+    print(f"{name}, dry run: nothing is trained, read or written.\n")
+    print(columns([(f"--{key.replace('_', '-')}", plain(value)) for key, value in as_json(config).items()]))
+    generator, critic = build_networks(config)
+    for title, net in (("generator", generator), ("critic", critic)):
+        count = sum(parameter.numel() for parameter in net.parameters())
+        print(f"\n{title}: {type(net).__module__}.{type(net).__name__}, {count:,} parameters", end="")
+    print(f"\n\nthe critic's plan for one update, {2 * config.batch_d} images:\n")
+    print(gnfast.trace(critic, torch.zeros(2 * config.batch_d, config.channels, config.resolution, config.resolution)))
+    folder = config.run_dir or f"runs/{name}"
+    board = ", tensorboard/" if config.tensorboard else ""
+    print(
+        f"\nwould write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, curves.png, "
+        f"samples/ema-STEP.png, samples/raw-STEP.png, checkpoints/step-STEP.pt{board}"
+    )
+    return 0
