@@ -138,7 +138,8 @@ class _Session:
         with requested_stops() as received, self._bar() as bar:
             self._train(received, bar)
         self._save()
-        loss_curve(self.folder)
+        if self.group.leads:
+            loss_curve(self.folder)
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -183,7 +184,7 @@ class _Session:
         if self.group.leads:
             state, batch_statistics = self.state, self.config.sample_bn == "batch"
             # Both: early in a run the moving average still shows the generator that the run began with.
-            for name, generator in (("raw", state.generator), ("ema", state.ema.module)):
+            for name, generator in state.generators().items():
                 self.log.picture(name, state.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
 
     def _evaluate(self) -> None:

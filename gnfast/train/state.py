@@ -1,6 +1,7 @@
 """Algorithm 1 of GN-GAN (Wu et al., ICCV 2021): a critic update, a generator update, and all that they depend on."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,15 +49,13 @@ class State:
         self.format = FORMATS[config.memory_format]
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.loss = domain_scaled(LOSSES[config.loss], config.alpha)
-        generator, critic = build_networks(config)
-        if group.world > 1 and config.sync_bn:
-            generator = synchronise_batch_norm(generator, device)
         to = {"device": device, "dtype": self.dtype, "memory_format": self.format}
-        self.generator = generator.to(**to)
-        self.critic = critic.to(**to)
+        self.generator, self.critic = (net.to(**to) for net in build_networks(config))
+        self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
+        if group.world > 1 and config.sync_bn:
+            self.generator = synchronise_batch_norm(self.generator, device)
         self.normalized = normalized(self.critic, config)
         self.generate = merged(self.generator, config)
-        self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         self.optim_d = _optimizer(config, self.critic, config.lr_d, device)
         self.optim_g = _optimizer(config, self.generator, config.lr_g, device)
         # Disabled, they hand everything through.
@@ -103,7 +102,7 @@ class State:
         labels = labels if self.config.classes else None
         draws = self._draw(self.config.batch_d)
         self.optim_d.zero_grad(set_to_none=True)
-        total = torch.zeros(len(self.loss_names) - 1, device=self.device)
+        total = torch.zeros(len(self.loss_names) - 1, dtype=self.dtype, device=self.device)
         with self._rescaled(real, labels):
             for part in self._parts(real.to(self.dtype), labels, *draws):
                 losses = self._critic_losses(*part)
@@ -119,7 +118,7 @@ class State:
         # With frozen weights the critic needs two passes instead of four.
         self.critic.requires_grad_(False)
         self.optim_g.zero_grad(set_to_none=True)
-        total = torch.zeros(1, device=self.device)
+        total = torch.zeros(1, dtype=self.dtype, device=self.device)
         z, y = self.latents(self.config.batch_g, self.noise)
         for part_z, part_y in self._parts(self._share(z), self._share(y)):
             with self._autocast():
@@ -157,6 +156,15 @@ class State:
             )
         self.pending = []
         return dict(zip(self.loss_names, losses.mean(0).tolist(), strict=True))
+
+    def generators(self) -> dict[str, nn.Module]:
+        """The raw and the averaged generator, for sampling by this process alone."""
+        raw = self.generator
+        if self.group.world > 1:
+            # Synchronised batch norm would wait for the other processes.
+            raw = copy.deepcopy(self.ema.module)
+            raw.load_state_dict(self.generator.state_dict())
+        return {"raw": raw, "ema": self.ema.module}
 
     def sample_batch(self, generator: nn.Module, noise: torch.Generator) -> Tensor:
         """`batch_g` images (B, C, H, W) in [-1, 1] of a generator of this run, with latents from `noise`."""
