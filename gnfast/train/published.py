@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast import models, spectral_norm_
+from gnfast import models
 
 State = dict[str, Tensor]
 
@@ -356,11 +356,11 @@ def _differences(
     """What keeps the states from being those of a network, a line for each key."""
     with torch.device("meta"):
         generator, critic = models.build(model, resolution=resolution, **sizes)
-        if spectral:
-            spectral_norm_(critic)
     lines = []
     for role, state in states.items():
         wanted = (critic if role == "critic" else generator).state_dict()
+        if role == "critic" and spectral:
+            wanted = _with_spectral_norm(wanted)
         for key in sorted(wanted.keys() | state.keys()):
             if key not in wanted:
                 lines.append(f"{role} has {key}")
@@ -369,6 +369,19 @@ def _differences(
             elif state[key].shape != wanted[key].shape:
                 lines.append(f"{role}'s {key} is {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
     return lines
+
+
+def _with_spectral_norm(state: State) -> State:
+    """The state of a critic after `spectral_norm_`, keys and shapes alone."""
+    result = {}
+    for key, value in state.items():
+        if value.ndim > 1:
+            place = f"{key.removesuffix('.weight')}.parametrizations.weight"
+            result[f"{place}.original"] = value
+            result[f"{place}.0._u"], result[f"{place}.0._v"] = value.flatten(1)[:, 0], value[0].flatten()
+        else:
+            result[key] = value
+    return result
 
 
 def _nearest(wrong: dict[tuple[str, int], list[str]], states: dict[str, State], resolution: int | None) -> str:
