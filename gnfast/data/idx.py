@@ -62,8 +62,10 @@ def _array(path: Path, dims: int) -> np.ndarray:
         content = file.read()
     if content[:4] != bytes((0, 0, 8, dims)):
         raise DataError(f"{path} is not an idx file of unsigned bytes in {dims} dimensions")
-    shape = np.frombuffer(content, ">u4", dims, 4).tolist() if len(content) >= 4 + 4 * dims else [0]
-    data = content[4 + 4 * dims :]
+    start = 4 + 4 * dims
+    if len(content) < start:
+        raise DataError(f"{path} is truncated or damaged: it ends within its header")
+    shape, data = np.frombuffer(content, ">u4", dims, 4).tolist(), content[start:]
     if len(data) != math.prod(shape):
         raise DataError(f"{path} is truncated or damaged: it says {shape}, and holds {len(data)} bytes")
     return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,7 +1,7 @@
 """STL-10 in its official binary archive, read as a stream: its unlabeled part alone is 2.8 GB."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from gnfast.data.archive import clear_errors, stream_members
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import Official
+from gnfast.data.files import Official, stat_identity
 from gnfast.data.images import add_arrays
 from gnfast.data.source import Contents, Source
 
@@ -40,16 +40,26 @@ def open_stl10(request: Request) -> Source:
     """
     if request.split not in SPLITS:
         raise DataError(f"split must be 'train', 'test' or 'unlabeled' for stl10, got {request.split!r}")
-    return Source("stl10", request, ARCHIVE.identity(request), lambda canvas: _read(request, canvas))
+    unpacked = _unpacked(request.root)
+    identity = stat_identity(unpacked) if unpacked else ARCHIVE.identity(request)
+    return Source(
+        "stl10", request, identity, lambda canvas: _read(unpacked or ARCHIVE.checked(request), request, canvas)
+    )
 
 
-def _read(request: Request, canvas: Canvas) -> Contents:
-    path = ARCHIVE.checked(request)
+def _unpacked(root: Path | None) -> Path | None:
+    """The folder that the archive unpacks to, where `root` is or has it."""
+    folders = () if root is None else (root, root / FOLDER)
+    return next((folder for folder in folders if (folder / "train_X.bin").is_file()), None)
+
+
+def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
     pictures, numbers = f"{request.split}_X.bin", f"{request.split}_y.bin"
     labels = None
     canvas.expect(SPLITS[request.split])
+    both = (pictures, numbers)
     with clear_errors(path):
-        for name, file in stream_members(path, lambda name: Path(name).name in (pictures, numbers), request.progress):
+        for name, file in stream_members(path, lambda name: PurePosixPath(name).name in both, request.progress):
             where = f"{path}:{name}"
             if name.endswith(numbers):
                 labels = _labels(file.read(), where)
