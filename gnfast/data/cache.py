@@ -108,7 +108,7 @@ def prepared(source: Source) -> ImageDataset:
         return _in_memory(source)
     try:
         return _open(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except _DamagedError as error:
         warnings.warn(f"{path} is damaged and prepared again: {error}", DataWarning, stacklevel=3)
@@ -317,16 +317,16 @@ def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
             got = os.fstat(file.fileno()).st_size
             if got != wanted:
                 raise _DamagedError(f"{data.name} should have {wanted} bytes and has {got}")
-            # Private: an in-place operation would change this process's copy of a page. Without reservation, since the
-            # file may be larger than memory.
-            flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
-            content = mmap.mmap(file.fileno(), wanted, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            content = _map(file.fileno(), wanted)
     except FileNotFoundError as error:
         raise _DamagedError(f"{data.name} is not there") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        pixels = torch.frombuffer(content, dtype=torch.uint8, count=nbytes).view(shape)
     try:
         return ImageDataset(
             header["name"],
-            torch.frombuffer(content, dtype=torch.uint8, count=nbytes).view(shape),
+            pixels,
             _labels(content, nbytes, count) if header["labels"] else None,
             tuple(header["classes"]),
             header["skipped"],
@@ -334,6 +334,18 @@ def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
         )
     except DataError as error:
         raise _DamagedError(str(error)) from error
+
+
+def _map(descriptor: int, nbytes: int) -> mmap.mmap:
+    # Private: an in-place operation changes the copy of a page in this process, not the file. Without reservation,
+    # since the file may be larger than memory; some systems refuse even so, and then there is only reading.
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        return mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
 
 
 def _labels(content: mmap.mmap, nbytes: int, count: int) -> torch.Tensor:
