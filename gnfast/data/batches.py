@@ -272,8 +272,8 @@ class Batches:
         return _Plan(chosen, draw_flips(self.batch_size, self._flips)[part] if self.flip else None, state)
 
     def _gather(self, chosen: Tensor) -> _Gathered:
-        if self._images.device == self.device:
-            chosen = chosen.to(self.device, non_blocking=True)
+        if self.resident:
+            chosen = chosen.to(self._images.device, non_blocking=True)
             return _Gathered(self._images.index_select(0, chosen), self._pick(chosen), None)
         if self._stream is None:
             return _Gathered(self._images.index_select(0, chosen).to(self.device), self._pick(chosen), None)

@@ -1,11 +1,12 @@
 """CelebA, aligned and cropped by its authors."""
 
-from dataclasses import replace
+from pathlib import Path
 
+from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import Official, cache_root, stat_identity
 from gnfast.data.numbered import find_first, read_numbered
-from gnfast.data.source import Source
+from gnfast.data.source import Contents, Source
 
 ARCHIVE = Official(
     dataset="celeba",
@@ -36,7 +37,7 @@ def open_celeba(request: Request) -> Source:
     """
     if request.split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(map(repr, SPLITS))} for celeba, got {request.split!r}")
-    request = replace(request, crop=CROP if request.crop is None else request.crop)
+    request = request.filled(channels=3, crop=CROP)
     root = request.root or cache_root() / "data" / "celeba"
     path = find_first(
         root,
@@ -47,9 +48,15 @@ def open_celeba(request: Request) -> Source:
     )
     numbers = SPLITS[request.split]
 
-    def read(canvas):
-        if request.verify and path.name == ARCHIVE.name and path.is_file():
-            ARCHIVE.check(path)
+    def check() -> list[Path]:
+        if path.name != ARCHIVE.name or not path.is_file():
+            return []
+        ARCHIVE.check(path)
+        return [path]
+
+    def read(canvas: Canvas) -> Contents:
+        if request.verify:
+            check()
         return read_numbered(path, request, lambda number, first: number in numbers, canvas)
 
-    return Source("celeba", request, stat_identity(path), read)
+    return Source("celeba", request, stat_identity(path), read, check=check)

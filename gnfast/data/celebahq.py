@@ -1,10 +1,11 @@
 """CelebA-HQ, split as GN-GAN's code does."""
 
 from gnfast.data import databases
+from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import cache_root, stat_identity
 from gnfast.data.numbered import find_first, read_numbered
-from gnfast.data.source import Source
+from gnfast.data.source import Contents, Source
 
 # By position in the order of the files' numbers: images before 27001, and 27001 to 30000.
 SPLITS = {"train": range(27_000), "test": range(27_000, 30_000), "all": range(30_000)}
@@ -21,6 +22,7 @@ def open_celebahq(request: Request) -> Source:
     """
     if request.split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(map(repr, SPLITS))} for celebahq, got {request.split!r}")
+    request = request.filled(channels=3)
     root = request.root or cache_root() / "data" / "celebahq"
     path = find_first(
         root,
@@ -33,7 +35,7 @@ def open_celebahq(request: Request) -> Source:
     if databases.is_database(path):
         return databases.open_database(path, request, "celebahq", positions)
 
-    def read(canvas):
+    def read(canvas: Canvas) -> Contents:
         # Counted from 0 or from 1; a folder with the second part alone still counts from 1.
         return read_numbered(path, request, lambda number, first: number - min(first, 1) in positions, canvas)
 

@@ -45,8 +45,15 @@ def open_cifar(layout: Layout, request: Request) -> Source:
     archive = layout.archive
     if request.split not in layout.batches:
         raise DataError(f"split must be 'train' or 'test' for {archive.dataset}, got {request.split!r}")
+    request = request.filled(channels=3, resolution=32)
     identity = archive.identity(request)
-    return Source(archive.dataset, request, identity, lambda canvas: _read(layout, request, canvas))
+    return Source(
+        archive.dataset,
+        request,
+        identity,
+        lambda canvas: _read(layout, request, canvas),
+        check=lambda: archive.check_if_there(request),
+    )
 
 
 def _read(layout: Layout, request: Request, canvas: Canvas) -> Contents:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -45,6 +45,18 @@ class Request:
         crop = self.crop
         if crop is not None and (isinstance(crop, bool) or not isinstance(crop, int) or crop < 0):
             raise DataError(f"crop must be an int of at least 0 (pixels) or None, got {crop!r}")
+
+    def filled(self, *, channels: int, resolution: int | None = None, crop: int = 0) -> "Request":
+        """The same with a data set's own values where nothing was asked for, so that asking for them changes nothing.
+
+        Args:
+            channels: of all its images.
+            resolution: of all its images where they are square and nothing is cut out of them, else None.
+            crop: what is cut out by default.
+        """
+        crop = crop if self.crop is None else self.crop
+        own = None if crop else resolution
+        return replace(self, channels=self.channels or channels, resolution=self.resolution or own, crop=crop)
 
 
 @dataclass(frozen=True, eq=False)

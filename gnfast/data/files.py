@@ -99,8 +99,7 @@ class Official:
         Raises:
             DataError: it is not there and `request.download` is False, or the download failed.
         """
-        root = request.root or cache_root() / "data" / self.folder
-        path = root if root.is_file() else root / self.name
+        path = self._path(request)
         if not path.is_file():
             if not request.download:
                 raise DataError(
@@ -129,6 +128,22 @@ class Official:
                 f"{path}: wrong checksum, expected MD5 {self.md5}, got {got}; "
                 f"download it again, or pass verify=False if it is meant to differ"
             )
+
+    def check_if_there(self, request: Request) -> list[Path]:
+        """The file in a list, or an empty one where it is not there.
+
+        Raises:
+            DataError: as `check`.
+        """
+        path = self._path(request)
+        if not path.is_file():
+            return []
+        self.check(path)
+        return [path]
+
+    def _path(self, request: Request) -> Path:
+        root = request.root or cache_root() / "data" / self.folder
+        return root if root.is_file() else root / self.name
 
     def checked(self, request: Request) -> Path:
         """Where the file is, after its checksum was compared, unless `request.verify` is False.

@@ -41,6 +41,7 @@ def open_idx(files: dict[str, tuple[Official, Official]], classes: tuple[str, ..
         raise DataError(f"split must be 'train' or 'test' for {dataset}, got {request.split!r}")
     if request.root is not None and request.root.is_file():
         raise DataError(f"root must be the folder with the four files of {dataset}, got the file {request.root}")
+    request = request.filled(channels=1, resolution=28)
     pair = files[request.split]
     identity = {file.name: file.identity(request) for file in pair}
 
@@ -53,7 +54,9 @@ def open_idx(files: dict[str, tuple[Official, Official]], classes: tuple[str, ..
         add_arrays(canvas, images[:, None], request)
         return Contents(torch.from_numpy(labels.astype(np.int64)), classes)
 
-    return Source(dataset, request, identity, read)
+    return Source(
+        dataset, request, identity, read, check=lambda: [path for file in pair for path in file.check_if_there(request)]
+    )
 
 
 def _array(path: Path, dims: int) -> np.ndarray:

@@ -18,6 +18,7 @@ def _category(
     def open_category(request: Request) -> Source:
         if request.split not in folders:
             raise DataError(f"split must be one of {', '.join(map(repr, folders))} for {name}, got {request.split!r}")
+        request = request.filled(channels=3)
         root = request.root or cache_root() / "data" / "lsun"
         candidates = [root / folder for folder in folders[request.split]]
         # The LMDB itself stands for any split: it holds one, and does not say which.

@@ -63,7 +63,7 @@ def load(
             before a path; write ./digits for a folder.
         split: "train", "test", or another split that the data set has.
         resolution: side in pixels to which images are resized (PIL, bilinear); None keeps their size.
-        channels: 1 or 3; None takes what the images have.
+        channels: 1 or 3; None takes what the images have, 3 where some are in colour.
         crop: side in pixels of the square in the middle that is cut out before that; 0 is none, None what the data
             set's description says (178 for celeba, none for all others).
         download: fetch a registered data set that is not there yet.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -37,6 +38,8 @@ class Source:
         identity: JSON values that change when the images would: an MD5, or path, size and time of change.
         read: puts the prepared images on a canvas, and returns what goes with them.
         is_quick: whether reading it takes no time worth saving.
+        check: compares checksums with the published ones; returns the files that are there and have theirs, and raises
+            `DataError` where one has not.
     """
 
     name: str
@@ -44,3 +47,4 @@ class Source:
     identity: Mapping[str, Any]
     read: Callable[[Canvas], Contents]
     is_quick: bool = False
+    check: Callable[[], list[Path]] = list

@@ -40,10 +40,15 @@ def open_stl10(request: Request) -> Source:
     """
     if request.split not in SPLITS:
         raise DataError(f"split must be 'train', 'test' or 'unlabeled' for stl10, got {request.split!r}")
+    request = request.filled(channels=3, resolution=96)
     unpacked = _unpacked(request.root)
     identity = stat_identity(unpacked) if unpacked else ARCHIVE.identity(request)
     return Source(
-        "stl10", request, identity, lambda canvas: _read(unpacked or ARCHIVE.checked(request), request, canvas)
+        "stl10",
+        request,
+        identity,
+        lambda canvas: _read(unpacked or ARCHIVE.checked(request), request, canvas),
+        check=lambda: [] if unpacked else ARCHIVE.check_if_there(request),
     )
 
 
