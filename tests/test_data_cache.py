@@ -9,16 +9,20 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gnfast.data import DataError, DataWarning, cache, find, load
+from gnfast.data import DataError, DataWarning, Request, Source, cache, find, load
 from gnfast.data.canvas import Canvas
-from gnfast.data.dataset import Request, fingerprint_of
+from gnfast.data.dataset import fingerprint_of
+from gnfast.data.source import Contents
 
 
 @pytest.fixture(autouse=True)
@@ -354,6 +358,34 @@ def test_pixels_of_a_removed_entry_stay_readable(pictures):
     dataset = load(path, progress=False)
     cache.entries()[0].remove()
     assert torch.equal(dataset.images, images)
+
+
+def test_processes_wait_for_each_other(tmp_path):
+    """As the ranks of one run: one of them prepares, the others take what it prepared."""
+    entered, goes_on = threading.Event(), threading.Event()
+    reads = []
+
+    def read(canvas):
+        reads.append(threading.current_thread().name)
+        canvas.expect(8)
+        canvas.extend(np.zeros((4, 1, 2, 2), np.uint8))
+        entered.set()
+        assert goes_on.wait(10)
+        canvas.extend(np.ones((4, 1, 2, 2), np.uint8))
+        return Contents()
+
+    source = Source("slow", Request(progress=False), {}, read)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.prepared, source)
+        assert entered.wait(10)
+        second = pool.submit(cache.prepared, source)
+        while len(reads) < 2:
+            time.sleep(0.01)
+        assert not second.done()
+        goes_on.set()
+        assert torch.equal(first.result(10).images, second.result(10).images)
+    assert second.result().recorded
+    assert kept() == ["slow-train-full.bin", "slow-train-full.json"]
 
 
 def test_memory_stays_small_while_a_large_data_set_is_prepared(tmp_path):

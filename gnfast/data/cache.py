@@ -7,6 +7,7 @@ written last. KEY comes from what identifies the source and from how it is prepa
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -31,6 +32,13 @@ from gnfast.data.files import atomic_write, cache_root, empty_part
 from gnfast.data.source import Contents, Source
 
 _FORMAT = 1
+# What every description must have.
+_KINDS = {
+    **dict.fromkeys(("name", "split", "warning", "fingerprint"), str),
+    **dict.fromkeys(("shape", "classes"), list),
+    **dict.fromkeys(("format", "crop", "skipped", "modified_ns"), int),
+    "labels": bool,
+}
 # Less than this is prepared in memory, and kept only if that took longer than opening a file is worth.
 _SMALL_BYTES = 16 << 20
 _WORTH_SECONDS = 1.0
@@ -40,6 +48,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class _DamagedError(Exception):
     """An entry of the cache is not what its description says."""
+
+
+class _ReadyError(Exception):
+    """Another process prepared the same in the meantime."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +119,16 @@ def prepared(source: Source) -> ImageDataset:
     if not source.request.cache or source.is_quick:
         return _in_memory(source)
     try:
-        return _open(path)
+        return _open(path, source.request.progress)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except _DamagedError as error:
         warnings.warn(f"{path} is damaged and prepared again: {error}", DataWarning, stacklevel=3)
         path.unlink(missing_ok=True)
-    return _prepare(source, path)
+    try:
+        return _prepare(source, path)
+    except _ReadyError:
+        return _open(path, source.request.progress)
 
 
 def verify(entry: Entry, progress: bool = True) -> None:
@@ -128,17 +143,15 @@ def verify(entry: Entry, progress: bool = True) -> None:
         if got != entry.header["fingerprint"]:
             raise _DamagedError(f"expected the fingerprint {entry.header['fingerprint']}, got {got}")
     except (_DamagedError, OSError) as error:
-        raise DataError(
-            f"{entry.data} is damaged: {error}; remove it, and it is prepared again when it is needed"
-        ) from error
+        raise DataError(f"{entry.data} is damaged: {error}; it is prepared again when it is needed") from error
 
 
 def _path(source: Source) -> Path:
     """Where the description of `source` as it is asked for is or would be."""
     key = hashlib.sha256(json.dumps(_description(source), sort_keys=True).encode()).hexdigest()[:16]
-    name = re.sub(r"[^\w.-]", "_", source.name) or "images"
-    size = source.request.resolution or "full"
-    return folder() / f"{name}-{source.request.split}-{size}-{key}.json"
+    name = f"{source.name or 'images'}-{source.request.split}-{source.request.resolution or 'full'}"
+    name = re.sub(r"[^\w.-]", "_", name)
+    return folder() / f"{name}-{key}.json"
 
 
 def _description(source: Source) -> dict[str, Any]:
@@ -168,6 +181,8 @@ def _prepare(source: Source, path: Path) -> ImageDataset:
         def allocate(shape: tuple[int, ...]) -> np.ndarray:
             if math.prod(shape) < _SMALL_BYTES:
                 return np.empty(shape, np.uint8)
+            if not drafts:
+                stack.enter_context(_alone(path))
             drafts.append(stack.enter_context(_draft(path, math.prod(shape))))
             return drafts[-1].pixels.reshape(shape)
 
@@ -195,9 +210,34 @@ def _prepare(source: Source, path: Path) -> ImageDataset:
         os.replace(draft.path, path.with_suffix(".bin"))
         # Until its description is there, the entry does not exist, and its pixels are for nobody.
         stack.callback(lambda: path.exists() or path.with_suffix(".bin").unlink(missing_ok=True))
-        with _clear_about_room(path.parent, 0):
+        with _clear_about_room(path.parent, dataset.images.nbytes):
             _write_header(path, header)
     return _mapped(path, header)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits for other processes, such as the ranks of one run, that prepare the same.
+
+    Without it they would all do the work and take the room, one after the other with the same result.
+
+    Raises:
+        _ReadyError: one of them has done it.
+    """
+    lock = path.with_suffix(".lock")
+    with _clear_about_room(path.parent, 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    with file:
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            raise _ReadyError
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 class _Draft:
@@ -210,7 +250,7 @@ class _Draft:
     def finish(self, dataset: ImageDataset) -> None:
         """Cut the file to the pixels that are in it, and append the labels."""
         self.pixels.flush()
-        with self.path.open("r+b") as file, _clear_about_room(self.path, 0):
+        with self.path.open("r+b") as file, _clear_about_room(self.path, dataset.images.nbytes):
             file.truncate(_labels_at(dataset.images.nbytes))
             file.seek(0, os.SEEK_END)
             if dataset.labels is not None:
@@ -258,7 +298,7 @@ def _clear_about_room(path: Path, nbytes: int) -> Iterator[None]:
         ) from error
 
 
-def _open(path: Path) -> ImageDataset:
+def _open(path: Path, progress: bool) -> ImageDataset:
     """The entry described by `path`.
 
     Raises:
@@ -269,7 +309,7 @@ def _open(path: Path) -> ImageDataset:
     dataset = _mapped(path, header)
     if path.with_suffix(".bin").stat().st_mtime_ns != header["modified_ns"]:
         # Copied, restored or changed since: only the content can tell.
-        got = _fingerprint(dataset, progress=True)
+        got = _fingerprint(dataset, progress)
         if got != header["fingerprint"]:
             raise _DamagedError(f"expected the fingerprint {header['fingerprint']}, got {got}")
         with contextlib.suppress(OSError):
@@ -284,18 +324,7 @@ def _header(path: Path) -> dict[str, Any]:
         header = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise _DamagedError(f"its description is no JSON ({error})") from error
-    kinds = {
-        "shape": list,
-        "classes": list,
-        "labels": bool,
-        "skipped": int,
-        "warning": str,
-        "fingerprint": str,
-        "modified_ns": int,
-        "name": str,
-        "split": str,
-    }
-    is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in kinds.items())
+    is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in _KINDS.items())
     if not is_whole or header.get("format") != _FORMAT or len(header["shape"]) != 4:
         raise _DamagedError("its description is incomplete")
     return header

@@ -69,9 +69,10 @@ def add_arrays(canvas: Canvas, images: np.ndarray, request: Request) -> None:
     for image in images:
         picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
         try:
-            canvas.add(prepare(picture, request))
+            array = prepare(picture, request)
         except ValueError as error:
             raise DataError(f"crop: {error}") from error
+        canvas.add(array)
 
 
 def decode_into(
