@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.data.dataset import DataError
@@ -72,9 +73,10 @@ def apply_shifts(images: Tensor, shifts: Shifts, fill: float = -1.0) -> Tensor:
     columns = torch.arange(width, device=images.device) - right[:, None]
     is_inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
-    origins = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None]
-    moved = images.flatten(2).gather(2, origins.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
-    return moved.masked_fill_(~is_inside[:, None], fill)
+    # One more pixel behind each channel's last is where all that comes from outside is taken from.
+    extended = F.pad(images.flatten(2), (0, 1), value=fill)
+    origins = torch.where(is_inside, rows[:, :, None] * width + columns[:, None], height * width)
+    return extended.gather(2, origins.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
 
 
 def augment(images: Tensor, generator: torch.Generator, *, rank: int = 0, world: int = 1) -> Tensor:

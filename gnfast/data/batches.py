@@ -41,7 +41,7 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
     `generator` is the CPU's wherever the images are, so that a seed means the same on every device.
     """
-    return _mirror_(images.clone(), draw_flips(images.shape[0], generator))
+    return _mirror(images, draw_flips(images.shape[0], generator))
 
 
 def draw_flips(count: int, generator: torch.Generator) -> Tensor:
@@ -49,11 +49,11 @@ def draw_flips(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator) < 0.5
 
 
-def _mirror_(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirrors, in place, the images where `mirrored` (on the CPU) is true."""
-    # On a CPU this takes a fifth of the time of torch.where over all of them.
-    rows = mirrored.nonzero().squeeze(1).to(images.device, non_blocking=True)
-    return images.index_copy_(0, rows, images.index_select(0, rows).flip(-1))
+def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """The images, mirrored where `mirrored`, on the CPU, is true."""
+    # Choosing whole images copies memory; torch.where goes byte by byte and takes four times as long on a CPU.
+    chosen = torch.arange(len(images)) + len(images) * mirrored
+    return torch.cat([images, images.flip(-1)]).index_select(0, chosen.to(images.device, non_blocking=True))
 
 
 class ShuffledIndices:
@@ -239,7 +239,7 @@ class Batches:
             gathered = future.result()
         images, labels = self._arrived(gathered)
         if plan.mirrored is not None:
-            _mirror_(images, plan.mirrored)
+            images = _mirror(images, plan.mirrored)
         return Batch(to_float(images, self.device), labels)
 
     def state_dict(self) -> dict[str, Tensor | int]:
