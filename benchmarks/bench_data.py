@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnfast.data import Batches, Request, Source, augment, cache, load, random_flip
+from gnfast.data import Batches, Request, Source, cache, flip_and_translate, load, random_flip
 from gnfast.data.source import Contents
 
 CIFAR_JPEG = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
@@ -119,7 +119,7 @@ def bench_augment(benchmark, device):
     generator = torch.Generator().manual_seed(0)
 
     def timed():
-        augment(images, generator)
+        flip_and_translate(images, generator)
         if device == "cuda":
             torch.cuda.synchronize()
 

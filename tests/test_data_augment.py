@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gnfast.data import DataError, Shifts, apply_shifts, augment, draw_shifts
+from gnfast.data import DataError, Shifts, apply_shifts, draw_shifts, flip_and_translate
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -58,9 +58,9 @@ def test_distribution_is_that_of_rounded_uniform_numbers():
 def test_processes_share_the_draws():
     images = torch.randn(6, 3, 8, 8)
     generators = [torch.Generator().manual_seed(4) for _ in range(4)]
-    whole = augment(images, generators[0])
+    whole = flip_and_translate(images, generators[0])
     assert not torch.equal(whole, images)
-    parts = [augment(part, generators[1 + i], rank=i, world=3) for i, part in enumerate(images.split(2))]
+    parts = [flip_and_translate(part, generators[1 + i], rank=i, world=3) for i, part in enumerate(images.split(2))]
     assert torch.equal(torch.cat(parts), whole)
     assert len({generator.get_state().numpy().tobytes() for generator in generators}) == 1
 

@@ -1,6 +1,6 @@
 """Image data sets, prepared once and kept, endless shuffled batches of them, and augmentations."""
 
-from gnfast.data.augment import Shifts, apply_shifts, augment, draw_shifts
+from gnfast.data.augment import Shifts, apply_shifts, draw_shifts, flip_and_translate
 from gnfast.data.batches import Batch, Batches, ShuffledIndices, random_flip, to_float, to_uint8
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, Request
 from gnfast.data.registry import find, load, registered
@@ -17,9 +17,9 @@ __all__ = [
     "ShuffledIndices",
     "Source",
     "apply_shifts",
-    "augment",
     "draw_shifts",
     "find",
+    "flip_and_translate",
     "load",
     "random_flip",
     "registered",

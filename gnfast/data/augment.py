@@ -79,7 +79,7 @@ def apply_shifts(images: Tensor, shifts: Shifts, fill: float = -1.0) -> Tensor:
     return extended.gather(2, origins.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)
 
 
-def augment(images: Tensor, generator: torch.Generator, *, rank: int = 0, world: int = 1) -> Tensor:
+def flip_and_translate(images: Tensor, generator: torch.Generator, *, rank: int = 0, world: int = 1) -> Tensor:
     """Images changed as GN-GAN's consistency regularisation does: flip with probability ½, translation up to 0.2.
 
     Args:

@@ -256,9 +256,9 @@ class Batches:
             DataError: `state` is of a data set of another size, or not such a state.
         """
         _check_keys(state, ("flips",))
-        self._ahead.clear()
         self.indices.load_state_dict(state)
         self._flips.set_state(state["flips"].cpu())
+        self._ahead.clear()
 
     def _drawn(self) -> dict[str, Tensor | int]:
         return {**self.indices.state_dict(), "flips": self._flips.get_state()}

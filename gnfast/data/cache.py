@@ -232,9 +232,9 @@ def _alone(path: Path) -> Iterator[None]:
         # Some network file systems have no locks.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        if path.exists():
-            raise _ReadyError
         try:
+            if path.exists():
+                raise _ReadyError
             yield
         finally:
             lock.unlink(missing_ok=True)
