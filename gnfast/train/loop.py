@@ -261,6 +261,7 @@ def _load(config: Config, split: str, progress: bool) -> ImageDataset:
         split=split,
         resolution=config.resolution,
         channels=config.channels,
+        crop=config.crop,
         download=config.download,
         root=config.data_root or None,
         progress=progress,

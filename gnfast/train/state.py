@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnfast import value_and_grad_norm
 from gnfast.data import Batches, ImageDataset
-from gnfast.data.augment import augment, draw_augmentation
+from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.rescale import rescaling
 from gnfast.train.config import Config
@@ -210,15 +210,15 @@ class State:
         z: Tensor,
         y: Tensor | None,
         place: Tensor | None,
-        moves: Tensor | None,
+        *shifts: Tensor | None,
     ) -> Tensor:
         config = self.config
         with self._autocast():
             with torch.no_grad():
                 fake = self.generate(*_present(z, y)).to(self.dtype)
             images, classes = [real, fake], [labels, y]
-            if moves is not None:
-                images.append(augment(real, moves))
+            if shifts[0] is not None:
+                images.append(apply_shifts(real, Shifts(*shifts)))
                 classes.append(labels)
             batch = torch.cat(images).contiguous(memory_format=self.format)
             scores = self.normalized(*_present(batch, None if y is None else torch.cat(classes))).to(self.dtype)
@@ -239,13 +239,17 @@ class State:
         return torch.stack(losses)
 
     def _draw(self, count: int) -> list[Tensor | None]:
-        """This process's share of what a critic update on `count` images draws: z, y, places, moves; (B, …) or None."""
+        """This process's share of what a critic update on `count` images draws, each (count, …) or None if not used.
+
+        In the order of `_critic_losses`: z, y, places on lines, and the three tensors of `Shifts`.
+        """
+        config = self.config
         z, y = self.latents(count, self.noise)
-        place = torch.rand(count, generator=self.noise) if self.config.penalty != "none" else None
-        moves = None
-        if self.config.consistency:
-            moves = draw_augmentation(count, self.config.resolution, self.noise)
-        return [self._share(tensor) for tensor in (z, y, self._to_device(place), self._to_device(moves))]
+        place = torch.rand(count, generator=self.noise) if config.penalty != "none" else None
+        shifts: tuple[Tensor | None, ...] = (None, None, None)
+        if config.consistency:
+            shifts = draw_shifts(count, config.resolution, config.resolution, self.noise)
+        return [self._share(self._to_device(tensor)) for tensor in (z, y, place, *shifts)]
 
     def _parts(self, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
         """Tensors (B, …) in `accumulate` parts that follow each other."""
