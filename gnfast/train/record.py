@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,9 @@ class Record:
     @property
     def seconds(self) -> float | None:
         """Training time over all sessions; None where it was not recorded."""
-        ends = [
-            row["seconds"]
-            for row, later in zip(self.speed, [*self.speed[1:], None], strict=True)
-            if later is None or later["seconds"] < row["seconds"]
-        ]
+        # Each session counts from its own start.
+        pairs = zip_longest(self.speed, self.speed[1:])
+        ends = [row["seconds"] for row, later in pairs if later is None or later["seconds"] < row["seconds"]]
         return sum(ends) if ends else None
 
     def pictures(self, weights: str) -> list[tuple[int, Path]]:
