@@ -45,9 +45,8 @@ tr.changed td { background: var(--mark) } tr.changed td:first-child { font-weigh
 pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   overflow-x: auto; font-size: .8rem }
 summary { cursor: pointer; color: var(--soft); margin: .8rem 0 .4rem } input[type=range] { width: 100% }
-.shots { display: flex; gap: 1rem; flex-wrap: wrap } .shots div { flex: 0 1 auto; min-width: 0 }
-img { max-width: 100%; height: auto; image-rendering: pixelated; display: block }
-img.plot { image-rendering: auto; background: #fff; border-radius: .5rem }
+.shots { display: flex; gap: 1rem } .shots div { flex: 0 1 50%; min-width: 0 }
+img { max-width: 100%; height: auto; display: block } img.plot { background: #fff; border-radius: .5rem }
 """
 
 # Turns the figures of each `steps` box, which are all shown without it, into one figure and a slider.

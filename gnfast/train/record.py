@@ -20,6 +20,7 @@ WEIGHTS = ("ema", "raw")
 HIGHER_IS_BETTER = {"is", "inception_score", "precision", "recall", "density", "coverage"}
 _SCORE = re.compile(rf"(?P<measure>\w+?)_(?:{'|'.join(WEIGHTS)})")
 _PICTURE = re.compile(r"(?P<weights>ema|raw)-(?P<step>\d+)\.png")
+SPEED = ("step", "seconds", "steps_per_second")
 
 Row = dict[str, Any]
 
@@ -93,7 +94,7 @@ def read_run(folder: Path) -> Record:
         known["config"],
         [entry for entry in sessions if isinstance(entry, dict)] if isinstance(sessions, list) else [],
         [row for row in read_rows(folder / "metrics.jsonl") if isinstance(row.get("step"), int)],
-        [row for row in read_rows(folder / "speed.jsonl") if {"step", "seconds", "steps_per_second"} <= row.keys()],
+        [row for row in read_rows(folder / "speed.jsonl") if all(_finite(row.get(name)) for name in SPEED)],
         _text(folder / "log.txt").splitlines(),
     )
 
@@ -115,6 +116,12 @@ def score_names(rows: Iterable[Row]) -> list[str]:
     """The scores in rows of metrics.jsonl, as `distance_ema`, in their order; spreads (`…_std_ema`) are none."""
     names = {name: None for row in rows for name in row if _SCORE.fullmatch(name)}
     return [name for name in names if not measure_of(name).endswith("_std")]
+
+
+def main_score(rows: Iterable[Row]) -> str:
+    """The score that stands for a run: the first of the moving average, which papers report; empty if there is none."""
+    names = score_names(rows)
+    return next((name for name in names if name.endswith("_ema")), next(iter(names), ""))
 
 
 def measure_of(name: str) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 
 import gnfast
 from gnfast.train.charts import Series, line_chart
+from gnfast.train.config import as_json
 from gnfast.train.logs import write_text
 from gnfast.train.page import Html, card, element, page, picture, table
 from gnfast.train.presets import PRESETS
 from gnfast.train.record import (
+    HIGHER_IS_BETTER,
     WEIGHTS,
     Record,
     Row,
@@ -51,7 +53,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record),
-        _section("Curves", element("div", *_curves(record), class_="grid wide") if _curves(record) else None),
+        _section("Curves", _curves(record)),
         _section("Samples", _samples(record)),
         _section("Settings", _settings(record)),
         _section("Sessions", _sessions(record)),
@@ -109,8 +111,8 @@ def duration(seconds: float | None) -> str:
 
 def score_title(name: str) -> str:
     """`Fréchet distance (EMA)` for `distance_ema`."""
-    measure, weights = measure_of(name), name.rpartition("_")[2]
-    return f"{MEASURES.get(measure, measure.replace('_', ' '))} ({weights.upper() if weights == 'ema' else weights})"
+    measure = measure_of(name)
+    return f"{MEASURES.get(measure, measure)} ({_weights(name)})"
 
 
 def steps_per_second(record: Record) -> float | None:
@@ -135,28 +137,27 @@ def _heading(record: Record, title: str) -> Html:
 
 def _figures(record: Record) -> Html:
     cards = []
-    for name in _preferred(score_names(record.rows)):
-        step, value = best(record.rows, name)
-        final_step, final = last(record.rows, name)
-        note = f"at step {step:,}; {number(final)} at step {final_step:,}"
-        cards.append(card(f"Best {score_title(name)}", number(value), note))
-    cards.append(card("Steps", f"{record.step:,}", f"of {record.settings.get('steps', '–'):,}"))
-    cards.append(card("Training time", duration(record.seconds), f"{len(record.sessions)} sessions"))
+    for measure, names in _by_measure(record.rows).items():
+        bests = {name: best(record.rows, name) for name in names}
+        sign = -1 if measure in HIGHER_IS_BETTER else 1
+        name = min((name for name in names if bests[name]), key=lambda name: sign * bests[name][1], default=None)
+        if name:
+            lasts = ", ".join(f"{_weights(n)} {number(last(record.rows, n)[1])}" for n in names if bests[n])
+            note = f"{_weights(name)}, step {bests[name][0]:,}; last: {lasts}"
+            cards.append(card(f"Best {MEASURES.get(measure, measure)}", number(bests[name][1]), note))
+    steps = record.settings.get("steps")
+    cards.append(card("Steps", f"{record.step:,}", f"of {steps:,}" if isinstance(steps, int) else ""))
+    cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
     return _section("Key figures", element("div", *cards, class_="grid"))
 
 
-def _curves(record: Record) -> list[Html]:
+def _curves(record: Record) -> Html | None:
     rows = record.rows
-    names = score_names(rows)
     charts = []
-    for measure in dict.fromkeys(map(measure_of, names)):
-        series = [
-            Series(name.rpartition("_")[2].replace("ema", "EMA"), points(rows, name))
-            for name in names
-            if measure_of(name) == measure
-        ]
+    for measure, names in _by_measure(rows).items():
         scored = [row for row in rows if any(name in row for name in names)]
+        series = [Series(_weights(name), points(rows, name)) for name in names]
         charts.append(
             line_chart(MEASURES.get(measure, measure), series, log=measure == "distance", note=_how(scored[-1]))
         )
@@ -164,7 +165,17 @@ def _curves(record: Record) -> list[Html]:
     rates = [Series(label, points(rows, name)) for name, label in (("lr_d", "critic"), ("lr_g", "generator"))]
     charts.append(line_chart("Learning rate", rates))
     charts.append(line_chart("Steps per second", [Series("speed", points(record.speed, "steps_per_second"))]))
-    return [chart for chart in charts if chart]
+    return element("div", *charts, class_="grid wide") if any(charts) else None
+
+
+def _by_measure(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The scores of each measure."""
+    names = score_names(rows)
+    return {measure: [n for n in names if measure_of(n) == measure] for measure in map(measure_of, names)}
+
+
+def _weights(name: str) -> str:
+    return "EMA" if name.endswith("_ema") else "raw"
 
 
 def _how(row: Row) -> str:
@@ -195,7 +206,7 @@ def _samples(record: Record) -> Html | None:
 
 def _settings(record: Record) -> Html:
     known = PRESETS.get(record.preset)
-    usual = _json_settings(known.config) if known else {}
+    usual = as_json(known.config) if known else {}
     changed = {
         name for name, value in record.settings.items() if name in usual and name not in PLACES and value != usual[name]
     }
@@ -305,12 +316,6 @@ def _evenly(values: Sequence[Any], count: int) -> list[Any]:
     if len(values) <= count:
         return list(values)
     return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
-
-
-def _json_settings(config: Any) -> dict[str, Any]:
-    from gnfast.train.config import as_json
-
-    return as_json(config)
 
 
 def _option(name: str) -> str:
