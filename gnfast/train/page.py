@@ -40,7 +40,7 @@ svg path.curve { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoi
 svg path.band { fill: var(--c); opacity: .16 } svg circle { fill: var(--c) }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; min-width: 30rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-th { color: var(--soft); font-weight: 500 } td.long { max-width: 34rem; overflow-wrap: anywhere }
+th { color: var(--soft); font-weight: 500 } td { max-width: 34rem; overflow-wrap: break-word }
 tr.changed td { background: var(--mark) } tr.changed td:first-child { font-weight: 600 }
 pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
   overflow-x: auto; font-size: .8rem }
@@ -101,7 +101,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], marked: Iter
     """A table that scrolls sideways where it must; the rows with the numbers `marked` are highlighted."""
     chosen = set(marked)
     lines = [
-        element("tr", *(element("td", cell, class_="long") for cell in row), class_="changed" if i in chosen else "")
+        element("tr", *(element("td", cell) for cell in row), class_="changed" if i in chosen else "")
         for i, row in enumerate(rows)
     ]
     header = element("tr", *(element("th", cell) for cell in head))

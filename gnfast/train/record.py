@@ -55,13 +55,14 @@ class Record:
 
     @property
     def status(self) -> str:
-        """`finished`, or how far it came and what its log says last about the end."""
+        """`finished 300 steps`, `stopped at step 5 of 300 by SIGTERM`, or `step 5 of 300` without word."""
         steps = self.settings.get("steps", math.inf)
         if self.step >= steps:
             return f"finished {steps:,} steps"
-        end = next((line for line in reversed(self.log) if " stopped after step " in line), "")
-        signal = re.search(rf"stopped after step {self.step} by (\w+)", end)
-        return f"stopped at step {self.step:,} of {steps:,}" + (f" by {signal.group(1)}" if signal else "")
+        ends = (re.search(rf"stopped after step {self.step} by (\w+)", line) for line in reversed(self.log))
+        signal = next((end.group(1) for end in ends if end), "")
+        place = f"step {self.step:,} of {steps:,}"
+        return f"stopped at {place} by {signal}" if signal else place
 
     @property
     def seconds(self) -> float | None:

@@ -53,7 +53,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record),
-        _section("Curves", _curves(record)),
+        _section("Curves over generator updates", _curves(record)),
         _section("Samples", _samples(record)),
         _section("Settings", _settings(record)),
         _section("Sessions", _sessions(record)),
@@ -86,7 +86,9 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         element("h1", f"{len(records)} runs"),
         element("p", f"in {shared}", class_="soft"),
         _section("Scores", _score_table(records, names, scores)),
-        _section("Curves", element("div", *_overlaid(records, names, scores), class_="grid wide")),
+        _section(
+            "Curves over generator updates", element("div", *_overlaid(records, names, scores), class_="grid wide")
+        ),
         _section("Settings that differ", _differing(records, names)),
         _section("Last samples", _last_samples(records, names)),
         _footer(),
@@ -95,8 +97,10 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def number(value: float | None) -> str:
-    """A figure for people: four digits, and `–` for none."""
-    return "–" if value is None else f"{value:.4g}"
+    """A figure for people: four digits or all before the point, and `–` for none."""
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:

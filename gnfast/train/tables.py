@@ -146,8 +146,11 @@ def write_tables(results: Results) -> Path:
         element("h2", "Scores"),
         element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
         table(head, body, _winner(results)),
-        *([element("h2", "Figure"), _embedded(drawn)] if drawn else ()),
-        _curves(results),
+        *(
+            [element("h2", "Curves"), element("div", _embedded(drawn), _curves(results), class_="grid wide")]
+            if drawn
+            else ()
+        ),
         element("h2", "Runs"),
         _run_table(results),
     )
@@ -242,6 +245,9 @@ def _figure(results: Results, path: Path) -> Path | None:
     axis = _numeric_axis(shown)
     _draw_lines(axes, shown, axis) if axis else _draw_bars(axes, shown)
     axes.set_ylabel(f"best {results.score}")
+    means = [statistics.mean(one.best) for one in shown]
+    if min(means) > 0 and max(means) > 20 * min(means):
+        axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
     return path
@@ -289,7 +295,8 @@ def _bars_of(found: Sequence[Combination]) -> tuple[list[float], list[float]]:
 
 
 def _embedded(path: Path) -> Html:
-    return embedded(path.read_bytes(), "image/svg+xml", "best scores", class_="plot")
+    image = embedded(path.read_bytes(), "image/svg+xml", "best scores", class_="plot")
+    return element("figure", element("figcaption", element("b", "Best scores")), image)
 
 
 def _curves(results: Results) -> Html:
@@ -303,10 +310,9 @@ def _curves(results: Results) -> Html:
         series.append(Series(one.name, [(step, statistics.mean(values)) for step, values in sorted(at.items())]))
     left = len(results.combinations) - CURVES
     note = f"the first {CURVES} combinations" if left > 0 else ""
-    chart = line_chart(
+    return line_chart(
         f"{results.score}, mean over seeds", series, log=measure_of(results.score) == "distance", note=note
     )
-    return element("section", element("h2", "Curves"), chart) if chart else Html("")
 
 
 def _run_table(results: Results) -> Html:
