@@ -16,6 +16,7 @@ from gnfast.cli import main
 from gnfast.train import RunError, launch
 from gnfast.train.config import as_json
 from gnfast.train.launch import read_record, run_sweep, state_of
+from gnfast.train.overview import write_overview
 from gnfast.train.presets import PRESETS
 from gnfast.train.record import read_run
 from gnfast.train.sweep import OPTIONS, load_sweep
@@ -319,7 +320,8 @@ def test_tables_hold_mean_and_deviation_over_seeds(sweep):
         ("1.0", "0 of 3, 1 diverged, 2 waiting", "0.5", "0.5"),
         ("10.0", "0 of 3, 3 waiting", "–", "–"),
     ]
-    path = write_tables(results)
+    write_tables(results)
+    path = write_overview(results)
     with (read.out / "table.csv").open() as file:
         first, second, third = csv.DictReader(file)
     assert (float(first["best_mean"]), float(first["best_std"]), float(first["last_mean"])) == (2.0, 1.0, 3.0)
@@ -336,6 +338,18 @@ def test_tables_hold_mean_and_deviation_over_seeds(sweep):
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert len(links) == 4
     assert all((read.out / link.replace("%3D", "=").replace("%2C", ",")).exists() for link in links)
+
+
+def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
+    cases = "".join(
+        f"[[case.critic]]\nname = '{c}'\n[[case.rate]]\nname = '{r}'\n" for c, r in (("GN", "A"), ("SN", "B"))
+    )
+    read = sweep(TINY + "[grid]\nseed = [0, 1]\n" + cases)
+    for case in read.cases:
+        pretend(case, (case.labels["seed"] + 1.0 + (case.labels["critic"] == "SN"),))
+    write_overview(collect(read))
+    figure = (read.out / "figure.svg").read_text()
+    assert all(f"<!-- {text} -->" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
 
 
 def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):

@@ -55,6 +55,7 @@ def run(words: list[str]) -> int:
         )
         return 0
     from gnfast.train.launch import run_sweep
+    from gnfast.train.overview import write_overview
     from gnfast.train.tables import collect, rows, write_tables
 
     signal = 0
@@ -62,7 +63,8 @@ def run(words: list[str]) -> int:
         if not options.table:
             signal = run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
         results = collect(sweep)
-        path = write_tables(results)
+        write_tables(results)
+        path = write_overview(results)
     print(columns(rows(results)))
     print(f"report: {path}")
     if signal:

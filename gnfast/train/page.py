@@ -66,6 +66,9 @@ for (const box of document.querySelectorAll(".steps")) {
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
+# Sides in pixels and JPEG qualities that a picture is tried with until it fits its budget.
+SIDES = ((720, 90), (720, 75), (540, 65), (400, 50))
+
 _VOID = {"meta", "img", "br"}
 
 
@@ -117,14 +120,16 @@ def picture(path: Path, budget: int, alt: str) -> Html | None:
     """An image file as an element of at most `budget` bytes of data where that is possible; None if it is damaged."""
     try:
         with Image.open(path) as opened:
-            image = opened.convert("L" if opened.mode == "L" else "RGB")
+            kind, image = opened.format, opened.convert("L" if opened.mode == "L" else "RGB")
     except (OSError, SyntaxError):
         return None
-    for side, quality in ((720, 0), (720, 85), (720, 65), (540, 60), (400, 50)):
-        data = _encode(image, side, quality)
+    if kind == "PNG" and max(image.size) <= SIDES[0][0] and path.stat().st_size <= budget:
+        return embedded(path.read_bytes(), "image/png", alt)
+    for side, quality in SIDES:
+        data = _jpeg(image, side, quality)
         if len(data) <= budget:
             break
-    return embedded(data, "image/jpeg" if quality else "image/png", alt)
+    return embedded(data, "image/jpeg", alt)
 
 
 def embedded(data: bytes, kind: str, alt: str, **attributes: object) -> Html:
@@ -132,14 +137,11 @@ def embedded(data: bytes, kind: str, alt: str, **attributes: object) -> Html:
     return element("img", src=f"data:{kind};base64,{base64.b64encode(data).decode()}", alt=alt, **attributes)
 
 
-def _encode(image: Image.Image, side: int, quality: int) -> bytes:
-    """PNG without a quality, JPEG with one, at most `side` pixels wide and high."""
+def _jpeg(image: Image.Image, side: int, quality: int) -> bytes:
+    """At most `side` pixels wide and high."""
     factor = min(1.0, side / max(image.size))
     if factor < 1:
         image = image.resize([max(1, round(length * factor)) for length in image.size], Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    if quality:
-        image.save(buffer, "JPEG", quality=quality)
-    else:
-        image.save(buffer, "PNG")
+    image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()

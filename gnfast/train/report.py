@@ -173,8 +173,8 @@ def _curves(record: Record) -> Html | None:
 
 
 def _by_measure(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The scores of each measure."""
-    names = score_names(rows)
+    """The scores of each measure, the moving average's first."""
+    names = sorted(score_names(rows))
     return {measure: [n for n in names if measure_of(n) == measure] for measure in map(measure_of, names)}
 
 

@@ -1,4 +1,4 @@
-"""What a sweep found: mean and standard deviation over seeds per combination, as a table, a figure and a page."""
+"""What a sweep found, in figures: mean and standard deviation over seeds per combination, as text, Markdown and CSV."""
 
 import csv
 import math
@@ -7,20 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from gnfast.train.charts import Series, line_chart
 from gnfast.train.checkpoint import RunError
 from gnfast.train.launch import State, read_record, state_of
 from gnfast.train.logs import write_text
-from gnfast.train.page import Html, element, embedded, page, table
-from gnfast.train.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, points, read_run
-from gnfast.train.report import duration, number, steps_per_second, write_report
+from gnfast.train.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
+from gnfast.train.report import number, steps_per_second
 from gnfast.train.sweep import Case, Sweep
 
 # Runs with these states count in means: a run that diverged has scores of the checkpoints before.
 ENDED = ("finished", "diverged")
-CURVES = 10
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Combination:
     @property
     def name(self) -> str:
         """`A, SN, k_sn 0.5`."""
-        return ", ".join(v if isinstance(v, str) else f"{axis} {_shown(v)}" for axis, v in self.labels.items()) or "all"
+        return ", ".join(v if isinstance(v, str) else f"{axis} {shown(v)}" for axis, v in self.labels.items()) or "all"
 
     @property
     def count(self) -> str:
@@ -106,7 +102,7 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     axes = list(results.combinations[0].labels)
     score = results.score or "score"
     body = [
-        (*(_shown(one.labels[axis]) for axis in axes), one.count, spread(one.best), spread(one.last))
+        (*(shown(one.labels[axis]) for axis in axes), one.count, spread(one.best), spread(one.last))
         for one in results.combinations
     ]
     return [(*axes, "runs", f"best {score}", f"last {score}"), *body]
@@ -123,39 +119,25 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def write_tables(results: Results) -> Path:
-    """Writes table.csv, runs.csv, table.md, figure.svg and report.html into the sweep's folder, and missing reports.
-
-    Returns:
-        The page, which links to the runs' own.
-    """
+def write_tables(results: Results) -> None:
+    """Writes table.csv, runs.csv and table.md into the sweep's folder."""
     out = results.sweep.out
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "table.csv", _table_csv(results))
     _write_csv(out / "runs.csv", _runs_csv(results))
     write_text(out / "table.md", _markdown(results))
-    drawn = _figure(results, out / "figure.svg")
-    for run in results.runs:
-        _refresh_report(run)
-    head, *body = rows(results)
-    title = f"Sweep {out.name}"
-    text = page(
-        title,
-        element("h1", title),
-        element("p", f"{len(results.runs)} runs of {len(results.combinations)} combinations", class_="soft"),
-        element("h2", "Scores"),
-        element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
-        table(head, body, _winner(results)),
-        *(
-            [element("h2", "Curves"), element("div", _embedded(drawn), _curves(results), class_="grid wide")]
-            if drawn
-            else ()
-        ),
-        element("h2", "Runs"),
-        _run_table(results),
-    )
-    write_text(out / "report.html", text)
-    return out / "report.html"
+
+
+def winner(results: Results) -> list[int]:
+    """The row with the best mean of best scores, where there are several to choose from."""
+    means = {i: statistics.mean(one.best) for i, one in enumerate(results.combinations) if one.best}
+    choose = max if measure_of(results.score) in HIGHER_IS_BETTER else min
+    return [choose(means, key=means.__getitem__)] if len(means) > 1 else []
+
+
+def shown(value: Any) -> str:
+    """A label as text."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _record(case: Case) -> Record | None:
@@ -163,15 +145,6 @@ def _record(case: Case) -> Record | None:
         return read_run(case.folder)
     except RunError:
         return None
-
-
-def _refresh_report(run: Run) -> None:
-    """A run's own page, where it is missing or older than its figures."""
-    report, rows_file = run.case.folder / "report.html", run.case.folder / "metrics.jsonl"
-    if run.record is None:
-        return
-    if not report.exists() or (rows_file.exists() and rows_file.stat().st_mtime > report.stat().st_mtime):
-        write_report(run.case.folder)
 
 
 def _table_csv(results: Results) -> Iterator[Sequence[Any]]:
@@ -189,7 +162,7 @@ def _table_csv(results: Results) -> Iterator[Sequence[Any]]:
             )
         ]
         counts = [len(states), states.count("finished"), states.count("diverged")]
-        yield [*(_shown(one.labels[axis]) for axis in axes), *counts, results.score, *figures]
+        yield [*(shown(one.labels[axis]) for axis in axes), *counts, results.score, *figures]
 
 
 def _runs_csv(results: Results) -> Iterator[Sequence[Any]]:
@@ -200,7 +173,7 @@ def _runs_csv(results: Results) -> Iterator[Sequence[Any]]:
         record = run.record
         yield [
             run.case.name,
-            *(_shown(run.case.labels[axis]) for axis in axes),
+            *(shown(run.case.labels[axis]) for axis in axes),
             run.state.status,
             record.step if record else 0,
             results.score,
@@ -218,122 +191,9 @@ def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
 
 def _markdown(results: Results) -> str:
     head, *body = rows(results)
-    bold = _winner(results)
+    bold = winner(results)
     lines = [
         [f"**{cell}**" if index in bold and column == len(head) - 2 else cell for column, cell in enumerate(cells)]
         for index, cells in enumerate(body)
     ]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in [head, ["---"] * len(head), *lines])
-
-
-def _winner(results: Results) -> list[int]:
-    """The row with the best mean of best scores, where there are several to choose from."""
-    means = {i: statistics.mean(one.best) for i, one in enumerate(results.combinations) if one.best}
-    choose = max if measure_of(results.score) in HIGHER_IS_BETTER else min
-    return [choose(means, key=means.__getitem__)] if len(means) > 1 else []
-
-
-def _figure(results: Results, path: Path) -> Path | None:
-    """Lines over the axis of numbers if there is one of three values or more, otherwise bars; None without scores."""
-    shown = [one for one in results.combinations if one.best]
-    if not shown:
-        return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axis = _numeric_axis(shown)
-    _draw_lines(axes, shown, axis) if axis else _draw_bars(axes, shown)
-    axes.set_ylabel(f"best {results.score}")
-    means = [statistics.mean(one.best) for one in shown]
-    if min(means) > 0 and max(means) > 20 * min(means):
-        axes.set_yscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
-    return path
-
-
-def _numeric_axis(shown: Sequence[Combination]) -> str | None:
-    for axis in shown[0].labels:
-        values = {one.labels[axis] for one in shown if not isinstance(one.labels[axis], list)}
-        if len(values) >= 3 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            return axis
-    return None
-
-
-def _draw_lines(axes: Any, shown: Sequence[Combination], axis: str) -> None:
-    curves: dict[str, list[Combination]] = {}
-    for one in shown:
-        rest = Combination({a: v for a, v in one.labels.items() if a != axis}, [], [], []).name
-        curves.setdefault(rest, []).append(one)
-    for label, found in curves.items():
-        found = sorted(found, key=lambda one: one.labels[axis])
-        xs, (means, errors) = [one.labels[axis] for one in found], _bars_of(found)
-        axes.errorbar(xs, means, errors, marker="o", markersize=4, capsize=3, label=label)
-    xs = [one.labels[axis] for one in shown]
-    if min(xs) > 0 and max(xs) >= 10 * min(xs):
-        axes.set_xscale("log")
-    axes.set_xlabel(axis)
-    if len(curves) > 1:
-        axes.legend(frameon=False)
-
-
-def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
-    means, errors = _bars_of(shown)
-    axes.bar(range(len(shown)), means, yerr=errors, capsize=3, color="#6aa0d0")
-    axes.set_xticks(range(len(shown)), [one.name for one in shown])
-    if max(len(one.name) for one in shown) * len(shown) > 70:
-        axes.tick_params("x", rotation=45)
-
-
-def _bars_of(found: Sequence[Combination]) -> tuple[list[float], list[float]]:
-    """Means and standard deviations, 0 where there is one value."""
-    return (
-        [statistics.mean(one.best) for one in found],
-        [statistics.stdev(one.best) if len(one.best) > 1 else 0.0 for one in found],
-    )
-
-
-def _embedded(path: Path) -> Html:
-    image = embedded(path.read_bytes(), "image/svg+xml", "best scores", class_="plot")
-    return element("figure", element("figcaption", element("b", "Best scores")), image)
-
-
-def _curves(results: Results) -> Html:
-    """The score over training, one curve per combination: means over the runs that have it at a step."""
-    series = []
-    for one in results.combinations[:CURVES]:
-        at: dict[int, list[float]] = {}
-        for run in one.runs:
-            for step, value in points(run.record.rows, results.score) if run.record else ():
-                at.setdefault(step, []).append(value)
-        series.append(Series(one.name, [(step, statistics.mean(values)) for step, values in sorted(at.items())]))
-    left = len(results.combinations) - CURVES
-    note = f"the first {CURVES} combinations" if left > 0 else ""
-    return line_chart(
-        f"{results.score}, mean over seeds", series, log=measure_of(results.score) == "distance", note=note
-    )
-
-
-def _run_table(results: Results) -> Html:
-    head = ["run", "status", f"best {results.score}", "at step", f"last {results.score}", "time", "message"]
-    lines = []
-    for run in results.runs:
-        link = element("a", run.case.name, href=f"{quote(run.case.name)}/report.html") if run.record else run.case.name
-        top, end = run.best(results.score), run.last(results.score)
-        lines.append(
-            [
-                link,
-                run.record.status if run.record and run.state.status in ("finished", "stopped") else run.state.status,
-                number(top and top[1]),
-                f"{top[0]:,}" if top else "–",
-                number(end and end[1]),
-                duration(run.record.seconds if run.record else None),
-                run.state.message,
-            ]
-        )
-    return table(head, lines)
-
-
-def _shown(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
