@@ -96,7 +96,7 @@ def _draw_lines(axes: Any, shown: Sequence[Combination], axis: str) -> None:
         axes.set_xscale("log")
     axes.set_xlabel(axis)
     if len(curves) > 1:
-        axes.legend(frameon=False)
+        _legend(axes)
 
 
 def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
@@ -114,7 +114,12 @@ def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
     if sum(map(len, places)) > 70:
         axes.tick_params("x", rotation=45)
     if len(hues) > 1:
-        axes.legend(frameon=False)
+        _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 
 
 def _without(one: Combination, axis: str) -> str:
