@@ -24,6 +24,7 @@ from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics, write_text
 from gnfast.train.networks import resolve_device
 from gnfast.train.parallel import Group, joined
+from gnfast.train.report import write_report
 from gnfast.train.signals import requested_stops
 from gnfast.train.state import NonFiniteLossError, State, sample
 
@@ -140,6 +141,7 @@ class _Session:
         self._save()
         if self.group.leads:
             loss_curve(self.folder)
+            write_report(self.folder)
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -192,6 +194,7 @@ class _Session:
             return
         self.measure(self.state)
         distances = [row["distance_ema"] for row in read_metrics(self.folder) if "distance_ema" in row]
+        write_report(self.folder)
         if distances and self.state.step and distances[-1] == min(distances):
             self._save(best=True)
 
