@@ -12,7 +12,6 @@ from torch import nn
 from gnfast.cli import main
 from gnfast.train import Config, RunError, checkpoint, train
 from gnfast.train import sample as sample_module
-from gnfast.train.config import as_json
 from gnfast.train.export import Snapshot, export, load_generator
 from gnfast.train.sample import WALK, sample_run
 
@@ -115,7 +114,7 @@ def test_files_that_are_none_say_so(run, tmp_path):
 
 def test_a_walk_has_rows_of_ten_that_start_and_end_at_latents_of_the_seed(run, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(sample_module, "sample", lambda g, z, batch: (seen.append(z), g(z))[1])
+    monkeypatch.setattr(sample_module, "sample", lambda g, z, y, **_: (seen.append(z), g(z))[1])
     path = sample_run(run, interpolate=3, out=tmp_path / "walk.png", seed=2, device="cpu")
     assert Image.open(path).size == ((WALK * 9 + 1) * 8, (3 * 9 + 1) * 8)
     assert all(len(z) == 6 for z in seen)
@@ -133,14 +132,9 @@ class Conditional(nn.Module):
 
 
 def test_labels_are_taken_in_turn(run, tmp_path, monkeypatch):
-    class Labelled(Config):
-        classes = 10
-
     taken = sample_module.snapshot(run)
-    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in as_json(taken.config).items()}
-    monkeypatch.setattr(
-        sample_module, "snapshot", lambda *_: Snapshot(Labelled(**settings), taken.state, "ema", taken.about)
-    )
+    labelled = dataclasses.replace(taken, config=dataclasses.replace(taken.config, classes=10))
+    monkeypatch.setattr(sample_module, "snapshot", lambda *_: labelled)
     monkeypatch.setattr(Snapshot, "build", lambda self: Conditional())
 
     def greys(**options):

@@ -21,8 +21,8 @@ import gnfast
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
-from gnfast.train.record import read_run, score_names
 from gnfast.train.networks import build_networks
+from gnfast.train.record import read_run, score_names
 
 Weights = Literal["ema", "raw"]
 
