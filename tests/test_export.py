@@ -1,5 +1,6 @@
 """Exported generators: the same images as from the run, bit for bit, and clear words about files that are none."""
 
+import dataclasses
 import json
 
 import pytest

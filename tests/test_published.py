@@ -571,3 +571,23 @@ def test_files_that_run_code_are_refused(tmp_path):
         load_published(tmp_path / "text.pt")
     with pytest.raises(FileNotFoundError):
         load_published(tmp_path / "missing.pt")
+
+
+def test_a_published_generator_is_sampled_and_exported(tmp_path, capsys):
+    from gnfast.cli import main
+    from gnfast.train.export import load_generator
+
+    torch.manual_seed(0)
+    generator, critic = map(stir, (gn_resnet_generator(32), gn_resnet_critic(32)))
+    path = tmp_path / "best_model.pt"
+    save(path, generator, critic, GN_KEYS)
+    assert main(["export", str(path), "--raw"]) == 0
+    loaded = load_generator(capsys.readouterr().out.strip()).eval().double()
+    z = torch.randn(2, 128, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(z), generator.eval()(z), rtol=1e-6, atol=1e-6)
+    assert main(["sample", str(path), "--n", "3", "--out", str(tmp_path / "fakes"), "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "fakes").iterdir())) == 3
+    path.write_bytes(b"not a checkpoint")
+    assert main(["sample", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err

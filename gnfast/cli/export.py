@@ -6,7 +6,7 @@ from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, user_errors
 
-USAGE = "usage: gnfast export RUN --out FILE.safetensors [--ema | --raw]"
+USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ExportOptions:
     """Write the generator of a run's newest checkpoint as a safetensors file."""
 
     out: str = ""
-    """The file to write; RUN/generator-ema.safetensors or -raw.safetensors if empty."""
+    """The file to write; RUN/generator-ema.safetensors or -raw.safetensors if empty, or FILE.safetensors."""
     weights: Literal["ema", "raw"] = "ema"
     """The moving average of the generator, or the generator itself; --ema and --raw are short for them."""
 
@@ -29,15 +29,21 @@ def run(words: list[str]) -> int:
     options = parse(
         ExportOptions,
         rest,
-        prog="gnfast export RUN",
-        description="Write the generator of a run's newest checkpoint as one safetensors file, with its settings and "
-        "scores.\n\n"
+        prog="gnfast export RUN|FILE.pt",
+        description="Write the generator of a run's newest checkpoint, or of a checkpoint of the papers' code, as one "
+        "safetensors file, with its settings and scores.\n\n"
         "Examples:\n  gnfast export runs/digits --out G.safetensors\n  gnfast sample G.safetensors --n 100\n"
+        "  gnfast export logs/GN-GAN_CIFAR10_RES_0/best_model.pt --out published.safetensors\n"
         "  python -c \"from gnfast.train.export import load_generator; print(load_generator('G.safetensors'))\"",
     )
     from gnfast.train.export import export
 
     with user_errors():
-        out = Path(options.out) if options.out else source / f"generator-{options.weights}.safetensors"
+        default = (
+            source.with_suffix(".safetensors")
+            if source.is_file()
+            else source / f"generator-{options.weights}.safetensors"
+        )
+        out = Path(options.out) if options.out else default
         print(export(source, out, options.weights))
     return 0

@@ -22,9 +22,12 @@ from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
 from gnfast.train.networks import build_networks
+from gnfast.train.published import load_published
 from gnfast.train.record import read_run, score_names
 
 Weights = Literal["ema", "raw"]
+
+PUBLISHED_SUFFIXES = (".pt", ".pth")
 
 # These say where a run was made, not what its generator is.
 LOCAL = {"data_root", "run_dir", "device", "threads"}
@@ -62,23 +65,25 @@ class Snapshot:
 
 
 def snapshot(source: Path, weights: Weights | None = None) -> Snapshot:
-    """The generator of a run's newest checkpoint, or of a file that `export` wrote.
+    """The generator of a run's newest checkpoint, of a file that `export` wrote, or of one of the papers' code.
 
     Args:
-        source: a run folder, or a safetensors file.
-        weights: the moving average (what a run gives if None) or the generator itself; a file has one of them.
+        source: a run folder, a safetensors file, or a .pt file that `load_published` reads.
+        weights: the moving average (what a run gives if None) or the generator itself; a file may have but one of them.
 
     Raises:
         RunError: neither a run with a checkpoint nor such a file, or a damaged one, or a file with the other weights.
     """
+    if source.suffix in PUBLISHED_SUFFIXES and source.is_file():
+        return _of_published(source, weights)
     return _of_file(source, weights) if source.is_file() else _of_run(source, weights or "ema")
 
 
-def export(run_dir: Path, out: Path, weights: Weights = "ema") -> Path:
-    """Writes the generator of a run's newest checkpoint as a safetensors file.
+def export(source: Path, out: Path, weights: Weights = "ema") -> Path:
+    """Writes a generator as a safetensors file.
 
     Args:
-        run_dir: the run folder.
+        source: as in `snapshot`; of a run, the newest checkpoint is taken.
         out: the file to write, FILE.safetensors; its folder is made.
         weights: the moving average, or the generator itself.
 
@@ -87,11 +92,11 @@ def export(run_dir: Path, out: Path, weights: Weights = "ema") -> Path:
 
     Raises:
         ValueError: `out` has another ending.
-        RunError: no run folder, or no readable checkpoint in it.
+        RunError: as from `snapshot`.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"--out: got {str(out)!r}, want FILE.safetensors")
-    taken = _of_run(run_dir, weights)
+    taken = snapshot(source, weights)
     settings = {name: value for name, value in as_json(taken.config).items() if name not in LOCAL}
     # A path says more about its owner than about the images.
     settings["data"] = Path(taken.config.data).name
@@ -129,6 +134,21 @@ def _of_run(run_dir: Path, weights: Weights) -> Snapshot:
     rows = [row for row in record.rows if row["step"] <= state["step"] and score_names([row])]
     about = {"preset": record.preset, "step": state["step"], "scores": rows[-1] if rows else {}}
     return Snapshot(from_json(record.settings), state["generator" if weights == "raw" else "ema"], weights, about)
+
+
+def _of_published(path: Path, weights: Weights | None) -> Snapshot:
+    try:
+        found = load_published(path)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    names = {"ema": "ema", "raw": "generator"}
+    present: list[Weights] = [weights for weights, name in names.items() if found[name] is not None]
+    chosen = weights or next(iter(present), "ema")
+    if chosen not in present:
+        raise RunError(f"{path} holds {' and '.join(present) or 'no generator'}, not {chosen} weights")
+    settings = {name: found[name] for name in ("model", "resolution", "channels", "z_dim", "classes")}
+    about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
+    return Snapshot(Config(data="", **settings), found[names[chosen]], chosen, about)
 
 
 def _of_file(path: Path, weights: Weights | None) -> Snapshot:
