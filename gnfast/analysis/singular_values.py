@@ -54,7 +54,7 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
     spectra = []
     with torch.no_grad(), evaluation(net):
         for name, layer, shape in _layers_met(net, image):
-            weight, raw = layer.weight.detach(), _raw_weight(layer)
+            weight = layer.weight.detach()
             circular = None
             if isinstance(layer, nn.Conv2d) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1:
                 circular = float(circular_singular_values(weight.double(), shape[-2:])[0])
@@ -62,8 +62,8 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
                 LayerSpectrum(
                     name,
                     "linear" if isinstance(layer, nn.Linear) else "convolution",
-                    matrix_spectrum(layer, raw),
-                    matrix_spectrum(layer, weight),
+                    _spectrum(layer, raw_weight(layer)),
+                    _spectrum(layer, weight),
                     circular,
                     operator_norm(layer, shape, steps=steps),
                 )
@@ -73,18 +73,22 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
     return spectra
 
 
-def matrix_spectrum(layer: nn.Module, weight: Tensor) -> Tensor:
-    """The singular values, largest first, of a layer's weight as a matrix with one row per output channel, float64."""
-    rows = weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else weight
-    return torch.linalg.svdvals(rows.detach().double().flatten(1)).cpu()
-
-
-def _raw_weight(layer: nn.Module) -> Tensor:
+def raw_weight(layer: nn.Module) -> Tensor:
     """The parameter behind a parametrised weight; of weight norm, which has two, the direction."""
     if not parametrize.is_parametrized(layer, "weight"):
         return layer.weight
     held = layer.parametrizations.weight
     return held.original if held.is_tensor else held.original1
+
+
+def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight as (out, in · kernel size), without a graph."""
+    rows = weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else weight
+    return rows.detach().flatten(1)
+
+
+def _spectrum(layer: nn.Module, weight: Tensor) -> Tensor:
+    return torch.linalg.svdvals(as_matrix(layer, weight).double()).cpu()
 
 
 def _layers_met(net: nn.Module, image: Tensor) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
