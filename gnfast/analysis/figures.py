@@ -1,6 +1,6 @@
 """The figures: each function draws one from a tidy table, the rows that the CSV file beside it holds.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; where colours run out, markers and dashes differ too.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes differ too where lines are many.
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 Rows = list[dict[str, Any]]
 
@@ -38,7 +38,7 @@ def gradient_norm_boxes(rows: Rows) -> Figure:
     axes.set_xticks(range(len(critics)), critics)
     _log(axes, "y", (value for row in rows for value in (row["min"], row["max"])))
     axes.set_ylabel("gradient norm of the critic")
-    axes.set_title("Gradient norms at images: least, quartiles, largest (dotted: the method's bound)")
+    _title(axes, "Gradient norms at images: least, quartiles, largest (dotted: the method's bound)")
     _legend(axes)
     return figure
 
@@ -60,7 +60,7 @@ def finite_difference_lines(rows: Rows) -> Figure:
     _log(axes, "y", (row[name] for row in rows for name in ("q25", "max")))
     axes.set_xlabel("distance δ along the gradient (pixel values in [-1, 1])")
     axes.set_ylabel("|h(x + δv) - h(x)| / δ")
-    axes.set_title("Difference quotients: median, quartiles (band), largest (dashed)")
+    _title(axes, "Difference quotients: median, quartiles (band), largest (dashed)")
     _legend(axes)
     return figure
 
@@ -89,10 +89,10 @@ def lipschitz_by_layer(rows: Rows) -> Figure:
                 marker="o",
                 ms=2.5,
                 linewidth=1.2,
-                label=f"step {step}" if edge else None,
+                label=f"step {step}" if edge and len(steps) > 1 else None,
             )
         _log(axes, "y", (row["constant"] for row in rows))
-        axes.set_title(f"{critic}, {depth} layers" if depth else critic)
+        _title(axes, f"{critic}, {depth} layers" if depth else critic)
         axes.set_xticks(range(1, 1 + max((row["index"] for row in part), default=1)))
         if place % len(depths) == 0:
             axes.set_ylabel("largest Jacobian norm of\nthe first k layers")
@@ -125,7 +125,7 @@ def lipschitz_over_training(rows: Rows) -> Figure:
     _log(axes, "y", (row["constant"] for row in rows))
     axes.set_xlabel("generator updates")
     axes.set_ylabel("largest gradient norm")
-    axes.set_title("Estimated Lipschitz constant of the whole critic")
+    _title(axes, "Estimated Lipschitz constant of the whole critic")
     _legend(axes)
     return figure
 
@@ -150,7 +150,8 @@ def spectra(rows: Rows) -> Figure:
             if any(row["raw"] != row["normalized"] for row in part):
                 axes.plot(places, [row["raw"] for row in part], **style, **single, linestyle="--", alpha=0.6)
         _log(axes, "y", (r[name] for r in rows if r["layer"] == layer for name in ("raw", "normalized")))
-        axes.set_title(layer)
+        _title(axes, layer)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     for axes in grid[len(layers) :]:
         axes.set_axis_off()
     for axes in grid[::columns]:
@@ -181,7 +182,7 @@ def operators(rows: Rows) -> Figure:
             places = [place + (index - 1) * 0.27 for place, _ in known]
             axes.bar(places, [value for _, value in known], width=0.25, color=COLOURS[index], label=label)
         axes.set_xticks(range(len(part)), [row["layer"] for row in part], rotation=45, ha="right")
-        axes.set_title(critic)
+        _title(axes, critic)
     grid[0].set_ylabel("largest singular value")
     _legend(grid[0])
     return figure
@@ -209,7 +210,7 @@ def sigmas_over_training(rows: Rows) -> Figure:
                 label=layer,
             )
         _log(axes, "y", (row["sigma"] for row in rows))
-        axes.set_title(critic)
+        _title(axes, critic)
         axes.set_xlabel("generator updates")
     grid[0].set_ylabel("largest singular value\nof the raw weight")
     _legend(grid[0])
@@ -227,7 +228,10 @@ def domains_over_training(rows: Rows) -> Figure:
     for column, family in enumerate(families):
         part = [row for row in rows if row["family"] == family]
         for line, (low, high, label) in enumerate(
-            (("omega_min", "omega_max", "Ω: values of the critic"), ("slope_min", "slope_max", "slopes of the loss on Ω"))
+            (
+                ("omega_min", "omega_max", "Ω: values of the critic"),
+                ("slope_min", "slope_max", "slopes of the loss on Ω"),
+            )
         ):
             axes = grid[line * len(families) + column]
             for index, setting in enumerate(_distinct(part, "setting")):
@@ -240,7 +244,7 @@ def domains_over_training(rows: Rows) -> Figure:
                 axes.plot(steps, highs, color=colour, linewidth=1, label=setting)
             if line == 0:
                 _symlog(axes, (row[name] for row in part for name in (low, high)))
-                axes.set_title(family)
+                _title(axes, family)
                 _legend(axes)
             else:
                 axes.set_xlabel("generator updates")
@@ -279,7 +283,8 @@ def loss_slopes(rows: Rows) -> Figure:
     for index, part in enumerate(_distinct(rows, "part")):
         line = [row for row in rows if row["part"] == part]
         label = part.replace("_", ", ")
-        axes.plot([r["logit"] for r in line], [r["slope"] for r in line], color=COLOURS[index], label=label)
+        style = {"color": COLOURS[index], "linestyle": ("-", "--", ":")[index]}
+        axes.plot([r["logit"] for r in line], [r["slope"] for r in line], **style, label=label)
     axes.set_xlabel("critic's value, over Ω")
     axes.set_ylabel("derivative of the loss")
     _legend(axes)
@@ -345,7 +350,7 @@ def score_bars(rows: Rows) -> Figure:
                     axes.scatter([x], [top], color=COLOURS[index % len(COLOURS)], marker=NO_SCORE)
         axes.set_xticks(range(len(settings)), settings)
         _log(axes, "y", known)
-        axes.set_title(family)
+        _title(axes, family)
         _legend(axes)
     grid[0].set_ylabel(f"Fréchet distance\n({rows[0]['features']})")
     return figure
@@ -362,7 +367,6 @@ def _figure(rows: int, columns: int, height: float, sharey: bool = False) -> tup
         axes.tick_params(labelsize=8)
         axes.xaxis.label.set_size(9)
         axes.yaxis.label.set_size(9)
-        axes.title.set_size(9.5)
     return figure, grid
 
 
@@ -374,6 +378,10 @@ def _box(axes: Axes, stats: dict[str, float], place: float, width: float, colour
             patch.set_label(label)
     for line in (*drawn["medians"], *drawn["whiskers"], *drawn["caps"]):
         line.set(color="black", linewidth=0.9)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=9.5)
 
 
 def _legend(axes: Axes) -> None:

@@ -40,6 +40,7 @@ class GradientNorms:
 def gradient_norms(
     net: nn.Module,
     images: Tensor,
+    labels: Tensor | None = None,
     *,
     method: heads.Method | None = None,
     tau: float | None = None,
@@ -54,6 +55,7 @@ def gradient_norms(
     Args:
         net: (B, ...) floating point to one logit per sample.
         images: (N, ...) in the network's dtype, on its device; N >= 1.
+        labels: (N,) for a class-conditional critic, its second argument; None for others.
         method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for the plain critic.
         chunk: images at a time.
 
@@ -65,7 +67,7 @@ def gradient_norms(
         raise ValueError("images: got none, want at least 1")
     head = None if method is None else heads.find(method, tau=tau, eps=eps)
     with evaluation(net):
-        parts = [_chunk(net, part, head) for part in images.split(chunk)]
+        parts = [_chunk(net, *part, head) for part in _chunks(images, labels, chunk)]
     joined = (torch.cat([getattr(part, field.name) for part in parts]).cpu() for field in fields(GradientNorms))
     return GradientNorms(*joined)
 
@@ -87,28 +89,35 @@ def evaluation(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _chunk(net: nn.Module, x: Tensor, head: Head | None) -> GradientNorms:
+def _chunks(images: Tensor, labels: Tensor | None, size: int) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Images and the network's further arguments, `size` at a time."""
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        yield images[part], () if labels is None else (labels[part],)
+
+
+def _chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
     try:
         with torch.no_grad():
-            f, g = value_and_input_grad(net, x, strict=True)
+            f, g = value_and_input_grad(net, x, *args, strict=True)
             _one_logit(f, x)
             norm = heads.grad_norm(g)
             if head is None:
                 return _rows(f, norm, f, norm)
             return _rows(f, norm, heads.apply_head(head, f, g), heads.normalized_grad_norm(head, f, g))
     except UnsupportedError:
-        return _curved_chunk(net, x, head)
+        return _curved_chunk(net, x, args, head)
 
 
-def _curved_chunk(net: nn.Module, x: Tensor, head: Head | None) -> GradientNorms:
+def _curved_chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
     """By differentiation: where the critic has curvature, the norm inside f̂ depends on x as well."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        f, g = value_and_input_grad(net, x, impl="reference")
+        f, g = value_and_input_grad(net, x, *args, impl="reference")
         _one_logit(f, x)
         if head is None:
             return _rows(f, heads.grad_norm(g), f, heads.grad_norm(g))
-        f_hat = normalize_gradient(net, x, method=head, impl="reference")
+        f_hat = normalize_gradient(net, x, *args, method=head, impl="reference")
         (slope,) = torch.autograd.grad(f_hat.sum(), x)
     return _rows(f, heads.grad_norm(g), f_hat, heads.grad_norm(slope))
 

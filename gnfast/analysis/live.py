@@ -45,10 +45,10 @@ class Probe:
             of each part of the loss over Ω; `sigma/LAYER`: the largest singular value of each layer's raw weight as a
             matrix.
         """
-        real, fake = self._images(state)
-        found = {}
         options = {"method": self._method, "tau": self.config.tau, "eps": self.config.eps}
-        measured = {name: gradient_norms(state.critic, x, **options) for name, x in (("real", real), ("fake", fake))}
+        images = {"real": self._real(state), "fake": self._fake(state)}
+        measured = {name: gradient_norms(state.critic, x, y, **options) for name, (x, y) in images.items()}
+        found = {}
         for name, norms in measured.items():
             values = quantiles(norms.normalized_norm).tolist()
             found |= {f"grad_norm_{name}_{q}": v for q, v in zip(QUANTILE_NAMES, values, strict=True)}
@@ -61,14 +61,22 @@ class Probe:
                 found |= {f"slope_{name}_min": float(low), f"slope_{name}_max": float(high)}
         return found | {f"sigma/{name}": value for name, value in layer_sigmas(state.critic).items()}
 
-    def _images(self, state: State) -> tuple[Tensor, Tensor]:
-        """The same real images and the same latents at every step."""
-        random = torch.Generator().manual_seed(self.config.seed + 4)
-        images = state.batches.dataset.images
-        real = to_float(images[torch.randperm(len(images), generator=random)[: self.images]], state.device)
-        z = state.latents(self.images, random)
-        fake = sample(state.generator, z, self.config.sample_bn == "batch")
-        return real.contiguous(memory_format=state.format), fake.contiguous(memory_format=state.format)
+    def _real(self, state: State) -> tuple[Tensor, Tensor | None]:
+        """The same real images at every step, and their labels where the critic takes any."""
+        dataset = state.batches.dataset
+        chosen = torch.randperm(len(dataset.images), generator=self._random())[: self.images]
+        images = to_float(dataset.images[chosen], state.device).to(state.dtype)
+        labels = dataset.labels[chosen].to(state.device) if self.config.classes else None
+        return images.contiguous(memory_format=state.format), labels
+
+    def _fake(self, state: State) -> tuple[Tensor, Tensor | None]:
+        """Images of the generator from the same latents at every step, and their labels."""
+        z, y = state.latents(self.images, self._random())
+        images = sample(state.generator, z, y, batch_statistics=self.config.sample_bn == "batch")
+        return images.contiguous(memory_format=state.format), y
+
+    def _random(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed + 4)
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from gnfast.losses import LOSSES, domain_scaled
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import from_json
-from gnfast.train.state import build_networks, sample
+from gnfast.train.networks import build_networks
+from gnfast.train.state import sample
 
 
 def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, seed: int = 0) -> Subject:
@@ -37,7 +38,7 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     if not record.exists():
         raise RunError(f"{folder} is not a run folder: there is no {record}")
     config = from_json(json.loads(record.read_text(encoding="utf-8"))["config"])
-    if getattr(config, "classes", 0):
+    if config.classes:
         raise RunError(f"{folder}: its critic is class-conditional; analyses take critics of images alone")
     saved = checkpoint.load_newest(folder / "checkpoints")
     if saved is None:
@@ -50,10 +51,13 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     real = _real(source, count, seed, device, root=config.data_root or None, **size)
     z = torch.randn(len(real), config.z_dim, generator=torch.Generator().manual_seed(seed))
     generator.to(device)
-    batches = [sample(generator, part.to(device), config.sample_bn == "batch") for part in z.split(config.batch_g)]
+    batches = [
+        sample(generator, part.to(device), batch_statistics=config.sample_bn == "batch")
+        for part in z.split(config.batch_g)
+    ]
     method = None if config.method == "none" else config.method
-    loss = domain_scaled(LOSSES[config.loss], getattr(config, "alpha", 1.0))
-    name = f"{folder.name or folder.resolve().name}, step {saved['step']}" if "step" in saved else folder.name
+    loss = domain_scaled(LOSSES[config.loss], config.alpha)
+    name = f"{folder.name or folder.resolve().name}, step {saved['state']['step']}"
     return _checked(
         Subject(name, critic.to(device).eval(), real, torch.cat(batches), method, config.tau, config.eps, loss), source
     )
@@ -110,7 +114,9 @@ def _imported(spec: str) -> nn.Module:
     try:
         net = found()
     except TypeError as error:
-        raise ValueError(f"--net: {spec} cannot be built without arguments ({error}); name a function that can") from error
+        raise ValueError(
+            f"--net: {spec} cannot be built without arguments ({error}); name a function that can"
+        ) from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"--net: {spec} made a {type(net).__name__}, want a torch.nn.Module")
     return net
