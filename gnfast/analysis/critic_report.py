@@ -104,7 +104,7 @@ def _live_norms(history: History) -> Rows:
 def _live_sigmas(history: History, name: str) -> Rows:
     prefix = "sigma/"
     return [
-        {"critic": name, "step": row["step"], "layer": key.removeprefix(prefix), "sigma": value}
+        {"critic": name, "step": row["step"], "layer": key.removeprefix(prefix), "raw": value, "applied": value}
         for row in history
         for key, value in row.items()
         if key.startswith(prefix)

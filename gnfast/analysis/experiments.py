@@ -69,7 +69,7 @@ BASE: dict[str, Any] = {
     "n_samples": 2,
     "tensorboard": False,
 }
-"""Settings that all runs share unless they say otherwise; the scale of a reproduction adds data, resolution and width."""
+"""What all runs share unless they say otherwise; the scale of a reproduction adds data, resolution and width."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},

@@ -1,6 +1,6 @@
 """The figures: each function draws one from a tidy table, the rows that the CSV file beside it holds.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes differ too where lines are many.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; where lines are many, markers differ too.
 """
 
 from collections.abc import Iterable
@@ -189,30 +189,25 @@ def operators(rows: Rows) -> Figure:
 
 
 def sigmas_over_training(rows: Rows) -> Figure:
-    """The largest singular value of each layer's weight as a matrix, over training.
+    """The largest singular value of each layer's parameter over training, dashed that of the applied weight.
 
     Args:
-        rows: critic, step, layer, sigma.
+        rows: critic, step, layer, raw, applied.
     """
     critics, layers = _distinct(rows, "critic"), _distinct(rows, "layer")
     figure, grid = _figure(1, len(critics), 2.9, sharey=True)
     for axes, critic in zip(grid, critics, strict=True):
         for index, layer in enumerate(layers):
             line = [row for row in rows if row["critic"] == critic and row["layer"] == layer]
-            axes.plot(
-                [row["step"] for row in line],
-                [row["sigma"] for row in line],
-                color=COLOURS[index % len(COLOURS)],
-                linestyle="-" if index < len(COLOURS) else "--",
-                marker=MARKERS[index % len(MARKERS)],
-                ms=2.5,
-                linewidth=1.2,
-                label=layer,
-            )
-        _log(axes, "y", (row["sigma"] for row in rows))
+            steps, style = [row["step"] for row in line], {"color": COLOURS[index % len(COLOURS)], "linewidth": 1.2}
+            marker = {"marker": MARKERS[index % len(MARKERS)], "ms": 2.5}
+            axes.plot(steps, [row["raw"] for row in line], **style, **marker, label=layer)
+            if any(abs(row["raw"] - row["applied"]) > 1e-3 * row["raw"] for row in line):
+                axes.plot(steps, [row["applied"] for row in line], **style, linestyle="--")
+        _log(axes, "y", (row[name] for row in rows for name in ("raw", "applied")))
         _title(axes, critic)
         axes.set_xlabel("generator updates")
-    grid[0].set_ylabel("largest singular value\nof the raw weight")
+    grid[0].set_ylabel("largest singular value")
     _legend(grid[0])
     return figure
 
@@ -292,7 +287,7 @@ def loss_slopes(rows: Rows) -> Figure:
 
 
 def score_lines(rows: Rows) -> Figure:
-    """The Fréchet distance against a setting, one column per family, one line per loss; diverged runs as crosses on top.
+    """The Fréchet distance against a setting: a column per family, a line per loss; crosses on top are diverged runs.
 
     Args:
         rows: family, value, loss, distance (None for a run that diverged); `features` names the distance's features.

@@ -63,7 +63,8 @@ def write(folder: Path, heading: str, lead: str, panels: Sequence[Panel]) -> Pat
         picture = base64.b64encode((folder / f"{panel.name}.png").read_bytes()).decode()
         parts += [
             f'<h2 id="{panel.name}">{html.escape(panel.title)}</h2>',
-            f"<p>{html.escape(panel.text)}<br><small>{html.escape(panel.source)}; numbers in {panel.name}.csv</small></p>",
+            f"<p>{html.escape(panel.text)}</p>",
+            f"<p><small>{html.escape(panel.source)}; numbers in {panel.name}.csv</small></p>",
             f'<img alt="{html.escape(panel.title)}" src="data:image/png;base64,{picture}">',
         ]
     page = folder / "index.html"

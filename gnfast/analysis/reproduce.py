@@ -6,8 +6,7 @@ import functools
 import json
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,13 @@ from gnfast import metrics
 from gnfast.analysis import tables
 from gnfast.analysis.experiments import BASE, FIGURES, Record, Run
 from gnfast.analysis.figures import Rows
+from gnfast.analysis.gradient_norms import evaluation
 from gnfast.analysis.live import layer_sigmas
 from gnfast.analysis.report import write
 from gnfast.analysis.tables import Subject
 from gnfast.data import ImageDataset, to_float, to_uint8
 from gnfast.data import load as load_data
+from gnfast.data.files import atomic_write
 from gnfast.train.config import Config, as_json
 from gnfast.train.logs import write_text
 from gnfast.train.networks import resolve_device
@@ -31,6 +32,7 @@ from gnfast.train.state import NonFiniteLossError, State, sample
 
 POINTS = 6
 IMAGES = 256
+JACOBIANS = 8
 EXTRACTOR = "classifier"
 
 
@@ -61,7 +63,7 @@ def reproduce(
     out: Path,
     *,
     jobs: int = 0,
-    echo: Callable[[str], None] = functools.partial(print, file=sys.stderr),
+    echo: Callable[[str], None] = print,
 ) -> Path:
     """Draws figures, after training the runs that they need and that `out` does not hold yet.
 
@@ -84,22 +86,22 @@ def reproduce(
     resolve_device(scale.device)
     if not (scale.steps_factor > 0 and scale.width > 0):
         raise ValueError("--steps-factor, --width: want positive numbers")
-    dataset = _prepare(scale, out)
+    dataset, images = _prepare(scale, out)
     runs = {run.name: run for spec in chosen.values() for run in spec.runs}
     missing = [run for run in runs.values() if _saved(run, scale, dataset, out) is None]
     if any("score" in run.measures for run in missing):
         # Trained once here, found ready by every process.
         _extractor(dataset, out, scale)
-    for index, run in enumerate(_each(missing, scale, out, jobs), 1):
+    for index, run in enumerate(_each(missing, scale, out, images, jobs), 1):
         echo(f"{index}/{len(missing)} {run}")
     records = {name: _saved(run, scale, dataset, out) for name, run in runs.items()}
     panels = [
         panel for spec in chosen.values() for panel in spec.panels([(run, records[run.name]) for run in spec.runs])
     ]
     lead = (
-        f"Trained on {dataset}: {len(runs)} runs of small networks (width {scale.width:g}), steps × {scale.steps_factor:g}."
-        " Each figure shows what a paper shows at full size; scores of runs this short compare methods under one budget "
-        "and say nothing about the best that a method reaches."
+        f"Trained on {dataset}: {len(runs)} runs of small networks (width {scale.width:g}), steps × "
+        f"{scale.steps_factor:g}. Each figure shows what a paper shows at full size; scores of runs this short compare "
+        "methods under one budget and say nothing about the best that a method reaches."
     )
     return write(out, "What normalisation does to a critic", lead, panels)
 
@@ -149,9 +151,11 @@ def _over_training(run: Run, state: State, rows: dict[str, Rows]) -> None:
     """Measurements at one step of training; a critic that is no longer finite raises ValueError."""
     keys = {"step": state.step}
     if "sigmas" in run.measures:
-        found = layer_sigmas(state.critic)
+        with evaluation(state.critic):
+            raw, applied = layer_sigmas(state.critic), layer_sigmas(state.critic, lambda layer: layer.weight)
         rows.setdefault("sigmas", []).extend(
-            {"critic": run.label, **keys, "layer": layer, "sigma": sigma} for layer, sigma in found.items()
+            {"critic": run.label, **keys, "layer": layer, "raw": sigma, "applied": applied[layer]}
+            for layer, sigma in raw.items()
         )
     if "domain" in run.measures:
         row = tables.domain_row(_subject(run, state))
@@ -161,7 +165,9 @@ def _over_training(run: Run, state: State, rows: dict[str, Rows]) -> None:
         )
     if "lipschitz" in run.measures:
         subject, depth = _subject(run, state), run.keys["depth"]
-        rows.setdefault("layers", []).extend(tables.layer_lipschitz_rows(subject, step=state.step, depth=depth))
+        rows.setdefault("layers", []).extend(
+            tables.layer_lipschitz_rows(subject, count=JACOBIANS, step=state.step, depth=depth)
+        )
         rows.setdefault("model", []).extend(tables.model_lipschitz_rows(subject, step=state.step, depth=depth))
 
 
@@ -185,9 +191,9 @@ def _distance(state: State, dataset: ImageDataset, extractor: metrics.FeatureExt
     return found if np.isfinite(found) else None
 
 
-def _each(runs: list[Run], scale: Scale, out: Path, jobs: int):
+def _each(runs: list[Run], scale: Scale, out: Path, images: Path, jobs: int) -> Iterator[str]:
     """Trains runs and yields a line about each as it is done."""
-    work = functools.partial(_train_and_save, scale=scale, out=out)
+    work = functools.partial(_train_and_save, scale=scale, out=out, images=images)
     count = min(jobs or os.cpu_count() or 1, max(1, len(runs)))
     if count == 1:
         yield from map(work, runs)
@@ -204,9 +210,9 @@ def _each(runs: list[Run], scale: Scale, out: Path, jobs: int):
                 future.cancel()
 
 
-def _train_and_save(run: Run, scale: Scale, out: Path) -> str:
+def _train_and_save(run: Run, scale: Scale, out: Path, images: Path) -> str:
     torch.set_num_threads(1)
-    dataset = _dataset(out)
+    dataset = _dataset(images)
     extractor = _extractor(dataset, out, scale) if "score" in run.measures else None
     config = config_of(run, scale, dataset.images.shape[1])
     record = train(run, config, dataset, extractor)
@@ -238,27 +244,24 @@ def _path(run: Run, out: Path) -> Path:
     return out / "records" / f"{run.name}.json"
 
 
-def _prepare(scale: Scale, out: Path) -> ImageDataset:
+def _prepare(scale: Scale, out: Path) -> tuple[ImageDataset, Path]:
     """The images that all runs use, also in a file that every process reads fast."""
     loaded = load_data(scale.data, resolution=scale.resolution, progress=False)
     if loaded.labels is None:
         raise ValueError(f"--data: {scale.data} has no class folders, which the score's features are trained on")
     order = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[: scale.images or None]
     dataset = ImageDataset(loaded.name, loaded.images[order], loaded.labels[order], loaded.classes)
-    out.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        out / "images.npz",
-        name=np.array(dataset.name),
-        images=dataset.images.numpy(),
-        labels=dataset.labels.numpy(),
-        classes=np.array(dataset.classes),
-    )
-    return dataset
+    path = out / f"images-{dataset.fingerprint[:12]}.npz"
+    if not path.exists():
+        content = {"images": dataset.images.numpy(), "labels": dataset.labels.numpy()}
+        with atomic_write(path) as part, part.open("wb") as file:
+            np.savez(file, name=np.array(dataset.name), classes=np.array(dataset.classes), **content)
+    return dataset, path
 
 
 @functools.lru_cache(1)
-def _dataset(out: Path) -> ImageDataset:
-    with np.load(out / "images.npz") as file:
+def _dataset(path: Path) -> ImageDataset:
+    with np.load(path) as file:
         images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
         return ImageDataset(str(file["name"]), images, labels, tuple(map(str, file["classes"])))
 

@@ -92,8 +92,9 @@ def layer_lipschitz_rows(subject: Subject, *, count: int = 32, step: int = 0, de
     fake = None if subject.fake is None else subject.fake[:count]
     images = torch.cat(list(distributions(subject.real[:count], fake).values()))
     found = prefix_lipschitz(subject.critic, images)
+    key = {"critic": subject.name, "depth": depth, "step": step}
     return [
-        {"critic": subject.name, "depth": depth, "step": step, "index": index, "layer": layer, "constant": constant}
+        {**key, "index": index, "layer": layer, "constant": constant, "images": len(images)}
         for index, (layer, constant) in enumerate(found.items(), 1)
     ]
 
@@ -118,7 +119,7 @@ def spectrum_rows(subject: Subject) -> tuple[Rows, Rows]:
 
 
 def domain_row(subject: Subject) -> dict[str, float]:
-    """Ω of a subject with a loss and generated images, and the slopes of the generator's and the critic's loss on it."""
+    """Ω of a subject with a loss and generated images, and the slopes of each part of the loss on it."""
     domain = loss_domain(subject.loss, *_logits(subject))
     row = {"omega_min": float(domain.omega[0]), "omega_max": float(domain.omega[1])}
     for name, (low, high) in domain.slopes.items():

@@ -28,8 +28,8 @@ class CriticOptions:
     """Draw analyses of one critic."""
 
     what: str = ""
-    """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between; all
-    that apply if empty."""
+    """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between;
+    all that apply if empty."""
     net: str = ""
     """In place of a run: module:name of a critic, or of what builds one without arguments."""
     weights: str = ""
