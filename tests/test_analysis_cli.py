@@ -255,7 +255,7 @@ def few(monkeypatch):
     for name, spec in FIGURES.items():
         runs = {(run.measures, run.keys.get("family"), run.keys.get("depth")): run for run in reversed(spec.runs)}
         monkeypatch.setitem(FIGURES, name, dataclasses.replace(spec, runs=list(runs.values())[::-1]))
-    for name, value in {"IMAGES": 8, "JACOBIANS": 2, "POINTS": 2}.items():
+    for name, value in {"IMAGES": 8, "JACOBIANS": 2, "POINTS": 2, "FAKES": 16}.items():
         monkeypatch.setattr(reproduce, name, value)
 
 
@@ -279,7 +279,7 @@ def test_a_run_that_diverges_is_recorded_as_such(tmp_path):
     dataset = load("digits", resolution=8, channels=1, progress=False)
     run = Run("wild", "wild", {"lr_d": 1e30, "lr_g": 1e30, "loss": "wasserstein"}, ("domain", "sigmas"))
     config = reproduce.config_of(run, dataclasses.replace(TINY_SCALE, steps_factor=0.05), 1)
-    record = reproduce.train(run, config, dataset, None)
+    record = reproduce.train(run, config, dataset)
     assert record.diverged is not None
     assert record.distance is None
 

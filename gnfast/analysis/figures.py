@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 Rows = list[dict[str, Any]]
 
@@ -27,7 +27,13 @@ def gradient_norm_boxes(rows: Rows) -> Figure:
     critics, kinds = _distinct(rows, "critic"), _distinct(rows, "images")
     figure, (axes,) = _figure(1, 1, 3.6)
     step = 0.8 / len(kinds)
+    shown = _near_the_largest(rows)
     for row in rows:
+        if row not in shown:
+            note = f"below:\n{row['median']:.1e}" if row["images"] == kinds[0] else ""
+            place = critics.index(row["critic"])
+            axes.text(place, 0.02, note, transform=axes.get_xaxis_transform(), ha="center", fontsize=7.5)
+            continue
         index = kinds.index(row["images"])
         place = critics.index(row["critic"]) + (index - (len(kinds) - 1) / 2) * step
         stats = {"whislo": row["min"], "q1": row["q25"], "med": row["median"], "q3": row["q75"], "whishi": row["max"]}
@@ -36,7 +42,7 @@ def gradient_norm_boxes(rows: Rows) -> Figure:
             left = critics.index(row["critic"])
             axes.hlines(row["bound"], left - 0.45, left + 0.45, color="black", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(critics)), critics)
-    _log(axes, "y", (value for row in rows for value in (row["min"], row["max"])))
+    _log(axes, "y", (value for row in shown for value in (row["min"], row["max"])))
     axes.set_ylabel("gradient norm of the critic")
     _title(axes, "Gradient norms at images: least, quartiles, largest (dotted: the method's bound)")
     _legend(axes)
@@ -50,14 +56,17 @@ def finite_difference_lines(rows: Rows) -> Figure:
         rows: critic, distance, q25, median, q75, max.
     """
     figure, (axes,) = _figure(1, 1, 3.8)
+    shown = _near_the_largest(rows)
     for index, critic in enumerate(_distinct(rows, "critic")):
         part = [row for row in rows if row["critic"] == critic]
         places, colour = [row["distance"] for row in part], COLOURS[index % len(COLOURS)]
-        axes.plot(places, [row["median"] for row in part], color=colour, marker=MARKERS[index], ms=3, label=critic)
+        label = critic if any(row in shown for row in part) else f"{critic} (below)"
+        axes.plot(places, [row["median"] for row in part], color=colour, marker=MARKERS[index], ms=3, label=label)
         axes.fill_between(places, [r["q25"] for r in part], [r["q75"] for r in part], color=colour, alpha=0.2, lw=0)
         axes.plot(places, [row["max"] for row in part], color=colour, linestyle="--", linewidth=0.8)
     axes.set_xscale("log")
-    _log(axes, "y", (row[name] for row in rows for name in ("q25", "max")))
+    _log(axes, "y", (row[name] for row in shown for name in ("q25", "max")))
+    axes.set_ylim(bottom=min(row["q25"] for row in shown) / 1.5 or None)
     axes.set_xlabel("distance δ along the gradient (pixel values in [-1, 1])")
     axes.set_ylabel("|h(x + δv) - h(x)| / δ")
     _title(axes, "Difference quotients: median, quartiles (band), largest (dashed)")
@@ -136,7 +145,9 @@ def spectra(rows: Rows) -> Figure:
     Args:
         rows: critic, layer, index (from 0), raw, normalized.
     """
-    critics, layers = _distinct(rows, "critic"), _distinct(rows, "layer")
+    critics = _distinct(rows, "critic")
+    # A layer with a single output has one singular value, which is no spectrum; `operators` shows it.
+    layers = _distinct([row for row in rows if row["index"]], "layer") or _distinct(rows, "layer")
     columns = min(4, len(layers))
     lines = -(-len(layers) // columns)
     figure, grid = _figure(lines, columns, 2.3 * lines)
@@ -158,7 +169,7 @@ def spectra(rows: Rows) -> Figure:
         axes.set_ylabel("singular value")
     for axes in grid[max(0, len(layers) - columns) : len(layers)]:
         axes.set_xlabel("index")
-    _legend(grid[0])
+    _legend_below(figure, grid[0])
     return figure
 
 
@@ -184,7 +195,7 @@ def operators(rows: Rows) -> Figure:
         axes.set_xticks(range(len(part)), [row["layer"] for row in part], rotation=45, ha="right")
         _title(axes, critic)
     grid[0].set_ylabel("largest singular value")
-    _legend(grid[0])
+    _legend_below(figure, grid[0])
     return figure
 
 
@@ -208,7 +219,7 @@ def sigmas_over_training(rows: Rows) -> Figure:
         _title(axes, critic)
         axes.set_xlabel("generator updates")
     grid[0].set_ylabel("largest singular value")
-    _legend(grid[0])
+    _legend_below(figure, grid[0])
     return figure
 
 
@@ -309,12 +320,12 @@ def score_lines(rows: Rows) -> Figure:
         _log(axes, "y", known)
         axes.set_xlabel(family)
     grid[0].set_ylabel(f"Fréchet distance\n({rows[0]['features']})")
-    _legend(grid[0])
+    _legend_below(figure, grid[0])
     return figure
 
 
 def score_bars(rows: Rows) -> Figure:
-    """The Fréchet distance by setting and method: means as bars, single runs as dots, diverged runs as crosses on top.
+    """The Fréchet distance by setting and critic: means as bars, single runs as dots, diverged runs as crosses on top.
 
     Args:
         rows: family, setting, critic, seed, distance (None for a run that diverged); `features`.
@@ -343,7 +354,7 @@ def score_bars(rows: Rows) -> Figure:
                     axes.scatter([x] * len(good), good, color="black", s=7, zorder=3)
                 if len(good) < len(values):
                     axes.scatter([x], [top], color=COLOURS[index % len(COLOURS)], marker=NO_SCORE)
-        axes.set_xticks(range(len(settings)), settings)
+        axes.set_xticks(range(len(settings)), settings, rotation=20 if max(map(len, settings)) > 6 else 0)
         _log(axes, "y", known)
         _title(axes, family)
         _legend(axes)
@@ -384,6 +395,19 @@ def _legend(axes: Axes) -> None:
         axes.legend(frameon=False, fontsize=7.5)
 
 
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend for all axes, under them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=7.5)
+
+
+def _near_the_largest(rows: Rows) -> Rows:
+    """Rows of critics whose medians come within 1/1000 of the largest: an axis for all would show none well."""
+    largest = max(row["median"] for row in rows)
+    best = {critic: max(r["median"] for r in rows if r["critic"] == critic) for critic in _distinct(rows, "critic")}
+    return [row for row in rows if best[row["critic"]] >= largest / 1000]
+
+
 def _log(axes: Axes, which: str, values: Iterable[float]) -> None:
     """A logarithmic axis where all values are positive and span more than a factor of 5."""
     finite = [value for value in values if value is not None]
@@ -392,6 +416,7 @@ def _log(axes: Axes, which: str, values: Iterable[float]) -> None:
         if max(finite) < 100 * min(finite):
             # A decade or two has too few powers of ten to read values from.
             axis = getattr(axes, f"{which}axis")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(ScalarFormatter())
             axis.set_minor_formatter(NullFormatter())
 

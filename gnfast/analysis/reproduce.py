@@ -33,6 +33,7 @@ from gnfast.train.state import NonFiniteLossError, State, sample
 POINTS = 6
 IMAGES = 256
 JACOBIANS = 8
+FAKES = 2048
 EXTRACTOR = "classifier"
 
 
@@ -114,7 +115,13 @@ def config_of(run: Run, scale: Scale, channels: int) -> Config:
     return Config(data=scale.data, threads=1, **own, **settings)
 
 
-def train(run: Run, config: Config, dataset: ImageDataset, extractor: metrics.FeatureExtractor | None) -> Record:
+def train(
+    run: Run,
+    config: Config,
+    dataset: ImageDataset,
+    extractor: metrics.FeatureExtractor | None = None,
+    statistics: Path | None = None,
+) -> Record:
     """One run with its measurements.
 
     Args:
@@ -122,6 +129,7 @@ def train(run: Run, config: Config, dataset: ImageDataset, extractor: metrics.Fe
         config: its settings.
         dataset: the real images.
         extractor: for the score; needed if the run measures it.
+        statistics: folder for the real images' features, as `gnfast.metrics.evaluate` keeps them.
     """
     state = State(config, dataset, resolve_device(config.device))
     due = {round(config.steps * index / POINTS) for index in range(POINTS + 1)}
@@ -143,7 +151,7 @@ def train(run: Run, config: Config, dataset: ImageDataset, extractor: metrics.Fe
         values, norms = tables.spectrum_rows(subject)
         rows |= {"spectra": values, "operators": norms, "gradients": tables.gradient_rows(subject)}
         rows["differences"] = tables.finite_difference_rows(subject)
-    distance = _distance(state, dataset, extractor) if "score" in run.measures else None
+    distance = _distance(state, extractor, statistics) if "score" in run.measures else None
     return Record(rows, distance, features, None)
 
 
@@ -181,13 +189,12 @@ def _subject(run: Run, state: State) -> Subject:
     return Subject(run.label, state.critic, real, fake, method, config.tau, config.eps, state.loss)
 
 
-def _distance(state: State, dataset: ImageDataset, extractor: metrics.FeatureExtractor) -> float | None:
+def _distance(state: State, extractor: metrics.FeatureExtractor, statistics: Path | None) -> float | None:
+    dataset = state.batches.dataset
     noise = torch.Generator().manual_seed(state.config.seed + 3)
     draw = lambda count: to_uint8(state.sample_batch(state.generator, noise)[:count])  # noqa: E731
-    count = min(len(dataset), 2048)
-    found = metrics.evaluate(
-        draw, dataset, extractor, n_fake=count, batch_size=state.config.batch_g, progress=False
-    ).value
+    options = {"n_fake": min(len(dataset), FAKES), "batch_size": state.config.batch_g, "cache_dir": statistics}
+    found = metrics.evaluate(draw, dataset, extractor, progress=False, **options).value
     return found if np.isfinite(found) else None
 
 
@@ -215,7 +222,7 @@ def _train_and_save(run: Run, scale: Scale, out: Path, images: Path) -> str:
     dataset = _dataset(images)
     extractor = _extractor(dataset, out, scale) if "score" in run.measures else None
     config = config_of(run, scale, dataset.images.shape[1])
-    record = train(run, config, dataset, extractor)
+    record = train(run, config, dataset, extractor, out / "statistics")
     content = {"settings": _key(run, scale, dataset), **dataclasses.asdict(record)}
     (out / "records").mkdir(exist_ok=True)
     write_text(_path(run, out), json.dumps(content) + "\n")

@@ -15,7 +15,10 @@ from gnfast.cli.common import UsageError, unknown
 COMMANDS = {
     "train": ("PRESET", "train a generator; repeat the command to continue a run that stopped"),
     "sample": ("RUN", "draw images from a run's generator"),
-    "analyze": ("RUN", "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures"),
+    "analyze": (
+        "RUN",
+        "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",
+    ),
     "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }
