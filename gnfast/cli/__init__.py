@@ -19,6 +19,10 @@ COMMANDS = {
     "report": ("RUN…", "a page about a run, or one that compares several"),
     "data": ("COMMAND", "data sets: list, prepare, verify, look into"),
     "sweep": ("FILE", "train a grid of runs, several at once, and tabulate their scores"),
+    "analyze": (
+        "RUN",
+        "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",
+    ),
     "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }

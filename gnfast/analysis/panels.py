@@ -1,0 +1,179 @@
+"""Each figure with its two sentences and its source, from its rows."""
+
+from gnfast.analysis import figures
+from gnfast.analysis.figures import Rows
+from gnfast.analysis.report import Panel
+
+GRAN = "GraN-GAN (Bhaskara et al., WACV 2022)"
+GNGAN = "GN-GAN (Wu et al., ICCV 2021)"
+SNGAN = "SN-GAN (Miyato et al., ICLR 2018)"
+LIPSCHITZ = "Qin et al. (ECCV 2020)"
+
+
+def gradient_norms(rows: Rows) -> Panel:
+    return Panel(
+        "gradient-norms",
+        "Gradient norms of critics",
+        f"The norm of each critic's input gradient at {rows[0]['count']} real and as many generated images, after "
+        "its own normalisation: least value, quartiles and largest value. A gradient-normalised critic stays below "
+        "its dotted bound at every single image; a penalty or a normalised weight only moves the distribution.",
+        f"{GRAN}, fig. 3",
+        figures.gradient_norm_boxes(rows),
+        rows,
+    )
+
+
+def finite_differences(rows: Rows) -> Panel:
+    return Panel(
+        "finite-differences",
+        "From the slope to the change over a distance",
+        "How much a critic h changes when an image moves by δ along its gradient, divided by δ: at small δ this is "
+        "the gradient norm. Where the curves bend, the image has left the linear piece that the gradient describes; "
+        "where the largest exceeds the bound on the gradient, a normalised critic jumped between two pieces.",
+        f"{GRAN}, fig. 4",
+        figures.finite_difference_lines(rows),
+        rows,
+    )
+
+
+def lipschitz_layers(rows: Rows) -> Panel:
+    return Panel(
+        "lipschitz-layers",
+        "Lipschitz constant by depth",
+        "The largest Jacobian norm of the first k layers over sampled real, generated, mixed and noise images, "
+        "without the critic's gradient normalisation. Layers of constant 1 cannot raise it (Theorem 5), so that a "
+        "deep critic under spectral normalisation ends up with less than it may have; what a convolution can add is "
+        "its norm as an operator.",
+        f"{GNGAN}, fig. 3 and Theorem 5",
+        figures.lipschitz_by_layer(rows),
+        rows,
+    )
+
+
+def lipschitz_training(rows: Rows) -> Panel:
+    return Panel(
+        "lipschitz-training",
+        "Lipschitz constant of whole critics over training",
+        f"The largest gradient norm of the critic that the loss sees, over {rows[0]['images']} images of each kind "
+        "(real, generated, mixed, noise): a lower bound of its Lipschitz constant. Gradient normalisation uses the "
+        "1 that it is allowed at every depth, spectral normalisation less of it the deeper the critic.",
+        f"{GNGAN}, fig. 3",
+        figures.lipschitz_over_training(rows),
+        rows,
+    )
+
+
+def spectra(rows: Rows) -> Panel:
+    return Panel(
+        "spectra",
+        "Singular values of the layers",
+        "All singular values of each layer's weight as a matrix with a row per output channel: of the weight that "
+        "is applied (solid) and of the parameter behind it where they differ (dashed). A spectrum that falls "
+        "steeply means that the layer passes on few directions.",
+        f"{SNGAN}, figs. 3 and 9",
+        figures.spectra(rows),
+        rows,
+    )
+
+
+def operators(rows: Rows) -> Panel:
+    return Panel(
+        "operators",
+        "A convolution is not its matrix",
+        "The largest singular value of each layer's applied weight as a matrix, which is what spectral "
+        "normalisation sets, beside that of the convolution on a map that wraps around and of the layer as it acts "
+        "on its input. The operator applies the matrix to overlapping windows and is larger, by the kernel's side "
+        "at most at stride 1.",
+        "Sedghi, Gupta and Long (ICLR 2019)",
+        figures.operators(rows),
+        rows,
+    )
+
+
+def sigmas(rows: Rows) -> Panel:
+    return Panel(
+        "sigmas",
+        "Largest singular values over training",
+        "The largest singular value of each layer's raw weight as a matrix at steps of training. Under gradient and "
+        "spectral normalisation nothing bounds it, since the critic is divided by what it amounts to; clipped "
+        "weights are bounded from outside.",
+        f"{SNGAN}, fig. 9",
+        figures.sigmas_over_training(rows),
+        rows,
+    )
+
+
+def loss_slopes(rows: Rows) -> Panel:
+    return Panel(
+        "loss-slopes",
+        "The loss where the critic uses it",
+        "The derivatives of the three parts of the loss over Ω, the range of the critic's values on real and "
+        "generated images. The flatter they are, the more the loss acts as a linear one.",
+        f"{LIPSCHITZ}, fig. 4",
+        figures.loss_slopes(rows),
+        rows,
+    )
+
+
+def loss_domains(rows: Rows) -> Panel:
+    return Panel(
+        "loss-domains",
+        "Domain and slopes of the loss over training",
+        "Ω, the range of the critic's values on real and generated images, and below it the interval of the "
+        "generator loss's derivative on Ω, over training. A small Lipschitz constant, or a small α, keeps Ω where "
+        "any loss is almost linear.",
+        f"{LIPSCHITZ}, fig. 4",
+        figures.domains_over_training(rows),
+        rows,
+    )
+
+
+def gradient_norm_training(rows: Rows) -> Panel:
+    return Panel(
+        "gradient-norm-training",
+        "Gradient norms over training",
+        "Median (line), quartiles (band) and largest value (dashed) of the critic's gradient norm at the same real "
+        "images and the same latents throughout. It is what reaches the generator through the critic.",
+        f"{GRAN}, fig. 3, over time",
+        figures.gradient_norms_over_training(rows),
+        rows,
+    )
+
+
+def domain_sweep(rows: Rows) -> Panel:
+    return Panel(
+        "domain-sweep",
+        "Score against the size of the domain",
+        "The generator's Fréchet distance (lower is better) against the norm k that each layer is normalised to, "
+        "and against the factor α by which a loss's domain is scaled, per loss; crosses are runs that diverged. If "
+        "losses only work where they are almost linear, all curves are alike for small k and α and part for large "
+        "ones.",
+        f"{LIPSCHITZ}, tables 2-5",
+        figures.score_lines(rows),
+        rows,
+    )
+
+
+def ablations(rows: Rows) -> Panel:
+    return Panel(
+        "ablations",
+        "Activations and ζ",
+        "The generator's Fréchet distance (lower is better) for gradient-normalised critics with other activations "
+        "and with ζ in f / (‖∇f‖ + ζ), one dot per seed. The theorems need a piecewise linear critic; Softplus with "
+        "a large β is almost one.",
+        f"{GNGAN}, figs. 4 and 5",
+        figures.score_bars(rows),
+        rows,
+    )
+
+
+def robustness(rows: Rows) -> Panel:
+    return Panel(
+        "robustness",
+        "Robustness to optimiser settings",
+        "The generator's Fréchet distance (lower is better) under the papers' settings of learning rate, Adam's "
+        "decay rates and critic updates; crosses are runs that diverged. A robust method has bars of even height.",
+        f"{SNGAN}, figs. 1 and 2; {GRAN}, fig. 2",
+        figures.score_bars(rows),
+        rows,
+    )

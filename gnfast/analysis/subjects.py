@@ -1,0 +1,161 @@
+"""Critics to analyse: of a training run, or any module that can be imported."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnfast import reference
+from gnfast.analysis.tables import Subject
+from gnfast.data import load as load_data
+from gnfast.data import to_float
+from gnfast.losses import LOSSES, domain_scaled
+from gnfast.train import checkpoint
+from gnfast.train.checkpoint import RunError
+from gnfast.train.config import from_json
+from gnfast.train.networks import build_networks
+from gnfast.train.state import sample
+
+
+def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, seed: int = 0) -> Subject:
+    """The critic of a run's newest checkpoint, with real images of its data set and images of its generator.
+
+    Args:
+        folder: the run folder.
+        data: another source of the images than the run's config names, of the same size.
+        count: images of each kind, at least 2; fewer if the data set has fewer.
+        device: where to measure.
+        seed: of the choice of images and of the latents.
+
+    Raises:
+        RunError: no run folder, no readable checkpoint, or a class-conditional critic.
+        ValueError: the data do not fit the critic.
+    """
+    record = folder / "config.json"
+    if not record.exists():
+        raise RunError(f"{folder} is not a run folder: there is no {record}")
+    config = from_json(json.loads(record.read_text(encoding="utf-8"))["config"])
+    if config.classes:
+        raise RunError(f"{folder}: its critic is class-conditional; analyses take critics of images alone")
+    saved = checkpoint.load_newest(folder / "checkpoints")
+    if saved is None:
+        raise RunError(f"{folder}: no checkpoint yet, looked for {folder / 'checkpoints'}/step-*.pt")
+    generator, critic = build_networks(config)
+    generator.load_state_dict(saved["state"]["generator"])
+    critic.load_state_dict(saved["state"]["critic"])
+    source = data or config.data
+    size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
+    real = _real(source, count, seed, device, root=config.data_root or None, **size)
+    z = torch.randn(len(real), config.z_dim, generator=torch.Generator().manual_seed(seed))
+    generator.to(device)
+    batches = [
+        sample(generator, part.to(device), batch_statistics=config.sample_bn == "batch")
+        for part in z.split(config.batch_g)
+    ]
+    method = None if config.method == "none" else config.method
+    loss = domain_scaled(LOSSES[config.loss], config.alpha)
+    name = f"{folder.name or folder.resolve().name}, step {saved['state']['step']}"
+    return _checked(
+        Subject(name, critic.to(device).eval(), real, torch.cat(batches), method, config.tau, config.eps, loss), source
+    )
+
+
+def of_module(
+    spec: str,
+    *,
+    data: str,
+    fakes: str = "",
+    weights: str = "",
+    method: str | None = None,
+    tau: float | None = None,
+    eps: float | None = None,
+    count: int,
+    device: torch.device,
+    seed: int = 0,
+) -> Subject:
+    """An imported critic at images of a data set.
+
+    Args:
+        spec: "module:name" of a module, or of a class or function that makes one without arguments.
+        data: source of the real images, as `gnfast.data.load` takes it.
+        fakes: source of generated images, likewise; none if empty.
+        weights: file with its state dict (.pt or .safetensors); as built if empty.
+        method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for none.
+        count, device, seed: as for `of_run`.
+
+    Raises:
+        ValueError: it cannot be imported, is no critic, is not differentiable, or the data do not fit it.
+    """
+    net = _imported(spec)
+    if weights:
+        net.load_state_dict(_state(Path(weights)))
+    real = _real(data, count, seed, device)
+    fake = None
+    if fakes:
+        fake = _real(fakes, len(real), seed, device, resolution=real.shape[-1], channels=real.shape[1])
+        if len(fake) < len(real):
+            real = real[: len(fake)]
+    return _checked(Subject(spec, net.to(device).eval(), real, fake, method, tau, eps), data)
+
+
+def _imported(spec: str) -> nn.Module:
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise ValueError(f"--net: got {spec!r}, want module:Class")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--net: {spec} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if isinstance(found, nn.Module):
+        return found
+    try:
+        net = found()
+    except TypeError as error:
+        raise ValueError(
+            f"--net: {spec} cannot be built without arguments ({error}); name a function that can"
+        ) from error
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"--net: {spec} made a {type(net).__name__}, want a torch.nn.Module")
+    return net
+
+
+def _state(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _real(source: str, count: int, seed: int, device: torch.device, **options: Any) -> Tensor:
+    if count < 2:
+        raise ValueError(f"--n: got {count}, want at least 2 images")
+    images = load_data(source, progress=False, **options).images
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+    return to_float(images[chosen], device)
+
+
+def _checked(subject: Subject, source: str) -> Subject:
+    """The subject, once a forward and an input gradient of two images have worked."""
+    x = subject.real[:2]
+    what = f"{subject.name}: {type(subject.critic).__name__}"
+    try:
+        with torch.no_grad():
+            f = subject.critic(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--data: images of {source}, {tuple(x.shape[1:])}, do not fit the critic ({what}): {reason}"
+        ) from error
+    if not isinstance(f, Tensor) or f.numel() != len(x):
+        got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
+        raise ValueError(f"{what} gives {got} for {len(x)} images, want one logit each")
+    try:
+        reference.value_and_input_grad(subject.critic, x)
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{what} is not differentiable with respect to its input: {reason}") from error
+    return subject

@@ -1,0 +1,159 @@
+"""`gnfast analyze`: what normalisation does to a critic, measured and drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gnfast.cli.common import UsageError, parse, user_errors
+
+USAGE = """\
+usage: gnfast analyze RUN [--what NAMES] [--option value …]
+       gnfast analyze --net MODULE:CLASS --data SOURCE [--option value …]
+       gnfast analyze --reproduce [FIGURES] [--option value …]
+"""
+EXAMPLES = """
+Writes figures (PNG), their numbers (CSV) and index.html, which explains each and names its source.
+
+Examples:
+  gnfast analyze runs/digits
+  gnfast analyze runs/digits --what gradients,singular-values --n 5000
+  gnfast analyze --net my.networks:Critic --weights critic.pt --data cifar10 --method gn
+  gnfast analyze --reproduce                                   the papers' figures at reduced size, minutes on a CPU
+  gnfast analyze --reproduce loss-domains,robustness --data cifar10 --steps-factor 10
+"""
+
+
+@dataclass(frozen=True)
+class CriticOptions:
+    """Draw analyses of one critic."""
+
+    what: str = ""
+    """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between;
+    all that apply if empty."""
+    net: str = ""
+    """In place of a run: module:name of a critic, or of what builds one without arguments."""
+    weights: str = ""
+    """With --net: a file with its state dict (.pt or .safetensors); as built if empty."""
+    data: str = ""
+    """Where real images come from, as for `train`; a run's own if empty."""
+    fakes: str = ""
+    """With --net: where generated images come from, likewise; none if empty."""
+    method: Literal["none", "gn", "gn0", "gn1", "gran", "pgn", "pgn-table"] = "none"
+    """With --net: its normaliser. A run's is in its settings."""
+    tau: float | None = None
+    """With --net: GraN's τ."""
+    eps: float | None = None
+    """With --net: GraN's ε."""
+    n: int = 1024
+    """How many images of each kind."""
+    out: str = ""
+    """Where to: a folder. RUN/analysis, or analysis, if empty."""
+    seed: int = 0
+    """Seed of the choice of images and of the latents."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Draw the papers' figures from small training runs."""
+
+    data: str = "digits"
+    """Where the real images come from, as for `train`."""
+    resolution: int = 16
+    """Side of the images in pixels, a multiple of 4."""
+    images: int = 5000
+    """How many images of the data set to use, the first of a random order; 0 for all."""
+    steps_factor: float = 1.0
+    """Factor on the number of steps of every run."""
+    width: float = 0.25
+    """Factor on the channels of the networks."""
+    jobs: int = 0
+    """Runs at a time, each on one thread; as many as there are CPUs if 0."""
+    out: str = "analysis"
+    """Where to: a folder. Finished runs in it are not repeated."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, …; small networks gain nothing from a GPU."""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast analyze RUN | --net … | --reproduce …`."""
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE + EXAMPLES if words else USAGE, end="")
+        if words:
+            print("\n`gnfast analyze RUN --help` and `gnfast analyze --reproduce --help` list the options.")
+        return 0 if words else 2
+    if words[0] == "--reproduce":
+        return _reproduce(words[1:])
+    folder = None if words[0].startswith("-") else words[0]
+    options = parse(
+        CriticOptions,
+        words[1:] if folder else words,
+        prog="gnfast analyze RUN" if folder else "gnfast analyze",
+        description="Draw analyses of a run's critic, or of any other.\n" + EXAMPLES,
+    )
+    with user_errors():
+        return _critic(folder, options)
+
+
+def _critic(folder: str | None, options: CriticOptions) -> int:
+    from gnfast.analysis import subjects
+    from gnfast.analysis.critic_report import analyze
+    from gnfast.train.logs import read_metrics
+    from gnfast.train.networks import resolve_device
+
+    if (folder is None) == (not options.net):
+        raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())
+    common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
+    if folder is not None:
+        subject = subjects.of_run(Path(folder), data=options.data, **common)
+        history, out = read_metrics(Path(folder)), options.out or Path(folder, "analysis")
+    else:
+        if not options.data:
+            raise UsageError("analyze: --net needs --data, where the real images come from")
+        method = None if options.method == "none" else options.method
+        own = {"method": method, "tau": options.tau, "eps": options.eps}
+        subject = subjects.of_module(
+            options.net, data=options.data, fakes=options.fakes, weights=options.weights, **own, **common
+        )
+        history, out = [], options.out or "analysis"
+    page, left_out = analyze(subject, _names(options.what), Path(out), history)
+    for line in left_out:
+        print(f"left out {line}")
+    print(page)
+    return 0
+
+
+def _reproduce(words: list[str]) -> int:
+    figures = "" if not words or words[0].startswith("-") else words[0]
+    options = parse(
+        ReproduceOptions,
+        words[1:] if figures else words,
+        prog="gnfast analyze --reproduce",
+        description="Draw the papers' figures from small training runs.\n" + EXAMPLES,
+    )
+    with user_errors():
+        from gnfast.analysis.reproduce import Scale, reproduce
+
+        scale = Scale(
+            data=options.data,
+            resolution=options.resolution,
+            images=options.images,
+            steps_factor=options.steps_factor,
+            width=options.width,
+            device=options.device,
+        )
+        print(reproduce(scale, _names(figures), Path(options.out), jobs=options.jobs))
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    """The names in a list with commas.
+
+    Raises:
+        ValueError: commas and nothing else.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if text and not names:
+        raise ValueError(f"got the empty selection {text!r}, want names with commas between")
+    return names
