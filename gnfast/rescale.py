@@ -46,7 +46,7 @@ def rescale_(net: nn.Module, x: Tensor, *args: Any, norm: float | None = None, *
             (parametrised, for instance); nothing was changed.
     """
     with unchanged(net):
-        plan, operands, _ = record(net, x, args, kwargs, rewritten=False)
+        plan, operands, _ = record(net, x, args, kwargs, rewritten=False, fused=False)
     readers = Counter(value for node in plan.nodes for value in node.inputs)
     parameters = {id(parameter) for parameter in net.parameters()}
     scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}

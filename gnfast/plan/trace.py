@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
+from gnfast.kernels.pointwise import uses_fused
+from gnfast.plan.fuse import fuse
 from gnfast.plan.op import RECORDERS, Op, Shape
 from gnfast.plan.ops.shape import Cast
 from gnfast.plan.plan import Derived, Node, Plan, Refusal
@@ -289,9 +291,15 @@ def record(
     kwargs: dict[str, Any],
     *,
     rewritten: bool = True,
+    fused: bool | None = None,
     explain: bool = False,
 ) -> tuple[Plan, list[Tensor], Shape]:
     """Runs the network's forward on a traced x.
+
+    Args:
+        rewritten: merge operations where that is exact and cheaper.
+        fused: put what lies between matrix products into one operation; None where x's device has a kernel for it.
+        explain: note what is refused and go on, for a Plan to be printed.
 
     Returns:
         the Plan, the operands in the order of their slots, and the shape of the network's output.
@@ -330,6 +338,7 @@ def record(
         trainable,
         tuple(recorder.refusals),
         rewritten,
+        uses_fused(x.device.type) if fused is None else fused,
     )
     return plan, recorder.operands, shape
 
@@ -376,6 +385,7 @@ def _plan(
     trainable: frozenset[int],
     refusals: tuple[Refusal, ...],
     rewritten: bool,
+    fused: bool,
 ) -> Plan:
     """One Plan per structure: what it works out for itself serves every later call."""
     kept = nodes if refusals else _reachable(nodes, output)
@@ -383,6 +393,8 @@ def _plan(
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
         kept, derived = rewrite(kept, output, slots)
+    if fused and not refusals:
+        kept = fuse(kept, output)
     trainable |= {slots + index for index, d in enumerate(derived) if d.slot in trainable}
     return Plan(name, input_shape, kept, output, trainable, derived, stated_flops, refusals)
 
