@@ -1,6 +1,7 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
 from gnfast import heads, penalties, reference
+from gnfast.captured import CapturedStep, CaptureError
 from gnfast.errors import FallbackWarning, InputError, UnsupportedError
 from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
 from gnfast.heads import Head
@@ -13,6 +14,8 @@ from gnfast.spectral import remove_spectral_norm, spectral_norm, spectral_norm_,
 __version__ = "0.1.0"
 
 __all__ = [
+    "CaptureError",
+    "CapturedStep",
     "FallbackWarning",
     "GradientNorm",
     "Head",

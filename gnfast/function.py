@@ -13,7 +13,7 @@ from gnfast import heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
 from gnfast.heads import Head, Method
 from gnfast.once import once_differentiable
-from gnfast.plan.op import per_sample
+from gnfast.plan.op import autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.trace import Refused, record, unchanged
 
@@ -206,7 +206,7 @@ def _run(
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if autocast_dtype(kind) else contextlib.nullcontext()
 
 
 _Key = tuple[Any, ...]
@@ -279,8 +279,7 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
         if module._backward_hooks or module._backward_pre_hooks:
             name = next(name for name, m in net.named_modules() if m is module)
             raise Refused(Refusal(name, "register_full_backward_hook", "a backward hook would not see its gradients"))
-    autocast = torch.is_autocast_enabled(x.device.type)
-    modes = torch.is_grad_enabled(), x.requires_grad, autocast and torch.get_autocast_dtype(x.device.type)
+    modes = torch.is_grad_enabled(), x.requires_grad, autocast_dtype(x.device.type)
     return (tuple(x.shape[1:]), x.dtype, x.device.type, *modes, *modules)
 
 

@@ -215,3 +215,9 @@ def frozen(value: Any) -> Any:
 def is_channels_last(t: Tensor) -> bool:
     """Whether a tensor is a (B, C, H, W) one stored with its channels innermost, and not both ways at once."""
     return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The low precision of autocast where it is on; devices without autocast (meta) have it off."""
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if on else None

@@ -21,7 +21,7 @@ import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.kernels.pointwise import uses_fused
 from gnfast.plan.fuse import fuse
-from gnfast.plan.op import RECORDERS, Op, Shape
+from gnfast.plan.op import RECORDERS, Op, Shape, autocast_dtype
 from gnfast.plan.ops.shape import Cast
 from gnfast.plan.plan import Derived, Node, Plan, Refusal
 from gnfast.plan.rewrite import rewrite
@@ -140,8 +140,8 @@ class Recorder:
         for tensor in operands:
             if self.depends_on_x(tensor):
                 self.refuse("its weight depends on x, so the product is not piecewise linear")
-        if op.autocasts and torch.is_autocast_enabled(self.device.type):
-            inputs, operands = self._converted(inputs, operands, torch.get_autocast_dtype(self.device.type))
+        if op.autocasts and (low := autocast_dtype(self.device.type)):
+            inputs, operands = self._converted(inputs, operands, low)
         elif op.promotes:
             dtypes = {t.scalar for t in inputs} | {t.dtype for t in operands if _is_floating(t) and t.dim()}
             if len(dtypes) > 1:
