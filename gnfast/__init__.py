@@ -4,6 +4,7 @@ from gnfast import heads, penalties, reference
 from gnfast.captured import CapturedStep, CaptureError
 from gnfast.errors import FallbackWarning, InputError, UnsupportedError
 from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
+from gnfast.grouped import grouped_batch_norm
 from gnfast.heads import Head
 from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
@@ -22,6 +23,7 @@ __all__ = [
     "InputError",
     "Plan",
     "UnsupportedError",
+    "grouped_batch_norm",
     "heads",
     "normalize_gradient",
     "penalties",

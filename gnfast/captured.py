@@ -111,8 +111,8 @@ class CapturedStep:
         for index, (value, static) in enumerate(zip(given, held, strict=True)):
             if _describe(value) != _describe(static):
                 raise InputError(
-                    f"input {index}: got {_describe(value)}, wanted {_describe(static)} as in the first call; a captured "
-                    "step has fixed shapes and constants, reset() starts anew"
+                    f"input {index}: got {_describe(value)}, wanted {_describe(static)} as in the first call; a "
+                    "captured step has fixed shapes and constants, reset() starts anew"
                 )
             if isinstance(static, Tensor) and self.device.type == "cuda":
                 with torch.no_grad():
@@ -151,11 +151,12 @@ class CapturedStep:
                 outputs = self.step(*args)
                 outputs = pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, outputs)
         except Exception as error:
+            name = getattr(self.step, "__qualname__", type(self.step).__name__)
             raise CaptureError(
-                f"{getattr(self.step, '__qualname__', type(self.step).__name__)} cannot be captured as a CUDA graph: it "
-                "raised the error above while its kernels were recorded. Usual reasons: .item(), .cpu(), print or a "
-                "branch on a tensor; a tensor made on the CPU; an optimiser without capturable=True; random numbers "
-                "from a generator that was not passed as `generators`."
+                f"{name} cannot be captured as a CUDA graph: it raised the error above while its kernels were "
+                "recorded. Usual reasons: .item(), .cpu(), print or a branch on a tensor; a tensor made on the CPU; an "
+                "optimiser without capturable=True; random numbers from a generator that was not passed as "
+                "`generators`."
             ) from error
         leaves, structure = pytree.tree_flatten(outputs)
         if any(isinstance(value, Tensor) and not value.is_cuda for value in leaves):

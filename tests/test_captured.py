@@ -106,7 +106,7 @@ class Training:
 
     def __init__(self, device, dtype=torch.float32, **adam):
         torch.manual_seed(0)
-        self.critic = gnfast.spectral_norm_(models.build("resnet", resolution=32, width=0.1)[1]).to(device, dtype)
+        self.critic = gnfast.spectral_norm_(models.build("dcgan", resolution=16, width=0.1)[1]).to(device, dtype)
         self.critic = self.critic.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.critic).requires_grad_(False)
         rate = torch.tensor(1e-3, device=device)
@@ -132,7 +132,7 @@ class Training:
 
 def batches(count, device="cpu", dtype=torch.float32):
     generator = torch.Generator().manual_seed(7)
-    return [torch.randn(2, 4, 3, 32, 32, generator=generator).to(device, dtype) for _ in range(count)]
+    return [torch.randn(2, 4, 3, 16, 16, generator=generator).to(device, dtype) for _ in range(count)]
 
 
 def test_on_the_cpu_it_calls_the_function():
