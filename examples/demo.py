@@ -20,7 +20,8 @@ from gnfast.losses import LOSSES
 from gnfast.train import PRESETS, RunError, checkpoint, train
 from gnfast.train.config import Config
 from gnfast.train.logs import grid
-from gnfast.train.state import FORMATS, build_networks, sample
+from gnfast.train.networks import FORMATS, build_networks
+from gnfast.train.state import sample
 
 COLUMNS = 12
 

@@ -1,6 +1,7 @@
 """Rescaling a critic's weights without changing its gradient-normalised value."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,34 +22,58 @@ from gnfast.plan.trace import record, unchanged
 
 
 @torch.no_grad()
-def rescale_(net: nn.Module, x: Tensor, *args: Any, norm: float | None = None, **kwargs: Any) -> float:
+def rescale_(
+    net: nn.Module, x: Tensor, *args: Any, norm: float | Mapping[str, float] | None = None, **kwargs: Any
+) -> float:
     """Rescales every layer's weight in place, and its bias with it, so that f becomes c · f for one number c.
 
     Weights of deep critics drift to sizes at which the input gradient over- or underflows. GN's f / (‖∇f‖ + |f|) and
-    f / ‖∇f‖ do not see a positive factor of f, so it can be taken out; the other normalisers change with it. A weight
-    becomes s · W, and the bias that belongs to it the product of all s so far times b. Where branches meet, the last
-    layer of a branch takes the ratio of the products, so that all scale alike. From the follow-up of GN-GAN (Wu et al.,
-    Faster-GNGAN, its code), which does it before every critic update.
+    f / ‖∇f‖ do not see a positive factor of f, so it can be taken out; the other normalisers change with it. From the
+    follow-up of GN-GAN (Wu et al., Faster-GNGAN, its code).
+
+    Args:
+        net, x, *args, norm, **kwargs: as in `rescaling`.
+
+    Returns:
+        c.
+
+    Raises:
+        UnsupportedError: as from `rescaling`; nothing was changed.
+    """
+    factors, total = rescaling(net, x, *args, norm=norm, **kwargs)
+    for name, parameter in net.named_parameters():
+        parameter.mul_(factors.get(name, 1.0))
+    return total
+
+
+@torch.no_grad()
+def rescaling(
+    net: nn.Module, x: Tensor, *args: Any, norm: float | Mapping[str, float] | None = None, **kwargs: Any
+) -> tuple[dict[str, float], float]:
+    """What `rescale_` multiplies each parameter with, without doing it.
+
+    A weight becomes s · W, and the bias that belongs to it the product of all s so far times b. Where branches meet,
+    the last layer of a branch takes the ratio of the products, so that all scale alike.
 
     Args:
         net: a critic of convolutions and linear layers, positively homogeneous activations ((Leaky, P)ReLU, abs, max),
             linear maps without constants, and branches.
         x: (B, ...) example input; only its shape, dtype and device matter.
         *args, **kwargs: passed to `net` after x.
-        norm: the Frobenius norm that weights get; their standard deviation becomes √2 · √(2 / (fan_in + fan_out)) if
-            None.
+        norm: the Frobenius norm that weights get, for all or by the parameter's name; their standard deviation becomes
+            √2 · √(2 / (fan_in + fan_out)) if None.
 
     Returns:
-        c.
+        The factors by parameter name, and the factor c of f.
 
     Raises:
         UnsupportedError: the network is not homogeneous, or a weight is shared, zero, or not a parameter of its own
-            (parametrised, for instance); nothing was changed.
+            (parametrised, for instance).
     """
     with unchanged(net):
         plan, operands, _ = record(net, x, args, kwargs, rewritten=False, fused=False)
     readers = Counter(value for node in plan.nodes for value in node.inputs)
-    parameters = {id(parameter) for parameter in net.parameters()}
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
     scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}
     layers: list[_Layer] = []
     for node in plan.nodes:
@@ -57,10 +82,10 @@ def rescale_(net: nn.Module, x: Tensor, *args: Any, norm: float | None = None, *
         free = [entry.layer if readers[value] == 1 else None for value, entry in zip(node.inputs, inputs, strict=True)]
         if isinstance(node.op, (Conv, Linear)):
             weight, bias = (None if slot is None else operands[slot] for slot in node.operands)
-            _require_own(node, weight, bias, parameters, layers)
-            layer = _Layer(
-                weight, bias, before=inputs[0].factor, product=inputs[0].factor * _factor(node, weight, norm)
-            )
+            _require_own(node, weight, bias, names, layers)
+            wanted = norm[names[id(weight)]] if isinstance(norm, Mapping) else norm
+            before = inputs[0].factor
+            layer = _Layer(weight, bias, before, product=before * _factor(node, weight, wanted))
             layers.append(layer)
             scaled[node.output] = _Scaled(layer.product, layer)
         elif isinstance(node.op, (Add, Maximum, Cat)) and not node.operands:
@@ -76,11 +101,12 @@ def rescale_(net: nn.Module, x: Tensor, *args: Any, norm: float | None = None, *
             scaled[node.output] = _Scaled(inputs[0].factor, free[0])
         else:
             _refuse(node, "it is not positively homogeneous")
+    factors = {}
     for layer in layers:
-        layer.weight.mul_(layer.product / layer.before)
+        factors[names[id(layer.weight)]] = layer.product / layer.before
         if layer.bias is not None:
-            layer.bias.mul_(layer.product)
-    return scaled[plan.output].factor
+            factors[names[id(layer.bias)]] = layer.product
+    return factors, scaled[plan.output].factor
 
 
 @dataclass
@@ -120,9 +146,11 @@ def _factor(node: Node, weight: Tensor, norm: float | None) -> float:
     return wanted / present
 
 
-def _require_own(node: Node, weight: Tensor, bias: Tensor | None, parameters: set[int], layers: list[_Layer]) -> None:
+def _require_own(
+    node: Node, weight: Tensor, bias: Tensor | None, names: Mapping[int, str], layers: list[_Layer]
+) -> None:
     for tensor in (weight, bias):
-        if tensor is not None and id(tensor) not in parameters:
+        if tensor is not None and id(tensor) not in names:
             _refuse(node, "its weight or bias is computed (parametrised), not a parameter")
         if tensor is not None and any(tensor is layer.weight or tensor is layer.bias for layer in layers):
             _refuse(node, "its weight or bias is used by another layer too")

@@ -18,9 +18,10 @@ from gnfast.train import loop as loop_module
 from gnfast.train.config import as_json, differences, from_json
 from gnfast.train.ema import Ema
 from gnfast.train.logs import grid, read_metrics
+from gnfast.train.networks import build_networks
 from gnfast.train.presets import PRESETS
 from gnfast.train.sample import sample_run
-from gnfast.train.state import State, build_networks, sample
+from gnfast.train.state import State, sample
 
 
 @pytest.fixture

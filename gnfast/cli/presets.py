@@ -1,49 +1,73 @@
-"""`gnfast presets [NAME]`: the named experiments and where each value comes from."""
+"""`gnfast presets [NAME]`: the named experiments, what was reported with them, and where each value comes from."""
 
 from gnfast.cli.common import UsageError, columns, plain, unknown
+
+HELP = """\
+usage: gnfast presets [NAME | PREFIX]
+
+Without a name, every preset with its settings in brief and the scores that its paper reports; with the beginning of
+some names, those; with a whole name, every value of that preset and its source.
+
+Examples:
+  gnfast presets
+  gnfast presets gngan-cifar10
+  gnfast presets gngan-cifar10-resnet
+"""
 
 
 def run(words: list[str]) -> int:
     """`gnfast presets [NAME]`."""
-    from gnfast.train.config import as_json
     from gnfast.train.presets import PRESETS
 
     if words and words[0] in ("-h", "--help"):
-        print("usage: gnfast presets [NAME]\n\nThe presets in a table, or one with the source of each value.")
+        print(HELP, end="")
         return 0
     if len(words) > 1:
         raise UsageError(f"presets takes one name, got {len(words)}: {' '.join(words)}")
-    if not words:
-        print(table())
-        return 0
-    if words[0] not in PRESETS:
-        raise UsageError(unknown("preset", words[0], PRESETS))
-    preset = PRESETS[words[0]]
-    print(f"{words[0]}: {preset.summary}\n")
-    rows = [
-        (f"--{name.replace('_', '-')}", plain(value), preset.source_of(name))
-        for name, value in as_json(preset.config).items()
-    ]
-    print(columns([("option", "value", "source"), *rows]))
+    prefix = words[0] if words else ""
+    if prefix in PRESETS:
+        _show(prefix)
+    elif any(name.startswith(prefix) for name in PRESETS):
+        print(table(prefix))
+    else:
+        raise UsageError(unknown("preset", prefix, PRESETS))
     return 0
 
 
-def table() -> str:
+def table(prefix: str = "") -> str:
+    """The presets whose names begin with `prefix`, grouped by paper."""
+    from gnfast.train.presets import GROUPS
+
+    header = ("preset", "networks", "loss", "lr D / G", "n_dis", "batch D / G", "steps", "reported")
+    rows, starts = [header], {}
+    for title, presets in GROUPS.items():
+        chosen = [(name, preset) for name, preset in presets.items() if name.startswith(prefix)]
+        if chosen:
+            starts[len(rows)] = title
+        for name, preset in chosen:
+            c = preset.config
+            networks = f"{c.model} {c.resolution}x{c.resolution}"
+            rates, batches = f"{c.lr_d:g} / {c.lr_g:g}", f"{c.batch_d} / {c.batch_g}"
+            rows.append((name, networks, c.loss, rates, str(c.n_dis), batches, f"{c.steps:,}", preset.reported))
+    lines = []
+    for index, line in enumerate(columns(rows).splitlines()):
+        if index in starts:
+            lines += ["", starts[index]]
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _show(name: str) -> None:
+    from gnfast.train.config import as_json
     from gnfast.train.presets import PRESETS
 
-    rows = [("preset", "networks", "loss", "lr D / G", "n_dis", "batch D / G", "steps", "what")]
-    for name, preset in PRESETS.items():
-        c = preset.config
-        rows.append(
-            (
-                name,
-                f"{c.model} {c.resolution}x{c.resolution}",
-                c.loss,
-                f"{c.lr_d:g} / {c.lr_g:g}",
-                str(c.n_dis),
-                f"{c.batch_d} / {c.batch_g}",
-                f"{c.steps:,}",
-                preset.summary,
-            )
-        )
-    return columns(rows)
+    preset = PRESETS[name]
+    print(f"{name}: {preset.summary}\n")
+    for title, text in (("reported", preset.reported), ("open", preset.open), ("needs", preset.needs)):
+        if text:
+            print(f"{title}: {text}")
+    rows = [
+        (f"--{option.replace('_', '-')}", plain(value), preset.source_of(option))
+        for option, value in as_json(preset.config).items()
+    ]
+    print("\n" + columns([("option", "value", "source"), *rows]))

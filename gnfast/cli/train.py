@@ -67,7 +67,7 @@ def _dry_run(name: str, config: object) -> int:
 
     import gnfast
     from gnfast.train.config import Config, as_json
-    from gnfast.train.state import build_networks
+    from gnfast.train.networks import build_networks
 
     assert isinstance(config, Config)
     print(f"{name}, dry run: nothing is trained, read or written.\n")

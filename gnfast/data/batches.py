@@ -1,7 +1,7 @@
 """Endless shuffled batches from memory, whose place in the data can be saved and restored to the bit."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,6 +103,13 @@ class ShuffledIndices:
         self._epoch += 1
 
 
+class Batch(NamedTuple):
+    """(B, C, H, W) images, and (B,) int64 labels or None."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
 class Batches:
     """Endless shuffled batches of a data set's images: `next(batches)`, or a for loop that one leaves.
 
@@ -122,7 +129,10 @@ class Batches:
         seed: int = 0,
         flip: bool = False,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        self.rank, self.world = rank, world
         self.dataset = dataset
         self.batch_size = _at_least_one("batch_size", batch_size)
         self.flip = flip
@@ -131,19 +141,22 @@ class Batches:
         # Seeded by a draw, so that flips and order are not the same numbers.
         self._flips = _generator(int(torch.randint(2**31, (), generator=_generator(seed))))
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Tensor:
+    def __next__(self) -> Batch:
         return self.next_batch()
 
-    def next_batch(self, batch_size: int | None = None) -> Tensor:
+    def next_batch(self, batch_size: int | None = None) -> Batch:
         """(batch_size, C, H, W) float32 in [-1, 1] on the device; `batch_size` None is the instance's own."""
         chosen = self.indices.next_batch(self.batch_size if batch_size is None else batch_size)
         images = self.dataset.images[chosen]
         if self.flip:
             images = random_flip(images, self._flips)
-        return to_float(images, self.device)
+        labels = self.dataset.labels
+        if labels is not None:
+            labels = labels[chosen].chunk(self.world)[self.rank].to(self.device)
+        return Batch(to_float(images.chunk(self.world)[self.rank], self.device), labels)
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Tensors and ints only, so that a checkpoint with it loads with `weights_only=True`."""

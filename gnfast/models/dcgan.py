@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gnfast.models.initialise import initialise_
+
 WIDTHS = (64, 128, 256, 512)
 
 
@@ -27,7 +29,7 @@ class Generator(nn.Module):
         for narrow, wide in reversed(list(pairwise(widths))):
             layers += [nn.ConvTranspose2d(wide, narrow, 4, 2, 1), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)]
         self.main = nn.Sequential(*layers, nn.ConvTranspose2d(widths[0], channels, 3, 1, 1), nn.Tanh())
-        _initialize(self)
+        initialise_(self, "normal")
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, z_dim) to (B, channels, resolution, resolution) in [-1, 1]."""
@@ -60,7 +62,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(middle, wide, 3, 1, 1), nn.LeakyReLU(0.1)]
         self.main = nn.Sequential(*layers)
         self.linear = nn.Linear(widths[-1] * (resolution >> (len(widths) - 1)) ** 2, 1)
-        _initialize(self)
+        initialise_(self, "normal")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, resolution, resolution) to (B, 1)."""
@@ -85,10 +87,3 @@ def _scaled(resolution: int, width: float) -> tuple[int, ...]:
         raise ValueError(f"resolution: dcgan takes multiples of 8 from 16 up, got {resolution}")
     widths = WIDTHS if resolution >= 32 else WIDTHS[:3]
     return tuple(max(1, round(w * width)) for w in widths)
-
-
-def _initialize(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)

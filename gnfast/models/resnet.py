@@ -2,31 +2,49 @@
 
 GN-GAN's descends from SN-GAN's and has mean instead of sum pooling, Kaiming-normal initialisation, and a hidden width
 that equals the output's. No activation of the critic works in place: a shortcut must see the input before the ReLU.
+
+GN-GAN has 32, 48, 128 and 256 pixels, SN-GAN 32, 48 and (in pfnet-research/sngan_projection) 64 and 128. GN-GAN's pair
+at 64 pixels is gnfast's choice: its blocks in the widths of SN-GAN's at 64.
 """
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-# resolution: (side of the first map, generator widths, critic widths, critic blocks that halve the map)
-LAYOUTS: dict[int, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
+from gnfast.models.initialise import initialise_
+
+Layout = tuple[int, tuple[int, ...], tuple[int, ...], int]
+"""Side of the first map, generator widths, critic widths, and how many of the critic's blocks halve the map."""
+
+LAYOUTS: dict[int, Layout] = {
     32: (4, (256, 256, 256, 256), (128, 128, 128, 128), 2),
     48: (6, (512, 256, 128, 64), (64, 128, 256, 512), 4),
+    64: (4, (1024, 512, 256, 128, 64), (64, 128, 256, 512, 1024), 5),
+    128: (4, (1024, 1024, 512, 256, 128, 64), (64, 128, 256, 512, 1024, 1024), 5),
+    256: (4, (1024, 1024, 512, 512, 256, 128, 64), (64, 128, 256, 512, 512, 1024, 1024), 6),
 }
-SNGAN_LAYOUTS = LAYOUTS | {48: (6, (512, 256, 128, 64), (64, 128, 256, 512, 1024), 4)}
+SNGAN_LAYOUTS: dict[int, Layout] = {
+    32: LAYOUTS[32],
+    48: (6, (512, 256, 128, 64), (64, 128, 256, 512, 1024), 4),
+    64: LAYOUTS[64],
+    128: LAYOUTS[128],
+}
 
 
 class GeneratorBlock(nn.Module):
     """Doubles the map: BN-ReLU-upsample-conv3-BN-ReLU-conv3, plus upsample-conv1 of the raw input."""
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int, upsampling: Literal["nearest", "bilinear"] = "nearest"):
         super().__init__()
-        self.shortcut = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(in_channels, out_channels, 1))
+        self.shortcut = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode=upsampling), nn.Conv2d(in_channels, out_channels, 1)
+        )
         self.residual = nn.Sequential(
             nn.BatchNorm2d(in_channels),
             nn.ReLU(inplace=True),
-            nn.Upsample(scale_factor=2),
+            nn.Upsample(scale_factor=2, mode=upsampling),
             nn.Conv2d(in_channels, out_channels, 3, 1, 1),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
@@ -45,17 +63,25 @@ class Generator(nn.Module):
         widths: channels of the first map, then of each block's output; each block doubles the side.
         channels: image channels.
         z_dim: length of the latent vector.
+        upsampling: how a block doubles the map.
     """
 
-    def __init__(self, start: int, widths: tuple[int, ...], channels: int = 3, z_dim: int = 128):
+    def __init__(
+        self,
+        start: int,
+        widths: tuple[int, ...],
+        channels: int = 3,
+        z_dim: int = 128,
+        upsampling: Literal["nearest", "bilinear"] = "nearest",
+    ):
         super().__init__()
         self.start = start
         self.linear = nn.Linear(z_dim, widths[0] * start**2)
-        self.blocks = nn.Sequential(*(GeneratorBlock(i, o) for i, o in pairwise(widths)))
+        self.blocks = nn.Sequential(*(GeneratorBlock(i, o, upsampling) for i, o in pairwise(widths)))
         self.output = nn.Sequential(
             nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True), nn.Conv2d(widths[-1], channels, 3, 1, 1), nn.Tanh()
         )
-        _initialize(self)
+        initialise_(self, "kaiming-normal")
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, z_dim) to (B, channels, S, S) in [-1, 1], S = start · 2^blocks."""
@@ -121,7 +147,7 @@ class Discriminator(nn.Module):
         pool = SumPool() if sngan else nn.AdaptiveAvgPool2d(1)
         self.model = nn.Sequential(FirstBlock(channels, widths[0]), *blocks, nn.ReLU(), pool)
         self.linear = nn.Linear(widths[-1], 1)
-        _initialize(self)
+        initialise_(self, "kaiming-normal")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, S, S) to (B, 1)."""
@@ -129,38 +155,40 @@ class Discriminator(nn.Module):
 
 
 def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """GN-GAN's pair for 32 or 48 pixels; see `gnfast.models.build`."""
-    start, g_widths, d_widths, downs = _layout("resnet", LAYOUTS, resolution, width)
+    """GN-GAN's pair for 32, 48, 64 (gnfast's choice), 128 or 256 pixels; see `gnfast.models.build`."""
+    start, g_widths, d_widths, downs = scaled_layout("resnet", LAYOUTS, resolution, width)
     return Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels)
 
 
 def build_sngan(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """SN-GAN's pair for 32 or 48 pixels, without its spectral normalisation; see `gnfast.models.build`."""
-    start, g_widths, d_widths, downs = _layout("sngan-resnet", SNGAN_LAYOUTS, resolution, width)
+    """SN-GAN's pair for 32, 48, 64 or 128 pixels, without its spectral normalisation; see `gnfast.models.build`."""
+    start, g_widths, d_widths, downs = scaled_layout("sngan-resnet", SNGAN_LAYOUTS, resolution, width)
     pair = Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels, sngan=True)
     for net in pair:
-        for name, module in net.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight, 2**0.5 if "residual" in name else 1)
+        xavier_(net)
     return pair
 
 
-def _layout(
-    name: str, layouts: dict[int, tuple[int, tuple[int, ...], tuple[int, ...], int]], resolution: int, width: float
-) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width: float) -> Layout:
+    """The layout of a resolution with all widths multiplied by `width`.
+
+    Raises:
+        ValueError: a resolution that `layouts` does not have.
+    """
     if resolution not in layouts:
-        raise ValueError(f"resolution: {name} takes {' or '.join(map(str, layouts))}, got {resolution}")
+        *others, last = map(str, layouts)
+        raise ValueError(f"resolution: {name} takes {', '.join(others)} or {last}, got {resolution}")
     start, *widths, downs = layouts[resolution]
     g_widths, d_widths = (tuple(max(1, round(w * width)) for w in published) for published in widths)
     return start, g_widths, d_widths, downs
 
 
+def xavier_(net: nn.Module) -> None:
+    """SN-GAN's initialisation of the weights: Glorot-uniform with gain √2 on the residual branches and 1 elsewhere."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(module.weight, 2**0.5 if "residual" in name else 1)
+
+
 def _pool(down: bool) -> list[nn.Module]:
     return [nn.AvgPool2d(2)] if down else []
-
-
-def _initialize(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight)
-            nn.init.zeros_(module.bias)

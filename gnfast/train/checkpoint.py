@@ -20,19 +20,20 @@ class RunError(RuntimeError):
     """A run folder that this command cannot continue or read; the message says why and what to do."""
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> Path:
     """Writes `state` as the checkpoint of `step` and deletes all but the newest two.
 
     Args:
         folder: the run's checkpoint folder; made if missing.
         step: generator updates done.
         state: tensors, numbers, strings, and lists and dicts of them.
+        best: write it as the best so far instead, beside those; the one before goes.
 
     Returns:
         The path of the file, which is complete on disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:09d}.pt"
+    path = folder / ("best.pt" if best else f"step-{step:09d}.pt")
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
         torch.save(state, file)

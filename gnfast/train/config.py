@@ -5,13 +5,25 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+LossName = Literal[
+    "hinge",
+    "soft-hinge",
+    "non-saturating",
+    "minimax",
+    "wasserstein",
+    "least-squares",
+    "least-squares-centred",
+    "cosine",
+    "exponential",
+]
+
 
 @dataclass(frozen=True)
 class Config:
     """The settings of one run; a preset is an instance of this class."""
 
     data: str
-    """Where the real images come from: `digits`, `cifar10`, or the path of a folder, zip or tar of images."""
+    """Where the real images come from: a name that `gnfast data list` shows, or the path of a folder or archive."""
     resolution: int
     """Side of the square images in pixels; images of another size are resized to it."""
     channels: int = 3
@@ -25,8 +37,15 @@ class Config:
     data_root: str = ""
     """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
 
-    model: Literal["dcgan", "dcgan-table3", "resnet", "sngan-resnet", "small"] = "dcgan"
-    """The papers' CNN, the same with the critic of GN-GAN's Table 3, GN-GAN's ResNet, SN-GAN's, a small CNN."""
+    model: Literal[
+        "dcgan", "dcgan-table3", "resnet", "sngan-resnet", "mimicry-resnet", "biggan", "biggan-faster", "small"
+    ] = "dcgan"
+    """The networks: the papers' CNN (or with the critic of GN-GAN's Table 3), GN-GAN's ResNet, SN-GAN's, mimicry's
+    (GraN-GAN), BigGAN (needs --classes), a small CNN."""
+    init: Literal["default", "kaiming-normal", "xavier-uniform", "normal", "orthogonal"] = "default"
+    """Initialisation of every weight; `default` leaves each network its own."""
+    classes: int = 0
+    """Classes of a class-conditional pair, as many as the data set has; 0 trains without labels."""
     width: float = 1.0
     """Factor on every hidden channel count; below 1 for a quick look, 1 for the papers' networks."""
     z_dim: int = 128
@@ -44,8 +63,27 @@ class Config:
     """The spectral norm that spectral normalisation gives to each weight."""
     learn_scale: bool = False
     """A learned factor on each spectrally normalised weight."""
-    loss: Literal["hinge", "non-saturating", "wasserstein"] = "hinge"
+    weight_norm: bool = False
+    """Weight normalisation of every layer of the critic (Salimans and Kingma, 2016), for comparison."""
+    rescale: Literal["none", "initial", "glorot"] = "none"
+    """Compute critic updates with each of its weights scaled to its first norm, or to Glorot's standard deviation times
+    √2 (Faster GN-GAN): GN's output is the same, in a range that floating point likes better."""
+    weight_clip: float = 0.0
+    """After every critic update, clip its weights to ± this; 0 does not."""
+    loss: LossName = "hinge"
     """GAN loss on the critic's normalised output."""
+    alpha: float = 1.0
+    """Domain scaling: L(αx) / α in place of L(x)."""
+    penalty: Literal["none", "r1", "0-gp", "1-gp"] = "none"
+    """Gradient penalty on the critic before its normalisation: ½‖∇f‖² at real images, ‖∇f‖² or (‖∇f‖ - k)² between real
+    and generated ones."""
+    penalty_weight: float = 10.0
+    """Factor λ of the penalty."""
+    k_gp: float = 1.0
+    """The gradient norm k that costs nothing in `1-gp`."""
+    consistency: float = 0.0
+    """Factor λ of consistency regularisation: the squared change of the normalised critic when real images are flipped
+    and shifted by up to a fifth; 0 does without."""
     steps: int = 200_000
     """Generator updates in the whole run."""
     n_dis: int = 1
@@ -54,10 +92,15 @@ class Config:
     """Real images per critic update; as many generated ones join them in the same pass."""
     batch_g: int = 128
     """Generated images per generator update."""
+    accumulate: int = 1
+    """Parts into which each batch is cut to save memory; their gradients add up to the whole batch's. The generator's
+    batch norm sees one part at a time."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """Adam (eps 1e-8), or RMSProp with PyTorch's smoothing of 0.99, which has no use for --betas."""
     lr_d: float = 2e-4
-    """Adam's learning rate for the critic."""
+    """The critic's learning rate."""
     lr_g: float = 2e-4
-    """Adam's learning rate for the generator."""
+    """The generator's learning rate."""
     betas: tuple[float, float] = (0.0, 0.9)
     """Adam's two decay rates, for both networks."""
     lr_decay: Literal["none", "linear"] = "none"
@@ -68,6 +111,11 @@ class Config:
     """Step before which the moving average is a plain copy."""
     seed: int = 0
     """Seeds initialisation, latents, shuffling and flips."""
+    precision: Literal["tf32", "float32", "float64", "bfloat16", "float16"] = "tf32"
+    """Arithmetic of both networks: float32 with TF32 products where a GPU has them, full float32, float64, or autocast
+    to a 16-bit type, with loss scaling for float16 (weights and losses stay float32)."""
+    sync_bn: bool = True
+    """With several processes, batch norm over all of them, so that 2 x 32 images are as 1 x 64."""
 
     impl: Literal["auto", "reference"] = "auto"
     """Normalisation by gnfast, or for comparison by plain PyTorch: double backward, its own spectral norm."""
@@ -79,6 +127,8 @@ class Config:
     """Layout of images and convolution weights in memory; channels_last is faster on CPUs and GPUs."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice. Another number can change the last bits of the results."""
+    deterministic: bool = False
+    """Only GPU algorithms that give the same bits every time; slower. CPUs need no such switch."""
 
     run_dir: str = ""
     """The run folder; runs/PRESET if empty. Repeating the command continues a run that stopped."""
@@ -93,29 +143,55 @@ class Config:
     eval_every: int = 5000
     """Steps between Fréchet distances, beside one at the start and one at the end; 0 for those two only."""
     extractor: str = "none"
-    """Feature extractor for the Fréchet distance (see `gnfast.metrics`), or `none` for no evaluation."""
+    """Feature extractor for the Fréchet distance: `inception` (FID), `classifier`, `module:function`; `none` does not
+    evaluate."""
+    extractor_weights: str = ""
+    """File with the extractor's weights; looked for in gnfast's cache folder, or fetched, if empty."""
+    protocol: Literal["tf", "torch", "clean", "paper-gn"] = "tf"
+    """How images are resized and rounded for Inception (see docs/evaluation.md)."""
     n_fake: int = 50_000
     """Generated images per Fréchet distance."""
+    eval_split: str = ""
+    """The part of the data set that generated images are compared with; the training images if empty."""
+    probe_every: int = 0
+    """Steps between measurements of gradient norms, singular values and the loss's domain; 0 for none."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints, beside one at the end; the newest two are kept."""
+    """Steps between checkpoints, beside one at the end; the newest two are kept, and the best by Fréchet distance."""
     tensorboard: bool = True
     """Write TensorBoard event files too."""
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "channels", "z_dim", "steps", "n_dis", "batch_d", "batch_g", "log_every"):
+        for name in ("resolution", "z_dim", "steps", "n_dis", "batch_d", "batch_g", "accumulate", "log_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("n_samples", "n_fake"):
             # Two images are the least that batch statistics and a covariance are defined for.
             _require(self, name, getattr(self, name) >= 2, "at least 2")
-        for name in ("sample_every", "eval_every", "checkpoint_every", "threads", "ema_start"):
+        for name in (
+            "sample_every",
+            "eval_every",
+            "checkpoint_every",
+            "probe_every",
+            "threads",
+            "ema_start",
+            "classes",
+        ):
             _require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("lr_d", "lr_g", "width", "k_sn"):
+        for name in ("lr_d", "lr_g", "width", "k_sn", "alpha"):
             value = getattr(self, name)
             _require(self, name, value > 0 and math.isfinite(value), "a positive number")
+        for name in ("weight_clip", "penalty_weight", "k_gp", "consistency"):
+            value = getattr(self, name)
+            _require(self, name, value >= 0 and math.isfinite(value), "0 or a positive number")
+        for name in ("batch_d", "batch_g"):
+            _require(
+                self, name, getattr(self, name) % self.accumulate == 0, f"a multiple of --accumulate {self.accumulate}"
+            )
         for name in ("tau", "eps"):
             value = getattr(self, name)
             _require(self, name, value is None or (self.method == "gran" and value > 0), "a positive number, with gran")
         _require(self, "channels", self.channels in (1, 3), "1 or 3")
+        _require(self, "rescale", self.rescale == "none" or self.method in ("gn", "gn0"), "none, but with gn or gn0")
+        _require(self, "weight_norm", not (self.weight_norm and self.spectral_norm), "no, with --spectral-norm")
         _require(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         _require(self, "ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)")
 
@@ -124,7 +200,8 @@ class Config:
 # The data set is compared by its content, not by its path.
 FREE = {
     *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
-    *("sample_every", "sample_bn", "eval_every", "extractor", "n_fake", "checkpoint_every", "tensorboard"),
+    *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
+    *("deterministic", "probe_every", "checkpoint_every", "tensorboard"),
 }
 
 

@@ -9,7 +9,7 @@ from gnfast import metrics
 from gnfast.data import ImageDataset, to_uint8
 from gnfast.train.config import Config
 from gnfast.train.logs import RunLog
-from gnfast.train.state import State, sample
+from gnfast.train.state import State
 
 
 def evaluation(
@@ -33,9 +33,7 @@ def evaluation(
             # The same latents at every evaluation and for both, so that differences are the generators'.
             noise = torch.Generator().manual_seed(config.seed + 3)
             result = metrics.evaluate(
-                lambda count: to_uint8(
-                    sample(generator, state.latents(config.batch_g, noise), config.sample_bn == "batch")[:count]  # noqa: B023
-                ),
+                lambda count: to_uint8(state.sample_batch(generator, noise)[:count]),  # noqa: B023
                 dataset,
                 extractor,
                 n_fake=config.n_fake,

@@ -21,23 +21,31 @@ class RunLog:
     """The open log files of one session of a run.
 
     `metrics.jsonl` holds nothing that depends on time or machine load, so that the file of a continued run can be
-    compared with that of an uninterrupted one byte by byte; speed goes to TensorBoard and the progress bar.
+    compared with that of an uninterrupted one byte by byte; speed goes to `speed.jsonl`.
 
     Args:
         folder: the run folder.
         step: step to continue after; rows and events of later steps are dropped.
         tensorboard: write event files.
         echo: called with each line of the log, beside the file.
+        writes: whether this process leaves anything; of several, one does.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool, echo: Callable[[str], None] = print):
+    def __init__(
+        self, folder: Path, step: int, tensorboard: bool, echo: Callable[[str], None] = print, writes: bool = True
+    ):
         self.folder = folder
         self.echo = echo
-        _truncate(folder / "metrics.jsonl", step)
-        self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._text = (folder / "log.txt").open("a", encoding="utf-8")
+        self.writes = writes
+        if writes:
+            for name in ("metrics.jsonl", "speed.jsonl"):
+                _truncate(folder / name, step)
+        self._metrics, self._speed, self._text = (
+            (folder / name if writes else Path(os.devnull)).open("a", encoding="utf-8")
+            for name in ("metrics.jsonl", "speed.jsonl", "log.txt")
+        )
         self._board = None
-        if tensorboard:
+        if tensorboard and writes:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -59,6 +67,18 @@ class RunLog:
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, step)
 
+    def speed(self, step: int, **values: float) -> None:
+        """One row of speed.jsonl; its numbers go to TensorBoard too."""
+        print(json.dumps({"step": step, **values}), file=self._speed, flush=True)
+        self.scalars(step, **values)
+
+    def session(self, entry: dict[str, Any]) -> None:
+        """Adds an entry to environment.json."""
+        if self.writes:
+            path = self.folder / "environment.json"
+            sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+            write_text(path, json.dumps([*sessions, entry], indent=2) + "\n")
+
     def picture(self, name: str, step: int, images: Tensor) -> Path:
         """Saves a grid of images, (N, C, H, W) float in [-1, 1], as samples/NAME-STEP.png."""
         path = self.folder / "samples" / f"{name}-{step:06d}.png"
@@ -78,15 +98,15 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the files."""
-        self._metrics.close()
-        self._text.close()
+        for file in (self._metrics, self._speed, self._text):
+            file.close()
         if self._board is not None:
             self._board.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-    path = folder / "metrics.jsonl"
+def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl (or speed.jsonl); a last line that a kill cut short is left out."""
+    path = folder / name
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -97,7 +117,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _truncate(path: Path, step: int) -> None:
-    rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    rows = [row for row in read_metrics(path.parent, path.name) if row["step"] <= step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -145,8 +165,8 @@ def loss_curve(folder: Path) -> Path | None:
     figure = Figure(figsize=(8, 6 if distances else 3.2), layout="constrained")
     axes = figure.subplots(2 if distances else 1, 1, sharex=True, squeeze=False)[:, 0]
     steps = [row["step"] for row in losses]
-    for name in ("loss_real", "loss_fake", "loss_generator"):
-        axes[0].plot(steps, [row[name] for row in losses], label=name.removeprefix("loss_"), linewidth=1)
+    for name in [name for name in losses[-1] if name.startswith("loss_")]:
+        axes[0].plot(steps, [row.get(name) for row in losses], label=name.removeprefix("loss_"), linewidth=1)
     axes[0].set_ylabel("loss")
     axes[0].legend(frameon=False)
     if distances:
@@ -162,7 +182,7 @@ def loss_curve(folder: Path) -> Path | None:
     return path
 
 
-def environment(device: torch.device, step: int) -> dict[str, Any]:
+def environment(device: torch.device, step: int, processes: int) -> dict[str, Any]:
     """What a session ran on: one entry of environment.json."""
     try:
         from gnfast.kernels import build_info
@@ -182,5 +202,6 @@ def environment(device: torch.device, step: int) -> dict[str, Any]:
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "build": built,
     }

@@ -1,9 +1,11 @@
 """The training program around Algorithm 1: data, log, schedule, checkpoints, and continuing where a run stopped."""
 
 import contextlib
+import errno
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
-from gnfast.metrics import load_extractor
+from gnfast.metrics import FeatureExtractor, load_extractor
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, differences
 from gnfast.train.evaluate import evaluation
+from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics, write_text
+from gnfast.train.networks import resolve_device
+from gnfast.train.parallel import Group, joined
 from gnfast.train.signals import requested_stops
-from gnfast.train.state import State, resolve_device, sample
+from gnfast.train.state import NonFiniteLossError, State, sample
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
     """Trains until `config.steps` generator updates are done, from the run folder's last checkpoint if it has one.
 
     On a CPU, and with the same number of threads, a run that stopped and continued gives the same numbers, bit for bit,
-    as one that did not.
+    as one that did not. Under torchrun the processes share each batch; the first one writes the run folder.
 
     Args:
         preset: the name the run goes by; a run folder of another preset is refused.
@@ -62,93 +68,166 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
 
     Raises:
         ValueError: no data given, or settings that do not fit together.
-        RunError: the run folder belongs to another preset, other settings or other data, or cannot be read.
-        NonFiniteLossError: training diverged.
+        RunError: the run folder belongs to another preset, other settings or other data, or cannot be read; the disk is
+            full; another process of the run was lost.
+        NonFiniteLossError: training diverged; the state before that step is saved.
     """
-    echo = echo or (lambda line: tqdm.write(line))
-    device = resolve_device(config.device)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    device = _own_device(resolve_device(config.device))
+    _set_arithmetic(config, device)
     folder = Path(config.run_dir or Path("runs", preset))
-    dataset = load_data(
-        config.data,
-        split=config.split,
-        resolution=config.resolution,
-        channels=config.channels,
-        download=config.download,
-        root=config.data_root or None,
-        progress=progress,
-    )
-    state = State(config, dataset, device)
-    extractor = None
-    if config.extractor != "none":
-        extractor = load_extractor(config.extractor, dataset, device=device, progress=progress)
-    saved = open_run(folder, preset, config, dataset.fingerprint, echo)
-    if saved is not None:
-        state.load_state_dict(saved["state"])
-    start = state.step
-    with contextlib.ExitStack() as stack:
-        log = RunLog(folder, start, config.tensorboard, echo)
-        stack.callback(log.close)
-        if start >= config.steps:
-            log.say(f"{folder}: this run has finished its {config.steps} steps; nothing to do")
-            return _outcome(folder, state, start, config)
-        _append_environment(folder, environment(device, start))
+    with _clear_errors(folder), joined(device) as group:
+        if group.leads:
+            echo = echo or (lambda line: tqdm.write(line))
+        else:
+            echo, progress = (lambda line: None), False
+        _require_divisible(config, group)
+        with group.leader_first():
+            dataset = _load(config, config.split, progress)
+            saved = open_run(folder, preset, config, dataset.fingerprint, echo)
+        state = State(config, dataset, device, group)
+        if saved is not None:
+            state.load_state_dict(saved["state"])
+        extractor, reference = None, dataset
+        if config.extractor != "none" and group.leads:
+            reference = _load(config, config.eval_split, progress) if config.eval_split else dataset
+            extractor = load_extractor(config.extractor, reference, device=device, progress=progress)
+        if group.leads:
+            # After all that can go wrong before the first step, so that a mistake leaves no folder.
+            folder.mkdir(parents=True, exist_ok=True)
+            settings = {"preset": preset, "config": as_json(config)}
+            write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+        with contextlib.closing(RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)) as log:
+            return _Session(preset, folder, state, log, reference, extractor, progress).run()
+
+
+class _Session:
+    """What one call of `train` does from the first update to the last."""
+
+    def __init__(
+        self,
+        preset: str,
+        folder: Path,
+        state: State,
+        log: RunLog,
+        reference: ImageDataset,
+        extractor: FeatureExtractor | None,
+        progress: bool,
+    ):
+        self.preset, self.folder, self.state, self.log = preset, folder, state, log
+        self.config, self.group = state.config, state.group
+        self.progress = progress
+        self.start = state.step
+        self.measure = evaluation(self.config, reference, extractor, log, progress)
+        self.guard = Guard(state)
+
+    def run(self) -> Outcome:
+        config, state, log = self.config, self.state, self.log
+        if self.start >= config.steps:
+            log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
+            return self._outcome()
+        log.session(environment(state.device, self.start, self.group.world))
+        data = state.batches.dataset
         log.say(
-            f"{preset}: {len(dataset.images)} images of {dataset.name}, {config.model} on {device}, "
-            + (f"continuing after step {start} of {config.steps}" if start else f"{config.steps} steps")
-            + f", in {folder}"
+            f"{self.preset}: {len(data)} images of {data.name}, {config.model} on {state.device}, "
+            + (f"{self.group.world} processes, " if self.group.world > 1 else "")
+            + (f"continuing after step {self.start} of {config.steps}" if self.start else f"{config.steps} steps")
+            + f", in {self.folder}"
         )
-        evaluate = evaluation(config, dataset, extractor, log, progress)
-        save = lambda: checkpoint.save(  # noqa: E731
-            folder / "checkpoints",
-            state.step,
-            {"preset": preset, "data": dataset.fingerprint, "state": state.state_dict()},
-        )
-        if start == 0:
-            evaluate(state)
-        stopped = stack.enter_context(requested_stops())
-        bar = stack.enter_context(
-            tqdm(
-                total=config.steps, initial=start, unit="step", disable=not progress, dynamic_ncols=True, smoothing=0.05
-            )
-        )
-        since, seen = time.perf_counter(), start
-        while state.step < config.steps and not stopped:
+        if self.start == 0:
+            self._evaluate()
+        with requested_stops() as received, self._bar() as bar:
+            self._train(received, bar)
+        self._save()
+        loss_curve(self.folder)
+        if state.step < config.steps:
+            name = received[0].name if received else "another process"
+            log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
+        else:
+            log.say(f"finished {config.steps} steps in {self.folder}")
+        return self._outcome(received[0] if received else 0)
+
+    def _train(self, received: list, bar: tqdm) -> None:
+        config, state, log = self.config, self.state, self.log
+        began = since = time.perf_counter()
+        seen = state.step
+        while state.step < config.steps and not self.group.any(bool(received)):
             state.update()
             bar.update()
             step, last = state.step, state.step == config.steps
             if step % config.log_every == 0 or last:
-                losses = state.take_losses()
+                losses = self._losses()
                 now = time.perf_counter()
                 log.row(step, **losses, lr_d=_rate(state.optim_d), lr_g=_rate(state.optim_g))
-                log.scalars(step, steps_per_second=(step - seen) / (now - since))
+                log.speed(step, seconds=now - began, steps_per_second=(step - seen) / (now - since))
                 since, seen = now, step
                 bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
             if last or _due(step, config.sample_every):
-                # Both: early in a run the moving average still shows the generator that the run began with.
-                for name, generator in (("raw", state.generator), ("ema", state.ema.module)):
-                    log.picture(name, step, sample(generator, state.fixed_z, config.sample_bn == "batch"))
+                self._picture()
             if last or _due(step, config.eval_every):
-                evaluate(state)
-            if last or _due(step, config.checkpoint_every):
-                save()
-        bar.close()
-        loss_curve(folder)
-        if state.step < config.steps:
-            path = save()
-            log.say(
-                f"stopped after step {state.step} by {stopped[0].name}; saved {path}; repeat the command to continue"
-            )
-        else:
-            log.say(f"finished {config.steps} steps in {folder}")
-        return _outcome(folder, state, start, config, stopped[0] if stopped else 0)
+                self._evaluate()
+            if _due(step, config.checkpoint_every) and not last:
+                self._save()
+
+    def _losses(self) -> dict[str, float]:
+        try:
+            losses = self.state.take_losses()
+        except NonFiniteLossError as error:
+            self.guard.rewind(error.step - 1)
+            self._save()
+            self.log.say(f"the state after step {self.state.step} is saved: the next update is the one that fails")
+            raise
+        self.guard.keep()
+        return losses
+
+    def _picture(self) -> None:
+        if self.group.leads:
+            state, batch_statistics = self.state, self.config.sample_bn == "batch"
+            # Both: early in a run the moving average still shows the generator that the run began with.
+            for name, generator in (("raw", state.generator), ("ema", state.ema.module)):
+                self.log.picture(name, state.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
+
+    def _evaluate(self) -> None:
+        if not self.group.leads:
+            return
+        self.measure(self.state)
+        distances = [row["distance_ema"] for row in read_metrics(self.folder) if "distance_ema" in row]
+        if distances and self.state.step and distances[-1] == min(distances):
+            self._save(best=True)
+
+    def _save(self, best: bool = False) -> None:
+        if self.group.leads:
+            content = {"preset": self.preset, "data": self.state.batches.dataset.fingerprint}
+            content["state"] = self.state.state_dict()
+            checkpoint.save(self.folder / "checkpoints", self.state.step, content, best=best)
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            total=self.config.steps,
+            initial=self.start,
+            unit="step",
+            disable=not self.progress,
+            dynamic_ncols=True,
+            smoothing=0.05,
+        )
+
+    def _outcome(self, number: int = 0) -> Outcome:
+        pictures = sorted((self.folder / "samples").glob("ema-*.png"))
+        step = self.state.step
+        return Outcome(
+            self.folder,
+            step,
+            step - self.start,
+            step >= self.config.steps,
+            int(number),
+            pictures[-1] if pictures else None,
+            [row for row in read_metrics(self.folder) if "distance_ema" in row],
+        )
 
 
 def open_run(
     folder: Path, preset: str, config: Config, fingerprint: str, warn: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """Prepares a run folder, and returns the checkpoint to continue from, or None for a new run.
+    """The checkpoint of a run folder to continue from, or None for a new run; writes nothing.
 
     Raises:
         RunError: the folder is not a run's, or of another preset, other settings or other data.
@@ -172,23 +251,68 @@ def open_run(
             raise RunError(f"{folder}/checkpoints are of {saved['preset']}, not of {preset}; choose another --run-dir")
         if saved["data"] != fingerprint:
             raise RunError(f"{folder} was trained on other images than {config.data!r} holds now")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(record, json.dumps({"preset": preset, "config": as_json(config)}, indent=2) + "\n")
     return saved
 
 
-def _outcome(folder: Path, state: State, start: int, config: Config, number: int = 0) -> Outcome:
-    pictures = sorted((folder / "samples").glob("ema-*.png"))
-    distances = [row for row in read_metrics(folder) if "distance_ema" in row]
-    finished = state.step >= config.steps
-    picture = pictures[-1] if pictures else None
-    return Outcome(folder, state.step, state.step - start, finished, int(number), picture, distances)
+def _load(config: Config, split: str, progress: bool) -> ImageDataset:
+    dataset = load_data(
+        config.data,
+        split=split,
+        resolution=config.resolution,
+        channels=config.channels,
+        download=config.download,
+        root=config.data_root or None,
+        progress=progress,
+    )
+    if config.classes not in (0, len(dataset.classes)):
+        raise ValueError(f"--classes: got {config.classes}, but {dataset.name} has {len(dataset.classes)} classes")
+    return dataset
 
 
-def _append_environment(folder: Path, entry: dict[str, Any]) -> None:
-    path = folder / "environment.json"
-    sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    write_text(path, json.dumps([*sessions, entry], indent=2) + "\n")
+def _own_device(device: torch.device) -> torch.device:
+    """The device of this process: under torchrun, `cuda` is the one of its place on the machine."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def _set_arithmetic(config: Config, device: torch.device) -> None:
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
+        # The shapes of a run never change, so that trying all algorithms once pays.
+        torch.backends.cudnn.benchmark = not config.deterministic
+        torch.use_deterministic_algorithms(config.deterministic)
+
+
+def _require_divisible(config: Config, group: Group) -> None:
+    for name in ("batch_d", "batch_g"):
+        size = getattr(config, name)
+        if size % (group.world * config.accumulate):
+            raise ValueError(
+                f"--{name.replace('_', '-')}: got {size}, want a multiple of processes times --accumulate, "
+                f"{group.world} x {config.accumulate}"
+            )
+
+
+@contextlib.contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as a RuntimeError of its own, caused by the file's.
+        causes = [error, error.__cause__, error.__context__]
+        if any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
+            raise RunError(
+                f"no space left on the disk of {folder}; free some and repeat the command: the run continues from its "
+                "last checkpoint"
+            ) from error
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
+            first = str(error).strip().partition("\n")[0]
+            raise RunError(f"another process of the run was lost ({first}); repeat the command to continue") from error
+        raise
 
 
 def _due(step: int, every: int) -> bool:

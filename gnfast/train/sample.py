@@ -11,7 +11,8 @@ from gnfast.data import to_uint8
 from gnfast.train import checkpoint
 from gnfast.train.config import from_json
 from gnfast.train.logs import grid
-from gnfast.train.state import build_networks, resolve_device, sample
+from gnfast.train.networks import build_networks, resolve_device
+from gnfast.train.state import sample
 
 
 def sample_run(
@@ -61,7 +62,7 @@ def sample_run(
     # Whole batches even for the last one: its statistics must be those of a full batch.
     for _ in range(-(-count // config.batch_g)):
         z = torch.randn(config.batch_g, config.z_dim, generator=noise).to(where)
-        batches.append(to_uint8(sample(generator, z, statistics == "batch")).cpu())
+        batches.append(to_uint8(sample(generator, z, batch_statistics=statistics == "batch")).cpu())
     images = torch.cat(batches)[:count]
     out = out or run_dir / f"sample-{weights}.png"
     if out.suffix.lower() == ".png":

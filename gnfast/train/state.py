@@ -1,23 +1,34 @@
 """Algorithm 1 of GN-GAN (Wu et al., ICCV 2021): a critic update, a generator update, and all that they depend on."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnfast import GradientNorm, models, rewrite, spectral_norm_
+from gnfast import value_and_grad_norm
 from gnfast.data import Batches, ImageDataset
-from gnfast.losses import LOSSES
-from gnfast.spectral import LAYERS
+from gnfast.data.augment import augment, draw_augmentation
+from gnfast.losses import LOSSES, domain_scaled
+from gnfast.rescale import rescaling
 from gnfast.train.config import Config
 from gnfast.train.ema import Ema
-
-LOSS_NAMES = ("loss_real", "loss_fake", "loss_generator")
-FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+from gnfast.train.networks import DTYPES, FORMATS, build_networks, merged, normalized
+from gnfast.train.parallel import ALONE, Group, synchronise_batch_norm
+from gnfast.train.regularizers import clip_weights_, gradient_penalty, scaled_parameters
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names the step and what to look at."""
+    """A loss became NaN or infinite; the message names the step and what to look at.
+
+    Attributes:
+        step: the generator update in which it did.
+    """
+
+    def __init__(self, step: int, message: str):
+        super().__init__(message)
+        self.step = step
 
 
 class State:
@@ -27,34 +38,52 @@ class State:
         config: the settings.
         dataset: the real images.
         device: where the networks live.
+        group: the processes that share the work.
     """
 
-    def __init__(self, config: Config, dataset: ImageDataset, device: torch.device):
+    def __init__(self, config: Config, dataset: ImageDataset, device: torch.device, group: Group = ALONE):
         self.config = config
         self.device = device
+        self.group = group
         self.format = FORMATS[config.memory_format]
-        self.loss = LOSSES[config.loss]
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.loss = domain_scaled(LOSSES[config.loss], config.alpha)
         generator, critic = build_networks(config)
-        self.generator = generator.to(device=device, memory_format=self.format)
-        self.critic = critic.to(device=device, memory_format=self.format)
-        self.normalized = _normalized(self.critic, config)
-        self.generate = _merged(self.generator, config)
+        if group.world > 1 and config.sync_bn:
+            generator = synchronise_batch_norm(generator, device)
+        to = {"device": device, "dtype": self.dtype, "memory_format": self.format}
+        self.generator = generator.to(**to)
+        self.critic = critic.to(**to)
+        self.normalized = normalized(self.critic, config)
+        self.generate = merged(self.generator, config)
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
-        # One kernel for all weights where PyTorch has it; the same formula as the plain one.
-        fused = device.type in ("cpu", "cuda")
-        self.optim_d = torch.optim.Adam(self.critic.parameters(), config.lr_d, config.betas, fused=fused)
-        self.optim_g = torch.optim.Adam(self.generator.parameters(), config.lr_g, config.betas, fused=fused)
-        self.batches = Batches(dataset, config.batch_d, seed=config.seed, flip=config.flip, device=device)
-        # Latents are drawn on the CPU, so that a seed means the same on every device.
+        self.optim_d = _optimizer(config, self.critic, config.lr_d, device)
+        self.optim_g = _optimizer(config, self.generator, config.lr_g, device)
+        # Disabled, they hand everything through.
+        self.scaler_d, self.scaler_g = (
+            torch.amp.GradScaler(device.type, enabled=config.precision == "float16") for _ in range(2)
+        )
+        self.batches = Batches(
+            dataset,
+            config.batch_d,
+            seed=config.seed,
+            flip=config.flip,
+            device=device,
+            rank=group.rank,
+            world=group.world,
+        )
+        # Drawn on the CPU, so that a seed means the same on every device.
         self.noise = torch.Generator().manual_seed(config.seed + 1)
-        self.fixed_z = self.latents(config.n_samples, torch.Generator().manual_seed(config.seed + 2))
+        self.fixed = self.latents(config.n_samples, torch.Generator().manual_seed(config.seed + 2))
+        self.first_norms = {name: p.detach().norm().item() for name, p in self.critic.named_parameters()}
         self.step = 0
         self.pending: list[Tensor] = []
 
-    def latents(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """(count, z_dim) float32 from N(0, I), from the run's own random state unless another is given."""
-        z = torch.randn(count, self.config.z_dim, generator=generator or self.noise)
-        return z.to(self.device, non_blocking=True)
+    def latents(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Inputs of the generator: (count, z_dim) from N(0, I), and (count,) uniform labels or None without classes."""
+        z = torch.randn(count, self.config.z_dim, generator=generator)
+        y = torch.randint(self.config.classes, (count,), generator=generator) if self.config.classes else None
+        return self._to_device(z).to(self.dtype), self._to_device(y)
 
     def update(self) -> None:
         """One step of Algorithm 1: `n_dis` critic updates, one generator update, the moving average."""
@@ -69,47 +98,71 @@ class State:
         self.pending.append(torch.cat([torch.stack(critic_losses).mean(0), generator_loss]))
 
     def critic_update(self) -> Tensor:
-        """Returns the two parts of the critic's loss, (2,)."""
-        real = next(self.batches)
-        with torch.no_grad():
-            fake = self.generate(self.latents(self.config.batch_d))
-        images = torch.cat([real, fake]).contiguous(memory_format=self.format)
-        score_real, score_fake = self.normalized(images).split([len(real), len(fake)])
-        parts = torch.stack([self.loss.critic_real(score_real), self.loss.critic_fake(score_fake)])
+        """Returns the critic's losses, one for each of `loss_names` but the last."""
+        real, labels = next(self.batches)
+        labels = labels if self.config.classes else None
+        draws = self._draw(self.config.batch_d)
         self.optim_d.zero_grad(set_to_none=True)
-        parts.sum().backward()
-        self.optim_d.step()
-        return parts.detach()
+        total = torch.zeros(len(self.loss_names) - 1, device=self.device)
+        with self._rescaled(real, labels):
+            for part in self._parts(real.to(self.dtype), labels, *draws):
+                losses = self._critic_losses(*part)
+                self.scaler_d.scale(losses.sum() / self.config.accumulate).backward()
+                total += losses.detach() / self.config.accumulate
+        self._apply(self.optim_d, self.scaler_d, self.critic)
+        if self.config.weight_clip:
+            clip_weights_(self.critic, self.config.weight_clip)
+        return total
 
     def generator_update(self) -> Tensor:
         """Returns the generator's loss, (1,)."""
         # With frozen weights the critic needs two passes instead of four.
         self.critic.requires_grad_(False)
-        fake = self.generate(self.latents(self.config.batch_g))
-        loss = self.loss.generator(self.normalized(fake.contiguous(memory_format=self.format)))
         self.optim_g.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optim_g.step()
+        total = torch.zeros(1, device=self.device)
+        z, y = self.latents(self.config.batch_g, self.noise)
+        for part_z, part_y in self._parts(self._share(z), self._share(y)):
+            with self._autocast():
+                fake = self.generate(*_present(part_z, part_y))
+                scores = self.normalized(*_present(fake.contiguous(memory_format=self.format), part_y))
+            loss = self.loss.generator(scores.to(self.dtype))
+            self.scaler_g.scale(loss / self.config.accumulate).backward()
+            total += loss.detach() / self.config.accumulate
+        self._apply(self.optim_g, self.scaler_g, self.generator)
         self.critic.requires_grad_(True)
-        return loss.detach().reshape(1)
+        return total
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """What `pending` and metrics.jsonl hold."""
+        extra = {"loss_penalty": self.config.penalty != "none", "loss_consistency": self.config.consistency > 0}
+        return ("loss_real", "loss_fake", *(name for name, used in extra.items() if used), "loss_generator")
 
     def take_losses(self) -> dict[str, float]:
-        """Means of the losses since the last call.
+        """Means of the losses since the last call, over all processes.
 
         Raises:
             NonFiniteLossError: one of them is NaN or infinite.
         """
-        losses = torch.stack(self.pending).double().cpu()
+        losses = self.group.mean(torch.stack(self.pending)).double().cpu()
         bad = (~losses.isfinite()).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
+            step = self.step - len(losses) + row + 1
             raise NonFiniteLossError(
-                f"step {self.step - len(losses) + row + 1}: {LOSS_NAMES[column]} is {losses[row, column].item()}. "
+                step,
+                f"step {step}: {self.loss_names[column]} is {losses[row, column].item()}. "
                 "Look at metrics.jsonl and the sample grids before that step; lower --lr-d and --lr-g, or repeat with "
-                "--impl reference in another --run-dir to see whether the engine is to blame."
+                "--impl reference in another --run-dir to see whether the engine is to blame.",
             )
         self.pending = []
-        return dict(zip(LOSS_NAMES, losses.mean(0).tolist(), strict=True))
+        return dict(zip(self.loss_names, losses.mean(0).tolist(), strict=True))
+
+    def sample_batch(self, generator: nn.Module, noise: torch.Generator) -> Tensor:
+        """`batch_g` images (B, C, H, W) in [-1, 1] of a generator of this run, with latents from `noise`."""
+        return sample(
+            generator, *self.latents(self.config.batch_g, noise), batch_statistics=self.config.sample_bn == "batch"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -120,71 +173,110 @@ class State:
             "ema": self.ema.module.state_dict(),
             "optim_d": self.optim_d.state_dict(),
             "optim_g": self.optim_g.state_dict(),
+            "scaler_d": self.scaler_d.state_dict(),
+            "scaler_g": self.scaler_g.state_dict(),
             "batches": self.batches.state_dict(),
             "noise": self.noise.get_state(),
-            "pending": self.pending,
+            "pending": list(self.pending),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Takes over what `state_dict` gave."""
         self.step = state["step"]
         self.generator.load_state_dict(state["generator"])
         self.critic.load_state_dict(state["critic"])
         self.ema.module.load_state_dict(state["ema"])
         self.optim_d.load_state_dict(state["optim_d"])
         self.optim_g.load_state_dict(state["optim_g"])
+        # Checkpoints of versions without loss scaling have none.
+        self.scaler_d.load_state_dict(state.get("scaler_d", {}))
+        self.scaler_g.load_state_dict(state.get("scaler_g", {}))
         self.batches.load_state_dict(state["batches"])
         self.noise.set_state(state["noise"])
         self.pending = [row.to(self.device) for row in state["pending"]]
 
+    def _critic_losses(
+        self,
+        real: Tensor,
+        labels: Tensor | None,
+        z: Tensor,
+        y: Tensor | None,
+        place: Tensor | None,
+        moves: Tensor | None,
+    ) -> Tensor:
+        config = self.config
+        with self._autocast():
+            with torch.no_grad():
+                fake = self.generate(*_present(z, y)).to(self.dtype)
+            images, classes = [real, fake], [labels, y]
+            if moves is not None:
+                images.append(augment(real, moves))
+                classes.append(labels)
+            batch = torch.cat(images).contiguous(memory_format=self.format)
+            scores = self.normalized(*_present(batch, None if y is None else torch.cat(classes))).to(self.dtype)
+        score_real, score_fake, *score_moved = scores.split(len(real))
+        losses = [self.loss.critic_real(score_real), self.loss.critic_fake(score_fake)]
+        if place is not None:
 
-def build_networks(config: Config) -> models.Pair:
-    """The generator and the critic that `config` describes, initialised from its seed; global random state is kept."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        generator, critic = models.build(
-            config.model,
-            resolution=config.resolution,
-            channels=config.channels,
-            z_dim=config.z_dim,
-            width=config.width,
-        )
-        if config.spectral_norm:
-            _normalize_weights(critic, config)
-        return generator, critic
+            def grad_norm(points: Tensor) -> Tensor:
+                points = points.contiguous(memory_format=self.format)
+                options = {"impl": config.impl, "rewrite": config.rewrite}
+                return value_and_grad_norm(self.critic, *_present(points, labels), **options)[1].to(self.dtype)
 
+            with self._autocast():
+                penalty = gradient_penalty(config.penalty, config.k_gp, grad_norm, real, fake, place)
+            losses.append(config.penalty_weight * penalty)
+        if score_moved:
+            losses.append(config.consistency * (score_moved[0] - score_real).square().mean())
+        return torch.stack(losses)
 
-def _normalize_weights(critic: nn.Module, config: Config) -> None:
-    """Puts spectral normalisation on every layer; the keys of the state are the same either way."""
-    if config.impl == "auto":
-        spectral_norm_(critic, coeff=config.k_sn, learn_scale=config.learn_scale)
-        return
-    if config.k_sn != 1 or config.learn_scale:
-        raise ValueError("--impl: PyTorch's spectral norm knows neither --k-sn nor --learn-scale; take auto")
-    for module in critic.modules():
-        if isinstance(module, LAYERS):
-            nn.utils.parametrizations.spectral_norm(module)
+    def _draw(self, count: int) -> list[Tensor | None]:
+        """This process's share of what a critic update on `count` images draws: z, y, places, moves; (B, …) or None."""
+        z, y = self.latents(count, self.noise)
+        place = torch.rand(count, generator=self.noise) if self.config.penalty != "none" else None
+        moves = None
+        if self.config.consistency:
+            moves = draw_augmentation(count, self.config.resolution, self.noise)
+        return [self._share(tensor) for tensor in (z, y, self._to_device(place), self._to_device(moves))]
 
+    def _parts(self, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
+        """Tensors (B, …) in `accumulate` parts that follow each other."""
+        count = self.config.accumulate
+        cut = [[None] * count if tensor is None else tensor.chunk(count) for tensor in tensors]
+        yield from map(list, zip(*cut, strict=True))
 
-def _merged(net: nn.Module, config: Config) -> nn.Module:
-    return rewrite(net) if config.rewrite and config.impl == "auto" else net
+    def _share(self, batch: Tensor | None) -> Tensor | None:
+        return None if batch is None else self.group.share(batch)
 
+    def _to_device(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(self.device, non_blocking=True)
 
-def _normalized(critic: nn.Module, config: Config) -> nn.Module:
-    """The critic with the normaliser that `config` names."""
-    if config.method == "none":
-        return _merged(critic, config)
-    options = {"method": config.method, "tau": config.tau, "eps": config.eps}
-    return GradientNorm(critic, **options, impl=config.impl, rewrite=config.rewrite)
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.config.precision not in ("bfloat16", "float16"):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.config.precision])
+
+    def _rescaled(self, images: Tensor, labels: Tensor | None) -> contextlib.AbstractContextManager:
+        if self.config.rescale == "none":
+            return contextlib.nullcontext()
+        norm = self.first_norms if self.config.rescale == "initial" else None
+        factors, _ = rescaling(self.critic, *_present(images[:1].to(self.dtype), _first(labels)), norm=norm)
+        return scaled_parameters(self.critic, factors)
+
+    def _apply(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, net: nn.Module) -> None:
+        self.group.average_gradients(net.parameters())
+        scaler.step(optimizer)
+        scaler.update()
 
 
 @torch.no_grad()
-def sample(generator: nn.Module, z: Tensor, batch_statistics: bool = True) -> Tensor:
+def sample(generator: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_statistics: bool = True) -> Tensor:
     """Images of a generator, which is left as it was.
 
     Args:
-        generator: latent vectors to images.
+        generator: latent vectors, and labels where it takes them, to images.
         z: (B, z_dim) latent vectors.
+        y: (B,) labels, or None.
         batch_statistics: batch norm uses this batch's statistics, as the papers' code does, instead of running ones.
 
     Returns:
@@ -193,26 +285,29 @@ def sample(generator: nn.Module, z: Tensor, batch_statistics: bool = True) -> Te
     was_training = generator.training
     kept = [buffer.clone() for buffer in generator.buffers()]
     generator.train(batch_statistics)
-    images = generator(z)
+    images = generator(*_present(z, y))
     generator.train(was_training)
     for buffer, value in zip(generator.buffers(), kept, strict=True):
         buffer.copy_(value)
     return images
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` to a GPU where there is one, any other name to that device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) sees no CUDA device")
-    return device
+def _optimizer(config: Config, net: nn.Module, rate: float, device: torch.device) -> torch.optim.Optimizer:
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(net.parameters(), rate)
+    # One kernel for all weights where PyTorch has it; the same formula as the plain one.
+    return torch.optim.Adam(net.parameters(), rate, config.betas, fused=device.type in ("cpu", "cuda"))
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def _present(images: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+    """The arguments of a network: labels only where there are any."""
+    return (images,) if labels is None else (images, labels)
+
+
+def _first(labels: Tensor | None) -> Tensor | None:
+    return None if labels is None else labels[:1]

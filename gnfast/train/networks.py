@@ -1,0 +1,71 @@
+"""The networks of a run as its settings describe them: built, initialised, normalised, merged."""
+
+import torch
+from torch import nn
+
+from gnfast import GradientNorm, models, rewrite, spectral_norm_
+from gnfast.models import initialise_, weight_norm_
+from gnfast.spectral import LAYERS
+from gnfast.train.config import Config
+
+DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+def build_networks(config: Config) -> models.Pair:
+    """The generator and the critic that `config` describes, initialised from its seed; global random state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator, critic = models.build(
+            config.model,
+            resolution=config.resolution,
+            channels=config.channels,
+            z_dim=config.z_dim,
+            width=config.width,
+            classes=config.classes,
+        )
+        for net in (generator, critic):
+            initialise_(net, config.init)
+        if config.spectral_norm:
+            _normalize_spectrally(critic, config)
+        if config.weight_norm:
+            weight_norm_(critic)
+        return generator, critic
+
+
+def _normalize_spectrally(critic: nn.Module, config: Config) -> None:
+    """Puts spectral normalisation on every layer; the keys of the state are the same either way."""
+    if config.impl == "auto":
+        spectral_norm_(critic, coeff=config.k_sn, learn_scale=config.learn_scale)
+        return
+    if config.k_sn != 1 or config.learn_scale:
+        raise ValueError("--impl: PyTorch's spectral norm knows neither --k-sn nor --learn-scale; take auto")
+    for module in critic.modules():
+        if isinstance(module, LAYERS):
+            nn.utils.parametrizations.spectral_norm(module)
+
+
+def merged(net: nn.Module, config: Config) -> nn.Module:
+    """The network with its convolutions merged into what stands beside them, where the run does that."""
+    return rewrite(net) if config.rewrite and config.impl == "auto" else net
+
+
+def normalized(critic: nn.Module, config: Config) -> nn.Module:
+    """The critic with the normaliser that `config` names."""
+    if config.method == "none":
+        return merged(critic, config)
+    options = {"method": config.method, "tau": config.tau, "eps": config.eps}
+    return GradientNorm(critic, **options, impl=config.impl, rewrite=config.rewrite)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` to a GPU where there is one, any other name to that device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) sees no CUDA device")
+    return device

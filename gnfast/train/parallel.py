@@ -1,0 +1,134 @@
+"""Data parallelism: one process per device, started by torchrun, training the same networks on parts of each batch.
+
+Every process draws the same random numbers for a whole batch and takes its part of them, so that a run means the same
+on any number of processes. Gradients are averaged by one all-reduce per update.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, and this one's place among them; one process alone by default."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch (B, ...), B a multiple of `world`."""
+        return batch.chunk(self.world)[self.rank] if self.world > 1 else batch
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces each gradient by its mean over the processes, in one all-reduce per dtype."""
+        if self.world == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(flat)
+            flat /= self.world
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [p.view(g.shape) for p, g in zip(parts, gradients, strict=True)])
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.world == 1:
+            return values
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so."""
+        if self.world == 1:
+            return flag
+        # A CPU tensor: it goes over gloo and does not make a GPU wait.
+        flags = torch.tensor(int(flag))
+        dist.all_reduce(flags)
+        return bool(flags.item())
+
+    @contextlib.contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The leader runs the block before the others do, so that they find what it leaves on disk."""
+        if not self.leads:
+            dist.barrier()
+        yield
+        if self.world > 1 and self.leads:
+            dist.barrier()
+
+
+ALONE = Group()
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Group]:
+    """The group that torchrun's environment variables describe, or one process alone without them."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Group(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of all processes' batches, on any device.
+
+    PyTorch's own runs on GPUs only. Parts of the batch are of equal size.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
+        world = dist.get_world_size()
+        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        mean = all_reduce(wide.mean((0, 2, 3))) / world
+        centred = wide - mean[:, None, None]
+        var = all_reduce(centred.square().mean((0, 2, 3))) / world
+        if self.track_running_stats:
+            with torch.no_grad():
+                count = wide.numel() // wide.shape[1] * world
+                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
+                self.num_batches_tracked += 1
+        scale = (var + self.eps).rsqrt()
+        if self.affine:
+            scale = scale * self.weight
+        normal = centred * scale[:, None, None]
+        return (normal + self.bias[:, None, None] if self.affine else normal).to(input.dtype)
+
+
+def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
+    """The network with batch norms that use the statistics of all processes; parameters, buffers and keys stay."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                synchronised = SyncBatchNorm2d(child.num_features)
+                synchronised.__dict__.update(child.__dict__)
+                setattr(parent, name, synchronised)
+    return net
