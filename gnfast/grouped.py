@@ -25,8 +25,8 @@ def grouped_batch_norm(module: nn.Module, groups: int) -> Iterator[None]:
         with torch.no_grad(), gnfast.grouped_batch_norm(generator, n_dis):
             fakes = generator(z).chunk(n_dis)  # z (n_dis · B, ...)
 
-    Two things differ in their order: dropout's random numbers, and the running statistics of a norm that a forward calls
-    twice. Differentiable as the module is.
+    Two things differ in their order: dropout's random numbers, and the running statistics of a norm that a forward
+    calls twice. Differentiable as the module is.
 
     Args:
         module: the one that runs inside; `gnfast.rewrite`'s too. It is not modified otherwise.

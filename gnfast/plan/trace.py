@@ -3,6 +3,10 @@
 The network's own Python runs on every call, so control flow on shapes, `train()`/`eval()`, replaced submodules, forward
 hooks and parametrised weights act as they would without gnfast, and each weight is read exactly once, in order. What
 the recording cannot express exactly is refused by name.
+
+No recording is kept for the next call: a forward is arbitrary Python and may depend on anything (counters, the clock,
+attributes, random numbers), and nothing short of running it shows that it would do the same again. Where Python's time
+matters, `gnfast.CapturedStep` replays a whole step without it.
 """
 
 import contextlib

@@ -30,8 +30,10 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the module's state after step `step` (counted from 1)."""
         ours, theirs = self.module.state_dict(), module.state_dict()
-        for name, average in ours.items():
-            if step < self.start or not average.is_floating_point():
-                average.copy_(theirs[name])
-            else:
-                average.lerp_(theirs[name], 1 - self.decay)
+        averaged = [name for name, value in ours.items() if step >= self.start and value.is_floating_point()]
+        copied = [name for name in ours if name not in averaged]
+        # A launch per list, not per tensor, where PyTorch has it.
+        if averaged:
+            torch._foreach_lerp_([ours[n] for n in averaged], [theirs[n] for n in averaged], 1 - self.decay)
+        if copied:
+            torch._foreach_copy_([ours[n] for n in copied], [theirs[n] for n in copied])
