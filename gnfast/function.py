@@ -16,6 +16,7 @@ from gnfast.once import once_differentiable
 from gnfast.plan.op import autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.trace import Refused, record, unchanged
+from gnfast.small import normalized_by_two_kernels
 
 
 def normalize_gradient(
@@ -193,6 +194,9 @@ def _run(
             # Autocast has had its say when the network was recorded.
             with _without_autocast(x):
                 if head is not None:
+                    f_hat = normalized_by_two_kernels(plan, head, keep, x, operands)
+                    if f_hat is not None:
+                        return f_hat
                     return _Normalized.apply(plan, head, keep, x, *operands)
                 return finish(*_FourPasses.apply(plan, keep, x, *operands), True)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.

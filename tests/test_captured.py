@@ -204,3 +204,46 @@ def test_what_cannot_be_captured_is_reported():
         step(torch.ones(3))
     torch.cuda.synchronize()
     assert torch.ones(2, device="cuda").sum().item() == 2
+
+
+def test_training_steps_draw_the_same_before_and_within():
+    from gnfast.data import ImageDataset
+    from gnfast.train.config import Config
+    from gnfast.train.state import State
+
+    images = ImageDataset("noise", torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8))
+    settings = {"data": "", "model": "small", "resolution": 8, "channels": 1, "z_dim": 4, "width": 0.1}
+    config = Config(**settings, n_dis=3, batch_d=4, batch_g=6, steps=9)
+    eager, prepared = State(config, images, torch.device("cpu")), State(config, images, torch.device("cpu"))
+    prepared.captured = CapturedStep(prepared._updates, "cpu")
+    for _ in range(3):
+        eager.update()
+        prepared.update()
+    assert eager.take_losses() == prepared.take_losses()
+    for left, right in zip(eager.generator.parameters(), prepared.generator.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.gpu
+def test_captured_training_follows_eager_training():
+    from gnfast.data import ImageDataset
+    from gnfast.train.config import Config
+    from gnfast.train.state import State
+
+    images = ImageDataset("noise", torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))
+    settings = {"data": "", "model": "dcgan", "resolution": 32, "z_dim": 16, "width": 0.25, "n_dis": 2, "steps": 20}
+    settings |= {"batch_d": 8, "batch_g": 16, "precision": "float32", "lr_decay": "linear"}
+    eager, captured = (
+        State(Config(**settings, cuda_graph=graph), images, torch.device("cuda")) for graph in (False, True)
+    )
+    assert eager.captured is None
+    for step in range(6):
+        eager.update()
+        captured.update()
+        assert captured.captured.captured == (step >= captured.captured.warmup)
+    expected, actual = eager.take_losses(), captured.take_losses()
+    assert actual == pytest.approx(expected, rel=2e-2, abs=2e-3)
+    captured.load_state_dict(eager.state_dict())
+    for _ in range(5):
+        captured.update()
+    assert captured.captured.captured and all(abs(value) < 1e3 for value in captured.take_losses().values())

@@ -12,7 +12,7 @@ import pytest
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-from gnfast.kernels import heads_triton, pointwise_triton  # noqa: E402
+from gnfast.kernels import heads_triton, mlp, mlp_triton, pointwise_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled"
@@ -52,7 +52,7 @@ def assert_compiles(
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
-        if name not in constants:
+        if name not in constants and name != "batch":
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -127,3 +127,40 @@ def test_head_pull(element, capability):
     budget = budget_of(heads_triton, element)
     kernel = heads_triton._head_pull_kernel
     assert_compiles(kernel, pointers, constants, budget, capability, num_warps=heads_triton.NUM_WARPS)
+
+
+def chain(width: int, element: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Element types and constants of three hidden layers that are as wide as their tile."""
+    weights = [f"{kind}_{k}" for kind in "wb" for k in (1, 2, 3, 4)]
+    pointers = dict.fromkeys((*weights, "w_out", "b_out", "x", "g", "f_hat", "grad_x", "upstream"), element)
+    pointers |= {"partials": "fp32", "deltas": "fp32", "grads": "fp32", "masks": "i8"}
+    constants = {"d_0": 2, "d_1": width, "d_2": width, "d_3": width, "d_4": 1}
+    return pointers, {**constants, "HIDDEN": 3, "SLOPE": 0.2, "BIASED": 7, "P": width, "ROWS": mlp_triton.ROWS}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize("width", [16, mlp.MAX_WIDTH])
+def test_mlp_forward(width, element, capability):
+    pointers, constants = chain(width, element)
+    constants |= {
+        "BIASED_OUT": True,
+        "KEEP": True,
+        "KIND": 0,
+        "COMPLEMENT": True,
+        "CENTRE": 1.0,
+        "TAU": 1.0,
+        "EPS": 0.1,
+    }
+    kernel, budget = mlp_triton._mlp_forward_kernel, mlp_triton.REGISTER_BUDGET
+    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=mlp_triton.NUM_WARPS)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("element", ["bf16", "fp32"])
+@pytest.mark.parametrize("width", [16, mlp.MAX_WIDTH])
+def test_mlp_backward(width, element, capability):
+    pointers, constants = chain(width, element)
+    constants |= {"WANTS_GRAD_X": True, "WANTS_WEIGHTS": True, "CENTRE": 1.0}
+    kernel, budget = mlp_triton._mlp_backward_kernel, mlp_triton.REGISTER_BUDGET
+    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=mlp_triton.NUM_WARPS)

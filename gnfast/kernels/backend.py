@@ -17,6 +17,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "leaky_relu_mask": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
     "join": {"cpu": ("torch",), "cuda": ("triton", "torch")},
     "head": {"cpu": ("torch",), "cuda": ("triton", "torch")},
+    "mlp": {"cpu": ("torch",), "cuda": ("triton", "torch")},
     "spectral_norm": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
 }
 BACKENDS = ("torch", "cpp", "cuda", "triton")

@@ -4,17 +4,21 @@ Imported when it is chosen, as Triton may be missing. Every program takes `WORDS
 that a row's signs make one word; entries are found by their place in memory, whatever the order of the axes.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from gnfast.kernels.autotune import choose_fastest, enabled
 from gnfast.kernels.sign_bits import _check_dense_floating, _check_words
 
 WORDS = 64
 NUM_WARPS = 4
+# name: rows per program and warps, for the tuner; the first is the default.
+CONFIGURATIONS = {"64x4": (WORDS, NUM_WARPS), "32x4": (32, 4), "128x4": (128, 4), "128x8": (128, 8), "32x2": (32, 2)}
 # Registers per thread by the element that sums are made in: at 96, five blocks of 128 threads with two to four 16-byte
 # loads in flight each keep memory busy.
 REGISTER_BUDGET = {"fp32": 96, "fp64": 168}
@@ -112,31 +116,52 @@ def _join_masked_kernel(
 
 
 def forward(
-    terms: Sequence[Tensor], biases: Sequence[Tensor], axis: int, slope: float, keep_sum: bool, target: Tensor | None
+    terms: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    axis: int,
+    slope: float,
+    keep_sum: bool,
+    target: Tensor | None,
+    configuration: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """`gnfast.kernels.pointwise.join_forward`; the result, s where it is kept, may lie in `target`."""
     first = terms[0]
+    if configuration is None:
+        configuration = _tuned(
+            ("join_forward", len(terms), len(biases), keep_sum), first, axis,
+            lambda name: forward(terms, biases, axis, slope, keep_sum, None, name),
+        )  # fmt: skip
     numel = first.numel()
     own = torch.empty_like(first) if target is None else target
     y, total = (torch.empty_like(first), own) if keep_sum else (own, None)
     bits = torch.empty((triton.cdiv(numel, 32),), dtype=torch.int32, device=first.device)
     if numel:
         with torch.cuda.device_of(first):
-            _join_forward_kernel[_grid(numel)](
+            _join_forward_kernel[_grid(numel, configuration)](
                 first, terms[-1], *_two(biases, first), y, y if total is None else total, bits, numel,
                 *_place(first, axis), TERMS=len(terms), BIASES=len(biases), KEEP_SUM=keep_sum, SLOPE=slope,
-                **_layout(first, axis),
+                **_layout(first, axis, configuration),
             )  # fmt: skip
     return y, total, bits
 
 
 def pullback(
-    of_y: Sequence[Tensor], of_sum: Sequence[Tensor], bits: Tensor, slope: float, target: Tensor | None
+    of_y: Sequence[Tensor],
+    of_sum: Sequence[Tensor],
+    bits: Tensor,
+    slope: float,
+    target: Tensor | None,
+    configuration: str | None = None,
 ) -> Tensor:
     """`gnfast.kernels.pointwise.join_pullback`."""
     first = of_y[0]
+    if configuration is None:
+        configuration = _tuned(
+            ("join_pullback", len(of_y), len(of_sum)), first, 0,
+            lambda name: pullback(of_y, of_sum, bits, slope, None, name),
+        )  # fmt: skip
     out = torch.empty_like(first) if target is None else target
-    _launch_masked(of_y, of_sum, (), None, 0, bits, slope, out, None)
+    _launch_masked(of_y, of_sum, (), None, 0, bits, slope, out, None, configuration)
     return out
 
 
@@ -149,12 +174,18 @@ def pushforward(
     slope: float,
     keep_sum: bool,
     target: Tensor | None,
+    configuration: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`gnfast.kernels.pointwise.join_pushforward`; the result, ṡ where it is kept, may lie in `target`."""
     first = tangents[0]
+    if configuration is None:
+        configuration = _tuned(
+            ("join_pushforward", len(tangents), len(biases), keep_sum), first, axis,
+            lambda name: pushforward(tangents, biases, scale, axis, bits, slope, keep_sum, None, name),
+        )  # fmt: skip
     own = torch.empty_like(first) if target is None else target
     out, total = (torch.empty_like(first), own) if keep_sum else (own, None)
-    _launch_masked(tangents, (), biases, scale, axis, bits, slope, out, total)
+    _launch_masked(tangents, (), biases, scale, axis, bits, slope, out, total, configuration)
     return out, total
 
 
@@ -185,21 +216,31 @@ def leaky_relu_mask_(t: Tensor, bits: Tensor, negative_slope: float) -> None:
     pullback([t], (), bits, negative_slope, t)
 
 
-def _launch_masked(terms, after, biases, scale, axis, bits, slope, out, total):
+def _launch_masked(terms, after, biases, scale, axis, bits, slope, out, total, configuration):
     first = terms[0]
     numel = first.numel()
     if numel:
         with torch.cuda.device_of(first):
-            _join_masked_kernel[_grid(numel)](
+            _join_masked_kernel[_grid(numel, configuration)](
                 first, terms[-1], *_two(after, first), *_two(biases, first), first if scale is None else scale, bits,
                 out, out if total is None else total, numel, *_place(first, axis), numel // max(len(first), 1),
                 TERMS=len(terms), AFTER=len(after), BIASES=len(biases), KEEP_SUM=total is not None, SLOPE=slope,
-                **_layout(first, axis),
+                **_layout(first, axis, configuration),
             )  # fmt: skip
 
 
-def _grid(numel: int) -> tuple[int]:
-    return (triton.cdiv(numel, 32 * WORDS),)
+def _tuned(operation: tuple[object, ...], first: Tensor, axis: int, call: Callable[[str], object]) -> str:
+    """The configuration to launch with; the default unless the tuner is on."""
+    if not enabled() or not first.numel():
+        return next(iter(CONFIGURATIONS))
+    key = (*operation, tuple(first.shape), first.stride(), axis, first.dtype)
+    candidates = {name: functools.partial(call, name) for name in CONFIGURATIONS}
+    # The same sums in the same order: only the placement of the work differs.
+    return choose_fastest(key, candidates, first.device, tolerance=0.0)
+
+
+def _grid(numel: int, configuration: str) -> tuple[int]:
+    return (triton.cdiv(numel, 32 * CONFIGURATIONS[configuration][0]),)
 
 
 def _two(tensors: Sequence[Tensor], filler: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,13 +255,14 @@ def _place(t: Tensor, axis: int) -> tuple[int, int]:
     return t.stride(axis), t.shape[axis]
 
 
-def _layout(t: Tensor, axis: int) -> dict[str, object]:
+def _layout(t: Tensor, axis: int, configuration: str) -> dict[str, object]:
     inner, channels = _place(t, axis)
+    words, warps = CONFIGURATIONS[configuration]
     return {
         "ALIGNED": (channels if inner == 1 else inner) % 32 == 0,
         "CHANNELS_LAST": inner == 1,
-        "WIDE": t.numel() >= 2**31 - 32 * WORDS,
+        "WIDE": t.numel() >= 2**31 - 32 * words,
         "ACC": _TL_DTYPES.get(t.dtype, tl.float32),
-        "WORDS": WORDS,
-        "num_warps": NUM_WARPS,
+        "WORDS": words,
+        "num_warps": warps,
     }
