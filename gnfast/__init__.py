@@ -1,8 +1,10 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
 from gnfast import heads, penalties, reference
+from gnfast.captured import CapturedStep, CaptureError
 from gnfast.errors import FallbackWarning, InputError, UnsupportedError
 from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
+from gnfast.grouped import grouped_batch_norm
 from gnfast.heads import Head
 from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
@@ -13,12 +15,15 @@ from gnfast.spectral import remove_spectral_norm, spectral_norm, spectral_norm_,
 __version__ = "0.1.0"
 
 __all__ = [
+    "CaptureError",
+    "CapturedStep",
     "FallbackWarning",
     "GradientNorm",
     "Head",
     "InputError",
     "Plan",
     "UnsupportedError",
+    "grouped_batch_norm",
     "heads",
     "normalize_gradient",
     "penalties",

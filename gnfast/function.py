@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from gnfast import heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
-from gnfast.heads import Method
+from gnfast.heads import Head, Method
 from gnfast.once import once_differentiable
-from gnfast.plan.op import per_sample
+from gnfast.plan.op import autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.trace import Refused, record, unchanged
+from gnfast.small import normalized_by_two_kernels
 
 
 def normalize_gradient(
@@ -69,7 +70,8 @@ def normalize_gradient(
             raise InputError(f"return_grad_norm: wanted one logit per sample, got {tuple(f.shape)} from the network")
         return f_hat, heads.normalized_grad_norm(head, f, g)
 
-    return _run(finish, net, x, args, kwargs, impl, strict, rewrite)
+    whole = head if head.partials is not None and not return_grad_norm else None
+    return _run(finish, net, x, args, kwargs, impl, strict, rewrite, whole)
 
 
 def value_and_grad_norm(
@@ -105,8 +107,7 @@ class _FourPasses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan: Plan, keep: bool, x: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        f, masks = passes.forward(plan, x, operands)
-        g, cotangents = passes.input_gradient(plan, x.shape[0], torch.ones_like(f), operands, masks, keep)
+        f, g, masks, cotangents = _value_and_input_grad(plan, keep, x, operands)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.masks, ctx.operand_count = plan, masks, len(operands)
         ctx.save_for_backward(x, g, *operands, *cotangents)
@@ -128,6 +129,41 @@ class _FourPasses(torch.autograd.Function):
         return None, None, grad_x, *grads
 
 
+class _Normalized(torch.autograd.Function):
+    """(x, operands) ↦ f̂: passes 1 and 2 and the head forward, pass 3 backward."""
+
+    @staticmethod
+    def forward(ctx, plan: Plan, head: Head, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
+        f, g, masks, cotangents = _value_and_input_grad(plan, keep, x, operands)
+        f_hat, saved = heads.normalize(head, f, g)
+        ctx.plan, ctx.head, ctx.masks, ctx.counts = plan, head, masks, (len(saved), len(operands))
+        ctx.save_for_backward(x, g, *saved, *operands, *cotangents)
+        return f_hat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, g, *rest = ctx.saved_tensors
+        saved, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
+        operands, cotangents = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
+        _, _, _, needs_x, *needs = ctx.needs_input_grad
+        grads = [None] * len(operands)
+        with _without_autocast(x):
+            scale, start, grad_x = heads.pull(ctx.head, tuple(saved), grad, x, g, any(needs), needs_x)
+            if start is not None:
+                grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
+        return None, None, None, grad_x, *grads
+
+
+def _value_and_input_grad(
+    plan: Plan, keep: bool, x: Tensor, operands: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor, list[Any], list[Tensor | None]]:
+    """Passes 1 and 2: f, g, the masks and the cotangents that pass 3 needs."""
+    f, masks = passes.forward(plan, x, operands)
+    g, cotangents = passes.input_gradient(plan, x.shape[0], torch.ones_like(f), operands, masks, keep)
+    return f, g, masks, cotangents
+
+
 @torch.compiler.disable(reason="gnfast runs the network's own Python on every call")
 def _run(
     finish: Callable[[Tensor, Tensor, bool], Any],
@@ -138,8 +174,12 @@ def _run(
     impl: str,
     strict: bool,
     rewrite: bool,
+    head: Head | None = None,
 ) -> Any:
-    """finish(f, g, True) by the four passes, or finish(f, g, False) by double backward where they do not apply."""
+    """finish(f, g, True) by the four passes, or finish(f, g, False) by double backward where they do not apply.
+
+    With `head`, the passes go on to f̂, which is then what finish(f, g, True) would return.
+    """
     _validate(net, x, impl)
     refusal = None
     if impl == "auto":
@@ -153,6 +193,11 @@ def _run(
             keep = torch.is_grad_enabled() and bool(plan.trainable)
             # Autocast has had its say when the network was recorded.
             with _without_autocast(x):
+                if head is not None:
+                    f_hat = normalized_by_two_kernels(plan, head, keep, x, operands)
+                    if f_hat is not None:
+                        return f_hat
+                    return _Normalized.apply(plan, head, keep, x, *operands)
                 return finish(*_FourPasses.apply(plan, keep, x, *operands), True)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
@@ -165,7 +210,7 @@ def _run(
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    return torch.autocast(kind, enabled=False) if autocast_dtype(kind) else contextlib.nullcontext()
 
 
 _Key = tuple[Any, ...]
@@ -238,8 +283,7 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
         if module._backward_hooks or module._backward_pre_hooks:
             name = next(name for name, m in net.named_modules() if m is module)
             raise Refused(Refusal(name, "register_full_backward_hook", "a backward hook would not see its gradients"))
-    autocast = torch.is_autocast_enabled(x.device.type)
-    modes = torch.is_grad_enabled(), x.requires_grad, autocast and torch.get_autocast_dtype(x.device.type)
+    modes = torch.is_grad_enabled(), x.requires_grad, autocast_dtype(x.device.type)
     return (tuple(x.shape[1:]), x.dtype, x.device.type, *modes, *modules)
 
 

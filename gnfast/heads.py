@@ -8,11 +8,13 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from gnfast.errors import InputError
+from gnfast.kernels.heads import Formula, head_kernels
 from gnfast.once import once_differentiable
 
 Value = Callable[[Tensor, Tensor], Tensor]
@@ -32,6 +34,7 @@ class Head:
         partials: (∂f̂/∂f, ∂f̂/∂m), with the same arguments; autograd differentiates `value` where it is None.
         centre: every entry of the gradient from which m measures the distance; 0 for the plain norm n.
         takes_gradient: `value` takes the input gradient (B, ...) itself in place of m.
+        formula: what the fused kernels know it by, where they do.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Head:
     partials: Partials | None = None
     centre: float = 0.0
     takes_gradient: bool = False
+    formula: Formula | None = None
 
 
 def _safe(total: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     return n / total / total, -f / total / total
 
 
-GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials)
+GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials, formula=Formula("gn"))
 """f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
 
 
@@ -65,10 +69,15 @@ def _gn0(f: Tensor, n: Tensor) -> Tensor:
     return torch.where(n == 0, at_zero, f / _safe(n))
 
 
-GN0 = Head("gn0", _gn0, _gn0_partials)
+GN0 = Head("gn0", _gn0, _gn0_partials, formula=Formula("gn0"))
 """f̂ = f / n (GN-GAN's ablation ζ = 0): ±∞ with zero gradient where n = 0, and 0 where f is 0 as well."""
 
-GN1 = Head("gn1", lambda f, n: f / (n + 1), lambda f, n: (1 / (n + 1), -f / (n + 1) / (n + 1)))
+GN1 = Head(
+    "gn1",
+    lambda f, n: f / (n + 1),
+    lambda f, n: (1 / (n + 1), -f / (n + 1) / (n + 1)),
+    formula=Formula("gn1"),
+)
 """f̂ = f / (n + 1) (GN-GAN's ablation ζ = 1)."""
 
 
@@ -97,7 +106,8 @@ def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
         by_n = torch.where(n <= eps**0.5, of_small, of_large)
         return inverse(n) / tau, f / tau * by_n
 
-    return Head("gran", lambda f, n: f * inverse(n) / tau, partials)
+    formula = Formula("gran", tau=float(tau), eps=float(eps))
+    return Head("gran", lambda f, n: f * inverse(n) / tau, partials, formula=formula)
 
 
 def _of_complement(head: Head, name: str, centre: float) -> Head:
@@ -107,7 +117,8 @@ def _of_complement(head: Head, name: str, centre: float) -> Head:
         by_f, by_m = head.partials(1 - f, m)
         return -by_f, by_m
 
-    return Head(name, lambda f, m: head.value(1 - f, m), partials, centre)
+    formula = head.formula._replace(complement=True, centre=centre)
+    return Head(name, lambda f, m: head.value(1 - f, m), partials, centre, formula=formula)
 
 
 PGN = _of_complement(GN, "pgn", centre=1.0)
@@ -175,6 +186,55 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
     return _plain(head, f, g)
 
 
+def normalize(head: Head, f: Tensor, g: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """f̂ of f's shape, in the wider of the two dtypes, and what `pull` needs; without a graph.
+
+    Args:
+        head: one with partial derivatives of its own.
+        f: one logit per sample.
+        g: (B, ...) input gradient.
+    """
+    if kernels := _kernels(head, g):
+        f_hat, partials = kernels.normalize(head.formula, f, g)
+        return f_hat, (partials,)
+    m = grad_norm(g, head.centre)
+    logit = f.reshape(-1).to(m.dtype)
+    return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
+
+
+def pull(
+    head: Head, saved: tuple[Tensor, ...], upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the passes need for the gradient of f̂ (docs/algorithm.md, One merged tangent).
+
+    Args:
+        saved: from `normalize`.
+        upstream: ∂L/∂f̂, of f's shape.
+        x, g: (B, ...) the input and its gradient.
+
+    Returns:
+        s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
+    """
+    if kernels := _kernels(head, g):
+        return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
+    logit, m = saved
+    by_f, by_m = head.partials(logit, m)
+    upstream = upstream.reshape(-1).to(m.dtype)
+    scale = upstream * by_f
+    # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
+    s, m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (scale, _safe(m), upstream * by_m))
+    start = grad_x = None
+    if wants_start:
+        start = torch.empty_like(x).copy_(x * s + (g - head.centre) / m * along)
+    if wants_grad_x:
+        grad_x = torch.empty_like(x).copy_(s * g)
+    return scale, start, grad_x
+
+
+def _kernels(head: Head, g: Tensor) -> ModuleType | None:
+    return None if head.formula is None else head_kernels(g.device.type)
+
+
 def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
     """‖∇ₓf̂‖₂ (B,) = |∂f̂/∂f| n: where the critic is piecewise linear, the norm in f̂ does not depend on x.
 
@@ -195,7 +255,7 @@ def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
 
 def plain(head: Head) -> Head:
     """The head without partial derivatives of its own, so that it is differentiable any number of times."""
-    return dataclasses.replace(head, partials=None)
+    return dataclasses.replace(head, partials=None, formula=None)
 
 
 def _measure(head: Head, g: Tensor) -> Tensor:

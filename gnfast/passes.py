@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnfast.plan.op import Contribution, summed
 from gnfast.plan.plan import Plan
 
 
@@ -22,7 +23,9 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
         inputs = [values[i] for i in node.inputs]
         for value in last_uses:
             del values[value]
-        values[node.output], mask = node.op.forward(inputs, _select(operands, node.operands), overwrite)
+        results, mask = node.op.forward_all(inputs, _select(operands, node.operands), overwrite)
+        values.update(zip(node.outputs, results, strict=True))
+        del results
         saved.append(mask)
     return values[plan.output], saved
 
@@ -39,34 +42,26 @@ def input_gradient(
     Returns:
         g of x's shape, and per node the cotangent of its output where the node has parameter gradients, else None.
     """
-    cotangents = {plan.output: seed}
-    # Values whose cotangent is referred to from nowhere else, so that it may be overwritten.
-    owned: set[int] = set()
+    received: dict[int, list[Contribution]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
     for index in range(len(plan.nodes) - 1, -1, -1):
         node = plan.nodes[index]
-        cotangent = cotangents.pop(node.output)
-        overwrite = node.output in owned
+        cotangent, owned = node.op.gather([received.pop(value, []) for value in node.outputs], saved[index])
         if keep and plan.has_param_grads[index]:
             kept[index] = cotangent
-            overwrite = False
+            owned = False
         shapes = [(batch, *shape) for shape in node.input_shapes]
-        pulled = node.op.pullback(cotangent, _select(operands, node.operands), saved[index], shapes, overwrite)
+        pulled = node.op.pullback(cotangent, _select(operands, node.operands), saved[index], shapes, owned)
         del cotangent
         fresh = not node.op.shares_cotangent
         for value, contribution in zip(node.inputs, pulled, strict=True):
-            present = cotangents.get(value)
-            if present is None:
-                cotangents[value] = contribution
-                if fresh:
-                    owned.add(value)
-            elif value in owned:
-                present += contribution
-            else:
-                cotangents[value] = present + contribution
-                owned.add(value)
+            # Two may wait, for an op that adds them up on its way.
+            waiting = received.setdefault(value, [])
+            if len(waiting) == 2:
+                waiting[:] = [summed(waiting)]
+            waiting.append(Contribution(contribution, fresh))
         del pulled
-    return cotangents[0], kept
+    return summed(received[0]).tensor, kept
 
 
 def tangent(
@@ -107,7 +102,9 @@ def tangent(
         for value in schedule.last_uses[index]:
             del values[value]
         if plan.pushes_forward[index]:
-            values[node.output] = node.op.pushforward(inputs, given, saved[index], scale, schedule.overwrites[index])
+            results = node.op.pushforward_all(inputs, given, saved[index], scale, schedule.overwrites[index])
+            values.update(zip(node.outputs, results, strict=True))
+            del results
         del inputs
     return grads
 

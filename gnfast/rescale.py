@@ -71,7 +71,7 @@ def rescaling(
             (parametrised, for instance).
     """
     with unchanged(net):
-        plan, operands, _ = record(net, x, args, kwargs, rewritten=False)
+        plan, operands, _ = record(net, x, args, kwargs, rewritten=False, fused=False)
     readers = Counter(value for node in plan.nodes for value in node.inputs)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}

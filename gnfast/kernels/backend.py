@@ -13,8 +13,11 @@ from gnfast.kernels.build_info import why_not_loaded
 
 # operation -> device type -> backends in order of preference; devices that are not listed use "torch".
 TABLE: dict[str, dict[str, tuple[str, ...]]] = {
-    "leaky_relu_pack": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "torch")},
-    "leaky_relu_mask": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "torch")},
+    "leaky_relu_pack": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
+    "leaky_relu_mask": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
+    "join": {"cpu": ("torch",), "cuda": ("triton", "torch")},
+    "head": {"cpu": ("torch",), "cuda": ("triton", "torch")},
+    "mlp": {"cpu": ("torch",), "cuda": ("triton", "torch")},
     "spectral_norm": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
 }
 BACKENDS = ("torch", "cpp", "cuda", "triton")

@@ -129,6 +129,13 @@ def _pack(positive: Tensor) -> Tensor:
 
 def _unpack(bits: Tensor, t: Tensor) -> Tensor:
     """The bits as booleans of t's shape and strides."""
+    _check_words(bits, t)
+    octets = torch.stack([bits >> shift & 255 for shift in (0, 8, 16, 24)], 1).to(torch.int64)
+    flags = (octets * _COPIES & _SPREAD).view(torch.uint8).ne(0)
+    return flags.as_strided(t.shape, t.stride())
+
+
+def _check_words(bits: Tensor, t: Tensor) -> None:
     if bits.dtype != torch.int32:
         raise TypeError(f"bits must be int32, got {bits.dtype}")
     if bits.device != t.device:
@@ -136,9 +143,6 @@ def _unpack(bits: Tensor, t: Tensor) -> Tensor:
     num_words = (t.numel() + 31) // 32
     if bits.shape != (num_words,):
         raise ValueError(f"bits must have {num_words} words for t's {t.numel()} elements, got {tuple(bits.shape)}")
-    octets = torch.stack([bits >> shift & 255 for shift in (0, 8, 16, 24)], 1).to(torch.int64)
-    flags = (octets * _COPIES & _SPREAD).view(torch.uint8).ne(0)
-    return flags.as_strided(t.shape, t.stride())
 
 
 def _check_dense_floating(x: Tensor, name: str) -> None:
@@ -179,8 +183,15 @@ def _register_fakes() -> None:
 
 
 def _select(device_type: str) -> _Implementation:
-    if choose("leaky_relu_pack", device_type) == "torch":
+    backend = choose("leaky_relu_pack", device_type)
+    if backend == "torch":
         return _TORCH
+    if backend == "triton":
+        from gnfast.kernels import pointwise_triton as triton
+
+        return _Implementation(
+            triton.leaky_relu_pack, triton.leaky_relu_pack_, triton.leaky_relu_mask, triton.leaky_relu_mask_
+        )
     operators = torch.ops.gnfast
     return _Implementation(
         operators.leaky_relu_pack.default,

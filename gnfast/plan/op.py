@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 
 Operands = Sequence[Tensor | None]
 Shape = tuple[int, ...]
+
+
+class Contribution(NamedTuple):
+    """A part of a value's cotangent."""
+
+    tensor: Tensor
+    owned: bool
+    """Whether it is referred to from nowhere else, so that it may be overwritten."""
+
+
+def summed(contributions: Sequence[Contribution]) -> Contribution:
+    """Their sum, in the memory of the first if that may be."""
+    total = contributions[0]
+    for term in contributions[1:]:
+        if total.owned:
+            total.tensor.add_(term.tensor)
+        else:
+            total = Contribution(total.tensor + term.tensor, True)
+    return total
 
 
 class Op:
@@ -41,6 +60,9 @@ class Op:
 
     shares_cotangent: ClassVar[bool] = False
     """Whether pullback may return a tensor that shares memory with the cotangent, or with itself (expanded)."""
+
+    borrows_operands: ClassVar[bool] = False
+    """Whether the gradients of its operands are taken by other nodes, so that it needs no cotangent in pass 3."""
 
     promotes: ClassVar[bool] = False
     """Whether tensors of different dtypes meet in the widest one; else PyTorch's own rule for the forward decides."""
@@ -75,6 +97,23 @@ class Op:
     ) -> Sequence[Tensor | None]:
         """Returns the gradient of each operand for which `needs` is true; None elsewhere."""
         return [None] * len(operands)
+
+    def forward_all(
+        self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool
+    ) -> tuple[Sequence[Tensor], Any]:
+        """`forward` for every output of the node, of which most have one."""
+        y, saved = self.forward(inputs, operands, overwrite)
+        return (y,), saved
+
+    def gather(self, received: "Sequence[Sequence[Contribution]]", saved: Any) -> "Contribution":
+        """The cotangent that `pullback` takes, from what the readers of each output have contributed."""
+        return summed(received[0])
+
+    def pushforward_all(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Sequence[Tensor]:
+        """`pushforward` for every output of the node."""
+        return (self.pushforward(tangents, operands, saved, scale, overwrite),)
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
         """Floating-point operations of one forward per sample (convolutions and matrix products).
@@ -176,3 +215,9 @@ def frozen(value: Any) -> Any:
 def is_channels_last(t: Tensor) -> bool:
     """Whether a tensor is a (B, C, H, W) one stored with its channels innermost, and not both ways at once."""
     return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The low precision of autocast where it is on; devices without autocast (meta) have it off."""
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if on else None

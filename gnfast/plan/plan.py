@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,24 @@ class Node:
     itemsize: int
     """Bytes per entry of the output."""
     submodule: str
+    further_outputs: tuple[int, ...] = ()
+    """Values beside `output` that a fused node produces, of the same shape and dtype."""
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.output, *self.further_outputs
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one forward per sample."""
         return self.op.flops(self.input_shapes, self.operand_shapes, self.output_shape)
+
+
+def readers(nodes: Sequence[Node], output: int) -> Counter[int]:
+    """How many nodes read each value; the network's output has one reader more."""
+    counts = Counter(value for node in nodes for value in node.inputs)
+    counts[output] += 1
+    return counts
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class Plan:
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        producers = {node.output: node for node in self.nodes}
+        producers = {value: node for node in self.nodes for value in node.outputs}
         last_use: dict[int, int] = {}
         uses: dict[int, int] = {}
         for index, node in enumerate(self.nodes):
@@ -112,7 +126,10 @@ class Plan:
     @functools.cached_property
     def has_param_grads(self) -> tuple[bool, ...]:
         """Per node: whether it has an operand that requires a gradient, so that its cotangent must be kept."""
-        return tuple(any(slot in self.trainable for slot in node.operands) for node in self.nodes)
+        return tuple(
+            not node.op.borrows_operands and any(slot in self.trainable for slot in node.operands)
+            for node in self.nodes
+        )
 
     @functools.cached_property
     def pushes_forward(self) -> tuple[bool, ...]:
@@ -120,8 +137,8 @@ class Plan:
         needed = set()
         result = []
         for node, has_grads in zip(reversed(self.nodes), reversed(self.has_param_grads), strict=True):
-            result.append(node.output in needed)
-            if has_grads or node.output in needed:
+            result.append(not needed.isdisjoint(node.outputs))
+            if has_grads or result[-1]:
                 needed.update(node.inputs)
         return tuple(reversed(result))
 

@@ -1,7 +1,6 @@
 """Exact rewrites of a Plan's nodes that shrink its passes (docs/algorithm.md, Rewrites)."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.resample import Upsample
-from gnfast.plan.plan import Derived, Node
+from gnfast.plan.plan import Derived, Node, readers
 
 
 def rewrite(nodes: Sequence[Node], output: int, slots: int) -> tuple[tuple[Node, ...], tuple[Derived, ...]]:
@@ -34,11 +33,11 @@ class _Rewriter:
         self.slots = slots
         self.derived: list[Derived] = []
         self.nodes: list[Node] = []
-        readers = _readers(nodes, output)
+        counts = readers(nodes, output)
         position: dict[int, int] = {}
         for node in nodes:
             index = position.get(node.inputs[0])
-            first = None if index is None or readers[node.inputs[0]] > 1 else self.nodes[index]
+            first = None if index is None or counts[node.inputs[0]] > 1 else self.nodes[index]
             merged = None if first is None else self._merge(first, node)
             if merged is None:
                 position[node.output] = len(self.nodes)
@@ -91,7 +90,7 @@ class _Rewriter:
 
 def _pool_terms_of_sums(nodes: Sequence[Node], output: int) -> list[Node]:
     """Pools the terms of a sum instead of the sum, where the pooling of one of them then merges with a convolution."""
-    readers = _readers(nodes, output)
+    counts = readers(nodes, output)
     producers = {node.output: node for node in nodes}
     fresh = max(producers, default=0) + 1
     result: list[Node] = []
@@ -99,8 +98,8 @@ def _pool_terms_of_sums(nodes: Sequence[Node], output: int) -> list[Node]:
         total = producers.get(node.inputs[0])
         terms = total.inputs if total is not None and isinstance(total.op, Add) else ()
         same_shape = terms and total.input_shapes[0] == total.input_shapes[1]
-        if not (_is_mean(node) and same_shape and readers[total.output] == 1) or not any(
-            term in producers and _is_stride_one(producers[term]) and readers[term] == 1 for term in terms
+        if not (_is_mean(node) and same_shape and counts[total.output] == 1) or not any(
+            term in producers and _is_stride_one(producers[term]) and counts[term] == 1 for term in terms
         ):
             result.append(node)
             continue
@@ -131,12 +130,6 @@ def _swapped(first: Node, second: Node) -> tuple[Node, Node]:
         first, inputs=(first.output,), input_shapes=(between,), output=second.output, output_shape=second.output_shape
     )
     return now_first, now_second
-
-
-def _readers(nodes: Sequence[Node], output: int) -> Counter[int]:
-    readers = Counter(value for node in nodes for value in node.inputs)
-    readers[output] += 1
-    return readers
 
 
 def _is_stride_one(node: Node) -> bool:

@@ -14,7 +14,7 @@ def render(plan: Plan) -> str:
         inputs = "" if node.inputs == (node.output - 1,) else "  ← " + ", ".join(_value(i) for i in node.inputs)
         rows.append(
             (
-                _value(node.output),
+                ", ".join(map(_value, node.outputs)),
                 node.op.label() + inputs,
                 node.submodule or "·",
                 _shape(node.output_shape),

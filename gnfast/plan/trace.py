@@ -3,6 +3,10 @@
 The network's own Python runs on every call, so control flow on shapes, `train()`/`eval()`, replaced submodules, forward
 hooks and parametrised weights act as they would without gnfast, and each weight is read exactly once, in order. What
 the recording cannot express exactly is refused by name.
+
+No recording is kept for the next call: a forward is arbitrary Python and may depend on anything (counters, the clock,
+attributes, random numbers), and nothing short of running it shows that it would do the same again. Where Python's time
+matters, `gnfast.CapturedStep` replays a whole step without it.
 """
 
 import contextlib
@@ -19,7 +23,9 @@ from torch import Tensor, nn
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.plan.op import RECORDERS, Op, Shape
+from gnfast.kernels.pointwise import uses_fused
+from gnfast.plan.fuse import fuse
+from gnfast.plan.op import RECORDERS, Op, Shape, autocast_dtype
 from gnfast.plan.ops.shape import Cast
 from gnfast.plan.plan import Derived, Node, Plan, Refusal
 from gnfast.plan.rewrite import rewrite
@@ -138,8 +144,8 @@ class Recorder:
         for tensor in operands:
             if self.depends_on_x(tensor):
                 self.refuse("its weight depends on x, so the product is not piecewise linear")
-        if op.autocasts and torch.is_autocast_enabled(self.device.type):
-            inputs, operands = self._converted(inputs, operands, torch.get_autocast_dtype(self.device.type))
+        if op.autocasts and (low := autocast_dtype(self.device.type)):
+            inputs, operands = self._converted(inputs, operands, low)
         elif op.promotes:
             dtypes = {t.scalar for t in inputs} | {t.dtype for t in operands if _is_floating(t) and t.dim()}
             if len(dtypes) > 1:
@@ -289,9 +295,15 @@ def record(
     kwargs: dict[str, Any],
     *,
     rewritten: bool = True,
+    fused: bool | None = None,
     explain: bool = False,
 ) -> tuple[Plan, list[Tensor], Shape]:
     """Runs the network's forward on a traced x.
+
+    Args:
+        rewritten: merge operations where that is exact and cheaper.
+        fused: put what lies between matrix products into one operation; None where x's device has a kernel for it.
+        explain: note what is refused and go on, for a Plan to be printed.
 
     Returns:
         the Plan, the operands in the order of their slots, and the shape of the network's output.
@@ -330,6 +342,7 @@ def record(
         trainable,
         tuple(recorder.refusals),
         rewritten,
+        uses_fused(x.device.type) if fused is None else fused,
     )
     return plan, recorder.operands, shape
 
@@ -376,6 +389,7 @@ def _plan(
     trainable: frozenset[int],
     refusals: tuple[Refusal, ...],
     rewritten: bool,
+    fused: bool,
 ) -> Plan:
     """One Plan per structure: what it works out for itself serves every later call."""
     kept = nodes if refusals else _reachable(nodes, output)
@@ -383,6 +397,8 @@ def _plan(
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
         kept, derived = rewrite(kept, output, slots)
+    if fused and not refusals:
+        kept = fuse(kept, output)
     trainable |= {slots + index for index, d in enumerate(derived) if d.slot in trainable}
     return Plan(name, input_shape, kept, output, trainable, derived, stated_flops, refusals)
 

@@ -127,6 +127,8 @@ class Config:
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Layout of images and convolution weights in memory; channels_last is faster on CPUs and GPUs."""
+    cuda_graph: bool = True
+    """Replay each step as one CUDA graph (on one GPU, without loss scaling and rescaling)."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice. Another number can change the last bits of the results."""
     deterministic: bool = False
@@ -203,7 +205,7 @@ class Config:
 FREE = {
     *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
-    *("deterministic", "probe_every", "checkpoint_every", "tensorboard"),
+    *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
 }
 
 

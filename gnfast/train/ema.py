@@ -30,10 +30,15 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the module's state after step `step` (counted from 1)."""
         ours, theirs = self.module.state_dict(), module.state_dict()
-        for name, average in ours.items():
-            # An average of spectral norm's unit vectors would be shorter than 1.
-            vector = name.endswith((".0._u", ".0._v"))
-            if step < self.start or vector or not average.is_floating_point():
-                average.copy_(theirs[name])
-            else:
-                average.lerp_(theirs[name], 1 - self.decay)
+        # An average of spectral norm's unit vectors would be shorter than 1.
+        averaged = [
+            name
+            for name, value in ours.items()
+            if step >= self.start and value.is_floating_point() and not name.endswith((".0._u", ".0._v"))
+        ]
+        copied = [name for name in ours if name not in averaged]
+        # A launch per list, not per tensor, where PyTorch has it.
+        if averaged:
+            torch._foreach_lerp_([ours[n] for n in averaged], [theirs[n] for n in averaged], 1 - self.decay)
+        if copied:
+            torch._foreach_copy_([ours[n] for n in copied], [theirs[n] for n in copied])

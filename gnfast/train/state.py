@@ -2,13 +2,16 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnfast import value_and_grad_norm
+from gnfast import CapturedStep, value_and_grad_norm
+from gnfast.captured import CaptureError
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
 from gnfast.losses import LOSSES, domain_scaled
@@ -58,6 +61,8 @@ class State:
         self.generate = merged(self.generator, config)
         self.optim_d = _optimizer(config, self.critic, config.lr_d, device)
         self.optim_g = _optimizer(config, self.generator, config.lr_g, device)
+        self.captured = CapturedStep(self._updates, device) if _can_be_captured(config, device, group) else None
+        self._prepare_optimizers()
         # Disabled, they hand everything through.
         self.scaler_d, self.scaler_g = (
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16") for _ in range(2)
@@ -77,6 +82,8 @@ class State:
         self.first_norms = {name: p.detach().norm().item() for name, p in self.critic.named_parameters()}
         self.step = 0
         self.pending: list[Tensor] = []
+        # What the updates of a step take instead of drawing it.
+        self._drawn: deque[list[Tensor | None]] = deque()
 
     def latents(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Inputs of the generator: (count, z_dim) from N(0, I), and (count,) uniform labels or None without classes."""
@@ -89,18 +96,15 @@ class State:
         rate = 1 - self.step / self.config.steps if self.config.lr_decay == "linear" else 1.0
         _set_rate(self.optim_d, self.config.lr_d * rate)
         _set_rate(self.optim_g, self.config.lr_g * rate)
-        critic_losses = [self.critic_update() for _ in range(self.config.n_dis)]
-        generator_loss = self.generator_update()
+        losses = self._updates() if self.captured is None else self._captured_updates()
         self.step += 1
         self.ema.update(self.generator, self.step)
         # Kept on the device: reading a loss at every step would make a GPU wait for Python.
-        self.pending.append(torch.cat([torch.stack(critic_losses).mean(0), generator_loss]))
+        self.pending.append(losses)
 
     def critic_update(self) -> Tensor:
         """Returns the critic's losses, one for each of `loss_names` but the last."""
-        real, labels = next(self.batches)
-        labels = labels if self.config.classes else None
-        draws = self._draw(self.config.batch_d)
+        real, labels, *draws = self._take(self._draw_critic)
         self.optim_d.zero_grad(set_to_none=True)
         total = torch.zeros(len(self.loss_names) - 1, dtype=self.dtype, device=self.device)
         with self._rescaled(real, labels):
@@ -119,8 +123,7 @@ class State:
         self.critic.requires_grad_(False)
         self.optim_g.zero_grad(set_to_none=True)
         total = torch.zeros(1, dtype=self.dtype, device=self.device)
-        z, y = self.latents(self.config.batch_g, self.noise)
-        for part_z, part_y in self._parts(self._share(z), self._share(y)):
+        for part_z, part_y in self._parts(*self._take(self._draw_generator)):
             with self._autocast():
                 fake = self.generate(*_present(part_z, part_y))
                 scores = self.normalized(*_present(fake.contiguous(memory_format=self.format), part_y))
@@ -196,6 +199,7 @@ class State:
         self.ema.module.load_state_dict(state["ema"])
         self.optim_d.load_state_dict(state["optim_d"])
         self.optim_g.load_state_dict(state["optim_g"])
+        self._prepare_optimizers()
         # Checkpoints of versions without loss scaling have none.
         self.scaler_d.load_state_dict(state.get("scaler_d", {}))
         self.scaler_g.load_state_dict(state.get("scaler_g", {}))
@@ -238,18 +242,60 @@ class State:
             losses.append(config.consistency * (score_moved[0] - score_real).square().mean())
         return torch.stack(losses)
 
-    def _draw(self, count: int) -> list[Tensor | None]:
-        """This process's share of what a critic update on `count` images draws, each (count, …) or None if not used.
+    def _updates(self, *drawn: list[Tensor | None]) -> Tensor:
+        """The updates of one step, on the device alone where everything was drawn before; the mean of their losses."""
+        self._drawn = deque(drawn)
+        critic_losses = [self.critic_update() for _ in range(self.config.n_dis)]
+        return torch.cat([torch.stack(critic_losses).mean(0), self.generator_update()])
 
-        In the order of `_critic_losses`: z, y, places on lines, and the three tensors of `Shifts`.
+    def _captured_updates(self) -> Tensor:
+        drawn = self._draw_all()
+        try:
+            return self.captured(*drawn)
+        except CaptureError as error:
+            # Nothing of the step has been computed: recording a graph does not run it.
+            warnings.warn(f"training goes on without CUDA graphs: {error} ({error.__cause__})", stacklevel=3)
+            self.captured = None
+            self._prepare_optimizers()
+            return self._updates(*drawn)
+
+    def _draw_all(self) -> list[list[Tensor | None]]:
+        """What the updates of one step would draw, in their order."""
+        return [*(self._draw_critic() for _ in range(self.config.n_dis)), self._draw_generator()]
+
+    def _take(self, draw: Callable[[], list[Tensor | None]]) -> list[Tensor | None]:
+        return self._drawn.popleft() if self._drawn else draw()
+
+    def _draw_generator(self) -> list[Tensor | None]:
+        return [self._share(tensor) for tensor in self.latents(self.config.batch_g, self.noise)]
+
+    def _draw_critic(self) -> list[Tensor | None]:
+        """This process's share of what a critic update takes: (B, …) tensors, None where it has no use for one.
+
+        Images and labels, and then in the order of `_critic_losses` z, y, places on lines, and the parts of `Shifts`.
         """
         config = self.config
-        z, y = self.latents(count, self.noise)
-        place = torch.rand(count, generator=self.noise) if config.penalty != "none" else None
+        real, labels = next(self.batches)
+        z, y = self.latents(config.batch_d, self.noise)
+        place = torch.rand(config.batch_d, generator=self.noise) if config.penalty != "none" else None
         shifts: tuple[Tensor | None, ...] = (None, None, None)
         if config.consistency:
-            shifts = draw_shifts(count, config.resolution, config.resolution, self.noise)
-        return [self._share(self._to_device(tensor)) for tensor in (z, y, place, *shifts)]
+            shifts = draw_shifts(config.batch_d, config.resolution, config.resolution, self.noise)
+        drawn = [self._share(self._to_device(tensor)) for tensor in (z, y, place, *shifts)]
+        return [real, labels if config.classes else None, *drawn]
+
+    def _prepare_optimizers(self) -> None:
+        """Steps and rates where a captured step wants them, on the device, or where others do."""
+        captured = self.captured is not None
+        for optimizer in (self.optim_d, self.optim_g):
+            for group in optimizer.param_groups:
+                group["capturable"] = captured
+                group["lr"] = torch.tensor(float(group["lr"]), device=self.device) if captured else float(group["lr"])
+            for state in optimizer.state.values():
+                if captured:
+                    state["step"] = state["step"].to(self.device, torch.float32)
+        if captured:
+            self.captured.reset()
 
     def _parts(self, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
         """Tensors (B, …) in `accumulate` parts that follow each other."""
@@ -313,7 +359,16 @@ def _optimizer(config: Config, net: nn.Module, rate: float, device: torch.device
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _can_be_captured(config: Config, device: torch.device, group: Group) -> bool:
+    """Whether a step is the same sequence of kernels every time, without a word from Python."""
+    waits = config.rescale != "none" or config.precision == "float16" or group.world > 1
+    return config.cuda_graph and device.type == "cuda" and not waits
 
 
 def _present(images: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:

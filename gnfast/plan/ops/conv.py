@@ -18,7 +18,8 @@ class Conv(Op):
     """y = W * h + b; h (B, C_in, *space), b (C_out,) or None.
 
     W is (C_out, C_in / groups, *kernel), or (C_in, C_out / groups, *kernel) where `transposed`. Each tuple has one
-    entry per axis of space; `output_padding` is zero unless `transposed`.
+    entry per axis of space; `output_padding` is zero unless `transposed`. Without `adds_bias` a later node adds b, and
+    only b's gradient is taken here.
     """
 
     stride: Sizes
@@ -27,11 +28,12 @@ class Conv(Op):
     groups: int
     transposed: bool = False
     output_padding: Sizes | None = None
+    adds_bias: bool = True
     autocasts: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         weight, bias = operands
-        return torch.convolution(inputs[0], weight, bias, *self._arguments()), None
+        return torch.convolution(inputs[0], weight, bias if self.adds_bias else None, *self._arguments()), None
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
@@ -43,7 +45,7 @@ class Conv(Op):
     ) -> Tensor:
         weight, bias = operands
         y = torch.convolution(tangents[0], weight, None, *self._arguments())
-        if bias is not None and scale is not None:
+        if self.adds_bias and bias is not None and scale is not None:
             y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
 

@@ -13,12 +13,17 @@ from gnfast.plan.op import Op, Operands, Shape, per_sample, records
 
 @dataclass(frozen=True)
 class Linear(Op):
-    """y = h Wᵀ + b; h (B, ..., in), W (out, in), b (out,) or None."""
+    """y = h Wᵀ + b; h (B, ..., in), W (out, in), b (out,) or None.
 
+    Without `adds_bias` a later node adds b, and only b's gradient is taken here.
+    """
+
+    adds_bias: bool = True
     autocasts: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return F.linear(inputs[0], *operands), None
+        weight, bias = operands
+        return F.linear(inputs[0], weight, bias if self.adds_bias else None), None
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
@@ -30,7 +35,7 @@ class Linear(Op):
     ) -> Tensor:
         weight, bias = operands
         y = F.linear(tangents[0], weight)
-        if bias is not None and scale is not None:
+        if self.adds_bias and bias is not None and scale is not None:
             y.addcmul_(per_sample(scale, y), bias)
         return y
 

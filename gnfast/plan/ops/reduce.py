@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearMap, Shape, records
+from gnfast.plan.op import LinearMap, Shape, autocast_dtype, records
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Sum(LinearMap):
 
 
 def _record(trace, input, dim, keepdim, dtype, mean):
-    if dtype is None and not mean and torch.is_autocast_enabled(input.device.type):
-        dtype = _summed_under_autocast(input.device, input.dtype, torch.get_autocast_dtype(input.device.type))
+    if dtype is None and not mean and (low := autocast_dtype(input.device.type)):
+        dtype = _summed_under_autocast(input.device, input.dtype, low)
     if dtype is not None:
         input = trace.cast(input, dtype)
     if dim is None or dim == ():

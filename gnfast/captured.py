@@ -1,0 +1,169 @@
+"""A training step as one CUDA graph: recorded once, then replayed without Python."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from gnfast.errors import InputError
+
+Step = Callable[..., Any]
+
+
+class CaptureError(RuntimeError):
+    """A step that cannot become a CUDA graph; the message says what is known of the reason."""
+
+
+class CapturedStep:
+    """Calls a step function; on a CUDA device, after a few calls, by replaying a CUDA graph of it.
+
+    The first `warmup` calls run the function as it is, on the stream that is captured later; the next call captures it
+    and replays the graph, and so do all that follow. Every call is one step, and k calls leave networks, optimisers and
+    random states as k calls of the function do, up to the order of float additions. On other devices each call calls
+    the function, so that a program has one form for all. `normalize_gradient` records the network's Python anew on
+    every call; in a captured step that happens once.
+
+    What the function reads and writes must be in place: parameters, buffers, optimiser states, `.grad` (freed by
+    `zero_grad(set_to_none=True)` inside the step or not at all). In it there must be no `.item()` or other wait for the
+    device, no branch on a tensor's value, no number that changes from call to call other than through an input tensor,
+    and no tensor that is made on the CPU: pass what changes (images, latents drawn on the CPU) as inputs and keep
+    learning rates in tensors. Optimisers need `capturable=True`. Random numbers drawn on the device from the default
+    generator are new in every replay, as are those of `generators`.
+
+        step = gnfast.CapturedStep(update, device)
+        for images, labels in batches:
+            losses = step(images, labels)  # tensors of their own
+
+    Args:
+        step: takes tensors, and nests of lists, tuples and dicts of tensors and constants; returns the same or None.
+        device: where the step runs. Inputs are copied there, asynchronously from pinned memory.
+        warmup: calls before capture, at least 1; optimisers create their states then.
+        generators: CUDA generators, other than the default one, from which the step draws.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        device: torch.device | str,
+        *,
+        warmup: int = 3,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
+        if warmup < 1:
+            raise InputError(f"warmup: got {warmup}, wanted at least 1")
+        self.step = step
+        self.device = torch.device(device)
+        self.warmup = warmup
+        self.generators = tuple(generators)
+        for generator in self.generators:
+            if self.device.type == "cuda" and generator.device.type != "cuda":
+                raise InputError(f"generators: got one on {generator.device}, wanted CUDA generators; draw on the CPU "
+                                 "outside the step and pass the tensors")  # fmt: skip
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the graph and the inputs' shapes; needed after anything that the step uses was replaced.
+
+        That is the case after an optimiser's `load_state_dict`, `module.to(...)` or a change of `train()`/`eval()`.
+        """
+        self._calls = 0
+        self._inputs: tuple[list[Any], Any] | None = None
+        self._outputs: tuple[list[Any], Any] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls replay a graph."""
+        return self._graph is not None
+
+    def __call__(self, *args: Any) -> Any:
+        """One step.
+
+        Raises:
+            InputError: an input whose shape, dtype or value (of what is no tensor) differs from the first call's.
+            CaptureError: the step did something that a graph cannot hold.
+        """
+        args = self._static(args)
+        self._calls += 1
+        if self.device.type != "cuda":
+            return self.step(*args)
+        with torch.cuda.device(self.device):
+            if self._graph is None and self._calls <= self.warmup:
+                return self._run_eagerly(args)
+            if self._graph is None:
+                self._capture(args)
+            self._graph.replay()
+            leaves, structure = self._outputs
+            return pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], structure)
+
+    def _static(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The inputs in the memory that the graph reads; the arguments themselves where there will be no graph."""
+        given, structure = pytree.tree_flatten(args)
+        if self._inputs is None:
+            self._inputs = [self._place(value) for value in given], structure
+            return pytree.tree_unflatten(self._inputs[0] if self.device.type == "cuda" else given, structure)
+        held, expected = self._inputs
+        if structure != expected:
+            raise InputError(f"inputs: got {structure}, wanted {expected} as in the first call; reset() starts anew")
+        for index, (value, static) in enumerate(zip(given, held, strict=True)):
+            if _describe(value) != _describe(static):
+                raise InputError(
+                    f"input {index}: got {_describe(value)}, wanted {_describe(static)} as in the first call; a "
+                    "captured step has fixed shapes and constants, reset() starts anew"
+                )
+            if isinstance(static, Tensor) and self.device.type == "cuda":
+                with torch.no_grad():
+                    static.copy_(value, non_blocking=True)
+        return pytree.tree_unflatten(held if self.device.type == "cuda" else given, structure)
+
+    def _place(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if self.device.type != "cuda":
+            return torch.empty_like(value, device="meta")
+        with torch.no_grad():
+            placed = torch.empty_like(value, device=self.device).copy_(value, non_blocking=True)
+        return placed.requires_grad_(value.requires_grad)
+
+    def _run_eagerly(self, args: tuple[Any, ...]) -> Any:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        # On the stream of the capture: what autograd remembers of streams must be right when it begins.
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            result = self.step(*args)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        for value in pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
+        return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, result)
+
+    def _capture(self, args: tuple[Any, ...]) -> None:
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        try:
+            # Other threads (those that pin memory for a loader, say) may go on calling the driver.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = self.step(*args)
+                outputs = pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, outputs)
+        except Exception as error:
+            name = getattr(self.step, "__qualname__", type(self.step).__name__)
+            raise CaptureError(
+                f"{name} cannot be captured as a CUDA graph: it raised the error above while its kernels were "
+                "recorded. Usual reasons: .item(), .cpu(), print or a branch on a tensor; a tensor made on the CPU; an "
+                "optimiser without capturable=True; random numbers from a generator that was not passed as "
+                "`generators`."
+            ) from error
+        leaves, structure = pytree.tree_flatten(outputs)
+        if any(isinstance(value, Tensor) and not value.is_cuda for value in leaves):
+            raise CaptureError("the step returns a tensor on the CPU, which a replay would not renew")
+        self._graph, self._outputs = graph, (leaves, structure)
+
+
+def _describe(value: Any) -> Any:
+    """What must not change from call to call: shape and dtype of a tensor, and anything else as it is."""
+    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value

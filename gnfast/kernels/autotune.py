@@ -1,0 +1,153 @@
+"""Choosing among implementations by measurement: numbers first, then time, and the choice is remembered.
+
+`GNFAST_AUTOTUNE=1` in the environment turns it on; without it, and whenever a CUDA graph is being captured without a
+remembered choice, the default runs. Choices are kept in `GNFAST_CACHE` (default `~/.cache/gnfast`), one file per device
+and version of what compiles the kernels.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Candidate = Callable[[], object]
+
+ROUNDS = 15
+CALLS_PER_ROUND = 5
+
+
+def choose_fastest(
+    key: Sequence[object], candidates: Mapping[str, Candidate], device: torch.device, tolerance: float
+) -> str:
+    """The name of the candidate to use, the first one unless another gives the same numbers and is faster beyond noise.
+
+    Args:
+        key: what the choice depends on: operation, shapes, dtypes; strings and numbers.
+        candidates: name → call with the arguments at hand, which returns tensors and changes none of its arguments. The
+            first is the default.
+        device: where they run.
+        tolerance: largest ‖difference‖ / ‖result of the default‖ per tensor.
+    """
+    default = next(iter(candidates))
+    if not enabled():
+        return default
+    text = json.dumps(list(key), default=str)
+    choices = _choices(device)
+    if choices.get(text) in candidates:
+        return choices[text]
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return default
+    choices[text] = _measured(candidates, device, tolerance)
+    _save(device, choices)
+    return choices[text]
+
+
+def enabled() -> bool:
+    """Whether `GNFAST_AUTOTUNE` asks for it."""
+    return os.environ.get("GNFAST_AUTOTUNE", "0") not in ("", "0")
+
+
+def cache_file(device: torch.device) -> Path:
+    """Where the choices for a device are kept."""
+    folder = Path(os.environ.get("GNFAST_CACHE") or Path.home() / ".cache" / "gnfast")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    parts = [name, f"torch-{torch.__version__}", f"cuda-{torch.version.cuda}", f"triton-{_triton_version()}"]
+    safe = "_".join("".join(c if c.isalnum() or c in ".+-" else "-" for c in part) for part in parts)
+    return folder / f"tuning_{safe}.json"
+
+
+def _measured(candidates: Mapping[str, Candidate], device: torch.device, tolerance: float) -> str:
+    default = next(iter(candidates))
+    expected = _tensors(candidates[default]())
+    right = [default]
+    for name, call in list(candidates.items())[1:]:
+        # A configuration that a device cannot launch is no candidate there.
+        with contextlib.suppress(RuntimeError, ValueError):
+            if _agree(_tensors(call()), expected, tolerance):
+                right.append(name)
+    times: dict[str, list[float]] = {name: [] for name in right}
+    for _ in range(ROUNDS):
+        for name in right:
+            times[name].append(_seconds(candidates[name], device))
+    best = min(right, key=lambda name: statistics.median(times[name]))
+    low = statistics.quantiles(times[default], n=4)[0]
+    return best if statistics.quantiles(times[best], n=4)[2] < low else default
+
+
+def _agree(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
+    if len(actual) != len(expected):
+        return False
+    for left, right in zip(actual, expected, strict=True):
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return False
+        if not right.is_floating_point():
+            if not torch.equal(left, right):
+                return False
+            continue
+        error = (left.double() - right.double()).norm().item()
+        if not error <= tolerance * right.double().norm().item() or not math.isfinite(error):
+            return False
+    return True
+
+
+def _seconds(call: Candidate, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(CALLS_PER_ROUND):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / CALLS_PER_ROUND
+    begin = time.perf_counter()
+    for _ in range(CALLS_PER_ROUND):
+        call()
+    return (time.perf_counter() - begin) / CALLS_PER_ROUND
+
+
+def _tensors(result: object) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+@functools.cache
+def _loaded(path: Path) -> dict[str, str]:
+    try:
+        choices = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return choices if isinstance(choices, dict) else {}
+
+
+def _choices(device: torch.device) -> dict[str, str]:
+    return _loaded(cache_file(device))
+
+
+def _save(device: torch.device, choices: Mapping[str, str]) -> None:
+    """Replaces the file in one move; a folder that cannot be written only means measuring again next time."""
+    path = cache_file(device)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            # What another process has added since.
+            on_disk = _loaded.__wrapped__(path)
+            json.dump({**on_disk, **choices}, file, indent=1, sort_keys=True)
+        Path(file.name).replace(path)
+
+
+@functools.cache
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return triton.__version__

@@ -1,0 +1,101 @@
+"""Fusion of what lies between two matrix products of a Plan: biases, a residual sum and the activation become a Join.
+
+For devices on which every pointwise step is a kernel of its own. Exact up to rounding: fewer intermediate results are
+rounded.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from gnfast.kernels.pointwise import MAX_TERMS
+from gnfast.plan.ops.activation import LeakyReLU
+from gnfast.plan.ops.conv import Conv
+from gnfast.plan.ops.elementwise import Add
+from gnfast.plan.ops.join import Join
+from gnfast.plan.ops.linear import Linear
+from gnfast.plan.plan import Node, readers
+
+
+def fuse(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
+    """Puts every (leaky) ReLU, the sum before it and the biases before that into one node.
+
+    Args:
+        nodes: in order, without dead ones.
+        output: the value that the network returns.
+    """
+    counts = readers(nodes, output)
+    producers = {node.output: node for node in nodes}
+    fresh = max(producers, default=0) + 1
+    instead: dict[Node, tuple[Node, ...]] = {}
+    for activation in nodes:
+        producer = producers.get(activation.inputs[0])
+        # Of two activations of one sum, the second reads it.
+        if not isinstance(activation.op, LeakyReLU) or producer is None or producer in instead:
+            continue
+        if _is_sum(producer):
+            layers = [producers[v] for v in producer.inputs if v in producers and counts[v] == 1]
+            layers = _along_one_axis([layer for layer in layers if _has_bias(layer)])
+            instead |= {layer: (_without_bias(layer, layer.output),) for layer in layers}
+            instead[producer] = (_join(producer.inputs, layers, producer, activation, counts),)
+        elif _has_bias(producer) or (_is_layer(producer) and _is_read_only_by(activation, counts)):
+            # Other readers of the layer's value read the Join's sum.
+            value = producer.output if counts[producer.output] == 1 else fresh
+            layer = _without_bias(producer, value)
+            instead[producer] = layer, _join((value,), [layer], producer, activation, counts)
+            fresh += 1
+        else:
+            continue
+        instead[activation] = ()
+    return tuple(new for node in nodes for new in instead.get(node, (node,)))
+
+
+def _join(
+    terms: Sequence[int], layers: Sequence[Node], producer: Node, activation: Node, counts: Mapping[int, int]
+) -> Node:
+    """The node in place of `producer` and `activation`, with the biases of `layers`."""
+    from_layers = [layer.output for layer in layers]
+    # What a layer has just written may be overwritten: such a term comes first.
+    terms = tuple(sorted(terms, key=lambda value: value not in from_layers))
+    biases = [(layer.operands[1], layer.operand_shapes[1]) for layer in layers if _has_bias(layer)]
+    keeps_sum = counts[producer.output] > 1
+    axis = _axis(layers[0]) if layers else 1
+    return dataclasses.replace(
+        activation,
+        op=Join(len(terms), activation.op.slope, axis, keeps_sum),
+        inputs=terms,
+        input_shapes=(producer.output_shape,) * len(terms),
+        operands=tuple(slot for slot, _ in biases),
+        operand_shapes=tuple(shape for _, shape in biases),
+        further_outputs=(producer.output,) if keeps_sum else (),
+    )
+
+
+def _is_sum(node: Node) -> bool:
+    op, shapes = node.op, node.input_shapes
+    return isinstance(op, Add) and op.alpha == 1 and len(shapes) == MAX_TERMS and shapes[0] == shapes[1]
+
+
+def _is_layer(node: Node) -> bool:
+    return isinstance(node.op, (Conv, Linear))
+
+
+def _has_bias(node: Node) -> bool:
+    return _is_layer(node) and node.operands[1] is not None
+
+
+def _is_read_only_by(activation: Node, counts: Mapping[int, int]) -> bool:
+    """Whether its input has no other reader, and its output several, whose cotangents are to be added up."""
+    return counts[activation.inputs[0]] == 1 and counts[activation.output] > 1
+
+
+def _along_one_axis(layers: Sequence[Node]) -> list[Node]:
+    return [layer for layer in layers if _axis(layer) == _axis(layers[0])]
+
+
+def _axis(layer: Node) -> int:
+    return 1 if isinstance(layer.op, Conv) else len(layer.output_shape)
+
+
+def _without_bias(layer: Node, output: int) -> Node:
+    op = dataclasses.replace(layer.op, adds_bias=False)
+    return dataclasses.replace(layer, op=op, output=output)

@@ -1,0 +1,249 @@
+"""Steps as CUDA graphs: what a step may not do, that nothing in gnfast does it, and that replays equal eager steps."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import gnfast
+from gnfast import InputError, models, penalties
+from gnfast.captured import CapturedStep, CaptureError
+
+CRITICS = {
+    "resnet": lambda: models.build("resnet", resolution=32, width=0.05)[1],
+    "dcgan": lambda: models.build("dcgan", resolution=32, width=0.05)[1],
+    "layers": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.PReLU(4),
+        nn.Dropout(0.3),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.Hardtanh(),
+        nn.BatchNorm2d(6).eval(),
+        nn.MaxPool2d(2),
+        nn.ReLU6(),
+        nn.Upsample(scale_factor=2),
+        nn.Conv2d(6, 4, 3, padding=1),
+        nn.Flatten(),
+        nn.LazyLinear(1),
+    ),
+}
+
+
+class NoHostWork(TorchDispatchMode):
+    """Fails where a GPU would wait for Python or Python for it: values read, tensors made on the CPU, copies to it.
+
+    The networks live on the meta device, so that whatever is not there comes from the host.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.is_meta, f"{func}: a tensor of shape {tuple(tensor.shape)} on {tensor.device}"
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default), func
+        return result
+
+
+def on_meta(name):
+    with torch.device("meta"):
+        critic = CRITICS[name]()
+        x = torch.randn(4, 3, 32, 32)
+        critic(x)
+    return critic, x
+
+
+@pytest.mark.parametrize("method", [*gnfast.heads.METHODS, "function"])
+@pytest.mark.parametrize("name", CRITICS)
+def test_critic_steps_never_wait(name, method):
+    critic, x = on_meta(name)
+    method = (lambda f, n: f / (n + 2)) if method == "function" else method
+    # The first call with a network may do what later ones need not: it puts random states back after a refusal.
+    for mode in (torch.enable_grad(), NoHostWork()):
+        with mode:
+            f_hat, norm = gnfast.normalize_gradient(critic, x, method=method, strict=True, return_grad_norm=True)
+            (f_hat.sum() + penalties.centered(norm, 1.0)).backward()
+            gnfast.normalize_gradient(critic, x, method=method, strict=True).sum().backward()
+    images = x.clone().requires_grad_()
+    with NoHostWork():
+        critic.requires_grad_(False)
+        gnfast.normalize_gradient(critic, images, method=method, strict=True).sum().backward()
+
+
+@pytest.mark.parametrize("penalty", ["r1", "zero_centered", "one_centered", "dragan"])
+def test_penalties_never_wait(penalty):
+    critic, x = on_meta("resnet")
+    images = [x, x] if penalty == "one_centered" else [x]
+    for mode in (torch.enable_grad(), NoHostWork()):
+        with mode:
+            getattr(penalties, penalty)(critic, *images, strict=True).backward()
+
+
+def test_spectral_norm_never_waits():
+    critic, x = on_meta("dcgan")
+    gnfast.spectral_norm_(critic)
+    for mode in (torch.enable_grad(), NoHostWork()):
+        with mode:
+            gnfast.normalize_gradient(critic, x, strict=True).sum().backward()
+
+
+def test_the_audit_sees_what_it_must():
+    x = torch.empty(3, device="meta")
+    for wait in (
+        lambda: x.sum().item(),
+        lambda: torch.tensor(1.0),
+        lambda: x + torch.ones(3),
+        lambda: bool((x > 0).any()),
+    ):
+        with pytest.raises((AssertionError, RuntimeError)), NoHostWork():
+            wait()
+
+
+class Training:
+    """A critic's update with everything around it: spectral norm, gradient normalisation, Adam, a moving average."""
+
+    def __init__(self, device, dtype=torch.float32, **adam):
+        torch.manual_seed(0)
+        self.critic = gnfast.spectral_norm_(models.build("dcgan", resolution=16, width=0.1)[1]).to(device, dtype)
+        self.critic = self.critic.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.critic).requires_grad_(False)
+        rate = torch.tensor(1e-3, device=device)
+        self.optimizer = torch.optim.Adam(self.critic.parameters(), lr=rate, betas=(0.5, 0.9), **adam)
+
+    def update(self, real, fake):
+        self.optimizer.zero_grad(set_to_none=True)
+        images = torch.cat([real, fake]).contiguous(memory_format=torch.channels_last)
+        score = gnfast.normalize_gradient(self.critic, images, strict=True)
+        loss = (1 - score[: len(real)]).relu().mean() + (1 + score[len(real) :]).relu().mean()
+        loss.backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.critic.parameters()), 0.1)
+        return {"loss": loss, "score": score.mean()}
+
+    def rate(self, value):
+        self.optimizer.param_groups[0]["lr"].fill_(value)
+
+    def state(self):
+        return [*self.critic.state_dict().values(), *self.average.state_dict().values()]
+
+
+def batches(count, device="cpu", dtype=torch.float32):
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(2, 4, 3, 16, 16, generator=generator).to(device, dtype) for _ in range(count)]
+
+
+def test_on_the_cpu_it_calls_the_function():
+    plain, captured = Training("cpu"), Training("cpu")
+    step = CapturedStep(captured.update, "cpu", warmup=1)
+    for real, fake in batches(3):
+        expected, actual = plain.update(real, fake), step(real, fake)
+        assert torch.equal(actual["loss"], expected["loss"])
+    assert not step.captured
+    assert all(torch.equal(a, b) for a, b in zip(captured.state(), plain.state(), strict=True))
+
+
+def test_inputs_keep_their_shapes_and_constants():
+    step = CapturedStep(lambda x, options: x * options["factor"], "cpu")
+    x = torch.ones(4, 3)
+    assert torch.equal(step(x, {"factor": 2}), 2 * x)
+    with pytest.raises(InputError, match=r"input 0: got \(\(3, 3\), torch.float32\), wanted \(\(4, 3\)"):
+        step(x[:3], {"factor": 2})
+    with pytest.raises(InputError, match="input 1: got 3, wanted 2"):
+        step(x, {"factor": 3})
+    with pytest.raises(InputError, match="as in the first call"):
+        step(x)
+    step.reset()
+    assert torch.equal(step(x[:3], {"factor": 3}), 3 * x[:3])
+    with pytest.raises(InputError, match="warmup: got 0"):
+        CapturedStep(step, "cpu", warmup=0)
+
+
+@pytest.mark.gpu
+def test_replays_equal_eager_steps():
+    plain, captured = (Training("cuda", fused=True, capturable=True) for _ in range(2))
+    step = CapturedStep(captured.update, "cuda", warmup=2)
+    for index, (real, fake) in enumerate(batches(8)):
+        for training in (plain, captured):
+            training.rate(1e-3 / (index + 1))
+        expected = plain.update(real.cuda(), fake.cuda())
+        actual = step(real.pin_memory(), fake.pin_memory())
+        assert step.captured == (index >= 2)
+        torch.testing.assert_close(actual["loss"], expected["loss"].detach(), rtol=1e-3, atol=1e-4)
+    for left, right in zip(captured.state(), plain.state(), strict=True):
+        torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_outputs_belong_to_the_caller():
+    step = CapturedStep(lambda x: x.sum(), "cuda", warmup=1)
+    results = [step(torch.full((3,), float(i))) for i in range(5)]
+    assert [result.item() for result in results] == [0.0, 3.0, 6.0, 9.0, 12.0]
+
+
+@pytest.mark.gpu
+def test_random_numbers_differ_between_replays():
+    generator = torch.Generator("cuda").manual_seed(1)
+    draw = CapturedStep(
+        lambda x: (torch.rand_like(x), torch.rand(x.shape, device="cuda", generator=generator)),
+        "cuda",
+        warmup=1,
+        generators=[generator],
+    )
+    drawn = torch.stack([torch.stack(draw(torch.zeros(8))) for _ in range(5)]).reshape(10, 8)
+    assert len(drawn.unique(dim=0)) == 10
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_captured_is_reported():
+    step = CapturedStep(lambda x: x * x.sum().item(), "cuda", warmup=1)
+    step(torch.ones(3))
+    with pytest.raises(CaptureError, match="cannot be captured"):
+        step(torch.ones(3))
+    torch.cuda.synchronize()
+    assert torch.ones(2, device="cuda").sum().item() == 2
+
+
+def test_training_steps_draw_the_same_before_and_within():
+    from gnfast.data import ImageDataset
+    from gnfast.train.config import Config
+    from gnfast.train.state import State
+
+    images = ImageDataset("noise", torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8))
+    settings = {"data": "", "model": "small", "resolution": 8, "channels": 1, "z_dim": 4, "width": 0.1}
+    config = Config(**settings, n_dis=3, batch_d=4, batch_g=6, steps=9)
+    eager, prepared = State(config, images, torch.device("cpu")), State(config, images, torch.device("cpu"))
+    prepared.captured = CapturedStep(prepared._updates, "cpu")
+    for _ in range(3):
+        eager.update()
+        prepared.update()
+    assert eager.take_losses() == prepared.take_losses()
+    for left, right in zip(eager.generator.parameters(), prepared.generator.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.gpu
+def test_captured_training_follows_eager_training():
+    from gnfast.data import ImageDataset
+    from gnfast.train.config import Config
+    from gnfast.train.state import State
+
+    images = ImageDataset("noise", torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))
+    settings = {"data": "", "model": "dcgan", "resolution": 32, "z_dim": 16, "width": 0.25, "n_dis": 2, "steps": 20}
+    settings |= {"batch_d": 8, "batch_g": 16, "precision": "float32", "lr_decay": "linear"}
+    eager, captured = (
+        State(Config(**settings, cuda_graph=graph), images, torch.device("cuda")) for graph in (False, True)
+    )
+    assert eager.captured is None
+    for step in range(6):
+        eager.update()
+        captured.update()
+        assert captured.captured.captured == (step >= captured.captured.warmup)
+    expected, actual = eager.take_losses(), captured.take_losses()
+    assert actual == pytest.approx(expected, rel=2e-2, abs=2e-3)
+    captured.load_state_dict(eager.state_dict())
+    for _ in range(5):
+        captured.update()
+    assert captured.captured.captured and all(abs(value) < 1e3 for value in captured.take_losses().values())
