@@ -212,18 +212,23 @@ def test_other_extractors_and_protocols_are_not_compared():
         compare(statistics(extractor="inception"), statistics(extractor="f"))
     with pytest.raises(ValueError, match="same protocol, got tf and torch"):
         compare(statistics(extractor="inception", protocol="tf"), statistics(extractor="inception", protocol="torch"))
+    with pytest.raises(ValueError, match="same extractor's weights, got 12 and 34"):
+        compare(statistics(extractor="f", fingerprint="12"), statistics(extractor="f", fingerprint="34"))
     # A file that does not say is taken at its word.
     scores = compare(statistics(), statistics(extractor="inception", protocol="tf"))
     assert (scores.extractor, scores.protocol, scores.n_real) == ("inception", "tf", 9)
 
 
 def test_saved_and_loaded(tmp_path):
-    before = dataset_statistics(pictures(40), extractor(protocol=PROTOCOLS["clean"]), keep=25, progress=False)
+    before = dataset_statistics(
+        pictures(40), extractor(protocol=PROTOCOLS["clean"], fingerprint="7"), keep=25, progress=False
+    )
     before.save(tmp_path / "s.npz")
     after = ImageStatistics.load(tmp_path / "s.npz")
     assert torch.equal(after.kept, before.kept)
     assert after.kept.shape == (25, 3)
     assert (after.score, after.extractor, after.protocol) == (before.score, "f", "clean")
+    assert after.fingerprint == "7"
     assert after.features.count == 40
     assert compare(before, after).distance == pytest.approx(0, abs=1e-9)
 

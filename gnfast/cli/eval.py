@@ -145,12 +145,7 @@ def _evaluate(what: str, options: EvalOptions) -> dict[str, Any]:
         print(options.save_stats)
     result = {"measured": what, **subject.facts}
     if real is None:
-        result |= {
-            "extractor": fake.extractor,
-            "protocol": fake.protocol,
-            "n": fake.features.count,
-            "score": fake.score,
-        }
+        result |= {"extractor": fake.extractor, "protocol": fake.protocol, "n": fake.features.count}
         timing = {}
     else:
         scores = metrics.compare(
@@ -166,7 +161,9 @@ def _evaluate(what: str, options: EvalOptions) -> dict[str, Any]:
         result["extractor_sha256"] = extractor.fingerprint
     if speed:
         timing["images_per_second"] = speed
-    print(columns([*(scores.rows() if real else ()), *((key, plain(value)) for key, value in _shown(result))]))
+    rows = [*(scores.rows() if real else ()), *((key, plain(value)) for key, value in _shown(result))]
+    rows += [(key.replace("_", " "), f"{value:.3g}") for key, value in timing.items()]
+    print(columns(rows))
     return result | {"device": str(device), "timing": timing, "versions": _versions()}
 
 

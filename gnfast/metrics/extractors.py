@@ -124,7 +124,7 @@ _EXTRACTORS: dict[str, Callable[[Request], FeatureExtractor]] = {
 
 def _dataset(spec: str, request: Request) -> ImageDataset:
     if request.dataset is None:
-        raise ValueError(f"extractor {spec} needs a data set, got statistics alone")
+        raise ValueError(f"extractor {spec} needs a data set of real images, got none")
     return request.dataset
 
 

@@ -97,12 +97,14 @@ def compare(
         details: figures about the extractor.
 
     Raises:
-        ValueError: the two are of different extractors or protocols, or `frechet_distance` refuses them.
+        ValueError: the two are of different extractors, weights or protocols, or `frechet_distance` refuses them.
     """
-    for name in ("extractor", "protocol"):
+    for name, what in (("extractor", "extractor"), ("protocol", "protocol"), ("fingerprint", "extractor's weights")):
         one, other = getattr(real, name), getattr(fake, name)
         if one is not None and other is not None and one != other:
-            raise ValueError(f"real and generated images must be measured with the same {name}, got {one} and {other}")
+            raise ValueError(
+                f"real and generated images must be measured with the same {what}, got {one[:32]} and {other[:32]}"
+            )
     started = time.perf_counter()
     distance = frechet_distance(fake.features, real.features)
     timing = {"distance_seconds": time.perf_counter() - started}

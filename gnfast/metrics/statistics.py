@@ -18,6 +18,8 @@ from gnfast.metrics.frechet import FeatureStatistics
 from gnfast.metrics.inception_score import InceptionScore
 
 SPLITS = 10
+# What statistics must have in common to be compared.
+_NAMES = ("extractor", "protocol", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class ImageStatistics:
         score: the Inception score's mean and standard deviation, or None.
         extractor: the name of the features' extractor; None for a file that does not say.
         protocol: the name of how images were prepared; None where there is no choice, or the file does not say.
+        fingerprint: of the extractor's weights; None where it is unknown.
     """
 
     features: FeatureStatistics
@@ -37,6 +40,7 @@ class ImageStatistics:
     score: tuple[float, float] | None = None
     extractor: str | None = None
     protocol: str | None = None
+    fingerprint: str | None = None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an .npz file, atomically: `mu`, `sigma`, `n` as others do, and the rest under the fields' names."""
@@ -45,7 +49,7 @@ class ImageStatistics:
             arrays["kept"] = self.kept.cpu().numpy()
         if self.score is not None:
             arrays["score"] = np.array(self.score)
-        arrays |= {name: np.array(value) for name in ("extractor", "protocol") if (value := getattr(self, name))}
+        arrays |= {name: np.array(value) for name in _NAMES if (value := getattr(self, name))}
         with atomic_write(Path(path)) as part, part.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -60,15 +64,14 @@ class ImageStatistics:
         features = FeatureStatistics.load(path)
         try:
             with np.load(path, allow_pickle=False) as file:
-                rest = {key: np.asarray(file[key]) for key in ("kept", "score", "extractor", "protocol") if key in file}
+                rest = {key: np.asarray(file[key]) for key in ("kept", "score", *_NAMES) if key in file}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
         kept = torch.from_numpy(rest["kept"]) if "kept" in rest else None
         if kept is not None and (kept.dim() != 2 or kept.shape[1] != features.dim or kept.dtype != torch.float32):
             raise ValueError(f"{path} must hold kept (k, {features.dim}) float32, got {kept.dtype} {tuple(kept.shape)}")
         score = tuple(rest["score"].tolist()) if "score" in rest else None
-        names = (str(rest[key]) if key in rest else None for key in ("extractor", "protocol"))
-        return cls(features, kept, score, *names)
+        return cls(features, kept, score, **{key: str(rest[key]) for key in _NAMES if key in rest})
 
 
 def collect(
@@ -121,4 +124,5 @@ def collect(
         None if score is None else score.result(),
         extractor.name,
         extractor.protocol.name if extractor.protocol else None,
+        extractor.fingerprint,
     )
