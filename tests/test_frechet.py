@@ -8,7 +8,6 @@ import torch
 
 from gnfast.data import ImageDataset, load
 from gnfast.metrics import (
-    DistanceResult,
     FeatureExtractor,
     FeatureStatistics,
     evaluate,
@@ -84,6 +83,27 @@ def test_against_scipy(dim):
     assert frechet_distance(statistics(b), statistics(a)) == pytest.approx(got, rel=1e-9)
 
 
+def test_small_eigenvalues_keep_their_digits(tmp_path):
+    # Commuting covariances over twenty orders of magnitude, in a basis where nothing is diagonal.
+    basis = torch.linalg.qr(vectors(60, 60, 0))[0]
+    a, b = torch.logspace(0, -9, 60, dtype=torch.float64), torch.logspace(0, -11, 60, dtype=torch.float64)
+    make = functools.partial(gaussian, tmp_path, mean=np.zeros(60))
+    one, other = (make(name=name, cov=(basis * values) @ basis.T) for name, values in (("one", a), ("other", b)))
+    wanted = float((a.sqrt() - b.sqrt()).square().sum())
+    assert frechet_distance(one, other) == pytest.approx(wanted, rel=1e-9)
+    assert frechet_distance(other, one) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_one_singular_covariance(tmp_path):
+    # Of rank one: the root's trace is the length of its axis under the other's covariance.
+    axis = vectors(1, 7, 0)[0]
+    other = statistics(vectors(50, 7, 1))
+    line = gaussian(tmp_path, "line", other.mean.numpy(), torch.outer(axis, axis))
+    wanted = float(axis @ axis + other.cov.trace() - 2 * (axis @ other.cov @ axis).sqrt())
+    assert frechet_distance(line, other) == pytest.approx(wanted, rel=1e-9)
+    assert frechet_distance(other, line) == pytest.approx(wanted, rel=1e-9)
+
+
 def test_singular_covariances():
     # Fewer vectors than dimensions: both covariances have a null space.
     a = statistics(vectors(20, 50, 1))
@@ -118,8 +138,8 @@ def test_refusals(tmp_path):
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(ValueError, match=r"must be an \.npz"):
         FeatureStatistics.load(tmp_path / "damaged.npz")
-    np.savez(tmp_path / "lacking.npz", mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match=r"with mu, sigma and n, but: .*n is not a file"):
+    np.savez(tmp_path / "lacking.npz", mu=np.zeros(3), n=9)
+    with pytest.raises(ValueError, match=r"with mu and sigma, but: .*sigma is not a file"):
         FeatureStatistics.load(tmp_path / "lacking.npz")
 
 
@@ -201,15 +221,13 @@ def test_distance_tells_real_from_noise(trained, digits, cache):
 
     far = evaluate(noise, digits, trained, n_fake=500, batch_size=200, cache_dir=cache)
     near = evaluate(real, digits, trained, n_fake=500, batch_size=200, cache_dir=cache)
-    assert 20 * near.value < far.value
+    assert 20 * near.distance < far.distance
     assert (far.n_real, far.n_fake) == (1797, 500)
-    assert far.as_dict()["frechet_held_out_accuracy"] >= 0.97
-
-
-def test_result_names_its_extractor():
-    result = DistanceResult(12.34, "digits-classifier", 1797, 2000)
-    assert str(result) == "Fréchet distance 12.34 (digits-classifier features, 1797 real / 2000 generated)"
-    assert "FID" not in str(result)
+    assert far.as_dict()["held_out_accuracy"] >= 0.97
+    # The classifier's ten classes: real digits are of all of them, noise is not.
+    assert near.is_mean > 6 > 2 * far.is_mean
+    assert far.kid_mean > 20 * near.kid_mean
+    assert far.distance_name == "Fréchet distance in features of digits-classifier"
 
 
 def mean_and_std(images):
@@ -225,14 +243,29 @@ def test_own_extractor(digits):
     extractor = load_extractor(f"{__name__}:mean_and_std", digits)
     assert extractor.dim == 2
     result = evaluate(lambda n: digits.images[:n], digits, extractor, n_fake=1797, batch_size=1797)
-    assert result.value == pytest.approx(0, abs=1e-6)
+    assert result.distance == pytest.approx(0, abs=1e-6)
     assert result.extractor == f"{__name__}:mean_and_std"
+
+
+def mean_and_logits(images):
+    return mean_and_std(images), images.float().flatten(1)[:, :5]
+
+
+def test_own_extractor_with_logits(digits):
+    extractor = load_extractor(f"{__name__}:mean_and_logits", digits)
+    assert (extractor.dim, extractor.classes) == (2, 5)
+    assert extractor(digits.images[:3]).shape == (3, 2)
+    assert evaluate(lambda n: digits.images[:n], digits, extractor, n_fake=100).is_mean > 1
 
 
 def test_extractor_refusals(digits, cache):
     assert "digits-classifier" in registered_extractors()
-    with pytest.raises(ValueError, match=r"digits-classifier.*got 'inception'"):
-        load_extractor("inception", digits)
+    with pytest.raises(ValueError, match=r"digits-classifier.*got 'vgg'"):
+        load_extractor("vgg", digits)
+    with pytest.raises(ValueError, match="needs a data set"):
+        load_extractor("digits-classifier")
+    with pytest.raises(ValueError, match=r"protocol must be one of tf, .*got 'legacy'"):
+        load_extractor("digits-classifier", digits, protocol="legacy")
     with pytest.raises(ValueError, match="cannot be imported"):
         load_extractor("nowhere:f", digits)
     with pytest.raises(ValueError, match=r"floats of shape \(2, D\)"):
@@ -243,8 +276,8 @@ def test_extractor_refusals(digits, cache):
 
 def test_generator_refusals(digits):
     extractor = FeatureExtractor("m", 2, mean_and_std)
-    with pytest.raises(ValueError, match="must give uint8"):
-        evaluate(lambda n: torch.zeros(n, 1, 8, 8), digits, extractor, n_fake=4)
+    with pytest.raises(ValueError, match=r"images must be uint8, or floating point.*torch.int64"):
+        evaluate(lambda n: torch.zeros(n, 1, 8, 8, dtype=torch.int64), digits, extractor, n_fake=4)
     with pytest.raises(ValueError, match=r"of shape \(4, 1, 8, 8\)"):
         evaluate(lambda n: digits.images[: n - 1], digits, extractor, n_fake=4)
     with pytest.raises(ValueError, match="n_fake must be"):
@@ -263,7 +296,7 @@ def test_reference_is_cached(digits, tmp_path):
     assert get(extractor) is get(extractor)
     assert sum(calls) == 1797
     # Another object with the same weights finds the file; other weights of the same name do not.
-    assert get(FeatureExtractor("m", 2, counted, fingerprint="1")).count == 1797
+    assert get(FeatureExtractor("m", 2, counted, fingerprint="1")).features.count == 1797
     assert sum(calls) == 1797
     get(FeatureExtractor("m", 2, counted, fingerprint="2"))
     assert sum(calls) == 2 * 1797

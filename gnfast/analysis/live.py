@@ -74,7 +74,7 @@ class Probe:
     def _fake(self, state: State) -> tuple[Tensor, Tensor | None]:
         """Images of the generator from the same latents at every step, and their labels."""
         z, y = state.latents(self.images, self._random())
-        images = sample(state.generator, z, y, batch_statistics=self.config.sample_bn == "batch")
+        images = sample(state.generators()["raw"], z, y, batch_statistics=self.config.sample_bn == "batch")
         return images.contiguous(memory_format=state.format), y
 
     def _random(self) -> torch.Generator:

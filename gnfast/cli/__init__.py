@@ -23,6 +23,7 @@ COMMANDS = {
         "RUN",
         "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",
     ),
+    "eval": ("WHAT", "FID, IS and KID of a run's generator, of images or of saved statistics"),
     "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }
@@ -40,6 +41,7 @@ examples:
   gnfast train gngan-cifar10-cnn --data cifar10.tar.xz   GN-GAN's CIFAR-10 experiment on images from a file
   gnfast train gngan-cifar10-resnet --dry-run            what would run, and nothing else
   gnfast sample runs/digits --n 100 --out digits.png     a grid of 100 images
+  gnfast eval runs/digits --n 2000                       its scores against the real images
 
 `gnfast COMMAND --help` explains every option.
 """

@@ -1,15 +1,34 @@
-"""How far generated images are from real ones: Fréchet distances in the features of a named extractor."""
+"""How far generated images are from real ones: FID, IS and KID, and the same in the features of other extractors."""
 
-from gnfast.metrics.evaluate import DistanceResult, evaluate, reference_statistics
-from gnfast.metrics.extractors import FeatureExtractor, load_extractor, registered_extractors
+from gnfast.metrics.evaluate import KEEP, dataset_statistics, evaluate, generated_statistics, reference_statistics
+from gnfast.metrics.extractors import load_extractor, registered_extractors
+from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.frechet import FeatureStatistics, frechet_distance
+from gnfast.metrics.inception import Inception, build_inception
+from gnfast.metrics.inception_score import InceptionScore
+from gnfast.metrics.kid import kernel_distance
+from gnfast.metrics.protocols import PROTOCOLS, Protocol, find_protocol
+from gnfast.metrics.scores import Scores, compare
+from gnfast.metrics.statistics import ImageStatistics
 
 __all__ = [
-    "DistanceResult",
+    "KEEP",
+    "PROTOCOLS",
     "FeatureExtractor",
     "FeatureStatistics",
+    "ImageStatistics",
+    "Inception",
+    "InceptionScore",
+    "Protocol",
+    "Scores",
+    "build_inception",
+    "compare",
+    "dataset_statistics",
     "evaluate",
+    "find_protocol",
     "frechet_distance",
+    "generated_statistics",
+    "kernel_distance",
     "load_extractor",
     "reference_statistics",
     "registered_extractors",

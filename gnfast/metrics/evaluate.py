@@ -1,107 +1,128 @@
-"""The distance of a generator's images from a data set's, with the reference statistics cached."""
+"""A generator's scores against a data set, with the data set's statistics cached."""
 
+import dataclasses
 import hashlib
 import os
+import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.data import ImageDataset
 from gnfast.data.files import cache_root
-from gnfast.metrics.extractors import FeatureExtractor
-from gnfast.metrics.frechet import FeatureStatistics, frechet_distance
+from gnfast.metrics.features import FeatureExtractor
+from gnfast.metrics.scores import Scores, compare
+from gnfast.metrics.statistics import ImageStatistics, collect
+
+# Features kept per side for the kernel distance: all images of the papers' evaluations, 400 MB of Inception's.
+KEEP = 50_000
+# Part of the cache's file names: statistics of another content or order get another number.
+_VERSION = 2
 
 # By extractor, then by data set fingerprint; an entry goes with its extractor.
-_REFERENCES: weakref.WeakKeyDictionary[FeatureExtractor, dict[str, FeatureStatistics]] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class DistanceResult:
-    """A Fréchet distance with what one needs to know to compare it with another.
-
-    Args:
-        value: the distance, in the features' units squared.
-        extractor: the name of the features' extractor. A distance in other features than Inception's is no FID.
-        n_real: how many real images the reference is from.
-        n_fake: how many generated images; the distance is biased upwards when there are few.
-        details: the extractor's figures (the classifier's "held_out_accuracy", a fraction).
-    """
-
-    value: float
-    extractor: str
-    n_real: int
-    n_fake: int
-    details: Mapping[str, float] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return (
-            f"Fréchet distance {self.value:.4g} "
-            f"({self.extractor} features, {self.n_real} real / {self.n_fake} generated)"
-        )
-
-    def __float__(self) -> float:
-        return self.value
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values under prefixed keys, for metrics.jsonl."""
-        return {
-            "frechet_distance": self.value,
-            "frechet_extractor": self.extractor,
-            "frechet_n_real": self.n_real,
-            "frechet_n_fake": self.n_fake,
-            **{f"frechet_{key}": value for key, value in self.details.items()},
-        }
+_REFERENCES: weakref.WeakKeyDictionary[FeatureExtractor, dict[str, ImageStatistics]] = weakref.WeakKeyDictionary()
 
 
 def evaluate(
     generate: Callable[[int], Tensor],
-    dataset: ImageDataset,
+    real: ImageDataset | ImageStatistics,
     extractor: FeatureExtractor,
     *,
-    n_fake: int = 2000,
+    n_fake: int = 50_000,
     batch_size: int = 256,
+    kid_subsets: int = 100,
+    kid_subset_size: int = 1000,
+    seed: int | None = None,
     cache_dir: str | os.PathLike | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
     progress: bool = True,
-) -> DistanceResult:
-    """The Fréchet distance between generated images and a data set.
+) -> Scores:
+    """Fréchet distance, Inception score and kernel distance of generated images, in one pass over them.
 
     Args:
-        generate: n -> (n, C, H, W) uint8, of the data set's C, H and W, on any device.
-        dataset: the real images; all of them are the reference.
+        generate: n -> (n, C, H, W) on any device: uint8, or floating point in [-1, 1].
+        real: the real images, of which all are the reference, or their statistics.
         extractor: from `load_extractor`.
         n_fake: how many images to generate, >= 2.
         batch_size: how many at a time, also of the real ones.
+        kid_subsets: subsets for the kernel distance; 0 for none, and no features are kept.
+        kid_subset_size: images of each side in a subset; fewer where there are fewer.
+        seed: which `generate` was seeded with, for the result; also of the kernel distance's draws.
         cache_dir: where reference statistics are kept; None is statistics in the cache folder.
+        group: processes of `torch.distributed` that share the work. Each must generate other images; all get the
+            same result.
         progress: show bars on a terminal.
 
     Raises:
         ValueError: `generate` gives another shape or dtype, or fewer than two images are asked for.
     """
-    if isinstance(n_fake, bool) or not isinstance(n_fake, int) or n_fake < 2:
-        raise ValueError(f"n_fake must be an int of at least 2, got {n_fake!r}")
-    reference = reference_statistics(dataset, extractor, batch_size=batch_size, cache_dir=cache_dir, progress=progress)
-    fake = FeatureStatistics(extractor.dim)
-    with _bar("generated images", n_fake, progress) as bar:
-        while fake.count < n_fake:
-            n = min(batch_size, n_fake - fake.count)
-            images = generate(n)
-            wanted = (n, *dataset.images.shape[1:])
-            if images.dtype != torch.uint8 or tuple(images.shape) != wanted:
-                raise ValueError(
-                    f"generate({n}) must give uint8 of shape {wanted}, "
-                    f"got {images.dtype} of shape {tuple(images.shape)}"
-                )
-            fake.update(extractor(images))
-            bar.update(n)
-    value = frechet_distance(reference, fake)
-    return DistanceResult(value, extractor.name, reference.count, fake.count, dict(extractor.details))
+    _require_int("n_fake", n_fake, 2)
+    _require_int("batch_size", batch_size, 1)
+    _require_int("kid_subsets", kid_subsets, 0)
+    keep = KEEP if kid_subsets else 0
+    shape = None
+    if isinstance(real, ImageDataset):
+        shape = tuple(real.images.shape[1:])
+        real = reference_statistics(
+            real,
+            extractor,
+            batch_size=batch_size,
+            keep=keep,
+            cache_dir=cache_dir,
+            group=group,
+            progress=progress,
+        )
+
+    started = time.perf_counter()
+    fake = generated_statistics(
+        generate, n_fake, extractor, shape=shape, batch_size=batch_size, keep=keep, group=group, progress=progress
+    )
+    seconds = time.perf_counter() - started
+    scores = compare(
+        real,
+        fake,
+        kid_subsets=kid_subsets,
+        kid_subset_size=kid_subset_size,
+        seed=seed,
+        details=extractor.details,
+    )
+    return dataclasses.replace(scores, timing={"images_per_second": n_fake / seconds, **scores.timing})
+
+
+def generated_statistics(
+    generate: Callable[[int], Tensor],
+    n: int,
+    extractor: FeatureExtractor,
+    *,
+    shape: tuple[int, ...] | None = None,
+    batch_size: int = 256,
+    keep: int = KEEP,
+    group: torch.distributed.ProcessGroup | None = None,
+    progress: bool = True,
+) -> ImageStatistics:
+    """Statistics of `n` generated images, in the order in which they come; arguments as for `evaluate`.
+
+    Raises:
+        ValueError: `generate` gives another number, shape (C, H, W) or dtype, or `n` is below 2.
+    """
+    _require_int("n", n, 2)
+    _require_int("batch_size", batch_size, 1)
+
+    def next_images(start: int, count: int) -> Tensor:
+        images = generate(count)
+        if len(images) != count or (shape is not None and tuple(images.shape[1:]) != shape):
+            wanted = f"({count}, {', '.join(map(str, shape or ('C', 'H', 'W')))})"
+            raise ValueError(f"generate({count}) must give images of shape {wanted}, got {tuple(images.shape)}")
+        return images
+
+    with _bar("generated images", n, progress) as bar:
+        return collect(next_images, n, extractor, batch_size=batch_size, keep=keep, group=group, bar=bar)
 
 
 def reference_statistics(
@@ -109,10 +130,15 @@ def reference_statistics(
     extractor: FeatureExtractor,
     *,
     batch_size: int = 256,
+    keep: int = KEEP,
     cache_dir: str | os.PathLike | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
     progress: bool = True,
-) -> FeatureStatistics:
+) -> ImageStatistics:
     """Statistics of the whole data set, from the cache where they are there; arguments as for `evaluate`.
+
+    The images are taken in an order drawn from a fixed seed: the parts of an Inception score and the first `keep`
+    images must not be of one class because the data set is sorted.
 
     They are kept in memory, and on disk where the extractor has a fingerprint: a name alone does not tell whether its
     weights are the same.
@@ -120,35 +146,74 @@ def reference_statistics(
     Raises:
         ValueError: `batch_size` is below 1, or the data set has fewer than two images.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an int of at least 1, got {batch_size!r}")
+    _require_int("batch_size", batch_size, 1)
     if len(dataset) < 2:
         raise ValueError(f"dataset must have at least 2 images, {dataset.name} has {len(dataset)}")
+    keep = min(keep, len(dataset))
     known = _REFERENCES.setdefault(extractor, {})
-    if dataset.fingerprint in known:
-        return known[dataset.fingerprint]
-    path = None
-    if extractor.fingerprint is not None:
-        folder = cache_root() / "statistics" if cache_dir is None else Path(cache_dir).expanduser()
-        key = hashlib.sha256(f"{dataset.fingerprint} {extractor.name} {extractor.fingerprint}".encode()).hexdigest()
-        path = folder / f"{dataset.name}-{key[:32]}.npz"
-    statistics = None
-    if path is not None and path.exists():
+    path = _cache_path(dataset, extractor, cache_dir)
+    statistics = known.get(dataset.fingerprint)
+    if statistics is None and path is not None and path.exists():
         try:
-            statistics = FeatureStatistics.load(path)
+            statistics = ImageStatistics.load(path)
         except ValueError as error:
             warnings.warn(f"reference statistics are computed again: {error}", stacklevel=2)
-    if statistics is None:
-        statistics = FeatureStatistics(extractor.dim)
-        with _bar("real images", len(dataset), progress) as bar:
-            for images in dataset.images.split(batch_size):
-                statistics.update(extractor(images))
-                bar.update(len(images))
-        if path is not None:
+    if statistics is None or _kept(statistics) < keep:
+        statistics = dataset_statistics(
+            dataset, extractor, batch_size=batch_size, keep=keep, group=group, progress=progress
+        )
+        if path is not None and (group is None or torch.distributed.get_rank(group) == 0):
             statistics.save(path)
     known[dataset.fingerprint] = statistics
     return statistics
 
 
+def dataset_statistics(
+    dataset: ImageDataset,
+    extractor: FeatureExtractor,
+    *,
+    n: int | None = None,
+    batch_size: int = 256,
+    keep: int = KEEP,
+    group: torch.distributed.ProcessGroup | None = None,
+    progress: bool = True,
+) -> ImageStatistics:
+    """Statistics of `n` images of a data set (all if None) in the order that `reference_statistics` says, uncached."""
+    total = len(dataset) if n is None else n
+    if not 2 <= total <= len(dataset):
+        raise ValueError(f"n must be from 2 to the {len(dataset)} images of {dataset.name}, got {total}")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    with _bar(f"images of {dataset.name}", total, progress) as bar:
+        statistics = collect(
+            lambda start, count: dataset.images[order[start : start + count]],
+            total,
+            extractor,
+            batch_size=batch_size,
+            keep=keep,
+            group=group,
+            bar=bar,
+        )
+    # Not on a GPU, where they would lie through a whole training run.
+    return dataclasses.replace(statistics, kept=None if statistics.kept is None else statistics.kept.cpu())
+
+
+def _cache_path(dataset: ImageDataset, extractor: FeatureExtractor, cache_dir: str | os.PathLike | None) -> Path | None:
+    if extractor.fingerprint is None:
+        return None
+    folder = cache_root() / "statistics" if cache_dir is None else Path(cache_dir).expanduser()
+    protocol = extractor.protocol.name if extractor.protocol else ""
+    parts = (str(_VERSION), dataset.fingerprint, extractor.name, extractor.fingerprint, protocol)
+    return folder / f"{dataset.name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"
+
+
+def _kept(statistics: ImageStatistics) -> int:
+    return 0 if statistics.kept is None else len(statistics.kept)
+
+
 def _bar(what: str, total: int, progress: bool) -> tqdm:
     return tqdm(total=total, desc=f"features of {what}", unit="img", disable=None if progress else True)
+
+
+def _require_int(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")

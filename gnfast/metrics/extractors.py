@@ -1,68 +1,34 @@
-"""Feature extractors: what maps images to the vectors that a distance is measured in."""
+"""`load_extractor`: one door to all feature extractors, by name or as a function of the user's."""
 
-import hashlib
 import importlib
-import math
 import os
-import pickle
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import trange
+from torch import Tensor
 
-from gnfast.data import ImageDataset, to_float
-from gnfast.data.files import atomic_write, cache_root
+from gnfast.data import ImageDataset
+from gnfast.data.files import cache_root
+from gnfast.metrics.classifier import load_classifier
+from gnfast.metrics.features import INCEPTION, FeatureExtractor, describe, is_matrix
+from gnfast.metrics.inception import FEATURES, LOGITS, build_inception
+from gnfast.metrics.protocols import Protocol, find_protocol
+from gnfast.metrics.weights import is_official, load_weights
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureExtractor:
-    """A function from images to features, with a name for results.
+@dataclass(frozen=True)
+class Request:
+    """What a caller of `load_extractor` asks for; see there for the fields."""
 
-    Args:
-        name: how results call it.
-        dim: D, the length of a feature vector.
-        function: (N, C, H, W) uint8 -> (N, D) floating point.
-        device: where `function` wants its images.
-        fingerprint: identifies the function's weights, so that statistics may be cached on disk; None when unknown.
-        details: figures about it, for logs (the classifier's "held_out_accuracy", a fraction).
-    """
-
-    name: str
-    dim: int
-    function: Callable[[Tensor], Tensor]
-    device: torch.device | str = "cpu"
-    fingerprint: str | None = None
-    details: Mapping[str, float] = field(default_factory=dict)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features of images.
-
-        Args:
-            images: (N, C, H, W) uint8, any device.
-
-        Returns:
-            (N, D) floating point, without a graph.
-
-        Raises:
-            ValueError: `images` is not of that dtype and shape, or the function gives anything but (N, D) floats.
-        """
-        if images.dtype != torch.uint8 or images.dim() != 4:
-            raise ValueError(
-                f"images must be uint8 of shape (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}"
-            )
-        with torch.no_grad():
-            features = self.function(images.to(self.device))
-        if not _is_features(features, len(images)) or features.shape[1] != self.dim:
-            raise ValueError(
-                f"extractor {self.name} must give floats of shape ({len(images)}, {self.dim}), got {_what(features)}"
-            )
-        return features
+    dataset: ImageDataset | None
+    protocol: Protocol
+    weights: str | os.PathLike | None
+    cache_dir: Path
+    device: torch.device
+    progress: bool
 
 
 def registered_extractors() -> dict[str, str]:
@@ -72,8 +38,10 @@ def registered_extractors() -> dict[str, str]:
 
 def load_extractor(
     spec: str,
-    dataset: ImageDataset,
+    dataset: ImageDataset | None = None,
     *,
+    protocol: str = "tf",
+    weights: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -81,19 +49,24 @@ def load_extractor(
     """A feature extractor for images like those of `dataset`.
 
     Args:
-        spec: a registered name, or "module:function" with a function (N, C, H, W) uint8 on `device` -> (N, D) floats.
-        dataset: the real images; the classifier is trained on them, others are tried on the first two.
+        spec: a registered name, or "module:function" with a function (N, C, H, W) uint8 on `device` -> (N, D) floats,
+            or a pair of them and (N, K) logits.
+        dataset: the real images; the classifier is trained on them, a function is tried on the first two, and
+            Inception does without.
+        protocol: how images are prepared for Inception, a name of `PROTOCOLS`; others see the images as they are.
+        weights: path of the Inception network's weights; None finds or downloads the official ones.
         cache_dir: where trained extractors are kept; None is extractors in the cache folder.
         device: where features are computed.
         progress: show bars on a terminal.
 
     Raises:
-        ValueError: `spec` is unknown, cannot be imported or gives no (N, D) floats, or the data set does not suit it.
+        ValueError: `spec` or `protocol` is unknown, `spec` cannot be imported or gives no (N, D) floats, the weights
+            cannot be had, or the data set is missing or does not suit it.
     """
-    device = torch.device(device)
+    folder = cache_root() / "extractors" if cache_dir is None else Path(cache_dir).expanduser()
+    request = Request(dataset, find_protocol(protocol), weights, folder, torch.device(device), progress)
     if spec in _EXTRACTORS:
-        folder = cache_root() / "extractors" if cache_dir is None else Path(cache_dir).expanduser()
-        return _EXTRACTORS[spec](dataset, folder, device, progress)
+        return _EXTRACTORS[spec](request)
     module, _, name = spec.partition(":")
     if not module or not name:
         known = ", ".join(_EXTRACTORS)
@@ -102,181 +75,69 @@ def load_extractor(
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"extractor {spec!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    sample = dataset.images[:2].to(device)
+    return _own(spec, function, request)
+
+
+def _own(spec: str, function: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]], request: Request) -> FeatureExtractor:
+    sample = _dataset(spec, request).images[:2].to(request.device)
     with torch.no_grad():
-        features = function(sample)
-    if not _is_features(features, len(sample)):
-        raise ValueError(f"extractor {spec} must give floats of shape ({len(sample)}, D), got {_what(features)}")
-    return FeatureExtractor(spec, features.shape[1], function, device)
-
-
-class Classifier(nn.Module):
-    """A small CNN: three convolutions down to about 4x4, a hidden layer of 64 whose values are the features, a head.
-
-    Batch norm everywhere: without it half of the features are dead and 12 epochs do not reach 97 % on digits.
-
-    Args:
-        channels, height, width: of the images.
-        classes: how many.
-    """
-
-    dim = 64
-
-    def __init__(self, channels: int, height: int, width: int, classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        halvings = sum(min(height, width) > size for size in (4, 8, 16))
-        for i, out in enumerate((16, 32, 64)):
-            stride = 2 if i >= 3 - halvings else 1
-            height, width = math.ceil(height / stride), math.ceil(width / stride)
-            layers += [nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
-            channels = out
-        # Larger images than 32x32 are averaged down, so that the hidden layer does not grow with them.
-        height, width = min(height, 4), min(width, 4)
-        layers += [nn.AdaptiveAvgPool2d((height, width)), nn.Flatten()]
-        layers += [nn.Linear(channels * height * width, self.dim, bias=False), nn.BatchNorm1d(self.dim), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(self.dim, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
-
-
-@torch.inference_mode(False)
-def _classifier(dataset: ImageDataset, folder: Path, device: torch.device, progress: bool) -> FeatureExtractor:
-    """A small classifier trained on the labelled real images on the spot; its last hidden layer, 64 features.
-
-    Four fifths of the images train it and one fifth measures it ("held_out_accuracy"). The state is kept in `folder`
-    under the data set's fingerprint.
-    """
-    if dataset.labels is None or len(dataset) < 10:
-        have = "no labels" if dataset.labels is None else f"{len(dataset)} images"
+        result = function(sample)
+    features, logits = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not is_matrix(features, len(sample)) or (logits is not None and not is_matrix(logits, len(sample))):
         raise ValueError(
-            f"the classifier needs a data set with labels and at least 10 images, {dataset.name} has {have}"
+            f"extractor {spec} must give floats of shape ({len(sample)}, D), or a pair of them and logits "
+            f"({len(sample)}, K), got {describe(result)}"
         )
-    net = _new_classifier(dataset)
-    path = folder / f"classifier-v{_VERSION}-{dataset.fingerprint[:32]}.pt"
-    accuracy = _restore(net, path)
-    if accuracy is None:
-        # A damaged file may have been loaded in part.
-        net = _new_classifier(dataset)
-        accuracy = _train(net, dataset, device, progress)
-        with atomic_write(path) as part:
-            torch.save({"net": net.state_dict(), "held_out_accuracy": accuracy}, part)
-    net.requires_grad_(False).eval().to(device)
+    classes = None if logits is None else logits.shape[1]
+    return FeatureExtractor(spec, features.shape[1], function, request.device, classes=classes)
+
+
+def _inception(request: Request) -> FeatureExtractor:
+    """The Inception network of 2015 that FID, IS and KID are defined by: 2048 features, 1008 logits."""
+    state, checksum = load_weights(request.weights, progress=request.progress)
+    net = build_inception(state).to(request.device)
+    protocol = request.protocol
+
+    def features_and_logits(images: Tensor) -> tuple[Tensor, Tensor]:
+        with _full_precision():
+            return net(protocol.prepare(images).contiguous(memory_format=torch.channels_last))
+
+    name = INCEPTION if is_official(checksum) else f"{INCEPTION}-{checksum[:8]}"
     return FeatureExtractor(
-        f"{dataset.name}-classifier",
-        net.dim,
-        lambda images: net.features(to_float(images, device)),
-        device,
-        _fingerprint(net),
-        {"held_out_accuracy": accuracy},
+        name, FEATURES, features_and_logits, request.device, checksum, classes=LOGITS, protocol=protocol
     )
 
 
-_EXTRACTORS = {"digits-classifier": _classifier, "classifier": _classifier}
-
-# Part of the cache's file names: another architecture or training gets another number.
-_VERSION = 1
-_SEED = 20210511
-_BATCH = 64
-_EPOCHS = 12
-_MAX_STEPS = 2000
-# What torch.load and load_state_dict raise on a damaged or foreign file.
-_DAMAGE = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, pickle.UnpicklingError)
+def _classifier(request: Request) -> FeatureExtractor:
+    """A small classifier trained on the labelled real images on the spot: 64 features."""
+    return load_classifier(
+        _dataset("classifier", request), request.cache_dir, request.device, progress=request.progress
+    )
 
 
-def _new_classifier(dataset: ImageDataset) -> Classifier:
-    """A classifier initialised from a fixed seed, with the global generator left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(_SEED)
-        return Classifier(*dataset.images.shape[1:], len(dataset.classes))
+_EXTRACTORS: dict[str, Callable[[Request], FeatureExtractor]] = {
+    INCEPTION: _inception,
+    "digits-classifier": _classifier,
+    "classifier": _classifier,
+}
 
 
-def _restore(net: nn.Module, path: Path) -> float | None:
-    """The held-out accuracy of the classifier kept at `path`, which goes into `net`; None when there is none."""
-    if not path.exists():
-        return None
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
-        accuracy = float(kept["held_out_accuracy"])
-        net.load_state_dict(kept["net"])
-    except _DAMAGE as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        warnings.warn(f"{path} is damaged ({reason}); the classifier is trained again", stacklevel=4)
-        return None
-    return accuracy
-
-
-def _train(net: nn.Module, dataset: ImageDataset, device: torch.device, progress: bool) -> float:
-    """Train on four fifths of the images and return the accuracy on the last fifth, a fraction."""
-    generator = torch.Generator().manual_seed(_SEED)
-    order = torch.randperm(len(dataset), generator=generator)
-    held_out, train = order.split([len(order) // 5, len(order) - len(order) // 5])
-    # What is left of an epoch is dropped: batch norm cannot do with a batch of one.
-    per_epoch = max(1, len(train) // _BATCH)
-    steps = min(_EPOCHS * per_epoch, _MAX_STEPS)
-    net.to(device).train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    hidden = None if progress else True
-    with torch.enable_grad(), _one_thread():
-        for step in trange(steps, desc=f"training the {dataset.name} classifier", disable=hidden):
-            if step % per_epoch == 0:
-                shuffled = train[torch.randperm(len(train), generator=generator)]
-            chosen = shuffled[step % per_epoch * _BATCH :][:_BATCH]
-            images = _shift(to_float(dataset.images[chosen], device), generator)
-            loss = F.cross_entropy(net(images), dataset.labels[chosen].to(device), label_smoothing=0.05)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    net.eval()
-    right = 0
-    with torch.no_grad():
-        for part in held_out.split(500):
-            guess = net(to_float(dataset.images[part], device)).argmax(1).cpu()
-            right += int((guess == dataset.labels[part]).sum())
-    return right / len(held_out)
+def _dataset(spec: str, request: Request) -> ImageDataset:
+    if request.dataset is None:
+        raise ValueError(f"extractor {spec} needs a data set of real images, got none")
+    return request.dataset
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """One CPU thread: the same weights whatever the setting, and for so small a net no slower than many."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _full_precision() -> Iterator[None]:
+    """Convolutions in float32 proper: PyTorch lets GPUs round their inputs to TF32's 10 bits by default."""
+    # Both of cuDNN's, since some of PyTorch's code asks for one setting and refuses to choose between two.
+    places = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.mkldnn.conv)
+    before = [place.fp32_precision for place in places]
     try:
+        for place in places:
+            place.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_num_threads(threads)
-
-
-def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images moved together by up to an eighth of their size, edges repeated, lest 1,400 digits be learnt by heart."""
-    reach = max(1, min(images.shape[-2:]) // 8)
-    dy, dx = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
-    height, width = images.shape[-2:]
-    padded = F.pad(images, [reach] * 4, mode="replicate")
-    return padded[..., dy : dy + height, dx : dx + width]
-
-
-def _fingerprint(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _is_features(features: object, count: int) -> bool:
-    return (
-        isinstance(features, Tensor)
-        and features.dim() == 2
-        and features.shape[0] == count
-        and features.shape[1] > 0
-        and features.is_floating_point()
-    )
-
-
-def _what(features: object) -> str:
-    return f"{features.dtype} of shape {tuple(features.shape)}" if isinstance(features, Tensor) else repr(features)
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

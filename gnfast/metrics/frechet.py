@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor
 
 from gnfast.data.files import atomic_write
 
 
 class FeatureStatistics:
-    """Count, mean and covariance of feature vectors that come in chunks, in float64 on the CPU.
+    """Count, mean and covariance of feature vectors that come in chunks, in float64.
 
     Chunks are merged by Chan's update, which does not lose digits as sums of squares do.
 
@@ -20,15 +21,16 @@ class FeatureStatistics:
 
     Args:
         dim: D, the length of a feature vector.
+        device: where the sums are kept and chunks are reduced; one that knows float64.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
         if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
             raise ValueError(f"dim must be an int of at least 1, got {dim!r}")
         self.dim = dim
-        self.count = 0
-        self._mean = torch.zeros(dim, dtype=torch.float64)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
+        self.count: int | None = 0
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
     @property
     def mean(self) -> Tensor:
@@ -48,7 +50,7 @@ class FeatureStatistics:
             ValueError: there are fewer than two vectors.
         """
         self._require(2)
-        return self._scatter / (self.count - 1)
+        return self._scatter / self._divisor
 
     def update(self, features: Tensor) -> None:
         """Add vectors.
@@ -57,14 +59,15 @@ class FeatureStatistics:
             features: (N, D), any floating dtype and device; N may be 0.
 
         Raises:
-            ValueError: another shape or dtype, or a value that is not finite.
+            ValueError: another shape or dtype, a value that is not finite, or statistics that do not know their count.
         """
+        self._require_count()
         if features.dim() != 2 or features.shape[1] != self.dim or not features.is_floating_point():
             raise ValueError(
                 f"features must be floating point of shape (N, {self.dim}), "
                 f"got {features.dtype} of shape {tuple(features.shape)}"
             )
-        chunk = features.detach().to("cpu", torch.float64)
+        chunk = features.detach().to(self._mean.device, torch.float64)
         if not torch.isfinite(chunk).all():
             bad = int((~torch.isfinite(chunk)).any(1).sum())
             raise ValueError(f"features must be finite, got NaN or infinity in {bad} of {len(chunk)} vectors")
@@ -77,47 +80,79 @@ class FeatureStatistics:
         """Add the vectors that `other` has seen.
 
         Raises:
-            ValueError: `other` is of another dimension.
+            ValueError: `other` is of another dimension, or one of them does not know its count.
         """
         if other.dim != self.dim:
             raise ValueError(f"other must be of dimension {self.dim}, got {other.dim}")
+        self._require_count()
+        other._require_count()
         if other.count:
-            self._merge(other.count, other._mean, other._scatter)
+            device = self._mean.device
+            self._merge(other.count, other._mean.to(device), other._scatter.to(device))
+
+    def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
+        """Add what the other processes of a `torch.distributed` group have seen, in each of them."""
+        self._require_count()
+        count = torch.tensor(float(self.count), dtype=torch.float64, device=self._mean.device)
+        torch.distributed.all_reduce(count, group=group)
+        if not count:
+            return
+        mean = self._mean * (self.count / count)
+        torch.distributed.all_reduce(mean, group=group)
+        step = self._mean - mean
+        self._scatter += torch.outer(step, step) * self.count
+        torch.distributed.all_reduce(self._scatter, group=group)
+        self._mean, self.count = mean, int(count)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write `mu` (D,), `sigma` (D, D) and `n` as an .npz file, atomically.
+        """Write `mu` (D,), `sigma` (D, D) and, where it is known, `n` as an .npz file, atomically.
 
         Raises:
             ValueError: there are fewer than two vectors.
         """
-        mu, sigma = self.mean.numpy(), self.cov.numpy()
         with atomic_write(Path(path)) as part, part.open("wb") as file:
-            np.savez(file, mu=mu, sigma=sigma, n=np.int64(self.count))
+            np.savez(file, **self.arrays())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `save` writes."""
+        known = {} if self.count is None else {"n": np.int64(self.count)}
+        return {"mu": self.mean.cpu().numpy(), "sigma": self.cov.cpu().numpy(), **known}
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "FeatureStatistics":
-        """Read what `save` wrote.
+        """Read what `save` wrote, or `mu` and `sigma` from the papers' code or pytorch-fid; their `count` is None.
 
         Raises:
-            ValueError: the file is damaged, lacks one of `mu`, `sigma` and `n`, or their shapes do not fit.
+            ValueError: the file is damaged, lacks `mu` or `sigma`, or their shapes do not fit.
             FileNotFoundError: there is no such file.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                mu, sigma, n = (np.asarray(file[key]) for key in ("mu", "sigma", "n"))
+                mu, sigma = np.asarray(file["mu"]), np.asarray(file["sigma"])
+                n = np.asarray(file["n"]) if "n" in file else None
         except FileNotFoundError:
             raise
         except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} must be an .npz file with mu, sigma and n, but: {error}") from error
-        if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)) or n.shape != () or int(n) < 2:
+            raise ValueError(f"{path} must be an .npz file with mu and sigma, but: {error}") from error
+        if (
+            mu.ndim != 1
+            or not len(mu)
+            or sigma.shape != (len(mu), len(mu))
+            or (n is not None and (n.shape != () or int(n) < 2))
+        ):
             raise ValueError(
-                f"{path} must hold mu (D,), sigma (D, D) and n >= 2, got mu {mu.shape}, sigma {sigma.shape}, n {n}"
+                f"{path} must hold mu (D,), sigma (D, D) and n >= 2 or none, "
+                f"got mu {mu.shape}, sigma {sigma.shape}, n {n}"
             )
         statistics = cls(len(mu))
-        statistics.count = int(n)
+        statistics.count = None if n is None else int(n)
         statistics._mean = torch.from_numpy(mu.astype(np.float64))
-        statistics._scatter = torch.from_numpy(sigma.astype(np.float64)) * (statistics.count - 1)
+        statistics._scatter = torch.from_numpy(sigma.astype(np.float64)) * statistics._divisor
         return statistics
+
+    @property
+    def _divisor(self) -> int:
+        return 1 if self.count is None else self.count - 1
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
@@ -127,16 +162,20 @@ class FeatureStatistics:
         self.count = total
 
     def _require(self, count: int) -> None:
-        if self.count < count:
+        if self.count is not None and self.count < count:
             raise ValueError(f"statistics need at least {count} feature vectors, got {self.count}")
+
+    def _require_count(self) -> None:
+        if self.count is None:
+            raise ValueError("statistics from a file without n cannot be added to: their count is unknown")
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 √(Σ_a Σ_b)), in float64.
+    """|μ_a - μ_b|² + tr(Σ_a + Σ_b - 2 √(Σ_a Σ_b)), in float64 on the device of `a`.
 
-    The trace of the root is the sum of the roots of the eigenvalues of √Σ_a Σ_b √Σ_a, which is symmetric and has the
-    eigenvalues of Σ_a Σ_b: real by construction, with singular covariances too, where a matrix square root of the
-    product may be complex.
+    The trace of the root is the sum of the roots of the eigenvalues of Rᵀ Σ_b R with Σ_a = R Rᵀ, which is symmetric and
+    has the eigenvalues of Σ_a Σ_b: real by construction, where a matrix square root of the product may be complex.
+    R is a Cholesky factor, which keeps the digits of small eigenvalues, or of eigenvectors where both are singular.
 
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions" (1982), eq. 4.
 
@@ -152,18 +191,39 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     if a.dim != b.dim:
         raise ValueError(f"a and b must have the same dimension, got {a.dim} and {b.dim}")
     for name, one in (("a", a), ("b", b)):
-        if one.count < 2:
+        if one.count is not None and one.count < 2:
             raise ValueError(f"{name} must hold at least 2 feature vectors, got {one.count}")
-        if not (torch.isfinite(one.mean).all() and torch.isfinite(one.cov).all()):
+    means, covs = [a.mean, b.mean.to(a.mean.device)], [a.cov, b.cov.to(a.mean.device)]
+    for name, mean, cov in zip("ab", means, covs, strict=True):
+        if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
             raise ValueError(f"{name} must be finite, its mean or covariance is not")
-    cov_a, cov_b = a.cov, b.cov
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = (vectors * _roots(values)) @ vectors.T
-    product = root_a @ cov_b @ root_a
-    # Rounding leaves the product a little asymmetric, and eigvalsh reads one triangle.
-    trace_root = _roots(torch.linalg.eigvalsh((product + product.T) / 2)).sum()
-    distance = (a.mean - b.mean).square().sum() + cov_a.trace() + cov_b.trace() - 2 * trace_root
+    distance = (means[0] - means[1]).square().sum() + covs[0].trace() + covs[1].trace() - 2 * _trace_of_root(*covs)
     return max(0.0, float(distance))
+
+
+def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
+    """tr √(a b) for two symmetric semidefinite matrices."""
+    factors = _cholesky(a), _cholesky(b)
+    if factors[0] is not None and factors[1] is not None:
+        return _eigenvalues(factors[0].T @ b @ factors[0]).clamp(min=0).sqrt().sum()
+    if factors[0] is not None or factors[1] is not None:
+        factor, other = (factors[0], b) if factors[0] is not None else (factors[1], a)
+    else:
+        values, vectors = torch.linalg.eigh(a)
+        factor, other = vectors * _roots(values), b
+    return _roots(_eigenvalues(factor.T @ other @ factor)).sum()
+
+
+def _cholesky(matrix: Tensor) -> Tensor | None:
+    """The lower factor, or None for a matrix that is singular to rounding."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    noise = matrix.diagonal().abs().max() * len(matrix) * torch.finfo(matrix.dtype).eps
+    return factor if not info and factor.diagonal().square().min() > noise else None
+
+
+def _eigenvalues(matrix: Tensor) -> Tensor:
+    """Of a matrix that is symmetric but for rounding; eigvalsh would read one triangle."""
+    return torch.linalg.eigvalsh((matrix + matrix.T) / 2)
 
 
 def _roots(values: Tensor) -> Tensor:

@@ -157,8 +157,9 @@ class Config:
     """Generated images per Fréchet distance."""
     eval_split: str = ""
     """The part of the data set that generated images are compared with; the training images if empty."""
-    probe_every: int = 0
-    """Steps between measurements of gradient norms, singular values and the loss's domain; 0 for none."""
+    probe_every: int = 500
+    """Steps between measurements of gradient norms, singular values and the loss's domain (see `gnfast analyze`); 0 for
+    none."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, beside one at the end; the newest two are kept, and the best by Fréchet distance."""
     tensorboard: bool = True

@@ -1,15 +1,20 @@
-"""Fréchet distances while training, in the features of an extractor that every result names."""
+"""Scores while training and of finished runs, in the features of an extractor that every result names."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gnfast import metrics
-from gnfast.data import ImageDataset, to_uint8
+from gnfast.data import ImageDataset
+from gnfast.data import load as load_data
 from gnfast.train.config import Config
 from gnfast.train.logs import RunLog
-from gnfast.train.state import State
+from gnfast.train.state import State, latents, sample
+
+# Of the kernel distance, while training: enough for a curve. `gnfast eval` takes more.
+KID_SUBSETS = 10
 
 
 def evaluation(
@@ -26,25 +31,112 @@ def evaluation(
     """
     if extractor is None:
         return lambda state: None
+    batch_statistics = samples_with_batch_statistics(config.sample_bn, extractor)
+    seed = config.seed + 3
 
     def evaluate(state: State) -> None:
-        row: dict[str, Any] = {}
+        scores = {}
         for name, generator in state.generators().items():
-            # The same latents at every evaluation and for both, so that differences are the generators'.
-            noise = torch.Generator().manual_seed(config.seed + 3)
-            result = metrics.evaluate(
-                lambda count: to_uint8(state.sample_batch(generator, noise)[:count]),  # noqa: B023
+            scores[name] = metrics.evaluate(
+                # The same latents at every evaluation and for both, so that differences are the generators'.
+                sampler(config, generator, seed, batch_statistics),
                 dataset,
                 extractor,
                 n_fake=config.n_fake,
                 batch_size=config.batch_g,
+                kid_subsets=KID_SUBSETS,
+                seed=seed,
                 progress=progress and config.n_fake >= 10_000,
             )
-            row[f"distance_{name}"] = result.value
-        log.row(state.step, **row, extractor=result.extractor, n_real=result.n_real, n_fake=result.n_fake)
-        log.say(
-            f"step {state.step}: Fréchet distance {row['distance_ema']:.4g} (EMA), {row['distance_raw']:.4g} (raw), "
-            f"in features of {result.extractor}, {result.n_real} real and {result.n_fake} generated images"
-        )
+        log.row(state.step, **as_row(scores["raw"], scores["ema"]))
+        log.say(f"step {state.step}: {as_line(scores['raw'], scores['ema'])}")
 
     return evaluate
+
+
+def sampler(config: Config, generator: nn.Module, seed: int, batch_statistics: bool) -> Callable[[int], Tensor]:
+    """A function count -> (count, C, H, W) in [-1, 1], count at most `batch_g`, of a generator where it is.
+
+    Labels of class-conditional generators are uniform.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    place = next(generator.parameters())
+
+    def draw(count: int) -> Tensor:
+        # Whole batches even for the last one: its statistics must be those of a full batch.
+        z, y = latents(config, config.batch_g, noise)
+        y = None if y is None else y.to(place.device)
+        return sample(generator, z.to(place), y, batch_statistics=batch_statistics)[:count]
+
+    return draw
+
+
+def as_row(raw: metrics.Scores, ema: metrics.Scores) -> dict[str, Any]:
+    """The scores of the raw and the EMA generator as one row of metrics.jsonl."""
+    row: dict[str, Any] = {}
+    for key, name in (("distance", "distance"), ("is", "is_mean"), ("kid", "kid_mean")):
+        for kind, scores in (("raw", raw), ("ema", ema)):
+            if (value := getattr(scores, name)) is not None:
+                row[f"{key}_{kind}"] = value
+    row |= {"extractor": ema.extractor, "n_real": ema.n_real, "n_fake": ema.n_fake}
+    return row | ({"protocol": ema.protocol} if ema.protocol else {})
+
+
+def as_line(raw: metrics.Scores, ema: metrics.Scores) -> str:
+    """The same for people, in one line."""
+    parts = [f"{ema.distance_name} {ema.distance:.4g} (EMA), {raw.distance:.4g} (raw)"]
+    if ema.is_mean is not None and raw.is_mean is not None:
+        parts.append(f"{'IS' if ema.is_fid else 'class score'} {ema.is_mean:.4g}, {raw.is_mean:.4g}")
+    if ema.kid_mean is not None and raw.kid_mean is not None:
+        parts.append(f"{'KID' if ema.is_fid else 'kernel distance'} × 1000 {ema.kid_mean:.4g}, {raw.kid_mean:.4g}")
+    counts = f"{ema.n_real} real and {ema.n_fake} generated images"
+    return "; ".join([*parts, counts + (f", protocol {ema.protocol}" if ema.protocol else "")])
+
+
+def samples_with_batch_statistics(sample_bn: str, extractor: metrics.FeatureExtractor) -> bool:
+    """Whether batch norm takes the batch's statistics: as the run's setting says, unless the protocol insists."""
+    return sample_bn == "batch" or (extractor.protocol is not None and extractor.protocol.batch_statistics)
+
+
+def open_measures(
+    config: Config, dataset: ImageDataset, device: torch.device, progress: bool
+) -> tuple[ImageDataset, metrics.FeatureExtractor | None]:
+    """The real images to measure against and the extractor, as a run's settings say.
+
+    Args:
+        config: the settings; `extractor`, `protocol`, `extractor_weights` and `eval_split` matter here.
+        dataset: the training images, which are the reference unless `eval_split` names another split.
+        device: where features are computed.
+        progress: show bars on a terminal.
+
+    Returns:
+        The reference, and None for the extractor "none".
+
+    Raises:
+        ValueError: there is no such extractor, protocol, weights or split.
+    """
+    if config.extractor == "none":
+        return dataset, None
+    extractor = metrics.load_extractor(
+        config.extractor,
+        dataset,
+        protocol=config.protocol,
+        weights=config.extractor_weights or None,
+        device=device,
+        progress=progress,
+    )
+    return load_split(config, config.eval_split, progress) if config.eval_split else dataset, extractor
+
+
+def load_split(config: Config, split: str, progress: bool) -> ImageDataset:
+    """A split of a run's data set, prepared as for training."""
+    return load_data(
+        config.data,
+        split=split,
+        resolution=config.resolution,
+        channels=config.channels,
+        crop=config.crop,
+        download=config.download,
+        root=config.data_root or None,
+        progress=progress,
+    )

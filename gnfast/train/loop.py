@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from gnfast.analysis.live import Probe
 from gnfast.data import ImageDataset
-from gnfast.data import load as load_data
-from gnfast.metrics import FeatureExtractor, load_extractor
+from gnfast.metrics import FeatureExtractor
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, differences
-from gnfast.train.evaluate import evaluation
+from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics, write_text
 from gnfast.train.networks import resolve_device
@@ -83,15 +83,14 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             echo, progress = (lambda line: None), False
         _require_divisible(config, group)
         with group.leader_first():
-            dataset = _load(config, config.split, progress)
+            dataset = _load(config, progress)
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
         if saved is not None:
             state.load_state_dict(saved["state"])
-        extractor, reference = None, dataset
-        if config.extractor != "none" and group.leads:
-            reference = _load(config, config.eval_split, progress) if config.eval_split else dataset
-            extractor = load_extractor(config.extractor, reference, device=device, progress=progress)
+        reference, extractor = dataset, None
+        if group.leads:
+            reference, extractor = open_measures(config, dataset, device, progress)
         if group.leads:
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
             folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +118,7 @@ class _Session:
         self.progress = progress
         self.start = state.step
         self.measure = evaluation(self.config, reference, extractor, log, progress)
+        self.probe = Probe(self.config)
         self.guard = Guard(state)
 
     def run(self) -> Outcome:
@@ -164,6 +164,8 @@ class _Session:
                 log.speed(step, seconds=now - began, steps_per_second=(step - seen) / (now - since))
                 since, seen = now, step
                 bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
+            if _due(step, config.probe_every) and self.group.leads:
+                log.row(step, **self.probe.measure(state))
             if last or _due(step, config.sample_every):
                 self._picture()
             if last or _due(step, config.eval_every):
@@ -258,17 +260,8 @@ def open_run(
     return saved
 
 
-def _load(config: Config, split: str, progress: bool) -> ImageDataset:
-    dataset = load_data(
-        config.data,
-        split=split,
-        resolution=config.resolution,
-        channels=config.channels,
-        crop=config.crop,
-        download=config.download,
-        root=config.data_root or None,
-        progress=progress,
-    )
+def _load(config: Config, progress: bool) -> ImageDataset:
+    dataset = load_split(config, config.split, progress)
     if config.classes not in (0, len(dataset.classes)):
         raise ValueError(f"--classes: got {config.classes}, but {dataset.name} has {len(dataset.classes)} classes")
     return dataset

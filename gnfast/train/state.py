@@ -86,9 +86,8 @@ class State:
         self._drawn: deque[list[Tensor | None]] = deque()
 
     def latents(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Inputs of the generator: (count, z_dim) from N(0, I), and (count,) uniform labels or None without classes."""
-        z = torch.randn(count, self.config.z_dim, generator=generator)
-        y = torch.randint(self.config.classes, (count,), generator=generator) if self.config.classes else None
+        """Inputs of the generator on the device: (count, z_dim) and (count,) labels; see `latents`."""
+        z, y = latents(self.config, count, generator)
         return self._to_device(z).to(self.dtype), self._to_device(y)
 
     def update(self) -> None:
@@ -168,12 +167,6 @@ class State:
             raw = copy.deepcopy(self.ema.module)
             raw.load_state_dict(self.generator.state_dict())
         return {"raw": raw, "ema": self.ema.module}
-
-    def sample_batch(self, generator: nn.Module, noise: torch.Generator) -> Tensor:
-        """`batch_g` images (B, C, H, W) in [-1, 1] of a generator of this run, with latents from `noise`."""
-        return sample(
-            generator, *self.latents(self.config.batch_g, noise), batch_statistics=self.config.sample_bn == "batch"
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
@@ -325,6 +318,13 @@ class State:
         self.group.average_gradients(net.parameters())
         scaler.step(optimizer)
         scaler.update()
+
+
+def latents(config: Config, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """Inputs of a run's generator: (count, z_dim) from N(0, I), and (count,) uniform labels or None without classes."""
+    z = torch.randn(count, config.z_dim, generator=generator)
+    y = torch.randint(config.classes, (count,), generator=generator) if config.classes else None
+    return z, y
 
 
 @torch.no_grad()

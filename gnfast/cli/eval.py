@@ -1,0 +1,291 @@
+"""`gnfast eval WHAT`: scores of a run, of images or of saved statistics against real images."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from gnfast.cli.common import UsageError, columns, parse, plain, user_errors
+
+if TYPE_CHECKING:
+    import torch
+
+    from gnfast.data import ImageDataset
+    from gnfast.metrics import FeatureExtractor, ImageStatistics
+
+EVAL_HELP = """\
+Fréchet distance (FID with Inception's official weights), Inception score and KID.
+
+WHAT is a run folder, a file of `gnfast export` or a checkpoint of the papers' code (its generator is measured), a
+folder or zip of images, a named data set, or an .npz of statistics. It is measured against --data or --reference; for a
+run the default is the data that it was trained on. Results state how many images of both sides were measured, the
+extractor, the protocol and the seed: numbers that differ in one of them cannot be compared.
+
+Examples:
+  gnfast eval runs/cifar10
+  gnfast eval runs/cifar10 --raw --n 10000 --split test --out result.json
+  gnfast eval fakes.zip --data cifar10 --protocol torch
+  gnfast eval fakes/ --reference stats/cifar10.train.npz
+  gnfast eval cifar10 --save-stats cifar10.train.npz
+  gnfast eval cifar10 --what-split test --reference cifar10.train.npz
+  gnfast eval runs/digits --extractor digits-classifier --n 2000
+"""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """Scores of a run, of images or of saved statistics against real images."""
+
+    data: str = ""
+    """The real images: a named data set, or a folder, zip or tar of images; a run's own if empty."""
+    split: str = ""
+    """Which part of the real data; what the run is evaluated on, or `train`, if empty."""
+    what_split: str = "train"
+    """Which part of WHAT, where that is a named data set."""
+    data_root: str = ""
+    """Where a named data set's archive is kept; gnfast's cache folder if empty."""
+    reference: str = ""
+    """Statistics instead of real images: an .npz by --save-stats, pytorch-fid or the papers' code."""
+    extractor: str = ""
+    """`inception`, `digits-classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty."""
+    protocol: Literal["", "tf", "torch", "clean", "paper-gn"] = ""
+    """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
+    extractor_weights: str = ""
+    """Path of Inception's weights; the run's, or the official ones, cached or downloaded, if empty."""
+    n: int = 0
+    """How many images to measure; what the run says, or all that there are, if 0."""
+    seed: int = 0
+    """Seed of the latent vectors and of KID's subsets."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of a run's generator, or the generator itself; --ema and --raw are short for them."""
+    bn: Literal["batch", "running", "run"] = "run"
+    """A run's batch-norm statistics: each batch's own, running ones, or what the run samples with."""
+    kid_subsets: int = 100
+    """Random subsets of 1000 images for KID; 0 for none."""
+    batch: int = 128
+    """How many images at a time; a run's `batch_g` instead for a run."""
+    out: str = ""
+    """A JSON file for the result."""
+    save_stats: str = ""
+    """An .npz file for the statistics of what was measured; with it, real images are optional."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast eval WHAT [--data … | --reference …]`."""
+    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
+    rest = [part for word in words for part in short.get(word, [word])]
+    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
+        raise UsageError("eval: what? usage: gnfast eval RUN|FOLDER|NPZ|ZIP [--data NAME | --reference NPZ] [--n N]")
+    what = None if rest[0] in ("-h", "--help") else rest.pop(0)
+    options = parse(EvalOptions, rest, prog="gnfast eval WHAT", description=EVAL_HELP)
+    if options.data and options.reference:
+        raise UsageError("--data and --reference: got both, want one")
+    with user_errors():
+        result = _evaluate(what, options)
+    if options.out:
+        from gnfast.train.logs import write_text
+
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        print(options.out)
+    return 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        facts: what the result says about it.
+        settings: those that options leave to it: `extractor`, `protocol`, `extractor_weights`.
+        known: its statistics where they come from a file.
+        measure: extractor to statistics, where it is images.
+        images: some of them, which tell the real images' size.
+        real: loads the real images that it is measured against by default, where there are such.
+    """
+
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+    known: "ImageStatistics | None" = None
+    measure: "Callable[[FeatureExtractor], ImageStatistics] | None" = None
+    images: "ImageDataset | None" = None
+    real: "Callable[[], ImageDataset] | None" = None
+
+
+def _evaluate(what: str, options: EvalOptions) -> dict[str, Any]:
+    """Measures, prints the table, and returns what goes into the JSON file."""
+    from gnfast import metrics
+    from gnfast.train.networks import resolve_device
+
+    device = resolve_device(options.device)
+    subject = _subject(what, options, device)
+    images = None if options.reference else _real_images(options, subject)
+    if not (options.reference or images or options.save_stats):
+        raise ValueError(f"--data or --reference: got neither, and {what} has no real images of its own")
+    extractor = None
+    if subject.measure or images:
+        extractor = _extractor(options, subject, images, device)
+    batch, keep = options.batch, metrics.KEEP if options.kid_subsets else 0
+    real = None
+    if options.reference:
+        real = metrics.ImageStatistics.load(options.reference)
+    elif images:
+        real = metrics.reference_statistics(images, extractor, batch_size=batch, keep=keep, progress=_progress())
+    started = time.perf_counter()
+    fake = subject.known or subject.measure(extractor)
+    speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
+    if options.save_stats:
+        fake.save(options.save_stats)
+        print(options.save_stats)
+    result = {"measured": what, **subject.facts}
+    if real is None:
+        result |= {"extractor": fake.extractor, "protocol": fake.protocol, "n": fake.features.count}
+        timing = {}
+    else:
+        scores = metrics.compare(
+            real,
+            fake,
+            kid_subsets=options.kid_subsets,
+            seed=options.seed,
+            details=extractor.details if extractor else None,
+        )
+        result |= {"against": options.reference or images.name, **scores.as_dict()}
+        timing = dict(scores.timing)
+    if extractor and extractor.fingerprint:
+        result["extractor_sha256"] = extractor.fingerprint
+    if speed:
+        timing["images_per_second"] = speed
+    rows = [*(scores.rows() if real else ()), *((key, plain(value)) for key, value in _shown(result))]
+    rows += [(key.replace("_", " "), f"{value:.3g}") for key, value in timing.items()]
+    print(columns(rows))
+    return result | {"device": str(device), "timing": timing, "versions": _versions()}
+
+
+def _subject(what: str, options: EvalOptions, device: "torch.device") -> Subject:
+    path = Path(what).expanduser()
+    if path.suffix == ".npz":
+        return _saved_statistics(path, options)
+    if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
+        return _run(path, options, device)
+    return _images(what, options)
+
+
+def _saved_statistics(path: Path, options: EvalOptions) -> Subject:
+    from gnfast.metrics import ImageStatistics
+
+    if options.save_stats or options.n:
+        raise ValueError(f"--save-stats and --n: {path} holds statistics already, want a run or images")
+    known = ImageStatistics.load(path)
+    return Subject({}, {"extractor": known.extractor, "protocol": known.protocol}, known=known)
+
+
+def _run(path: Path, options: EvalOptions, device: "torch.device") -> Subject:
+    from gnfast import metrics
+    from gnfast.data import ImageDataset, to_uint8
+    from gnfast.train.config import as_json
+    from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
+    from gnfast.train.export import snapshot
+
+    saved = snapshot(path, options.weights)
+    config, generator = saved.config, saved.build().to(device)
+    statistics = config.sample_bn if options.bn == "run" else options.bn
+
+    def measure(extractor: metrics.FeatureExtractor) -> metrics.ImageStatistics:
+        draw = sampler(config, generator, options.seed, samples_with_batch_statistics(statistics, extractor))
+        return metrics.generated_statistics(
+            draw,
+            options.n or config.n_fake,
+            extractor,
+            batch_size=config.batch_g,
+            keep=metrics.KEEP if options.kid_subsets else 0,
+            progress=_progress(),
+        )
+
+    settings = as_json(config)
+    if settings["extractor"] == "none":
+        settings["extractor"] = ""
+    split = options.split or settings["eval_split"] or config.split
+    return Subject(
+        {"step": saved.about["step"], "weights": options.weights, "batch_norm": statistics},
+        settings,
+        measure=measure,
+        images=ImageDataset("samples", to_uint8(sampler(config, generator, 0, True)(2)).cpu()),
+        real=(lambda: load_split(config, split, _progress())) if config.data else None,
+    )
+
+
+def _images(what: str, options: EvalOptions) -> Subject:
+    from gnfast import metrics
+    from gnfast.data import load
+
+    images = load(what, split=options.what_split, root=options.data_root or None, progress=_progress())
+
+    def measure(extractor: metrics.FeatureExtractor) -> metrics.ImageStatistics:
+        return metrics.dataset_statistics(
+            images,
+            extractor,
+            n=options.n or None,
+            batch_size=options.batch,
+            keep=metrics.KEEP if options.kid_subsets else 0,
+            progress=_progress(),
+        )
+
+    return Subject({}, {}, measure=measure, images=images)
+
+
+def _real_images(options: EvalOptions, subject: Subject) -> "ImageDataset | None":
+    from gnfast.data import load
+
+    if not options.data:
+        return subject.real() if subject.real else None
+    channels, height, width = subject.images.images.shape[1:] if subject.images else (None, None, None)
+    return load(
+        options.data,
+        split=options.split or "train",
+        resolution=height if height == width else None,
+        channels=channels,
+        root=options.data_root or None,
+        progress=_progress(),
+    )
+
+
+def _extractor(
+    options: EvalOptions, subject: Subject, real: "ImageDataset | None", device: "torch.device"
+) -> "FeatureExtractor":
+    from gnfast.metrics import load_extractor
+
+    spec = options.extractor or subject.settings.get("extractor") or "inception"
+    # A classifier is trained on real images only; a function may be tried on any.
+    dataset = subject.images if real is None and ":" in spec else real
+    return load_extractor(
+        spec,
+        dataset,
+        protocol=options.protocol or subject.settings.get("protocol") or "tf",
+        weights=options.extractor_weights or subject.settings.get("extractor_weights") or None,
+        device=device,
+        progress=_progress(),
+    )
+
+
+def _shown(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The facts that stand below the scores."""
+    hidden = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std"}
+    return [(key, value) for key, value in result.items() if key not in hidden and value is not None]
+
+
+def _versions() -> dict[str, str]:
+    import torch
+
+    import gnfast
+
+    return {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()

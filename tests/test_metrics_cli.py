@@ -1,0 +1,189 @@
+"""`gnfast eval`: a run, images and statistics against real images or statistics; and the scores of a training run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gnfast.cli import main
+from gnfast.data import load
+from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
+from gnfast.train import Config
+from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
+from gnfast.train.logs import read_metrics
+
+EXTRACTOR = f"--extractor={__name__}:pixels"
+
+
+def pixels(images):
+    flat = images.float().flatten(1) / 255
+    return flat[:, 20:24], flat[:, 30:33]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny finished run, and a folder and a zip of images beside it."""
+    folder = tmp_path_factory.mktemp("eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNFAST_CACHE", str(folder / "cache"))
+        words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--steps=4", "--batch-d=4", "--batch-g=6", "--n-fake=30"]
+        words += [
+            "--checkpoint-every=2",
+            "--sample-every=0",
+            "--n-samples=4",
+            "--no-tensorboard",
+            "--device=cpu",
+            "--ema-start=0",
+        ]
+        assert main(["train", "digits", *words, EXTRACTOR, "--run-dir", str(folder / "run")]) == 0
+    (folder / "images").mkdir()
+    for i, image in enumerate(load("digits", progress=False).images[:40]):
+        Image.fromarray(image[0].numpy()).save(folder / "images" / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(folder, monkeypatch):
+    monkeypatch.setenv("GNFAST_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+
+
+def result(*words):
+    assert main(["eval", *words, "--out", "result.json"]) == 0
+    with open("result.json", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def fails(capsys, *words):
+    assert main(["eval", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_run_against_its_own_data(capsys):
+    found = result("run", "--n", "50", "--seed", "3")
+    out = capsys.readouterr().out
+    assert f"Fréchet distance in features of {__name__}:pixels" in out
+    assert not any(f"{name} " in out for name in ("FID", "IS", "KID"))
+    assert (found["n_real"], found["n_fake"], found["seed"], found["step"], found["weights"]) == (1797, 50, 3, 4, "ema")
+    assert {"distance", "is_mean", "is_std", "kid_mean", "kid_std"} <= set(found)
+    assert set(found["versions"]) == {"gnfast", "torch", "python"}
+    assert set(found["timing"]) == {"distance_seconds", "images_per_second"}
+    again = result("run", "--n", "50", "--seed", "3")
+    assert all(again[key] == found[key] for key in found if key != "timing")
+    assert result("run", "--n", "50", "--seed", "4")["distance"] != found["distance"]
+    assert result("run", "--n", "50", "--seed", "3", "--raw")["distance"] != found["distance"]
+
+
+def test_a_run_is_measured_as_in_training():
+    row = [row for row in read_metrics(Path("run")) if "distance_ema" in row][-1]
+    # Training draws its latents with the run's seed + 3.
+    found = result("run", "--seed", "3", "--kid-subsets", "10")
+    assert found["n_fake"] == row["n_fake"] == 30
+    for key in ("distance", "is", "kid"):
+        name = key if key == "distance" else f"{key}_mean"
+        assert found[name] == pytest.approx(row[f"{key}_ema"], rel=1e-9)
+
+
+def test_images_and_statistics(capsys):
+    against_data = result("images", "--data", "digits", EXTRACTOR)
+    assert (against_data["n_real"], against_data["n_fake"]) == (1797, 40)
+    assert main(["eval", "digits", "--save-stats", "digits.npz", EXTRACTOR]) == 0
+    against_file = result("images", "--reference", "digits.npz", EXTRACTOR)
+    assert main(["eval", "images", "--save-stats", "images.npz", EXTRACTOR]) == 0
+    two_files = result("images.npz", "--reference", "digits.npz")
+    file_and_data = result("images.npz", "--data", "digits")
+    for found in (against_file, two_files, file_and_data):
+        assert found["extractor"] == against_data["extractor"]
+        for key in ("distance", "is_mean", "kid_mean", "n_real", "n_fake"):
+            assert found[key] == pytest.approx(against_data[key], rel=1e-9), key
+    assert result("images.npz", "--reference", "images.npz")["distance"] == pytest.approx(0, abs=1e-9)
+    assert "images_per_second" not in two_files["timing"]
+
+
+def test_fewer_images_and_no_kid():
+    found = result("images", "--data", "digits", EXTRACTOR, "--n", "25", "--kid-subsets", "0")
+    assert found["n_fake"] == 25
+    assert "kid_mean" not in found
+    assert main(["eval", "images", EXTRACTOR, "--kid-subsets", "0", "--save-stats", "small.npz"]) == 0
+    assert ImageStatistics.load("small.npz").kept is None
+
+
+def test_errors_are_one_line(capsys):
+    assert "usage: gnfast eval" in fails(capsys)
+    assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")
+    assert "got neither, and images has no real images of its own" in fails(capsys, "images")
+    assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
+    assert "no-such.npz" in fails(capsys, "run", "--reference", "no-such.npz")
+    assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
+    assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")
+    main(["eval", "images", "--save-stats", "some.npz", EXTRACTOR])
+    capsys.readouterr()
+    assert "holds statistics already" in fails(capsys, "some.npz", "--reference", "some.npz", "--n", "5")
+    assert "same extractor" in fails(capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner")
+
+
+def corner(images):
+    return images.float().flatten(1)[:, 20:24]
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["eval", "--help"])
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    assert all(name in text for name in ("--protocol", "--reference", "--save-stats"))
+
+
+def test_rows_of_metrics_jsonl():
+    from gnfast.metrics import Scores
+
+    raw = Scores(2.0, "inception", 5, 4, "tf", 0, 8.0, 0.1, 1.0, 0.1)
+    ema = dataclasses.replace(raw, distance=1.0, is_mean=9.0, kid_mean=0.5)
+    assert as_row(raw, ema) == {
+        "distance_raw": 2.0,
+        "distance_ema": 1.0,
+        "is_raw": 8.0,
+        "is_ema": 9.0,
+        "kid_raw": 1.0,
+        "kid_ema": 0.5,
+        "extractor": "inception",
+        "n_real": 5,
+        "n_fake": 4,
+        "protocol": "tf",
+    }
+    plain = Scores(2.0, "f", 5, 4)
+    assert set(as_row(plain, plain)) == {"distance_raw", "distance_ema", "extractor", "n_real", "n_fake"}
+
+
+def test_measures_of_a_run():
+    digits = load("digits", progress=False)
+    settings = Config(data="digits", resolution=8, channels=1, extractor=f"{__name__}:pixels")
+
+    def measures(**changes):
+        config = dataclasses.replace(settings, **changes)
+        return open_measures(config, digits, torch.device("cpu"), False)
+
+    assert measures(extractor="none") == (digits, None)
+    reference, extractor = measures()
+    assert reference is digits
+    assert extractor.dim == 4
+    split, _ = measures(eval_split="train")
+    assert split is not digits
+    assert split.fingerprint == digits.fingerprint
+    with pytest.raises(ValueError, match="split"):
+        measures(eval_split="nothing")
+    with pytest.raises(ValueError, match="protocol must be one of"):
+        measures(protocol="other")
+
+
+def test_the_papers_protocol_insists_on_batch_statistics():
+    make = lambda protocol: FeatureExtractor("f", 4, pixels, protocol=protocol)  # noqa: E731
+    assert not samples_with_batch_statistics("running", make(None))
+    assert not samples_with_batch_statistics("running", make(PROTOCOLS["tf"]))
+    assert samples_with_batch_statistics("running", make(PROTOCOLS["paper-gn"]))
+    assert samples_with_batch_statistics("batch", make(None))

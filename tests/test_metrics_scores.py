@@ -1,0 +1,347 @@
+"""Inception score and kernel distance against their formulas; one pass, its results and their cache."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+from gnfast.data import ImageDataset, to_uint8
+from gnfast.metrics import (
+    PROTOCOLS,
+    FeatureExtractor,
+    FeatureStatistics,
+    ImageStatistics,
+    InceptionScore,
+    Scores,
+    compare,
+    dataset_statistics,
+    evaluate,
+    generated_statistics,
+    kernel_distance,
+    reference_statistics,
+)
+
+evaluate = functools.partial(evaluate, progress=False)
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("n", "splits", "batch"), [(100, 10, 100), (103, 10, 7), (11, 10, 4), (50, 1, 49)])
+def test_inception_score(n, splits, batch):
+    logits = 3 * random(n, 6)
+    p = logits.softmax(1).numpy()
+    parts = [p[i * n // splits : (i + 1) * n // splits] for i in range(splits)]
+    wanted = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in parts]
+    score = InceptionScore(6, n, splits)
+    for start in range(0, n, batch):
+        score.update(logits[start : start + batch], start)
+    assert score.result() == pytest.approx((np.mean(wanted), np.std(wanted)), rel=1e-12)
+
+
+def test_inception_score_of_certainty():
+    # Sure of each image and even over five classes: 5; sure and always the same: 1. Zero probabilities do not harm.
+    for label, wanted in ((torch.arange(50) % 5, 5.0), (torch.zeros(50, dtype=torch.long), 1.0)):
+        score = InceptionScore(5, 50, 10)
+        score.update(1e4 * torch.nn.functional.one_hot(label, 5).float(), 0)
+        assert score.result() == pytest.approx((wanted, 0.0))
+
+
+def test_inception_score_refusals():
+    score = InceptionScore(5, 50, 10)
+    with pytest.raises(ValueError, match=r"logits must be \(B, 5\)"):
+        score.update(torch.zeros(3, 4), 0)
+    with pytest.raises(ValueError, match="outside a stream of 50"):
+        score.update(torch.zeros(3, 5), 48)
+    score.update(torch.zeros(3, 5), 0)
+    with pytest.raises(ValueError, match="of 50 images, got 3"):
+        score.result()
+    with pytest.raises(ValueError, match="total must be at least splits"):
+        InceptionScore(5, 9, 10)
+
+
+def mmd_by_loops(x, y):
+    n, d = x.shape
+    kernel = lambda a, b: (a @ b / d + 1) ** 3  # noqa: E731
+    pairs = [(i, j) for i in range(n) for j in range(n)]
+    within = sum(kernel(z[i], z[j]) for z in (x, y) for i, j in pairs if i != j)
+    return within / (n * (n - 1)) - 2 * sum(kernel(x[i], y[j]) for i, j in pairs) / n**2
+
+
+def test_kernel_distance_of_all():
+    x, y = random(9, 4, seed=1), 0.5 + random(9, 4, seed=2)
+    mean, std = kernel_distance(x, y, subsets=3, subset_size=9)
+    assert mean == pytest.approx(mmd_by_loops(x.numpy(), y.numpy()), rel=1e-12)
+    assert std == pytest.approx(0, abs=1e-12)
+
+
+def test_kernel_distance_is_unbiased():
+    # Subsets of ten or of a thousand estimate the same number, which for two draws of one distribution is zero.
+    x, y = random(4000, 5, seed=1), random(4000, 5, seed=2)
+    moved = random(4000, 5, seed=3) + 0.3
+    far = kernel_distance(x, moved, subsets=20, subset_size=1000)[0]
+    mean, std = kernel_distance(x, moved, subsets=2000, subset_size=10)
+    assert abs(mean - far) < 4 * std / 2000**0.5 + 0.02 * far
+    same, spread = kernel_distance(x, y, subsets=2000, subset_size=10)
+    assert abs(same) < 4 * spread / 2000**0.5
+    assert far > 20 * abs(kernel_distance(x, y, subsets=20, subset_size=1000)[0])
+
+
+def test_kernel_distance_by_its_seed():
+    x, y = random(50, 3, seed=1), random(60, 3, seed=2)
+    assert kernel_distance(x, y, subset_size=20, seed=1) == kernel_distance(x, y, subset_size=20, seed=1)
+    assert kernel_distance(x, y, subset_size=20, seed=1) != kernel_distance(x, y, subset_size=20, seed=2)
+
+
+def test_kernel_distance_refusals():
+    with pytest.raises(ValueError, match=r"real and fake must be \(N, D\) and \(M, D\)"):
+        kernel_distance(random(5, 3), random(5, 4))
+    with pytest.raises(ValueError, match="at least 2 vectors of each side"):
+        kernel_distance(random(5, 3), random(1, 3))
+
+
+def features_and_logits(images):
+    flat = images.float().flatten(1) / 255
+    return torch.stack([flat.mean(1), flat.std(1), flat[:, 0]], 1), 5 * flat[:, :4]
+
+
+def plain(images):
+    return features_and_logits(images)[0]
+
+
+def extractor(**options):
+    return FeatureExtractor("f", 3, features_and_logits, classes=4, **options)
+
+
+def pictures(n, seed=0, name="pictures"):
+    generator = torch.Generator().manual_seed(seed)
+    return ImageDataset(name, torch.randint(0, 256, (n, 3, 4, 4), dtype=torch.uint8, generator=generator))
+
+
+def test_one_pass_gives_all_scores(tmp_path):
+    real, fake = pictures(90, 1), pictures(70, 2).images
+    position = 0
+
+    def generate(n):
+        nonlocal position
+        position += n
+        return fake[position - n : position]
+
+    scores = evaluate(
+        generate, real, extractor(), n_fake=70, batch_size=32, kid_subset_size=50, seed=4, cache_dir=tmp_path
+    )
+    assert position == 70
+    a, b = plain(real.images).double().numpy(), plain(fake).double().numpy()
+    assert scores.distance == pytest.approx(frechet(a, b), rel=1e-6)
+    p = features_and_logits(fake)[1].double().softmax(1).numpy()
+    wanted = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in np.split(p, 10)]
+    assert (scores.is_mean, scores.is_std) == pytest.approx((np.mean(wanted), np.std(wanted)), rel=1e-6)
+    everything = 1000 * kernel_distance(torch.from_numpy(a)[:70], torch.from_numpy(b), subsets=1, subset_size=70)[0]
+    assert abs(scores.kid_mean - everything) < 3 * scores.kid_std
+    assert (scores.n_real, scores.n_fake, scores.extractor, scores.seed) == (90, 70, "f", 4)
+    assert set(scores.timing) == {"images_per_second", "distance_seconds"}
+    assert not any("second" in key for key in scores.as_dict())
+
+
+def frechet(a, b):
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    values = np.linalg.eigvals(cov_a @ cov_b)
+    return ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b) - 2 * np.sqrt(values.real).sum()
+
+
+def test_without_logits_or_subsets(tmp_path):
+    real = pictures(30)
+    scores = evaluate(
+        lambda n: real.images[:n],
+        real,
+        FeatureExtractor("f", 3, plain),
+        n_fake=20,
+        kid_subsets=0,
+        cache_dir=tmp_path,
+    )
+    assert (scores.is_mean, scores.is_std, scores.kid_mean, scores.kid_std) == (None,) * 4
+    assert not {"is_mean", "kid_mean", "protocol", "seed"} & set(scores.as_dict())
+    assert len(scores.rows()) == 1
+
+
+def test_floating_point_images_are_rounded_unless_the_protocol_says_otherwise(tmp_path):
+    images = torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    seen = []
+
+    def function(pixels):
+        seen.append(pixels.dtype)
+        return pixels.float().flatten(1)[:, :3]
+
+    for protocol, dtype in ((None, torch.uint8), ("tf", torch.uint8), ("paper-gn", torch.float32)):
+        chosen = FeatureExtractor("f", 3, function, protocol=PROTOCOLS[protocol] if protocol else None)
+        features = chosen(images)
+        assert seen.pop() == dtype
+        assert torch.equal(features, function(images if protocol == "paper-gn" else to_uint8(images)))
+        seen.clear()
+    with pytest.raises(ValueError, match=r"must be in \[-1, 1\], got .* to 255"):
+        FeatureExtractor("f", 3, function)(255 * images.abs().clamp(min=1))
+    with pytest.raises(ValueError, match=r"in \[-1, 1\], got nan"):
+        FeatureExtractor("f", 3, function)(images * float("nan"))
+
+
+def test_names():
+    fid = Scores(3.15, "inception", 50_000, 10_000, "tf", 0, 11.24, 0.1, 0.5, 0.05)
+    assert str(fid) == (
+        "FID 3.1500, IS 11.2400 ± 0.1000, KID × 1000 0.5000 ± 0.0500 (50000 real / 10000 generated images, protocol tf)"
+    )
+    other = Scores(12.34, "digits-classifier", None, 2000, is_mean=9.0, is_std=0.1, kid_mean=1.0, kid_std=0.1)
+    assert str(other) == (
+        "Fréchet distance in features of digits-classifier 12.3400, class score by digits-classifier 9.0000 ± 0.1000, "
+        "kernel distance × 1000 in features of digits-classifier 1.0000 ± 0.1000 "
+        "(unknown number of real / 2000 generated images)"
+    )
+    assert not any(word in str(Scores(1.0, "inception-0123abcd", 2, 2)) for word in ("FID", "IS", "KID"))
+
+
+def test_other_extractors_and_protocols_are_not_compared():
+    def statistics(**names):
+        features = FeatureStatistics(3)
+        features.update(random(9, 3))
+        return ImageStatistics(features, **names)
+
+    with pytest.raises(ValueError, match="same extractor, got inception and f"):
+        compare(statistics(extractor="inception"), statistics(extractor="f"))
+    with pytest.raises(ValueError, match="same protocol, got tf and torch"):
+        compare(statistics(extractor="inception", protocol="tf"), statistics(extractor="inception", protocol="torch"))
+    with pytest.raises(ValueError, match="same extractor's weights, got 12 and 34"):
+        compare(statistics(extractor="f", fingerprint="12"), statistics(extractor="f", fingerprint="34"))
+    # A file that does not say is taken at its word.
+    scores = compare(statistics(), statistics(extractor="inception", protocol="tf"))
+    assert (scores.extractor, scores.protocol, scores.n_real) == ("inception", "tf", 9)
+
+
+def test_saved_and_loaded(tmp_path):
+    before = dataset_statistics(
+        pictures(40), extractor(protocol=PROTOCOLS["clean"], fingerprint="7"), keep=25, progress=False
+    )
+    before.save(tmp_path / "s.npz")
+    after = ImageStatistics.load(tmp_path / "s.npz")
+    assert torch.equal(after.kept, before.kept)
+    assert after.kept.shape == (25, 3)
+    assert (after.score, after.extractor, after.protocol) == (before.score, "f", "clean")
+    assert after.fingerprint == "7"
+    assert after.features.count == 40
+    assert compare(before, after).distance == pytest.approx(0, abs=1e-9)
+
+
+def test_statistics_of_the_papers_code(tmp_path):
+    # They hold mu and sigma, and no number of images.
+    features = random(50, 3)
+    np.savez(tmp_path / "paper.npz", mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
+    loaded = ImageStatistics.load(tmp_path / "paper.npz")
+    assert loaded.features.count is None
+    torch.testing.assert_close(loaded.features.cov, features.T.cov(), rtol=0, atol=0)
+    scores = evaluate(lambda n: pictures(n).images, loaded, extractor(), n_fake=20)
+    assert scores.n_real is None
+    assert scores.kid_mean is None
+    assert scores.is_mean is not None
+    loaded.save(tmp_path / "again.npz")
+    assert ImageStatistics.load(tmp_path / "again.npz").features.count is None
+    for act in (loaded.features.update, lambda x: loaded.features.merge(FeatureStatistics(3))):
+        with pytest.raises(ValueError, match="cannot be added to"):
+            act(features)
+
+
+def test_a_sorted_data_set_is_shuffled():
+    # Each image sure of its class: in the data set's own order each of the ten parts would be one class, and score 1.
+    levels = torch.arange(4).repeat_interleave(25)
+    images = torch.zeros(100, 3, 4, 4, dtype=torch.uint8)
+    images.flatten(1)[torch.arange(100), levels] = 255
+    sure = FeatureExtractor("f", 3, lambda x: (plain(x), 100 * features_and_logits(x)[1]), classes=4)
+    statistics = dataset_statistics(ImageDataset("sorted", images), sure, keep=20, progress=False)
+    assert statistics.score[0] > 2.5
+    assert len(statistics.kept.unique(dim=0)) > 1
+
+
+def test_features_are_kept_and_cached(tmp_path):
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return features_and_logits(images)
+
+    get = functools.partial(reference_statistics, pictures(60), cache_dir=tmp_path, progress=False)
+    make = lambda protocol: FeatureExtractor(  # noqa: E731
+        "f", 3, counted, fingerprint="1", classes=4, protocol=PROTOCOLS[protocol]
+    )
+    tf = make("tf")
+    assert get(tf, keep=0).kept is None
+    # Without features for the kernel distance, a cached file is not enough.
+    assert len(get(tf, keep=50).kept) == 50
+    assert get(make("tf"), keep=50).score == get(tf, keep=50).score
+    assert sum(calls) == 120
+    get(make("torch"), keep=50)
+    assert sum(calls) == 180
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_refusals(tmp_path):
+    real = pictures(30)
+    with pytest.raises(ValueError, match="n_fake must be an int of at least 2"):
+        evaluate(lambda n: real.images[:n], real, extractor(), n_fake=1)
+    with pytest.raises(ValueError, match=r"generate\(4\) must give images of shape \(4, 3, 4, 4\), got \(3, 3, 4, 4\)"):
+        evaluate(lambda n: real.images[: n - 1], real, extractor(), n_fake=4, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="from 2 to the 30 images"):
+        dataset_statistics(real, extractor(), n=31)
+    with pytest.raises(ValueError, match=r"logits of shape \(30, 5\), got .*\(30, 4\)"):
+        FeatureExtractor("f", 3, features_and_logits, classes=5)(real.images)
+    (tmp_path / "damaged.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"must be an \.npz"):
+        ImageStatistics.load(tmp_path / "damaged.npz")
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    images = pictures(75, 2).images
+    # Each process is asked for its own batches only, and in turn: 0, 2, … and 1, 3, ….
+    mine = iter(images.split(16)[rank::2])
+    group = torch.distributed.group.WORLD
+    fake = generated_statistics(lambda n: next(mine), 75, extractor(), batch_size=16, group=group, progress=False)
+    real = dataset_statistics(pictures(90, 1), extractor(), batch_size=16, keep=80, group=group, progress=False)
+    compare(real, fake, seed=1)
+    torch.save((fake.features.mean, fake.features.cov, fake.kept, fake.score, fake.features.count), f"{folder}/{rank}")
+    real.save(f"{folder}/{rank}.npz")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_statistics_of_one(tmp_path):
+    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    images = iter(pictures(75, 2).images.split(16))
+    fake = generated_statistics(lambda n: next(images), 75, extractor(), batch_size=16, progress=False)
+    real = dataset_statistics(pictures(90, 1), extractor(), batch_size=16, keep=80, progress=False)
+    for rank in range(2):
+        mean, cov, kept, score, count = torch.load(tmp_path / str(rank))
+        torch.testing.assert_close(mean, fake.features.mean, rtol=1e-13, atol=0)
+        torch.testing.assert_close(cov, fake.features.cov, rtol=1e-12, atol=1e-15)
+        assert torch.equal(kept, fake.kept)
+        assert score == pytest.approx(fake.score, rel=1e-12)
+        assert count == 75
+        other = ImageStatistics.load(tmp_path / f"{rank}.npz")
+        assert torch.equal(other.kept, real.kept)
+        torch.testing.assert_close(other.features.cov, real.features.cov, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.gpu
+def test_statistics_on_a_gpu_are_those_on_a_cpu():
+    real, fake = pictures(90, 1), pictures(70, 2)
+    results = []
+    for device in ("cpu", "cuda"):
+        a, b = (
+            dataset_statistics(images, extractor(device=device), batch_size=32, progress=False)
+            for images in (real, fake)
+        )
+        assert a.features.cov.device.type == device
+        results.append(compare(a, b, seed=1))
+    cpu, gpu = results
+    for name in ("distance", "is_mean", "is_std", "kid_mean", "kid_std"):
+        assert getattr(gpu, name) == pytest.approx(getattr(cpu, name), rel=1e-5)
