@@ -1,0 +1,57 @@
+"""The gate before every ratio: whether two steps computed the same, to the rounding of their precision."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnfast.bench.steps import Result
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far a result is from the truth, relatively.
+
+    Attributes:
+        values: the median over samples.
+        gradients: the worst over weights.
+    """
+
+    values: float
+    gradients: float
+
+
+# What is never held against a step: rounding, and the activations that it puts on the other side of zero.
+FLOORS = {"float32": Error(1e-4, 2e-3), "tf32": Error(5e-3, 3e-2), "bfloat16": Error(3e-2, 1e-1)}
+
+
+def error_of(result: Result, truth: Result) -> Error:
+    """The error of a result; NaN is an infinite one."""
+    gradients = [relative_error(a, b) for a, b in zip(result.gradients, truth.gradients, strict=True)]
+    values = 0.0 if truth.values is None else typical_error(result.values, truth.values)
+    return Error(*(found if found == found else float("inf") for found in (values, max(gradients, default=0.0))))
+
+
+def within(error: Error, budget: Error, precision: str) -> bool:
+    """Whether an error is at most twice the budget, plain PyTorch's error in the same precision, or rounding."""
+    floor = FLOORS[precision]
+    return error.values <= max(2 * budget.values, floor.values) and error.gradients <= max(
+        2 * budget.gradients, floor.gradients
+    )
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖ / ‖expected‖ in float64; 0 where both are 0."""
+    actual, expected = actual.double(), expected.double()
+    difference, size = (actual - expected).norm().item(), expected.norm().item()
+    return 0.0 if difference == 0 else difference / size if size else float("inf")
+
+
+def typical_error(actual: Tensor, expected: Tensor) -> float:
+    """The median over samples of the relative error.
+
+    Where rounding puts a pre-activation on the other side of zero, the input gradient of that sample jumps. It happens
+    to any two implementations in low precision, and to few samples, which a norm over the batch would let dominate.
+    """
+    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
+    return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).median().item()
