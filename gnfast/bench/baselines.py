@@ -102,9 +102,7 @@ def compiled_critic_step(net: nn.Module, search: bool = False) -> Callable[[Tens
 
     # Every network compiles this same function, of which the compiler keeps few versions.
     torch._dynamo.reset()
-    compiled = torch.compile(
-        torch.func.grad(loss, has_aux=True), mode="max-autotune-no-cudagraphs" if search else None
-    )
+    compiled = torch.compile(torch.func.grad(loss, has_aux=True), mode="max-autotune-no-cudagraphs" if search else None)
 
     def step(x: Tensor) -> Result:
         net.requires_grad_(True)

@@ -156,15 +156,18 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
     directions = spectral.directions_for(ways[spectral.PYTORCH])
 
     def variant(way: str) -> Variant:
-        return Variant(lambda: lambda: spectral.step(ways[way], directions), mode, B)
+        return Variant(lambda: lambda: spectral.step(ways[way], directions), mode, spectral.PYTORCH)
 
-    variants = {OURS: variant(spectral.MODEL), "gnfast, per layer": variant(spectral.LAYER)}
-    variants[B] = variant(spectral.PYTORCH)
+    variants = {OURS: variant(spectral.MODEL)}
+    variants |= {way: variant(way) for way in (spectral.LAYER, spectral.PYTORCH)}
     if setup.graphs:
-        for name, way in ((CAPTURED, spectral.MODEL), (E, spectral.PYTORCH)):
+        for name, way in ((CAPTURED, spectral.MODEL), ("PyTorch, CUDA graph", spectral.PYTORCH)):
             own = copy.deepcopy(ways[way])
             variants[name] = Variant(
-                lambda own=own: captured(lambda: spectral.step(own, directions), setup.device), mode, None, visible=False
+                lambda own=own: captured(lambda: spectral.step(own, directions), setup.device),
+                mode,
+                None,
+                visible=False,
             )
     weight_bytes = sum(direction.nbytes for direction in directions)
     # W in and W̄ out; for the backward G and W in and the gradient out; two products each way.

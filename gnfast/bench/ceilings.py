@@ -1,7 +1,6 @@
 """What the machine at hand can do: its best product and its best copy, measured."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -20,10 +19,6 @@ class Ceilings:
 
     flop_per_s: float
     bytes_per_s: float
-
-    def as_row(self) -> dict[str, Any]:
-        """For a JSON file."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.flop_per_s / 1e9:,.0f} GFLOP/s in products, {self.bytes_per_s / 1e9:,.0f} GB/s in copies"

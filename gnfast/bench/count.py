@@ -29,10 +29,16 @@ class Work:
     launches: int
 
 
-def work(step: Step) -> Work:
-    """Counts a run of the step; works on any device, `meta` too. Does not see inside compiled code or CUDA graphs."""
-    # A first run traces the network, whose shapes come from running operations without data; those are not work.
-    step()
+def work(step: Step, warm: bool = False) -> Work:
+    """Counts a run of the step; does not see inside compiled code or CUDA graphs.
+
+    Args:
+        step: the step.
+        warm: it has run before; else it runs twice.
+    """
+    if not warm:
+        # A first run traces the network, whose shapes come from running operations without data; those are not work.
+        step()
     with _Counter() as counter:
         step()
     return Work(counter.flops, counter.product_bytes, counter.launches)
@@ -43,17 +49,13 @@ def count_flops(step: Step) -> int:
     return work(step).flops
 
 
-def peak_bytes(step: Step, net: torch.nn.Module | None = None) -> int:
-    """The most bytes that tensors allocated by the step occupy at one time, gradients that it makes included.
+def peak_bytes(step: Step, warm: bool = False) -> int:
+    """The most bytes that tensors allocated by the step occupy at one time, gradients that it returns included.
 
-    Args:
-        step: the step; it runs twice.
-        net: the network whose `.grad` it fills, if it does.
+    Arguments as for `work`.
     """
-    step()
-    if net is not None:
-        # The step would free the gradients of the one before, which this count has not seen come.
-        net.zero_grad(set_to_none=True)
+    if not warm:
+        step()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -82,7 +82,10 @@ def iteration_cost(network: Network, config: Config, setup: "cases.Setup") -> Co
         backward = work(lambda: generator(z).sum().backward())
         with torch.no_grad():
             forward = work(lambda: generator(z))
-    per_image, both = Cost(forward.flops, forward.product_bytes) * 0.5, Cost(backward.flops, backward.product_bytes) * 0.5
+    per_image, both = (
+        Cost(forward.flops, forward.product_bytes) * 0.5,
+        Cost(backward.flops, backward.product_bytes) * 0.5,
+    )
     update = per_image * config.batch_d + cost.critic_step(plan, 2 * config.batch_d)
     return update * config.n_dis + both * config.batch_g + cost.generator_step(plan, config.batch_g)
 

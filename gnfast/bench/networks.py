@@ -83,7 +83,9 @@ def shipped(name: str, width: float = 1.0) -> Network:
     with torch.device("meta"):
         models.build(family, resolution=resolution, width=width)
     return Network(
-        title, (3, resolution, resolution), lambda: models.build(family, resolution=resolution, z_dim=Z_DIM, width=width)
+        title,
+        (3, resolution, resolution),
+        lambda: models.build(family, resolution=resolution, z_dim=Z_DIM, width=width),
     )
 
 
@@ -139,9 +141,7 @@ def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:
         raise ValueError(f"--args: got {arguments!r}, want Python literals such as \"64, norm='none'\"") from error
 
 
-def _placed(
-    tensor: Tensor, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str
-) -> Tensor:
+def _placed(tensor: Tensor, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str) -> Tensor:
     if tensor.dim() != 4:
         layout = torch.contiguous_format
     return tensor.to(device=device, dtype=dtype, memory_format=layout)

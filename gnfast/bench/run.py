@@ -52,8 +52,8 @@ def measure(case: Case, rounds: int, ceilings: Ceilings) -> tuple[list[Row], lis
     results.clear()
     gates = {name: _passes(name, case.variants[name], errors) for name in errors}
     running = {name: _active(case, name, step) for name, step in steps.items()}
-    counts = {name: work(step) for name, step in running.items() if case.variants[name].visible}
-    peaks = {name: peak_bytes(step) for name, step in running.items() if case.variants[name].visible}
+    counts = {name: work(step, warm=True) for name, step in running.items() if case.variants[name].visible}
+    peaks = {name: peak_bytes(step, warm=True) for name, step in running.items() if case.variants[name].visible}
     times = interleaved_ms(running, rounds)
     floor_ms = 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
     ours = times[OURS]["median_ms"] if gates.get(OURS) else None

@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("PRESET", "train a generator; repeat the command to continue a run that stopped"),
     "sample": ("RUN", "draw images from a run's generator"),
     "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
+    "bench": ("[CASE …]", "what a normalised critic costs on this machine, against double backward and its relatives"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }
 
