@@ -163,12 +163,8 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
     if setup.graphs:
         for name, way in ((CAPTURED, spectral.MODEL), ("PyTorch, CUDA graph", spectral.PYTORCH)):
             own = copy.deepcopy(ways[way])
-            variants[name] = Variant(
-                lambda own=own: captured(lambda: spectral.step(own, directions), setup.device),
-                mode,
-                None,
-                visible=False,
-            )
+            function = partial(spectral.step, own, directions)
+            variants[name] = Variant(partial(captured, function, setup.device), mode, None, visible=False)
     weight_bytes = sum(direction.nbytes for direction in directions)
     # W in and W̄ out; for the backward G and W in and the gradient out; two products each way.
     least = Cost(8 * sum(direction.numel() for direction in directions), 5 * weight_bytes)

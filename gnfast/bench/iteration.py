@@ -33,13 +33,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def settings(network: Network, batch: int) -> Config:
-    """GN-GAN's settings for a shipped network: hinge loss and five critic updates for a ResNet, twice the batch for G."""
+    """GN-GAN's settings for a shipped network; the generator's batch is twice the critic's."""
     family, resolution = SHIPPED[network.name]
     residual = family == "resnet"
     return Config(
         data="noise",
         resolution=resolution,
         model=family,
+        width=network.width,
         z_dim=Z_DIM,
         loss="hinge" if residual else "non-saturating",
         n_dis=5 if residual else 1,
@@ -82,10 +83,8 @@ def iteration_cost(network: Network, config: Config, setup: "cases.Setup") -> Co
         backward = work(lambda: generator(z).sum().backward())
         with torch.no_grad():
             forward = work(lambda: generator(z))
-    per_image, both = (
-        Cost(forward.flops, forward.product_bytes) * 0.5,
-        Cost(backward.flops, backward.product_bytes) * 0.5,
-    )
+    per_image = Cost(forward.flops, forward.product_bytes) * 0.5
+    both = Cost(backward.flops, backward.product_bytes) * 0.5
     update = per_image * config.batch_d + cost.critic_step(plan, 2 * config.batch_d)
     return update * config.n_dis + both * config.batch_g + cost.generator_step(plan, config.batch_g)
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +34,13 @@ class Network:
         name: what tables call it.
         shape: (C, H, W) of an image.
         build: () ↦ (generator or None, critic), freshly initialised from PyTorch's global random state.
+        width: the factor on its channel counts, for a shipped one.
     """
 
     name: str
     shape: tuple[int, ...]
     build: Callable[[], tuple[nn.Module | None, nn.Module]]
+    width: float = 1.0
 
     def critic(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu") -> nn.Module:
         """The critic, the same one every time."""
@@ -82,11 +85,8 @@ def shipped(name: str, width: float = 1.0) -> Network:
     family, resolution = SHIPPED[title]
     with torch.device("meta"):
         models.build(family, resolution=resolution, width=width)
-    return Network(
-        title,
-        (3, resolution, resolution),
-        lambda: models.build(family, resolution=resolution, z_dim=Z_DIM, width=width),
-    )
+    build = partial(models.build, family, resolution=resolution, z_dim=Z_DIM, width=width)
+    return Network(title, (3, resolution, resolution), build, width)
 
 
 def word(name: str) -> str:

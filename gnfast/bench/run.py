@@ -17,7 +17,7 @@ Row = dict[str, Any]
 NO_BUDGET = Error(0.0, 0.0)
 
 
-def measure(case: Case, rounds: int, ceilings: Ceilings) -> tuple[list[Row], list[str]]:
+def measure(case: Case, rounds: int, ceilings: Ceilings, warmup: int = 1) -> tuple[list[Row], list[str]]:
     """Measures a case.
 
     A variant that cannot be prepared is left out with a note. Where a variant fails the gate, its row says so, and no
@@ -27,6 +27,7 @@ def measure(case: Case, rounds: int, ceilings: Ceilings) -> tuple[list[Row], lis
         case: the comparison.
         rounds: timed rounds, in each of which every variant has its turn.
         ceilings: the device's, for the floor that each row's time is compared with.
+        warmup: rounds before those, beside the runs that checking and counting take.
 
     Returns:
         the rows, gnfast's first, and notes.
@@ -54,7 +55,7 @@ def measure(case: Case, rounds: int, ceilings: Ceilings) -> tuple[list[Row], lis
     running = {name: _active(case, name, step) for name, step in steps.items()}
     counts = {name: work(step, warm=True) for name, step in running.items() if case.variants[name].visible}
     peaks = {name: peak_bytes(step, warm=True) for name, step in running.items() if case.variants[name].visible}
-    times = interleaved_ms(running, rounds)
+    times = interleaved_ms(running, rounds, warmup)
     floor_ms = 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
     ours = times[OURS]["median_ms"] if gates.get(OURS) else None
     rows = []

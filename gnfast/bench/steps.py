@@ -58,7 +58,7 @@ def generator_step(normalize: Normalize, net: nn.Module, x: Tensor) -> Result:
 def rescaled_generator_step(net: nn.Module, x: Tensor) -> Result:
     """What `generator_step` does for GN, by one forward and one backward of plain PyTorch.
 
-    The way of Faster-GNGAN's code (the follow-up of Wu et al.): the ordinary input gradient, times L′(f̂) · n / (n + |f|)².
+    The way of Faster-GNGAN's code (the follow-up of Wu et al.): the input gradient, times L′(f̂) · n / (n + |f|)².
     """
     net.requires_grad_(False)
     x = x.detach().requires_grad_()

@@ -9,7 +9,7 @@ LEGEND = """\
 gnfast / this: gnfast's median over this row's; below 1 gnfast is faster. It is only formed where both rows computed the
 same (the gate): `error` is the distance from double backward in float64, values and worst weight gradient.
 of floor: the least time that gnfast's arithmetic and bytes take at this machine's measured rates, over the median.
-GFLOP: convolutions and matrix products. launches: operations that write a tensor. peak MB: beyond weights and images."""
+GFLOP: convolutions and matrix products. launches: operations that write a tensor. peak MB: what a step adds."""
 
 
 def render(rows: list[Row], notes: list[str]) -> str:

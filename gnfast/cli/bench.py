@@ -19,11 +19,11 @@ Every comparison is checked before it is timed: gnfast's results and the baselin
 A ratio is only formed between rows that passed. Variants take turns, so that a busy machine slows all of them alike.
 
 Cases: critic (its whole step), generator (the critic's part of its step), penalties (R1, WGAN-GP), spectral (spectral
-normalisation of all layers), iteration (n_dis critic updates and a generator update, by the training program), sampling;
-without any, all of them.
+normalisation of all layers), iteration (n_dis critic updates and a generator update, by the training program),
+sampling; without any, all of them.
 
 Baselines: a, double backward as the papers' code runs it; b, the same in channels_last and the chosen precision, with
-cuDNN's search; c, b with repaired second-order weight gradients; d, torch.compile of torch.func; e, c as one CUDA graph.
+cuDNN's search; c, b with repaired second-order weight gradients; d, torch.compile of torch.func; e, c as a CUDA graph.
 
 Examples:
   gnfast bench --quick                                        a minute: tiny batches, two rounds
