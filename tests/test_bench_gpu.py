@@ -87,9 +87,8 @@ def test_a_process_that_cannot_start_does_not_stop_the_run(tmp_path, run_gpu, mo
     monkeypatch.setattr(run_gpu, "SCRIPT", actor)
     results = {"sections": {}}
     run_gpu.supervise({"sections": ["a", "b"]}, tmp_path / "results.json", results, time_limit=60)
-    assert [section["error"] for section in results["sections"].values()] == [
-        "the process that was to start it ended"
-    ] * 2
+    errors = [section["error"] for section in results["sections"].values()]
+    assert errors == ["the process that was to start it ended"] * 2
     assert not results.get("environment")
 
 

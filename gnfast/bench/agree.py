@@ -13,7 +13,7 @@ class Error:
 
     Attributes:
         values: the median over samples.
-        gradients: the worst over weights.
+        gradients: the worst over weights; those with a gradient smaller than the others' are held to the others' size.
     """
 
     values: float
@@ -26,9 +26,22 @@ FLOORS = {"float32": Error(1e-4, 2e-3), "tf32": Error(5e-3, 3e-2), "bfloat16": E
 
 def error_of(result: Result, truth: Result) -> Error:
     """The error of a result; NaN is an infinite one."""
-    gradients = [relative_error(a, b) for a, b in zip(result.gradients, truth.gradients, strict=True)]
     values = 0.0 if truth.values is None else typical_error(result.values, truth.values)
-    return Error(*(found if found == found else float("inf") for found in (values, max(gradients, default=0.0))))
+    found = values, *_gradient_errors(result.gradients, truth.gradients)
+    if any(error != error for error in found):
+        return Error(float("inf"), float("inf"))
+    return Error(values, max(found[1:], default=0.0))
+
+
+def _gradient_errors(actual: list[Tensor], expected: list[Tensor]) -> list[float]:
+    # A bias whose true gradient is 0 has nothing but rounding, which its own size would make look like an error.
+    count = sum(tensor.numel() for tensor in expected)
+    mean_square = sum(tensor.double().square().sum().item() for tensor in expected) / max(count, 1)
+    errors = []
+    for a, b in zip(actual, expected, strict=True):
+        size = max(b.double().norm().item(), (mean_square * b.numel()) ** 0.5)
+        errors.append((a.double() - b.double()).norm().item() / (size or 1.0))
+    return errors
 
 
 def within(error: Error, budget: Error, precision: str) -> bool:

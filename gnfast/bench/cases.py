@@ -154,6 +154,7 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
     mode = Mode(setup.tuned.layout, conv_tf32=False)
     ways = spectral.make(layers, mode.layout, dtype, setup.device)
     directions = spectral.directions_for(ways[spectral.PYTORCH])
+    exact = copy.deepcopy(ways[spectral.PYTORCH]).double()
 
     def variant(way: str) -> Variant:
         return Variant(lambda: lambda: spectral.step(ways[way], directions), mode, spectral.PYTORCH)
@@ -168,7 +169,11 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
     weight_bytes = sum(direction.nbytes for direction in directions)
     # W in and W̄ out; for the backward G and W in and the gradient out; two products each way.
     least = Cost(8 * sum(direction.numel() for direction in directions), 5 * weight_bytes)
-    yield Case("spectral normalisation", network.name, network.shape, setup, variants, None, least)
+
+    def truth() -> Result:
+        return spectral.step(exact, [direction.double() for direction in directions])
+
+    yield Case("spectral normalisation", network.name, network.shape, setup, variants, truth, least)
 
 
 def sampling_cases(network: Network, setup: Setup) -> Iterator[Case]:
