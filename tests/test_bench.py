@@ -146,6 +146,10 @@ def test_the_gate():
     assert agree.within(agree.Error(2e-3, 3e-3), agree.Error(1e-3, 2e-3), "float32")
     assert not agree.within(agree.Error(2e-3, 0), agree.Error(0, 0), "float32")
     assert agree.within(floor, agree.Error(0, 0), "float32")
+    assert not agree.within(agree.Error(0, 0.6), agree.Error(0, 1), "bfloat16")
+    zero_bias = steps.Result(truth.values, [torch.ones(3), torch.tensor([1e-9])])
+    nothing = steps.Result(truth.values, [torch.ones(3), torch.zeros(1)])
+    assert agree.error_of(zero_bias, nothing).gradients < 1e-8
 
 
 def test_modes_put_everything_back():

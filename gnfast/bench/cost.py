@@ -9,6 +9,10 @@ found in a cache. `docs/scaling.md` has the formulae and how far they are from m
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+from gnfast.bench.count import work
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.plan import Node, Plan
 
@@ -31,23 +35,31 @@ class Cost:
         return max(self.flops / flop_per_s, self.bytes / bytes_per_s)
 
 
+def node_costs(plan: Plan, batch: int) -> list[dict[str, Cost]]:
+    """Per operation, what it costs over a batch in each of the four passes, by the names of `Plan.flops`."""
+    return [_node_costs(plan, index, batch) for index in range(len(plan.nodes))]
+
+
 def critic_passes(plan: Plan, batch: int) -> dict[str, Cost]:
-    """The four passes over a batch, each by its name in `Plan.flops`."""
-    flops = plan.flops()
-    totals = {name: Cost(batch * flops[name]) for name in flops}
-    for index, node in enumerate(plan.nodes):
-        weights, bits = _weight_bytes(node), _bits(node)
-        entering, leaving = _moved(plan, node)
-        product = node.flops > 0
-        once = weights * product
-        totals["forward"] += Cost(0, batch * (entering + leaving + bits) + once)
-        # Cotangents that are kept for the weights are those that were written anyway.
-        totals["input gradient"] += Cost(0, batch * (entering + leaving + bits) + once)
-        if plan.pushes_forward[index]:
-            totals["tangent"] += Cost(0, batch * (entering + leaving + bits) + once)
-        if plan.has_param_grads[index]:
-            totals["weights"] += Cost(0, batch * (_input_bytes(plan, node) * product + _output_bytes(node)) + weights)
-    return totals
+    """The four passes over a batch, summed over operations."""
+    nodes = node_costs(plan, batch)
+    return {name: sum((node[name] for node in nodes), Cost()) for name in plan.flops()}
+
+
+def seconds(plan: Plan, batch: int, flop_per_s: dict[str, float], bytes_per_s: float) -> dict[str, float]:
+    """A prediction: each operation takes the longer of its arithmetic and its bytes, one after the other.
+
+    Args:
+        plan: the critic's.
+        batch: images.
+        flop_per_s: the rate of products in each pass.
+        bytes_per_s: of memory.
+
+    Returns:
+        seconds per pass.
+    """
+    nodes = node_costs(plan, batch)
+    return {name: sum(node[name].seconds(rate, bytes_per_s) for node in nodes) for name, rate in flop_per_s.items()}
 
 
 def critic_step(plan: Plan, batch: int) -> Cost:
@@ -61,6 +73,21 @@ def generator_step(plan: Plan, batch: int) -> Cost:
     return passes["forward"] + passes["input gradient"]
 
 
+def generator(net: nn.Module, z_dim: int) -> tuple[Cost, Cost]:
+    """What a generator costs per image at least: its forward, and its forward with its backward.
+
+    Its batch norm couples the images of a batch, so that it has no Plan: its products are counted in a run of two
+    images, and everything between them is taken to be fused. On the device `meta`, `gnfast.rewrite` merges nothing.
+    """
+    parameter = next(net.parameters())
+    z = torch.randn(2, z_dim, device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad():
+        forward = work(lambda: net(z))
+    both = work(lambda: net(z).sum().backward())
+    net.zero_grad(set_to_none=True)
+    return tuple(Cost(found.flops / 2, found.product_bytes / 2) for found in (forward, both))
+
+
 def pointwise_bytes(plan: Plan, batch: int) -> Cost:
     """What activations and additions move beyond the minimum, in all passes, while they are kernels of their own."""
     extra = 0
@@ -72,6 +99,23 @@ def pointwise_bytes(plan: Plan, batch: int) -> Cost:
             # The pullback of a sum is the sum's cotangent itself.
             extra += 2 * _output_bytes(node) * (passes - 1)
     return Cost(0, batch * extra)
+
+
+def _node_costs(plan: Plan, index: int, batch: int) -> dict[str, Cost]:
+    node = plan.nodes[index]
+    weights = _weight_bytes(node)
+    entering, leaving = _moved(plan, node)
+    # Cotangents that are kept for the weights are those that were written anyway.
+    through = batch * (entering + leaving + _bits(node)) + weights * bool(node.flops)
+    outer = batch * (_input_bytes(plan, node) * bool(node.flops) + _output_bytes(node)) + weights
+    moved = {
+        "forward": through,
+        "input gradient": through,
+        "tangent": through * plan.pushes_forward[index],
+        "weights": outer * plan.has_param_grads[index],
+    }
+    flops = plan._node_flops(index)
+    return {name: Cost(batch * flops[name], count) for name, count in moved.items()}
 
 
 def _moved(plan: Plan, node: Node) -> tuple[int, int]:

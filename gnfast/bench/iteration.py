@@ -14,7 +14,6 @@ import torch
 import gnfast
 from gnfast.bench import cases, cost
 from gnfast.bench.cost import Cost
-from gnfast.bench.count import work
 from gnfast.bench.mode import PAPERS, Mode
 from gnfast.bench.networks import SHIPPED, Z_DIM, Network
 from gnfast.bench.steps import Result
@@ -72,20 +71,11 @@ def iteration_case(network: Network, setup: "cases.Setup") -> "cases.Case":
 def iteration_cost(network: Network, config: Config, setup: "cases.Setup") -> Cost:
     """What an iteration costs at least: n_dis · (G forward + critic step) + G forward and backward + critic's part."""
     device, mode = setup.device, setup.tuned
-    generator = gnfast.rewrite(network.generator(torch.float32, mode.layout, device))
-    critic, images = (
-        network.critic(torch.float32, mode.layout, device),
-        network.images(2, torch.float32, mode.layout, device),
-    )
-    z = torch.randn(2, Z_DIM, device=device)
     with mode.active(device):
-        plan = gnfast.trace(critic, images)
-        backward = work(lambda: generator(z).sum().backward())
-        with torch.no_grad():
-            forward = work(lambda: generator(z))
-    per_image = Cost(forward.flops, forward.product_bytes) * 0.5
-    both = Cost(backward.flops, backward.product_bytes) * 0.5
-    update = per_image * config.batch_d + cost.critic_step(plan, 2 * config.batch_d)
+        critic = network.critic(torch.float32, mode.layout, device)
+        plan = gnfast.trace(critic, network.images(2, torch.float32, mode.layout, device))
+        forward, both = cost.generator(gnfast.rewrite(network.generator(torch.float32, mode.layout, device)), Z_DIM)
+    update = forward * config.batch_d + cost.critic_step(plan, 2 * config.batch_d)
     return update * config.n_dis + both * config.batch_g + cost.generator_step(plan, config.batch_g)
 
 
