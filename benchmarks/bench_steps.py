@@ -5,17 +5,13 @@ Results are checked against double backward before they are timed. `extra_info` 
 
 import pytest
 import torch
-from measure import count_flops, synchronize, typical_error
-from steps import (
-    critic_step,
-    double_backward,
-    four_passes,
-    generator_step,
-    make_critic,
-    make_images,
-    plain,
-    without_rewrites,
-)
+
+from gnfast.bench.agree import typical_error
+from gnfast.bench.clock import synchronize
+from gnfast.bench.count import count_flops
+from gnfast.bench.networks import shipped
+from gnfast.bench.steps import critic_step, generator_step
+from gnfast.bench.ways import double_backward, four_passes, plain, without_rewrites
 
 BATCH = 64
 WAYS = {
@@ -31,15 +27,15 @@ WAYS = {
 @pytest.mark.parametrize("critic", ["CNN 32", "ResNet 32"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def bench_step(benchmark, device, critic, step, way):
-    net = make_critic(critic, torch.float32, torch.channels_last, device)
-    x = make_images(critic, BATCH, torch.float32, torch.channels_last, device)
+    network = shipped(critic)
+    net = network.critic(torch.float32, torch.channels_last, device)
+    x = network.images(BATCH, torch.float32, torch.channels_last, device)
     if WAYS[way] is not plain:
-        assert typical_error(step(WAYS[way], net, x), step(double_backward, net, x)) < 1e-4
+        assert typical_error(step(WAYS[way], net, x).values, step(double_backward, net, x).values) < 1e-4
 
     def timed():
         step(WAYS[way], net, x)
-        if device == "cuda":
-            synchronize()
+        synchronize()
 
     benchmark.group = f"{step.__name__}, {critic}, batch {BATCH}, {device}"
     benchmark.extra_info["GFLOP"] = round(count_flops(timed) / 1e9, 2)

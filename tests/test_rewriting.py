@@ -13,8 +13,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
-from benchmarks.measure import count_flops
 from gnfast import InputError, UnsupportedError, models
+from gnfast.bench.count import count_flops
 from gnfast.folding import fold_avg_pool, fold_pays, fold_upsample
 from gnfast.rewriting.deferred import Deferred
 from tests.oracle import loss_of

@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "eval": ("WHAT", "FID, IS and KID of a run's generator, of images or of saved statistics"),
     "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
+    "bench": ("[CASE …]", "what a normalised critic costs on this machine, against double backward and its relatives"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }
 

@@ -1,0 +1,291 @@
+"""The tables of docs/scaling.md: what an iteration costs, how well that predicts a CPU, and what it says of many GPUs.
+
+    python benchmarks/cost_model.py [--measured benchmarks/results/cpu.json] [--plot docs/images/scaling.png]
+
+Nothing here measures anything: FLOPs and bytes come from Plans and from runs on the device `meta`.
+"""
+
+import argparse
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+import gnfast
+from gnfast.bench import cost, steps, ways
+from gnfast.bench.cost import Cost
+from gnfast.bench.count import work
+from gnfast.bench.networks import SHIPPED, Z_DIM, Network, shipped
+
+PASSES = ("forward", "input gradient", "tangent", "weights")
+# Two cores of an AMD EPYC (AVX2): oneDNN's convolutions by pass, FLOP/s, and memory, bytes/s.
+CPU_RATES = dict.fromkeys(PASSES, 205e9) | {"weights": 117e9}
+CPU_BYTES = 20e9
+BATCH = 64
+# Critic updates per iteration, as GN-GAN's presets have them.
+N_DIS = {"resnet": 5, "dcgan": 1}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is assumed of a GPU and its links; docs/scaling.md gives the reasons."""
+
+    flop_per_s: float = 0.5 * 790e12
+    bytes_per_s: float = 0.85 * 4.8e12
+    eager_us: float = 10.0
+    graph_us: float = 1.5
+    node_size: int = 8
+    node_bytes_per_s: float = 0.8 * 450e9
+    link_bytes_per_s: float = 0.8 * 50e9
+    node_latency_s: float = 2e-6
+    link_latency_s: float = 5e-6
+
+    def all_reduce_s(self, size: float, gpus: int) -> float:
+        """A ring in each node, then a ring over nodes that all GPUs of a node share: each carries its part.
+
+        2(p−1)/p · S/B + 2(p−1) · α for each ring.
+        """
+        local, nodes = min(gpus, self.node_size), -(-gpus // self.node_size)
+        inner = 2 * (local - 1) / local * size / self.node_bytes_per_s + 2 * (local - 1) * self.node_latency_s
+        outer = 2 * (nodes - 1) / nodes * size / local / self.link_bytes_per_s + 2 * (nodes - 1) * self.link_latency_s
+        return inner + outer
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One iteration of GN-GAN on one GPU, in bfloat16: seconds on the device, launches, bytes of gradients."""
+
+    n_dis: int
+    critic_s: float
+    generator_s: float
+    launches: int
+    critic_bytes: float
+    generator_bytes: float
+    flops: float
+    papers_flops: float
+    """What double backward does, in critic and generator steps, without merging anything."""
+
+    def seconds(self, machine: Machine, gpus: int = 1, graph: bool = True) -> float:
+        """With all-reduces of float32 gradients, n_dis of the critic's and one of the generator's, none overlapped.
+
+        Between two kernels of a graph there is a gap; launched one by one, kernels may wait for Python besides.
+        """
+        device = self.device_s + self.launches * machine.graph_us * 1e-6
+        reducing = self.n_dis * machine.all_reduce_s(self.critic_bytes, gpus)
+        reducing += machine.all_reduce_s(self.generator_bytes, gpus)
+        waiting = 0 if graph else self.launches * machine.eager_us * 1e-6
+        return max(device, waiting) + (reducing if gpus > 1 else 0)
+
+    @property
+    def device_s(self) -> float:
+        """Seconds that kernels run."""
+        return self.n_dis * self.critic_s + self.generator_s
+
+
+@functools.cache
+def networks() -> list[Network]:
+    """The shipped networks that this version has."""
+    found = []
+    for name in SHIPPED:
+        try:
+            found.append(shipped(name))
+        except ValueError as error:
+            print(f"({name}: {error})\n")
+    return found
+
+
+@functools.cache
+def plan_of(network: Network, dtype: torch.dtype, rewrite: bool = True) -> gnfast.Plan:
+    """The critic's Plan."""
+    x = network.images(1, dtype, torch.channels_last)
+    return gnfast.trace(network.critic(dtype, torch.channels_last), x, rewrite=rewrite)
+
+
+@functools.cache
+def launches(network: Network) -> dict[str, int]:
+    """Operations of a critic and a generator step, G's included; the same at any width."""
+    narrow = shipped(network.name, width=0.1)
+    net, x = narrow.critic(torch.float32, torch.channels_last), narrow.images(2, torch.float32, torch.channels_last)
+    generator, z = gnfast.rewrite(narrow.generator(torch.float32, torch.channels_last)), torch.randn(2, Z_DIM)
+    with torch.no_grad():
+        forward = work(lambda: generator(z)).launches
+    backward = work(lambda: generator(z).sum().backward()).launches
+    critic, part = (
+        work(partial(step, ways.four_passes, net, x)).launches for step in (steps.critic_step, steps.generator_step)
+    )
+    return {"critic": critic + forward, "generator": part + backward}
+
+
+@functools.cache
+def generator_costs(name: str) -> tuple[Cost, Cost, Cost, Cost]:
+    """Forward, and forward with backward, per image in float32: merged, then as the code states it."""
+    with torch.device("meta"):
+        stated, _ = shipped(name).build()
+    merged = gnfast.rewrite(shipped(name).generator(torch.float32, torch.channels_last))
+    return *cost.generator(merged, Z_DIM), *cost.generator(stated, Z_DIM)
+
+
+def weight_bytes(network: Network) -> tuple[int, int]:
+    """Of the critic and of the generator, in float32."""
+    with torch.device("meta"):
+        generator, critic = network.build()
+    return tuple(4 * sum(p.numel() for p in net.parameters()) for net in (critic, generator))
+
+
+def one_gpu(network: Network, machine: Machine, batch: int = BATCH) -> Iteration:
+    """What one iteration is on one GPU: `batch` real images per critic update, twice as many in the generator's."""
+    plan = plan_of(network, torch.bfloat16)
+    n_dis, double = N_DIS[SHIPPED[network.name][0]], 2 * batch
+    forward, both, stated_forward, stated_both = generator_costs(network.name)
+    rates = dict.fromkeys(PASSES, machine.flop_per_s)
+    passes = cost.seconds(plan, double, rates, machine.bytes_per_s)
+    # Half the bytes: bfloat16.
+    drawing, training = (
+        Cost(count * found.flops, count * found.bytes / 2).seconds(machine.flop_per_s, machine.bytes_per_s)
+        for found, count in ((forward, batch), (both, double))
+    )
+    pointwise = cost.pointwise_bytes(plan, double).bytes / machine.bytes_per_s
+    counts = launches(network)
+    return Iteration(
+        n_dis=n_dis,
+        critic_s=sum(passes.values()) + pointwise + drawing,
+        generator_s=passes["forward"] + passes["input gradient"] + pointwise * 2 / 3 + training,
+        launches=n_dis * counts["critic"] + counts["generator"],
+        critic_bytes=weight_bytes(network)[0],
+        generator_bytes=weight_bytes(network)[1],
+        flops=n_dis * (cost.critic_step(plan, double).flops + forward.flops * batch)
+        + cost.generator_step(plan, double).flops
+        + both.flops * double,
+        papers_flops=n_dis * (6 * plan.stated_flops * double + stated_forward.flops * batch)
+        + (5 * plan.stated_flops + stated_both.flops) * double,
+    )
+
+
+def cost_table() -> None:
+    print(
+        "| networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
+        "G forward | G forward + backward | weights D / G | launches D / G step |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for network in networks():
+        plan = plan_of(network, torch.float32)
+        forward, both, stated, stated_both = generator_costs(network.name)
+        weights = [count / 1e6 for count in weight_bytes(network)]
+        least, pointwise = (count(plan, BATCH) * (1 / BATCH) for count in (cost.critic_step, cost.pointwise_bytes))
+        counts = launches(network)
+        print(
+            f"| {network.name} | {plan.stated_flops / 1e9:.2f} / {plan.flops()['forward'] / 1e9:.2f} "
+            f"| {least.flops / 1e9:.2f} | {least.bytes / 1e6:.1f}, {pointwise.bytes / 1e6:.1f} "
+            f"| {plan.kept_bytes() / 1e6:.2f} | {stated.flops / 1e9:.2f} / {forward.flops / 1e9:.2f} "
+            f"| {stated_both.flops / 1e9:.2f} / {both.flops / 1e9:.2f} "
+            f"| {weights[0]:.1f} / {weights[1]:.1f} | {counts['critic']} / {counts['generator']} |"
+        )
+
+
+def cpu_table(measured: Path) -> None:
+    print("| step, batch 64, channels_last | products | pointwise | predicted | measured | predicted / measured |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    rows = [row for row in json.loads(measured.read_text())["rows"] if row.get("layout") == "channels_last"]
+    for row in rows:
+        for way, rewrite in (("four passes", True), ("without rewrites", False)):
+            plan = plan_of(shipped(row["critic"]), torch.float32, rewrite)
+            critic = "critic step" in row["what"]
+            used = PASSES if critic else PASSES[:2]
+            products = sum(cost.seconds(plan, BATCH, {name: CPU_RATES[name] for name in used}, CPU_BYTES).values())
+            pointwise = cost.pointwise_bytes(plan, BATCH).bytes * (1 if critic else 2 / 3) / CPU_BYTES
+            found, said = row["times"][way]["median_ms"], 1e3 * (products + pointwise)
+            step = "critic" if critic else "generator, critic's part"
+            print(
+                f"| {row['critic']} {step}, {way} | {1e3 * products:.0f} ms | {1e3 * pointwise:.0f} ms | {said:.0f} ms "
+                f"| {found:.0f} ms | {said / found:.2f} |"
+            )
+
+
+def gpu_table(machine: Machine) -> None:
+    print("| networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for network in networks():
+        found = one_gpu(network, machine)
+        eager, graph = (found.seconds(machine, graph=g) for g in (False, True))
+        print(
+            f"| {network.name} | {found.flops / 1e12:.2f} T, {found.flops / found.papers_flops:.2f} "
+            f"| {1e3 * found.device_s:.2f} ms | {found.launches} "
+            f"| {1e3 * eager:.1f} ms | {1e3 * graph:.1f} ms | {found.flops / graph / 790e12:.0%} |"
+        )
+
+
+GPUS = (1, 8, 64, 256, 1024)
+
+
+def scaling(machine: Machine, network: Network, total: int = 1024) -> Iterator[tuple[int, float, float, float, float]]:
+    """Per number of GPUs: all-reduces, weak and strong iteration in seconds, weak efficiency, strong speed-up.
+
+    Weak scaling keeps the images of a GPU, strong scaling keeps `total` real images in all.
+    """
+    weak, alone = one_gpu(network, machine), one_gpu(network, machine, total).seconds(machine)
+    for gpus in GPUS:
+        together = weak.seconds(machine, gpus)
+        strong = one_gpu(network, machine, max(1, total // gpus)).seconds(machine, gpus)
+        yield gpus, together - weak.seconds(machine), together, strong, alone / strong
+
+
+def scaling_table(machine: Machine, names: tuple[str, ...], picture: Path | None) -> None:
+    print("| networks | GPUs | all-reduces | weak: iteration | efficiency | strong: iteration | speed-up |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    curves = {}
+    for network in networks():
+        if network.name not in names:
+            continue
+        curves[network.name] = list(scaling(machine, network))
+        first = curves[network.name][0][2]
+        for gpus, reducing, weak, strong, speed_up in curves[network.name]:
+            print(
+                f"| {network.name} | {gpus} | {1e3 * reducing:.2f} ms | {1e3 * weak:.1f} ms | {first / weak:.0%} "
+                f"| {1e3 * strong:.1f} ms | {speed_up:.0f}× |"
+            )
+    if picture:
+        _draw(curves, picture)
+
+
+def _draw(curves: dict[str, list[tuple[int, float, float, float, float]]], picture: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    weak, strong = figure.subplots(1, 2)
+    for name, points in curves.items():
+        weak.plot(GPUS, [points[0][2] / point[2] for point in points], marker="o", markersize=3, label=name)
+        strong.plot(GPUS, [point[4] for point in points], marker="o", markersize=3, label=name)
+    strong.plot(GPUS, GPUS, color="grey", linewidth=0.7, linestyle="dashed", label="ideal")
+    strong.set_yscale("log", base=2)
+    weak.set_ylim(0, 1.05)
+    for axes, title in ((weak, "weak scaling: efficiency"), (strong, "strong scaling, 1024 real images: speed-up")):
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("GPUs (predicted, not measured)")
+        axes.set_title(title, fontsize=10)
+        axes.grid(linewidth=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(picture, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measured", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
+    parser.add_argument("--plot", type=Path, help="a picture of the last table")
+    options = parser.parse_args()
+    machine = Machine()
+    for table in (
+        cost_table,
+        partial(cpu_table, options.measured),
+        partial(gpu_table, machine),
+        partial(scaling_table, machine, ("ResNet 32", "ResNet 128", "ResNet 256"), options.plot),
+    ):
+        table()
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What a step does, counted: floating-point operations, bytes, kernel launches and peak memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a step dispatched.
+
+    Attributes:
+        flops: floating-point operations of convolutions and matrix products, as PyTorch counts them.
+        product_bytes: their operands and results, each read or written once: what must move if everything between two
+            products is fused into them.
+        launches: operations that write a tensor of their own or in place; on a GPU each is a kernel or a few.
+    """
+
+    flops: int
+    product_bytes: int
+    launches: int
+
+
+def work(step: Step, warm: bool = False) -> Work:
+    """Counts a run of the step; does not see inside compiled code or CUDA graphs.
+
+    Args:
+        step: the step.
+        warm: it has run before; else it runs twice.
+    """
+    if not warm:
+        # A first run traces the network, whose shapes come from running operations without data; those are not work.
+        step()
+    with _Counter() as counter:
+        step()
+    return Work(counter.flops, counter.product_bytes, counter.launches)
+
+
+def count_flops(step: Step) -> int:
+    """`work(step).flops`."""
+    return work(step).flops
+
+
+def peak_bytes(step: Step, warm: bool = False) -> int:
+    """The most bytes that tensors allocated by the step occupy at one time, gradients that it returns included.
+
+    Arguments as for `work`.
+    """
+    if not warm:
+        step()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    occupied = peak = 0
+    events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        occupied += event.nbytes()
+        peak = max(peak, occupied)
+    return peak
+
+
+# Operations that neither compute nor copy.
+_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh", "_unsafe_view", "record_stream"}
+
+
+class _Counter(TorchDispatchMode):
+    """PyTorch's formulas without the module tracking of its FlopCounterMode, which breaks `torch.autograd.grad`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = self.product_bytes = self.launches = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := flop_registry.get(func._overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=result)
+            self.product_bytes += sum(t.nbytes for t in _tensors(_read(func, args)) + _tensors(result))
+        if _tensors(result) and not func.is_view and func._overloadpacket.__name__ not in _FREE:
+            self.launches += 1
+        return result
+
+
+def _read(func: Any, args: Any) -> Any:
+    """The arguments whose entries a product reads: a convolution's backward may need the input's shape alone."""
+    if func._overloadpacket is torch.ops.aten.convolution_backward:
+        grad, x, weight, *_, mask = args
+        return [grad, *([weight] if mask[0] else []), *([x] if mask[1] else [])]
+    return args
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

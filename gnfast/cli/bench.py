@@ -1,0 +1,183 @@
+"""`gnfast bench [CASE …]`: what a normalised critic costs on this machine, against what else there is."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gnfast.cli.common import UsageError, parse, unknown, user_errors
+
+if TYPE_CHECKING:
+    from gnfast.bench.cases import Setup
+    from gnfast.bench.networks import Network
+    from gnfast.bench.run import Row
+
+BENCH_HELP = """\
+Measure what a gradient-normalised critic costs on this machine, against what else there is.
+
+Every comparison is checked before it is timed: gnfast's results and the baselines' against double backward in float64.
+A ratio is only formed between rows that passed. Variants take turns, so that a busy machine slows all of them alike.
+
+Cases: critic (its whole step), generator (the critic's part of its step), penalties (R1, WGAN-GP), spectral (spectral
+normalisation of all layers), iteration (n_dis critic updates and a generator update, by the training program),
+sampling; without any, all of them.
+
+Baselines: a, double backward as the papers' code runs it; b, the same in channels_last and the chosen precision, with
+cuDNN's search; c, b with repaired second-order weight gradients; d, torch.compile of torch.func; e, c as a CUDA graph.
+
+Examples:
+  gnfast bench --quick                                        a minute: tiny batches, two rounds
+  gnfast bench critic generator --critics resnet-32 cnn-32    two steps of two critics
+  gnfast bench critic --dtype bfloat16 --device cuda --json critic.json --plot critic.svg
+  gnfast bench critic --net mymodels:Critic --shape 3,64,64 --args "channels=64"
+"""
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure, and how."""
+
+    critics: tuple[str, ...] = ()
+    """Shipped critics: cnn-32, resnet-32, cnn-48, resnet-48, resnet-128, resnet-256; by default those of 32 and 48
+    pixels, on a GPU all."""
+    net: str = ""
+    """A critic of your own instead, module:Class; the module may lie in the current folder."""
+    shape: str = ""
+    """The shape of one of its inputs, as 3,64,64."""
+    args: str = ""
+    """What its class is called with, as Python literals: "64, norm='none'"."""
+    dtype: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Precision of products (weights stay float32): bfloat16, by autocast, on a GPU and float32 on a CPU if auto."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+    batch: int = 0
+    """Images per step; 64 if 0, and 16 from 128 pixels up."""
+    rounds: int = 9
+    """Timed rounds; each variant has one turn in each."""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
+    compiled: bool = True
+    """Include baseline d, whose compilation takes a minute or more per critic."""
+    max_autotune: bool = False
+    """Let torch.compile search for kernels too, which takes many minutes."""
+    quick: bool = False
+    """Batches of 4, two rounds, one small critic, no compilation: to see that all works, not to quote."""
+    json: str = ""
+    """A file for the rows, with device, versions and sizes."""
+    plot: str = ""
+    """A picture: bars and a roofline; .png, .svg or .pdf."""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast bench [CASE …] [--option value …]`."""
+    from gnfast.bench.cases import CASES
+
+    chosen: list[str] = []
+    while words and not words[0].startswith("-"):
+        chosen.append(words[0])
+        words = words[1:]
+    options = parse(BenchOptions, words, prog="gnfast bench [CASE …]", description=BENCH_HELP)
+    for name in chosen:
+        if name not in CASES:
+            raise UsageError(unknown("case", name, CASES))
+    with user_errors():
+        return _bench(chosen or list(CASES), bool(chosen), options)
+
+
+def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
+    import torch
+
+    from gnfast.bench import ceilings, plots, run, table
+    from gnfast.bench.cases import CASES, NEED_A_GENERATOR
+    from gnfast.bench.environment import environment
+    from gnfast.bench.mode import tuned
+
+    if options.rounds < 1 or options.batch < 0:
+        raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, want at least 1 and 0")
+    for path in filter(None, (options.json, options.plot)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = resolve(options.device)
+    precision = options.dtype
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    networks, notes = _networks(options, device.type)
+    described = environment(device)
+    roof = ceilings.measure(device, tuned(precision), options.quick)
+    title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
+    print(f"{title}: {roof}")
+    print("\n".join([f"note: {note}" for note in notes] + ["", table.LEGEND]))
+    rows: list[Row] = []
+    for network in networks:
+        for name in chosen:
+            if name in NEED_A_GENERATOR and options.net:
+                if asked:
+                    print(f"\nnote: {name} needs a generator, which --net does not have")
+                continue
+            try:
+                for case in CASES[name](network, _setup(options, network, device, precision)):
+                    found, case_notes = run.measure(case, 2 if options.quick else options.rounds, roof)
+                    rows += found
+                    print("\n" + table.render(found, case_notes), flush=True)
+            except ImportError as error:
+                print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
+            run.free()
+    if options.json:
+        record = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
+        Path(options.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if options.plot and rows:
+        plots.draw(rows, roof, Path(options.plot), title)
+    ours_red = any(row["variant"] == "gnfast" and row["gate"] == "red" for row in rows)
+    if ours_red:
+        print("\ngnfast's results differ from double backward's: see the rows with a red gate.")
+    return int(ours_red or not rows)
+
+
+def resolve(name: str):
+    """The device that --device names."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise UsageError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) has no such device")
+    return device
+
+
+def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[str]]":
+    """What to measure, and what was left out of the defaults."""
+    from gnfast.bench.networks import SHIPPED, shipped, user
+
+    if options.net:
+        return [user(options.net, options.shape, options.args)], []
+    if options.critics:
+        return [shipped(name) for name in options.critics], []
+    found, notes = [], []
+    for name, (_, resolution) in SHIPPED.items():
+        if (resolution > 48 and kind != "cuda") or (options.quick and name != "CNN 32"):
+            continue
+        try:
+            found.append(shipped(name))
+        except ValueError as error:
+            notes.append(f"{name}: left out, {error}")
+    return found, notes
+
+
+def _setup(options: BenchOptions, network: "Network", device, precision: str) -> "Setup":
+    from gnfast.bench.cases import Setup
+
+    batch = options.batch or (4 if options.quick else 64 if max(network.shape) < 128 else 16)
+    return Setup(
+        device,
+        precision,
+        batch,
+        graphs=device.type == "cuda",
+        compiled=options.compiled and not options.quick,
+        search=options.max_autotune,
+    )
