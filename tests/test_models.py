@@ -20,6 +20,8 @@ def count(net: nn.Module) -> int:
         ("dcgan-table3", 48, 5_134_339, 2_946_113),
         ("resnet", 32, 4_276_739, 1_053_825),
         ("resnet", 48, 4_878_083, 4_859_073),
+        ("resnet", 128, 32_150_787, 38_419_137),
+        ("resnet", 256, 37_135_107, 43_401_409),
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, resolution, generator, critic):
@@ -37,8 +39,17 @@ def test_parameter_counts_are_the_published_ones(name, resolution, generator, cr
         ("dcgan-table3", 48, 3),
         ("resnet", 32, 1),
         ("resnet", 48, 3),
+        ("resnet", 64, 3),
+        ("resnet", 128, 1),
+        ("resnet", 256, 3),
         ("sngan-resnet", 32, 3),
         ("sngan-resnet", 48, 1),
+        ("sngan-resnet", 64, 3),
+        ("sngan-resnet", 128, 3),
+        ("mimicry-resnet", 32, 3),
+        ("mimicry-resnet", 48, 1),
+        ("mimicry-resnet", 64, 3),
+        ("mimicry-resnet", 128, 3),
     ],
 )
 def test_shapes_and_range(name, resolution, channels):
@@ -109,9 +120,14 @@ def test_width_scales_hidden_channels_only():
     ("arguments", "message"),
     [
         ({"name": "vgg", "resolution": 32}, "model: got 'vgg'"),
-        ({"name": "resnet", "resolution": 64}, "resolution: resnet takes 32 or 48, got 64"),
+        ({"name": "resnet", "resolution": 96}, "resolution: resnet takes 32, 48, 64, 128 or 256, got 96"),
         ({"name": "dcgan", "resolution": 20}, "multiples of 8"),
         ({"name": "dcgan", "resolution": 32, "width": 0.0}, "width: got 0.0"),
+        ({"name": "dcgan", "resolution": 32, "classes": 10}, "classes: dcgan has no class-conditional form, got 10"),
+        ({"name": "biggan", "resolution": 32}, "classes: biggan is class-conditional, got 0"),
+        ({"name": "biggan", "resolution": 64, "classes": 10}, "resolution: biggan takes 32, got 64"),
+        ({"name": "biggan-faster", "resolution": 48, "classes": 10}, "biggan-faster takes 32 or 64 or 128, got 48"),
+        ({"name": "biggan-faster", "resolution": 64, "classes": 10, "z_dim": 4}, "z_dim: got 4, want at least 5"),
     ],
 )
 def test_bad_arguments_say_what_was_wanted(arguments, message):

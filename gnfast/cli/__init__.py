@@ -14,7 +14,11 @@ from gnfast.cli.common import UsageError, unknown
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.
 COMMANDS = {
     "train": ("PRESET", "train a generator; repeat the command to continue a run that stopped"),
-    "sample": ("RUN", "draw images from a run's generator"),
+    "sample": ("RUN|FILE", "draw images from the generator of a run or of an exported file"),
+    "export": ("RUN", "write a run's generator as one safetensors file"),
+    "report": ("RUN…", "a page about a run, or one that compares several"),
+    "data": ("COMMAND", "data sets: list, prepare, verify, look into"),
+    "sweep": ("FILE", "train a grid of runs, several at once, and tabulate their scores"),
     "analyze": (
         "RUN",
         "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",

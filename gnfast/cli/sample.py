@@ -1,4 +1,4 @@
-"""`gnfast sample RUN`: images from a run's generator."""
+"""`gnfast sample RUN`: images from the generator of a run or of an exported file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from gnfast.cli.common import UsageError, parse, user_errors
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Draw images from the generator of a run's newest checkpoint."""
+    """Draw images from the generator of a run's newest checkpoint, or of a file that `gnfast export` wrote."""
 
     n: int = 64
     """How many images."""
@@ -21,34 +21,43 @@ class SampleOptions:
     """Seed of the latent vectors."""
     bn: Literal["batch", "running", "run"] = "run"
     """Batch-norm statistics: each batch's own, as in the papers' code, running ones, or what the run samples with."""
+    classes: tuple[int, ...] = ()
+    """Labels that the images take in turn, of a class-conditional generator; all its classes if none is given."""
+    interpolate: int = 0
+    """Instead of --n images, this many rows of ten, each a walk from one latent vector to another."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
 
 
 def run(words: list[str]) -> int:
-    """`gnfast sample RUN [--n --out --ema/--raw]`."""
+    """`gnfast sample RUN|FILE [--n --out --ema/--raw]`."""
     short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
     rest = [part for word in words for part in short.get(word, [word])]
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise UsageError("sample: which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw]")
-    run = None if rest[0] in ("-h", "--help") else rest.pop(0)
+    source = None if rest[0] in ("-h", "--help") else rest.pop(0)
     options = parse(
         SampleOptions,
         rest,
         prog="gnfast sample RUN",
-        description="Draw images from the generator of a run's newest checkpoint.\n\n"
-        "Examples:\n  gnfast sample runs/digits\n  gnfast sample runs/digits --n 5000 --out fakes --raw",
+        description="Draw images from the generator of a run's newest checkpoint, or of a file of `gnfast export`.\n\n"
+        "Examples:\n  gnfast sample runs/digits\n  gnfast sample runs/digits --n 5000 --out fakes --raw\n"
+        "  gnfast sample G.safetensors --interpolate 8 --out walk.png",
     )
     from gnfast.train.sample import sample_run
 
+    # A file holds one kind of weights: only a wish that was spelt out can be wrong.
+    asked = any(word.partition("=")[0] == "--weights" for word in rest)
     with user_errors():
         path = sample_run(
-            Path(run),
+            Path(source),
             count=options.n,
             out=Path(options.out) if options.out else None,
-            weights=options.weights,
+            weights=options.weights if asked else None,
             seed=options.seed,
             batch_norm=options.bn,
+            classes=options.classes,
+            interpolate=options.interpolate,
             device=options.device,
         )
     print(path)

@@ -8,15 +8,16 @@ from gnfast.cli.presets import table
 TRAIN_HELP = """\
 Train the preset {name}: {summary}.
 
-A run lives in one folder (--run-dir): config.json, environment.json, log.txt, metrics.jsonl, samples/, checkpoints/,
-tensorboard/, curves.png. Repeating the command continues a run that stopped (Ctrl-C, SIGTERM, a crash) from its last
-checkpoint; on a CPU the numbers are those of an uninterrupted run.
+A run lives in one folder (--run-dir): config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, samples/,
+checkpoints/, tensorboard/, curves.png, report.html. Repeating the command continues a run that stopped (Ctrl-C,
+SIGTERM, a crash) from its last checkpoint; on a CPU the numbers are those of an uninterrupted run.
 
 Examples:
   gnfast train {name}{data} --dry-run
   gnfast train {name}{data} --steps 50 --sample-every 10 --run-dir runs/look
   gnfast train {name}{data} --width 0.25 --batch-d 32 --batch-g 32
   gnfast train {name}{data} --impl reference --run-dir runs/double-backward
+  torchrun --nproc-per-node 4 -m gnfast train {name}{data} --precision bfloat16
 """
 
 
@@ -81,7 +82,7 @@ def _dry_run(name: str, config: object) -> int:
     folder = config.run_dir or f"runs/{name}"
     board = ", tensorboard/" if config.tensorboard else ""
     print(
-        f"\nwould write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, curves.png, "
-        f"samples/ema-STEP.png, samples/raw-STEP.png, checkpoints/step-STEP.pt{board}"
+        f"\nwould write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, "
+        f"curves.png, report.html, samples/ema-STEP.png, samples/raw-STEP.png, checkpoints/step-STEP.pt{board}"
     )
     return 0

@@ -50,12 +50,12 @@ def open_entries(path: Path, wanted: Callable[[str], bool], progress: bool = Tru
         yield _sorted(_folder_entries(path))
         return
     with path.open("rb") as file:
-        head = file.read(6)
-    decompress = next((how for magic, how in _COMPRESSED.items() if head.startswith(magic)), None)
+        decompress = _decompressor(file)
+        head = file.read(2)
     if decompress is not None:
-        yield _sorted(_stream_entries(path, decompress, wanted, progress))
-    elif head.startswith(b"PK"):
-        with _clear_errors(path):
+        yield _sorted(_stream_entries(path, wanted, progress))
+    elif head == b"PK":
+        with clear_errors(path):
             archive = zipfile.ZipFile(path)
         with archive:
             yield _sorted(_zip_entries(path, archive))
@@ -66,6 +66,37 @@ def open_entries(path: Path, wanted: Callable[[str], bool], progress: bool = Tru
             yield _sorted(_tar_entries(path, tar))
 
 
+def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = True) -> Iterator[tuple[str, IO[bytes]]]:
+    """The wanted files of a tar (plain, gz, bz2 or xz) or folder, each opened before the next is looked for.
+
+    For members that are too large for memory; read them within `clear_errors`. Names and `progress` are as for
+    `open_entries`.
+
+    Raises:
+        DataError: the archive is truncated or damaged.
+    """
+    if path.is_dir():
+        for entry in _sorted(_folder_entries(path)):
+            if wanted(entry.name):
+                with (path / entry.name).open("rb") as file:
+                    yield entry.name, file
+        return
+    size = path.stat().st_size
+    bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None if progress else True)
+    with clear_errors(path), bar, path.open("rb") as raw:
+        decompress = _decompressor(raw)
+        # tarfile's own decompressing streams take a truncated file for a finished one; these modules raise EOFError.
+        with decompress(raw) if decompress else raw as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
+                for member in tar:
+                    if member.isfile() and wanted(member.name):
+                        with tar.extractfile(member) as file:
+                            yield member.name, file
+                    bar.update(raw.tell() - bar.n)
+            _drain(stream)
+            bar.update(size - bar.n)
+
+
 def first_member(path: Path) -> str:
     """The name of a tar archive's first member; "" when `path` is no tar, has none, or is damaged there."""
     try:
@@ -74,6 +105,22 @@ def first_member(path: Path) -> str:
             return member.name if member else ""
     except _DAMAGE:
         return ""
+
+
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """What readers raise on damaged input as one `DataError`, for reading from what `stream_members` yields."""
+    try:
+        yield
+    except _DAMAGE as error:
+        raise DataError(f"archive {path} is truncated or damaged: {error or type(error).__name__}") from error
+
+
+def _decompressor(file: IO[bytes]) -> Callable | None:
+    """What opens a compressed stream that starts at the start of `file`, or None where it is not compressed."""
+    head = file.read(6)
+    file.seek(0)
+    return next((how for magic, how in _COMPRESSED.items() if head.startswith(magic)), None)
 
 
 def _sorted(entries: Iterator[Entry]) -> list[Entry]:
@@ -91,7 +138,7 @@ def _folder_entries(root: Path) -> Iterator[Entry]:
 def _zip_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
     def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
         def read() -> bytes:
-            with _clear_errors(path):
+            with clear_errors(path):
                 return archive.read(member)
 
         return read
@@ -105,12 +152,12 @@ def _zip_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
 def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
     def reader(member: tarfile.TarInfo) -> Callable[[], bytes]:
         def read() -> bytes:
-            with _clear_errors(path):
+            with clear_errors(path):
                 return _content(tar, member)
 
         return read
 
-    with _clear_errors(path):
+    with clear_errors(path):
         members = tar.getmembers()
         # tarfile takes a file that ends within a header for one that ends there.
         tar.fileobj.seek(tar.offset)
@@ -121,19 +168,11 @@ def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
             yield Entry(member.name, reader(member))
 
 
-def _stream_entries(path: Path, decompress: Callable, wanted: Callable, progress: bool) -> Iterator[Entry]:
-    size = path.stat().st_size
-    bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None if progress else True)
-    # tarfile's own decompressing streams take a truncated file for a finished one; these modules raise EOFError.
-    with _clear_errors(path), bar, path.open("rb") as raw, decompress(raw) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
-                if member.isfile():
-                    content = _content(tar, member) if wanted(member.name) else b""
-                    yield Entry(member.name, lambda content=content: content)
-                    bar.update(raw.tell() - bar.n)
-        _drain(stream)
-        bar.update(size - bar.n)
+def _stream_entries(path: Path, wanted: Callable, progress: bool) -> Iterator[Entry]:
+    with clear_errors(path):
+        for name, file in stream_members(path, lambda _: True, progress):
+            content = file.read() if wanted(name) else b""
+            yield Entry(name, lambda content=content: content)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -145,11 +184,3 @@ def _drain(stream: IO[bytes]) -> None:
     """Read what follows the tar's end mark, where the compressed file keeps its checksum."""
     while stream.read(1 << 20):
         pass
-
-
-@contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGE as error:
-        raise DataError(f"archive {path} is truncated or damaged: {error or type(error).__name__}") from error

@@ -1,7 +1,10 @@
-"""Endless shuffled batches from memory, whose place in the data can be saved and restored to the bit."""
+"""Endless shuffled batches on a device, whose place in the data can be saved and restored to the bit."""
 
+import os
+from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,9 +37,23 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W) on the CPU with each image mirrored left to right with probability ½, drawn from `generator`."""
-    mirrored = torch.rand(images.shape[0], generator=generator) < 0.5
-    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    """(B, C, H, W) with each image mirrored left to right with probability ½.
+
+    `generator` is the CPU's wherever the images are, so that a seed means the same on every device.
+    """
+    return _mirror(images, draw_flips(images.shape[0], generator))
+
+
+def draw_flips(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) bool on the CPU, true with probability ½, from a CPU generator."""
+    return torch.rand(count, generator=generator) < 0.5
+
+
+def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """The images, mirrored where `mirrored`, on the CPU, is true."""
+    # Choosing whole images copies memory; torch.where goes byte by byte and takes four times as long on a CPU.
+    chosen = torch.arange(len(images)) + len(images) * mirrored
+    return torch.cat([images, images.flip(-1)]).index_select(0, chosen.to(images.device, non_blocking=True))
 
 
 class ShuffledIndices:
@@ -48,7 +65,7 @@ class ShuffledIndices:
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
-        self.size = _at_least_one("size", size)
+        self.size = _at_least("size", size, 1)
         self._generator = _generator(seed)
         self._epoch = -1
         self._start_epoch()
@@ -60,7 +77,7 @@ class ShuffledIndices:
 
     def next_batch(self, batch_size: int) -> Tensor:
         """(batch_size,) int64."""
-        wanted = _at_least_one("batch_size", batch_size)
+        wanted = _at_least("batch_size", batch_size, 1)
         pieces = []
         while wanted:
             if self._position == self.size:
@@ -104,21 +121,67 @@ class ShuffledIndices:
 
 
 class Batch(NamedTuple):
-    """(B, C, H, W) images, and (B,) int64 labels or None."""
+    """Some images and their labels.
+
+    Attributes:
+        images: (b, C, H, W) float32 in [-1, 1].
+        labels: (b,) int64, or None where the data set has none.
+    """
 
     images: Tensor
     labels: Tensor | None
 
 
+class _Gathered(NamedTuple):
+    """A batch on its way to the device, as uint8.
+
+    Attributes:
+        images: (b, C, H, W).
+        labels: (b,) int64, or None.
+        copied: when it has arrived; None where there is nothing to wait for.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    copied: torch.cuda.Event | None
+
+
+class _Plan(NamedTuple):
+    """What the next batch is made of.
+
+    Attributes:
+        chosen: (b,) int64, which images.
+        mirrored: (b,) bool, which of them are mirrored, or None.
+        state: where the random streams stood before it was drawn.
+    """
+
+    chosen: Tensor
+    mirrored: Tensor | None
+    state: dict[str, Tensor | int]
+
+
 class Batches:
-    """Endless shuffled batches of a data set's images: `next(batches)`, or a for loop that one leaves.
+    """Endless shuffled batches of a data set: `next(batches)`, or a for loop that one leaves.
+
+    Images travel as uint8 and become floating point on the device. Where the data set fits, all of it is moved there at
+    the start; where it does not, a thread gathers the next few batches from memory or from the cache's file while the
+    device computes. The numbers are the same either way, on every device, and for any number of processes.
 
     Args:
-        dataset: the images; they stay on the CPU and travel as uint8.
-        batch_size: images in a batch, >= 1.
+        dataset: the images.
+        batch_size: images in a batch over all processes, >= 1 and a multiple of `world`.
         seed: of the order and of the flips, which draw from generators of their own.
         flip: mirror each image left to right with probability ½.
         device: where batches go.
+        rank: which of the processes this is, 0..world-1: it gets the rank-th of `world` equal parts of every batch.
+        world: how many processes share the batches.
+        resident: whether the data set is moved to the device as a whole; "auto" does so if it takes at most a quarter
+            of the memory that is free there. On a CPU it stays where it is, and "auto" asks whether it takes at most
+            half of the machine's memory.
+        prefetch: how many batches the thread prepares ahead where the data set is not resident; 0 is no thread.
+
+    Raises:
+        DataError: an argument is not as wanted.
     """
 
     def __init__(
@@ -131,15 +194,31 @@ class Batches:
         device: torch.device | str = "cpu",
         rank: int = 0,
         world: int = 1,
+        resident: bool | Literal["auto"] = "auto",
+        prefetch: int = 2,
     ) -> None:
-        self.rank, self.world = rank, world
         self.dataset = dataset
-        self.batch_size = _at_least_one("batch_size", batch_size)
+        self.batch_size = _at_least("batch_size", batch_size, 1)
         self.flip = flip
         self.device = torch.device(device)
+        self.rank, self.world = _at_least("rank", rank, 0), _at_least("world", world, 1)
+        if rank >= world:
+            raise DataError(f"rank must be below world, which is {world}, got {rank}")
+        if batch_size % world:
+            raise DataError(f"batch_size must be a multiple of world, which is {world}, got {batch_size}")
+        if resident not in (True, False, "auto"):
+            raise DataError(f"resident must be True, False or 'auto', got {resident!r}")
+        self.prefetch = _at_least("prefetch", prefetch, 0)
+        self.resident = _fits(dataset.images, self.device) if resident == "auto" else resident
         self.indices = ShuffledIndices(len(dataset), seed)
         # Seeded by a draw, so that flips and order are not the same numbers.
         self._flips = _generator(int(torch.randint(2**31, (), generator=_generator(seed))))
+        home = self.device if self.resident else "cpu"
+        self._images = dataset.images.to(home)
+        self._labels = None if dataset.labels is None else dataset.labels.to(home)
+        self._ahead: deque[tuple[_Plan, Future[_Gathered]]] = deque()
+        self._thread = None if self.resident or not prefetch else ThreadPoolExecutor(1, "gnfast-batches")
+        self._stream = torch.cuda.Stream(self.device) if self._thread and self.device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -147,20 +226,28 @@ class Batches:
     def __next__(self) -> Batch:
         return self.next_batch()
 
-    def next_batch(self, batch_size: int | None = None) -> Batch:
-        """(batch_size, C, H, W) float32 in [-1, 1] on the device; `batch_size` None is the instance's own."""
-        chosen = self.indices.next_batch(self.batch_size if batch_size is None else batch_size)
-        images = self.dataset.images[chosen]
-        if self.flip:
-            images = random_flip(images, self._flips)
-        labels = self.dataset.labels
-        if labels is not None:
-            labels = labels[chosen].chunk(self.world)[self.rank].to(self.device)
-        return Batch(to_float(images.chunk(self.world)[self.rank], self.device), labels)
+    def next_batch(self) -> Batch:
+        """This process's part of the next batch: batch_size / world images."""
+        if self._thread is None:
+            plan = self._plan()
+            gathered = self._gather(plan.chosen)
+        else:
+            while len(self._ahead) <= self.prefetch:
+                planned = self._plan()
+                self._ahead.append((planned, self._thread.submit(self._gather, planned.chosen)))
+            plan, future = self._ahead.popleft()
+            gathered = future.result()
+        images, labels = self._arrived(gathered)
+        if plan.mirrored is not None:
+            images = _mirror(images, plan.mirrored)
+        return Batch(to_float(images, self.device), labels)
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """Tensors and ints only, so that a checkpoint with it loads with `weights_only=True`."""
-        return {**self.indices.state_dict(), "flips": self._flips.get_state()}
+        """Tensors and ints only, so that a checkpoint with it loads with `weights_only=True`.
+
+        It does not depend on the device, the number of processes, or what is prefetched.
+        """
+        return self._ahead[0][0].state if self._ahead else self._drawn()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the very next batch after `state` was taken.
@@ -171,6 +258,52 @@ class Batches:
         _check_keys(state, ("flips",))
         self.indices.load_state_dict(state)
         self._flips.set_state(state["flips"].cpu())
+        self._ahead.clear()
+
+    def _drawn(self) -> dict[str, Tensor | int]:
+        return {**self.indices.state_dict(), "flips": self._flips.get_state()}
+
+    def _plan(self) -> _Plan:
+        """Draws for all processes, and takes this one's part."""
+        state = self._drawn()
+        share = self.batch_size // self.world
+        part = slice(self.rank * share, (self.rank + 1) * share)
+        chosen = self.indices.next_batch(self.batch_size)[part]
+        return _Plan(chosen, draw_flips(self.batch_size, self._flips)[part] if self.flip else None, state)
+
+    def _gather(self, chosen: Tensor) -> _Gathered:
+        if self.resident:
+            chosen = chosen.to(self._images.device, non_blocking=True)
+            return _Gathered(self._images.index_select(0, chosen), self._pick(chosen), None)
+        if self._stream is None:
+            return _Gathered(self._images.index_select(0, chosen).to(self.device), self._pick(chosen), None)
+        pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self._images, 0, chosen, out=pinned)
+        # A stream of its own, so that the copy does not queue behind the device's work.
+        with torch.cuda.stream(self._stream):
+            images = pinned.to(self.device, non_blocking=True)
+            labels = self._pick(chosen)
+            return _Gathered(images, labels, self._stream.record_event())
+
+    def _pick(self, chosen: Tensor) -> Tensor | None:
+        return None if self._labels is None else self._labels.index_select(0, chosen).to(self.device, non_blocking=True)
+
+    def _arrived(self, gathered: _Gathered) -> tuple[Tensor, Tensor | None]:
+        """The images and labels, which the device's current stream may use from now on."""
+        if gathered.copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(gathered.copied)
+            for tensor in (gathered.images, gathered.labels):
+                if tensor is not None:
+                    # Allocated on the other stream, which may not have the memory back before this one is done.
+                    tensor.record_stream(stream)
+        return gathered.images, gathered.labels
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    if device.type == "cuda":
+        return images.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
+    return images.nbytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -180,9 +313,9 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DataError(f"{name} must be an int of at least 1, got {value!r}")
+def _at_least(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise DataError(f"{name} must be an int of at least {least}, got {value!r}")
     return value
 
 

@@ -1,12 +1,15 @@
-"""What every data set becomes: one uint8 tensor in memory, with its labels and a fingerprint."""
+"""What every data set becomes: one uint8 tensor, in memory or mapped from a file, with its labels and a fingerprint."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_HASHED_AT_ONCE = 1 << 26
 
 
 class DataError(ValueError):
@@ -24,9 +27,11 @@ class Request:
     split: str = "train"
     resolution: int | None = None
     channels: int | None = None
+    crop: int | None = None
     download: bool = False
     root: Path | None = None
     verify: bool = True
+    cache: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -37,18 +42,35 @@ class Request:
             raise DataError(f"resolution must be a positive int (pixels) or None, got {size!r}")
         if self.channels not in (None, 1, 3):
             raise DataError(f"channels must be 1 (grey), 3 (RGB) or None, got {self.channels!r}")
+        crop = self.crop
+        if crop is not None and (isinstance(crop, bool) or not isinstance(crop, int) or crop < 0):
+            raise DataError(f"crop must be an int of at least 0 (pixels) or None, got {crop!r}")
+
+    def filled(self, *, channels: int, resolution: int | None = None, crop: int = 0) -> "Request":
+        """The same with a data set's own values where nothing was asked for, so that asking for them changes nothing.
+
+        Args:
+            channels: of all its images.
+            resolution: of all its images where they are square and nothing is cut out of them, else None.
+            crop: what is cut out by default.
+        """
+        crop = crop if self.crop is None else self.crop
+        own = None if crop else resolution
+        return replace(self, channels=self.channels or channels, resolution=self.resolution or own, crop=crop)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Images in memory, ready to be sampled.
+    """Images ready to be sampled.
 
     Args:
         name: a short name for logs and results.
-        images: (N, C, H, W) uint8 on the CPU, 0..255; N >= 1, C 1 or 3.
+        images: (N, C, H, W) uint8 on the CPU, 0..255; N >= 1, C 1 or 3. They may be mapped from a file of the cache,
+            which does not change with them.
         labels: (N,) int64 indices into `classes`, or None.
         classes: names of the classes; empty without labels.
         skipped: how many files were found but not used.
+        recorded: the fingerprint where it is known already; computed when it is asked for otherwise.
 
     Raises:
         DataError: a tensor has another shape or dtype.
@@ -59,6 +81,7 @@ class ImageDataset:
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     skipped: int = 0
+    recorded: str = ""
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -98,8 +121,18 @@ class ImageDataset:
 
         Resolution, channels and split are covered because the hash is taken after the preparation.
         """
-        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        for tensor in (self.images, self.labels):
-            if tensor is not None:
-                digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
-        return digest.hexdigest()
+        return self.recorded or fingerprint_of(self)
+
+
+def fingerprint_of(dataset: ImageDataset, progress: Callable[[int], None] = lambda _: None) -> str:
+    """The fingerprint of what `dataset` holds, recorded or not; `progress` is told of the bytes as they are read."""
+    digest = hashlib.sha256(repr((tuple(dataset.images.shape), dataset.classes)).encode())
+    for tensor in (dataset.images, dataset.labels):
+        if tensor is None:
+            continue
+        content = memoryview(tensor.contiguous().numpy()).cast("B")
+        for start in range(0, len(content), _HASHED_AT_ONCE):
+            piece = content[start : start + _HASHED_AT_ONCE]
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()

@@ -2,29 +2,34 @@
 
 import numpy as np
 import torch
-from PIL import Image
 
-from gnfast.data.dataset import DataError, ImageDataset, Request
-from gnfast.data.images import pack, prepare
+from gnfast.data.canvas import Canvas
+from gnfast.data.dataset import DataError, Request
+from gnfast.data.images import add_arrays
+from gnfast.data.source import Contents, Source
 
 
-def load_digits(request: Request) -> ImageDataset:
+def open_digits(request: Request) -> Source:
     """1797 handwritten digits, 8x8, grey; comes with scikit-learn, no download.
 
     The values 0..16 become 0..255. Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998),
     its test part.
 
     Raises:
-        DataError: a split other than train is asked for, or scikit-learn is not there.
+        DataError: a split other than train is asked for; on reading, scikit-learn is not there.
     """
     if request.split != "train":
         raise DataError(f"split must be 'train' for digits, got {request.split!r}")
+    return Source("digits", request, {}, lambda canvas: _read(request, canvas), is_quick=True)
+
+
+def _read(request: Request, canvas: Canvas) -> Contents:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
         raise DataError("digits come with scikit-learn, which is not installed: pip install 'gnfast[train]'") from error
     source = load()
     pixels = np.rint(source.images * (255 / 16)).astype(np.uint8)
-    arrays = [prepare(Image.fromarray(image), request.channels, request.resolution) for image in pixels]
-    labels = torch.from_numpy(source.target.astype(np.int64))
-    return ImageDataset("digits", pack(arrays, request.channels), labels, tuple("0123456789"))
+    canvas.expect(len(pixels))
+    add_arrays(canvas, pixels[:, None], request)
+    return Contents(torch.from_numpy(source.target.astype(np.int64)), tuple("0123456789"))

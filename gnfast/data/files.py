@@ -1,17 +1,19 @@
-"""Files of the data and metric caches: where they go, atomic writes, downloads with a checksum."""
+"""Files of data sets and caches: where they go, what identifies them, atomic writes, downloads with a checksum."""
 
 import hashlib
 import os
-import tempfile
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from gnfast.data.dataset import DataError
+from gnfast.data.dataset import DataError, Request
 
 _CHUNK = 1 << 20
 
@@ -27,9 +29,7 @@ def cache_root() -> Path:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends, and vanishes when it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-    os.close(handle)
-    part = Path(name)
+    part = empty_part(path)
     try:
         yield part
         os.replace(part, path)
@@ -37,10 +37,124 @@ def atomic_write(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def empty_part(path: Path) -> Path:
+    """A new empty file beside `path`, named after it, which others may read as far as the user's umask lets them."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part.open("xb").close()
+    return part
+
+
 def md5_of(path: Path) -> str:
     """The MD5 of a file (hex): what data sets publish; it guards against damage, not against malice."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def stat_identity(path: Path) -> dict[str, Any]:
+    """What tells a file or folder from another and from itself after a change: path, size, and time of change.
+
+    For a folder: the number and total size of its files, and a SHA-256 over the name, size and time of each.
+    """
+    path = path.resolve()
+    if path.is_file():
+        status = path.stat()
+        return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    digest, count, size = hashlib.sha256(), 0, 0
+    for folder, folders, names in os.walk(path, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            file = os.path.join(folder, name)
+            try:
+                status = os.stat(file)
+            except OSError:  # A link to nowhere: reading it will say so.
+                continue
+            count, size = count + 1, size + status.st_size
+            digest.update(f"{os.path.relpath(file, path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return {"path": str(path), "files": count, "bytes": size, "listing_sha256": digest.hexdigest()}
+
+
+@dataclass(frozen=True)
+class Official:
+    """A file as the authors of a data set publish it.
+
+    Args:
+        dataset: the data set's registered name.
+        name: the file's.
+        url: where it is.
+        md5: its checksum (hex).
+        size: its size in words, for messages.
+        folder: where under the cache's `data` it is kept.
+    """
+
+    dataset: str
+    name: str
+    url: str
+    md5: str
+    size: str
+    folder: str = ""
+
+    def locate(self, request: Request) -> Path:
+        """Where the file is: `request.root` itself, or in that folder, or in the cache's; fetched if need be.
+
+        Raises:
+            DataError: it is not there and `request.download` is False, or the download failed.
+        """
+        path = self._path(request)
+        if not path.is_file():
+            if not request.download:
+                raise DataError(
+                    f"{self.dataset} is not at {path}; pass download=True ({self.size} from {self.url}), "
+                    f"or root=… with the file's path or its folder"
+                )
+            download(self.url, path, self.md5, progress=request.progress)
+        return path
+
+    def identity(self, request: Request) -> dict[str, Any]:
+        """The checksum, or what the file system says of a file that may differ from the published one.
+
+        Raises:
+            DataError: as `locate`, if the file may differ.
+        """
+        return {"md5": self.md5} if request.verify else stat_identity(self.locate(request))
+
+    def check(self, path: Path) -> None:
+        """Compare the checksum of the file at `path`.
+
+        Raises:
+            DataError: it is another one.
+        """
+        if (got := md5_of(path)) != self.md5:
+            raise DataError(
+                f"{path}: wrong checksum, expected MD5 {self.md5}, got {got}; "
+                f"download it again, or pass verify=False if it is meant to differ"
+            )
+
+    def check_if_there(self, request: Request) -> list[Path]:
+        """The file in a list, or an empty one where it is not there.
+
+        Raises:
+            DataError: as `check`.
+        """
+        path = self._path(request)
+        if not path.is_file():
+            return []
+        self.check(path)
+        return [path]
+
+    def _path(self, request: Request) -> Path:
+        root = request.root or cache_root() / "data" / self.folder
+        return root if root.is_file() else root / self.name
+
+    def checked(self, request: Request) -> Path:
+        """Where the file is, after its checksum was compared, unless `request.verify` is False.
+
+        Raises:
+            DataError: as `locate` and `check`.
+        """
+        path = self.locate(request)
+        if request.verify:
+            self.check(path)
+        return path
 
 
 def download(url: str, path: Path, md5: str, *, progress: bool = True) -> None:

@@ -28,6 +28,8 @@ class Config:
     """Side of the square images in pixels; images of another size are resized to it."""
     channels: int = 3
     """Image channels: 3 for colour, 1 for grey."""
+    crop: int | None = None
+    """Side in pixels of the central square that is cut out before resizing; None for what the data set is known for."""
     split: str = "train"
     """Which part of a named data set to train on."""
     flip: bool = True

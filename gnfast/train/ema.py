@@ -31,7 +31,9 @@ class Ema:
         """Takes in the module's state after step `step` (counted from 1)."""
         ours, theirs = self.module.state_dict(), module.state_dict()
         for name, average in ours.items():
-            if step < self.start or not average.is_floating_point():
+            # An average of spectral norm's unit vectors would be shorter than 1.
+            vector = name.endswith((".0._u", ".0._v"))
+            if step < self.start or vector or not average.is_floating_point():
                 average.copy_(theirs[name])
             else:
                 average.lerp_(theirs[name], 1 - self.decay)

@@ -29,7 +29,7 @@ def evaluation(
 
     def evaluate(state: State) -> None:
         row: dict[str, Any] = {}
-        for name, generator in (("raw", state.generator), ("ema", state.ema.module)):
+        for name, generator in state.generators().items():
             # The same latents at every evaluation and for both, so that differences are the generators'.
             noise = torch.Generator().manual_seed(config.seed + 3)
             result = metrics.evaluate(

@@ -24,6 +24,7 @@ from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics, write_text
 from gnfast.train.networks import resolve_device
 from gnfast.train.parallel import Group, joined
+from gnfast.train.report import write_report
 from gnfast.train.signals import requested_stops
 from gnfast.train.state import NonFiniteLossError, State, sample
 
@@ -138,7 +139,9 @@ class _Session:
         with requested_stops() as received, self._bar() as bar:
             self._train(received, bar)
         self._save()
-        loss_curve(self.folder)
+        if self.group.leads:
+            loss_curve(self.folder)
+            write_report(self.folder)
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -183,7 +186,7 @@ class _Session:
         if self.group.leads:
             state, batch_statistics = self.state, self.config.sample_bn == "batch"
             # Both: early in a run the moving average still shows the generator that the run began with.
-            for name, generator in (("raw", state.generator), ("ema", state.ema.module)):
+            for name, generator in state.generators().items():
                 self.log.picture(name, state.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
 
     def _evaluate(self) -> None:
@@ -191,6 +194,7 @@ class _Session:
             return
         self.measure(self.state)
         distances = [row["distance_ema"] for row in read_metrics(self.folder) if "distance_ema" in row]
+        write_report(self.folder)
         if distances and self.state.step and distances[-1] == min(distances):
             self._save(best=True)
 
@@ -260,6 +264,7 @@ def _load(config: Config, split: str, progress: bool) -> ImageDataset:
         split=split,
         resolution=config.resolution,
         channels=config.channels,
+        crop=config.crop,
         download=config.download,
         root=config.data_root or None,
         progress=progress,

@@ -88,8 +88,24 @@ def joined(device: torch.device) -> Iterator[Group]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Group(dist.get_rank(), world)
+        # Who is done first must not hang up while another still waits for the last answer.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+class _Mean(torch.autograd.Function):
+    """The mean of a tensor over the processes; its gradient is the mean of theirs."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        values = values.contiguous().clone()
+        dist.all_reduce(values)
+        return values / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _Mean.apply(grad)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -101,16 +117,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
-        world = dist.get_world_size()
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        mean = all_reduce(wide.mean((0, 2, 3))) / world
+        mean = _Mean.apply(wide.mean((0, 2, 3)))
         centred = wide - mean[:, None, None]
-        var = all_reduce(centred.square().mean((0, 2, 3))) / world
+        var = _Mean.apply(centred.square().mean((0, 2, 3)))
         if self.track_running_stats:
             with torch.no_grad():
-                count = wide.numel() // wide.shape[1] * world
+                count = wide.numel() // wide.shape[1] * dist.get_world_size()
                 self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
                 self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
                 self.num_batches_tracked += 1

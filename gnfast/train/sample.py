@@ -1,76 +1,116 @@
-"""Images from the generator of a finished or running run."""
+"""Images from a generator: that of a run, finished or not, or that of an exported file."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from gnfast.data import to_uint8
-from gnfast.train import checkpoint
-from gnfast.train.config import from_json
+from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import grid
-from gnfast.train.networks import build_networks, resolve_device
+from gnfast.train.networks import resolve_device
 from gnfast.train.state import sample
+
+# Images from one end of a latent walk to the other, both included.
+WALK = 10
 
 
 def sample_run(
-    run_dir: Path,
+    source: Path,
     *,
     count: int = 64,
     out: Path | None = None,
-    weights: Literal["ema", "raw"] = "ema",
+    weights: Weights | None = None,
     seed: int = 0,
     batch_norm: Literal["batch", "running", "run"] = "run",
+    classes: Sequence[int] = (),
+    interpolate: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Draws images from a run's newest checkpoint, in batches of the run's `batch_g`.
+    """Draws images from a generator, in batches of its run's `batch_g`.
 
     Args:
-        run_dir: the run folder.
+        source: a run folder, whose newest checkpoint is taken, or a file of `gnfast.train.export`.
         count: how many images, at least 1.
-        out: FILE.png for one grid, anything else for a folder of 000000.png, …; RUN/sample-WEIGHTS.png if None.
-        weights: the moving average of the generator, or the generator itself.
+        out: FILE.png for one grid, anything else for a folder of 000000.png, …; if None, sample-WEIGHTS.png in the run
+            folder, or the exported file's name with .png.
+        weights: the moving average of the generator (a run's if None), or the generator itself.
         seed: seed of the latent vectors.
         batch_norm: each batch's own statistics, running ones, or as the run's config says.
+        classes: labels that the images take in turn, of a class-conditional generator; all of them if empty.
+        interpolate: instead of `count` images, this many rows of 10, each a walk from one latent vector to another.
         device: where to compute.
 
     Returns:
         The file or folder written.
 
     Raises:
-        ValueError: `count` below 1.
-        RunError: no run folder, or no readable checkpoint in it.
+        ValueError: `count` below 1, `interpolate` below 0, or classes that the generator does not have.
+        RunError: no run and no exported file, or no readable checkpoint in the run.
     """
     if count < 1:
         raise ValueError(f"--n: got {count}, want at least 1")
-    record = run_dir / "config.json"
-    if not record.exists():
-        raise checkpoint.RunError(f"{run_dir} is not a run folder (no config.json)")
-    config = from_json(json.loads(record.read_text(encoding="utf-8"))["config"])
-    saved = checkpoint.load_newest(run_dir / "checkpoints")
-    if saved is None:
-        raise checkpoint.RunError(f"{run_dir} has no checkpoint yet")
+    if interpolate < 0:
+        raise ValueError(f"--interpolate: got {interpolate}, want 0 or more rows")
+    taken = snapshot(source, weights)
+    config = taken.config
+    labels = _labels(classes, config.classes)
     where = resolve_device(device)
-    generator, _ = build_networks(config)
-    generator.load_state_dict(saved["state"]["generator" if weights == "raw" else "ema"])
-    generator.to(where)
+    generator = taken.build().to(where)
     statistics = config.sample_bn if batch_norm == "run" else batch_norm
     noise = torch.Generator().manual_seed(seed)
+    walk = _walks(interpolate, config.z_dim, noise)
+    count = len(walk) or count
     batches = []
     # Whole batches even for the last one: its statistics must be those of a full batch.
-    for _ in range(-(-count // config.batch_g)):
-        z = torch.randn(config.batch_g, config.z_dim, generator=noise).to(where)
-        batches.append(to_uint8(sample(generator, z, batch_statistics=statistics == "batch")).cpu())
+    for start in range(0, count, config.batch_g):
+        z = walk[start : start + config.batch_g]
+        z = torch.cat([z, torch.randn(config.batch_g - len(z), config.z_dim, generator=noise)])
+        y = _in_turn(labels, start, config.batch_g, WALK if interpolate else 1)
+        y = None if y is None else y.to(where)
+        batches.append(to_uint8(sample(generator, z.to(where), y, batch_statistics=statistics == "batch")).cpu())
     images = torch.cat(batches)[:count]
-    out = out or run_dir / f"sample-{weights}.png"
+    default = source.with_suffix(".png") if source.is_file() else source / f"sample-{taken.weights}.png"
+    return _write(images, out or default, WALK if interpolate else len(labels) or None)
+
+
+def _labels(wanted: Sequence[int], classes: int) -> list[int]:
+    """The labels to take in turn; none for an unconditional generator."""
+    if wanted and not classes:
+        raise ValueError("--classes: this generator is not class-conditional")
+    wrong = [label for label in wanted if not 0 <= label < classes]
+    if wrong:
+        raise ValueError(f"--classes: got {' '.join(map(str, wrong))}, want numbers from 0 to {classes - 1}")
+    return list(wanted or range(classes))
+
+
+def _in_turn(labels: list[int], start: int, count: int, repeat: int) -> Tensor | None:
+    """(count,) labels of the images from `start` on, each kept for `repeat` images; None without labels."""
+    if not labels:
+        return None
+    return torch.tensor([labels[index // repeat % len(labels)] for index in range(start, start + count)])
+
+
+def _walks(rows: int, z_dim: int, noise: torch.Generator) -> Tensor:
+    """(rows · WALK, z_dim): along great arcs, since a straight line leads through vectors that N(0, I) hardly gives."""
+    if not rows:
+        return torch.empty(0, z_dim)
+    a, b = torch.randn(2, rows, 1, z_dim, generator=noise)
+    angle = torch.arccos(nn.functional.cosine_similarity(a, b, dim=-1)).unsqueeze(-1)
+    part = torch.linspace(0, 1, WALK)[:, None]
+    return ((torch.sin((1 - part) * angle) * a + torch.sin(part * angle) * b) / torch.sin(angle)).flatten(0, 1)
+
+
+def _write(images: Tensor, out: Path, columns: int | None) -> Path:
     if out.suffix.lower() == ".png":
         out.parent.mkdir(parents=True, exist_ok=True)
-        grid(images).save(out)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        for index, image in enumerate(images):
-            pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-            Image.fromarray(pixels.contiguous().numpy()).save(out / f"{index:06d}.png")
+        grid(images, columns).save(out)
+        return out
+    out.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.contiguous().numpy()).save(out / f"{index:06d}.png")
     return out

@@ -1,6 +1,7 @@
 """Algorithm 1 of GN-GAN (Wu et al., ICCV 2021): a critic update, a generator update, and all that they depend on."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from gnfast import value_and_grad_norm
 from gnfast.data import Batches, ImageDataset
-from gnfast.data.augment import augment, draw_augmentation
+from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.rescale import rescaling
 from gnfast.train.config import Config
@@ -48,15 +49,13 @@ class State:
         self.format = FORMATS[config.memory_format]
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         self.loss = domain_scaled(LOSSES[config.loss], config.alpha)
-        generator, critic = build_networks(config)
-        if group.world > 1 and config.sync_bn:
-            generator = synchronise_batch_norm(generator, device)
         to = {"device": device, "dtype": self.dtype, "memory_format": self.format}
-        self.generator = generator.to(**to)
-        self.critic = critic.to(**to)
+        self.generator, self.critic = (net.to(**to) for net in build_networks(config))
+        self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
+        if group.world > 1 and config.sync_bn:
+            self.generator = synchronise_batch_norm(self.generator, device)
         self.normalized = normalized(self.critic, config)
         self.generate = merged(self.generator, config)
-        self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         self.optim_d = _optimizer(config, self.critic, config.lr_d, device)
         self.optim_g = _optimizer(config, self.generator, config.lr_g, device)
         # Disabled, they hand everything through.
@@ -103,7 +102,7 @@ class State:
         labels = labels if self.config.classes else None
         draws = self._draw(self.config.batch_d)
         self.optim_d.zero_grad(set_to_none=True)
-        total = torch.zeros(len(self.loss_names) - 1, device=self.device)
+        total = torch.zeros(len(self.loss_names) - 1, dtype=self.dtype, device=self.device)
         with self._rescaled(real, labels):
             for part in self._parts(real.to(self.dtype), labels, *draws):
                 losses = self._critic_losses(*part)
@@ -119,7 +118,7 @@ class State:
         # With frozen weights the critic needs two passes instead of four.
         self.critic.requires_grad_(False)
         self.optim_g.zero_grad(set_to_none=True)
-        total = torch.zeros(1, device=self.device)
+        total = torch.zeros(1, dtype=self.dtype, device=self.device)
         z, y = self.latents(self.config.batch_g, self.noise)
         for part_z, part_y in self._parts(self._share(z), self._share(y)):
             with self._autocast():
@@ -157,6 +156,15 @@ class State:
             )
         self.pending = []
         return dict(zip(self.loss_names, losses.mean(0).tolist(), strict=True))
+
+    def generators(self) -> dict[str, nn.Module]:
+        """The raw and the averaged generator, for sampling by this process alone."""
+        raw = self.generator
+        if self.group.world > 1:
+            # Synchronised batch norm would wait for the other processes.
+            raw = copy.deepcopy(self.ema.module)
+            raw.load_state_dict(self.generator.state_dict())
+        return {"raw": raw, "ema": self.ema.module}
 
     def sample_batch(self, generator: nn.Module, noise: torch.Generator) -> Tensor:
         """`batch_g` images (B, C, H, W) in [-1, 1] of a generator of this run, with latents from `noise`."""
@@ -202,15 +210,15 @@ class State:
         z: Tensor,
         y: Tensor | None,
         place: Tensor | None,
-        moves: Tensor | None,
+        *shifts: Tensor | None,
     ) -> Tensor:
         config = self.config
         with self._autocast():
             with torch.no_grad():
                 fake = self.generate(*_present(z, y)).to(self.dtype)
             images, classes = [real, fake], [labels, y]
-            if moves is not None:
-                images.append(augment(real, moves))
+            if shifts[0] is not None:
+                images.append(apply_shifts(real, Shifts(*shifts)))
                 classes.append(labels)
             batch = torch.cat(images).contiguous(memory_format=self.format)
             scores = self.normalized(*_present(batch, None if y is None else torch.cat(classes))).to(self.dtype)
@@ -231,13 +239,17 @@ class State:
         return torch.stack(losses)
 
     def _draw(self, count: int) -> list[Tensor | None]:
-        """This process's share of what a critic update on `count` images draws: z, y, places, moves; (B, …) or None."""
+        """This process's share of what a critic update on `count` images draws, each (count, …) or None if not used.
+
+        In the order of `_critic_losses`: z, y, places on lines, and the three tensors of `Shifts`.
+        """
+        config = self.config
         z, y = self.latents(count, self.noise)
-        place = torch.rand(count, generator=self.noise) if self.config.penalty != "none" else None
-        moves = None
-        if self.config.consistency:
-            moves = draw_augmentation(count, self.config.resolution, self.noise)
-        return [self._share(tensor) for tensor in (z, y, self._to_device(place), self._to_device(moves))]
+        place = torch.rand(count, generator=self.noise) if config.penalty != "none" else None
+        shifts: tuple[Tensor | None, ...] = (None, None, None)
+        if config.consistency:
+            shifts = draw_shifts(count, config.resolution, config.resolution, self.noise)
+        return [self._share(self._to_device(tensor)) for tensor in (z, y, place, *shifts)]
 
     def _parts(self, *tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
         """Tensors (B, …) in `accumulate` parts that follow each other."""

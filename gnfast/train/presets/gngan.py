@@ -36,7 +36,7 @@ STL10_CNN = dataclasses.replace(CIFAR10_CNN, **STL10)
 STL10_RESNET = dataclasses.replace(CIFAR10_RESNET, **STL10)
 CELEBAHQ_128 = dataclasses.replace(
     CIFAR10_RESNET,
-    data="celeba-hq",
+    data="celebahq",
     split="train",
     resolution=128,
     lr_d=2e-4,

@@ -32,8 +32,8 @@ DATA = {
     "cifar10": ("CIFAR-10", {}),
     "cifar100": ("CIFAR-100", {"data": "cifar100"}),
     "stl10": ("STL-10 at 48x48", {"data": "stl10", "split": "unlabeled", "resolution": 48}),
-    "bedroom-128": ("LSUN bedroom at 128x128", {"data": "lsun-bedroom", **LARGE}),
-    "celeba-128": ("CelebA at 128x128", {"data": "celeba", **LARGE}),
+    "bedroom-128": ("LSUN bedroom at 128x128", {"data": "lsun-bedroom", "crop": 256, **LARGE}),
+    "celeba-128": ("CelebA at 128x128", {"data": "celeba", "split": "all", **LARGE}),
 }
 K = 0.83
 METHODS = {

@@ -28,7 +28,7 @@ CIFAR10 = Config(
 DATA = {
     "mnist": ("MNIST at 32x32", {"data": "mnist", "channels": 1}),
     "cifar10": ("CIFAR-10", {}),
-    "celeba": ("CelebA at 64x64", {"data": "celeba", "resolution": 64}),
+    "celeba": ("CelebA at 64x64", {"data": "celeba", "split": "all", "resolution": 64}),
 }
 # FID on CIFAR-10 with k_SN = 1.
 LOSSES = {

@@ -1,0 +1,278 @@
+"""`gnfast data`: the data sets, and the prepared pixels that are kept of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnfast.cli.common import UsageError, columns, parse, unknown, user_errors
+
+HELP = """\
+usage: gnfast data COMMAND [ARGUMENTS]
+
+Data sets: what is known, what is prepared, what is in it. Training prepares what it needs by itself; preparing it
+before shows that all is there, and leaves a run nothing to wait for.
+
+commands:
+{commands}
+
+Decoded and resized images are kept in {folder}
+($GNFAST_CACHE says where), and mapped into memory from there. docs/data.md has a table of the data sets.
+
+examples:
+  gnfast data list                                             what is known and what is prepared
+  gnfast data prepare cifar10 --download                       fetch CIFAR-10, check it, prepare it
+  gnfast data prepare stl10 --split unlabeled --resolution 48  STL-10 as GN-GAN trains on it
+  gnfast data prepare celebahq --data-root CelebAMask-HQ.zip --resolution 128
+  gnfast data prepare lsun-church --data-root church_outdoor_train_lmdb --resolution 256
+  gnfast data prepare pictures.zip --preset gngan-cifar10-cnn  as that preset will ask for it
+  gnfast data stats pictures.zip --resolution 64 --out look.png
+  gnfast data verify                                           is what is prepared still what it was?
+  gnfast data clear stl10                                      make room
+
+`gnfast data COMMAND --help` explains every option.
+"""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """Which images, and how they are prepared."""
+
+    preset: str = ""
+    """Take the split, the resolution and the channels of this preset, where they are not given."""
+    split: str | None = None
+    """Which part: train (also if None), test, or another that the data set has (unlabeled, valid, all)."""
+    resolution: int | None = None
+    """Side in pixels to which images are resized; their own size if None."""
+    channels: int | None = None
+    """1 for grey, 3 for colour; what the images have if None."""
+    crop: int | None = None
+    """Side in pixels of the square in the middle that is cut out first; 0 for none, the data set's own if None."""
+    download: bool = False
+    """Fetch a named data set's official archive when it is not there yet; its checksum is verified."""
+    data_root: str = ""
+    """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
+    verify: bool = True
+    """Whether a named data set's archive must have its published checksum."""
+
+
+@dataclass(frozen=True)
+class StatsOptions(SourceOptions):
+    """Which images, and where a grid of them goes."""
+
+    out: str = ""
+    """FILE.png for a grid of images; none if empty."""
+    n: int = 64
+    """How many images are in the grid, drawn at random."""
+    seed: int = 0
+    """Seed of that draw."""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast data COMMAND`."""
+    if not words or words[0] in ("-h", "--help"):
+        from gnfast.data import cache
+
+        rows = [(f"  {name} {argument}".rstrip(), what) for name, (argument, what, _) in COMMANDS.items()]
+        print(HELP.format(commands=columns(rows), folder=cache.folder()), end="")
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        raise UsageError(unknown("data command", words[0], COMMANDS))
+    with user_errors():
+        COMMANDS[words[0]][2](words[1:])
+    return 0
+
+
+def _list(words: list[str]) -> None:
+    from gnfast.data import cache, registered
+
+    if _wants_help(words, "list", "The data sets with a name, and what is prepared of any."):
+        return
+    if words:
+        raise UsageError(f"data list takes no arguments, got {' '.join(words)}")
+    print(columns([("name", "what"), *registered().items()]))
+    print("\nAny folder, zip or tar of images, and any LMDB of them, is a data set as well.")
+    entries = cache.entries()
+    if not entries:
+        print(f"\nNothing is prepared in {cache.folder()}.")
+        return
+    rows = [("prepared", "split", "images", "size", "crop", "on disk")]
+    for entry in entries:
+        count, channels, height, width = entry.header["shape"]
+        size, crop = f"{channels}x{height}x{width}", str(entry.header["crop"] or "-")
+        rows.append((entry.header["name"], entry.header["split"], f"{count:,}", size, crop, _bytes(entry.nbytes)))
+    print("\n" + columns(rows))
+    print(f"\n{_bytes(sum(entry.nbytes for entry in entries))} in {cache.folder()}")
+    if left := cache.leftovers():
+        print(f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end (data clear)")
+
+
+def _prepare(words: list[str]) -> None:
+    from gnfast.data import cache, find
+
+    parsed = _source("prepare", words, SourceOptions, "Read the images once, and keep them as training wants them.")
+    if parsed is None:
+        return
+    source, options = parsed
+    dataset = cache.prepared(find(source, _request(options)))
+    print(dataset)
+    entry = cache.entry_of(find(source, _request(options)))
+    print(f"in {entry.data}, {_bytes(entry.nbytes)}" if entry else "small and quick to read: not kept in the cache")
+    print(f"fingerprint {dataset.fingerprint}")
+
+
+def _verify(words: list[str]) -> None:
+    from gnfast.data import DataError, cache, find
+
+    if not words:
+        entries, checked = cache.entries(), []
+    else:
+        what = "Compare checksums: of SOURCE's archive with the published one, of prepared images with their own.\n\n"
+        parsed = _source("verify", words, SourceOptions, what + "Without SOURCE: all prepared images.", optional=True)
+        if parsed is None:
+            return
+        found = find(parsed[0], _request(parsed[1]))
+        checked = found.check()
+        entry = cache.entry_of(found)
+        entries = [entry] if entry else []
+        if not checked and not entry:
+            raise UsageError(
+                f"{parsed[0]}: nothing to verify, neither an archive with a published checksum nor prepared images"
+            )
+    for path in checked:
+        print(f"{path}: as published")
+    damaged = 0
+    for entry in entries:
+        try:
+            cache.verify(entry)
+            print(f"{entry.data}: as prepared")
+        except DataError as error:
+            damaged += 1
+            print(error)
+    if damaged:
+        raise UsageError(f"{damaged} of {len(entries)} are damaged")
+    if not words and not entries:
+        print(f"Nothing is prepared in {cache.folder()}.")
+
+
+def _stats(words: list[str]) -> None:
+    import torch
+
+    from gnfast.data import cache, find
+    from gnfast.data.statistics import channel_statistics
+
+    parsed = _source("stats", words, StatsOptions, "Count, size, mean and deviation of each channel, classes, a grid.")
+    if parsed is None:
+        return
+    source, options = parsed
+    if options.n < 1:
+        raise UsageError(f"--n: got {options.n}, want at least 1")
+    dataset = cache.prepared(find(source, _request(options)))
+    count, channels, height, width = dataset.images.shape
+    mean, deviation = ([f"{value:.4f}" for value in row.tolist()] for row in channel_statistics(dataset))
+    rows = [
+        ("images", f"{count:,}"),
+        ("size", f"{channels}x{height}x{width}, {_bytes(dataset.images.nbytes)}"),
+        ("mean", " ".join(mean) + " (of 0..1)"),
+        ("deviation", " ".join(deviation)),
+        ("fingerprint", dataset.fingerprint),
+    ]
+    if dataset.skipped:
+        rows.insert(1, ("skipped", f"{dataset.skipped} files"))
+    print(dataset.name + "\n" + columns([(f"  {name}", value) for name, value in rows]))
+    if dataset.labels is not None:
+        shares = dataset.labels.bincount(minlength=len(dataset.classes))
+        widest = max(1, int(shares.max()))
+        named = zip(dataset.classes, shares.tolist(), strict=True)
+        bars = [(f"  {name}", f"{number:,}", "▇" * round(30 * number / widest)) for name, number in named]
+        print("classes\n" + columns(bars))
+    if options.out:
+        from gnfast.train.logs import grid
+
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))[: options.n]
+        path = Path(options.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid(dataset.images[chosen.sort().values]).save(path)
+        print(path)
+
+
+def _clear(words: list[str]) -> None:
+    from gnfast.data import cache
+
+    if _wants_help(words, "clear [NAME …]", "Delete what is prepared of the named data sets, or all of it."):
+        return
+    entries = cache.entries()
+    names = {entry.header["name"] for entry in entries}
+    for word in words:
+        if word not in names:
+            raise UsageError(
+                f"data clear: nothing is prepared of {word!r}"
+                + (f", only of {', '.join(sorted(names))}" if names else "")
+            )
+    chosen = [entry for entry in entries if not words or entry.header["name"] in words]
+    left = [] if words else cache.leftovers()
+    freed = sum(entry.nbytes for entry in chosen) + sum(path.stat().st_size for path in left)
+    for entry in chosen:
+        entry.remove()
+    for path in left:
+        path.unlink()
+    print(f"{_bytes(freed)} freed in {cache.folder()}")
+
+
+COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], None]]] = {
+    "list": ("", "what is known by name, and what is prepared", _list),
+    "prepare": ("SOURCE", "read the images of a name or path once, and keep them", _prepare),
+    "verify": ("[SOURCE]", "compare archives and prepared images with their checksums", _verify),
+    "stats": ("SOURCE", "what is in it: numbers, classes, a picture", _stats),
+    "clear": ("[NAME …]", "delete what is prepared", _clear),
+}
+
+
+def _source(command: str, words: list[str], kind: type, description: str, optional: bool = False) -> tuple | None:
+    """The source and the options behind it, or None where help was asked for."""
+    argument = "[SOURCE]" if optional else "SOURCE"
+    is_help = bool({"-h", "--help"} & set(words))
+    if not is_help and (not words or words[0].startswith("-")):
+        raise UsageError(f"data {command}: which images? usage: gnfast data {command} {argument} [--option value …]")
+    options = parse(
+        kind,
+        ["--help"] if is_help else words[1:],
+        prog=f"gnfast data {command} {argument}",
+        description=f"{description}\n\n"
+        f"SOURCE is a name (`gnfast data list`) or the path of a folder, zip, tar or LMDB.\n\n"
+        f"Examples:\n  gnfast data {command} cifar10\n"
+        f"  gnfast data {command} celeba --data-root img_align_celeba.zip --split all --resolution 64",
+    )
+    return words[0], options
+
+
+def _request(options: SourceOptions):
+    from gnfast.data import Request
+    from gnfast.train.presets import PRESETS
+
+    if options.preset and options.preset not in PRESETS:
+        raise UsageError(unknown("preset", options.preset, PRESETS))
+    preset = PRESETS[options.preset].config if options.preset else SourceOptions(split="train")
+    return Request(
+        split=preset.split if options.split is None else options.split,
+        resolution=preset.resolution if options.resolution is None else options.resolution,
+        channels=preset.channels if options.channels is None else options.channels,
+        crop=options.crop,
+        download=options.download,
+        root=Path(options.data_root).expanduser() if options.data_root else None,
+        verify=options.verify,
+    )
+
+
+def _wants_help(words: list[str], usage: str, what: str) -> bool:
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: gnfast data {usage}\n\n{what}")
+        return True
+    return False
+
+
+def _bytes(count: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,49 @@
+"""`gnfast export RUN --out FILE.safetensors`: a run's generator as one file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gnfast.cli.common import UsageError, parse, user_errors
+
+USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the generator of a run's newest checkpoint as a safetensors file."""
+
+    out: str = ""
+    """The file to write; RUN/generator-ema.safetensors or -raw.safetensors if empty, or FILE.safetensors."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average of the generator, or the generator itself; --ema and --raw are short for them."""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast export RUN [--out --ema/--raw]`."""
+    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
+    rest = [part for word in words for part in short.get(word, [word])]
+    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
+        raise UsageError(f"export: which run? {USAGE}")
+    source = None if rest[0] in ("-h", "--help") else Path(rest.pop(0))
+    options = parse(
+        ExportOptions,
+        rest,
+        prog="gnfast export RUN|FILE.pt",
+        description="Write the generator of a run's newest checkpoint, or of a checkpoint of the papers' code, as one "
+        "safetensors file, with its settings and scores.\n\n"
+        "Examples:\n  gnfast export runs/digits --out G.safetensors\n  gnfast sample G.safetensors --n 100\n"
+        "  gnfast export logs/GN-GAN_CIFAR10_RES_0/best_model.pt --out published.safetensors\n"
+        "  python -c \"from gnfast.train.export import load_generator; print(load_generator('G.safetensors'))\"",
+    )
+    from gnfast.train.export import export
+
+    with user_errors():
+        default = (
+            source.with_suffix(".safetensors")
+            if source.is_file()
+            else source / f"generator-{options.weights}.safetensors"
+        )
+        out = Path(options.out) if options.out else default
+        print(export(source, out, options.weights))
+    return 0

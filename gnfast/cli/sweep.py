@@ -1,0 +1,90 @@
+"""`gnfast sweep FILE`: train a grid of runs, several at once, and tabulate their scores."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnfast.cli.common import UsageError, columns, parse, user_errors
+
+USAGE = "usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
+
+HELP = """\
+Train every run of a sweep file, several at once, and tabulate their scores (docs/sweeps.md describes the file).
+
+Each run has its own folder in OUT; the table goes to OUT/table.md, table.csv, runs.csv, figure.svg and report.html.
+Repeating the command skips the runs that have finished and continues the others; Ctrl-C stops them after a checkpoint.
+
+Examples:
+  gnfast sweep examples/sweeps/digits.toml --dry-run
+  gnfast sweep examples/sweeps/digits.toml
+  gnfast sweep examples/sweeps/digits.toml --table
+"""
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Train every run of a sweep file and tabulate their scores."""
+
+    dry_run: bool = False
+    """List the runs and their commands, and do nothing."""
+    table: bool = False
+    """Tabulate what there is, and train nothing."""
+    retry: bool = False
+    """Train runs that diverged (a loss became NaN) again, too."""
+    out: str = ""
+    """Folder of the runs and the tables, instead of the file's."""
+
+
+def run(words: list[str]) -> int:
+    """`gnfast sweep FILE [--dry-run --table --retry --out]`."""
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        raise UsageError(f"sweep: which file? {USAGE}")
+    file, rest = (None, words) if words[0] in ("-h", "--help") else (Path(words[0]), words[1:])
+    options = parse(SweepOptions, rest, prog="gnfast sweep FILE", description=HELP)
+    from gnfast.train.sweep import load_sweep
+
+    with user_errors():
+        sweep = load_sweep(file, Path(options.out) if options.out else None)
+    _check(sweep)
+    if options.dry_run:
+        for case in sweep.cases:
+            print(shlex.join(["gnfast", *case.words()]))
+        print(
+            f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{_where(sweep)}; nothing was started."
+        )
+        return 0
+    from gnfast.train.launch import run_sweep
+    from gnfast.train.overview import write_overview
+    from gnfast.train.tables import collect, rows, write_tables
+
+    signal = 0
+    with user_errors():
+        if not options.table:
+            signal = run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
+        results = collect(sweep)
+        write_tables(results)
+        path = write_overview(results)
+    print(columns(rows(results)))
+    print(f"report: {path}")
+    if signal:
+        return 128 + signal
+    return 0 if options.table or all(run.state.status == "finished" for run in results.runs) else 1
+
+
+def _check(sweep: object) -> None:
+    """Values of the wrong kind, as `gnfast train` would refuse them, before anything is started."""
+    from gnfast.train.presets import PRESETS
+
+    for case in sweep.cases:
+        default = PRESETS[case.preset].config
+        try:
+            config = parse(type(default), case.words()[2:], prog="gnfast train", description="", default=default)
+        except UsageError as error:
+            raise UsageError(f"run {case.name}: {error}") from None
+        if not config.data:
+            raise UsageError(f"run {case.name}: {PRESETS[case.preset].needs}")
+
+
+def _where(sweep: object) -> str:
+    return f" on {', '.join(sweep.devices)}" if sweep.devices else ""

@@ -1,0 +1,392 @@
+"""Prepared pixels kept on disk: decoded, cropped and resized once, and mapped into memory from then on.
+
+Two files for each preparation, in `cache_root()/prepared`: NAME-SPLIT-SIZE-KEY.bin has the pixels, (N, C, H, W) uint8
+in C order, and from the next multiple of 8 bytes on the labels, int64; NAME-SPLIT-SIZE-KEY.json describes them, and is
+written last. KEY comes from what identifies the source and from how it is prepared.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gnfast.data.canvas import Canvas
+from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
+from gnfast.data.files import atomic_write, cache_root, empty_part
+from gnfast.data.source import Contents, Source
+
+_FORMAT = 1
+# What every description must have.
+_KINDS = {
+    **dict.fromkeys(("name", "split", "warning", "fingerprint"), str),
+    **dict.fromkeys(("shape", "classes"), list),
+    **dict.fromkeys(("format", "crop", "skipped", "modified_ns"), int),
+    "labels": bool,
+}
+# Less than this is prepared in memory, and kept only if that took longer than opening a file is worth.
+_SMALL_BYTES = 16 << 20
+_WORTH_SECONDS = 1.0
+# What running out of room looks like: a full disk, a user's quota, a limit on the size of files.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _DamagedError(Exception):
+    """An entry of the cache is not what its description says."""
+
+
+class _ReadyError(Exception):
+    """Another process prepared the same in the meantime."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A preparation in the cache.
+
+    Args:
+        path: of its description, a JSON file; the pixels are beside it.
+        header: what the description holds.
+        nbytes: of both files.
+    """
+
+    path: Path
+    header: dict[str, Any]
+    nbytes: int
+
+    @property
+    def data(self) -> Path:
+        """The file with pixels and labels."""
+        return self.path.with_suffix(".bin")
+
+    def remove(self) -> None:
+        """Delete it; what is mapped already stays readable."""
+        # Without its description an entry does not exist.
+        self.path.unlink(missing_ok=True)
+        self.data.unlink(missing_ok=True)
+
+
+def folder() -> Path:
+    """Where prepared pixels are kept."""
+    return cache_root() / "prepared"
+
+
+def entries() -> list[Entry]:
+    """What is in the cache, by name; entries whose description cannot be read are left out."""
+    found = []
+    for path in sorted(folder().glob("*.json")):
+        with contextlib.suppress(_DamagedError, OSError):
+            header = _header(path)
+            found.append(Entry(path, header, path.stat().st_size + path.with_suffix(".bin").stat().st_size))
+    return found
+
+
+def leftovers() -> list[Path]:
+    """Files in the cache that belong to no entry: of a preparation that was killed or is under way, or damaged."""
+    known = {path for entry in entries() for path in (entry.path, entry.data)}
+    return sorted(path for path in folder().glob("*") if path not in known)
+
+
+def entry_of(source: Source) -> Entry | None:
+    """The entry that `prepared` would open for `source`, or None where there is none yet."""
+    path = _path(source)
+    return next((entry for entry in entries() if entry.path == path), None)
+
+
+def prepared(source: Source) -> ImageDataset:
+    """The images of `source` as it asks for them, from the cache or read and then kept there.
+
+    What is small and quick to read is not kept. A damaged entry is prepared again, with a warning.
+
+    Raises:
+        DataError: what reading `source` raises, or there is no room for the prepared pixels.
+    """
+    path = _path(source)
+    if not source.request.cache or source.is_quick:
+        return _in_memory(source)
+    try:
+        return _open(path, source.request.progress)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except _DamagedError as error:
+        warnings.warn(f"{path} is damaged and prepared again: {error}", DataWarning, stacklevel=3)
+        path.unlink(missing_ok=True)
+    try:
+        return _prepare(source, path)
+    except _ReadyError:
+        return _open(path, source.request.progress)
+
+
+def verify(entry: Entry, progress: bool = True) -> None:
+    """Compare an entry's content with the fingerprint that it was kept with.
+
+    Raises:
+        DataError: they differ, or the entry is damaged otherwise.
+    """
+    try:
+        dataset = _mapped(entry.path, entry.header)
+        got = _fingerprint(dataset, progress)
+        if got != entry.header["fingerprint"]:
+            raise _DamagedError(f"expected the fingerprint {entry.header['fingerprint']}, got {got}")
+    except (_DamagedError, OSError) as error:
+        raise DataError(f"{entry.data} is damaged: {error}; it is prepared again when it is needed") from error
+
+
+def _path(source: Source) -> Path:
+    """Where the description of `source` as it is asked for is or would be."""
+    key = hashlib.sha256(json.dumps(_description(source), sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{source.name or 'images'}-{source.request.split}-{source.request.resolution or 'full'}"
+    name = re.sub(r"[^\w.-]", "_", name)
+    return folder() / f"{name}-{key}.json"
+
+
+def _description(source: Source) -> dict[str, Any]:
+    """What the prepared pixels depend on."""
+    request = source.request
+    asked = {"split": request.split, "resolution": request.resolution, "channels": request.channels}
+    return {"format": _FORMAT, "name": source.name, "source": dict(source.identity), **asked, "crop": request.crop or 0}
+
+
+def _in_memory(source: Source) -> ImageDataset:
+    canvas = Canvas()
+    return _dataset(source, canvas, source.read(canvas))
+
+
+def _dataset(source: Source, canvas: Canvas, contents: Contents) -> ImageDataset:
+    if contents.warning:
+        warnings.warn(contents.warning, DataWarning, stacklevel=5)
+    return ImageDataset(
+        source.name, torch.from_numpy(canvas.pixels), contents.labels, contents.classes, contents.skipped
+    )
+
+
+def _prepare(source: Source, path: Path) -> ImageDataset:
+    with contextlib.ExitStack() as stack:
+        drafts: list[_Draft] = []
+
+        def allocate(shape: tuple[int, ...]) -> np.ndarray:
+            if math.prod(shape) < _SMALL_BYTES:
+                return np.empty(shape, np.uint8)
+            if not drafts:
+                stack.enter_context(_alone(path))
+            drafts.append(stack.enter_context(_draft(path, math.prod(shape))))
+            return drafts[-1].pixels.reshape(shape)
+
+        start = time.monotonic()
+        canvas = Canvas(allocate)
+        contents = source.read(canvas)
+        dataset = _dataset(source, canvas, contents)
+        if not drafts:
+            if time.monotonic() - start < _WORTH_SECONDS:
+                return dataset
+            drafts.append(stack.enter_context(_draft(path, dataset.images.nbytes)))
+            drafts[-1].pixels[:] = canvas.pixels.reshape(-1)
+        recorded = _fingerprint(dataset, source.request.progress)
+        draft = drafts[-1]
+        draft.finish(dataset)
+        header = {
+            **_description(source),
+            "shape": list(dataset.images.shape),
+            "classes": list(dataset.classes),
+            "labels": dataset.labels is not None,
+            "skipped": dataset.skipped,
+            "warning": contents.warning,
+            "fingerprint": recorded,
+        }
+        os.replace(draft.path, path.with_suffix(".bin"))
+        # Until its description is there, the entry does not exist, and its pixels are for nobody.
+        stack.callback(lambda: path.exists() or path.with_suffix(".bin").unlink(missing_ok=True))
+        with _clear_about_room(path.parent, dataset.images.nbytes):
+            _write_header(path, header)
+    return _mapped(path, header)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Waits for other processes, such as the ranks of one run, that prepare the same.
+
+    Without it they would all do the work and take the room, one after the other with the same result.
+
+    Raises:
+        _ReadyError: one of them has done it.
+    """
+    lock = path.with_suffix(".lock")
+    with _clear_about_room(path.parent, 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    with file:
+        # Some network file systems have no locks.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if path.exists():
+                raise _ReadyError
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+class _Draft:
+    """A file that has room for pixels, and becomes an entry's when it is complete."""
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        self.pixels = np.memmap(path, np.uint8, "r+", shape=(nbytes,))
+
+    def finish(self, dataset: ImageDataset) -> None:
+        """Cut the file to the pixels that are in it, and append the labels."""
+        self.pixels.flush()
+        with self.path.open("r+b") as file, _clear_about_room(self.path, dataset.images.nbytes):
+            file.truncate(_labels_at(dataset.images.nbytes))
+            file.seek(0, os.SEEK_END)
+            if dataset.labels is not None:
+                file.write(dataset.labels.numpy().astype("<i8").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _draft(path: Path, nbytes: int) -> Iterator[_Draft]:
+    """A draft beside `path`, which is gone afterwards unless it was moved elsewhere."""
+    with _clear_about_room(path.parent, nbytes):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = empty_part(path.with_suffix(".bin"))
+    try:
+        with _clear_about_room(path.parent, nbytes), part.open("r+b") as file:
+            # All of it at once: writing through a mapping to a disk that is full would kill the process.
+            _reserve(file.fileno(), nbytes)
+        yield _Draft(part, nbytes)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, nbytes)
+        return
+    zeros = bytes(1 << 20)
+    for start in range(0, nbytes, len(zeros)):
+        os.write(descriptor, zeros[: nbytes - start])
+
+
+@contextlib.contextmanager
+def _clear_about_room(path: Path, nbytes: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        advice = "set GNFAST_CACHE to a folder elsewhere, or pass cache=False to hold the images in memory"
+        if error.errno not in _NO_ROOM:
+            raise DataError(f"the cache folder {folder()} cannot be written ({error}); {advice}") from error
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        raise DataError(
+            f"not enough room in {folder()}: the prepared images need {nbytes / 2**30:.2f} GiB, "
+            f"{free / 2**30:.2f} GiB are free ({error.strerror}); make room (gnfast data clear), or {advice}"
+        ) from error
+
+
+def _open(path: Path, progress: bool) -> ImageDataset:
+    """The entry described by `path`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        _DamagedError: it is not what its description says.
+    """
+    header = _header(path)
+    dataset = _mapped(path, header)
+    if path.with_suffix(".bin").stat().st_mtime_ns != header["modified_ns"]:
+        # Copied, restored or changed since: only the content can tell.
+        got = _fingerprint(dataset, progress)
+        if got != header["fingerprint"]:
+            raise _DamagedError(f"expected the fingerprint {header['fingerprint']}, got {got}")
+        with contextlib.suppress(OSError):
+            _write_header(path, header)
+    if header["warning"]:
+        warnings.warn(header["warning"], DataWarning, stacklevel=4)
+    return dataset
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _DamagedError(f"its description is no JSON ({error})") from error
+    is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in _KINDS.items())
+    if not is_whole or header.get("format") != _FORMAT or len(header["shape"]) != 4:
+        raise _DamagedError("its description is incomplete")
+    return header
+
+
+def _write_header(path: Path, header: dict[str, Any]) -> None:
+    header = header | {"modified_ns": path.with_suffix(".bin").stat().st_mtime_ns}
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+
+
+def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
+    shape, count = header["shape"], header["shape"][0]
+    data = path.with_suffix(".bin")
+    nbytes = math.prod(shape)
+    wanted = _labels_at(nbytes) + 8 * count * header["labels"]
+    try:
+        with data.open("rb") as file:
+            got = os.fstat(file.fileno()).st_size
+            if got != wanted:
+                raise _DamagedError(f"{data.name} should have {wanted} bytes and has {got}")
+            content = _map(file.fileno(), wanted)
+    except FileNotFoundError as error:
+        raise _DamagedError(f"{data.name} is not there") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        pixels = torch.frombuffer(content, dtype=torch.uint8, count=nbytes).view(shape)
+    try:
+        return ImageDataset(
+            header["name"],
+            pixels,
+            _labels(content, nbytes, count) if header["labels"] else None,
+            tuple(header["classes"]),
+            header["skipped"],
+            header["fingerprint"],
+        )
+    except DataError as error:
+        raise _DamagedError(str(error)) from error
+
+
+def _map(descriptor: int, nbytes: int) -> mmap.mmap:
+    # Private: an in-place operation changes the copy of a page in this process, not the file. Without reservation,
+    # since the file may be larger than memory; some systems refuse even so, and then there is only reading.
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        return mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+
+
+def _labels(content: mmap.mmap, nbytes: int, count: int) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, "<i8", count, _labels_at(nbytes)).astype(np.int64))
+
+
+def _labels_at(nbytes: int) -> int:
+    return -(-nbytes // 8) * 8
+
+
+def _fingerprint(dataset: ImageDataset, progress: bool) -> str:
+    hidden = None if progress and dataset.images.nbytes > 1 << 30 else True
+    size = dataset.images.nbytes
+    with tqdm(total=size, desc=f"fingerprint of {dataset.name}", unit="B", unit_scale=True, disable=hidden) as bar:
+        return fingerprint_of(dataset, bar.update)

@@ -1,0 +1,180 @@
+"""A generator as one safetensors file: the weights, and in its metadata all that drawing from it takes.
+
+Every metadata value is JSON: the run's settings under their own names, `gnfast` (the version that wrote the file),
+`preset`, `step`, `weights`, `scores` (the evaluation before the step) and `sha256` of the weights, which the format
+itself does not check.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import gnfast
+from gnfast.train import checkpoint
+from gnfast.train.checkpoint import RunError
+from gnfast.train.config import Config, as_json, from_json
+from gnfast.train.networks import build_networks
+from gnfast.train.published import load_published
+from gnfast.train.record import read_run, score_names
+
+Weights = Literal["ema", "raw"]
+
+PUBLISHED_SUFFIXES = (".pt", ".pth")
+
+# These say where a run was made, not what its generator is.
+LOCAL = {"data_root", "run_dir", "device", "threads"}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A generator with its origin.
+
+    Attributes:
+        config: the settings of its run.
+        state: its state dict, on the CPU.
+        weights: the moving average, or the generator itself.
+        about: `preset`, `step` and `scores`.
+    """
+
+    config: Config
+    state: dict[str, Tensor]
+    weights: Weights
+    about: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """The generator, on the CPU and without gradients, in the mode that its run samples in.
+
+        Raises:
+            RunError: the weights are not those of the network that the settings describe.
+        """
+        generator, _ = build_networks(self.config)
+        try:
+            generator.load_state_dict(self.state)
+        except RuntimeError as error:
+            reason = str(error).split("\n")[-1].strip()
+            raise RunError(f"the weights do not fit a {self.config.model} generator: {reason}") from error
+        return generator.requires_grad_(False).train(self.config.sample_bn == "batch")
+
+
+def snapshot(source: Path, weights: Weights | None = None) -> Snapshot:
+    """The generator of a run's newest checkpoint, of a file that `export` wrote, or of one of the papers' code.
+
+    Args:
+        source: a run folder, a safetensors file, or a .pt file that `load_published` reads.
+        weights: the moving average (what a run gives if None) or the generator itself; a file may have but one of them.
+
+    Raises:
+        RunError: neither a run with a checkpoint nor such a file, or a damaged one, or a file with the other weights.
+    """
+    if source.suffix in PUBLISHED_SUFFIXES and source.is_file():
+        return _of_published(source, weights)
+    return _of_file(source, weights) if source.is_file() else _of_run(source, weights or "ema")
+
+
+def export(source: Path, out: Path, weights: Weights = "ema") -> Path:
+    """Writes a generator as a safetensors file.
+
+    Args:
+        source: as in `snapshot`; of a run, the newest checkpoint is taken.
+        out: the file to write, FILE.safetensors; its folder is made.
+        weights: the moving average, or the generator itself.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: `out` has another ending.
+        RunError: as from `snapshot`.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out: got {str(out)!r}, want FILE.safetensors")
+    taken = snapshot(source, weights)
+    settings = {name: value for name, value in as_json(taken.config).items() if name not in LOCAL}
+    # A path says more about its owner than about the images.
+    settings["data"] = Path(taken.config.data).name
+    # Copies, since the format knows neither strides nor tensors that share memory.
+    state = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in taken.state.items()}
+    about = {"gnfast": gnfast.__version__, "weights": weights, **taken.about, "sha256": _digest(state)}
+    metadata = {name: json.dumps(value) for name, value in {**settings, **about}.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    save_file(state, partial, metadata=metadata)
+    partial.replace(out)
+    return out
+
+
+def load_generator(path: Path | str) -> nn.Module:
+    """The generator in a file that `export` wrote: `load_generator("G.safetensors")(torch.randn(64, z_dim))`.
+
+    Returns:
+        A module on the CPU that maps (B, z_dim) latents, and (B,) labels if it is conditional, to
+        (B, channels, resolution, resolution) in [-1, 1]; it needs no gradient. It comes in the mode that its run
+        samples in: `training` is True where batch norm uses the statistics of each batch, as the papers' code does.
+
+    Raises:
+        RunError: the file is missing, damaged, or not one that `export` wrote.
+    """
+    return _of_file(Path(path), None).build()
+
+
+def _of_run(run_dir: Path, weights: Weights) -> Snapshot:
+    record = read_run(run_dir)
+    saved = checkpoint.load_newest(run_dir / "checkpoints")
+    if saved is None:
+        raise RunError(f"{run_dir} has no checkpoint yet")
+    state = saved["state"]
+    rows = [row for row in record.rows if row["step"] <= state["step"] and score_names([row])]
+    about = {"preset": record.preset, "step": state["step"], "scores": rows[-1] if rows else {}}
+    return Snapshot(from_json(record.settings), state["generator" if weights == "raw" else "ema"], weights, about)
+
+
+def _of_published(path: Path, weights: Weights | None) -> Snapshot:
+    try:
+        found = load_published(path)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    names = {"ema": "ema", "raw": "generator"}
+    present: list[Weights] = [weights for weights, name in names.items() if found[name] is not None]
+    chosen = weights or next(iter(present), "ema")
+    if chosen not in present:
+        raise RunError(f"{path} holds {' and '.join(present) or 'no generator'}, not {chosen} weights")
+    settings = {name: found[name] for name in ("model", "resolution", "channels", "z_dim", "classes")}
+    about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
+    return Snapshot(Config(data="", **settings), found[names[chosen]], chosen, about)
+
+
+def _of_file(path: Path, weights: Weights | None) -> Snapshot:
+    if not path.is_file():
+        raise RunError(f"{path} is not there: want a run folder or a file of `gnfast export`")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise RunError(f"{path} is damaged or not a file of `gnfast export` ({error})") from error
+    if "gnfast" not in metadata:
+        raise RunError(f"{path} is a safetensors file, but not one of `gnfast export`")
+    if metadata.get("sha256") != _digest(state):
+        raise RunError(f"{path} is damaged: its weights are not those that were written")
+    if weights not in (None, metadata["weights"]):
+        raise RunError(f"{path} holds {metadata['weights']} weights, not {weights}; export those from the run")
+    known = {field.name for field in dataclasses.fields(Config)}
+    config = from_json({name: value for name, value in metadata.items() if name in known})
+    about = {name: metadata[name] for name in ("preset", "step", "scores")}
+    return Snapshot(config, state, metadata["weights"], about)
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

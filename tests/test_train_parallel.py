@@ -1,0 +1,177 @@
+"""Training by several processes: the numbers of one process, one run folder, one wish to stop for all."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+from gnfast.data import ImageDataset
+from gnfast.train import Config
+from gnfast.train.parallel import ALONE, SyncBatchNorm2d, joined, synchronise_batch_norm
+from gnfast.train.state import State
+
+STEPS = 3
+CONFIG = Config(
+    data="",
+    resolution=16,
+    model="dcgan",
+    width=0.1,
+    z_dim=5,
+    n_dis=2,
+    batch_d=8,
+    batch_g=12,
+    steps=20,
+    precision="float64",
+    consistency=2.0,
+    penalty="1-gp",
+    device="cpu",
+)
+
+
+def dataset():
+    generator = torch.Generator().manual_seed(3)
+    return ImageDataset("noise", torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8, generator=generator))
+
+
+def in_process(rank, world, port, work, folder, *arguments):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined(torch.device("cpu")) as group:
+        torch.save(work(group, *arguments), f"{folder}/{rank}.pt")
+
+
+def in_processes(world, work, folder, *arguments):
+    """What `work(group, *arguments)` gives in each of `world` processes."""
+    port = 20000 + os.getpid() % 20000
+    torch.multiprocessing.spawn(in_process, args=(world, port, work, str(folder), *arguments), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def train(group, config):
+    state = State(config, dataset(), torch.device("cpu"), group)
+    for _ in range(STEPS):
+        state.update()
+    return group.mean(torch.stack(state.pending)), state.critic.state_dict(), state.generator.state_dict()
+
+
+def normalise(group):
+    """Output, input gradient and state of a batch norm, on this process's part of a batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).double()
+    if group.world > 1:
+        net = synchronise_batch_norm(net, torch.device("cpu"))
+        assert isinstance(net[1], SyncBatchNorm2d)
+    nn.init.normal_(net[1].weight)
+    x = group.share(torch.randn(6, 3, 5, 4, dtype=torch.float64)).requires_grad_()
+    y = net(x)
+    (y * y.detach().cos()).sum().backward()
+    return y.detach(), x.grad, net.state_dict()
+
+
+def average(group):
+    parameter, unused = nn.Parameter(torch.zeros(3, 2).t()), nn.Parameter(torch.zeros(4))
+    parameter.grad = torch.full_like(parameter, float(group.rank))
+    group.average_gradients([parameter, unused])
+    return parameter.grad, unused.grad, group.any(group.rank == 1), group.any(False)
+
+
+def everything(group):
+    unsynchronised = dataclasses.replace(CONFIG, sync_bn=False)
+    return train(group, CONFIG), train(group, unsynchronised), normalise(group), average(group)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What each of two processes found."""
+    return in_processes(2, everything, tmp_path_factory.mktemp("processes"))
+
+
+def test_two_processes_train_as_one(parts):
+    expected = train(ALONE, CONFIG)
+    for ours in (part[0] for part in parts):
+        torch.testing.assert_close(ours[0], expected[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(ours[1:], expected[1:], rtol=0, atol=1e-9)
+    for a, b in zip(*(list(part[0][1].values()) + list(part[0][2].values()) for part in parts), strict=True):
+        assert torch.equal(a, b), "the processes must not drift apart"
+
+
+def test_without_synchronised_batch_norm_they_do_not(parts):
+    assert (parts[0][1][0] - train(ALONE, CONFIG)[0]).abs().max() > 1e-6
+
+
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(parts):
+    expected = normalise(ALONE)
+    for index in (0, 1):
+        whole = torch.cat([part[2][index] for part in parts])
+        torch.testing.assert_close(whole, expected[index], rtol=1e-12, atol=1e-12)
+    for part in parts:
+        torch.testing.assert_close(part[2][2], expected[2], rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_are_averaged(parts):
+    for gradient, unused, any_of_them, none_of_them in (part[3] for part in parts):
+        assert torch.equal(gradient, torch.full((2, 3), 0.5))
+        assert unused is None
+        assert any_of_them
+        assert not none_of_them
+
+
+def launch(folder, *options):
+    words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6", "--n-samples=4"]
+    words += ["--extractor=none", "--device=cpu", "--no-tensorboard", f"--run-dir={folder}", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    return subprocess.Popen(
+        [*command, "-m", "gnfast", "train", "digits", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_torchrun_writes_one_run_and_a_signal_stops_all(tmp_path):
+    folder = tmp_path / "run"
+    run = launch(folder, "--steps=100000", "--checkpoint-every=1000")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(rows(folder)) < 3:
+        assert run.poll() is None, run.stdout.read()
+        time.sleep(0.2)
+    run.send_signal(signal.SIGTERM)
+    text = run.communicate(timeout=60)[0]
+    assert "saved; repeat the command to continue" in text
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert json.loads((folder / "environment.json").read_text())[0]["processes"] == 2
+    step = int(checkpoint.stem.removeprefix("step-"))
+    run = launch(folder, f"--steps={step + 5}")
+    text = run.communicate(timeout=120)[0]
+    assert run.returncode == 0, text
+    assert f"2 processes, continuing after step {step}" in text
+    assert text.count(f"finished {step + 5} steps") == 1
+
+
+def rows(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_batches_must_be_divisible(tmp_path):
+    run = launch(tmp_path / "run", "--steps=3", "--batch-d=5")
+    assert "--batch-d: got 5, want a multiple of processes" in run.communicate(timeout=120)[0]
+    assert run.returncode != 0
+    assert not (tmp_path / "run").exists()
