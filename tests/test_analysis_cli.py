@@ -278,7 +278,7 @@ def test_reproduction_draws_every_figure_and_repeats_nothing(few, tmp_path):
 def test_a_run_that_diverges_is_recorded_as_such(tmp_path):
     dataset = load("digits", resolution=8, channels=1, progress=False)
     run = Run("wild", "wild", {"lr_d": 1e30, "lr_g": 1e30, "loss": "wasserstein"}, ("domain", "sigmas"))
-    config = reproduce.config_of(run, dataclasses.replace(TINY_SCALE, steps_factor=0.05), 1)
+    config = Config(**reproduce.settings_of(run, dataclasses.replace(TINY_SCALE, steps_factor=0.05), 1))
     record = reproduce.train(run, config, dataset)
     assert record.diverged is not None
     assert record.distance is None
@@ -290,4 +290,4 @@ def test_runs_have_names_of_their_own_and_known_settings():
         for run in spec.runs:
             assert by_name.setdefault(run.name, run) == run
             assert set(run.measures) <= set(experiments.MEASURES)
-            reproduce.config_of(run, Scale(), 1)
+            Config(**reproduce.settings_of(run, Scale(), 1))

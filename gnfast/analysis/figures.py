@@ -424,7 +424,7 @@ def _log(axes: Axes, which: str, values: Iterable[float]) -> None:
 def _symlog(axes: Axes, values: Iterable[float]) -> None:
     sizes = [abs(value) for value in values if value]
     if sizes and max(sizes) > 20 * min(sizes):
-        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-4))
+        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-9))
 
 
 def _distinct(rows: Rows, name: str) -> list[Any]:

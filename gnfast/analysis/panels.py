@@ -40,10 +40,9 @@ def lipschitz_layers(rows: Rows) -> Panel:
     return Panel(
         "lipschitz-layers",
         "Lipschitz constant by depth",
-        "The largest Jacobian norm of the first k layers over sampled real, generated, mixed and noise images, "
-        "without the critic's gradient normalisation. Layers of constant 1 cannot raise it (Theorem 5), so that a "
-        "deep critic under spectral normalisation ends up with less than it may have; what a convolution can add is "
-        "its norm as an operator.",
+        f"The largest Jacobian norm of the first k layers over {rows[0]['images']} real, generated, mixed and noise "
+        "images, before any gradient normalisation. Layers of constant 1 cannot raise it (Theorem 5); a convolution "
+        "whose reshaped weight has norm 1 can, by as much as its norm as an operator.",
         f"{GNGAN}, fig. 3 and Theorem 5",
         figures.lipschitz_by_layer(rows),
         rows,
@@ -55,8 +54,8 @@ def lipschitz_training(rows: Rows) -> Panel:
         "lipschitz-training",
         "Lipschitz constant of whole critics over training",
         f"The largest gradient norm of the critic that the loss sees, over {rows[0]['images']} images of each kind "
-        "(real, generated, mixed, noise): a lower bound of its Lipschitz constant. Gradient normalisation uses the "
-        "1 that it is allowed at every depth, spectral normalisation less of it the deeper the critic.",
+        "(real, generated, mixed, noise): a lower bound of its Lipschitz constant. Gradient normalisation keeps it "
+        "below 1 at every depth; under spectral normalisation it is what the layers make of it.",
         f"{GNGAN}, fig. 3",
         figures.lipschitz_over_training(rows),
         rows,
@@ -94,9 +93,9 @@ def sigmas(rows: Rows) -> Panel:
     return Panel(
         "sigmas",
         "Largest singular values over training",
-        "The largest singular value of each layer's raw weight as a matrix at steps of training. Under gradient and "
-        "spectral normalisation nothing bounds it, since the critic is divided by what it amounts to; clipped "
-        "weights are bounded from outside.",
+        "The largest singular value of each layer's parameter as a matrix at steps of training (solid), and of the "
+        "weight that is applied where it differs (dashed). Under gradient and spectral normalisation nothing bounds "
+        "the parameters; clipping bounds them from outside.",
         f"{SNGAN}, fig. 9",
         figures.sigmas_over_training(rows),
         rows,

@@ -6,6 +6,7 @@ import functools
 import json
 import multiprocessing
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from gnfast.analysis.tables import Subject
 from gnfast.data import ImageDataset, to_float, to_uint8
 from gnfast.data import load as load_data
 from gnfast.data.files import atomic_write
-from gnfast.train.config import Config, as_json
+from gnfast.errors import FallbackWarning
+from gnfast.train.config import Config
 from gnfast.train.logs import write_text
 from gnfast.train.networks import resolve_device
 from gnfast.train.state import NonFiniteLossError, State, sample
@@ -107,12 +109,11 @@ def reproduce(
     return write(out, "What normalisation does to a critic", lead, panels)
 
 
-def config_of(run: Run, scale: Scale, channels: int) -> Config:
-    """A run's settings at a scale."""
-    settings = {**BASE, **run.changes}
-    settings["steps"] = max(1, round(settings["steps"] * scale.steps_factor))
+def settings_of(run: Run, scale: Scale, channels: int) -> dict[str, Any]:
+    """The fields of `gnfast.train.Config` that a run sets at a scale."""
     own = {"resolution": scale.resolution, "channels": channels, "width": scale.width, "device": scale.device}
-    return Config(data=scale.data, threads=1, **own, **settings)
+    settings = {"data": scale.data, "threads": 1, **own, **BASE, **run.changes}
+    return {**settings, "steps": max(1, round(settings["steps"] * scale.steps_factor))}
 
 
 def train(
@@ -221,8 +222,11 @@ def _train_and_save(run: Run, scale: Scale, out: Path, images: Path) -> str:
     torch.set_num_threads(1)
     dataset = _dataset(images)
     extractor = _extractor(dataset, out, scale) if "score" in run.measures else None
-    config = config_of(run, scale, dataset.images.shape[1])
-    record = train(run, config, dataset, extractor, out / "statistics")
+    config = Config(**settings_of(run, scale, dataset.images.shape[1]))
+    with warnings.catch_warnings():
+        # Activations with curvature are there for comparison; that they need double backward is no news.
+        warnings.simplefilter("ignore", FallbackWarning)
+        record = train(run, config, dataset, extractor, out / "statistics")
     content = {"settings": _key(run, scale, dataset), **dataclasses.asdict(record)}
     (out / "records").mkdir(exist_ok=True)
     write_text(_path(run, out), json.dumps(content) + "\n")
@@ -242,9 +246,11 @@ def _saved(run: Run, scale: Scale, dataset: ImageDataset, out: Path) -> Record |
 
 
 def _key(run: Run, scale: Scale, dataset: ImageDataset) -> dict[str, Any]:
-    config = as_json(config_of(run, scale, dataset.images.shape[1]))
+    settings = settings_of(run, scale, dataset.images.shape[1])
     # The same images under another path are the same images.
-    return {**config, "data": dataset.fingerprint, "measures": list(run.measures), "label": run.label}
+    key = {**settings, "data": dataset.fingerprint, "measures": run.measures, "label": run.label}
+    # As JSON gives it back: lists for tuples.
+    return json.loads(json.dumps(key))
 
 
 def _path(run: Run, out: Path) -> Path:
