@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import environment, interleaved_ms, relative_error
 
+from gnfast.bench.agree import relative_error
+from gnfast.bench.clock import interleaved_ms
+from gnfast.bench.environment import environment
 from gnfast.metrics import PROTOCOLS, FeatureStatistics, Inception, frechet_distance, kernel_distance, load_extractor
 
 

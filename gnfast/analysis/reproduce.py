@@ -23,11 +23,12 @@ from gnfast.analysis.gradient_norms import evaluation
 from gnfast.analysis.live import layer_sigmas
 from gnfast.analysis.report import write
 from gnfast.analysis.tables import Subject
-from gnfast.data import ImageDataset, to_float, to_uint8
+from gnfast.data import ImageDataset, to_float
 from gnfast.data import load as load_data
 from gnfast.data.files import atomic_write
 from gnfast.errors import FallbackWarning
 from gnfast.train.config import Config
+from gnfast.train.evaluate import sampler
 from gnfast.train.logs import write_text
 from gnfast.train.networks import resolve_device
 from gnfast.train.state import NonFiniteLossError, State, sample
@@ -192,10 +193,9 @@ def _subject(run: Run, state: State) -> Subject:
 
 def _distance(state: State, extractor: metrics.FeatureExtractor, statistics: Path | None) -> float | None:
     dataset = state.batches.dataset
-    noise = torch.Generator().manual_seed(state.config.seed + 3)
-    draw = lambda count: to_uint8(state.sample_batch(state.generator, noise)[:count])  # noqa: E731
+    draw = sampler(state.config, state.generator, state.config.seed + 3, batch_statistics=True)
     options = {"n_fake": min(len(dataset), FAKES), "batch_size": state.config.batch_g, "cache_dir": statistics}
-    found = metrics.evaluate(draw, dataset, extractor, progress=False, **options).value
+    found = metrics.evaluate(draw, dataset, extractor, progress=False, kid_subsets=0, **options).distance
     return found if np.isfinite(found) else None
 
 
