@@ -16,6 +16,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "leaky_relu_pack": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "torch")},
     "leaky_relu_mask": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "torch")},
     "spectral_norm": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
+    "winograd_conv2d": {"cpu": ("cpp", "torch")},
 }
 BACKENDS = ("torch", "cpp", "cuda", "triton")
 
