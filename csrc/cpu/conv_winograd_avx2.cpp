@@ -339,9 +339,15 @@ inline void multiply_add(Vec x, Vec y, Vec& sum) {
 #endif
 }
 
+template <_mm_hint kHint>
+inline void prefetch(const float* address) {
+  _mm_prefetch(reinterpret_cast<const char*>(address), kHint);
+}
+
 template <int kPanels, int kInner, int kRow>
 inline __attribute__((always_inline)) void multiply(int64_t k, const float* a, int64_t a_outer, const float* b,
-                                                    int64_t b_panel, float* c, int64_t c_panel, bool accumulate) {
+                                                    int64_t b_panel, float* c, int64_t c_panel, bool accumulate,
+                                                    const float* ahead) {
   Vec sums[kRows][kPanels];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
@@ -350,10 +356,11 @@ inline __attribute__((always_inline)) void multiply(int64_t k, const float* a, i
   }
 #pragma GCC unroll 3
   for (int p = 0; p < kPanels; ++p) {
-    _mm_prefetch(reinterpret_cast<const char*>(c + p * c_panel), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(c + p * c_panel + 2 * kPanel), _MM_HINT_T0);
+    prefetch<_MM_HINT_T0>(c + p * c_panel);
+    prefetch<_MM_HINT_T0>(c + p * c_panel + 2 * kPanel);
   }
   for (int64_t outer = 0; outer < k; outer += 8) {
+    prefetch<_MM_HINT_T1>(ahead + 2 * outer);
 #pragma GCC unroll 8
     for (int inner = 0; inner < 8; ++inner) {
       Vec columns[kPanels];
@@ -403,10 +410,14 @@ void tile_product(const float* a, const float* b, float* c, int64_t panel, int64
   for (int64_t first = 0; first < k; first += kDepth) {
     const int64_t depth = k - first < kDepth ? k - first : kDepth;
     for_strips(n / kPanel, [&](int64_t p, auto count) {
+      constexpr int kPanels = decltype(count)::value;
       const float* const strip = b + (p * k + first) * kPanel;
+      const float* const next = strip + kPanels * k * kPanel;
       for (int64_t t = 0; t < tiles; t += kRows) {
-        multiply<decltype(count)::value, 1, kPanel>(depth, a + first / kPanel * panel + t * kPanel, panel, strip,
-                                                    k * kPanel, c + p * panel + t * kPanel, panel, first > 0);
+        const int64_t call = t / kRows;
+        multiply<kPanels, 1, kPanel>(depth, a + first / kPanel * panel + t * kPanel, panel, strip, k * kPanel,
+                                     c + p * panel + t * kPanel, panel, first > 0,
+                                     next + (call % kPanels * k + call / kPanels * (depth / 4)) * kPanel);
       }
     });
   }
@@ -415,10 +426,12 @@ void tile_product(const float* a, const float* b, float* c, int64_t panel, int64
 void channel_product(const float* a, const float* b, float* c, int64_t panel, int64_t c_panel, int64_t tiles, int64_t m,
                      int64_t n, bool accumulate) {
   for_strips(n / kPanel, [&](int64_t p, auto count) {
+    constexpr int kPanels = decltype(count)::value;
+    const float* const next = b + (p + kPanels) * panel;
     for (int64_t row = 0; row < m; row += kRows) {
-      multiply<decltype(count)::value, kPanel, 1>(tiles, a + row / kPanel * panel + row % kPanel, 8 * kPanel,
-                                                  b + p * panel, panel, c + row * kPanel + p * c_panel, c_panel,
-                                                  accumulate);
+      multiply<kPanels, kPanel, 1>(tiles, a + row / kPanel * panel + row % kPanel, 8 * kPanel, b + p * panel, panel,
+                                   c + row * kPanel + p * c_panel, c_panel, accumulate,
+                                   next + row / kRows * (2 * tiles));
     }
   });
 }
