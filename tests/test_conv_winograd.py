@@ -21,7 +21,7 @@ NHWC = torch.channels_last
 NAN = float("nan")
 CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2)}
 # Batch, input and output channels, height, width: odd everything, less than a tile, less than a group of tiles, more
-# than one chunk of tiles, more channels than one product takes at once.
+# than one chunk of tiles, more channels than one product takes at once, and than one block of kernels.
 SIZES = [
     (1, 8, 8, 4, 4),
     (1, 8, 16, 5, 7),
@@ -30,6 +30,7 @@ SIZES = [
     (5, 16, 72, 4, 4),
     (2, 32, 24, 33, 17),
     (1, 264, 16, 6, 6),
+    (1, 520, 528, 4, 5),
 ]
 ENABLED = pytest.mark.skipif(not conv_winograd._enabled, reason="needs the C++ library and a processor with AVX2")
 
@@ -169,17 +170,35 @@ def test_samples_do_not_touch_each_other(case):
     assert torch.equal(spoilt_grad[others], input_grad[others])
 
 
+def every_second_column(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 3).to(memory_format=NHWC)[..., ::2]
+
+
+LAYOUTS = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": lambda x: x.to(memory_format=NHWC),
+    "strided": every_second_column,
+}
+
+
 @ENABLED
-def test_without_bias_and_with_a_contiguous_weight():
-    x, weight, _, cotangent, args = make("3x3", (8, 16, 24, 8, 8), 1)
-    contiguous = weight.contiguous()
+@pytest.mark.parametrize("weight_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES)
+def test_layouts(case, layout, weight_layout):
+    x, weight, _, cotangent, args = make(case, (8, 16, 24, 9, 10), 1)
+    expected = by("gnfast", x, weight, None, cotangent, args)
+    assert relative_error(expected[0], torch.convolution(*doubled(x, weight), None, *args)) < 1e-6
+    x, cotangent, weight = LAYOUTS[layout](x), LAYOUTS[layout](cotangent), LAYOUTS[weight_layout](weight)
     with Called() as called:
-        y, input_grad, weight_grad = by("gnfast", x, contiguous, None, cotangent, args)
+        actual = by("gnfast", x, weight, None, cotangent, args)
     assert len(called.names) == 3
-    assert weight_grad.is_contiguous()
-    for a, b in zip((y, input_grad, weight_grad), by("gnfast", x, weight, None, cotangent, args), strict=True):
+    for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)
-    assert relative_error(y, torch.convolution(*doubled(x, weight), None, *args)) < 1e-6
+    if "strided" not in (layout, weight_layout):
+        theirs = by("PyTorch", x, weight, None, cotangent, args)
+        assert [a.stride() for a in actual[:2]] == [t.stride() for t in theirs[:2]]
+        assert actual[2].stride() == weight.stride()
 
 
 # Everything else is PyTorch's own work, bit for bit.
@@ -192,7 +211,7 @@ ELSEWHERE = {
     "3x3 stride 2": ((4, 16, 16, 12, 13), 3, {"stride": 2, "padding": 1}),
     "4x4 stride 1": ((4, 16, 16, 12, 12), 4, {"padding": 2}),
     "dilation": ((4, 16, 16, 12, 12), 3, {"dilation": 2, "padding": 2}),
-    "few positions": ((1, 16, 16, 6, 6), 3, {"padding": 1}),
+    "few positions": ((1, 16, 16, 7, 9), 3, {"padding": 1}),
 }
 
 
@@ -210,13 +229,6 @@ def test_other_convolutions_are_pytorchs(name):
 def test_other_dtypes_are_pytorchs(dtype):
     x, weight, _, cotangent, args = make("3x3", (8, 16, 16, 8, 8), 1, dtype)
     assert_pytorchs(x, weight, cotangent, args)
-
-
-def test_other_layouts_are_pytorchs():
-    x, weight, _, cotangent, args = make("3x3", (8, 16, 16, 8, 8), 1)
-    assert_pytorchs(x.contiguous(), weight.contiguous(), cotangent.contiguous(), args)
-    wide = torch.randn(8, 16, 8, 16).to(memory_format=NHWC)
-    assert_pytorchs(wide[..., ::2], weight, wide.flip(0)[..., ::2], args)
 
 
 def test_groups_transposed_and_other_dimensions_are_pytorchs():
@@ -238,17 +250,16 @@ def assert_pytorchs(x, weight, cotangent, args):
 
 
 @ENABLED
-@pytest.mark.parametrize("method", ["gn", "pgn"])
 @pytest.mark.parametrize("family", ["dcgan", "resnet"])
-def test_critics_gradients_within_twice_pytorchs_error(family, method):
+def test_critics_gradients_within_twice_pytorchs_error(family):
     torch.manual_seed(0)
     _, net = models.build(family, resolution=32)
     net = net.to(memory_format=NHWC)
-    x = (torch.rand(16, 3, 32, 32) * 2 - 1).to(memory_format=NHWC)
+    x = (torch.rand(8, 3, 32, 32) * 2 - 1).to(memory_format=NHWC)
 
     def gradients(normalize, net, x):
         net = copy.deepcopy(net)
-        f_hat = normalize(net, x, method=method)
+        f_hat = normalize(net, x)
         f_hat.square().sum().backward()
         return [f_hat.detach(), *(p.grad for p in net.parameters())]
 

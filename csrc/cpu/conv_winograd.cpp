@@ -40,8 +40,8 @@ int64_t round_up(int64_t x, int64_t to) {
 struct Tiling {
   int64_t tile_rows, tile_cols, tiles;
   TileGrid input, output;
-  int64_t planes;                     // products
-  int64_t input_parts, output_parts;  // of the channels, side by side in one product
+  int64_t planes;       // products
+  int64_t input_parts;  // of the channels, side by side in one product
 
   TileRange range(int64_t first, int64_t count) const { return {first, count, tile_rows, tile_cols}; }
 };
@@ -55,7 +55,7 @@ Tiling tile_outputs(const Sizes& y, bool strided, int64_t padding) {
   const int64_t rows = divide_up(y.height, 2), cols = divide_up(y.width, 2);
   const TileGrid output{1, 2, 1, {0, 0}};
   const TileGrid input = strided ? TileGrid{2, 4, 2, {-padding, 1 - padding}} : TileGrid{1, 2, 1, {-padding, 0}};
-  return {rows, cols, y.batch * rows * cols, input, output, strided ? 9 : 16, strided ? 4 : 1, 1};
+  return {rows, cols, y.batch * rows * cols, input, output, strided ? 9 : 16, strided ? 4 : 1};
 }
 
 Tiling tile_input_grads(const Sizes& x, bool strided, int64_t padding) {
@@ -63,36 +63,56 @@ Tiling tile_input_grads(const Sizes& x, bool strided, int64_t padding) {
   // Rows of one parity are a 2×2 convolution of the cotangent with the taps of one parity.
   const int64_t rows = divide_up(x.height, 4), cols = divide_up(x.width, 4);
   const TileGrid input{2, 2, 1, {padding / 2 - 1, (padding + 1) / 2 - 1}}, output{2, 4, 2, {0, 1}};
-  return {rows, cols, x.batch * rows * cols, input, output, 36, 1, 1};
+  return {rows, cols, x.batch * rows * cols, input, output, 36, 1};
 }
 
 // Tiles that go through all steps of a convolution while they are in the L2 cache.
 constexpr int64_t kConvolutionTiles = 64;
 // Tiles of one product of a weight gradient: long enough to pay for loading the sums, short enough for the L1 cache.
-constexpr int64_t kGradientTiles = 192;
+constexpr int64_t kGradientTiles = 128;
 // Rows of such a product that one task computes.
 constexpr int64_t kGradientRows = 64;
 
-FeatureMap<const float*> feature_map(const at::Tensor& x) {
-  return {x.const_data_ptr<float>(), x.size(2), x.size(3), x.size(1)};
+// Floats of transformed kernels, or of sums for their gradients, in use at one time: 16 MiB stay in the L3 cache, and
+// are memory that the allocator keeps. Wider layers repeat the transforms of the other side for every block of
+// channels.
+constexpr int64_t kBlockFloats = int64_t{1} << 22;
+constexpr int64_t kMinBlockChannels = 128;
+
+int64_t channels_per_block(int64_t channels, int64_t floats_per_channel) {
+  const int64_t blocks = divide_up(channels * floats_per_channel, kBlockFloats);
+  return std::min(channels, std::max(kMinBlockChannels, round_up(divide_up(channels, blocks), kPanel)));
 }
 
-// y = convolution of x by transformed kernels [plane][y.channels / 8][input_parts * x.channels][8].
+FeatureMap<const float*> feature_map(const at::Tensor& x) {
+  return {x.const_data_ptr<float>(), x.size(2), x.size(3), x.size(1), x.size(1)};
+}
+
+FeatureMap<float*> writable_feature_map(const at::Tensor& y) {
+  return {y.mutable_data_ptr<float>(), y.size(2), y.size(3), y.size(1), y.size(1)};
+}
+
+template <typename Pointer>
+FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_t count) {
+  return {map.data + first, map.height, map.width, count, map.pixel};
+}
+
+// y = convolution of x by kernels [plane][to.channels / 8][input_parts * from.channels][8].
 void convolve(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
-              const at::Tensor& x, const float* weights, const float* bias, at::Tensor& y) {
-  const auto from = feature_map(x);
-  const FeatureMap<float*> to{y.mutable_data_ptr<float>(), y.size(2), y.size(3), y.size(1)};
+              const FeatureMap<const float*>& from, const float* weights, const float* bias,
+              const FeatureMap<float*>& to, const at::TensorOptions& options) {
   const int64_t depth = tiling.input_parts * from.channels;
   const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
   const int64_t panel = chunk * kPanel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
-  const int64_t parts = tiling.planes / transforms.points;
+  // Parts of the input lie side by side in one plane, parts of the output have planes of their own.
+  const int64_t in_part = tiling.input_parts > 1 ? chunk * from.channels : transforms.points * in_plane;
+  const PanelStrides in_strides{in_plane, in_part, panel};
+  const PanelStrides out_strides{out_plane, transforms.points * out_plane, panel};
   at::parallel_for(0, divide_up(tiling.tiles, chunk), 1, [&](int64_t begin, int64_t end) {
-    const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, x.options());
+    const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
     float* const inputs = workspace.mutable_data_ptr<float>();
     float* const outputs = inputs + tiling.planes * in_plane;
-    const PanelStrides in_strides{in_plane, parts > 1 ? transforms.points * in_plane : from.channels * chunk, panel};
-    const PanelStrides out_strides{out_plane, transforms.points * out_plane, panel};
     for (int64_t index = begin; index < end; ++index) {
       const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles - index * chunk));
       transforms.input(from, tiling.input, range, inputs, in_strides);
@@ -103,6 +123,29 @@ void convolve(const WinogradKernels& kernels, const WinogradTransforms& transfor
       transforms.output(outputs, out_strides, tiling.output, range, bias, to);
     }
   });
+}
+
+// The same, block by block of y's channels; transform_kernel(panel, to, plane) writes the kernels of 8 of them.
+template <typename TransformKernel>
+void convolve_in_blocks(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                        const at::Tensor& x, const float* bias, const at::Tensor& y,
+                        const TransformKernel& transform_kernel) {
+  const auto from = feature_map(x);
+  const auto to = writable_feature_map(y);
+  const int64_t depth = tiling.input_parts * from.channels;
+  const int64_t block = channels_per_block(to.channels, tiling.planes * depth);
+  const at::Tensor transformed = at::empty({tiling.planes * depth * block}, x.options());
+  float* const weights = transformed.mutable_data_ptr<float>();
+  for (int64_t first = 0; first < to.channels; first += block) {
+    const int64_t count = std::min(block, to.channels - first);
+    at::parallel_for(0, count / kPanel, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        transform_kernel(first + p * kPanel, weights + p * kPanel * depth, depth * count);
+      }
+    });
+    convolve(kernels, transforms, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
+             x.options());
+  }
 }
 
 bool is_strided(int64_t kernel_size) {
@@ -169,16 +212,11 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
                            output_size(x.size(3), size, padding), x);
   const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
 
-  const int64_t depth = tiling.input_parts * in_channels, plane = depth * out_channels;
-  const at::Tensor transformed = at::empty({tiling.planes * plane}, x.options());
   const float* const from = weight.const_data_ptr<float>();
-  float* const to = transformed.mutable_data_ptr<float>();
-  at::parallel_for(0, out_channels / kPanel, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      transforms.kernel(from + p * kPanel * size * size * in_channels, in_channels, to + p * kPanel * depth, plane);
-    }
-  });
-  convolve(kernels, transforms, tiling, x, to, bias ? bias->const_data_ptr<float>() : nullptr, y);
+  convolve_in_blocks(kernels, transforms, tiling, x, bias ? bias->const_data_ptr<float>() : nullptr, y,
+                     [&](int64_t first, float* to, int64_t plane) {
+                       transforms.kernel(from + first * size * size * in_channels, in_channels, to, plane);
+                     });
   return y;
 }
 
@@ -195,18 +233,50 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
   const Tiling tiling = tile_input_grads(Sizes(result.sizes()), is_strided(size), padding);
 
-  const int64_t plane = out_channels * in_channels;
-  const at::Tensor transformed = at::empty({tiling.planes * plane}, grad.options());
   const float* const from = weight.const_data_ptr<float>();
-  float* const to = transformed.mutable_data_ptr<float>();
-  at::parallel_for(0, in_channels / kPanel, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      transforms.kernel_adjoint(from + p * kPanel, out_channels, in_channels, padding, to + p * kPanel * out_channels,
-                                plane);
+  convolve_in_blocks(kernels, transforms, tiling, grad, nullptr, result, [&](int64_t first, float* to, int64_t plane) {
+    transforms.kernel_adjoint(from + first, out_channels, in_channels, padding, to, plane);
+  });
+  return result;
+}
+
+// The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
+void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                 const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, float* to,
+                 int64_t filter, const at::TensorOptions& options) {
+  const int64_t out_channels = cotangent.channels, depth = tiling.input_parts * from.channels;
+  const int64_t chunk = std::min(kGradientTiles, round_up(tiling.tiles, kTileGroup)), panel = chunk * kPanel;
+  const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * out_channels + kPlaneGap;
+  const int64_t sum_panel = out_channels * kPanel, sum_plane = out_channels * depth + kPlaneGap;
+  const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane + sum_plane)}, options);
+  float* const inputs = workspace.mutable_data_ptr<float>();
+  float* const outputs = inputs + tiling.planes * in_plane;
+  float* const sums = outputs + tiling.planes * out_plane;
+  const int64_t row_blocks = divide_up(out_channels, kGradientRows);
+
+  for (int64_t first = 0; first < tiling.tiles; first += chunk) {
+    const int64_t count = std::min(chunk, tiling.tiles - first);
+    at::parallel_for(0, divide_up(count, kTileGroup), 1, [&](int64_t begin, int64_t end) {
+      const int64_t offset = begin * kTileGroup;
+      const auto range = tiling.range(first + offset, std::min(end * kTileGroup, count) - offset);
+      transforms.input(from, tiling.input, range, inputs + offset * kPanel, {in_plane, chunk * from.channels, panel});
+      transforms.cotangent(cotangent, tiling.output, range, outputs + offset * kPanel, {out_plane, 0, panel});
+    });
+    at::parallel_for(0, tiling.planes * row_blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / row_blocks, row = task % row_blocks * kGradientRows;
+        kernels.channel_product(outputs + plane * out_plane + row * chunk, inputs + plane * in_plane,
+                                sums + plane * sum_plane + row * kPanel, panel, sum_panel, round_up(count, kTileGroup),
+                                std::min(kGradientRows, out_channels - row), depth, first > 0);
+      }
+    });
+  }
+  at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      transforms.kernel_grad(sums + o * kPanel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
+                             to + o * filter);
     }
   });
-  convolve(kernels, transforms, tiling, grad, to, nullptr, result);
-  return result;
 }
 
 at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size,
@@ -216,50 +286,19 @@ at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor&
   check_kernel(kernel_size, padding);
   check_cotangent(grad, x.sizes(), kernel_size, padding);
   const bool strided = is_strided(kernel_size);
-  const int64_t out_channels = grad.size(1), in_channels = x.size(1);
   const auto kernels = winograd_kernels();
   const auto& transforms = transforms_of(kernels, strided);
   const Tiling tiling = tile_outputs(Sizes(grad.sizes()), strided, padding);
-  const TileGrid cotangent_grid = tiling.output;
-
-  const int64_t depth = tiling.input_parts * in_channels, sum_panel = out_channels * kPanel;
-  const int64_t plane = out_channels * depth + kPlaneGap;
-  const int64_t chunk = std::min(kGradientTiles, round_up(tiling.tiles, kTileGroup)), panel = chunk * kPanel;
-  const int64_t x_plane = chunk * depth + kPlaneGap, grad_plane = chunk * out_channels + kPlaneGap;
-  const at::Tensor workspace = at::empty({tiling.planes * (x_plane + grad_plane)}, x.options());
-  float* const inputs = workspace.mutable_data_ptr<float>();
-  float* const cotangents = inputs + tiling.planes * x_plane;
-  const at::Tensor sums = at::empty({tiling.planes * plane}, x.options());
-  float* const sum = sums.mutable_data_ptr<float>();
-  const int64_t row_blocks = divide_up(out_channels, kGradientRows);
-  const auto x_map = feature_map(x), grad_map = feature_map(grad);
-
-  for (int64_t first = 0; first < tiling.tiles; first += chunk) {
-    const int64_t count = std::min(chunk, tiling.tiles - first);
-    at::parallel_for(0, divide_up(count, kTileGroup), 1, [&](int64_t begin, int64_t end) {
-      const int64_t offset = begin * kTileGroup;
-      const auto range = tiling.range(first + offset, std::min(end * kTileGroup, count) - offset);
-      transforms.input(x_map, tiling.input, range, inputs + offset * kPanel, {x_plane, in_channels * chunk, panel});
-      transforms.cotangent(grad_map, cotangent_grid, range, cotangents + offset * kPanel, {grad_plane, 0, panel});
-    });
-    at::parallel_for(0, tiling.planes * row_blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const int64_t p = task / row_blocks, row = task % row_blocks * kGradientRows;
-        kernels.channel_product(cotangents + p * grad_plane + row * chunk, inputs + p * x_plane,
-                                sum + p * plane + row * kPanel, panel, sum_panel, round_up(count, kTileGroup),
-                                std::min(kGradientRows, out_channels - row), depth, first > 0);
-      }
-    });
-  }
-
-  at::Tensor result = empty_map(out_channels, in_channels, kernel_size, kernel_size, x);
+  at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
+  const auto from = feature_map(x), cotangent = feature_map(grad);
   float* const to = result.mutable_data_ptr<float>();
-  at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      transforms.kernel_grad(sum + o * kPanel, {plane, in_channels * out_channels, sum_panel}, in_channels,
-                             to + o * kernel_size * kernel_size * in_channels);
-    }
-  });
+  const int64_t filter = kernel_size * kernel_size * x.size(1);
+
+  const int64_t block = channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels);
+  for (int64_t first = 0; first < cotangent.channels; first += block) {
+    const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
+    weight_grad(kernels, transforms, tiling, from, channels, to + first * filter, filter, x.options());
+  }
   return result;
 }
 

@@ -26,10 +26,11 @@ struct TileRange {
   int64_t first, count, tile_rows, tile_cols;
 };
 
+// `channels` of the channels of (batch, height, width, pixel) maps.
 template <typename Pointer>
 struct FeatureMap {
   Pointer data;
-  int64_t height, width, channels;
+  int64_t height, width, channels, pixel;
 };
 
 // Where a plane, a part and a panel start, in floats.

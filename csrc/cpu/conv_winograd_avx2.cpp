@@ -152,7 +152,7 @@ template <typename T>
 void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const TileRange& tiles, float* to,
               const PanelStrides& strides) {
   constexpr int kSize = T::kFrom;
-  const int64_t row_stride = x.width * x.channels, image_stride = x.height * row_stride;
+  const int64_t row_stride = x.width * x.pixel, image_stride = x.height * row_stride;
   const int64_t padded = (tiles.count + kTileGroup - 1) / kTileGroup * kTileGroup;
   const int64_t last = grid.step * (kSize - 1);
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
@@ -165,7 +165,7 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
       for (int64_t t = 0; t < tiles.count; ++t, tile.next()) {
         const int64_t row = grid.advance * tile.row + row_offset, col = grid.advance * tile.col + col_offset;
         const bool inside = row >= 0 && col >= 0 && row + last < x.height && col + last < x.width;
-        const float* const base = x.data + tile.image * image_stride + row * row_stride + col * x.channels + c;
+        const float* const base = x.data + tile.image * image_stride + row * row_stride + col * x.pixel + c;
         for (int64_t p = 0; p < panels; ++p) {
           Vec pixels[kSize * kSize], points[T::kTo * T::kTo];
           const float* const from = base + p * kPanel;
@@ -174,7 +174,7 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
             for (int i = 0; i < kSize; ++i) {
 #pragma GCC unroll 4
               for (int j = 0; j < kSize; ++j) {
-                pixels[i * kSize + j] = _mm256_loadu_ps(from + grid.step * (i * row_stride + j * x.channels));
+                pixels[i * kSize + j] = _mm256_loadu_ps(from + grid.step * (i * row_stride + j * x.pixel));
               }
             }
           } else {
@@ -182,8 +182,8 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
               for (int j = 0; j < kSize; ++j) {
                 const int64_t y_at = row + grid.step * i, x_at = col + grid.step * j;
                 const bool exists = y_at >= 0 && y_at < x.height && x_at >= 0 && x_at < x.width;
-                pixels[i * kSize + j] = exists ? _mm256_loadu_ps(from + grid.step * (i * row_stride + j * x.channels))
-                                               : _mm256_setzero_ps();
+                pixels[i * kSize + j] =
+                    exists ? _mm256_loadu_ps(from + grid.step * (i * row_stride + j * x.pixel)) : _mm256_setzero_ps();
               }
             }
           }
@@ -209,7 +209,7 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
 template <typename T>
 void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& grid, const TileRange& tiles,
                const float* bias, const FeatureMap<float*>& y) {
-  const int64_t row_stride = y.width * y.channels, image_stride = y.height * row_stride;
+  const int64_t row_stride = y.width * y.pixel, image_stride = y.height * row_stride;
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
     const int64_t row_offset = grid.offset[part / grid.parts], col_offset = grid.offset[part % grid.parts];
     for (int64_t c = 0; c < y.channels; c += 2 * kPanel) {
@@ -218,7 +218,7 @@ void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& g
       TileCursor tile(tiles);
       for (int64_t t = 0; t < tiles.count; ++t, tile.next()) {
         const int64_t row = grid.advance * tile.row + row_offset, col = grid.advance * tile.col + col_offset;
-        float* const base = y.data + tile.image * image_stride + row * row_stride + col * y.channels + c;
+        float* const base = y.data + tile.image * image_stride + row * row_stride + col * y.pixel + c;
         for (int64_t p = 0; p < panels; ++p) {
           Vec points[T::kFrom * T::kFrom], pixels[T::kTo * T::kTo];
           const float* const in = panel + p * strides.panel + t * kPanel;
@@ -230,7 +230,7 @@ void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& g
           const Vec shift = bias ? _mm256_loadu_ps(bias + c + p * kPanel) : _mm256_setzero_ps();
           for (int i = 0; i < T::kTo && row + grid.step * i < y.height; ++i) {
             for (int j = 0; j < T::kTo && col + grid.step * j < y.width; ++j) {
-              float* const out = base + p * kPanel + grid.step * (i * row_stride + j * y.channels);
+              float* const out = base + p * kPanel + grid.step * (i * row_stride + j * y.pixel);
               _mm256_storeu_ps(out, pixels[i * T::kTo + j] + shift);
             }
           }

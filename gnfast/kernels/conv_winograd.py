@@ -30,7 +30,7 @@ Arguments = tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[in
 _STRIDES = {(3, 3): (1, 1), (4, 4): (2, 2)}
 _PANEL = 8
 # Below this many output positions transforming the weight costs more than the products save (benchmarks/bench_conv.py).
-_MIN_POSITIONS = 256
+_MIN_POSITIONS = 64
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -44,8 +44,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments)
     Returns:
         (B, C_out, *space), in the memory format that PyTorch would give it.
     """
-    if _fits(x, weight, arguments, _positions(x, weight, arguments)):
-        return torch.ops.gnfast.winograd_conv2d(x, _channels_last(weight), bias, arguments[1][0])
+    if _fits(x, weight, arguments, x.shape[0] * x[0, 0].numel() // arguments[0][0] ** 2):
+        y = torch.ops.gnfast.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[1][0])
+        return _in_layout_of(y, x, weight)
     return torch.convolution(x, weight, bias, *arguments)
 
 
@@ -58,9 +59,9 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         weight, arguments: as for `conv2d`.
     """
     if _fits(cotangent, weight, arguments, cotangent[:, 0].numel()):
-        height, width = x.shape[2:]
-        weight = _channels_last(weight)
-        return torch.ops.gnfast.winograd_conv2d_input_grad(cotangent, weight, arguments[1][0], height, width)
+        given = _channels_last(cotangent), _channels_last(weight)
+        grad = torch.ops.gnfast.winograd_conv2d_input_grad(*given, arguments[1][0], *x.shape[2:])
+        return _in_layout_of(grad, cotangent, weight)
     return _backward(cotangent, x, weight, arguments, (True, False, False))[0]
 
 
@@ -73,9 +74,10 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
     """
-    if _fits(cotangent, weight, arguments, cotangent[:, 0].numel()) and _is_map(x):
-        grad = torch.ops.gnfast.winograd_conv2d_weight_grad(cotangent, x, weight.shape[2], arguments[1][0])
-        return grad if _is_channels_last(weight) else grad.contiguous()
+    if _fits(cotangent, weight, arguments, cotangent[:, 0].numel()):
+        given = _channels_last(cotangent), _channels_last(x)
+        grad = torch.ops.gnfast.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[1][0])
+        return _in_layout_of(grad, weight)
     return _backward(cotangent, x, weight, arguments, (False, True, False))[1]
 
 
@@ -89,33 +91,29 @@ def _fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bo
     return (
         _enabled
         and _STRIDES.get(tuple(weight.shape[2:])) == tuple(stride)
-        and _is_map(x)
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
         and not transposed
         and groups == 1
         and tuple(dilation) == (1, 1)
         and padding[0] == padding[1]
-        and weight.dtype == torch.float32
         and weight.shape[0] % _PANEL == 0
         and weight.shape[1] % _PANEL == 0
         and positions >= _MIN_POSITIONS
     )
 
 
-def _is_map(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and _is_channels_last(x)
+def _is_channels_last(t: Tensor) -> bool:
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
-def _channels_last(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last)
-
-
-def _positions(x: Tensor, weight: Tensor, arguments: Arguments) -> int:
-    """An estimate of the output's pixels."""
-    return x.shape[0] * x[0, 0].numel() // arguments[0][0] ** 2
+def _in_layout_of(result: Tensor, *given: Tensor) -> Tensor:
+    """As PyTorch chooses: channels_last if one of the given tensors is."""
+    return result if any(_is_channels_last(t) for t in given) else result.contiguous()
 
 
 def _register() -> None:
