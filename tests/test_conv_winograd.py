@@ -182,6 +182,17 @@ LAYOUTS = {
 
 
 @ENABLED
+def test_strided_bias():
+    x, weight, bias, _, args = make("3x3", (8, 16, 24, 9, 10), 1)
+    assert torch.equal(conv2d(x, weight, bias.repeat_interleave(2)[::2], args), conv2d(x, weight, bias, args))
+
+
+def test_no_samples():
+    x, weight, _, cotangent, args = make("3x3", (0, 16, 16, 8, 8), 1)
+    assert_pytorchs(x, weight, cotangent, args)
+
+
+@ENABLED
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)

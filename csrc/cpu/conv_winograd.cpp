@@ -203,9 +203,9 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
                     x.sizes());
   TORCH_CHECK_VALUE(std::min(x.size(2), x.size(3)) + 2 * padding >= size,
                     "x must be as large as the kernel after padding, got sizes ", x.sizes());
-  TORCH_CHECK_VALUE(!bias || (bias->scalar_type() == at::kFloat && bias->dim() == 1 && bias->is_contiguous() &&
-                              bias->size(0) == out_channels),
-                    "bias must have ", out_channels, " contiguous float32 entries");
+  TORCH_CHECK_VALUE(!bias || (bias->scalar_type() == at::kFloat && bias->sizes() == at::IntArrayRef{out_channels}),
+                    "bias must have ", out_channels, " float32 entries");
+  const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
   const auto kernels = winograd_kernels();
   const auto& transforms = transforms_of(kernels, is_strided(size));
   at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
@@ -213,7 +213,7 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
   const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, transforms, tiling, x, bias ? bias->const_data_ptr<float>() : nullptr, y,
+  convolve_in_blocks(kernels, transforms, tiling, x, bias ? shift.const_data_ptr<float>() : nullptr, y,
                      [&](int64_t first, float* to, int64_t plane) {
                        transforms.kernel(from + first * size * size * in_channels, in_channels, to, plane);
                      });

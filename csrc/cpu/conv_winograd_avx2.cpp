@@ -332,11 +332,7 @@ constexpr int kRows = 4;
 // sum += x * y, in this very form: with a choice, GCC reloads factors from memory or moves sums between registers,
 // which costs a tenth of the speed.
 inline void multiply_add(Vec x, Vec y, Vec& sum) {
-#ifdef __GNUC__
   __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(y));
-#else
-  sum = _mm256_fmadd_ps(x, y, sum);
-#endif
 }
 
 template <_mm_hint kHint>
@@ -386,7 +382,7 @@ inline __attribute__((always_inline)) void multiply(int64_t k, const float* a, i
   }
 }
 
-// Calls strip(first panel, std::integral_constant of how many) over `panels`: threes, and twos or a one for the rest.
+// Calls strip(first panel, Count of how many) over all panels: threes, and twos or a one for the rest.
 template <int kCount>
 struct Count {
   static constexpr int value = kCount;

@@ -29,7 +29,7 @@ Arguments = tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[in
 # kernel -> the stride with which it is one of the two cases
 _STRIDES = {(3, 3): (1, 1), (4, 4): (2, 2)}
 _PANEL = 8
-# Below this many output positions transforming the weight costs more than the products save (benchmarks/bench_conv.py).
+# With fewer output positions transforming the weight costs more than the products save.
 _MIN_POSITIONS = 64
 
 
@@ -44,7 +44,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments)
     Returns:
         (B, C_out, *space), in the memory format that PyTorch would give it.
     """
-    if _fits(x, weight, arguments, x.shape[0] * x[0, 0].numel() // arguments[0][0] ** 2):
+    if _fits(x, weight, arguments, _positions(x) // math.prod(arguments[0])):
         y = torch.ops.gnfast.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[1][0])
         return _in_layout_of(y, x, weight)
     return torch.convolution(x, weight, bias, *arguments)
@@ -58,7 +58,7 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         x: only its shape is read.
         weight, arguments: as for `conv2d`.
     """
-    if _fits(cotangent, weight, arguments, cotangent[:, 0].numel()):
+    if _fits(cotangent, weight, arguments, _positions(cotangent)):
         given = _channels_last(cotangent), _channels_last(weight)
         grad = torch.ops.gnfast.winograd_conv2d_input_grad(*given, arguments[1][0], *x.shape[2:])
         return _in_layout_of(grad, cotangent, weight)
@@ -74,7 +74,7 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
     """
-    if _fits(cotangent, weight, arguments, cotangent[:, 0].numel()):
+    if _fits(cotangent, weight, arguments, _positions(cotangent)):
         given = _channels_last(cotangent), _channels_last(x)
         grad = torch.ops.gnfast.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[1][0])
         return _in_layout_of(grad, weight)
@@ -101,6 +101,10 @@ def _fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bo
         and weight.shape[1] % _PANEL == 0
         and positions >= _MIN_POSITIONS
     )
+
+
+def _positions(x: Tensor) -> int:
+    return x.shape[0] * math.prod(x.shape[2:])
 
 
 def _is_channels_last(t: Tensor) -> bool:
