@@ -21,7 +21,8 @@ NHWC = torch.channels_last
 NAN = float("nan")
 CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2)}
 # Batch, input and output channels, height, width: odd everything, less than a tile, less than a group of tiles, more
-# than one chunk of tiles, more channels than one product takes at once, and than one block of kernels.
+# than one chunk of tiles, more channels than one product takes at once, and than one block of kernels;
+# enough tiles for several sums.
 SIZES = [
     (1, 8, 8, 4, 4),
     (1, 8, 16, 5, 7),
@@ -31,6 +32,7 @@ SIZES = [
     (2, 32, 24, 33, 17),
     (1, 264, 16, 6, 6),
     (1, 520, 528, 4, 5),
+    (11, 8, 16, 27, 30),
 ]
 ENABLED = pytest.mark.skipif(not conv_winograd._enabled, reason="needs the C++ library and a processor with AVX2")
 
@@ -142,7 +144,7 @@ def test_error_within_twice_pytorchs(case, channels_and_size, offset):
 @ENABLED
 @pytest.mark.parametrize("case", CASES)
 def test_bits_do_not_depend_on_threads_or_runs(case):
-    given = make(case, (5, 72, 40, 19, 20), 1)
+    given = make(case, (13, 72, 40, 19, 20), 1)
     threads = torch.get_num_threads()
     try:
         runs = []

@@ -240,22 +240,21 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   return result;
 }
 
-// The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
-void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
-                 const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, float* to,
-                 int64_t filter, const at::TensorOptions& options) {
+// sums[plane][from.channels / 8][cotangent.channels][8] = the products of the transforms of tiles [begin, end).
+void sum_products(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                  const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, int64_t tiles_begin,
+                  int64_t tiles_end, float* sums, int64_t sum_plane, const at::TensorOptions& options) {
   const int64_t out_channels = cotangent.channels, depth = tiling.input_parts * from.channels;
-  const int64_t chunk = std::min(kGradientTiles, round_up(tiling.tiles, kTileGroup)), panel = chunk * kPanel;
+  const int64_t chunk = std::min(kGradientTiles, round_up(tiles_end - tiles_begin, kTileGroup));
+  const int64_t panel = chunk * kPanel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * out_channels + kPlaneGap;
-  const int64_t sum_panel = out_channels * kPanel, sum_plane = out_channels * depth + kPlaneGap;
-  const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane + sum_plane)}, options);
+  const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
   float* const inputs = workspace.mutable_data_ptr<float>();
   float* const outputs = inputs + tiling.planes * in_plane;
-  float* const sums = outputs + tiling.planes * out_plane;
   const int64_t row_blocks = divide_up(out_channels, kGradientRows);
 
-  for (int64_t first = 0; first < tiling.tiles; first += chunk) {
-    const int64_t count = std::min(chunk, tiling.tiles - first);
+  for (int64_t first = tiles_begin; first < tiles_end; first += chunk) {
+    const int64_t count = std::min(chunk, tiles_end - first);
     at::parallel_for(0, divide_up(count, kTileGroup), 1, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * kTileGroup;
       const auto range = tiling.range(first + offset, std::min(end * kTileGroup, count) - offset);
@@ -266,11 +265,47 @@ void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& trans
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / row_blocks, row = task % row_blocks * kGradientRows;
         kernels.channel_product(outputs + plane * out_plane + row * chunk, inputs + plane * in_plane,
-                                sums + plane * sum_plane + row * kPanel, panel, sum_panel, round_up(count, kTileGroup),
-                                std::min(kGradientRows, out_channels - row), depth, first > 0);
+                                sums + plane * sum_plane + row * kPanel, panel, out_channels * kPanel,
+                                round_up(count, kTileGroup), std::min(kGradientRows, out_channels - row), depth,
+                                first > tiles_begin);
       }
     });
   }
+}
+
+// How many parts of the tiles have sums of their own, which saves threads from waiting for each other: a power of two
+// that fixes the order of addition, so it must not depend on the number of threads.
+int64_t num_splits(int64_t tiles, int64_t floats_per_sum) {
+  int64_t splits = 1;
+  while (splits < 16 && tiles / (2 * splits) >= 2 * kGradientTiles && 2 * splits * floats_per_sum <= kBlockFloats) {
+    splits *= 2;
+  }
+  return splits;
+}
+
+// The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
+void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                 const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, float* to,
+                 int64_t filter, const at::TensorOptions& options) {
+  const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kPanel;
+  const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
+  const int64_t sum_size = tiling.planes * sum_plane;
+  const int64_t splits = num_splits(tiling.tiles, sum_size), per_split = divide_up(tiling.tiles, splits);
+  const at::Tensor workspace = at::empty({splits * sum_size}, options);
+  float* const sums = workspace.mutable_data_ptr<float>();
+  // With one split, the loops inside are parallel instead.
+  at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t split = begin; split < end; ++split) {
+      sum_products(kernels, transforms, tiling, from, cotangent, split * per_split,
+                   std::min((split + 1) * per_split, tiling.tiles), sums + split * sum_size, sum_plane, options);
+    }
+  });
+  at::parallel_for(0, tiling.planes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t split = 1; split < splits; ++split) {
+      const float* const other = sums + split * sum_size;
+      for (int64_t i = begin * sum_plane; i < end * sum_plane - kPlaneGap; ++i) sums[i] += other[i];
+    }
+  });
   at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
       transforms.kernel_grad(sums + o * kPanel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
