@@ -24,12 +24,13 @@ AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPAB
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/schema.cpp",
+    "csrc/cpu/conv_winograd.cpp",
     "csrc/cpu/sign_bits.cpp",
     "csrc/cpu/sign_bits_portable.cpp",
     "csrc/cpu/spectral.cpp",
     "csrc/cpu/spectral_portable.cpp",
 ]
-AVX2_SOURCES = ["csrc/cpu/sign_bits_avx2.cpp", "csrc/cpu/spectral_avx2.cpp"]
+AVX2_SOURCES = ["csrc/cpu/conv_winograd_avx2.cpp", "csrc/cpu/sign_bits_avx2.cpp", "csrc/cpu/spectral_avx2.cpp"]
 CUDA_SOURCES = [
     "csrc/cuda/module.cpp",
     "csrc/cuda/sign_bits_binding.cpp",

@@ -23,4 +23,10 @@ TORCH_LIBRARY(gnfast, m) {
       "spectral_norm_backward(Tensor[] grads, Tensor[] weights, Tensor vectors, Tensor sigma, int[] dims, "
       "float[] coeffs) -> Tensor[]",
       tags);
+
+  // gnfast/kernels/conv_winograd.py says what these compute.
+  m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int padding) -> Tensor", tags);
+  m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight, int padding, SymInt height, SymInt width) -> Tensor",
+        tags);
+  m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int padding) -> Tensor", tags);
 }

@@ -19,6 +19,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "head": {"cpu": ("torch",), "cuda": ("triton", "torch")},
     "mlp": {"cpu": ("torch",), "cuda": ("triton", "torch")},
     "spectral_norm": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
+    "winograd_conv2d": {"cpu": ("cpp", "torch")},
 }
 BACKENDS = ("torch", "cpp", "cuda", "triton")
 

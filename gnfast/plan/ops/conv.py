@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnfast.kernels.conv_winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 from gnfast.plan.op import Op, Operands, Shape, per_sample, records, stand_in
 
 Sizes = tuple[int, ...]
@@ -33,18 +34,18 @@ class Conv(Op):
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         weight, bias = operands
-        return torch.convolution(inputs[0], weight, bias if self.adds_bias else None, *self._arguments()), None
+        return conv2d(inputs[0], weight, bias if self.adds_bias else None, self._arguments()), None
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
-        return (self._backward(cotangent, stand_in(cotangent, shapes[0]), operands[0], (True, False, False))[0],)
+        return (conv2d_input_grad(cotangent, stand_in(cotangent, shapes[0]), operands[0], self._arguments()),)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
     ) -> Tensor:
         weight, bias = operands
-        y = torch.convolution(tangents[0], weight, None, *self._arguments())
+        y = conv2d(tangents[0], weight, None, self._arguments())
         if self.adds_bias and bias is not None and scale is not None:
             y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
@@ -60,7 +61,7 @@ class Conv(Op):
     ) -> Sequence[Tensor | None]:
         weight_grad = bias_grad = None
         if needs[0]:
-            weight_grad = self._backward(cotangent, tangents[0], operands[0], (False, True, False))[1]
+            weight_grad = conv2d_weight_grad(cotangent, tangents[0], operands[0], self._arguments())
         if needs[1] and scale is not None:
             bias_grad = scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
         return weight_grad, bias_grad
@@ -80,11 +81,6 @@ class Conv(Op):
     def _arguments(self) -> tuple[Any, ...]:
         output_padding = self.output_padding or (0,) * len(self.stride)
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
-
-    def _backward(
-        self, cotangent: Tensor, h: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.aten.convolution_backward(cotangent, h, weight, None, *self._arguments(), mask)
 
 
 def sizes(value: int | Sequence[int], dims: int) -> Sizes:

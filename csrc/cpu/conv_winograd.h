@@ -1,0 +1,85 @@
+// Serial pieces of Winograd's convolution F(2×2, 3×3), and F(2×2, 2×2) on the phases of a 4×4 one with stride 2.
+//
+// Feature maps are (batch, height, width, channels), channels a multiple of 8. Between transforms and products
+// everything is in panels of 8 channels: [plane][channels / 8][tiles][8], a plane being one of the points of the
+// transformed tile.
+
+#pragma once
+
+#include <cstdint>
+
+namespace gnfast::cpu {
+
+constexpr int64_t kPanel = 8;
+// Tiles come in multiples of this, those beyond the last filled with zeros.
+constexpr int64_t kTileGroup = 8;
+
+// Which pixels belong to tile (i, j): row `advance * i + offset[r] + step * k` for part r = 0, ... of `parts` and
+// k = 0, 1, ...; columns alike.
+struct TileGrid {
+  int64_t parts, advance, step;
+  int64_t offset[2];
+};
+
+// Tiles [first, first + count) of all the images', row by row.
+struct TileRange {
+  int64_t first, count, tile_rows, tile_cols;
+};
+
+// `channels` of the channels of (batch, height, width, pixel) maps.
+template <typename Pointer>
+struct FeatureMap {
+  Pointer data;
+  int64_t height, width, channels, pixel;
+};
+
+// Where a plane, a part and a panel start, in floats.
+struct PanelStrides {
+  int64_t plane, part, panel;
+};
+
+struct WinogradTransforms {
+  int64_t points;  // of a transformed tile
+  // B^T d B
+  void (*input)(const FeatureMap<const float*>& x, const TileGrid& grid, const TileRange& tiles, float* to,
+                const PanelStrides& strides);
+  // A y A^T
+  void (*cotangent)(const FeatureMap<const float*>& y, const TileGrid& grid, const TileRange& tiles, float* to,
+                    const PanelStrides& strides);
+  // A^T m A, plus the bias (channels) unless it is null
+  void (*output)(const float* from, const PanelStrides& strides, const TileGrid& grid, const TileRange& tiles,
+                 const float* bias, const FeatureMap<float*>& y);
+  // G g G^T of 8 output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y:
+  // to[plane][part * in_channels + c][8]
+  void (*kernel)(const float* weight, int64_t in_channels, float* to, int64_t plane);
+  // The same for the data gradient of output channels [0, out_channels) and 8 input channels: to[plane][c][8], the
+  // planes of one phase after those of the other.
+  void (*kernel_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
+                         int64_t plane);
+  // G^T u G: one output channel's gradient, (kernel, kernel, in_channels)
+  void (*kernel_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, float* weight_grad);
+};
+
+// c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane: a and c in panels of tiles with `panel` floats from
+// one to the next, b [n / 8][k][8].
+using TileProduct = void (*)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k,
+                             int64_t n);
+
+// c[n / 8][m][8] = sum over tiles of a[m][tile] * b[n][tile], added to what is there if `accumulate`: a and b in panels
+// with `panel` floats from one to the next, c with `c_panel`.
+using ChannelProduct = void (*)(const float* a, const float* b, float* c, int64_t panel, int64_t c_panel, int64_t tiles,
+                                int64_t m, int64_t n, bool accumulate);
+
+struct WinogradKernels {
+  WinogradTransforms three;  // 3×3, stride 1
+  WinogradTransforms four;   // 4×4, stride 2
+  TileProduct tile_product;
+  ChannelProduct channel_product;
+};
+
+#ifdef GNFAST_WITH_AVX2
+// Callable only where the processor has AVX2 and FMA.
+WinogradKernels avx2_winograd_kernels();
+#endif
+
+}  // namespace gnfast::cpu
