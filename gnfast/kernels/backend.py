@@ -6,6 +6,7 @@ every device that it serves. It is read when gnfast is imported.
 
 import importlib.util
 import os
+import shutil
 
 import torch
 
@@ -47,7 +48,11 @@ def _unavailable(backend: str) -> str | None:
         return why_not_loaded(backend)
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    return None if torch.cuda.is_available() else "no CUDA device is available"
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton compiles its launchers with gcc or clang, and neither was found"
+    return None
 
 
 def choose(operation: str, device_type: str) -> str:

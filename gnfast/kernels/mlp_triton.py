@@ -113,8 +113,8 @@ def _mlp_backward_kernel(
     HIDDEN: tl.constexpr, SLOPE: tl.constexpr, BIASED: tl.constexpr, WANTS_GRAD_X: tl.constexpr,
     WANTS_WEIGHTS: tl.constexpr, CENTRE: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Program k: the gradient of layer k's weight and bias in grads[k] (P + 1, P), the bias in its last row; layer
-    HIDDEN is the output's, its weight in row 0. Program 0 writes ∂L/∂x as well."""
+    """Program k: the gradients of layer k's weight and bias, in `grads` one after the other, the output's layer last.
+    Program 0 writes ∂L/∂x as well."""
     layer = tl.program_id(0)
     e = tl.arange(0, P)
     plane = batch * P
@@ -154,9 +154,18 @@ def _mlp_backward_kernel(
             weight_grad += _times(tl.trans(delta), c)
             bias_grad += tl.sum(delta * s[:, None], axis=0)
     if WANTS_WEIGHTS:
-        out = grads + layer * (P + 1) * P
-        tl.store(out + e[:, None] * P + e[None, :], weight_grad)
-        tl.store(out + P * P + e, bias_grad)
+        rows = tl.where(layer == HIDDEN, 1, 0)
+        columns, begin = rows * 0, rows * 0
+        for k in tl.static_range(HIDDEN + 1):
+            its_columns = d_4 if k == 4 else _pick(k, d_0, d_1, d_2, d_3)
+            its_rows = 1 if k == HIDDEN else _pick(k, d_1, d_2, d_3, d_4)
+            rows = tl.where(layer == k, its_rows, rows)
+            columns = tl.where(layer == k, its_columns, columns)
+            begin += tl.where(layer > k, its_rows * (its_columns + 1), 0)
+        r = tl.arange(0, P)
+        tile = begin + r[:, None] * columns + e[None, :]
+        tl.store(grads + tile, weight_grad, mask=(r < rows)[:, None] & (e < columns)[None, :])
+        tl.store(grads + begin + rows * columns + r, bias_grad, mask=r < rows)
 
 
 def forward(
@@ -207,7 +216,7 @@ def backward(
     wants_grad_x: bool,
     wants_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor] | None, list[Tensor] | None]:
-    """∂L/∂x, and the gradients of all weights and of all biases (zeros' place where there is none), where wanted.
+    """∂L/∂x, and the float32 gradients of all weights and of all biases, there or not, where they are wanted.
 
     Args:
         upstream: ∂L/∂f̂ (B,).
@@ -215,12 +224,12 @@ def backward(
     """
     x, upstream = x.contiguous(), upstream.contiguous()
     batch, p, hidden = len(x), tile(weights), len(weights) - 1
-    layers = len(weights)
+    sizes = [size for weight in weights for size in (weight.numel(), len(weight))]
     grad_x = torch.empty_like(x) if wants_grad_x else None
-    grads = (partials.new_empty if batch else partials.new_zeros)((layers, p + 1, p)) if wants_weights else None
+    grads = (partials.new_empty if batch else partials.new_zeros)((sum(sizes),)) if wants_weights else None
     if batch:
         with torch.cuda.device_of(x):
-            _mlp_backward_kernel[(layers if wants_weights else 1,)](
+            _mlp_backward_kernel[(len(weights) if wants_weights else 1,)](
                 upstream, partials, x, g, masks, partials if deltas is None else deltas, *_four(weights[:-1], x),
                 *_four(biases[:-1], x), x if grad_x is None else grad_x, partials if grads is None else grads, batch,
                 *_widths(weights), HIDDEN=hidden, SLOPE=slope, BIASED=_present(biases[:-1]),
@@ -229,9 +238,8 @@ def backward(
             )  # fmt: skip
     if grads is None:
         return grad_x, None, None
-    of_weights = [grads[i, : w.shape[0], : w.shape[1]].to(w.dtype) for i, w in enumerate(weights)]
-    of_biases = [grads[i, p, : w.shape[0]].to(w.dtype) for i, w in enumerate(weights)]
-    return grad_x, of_weights, of_biases
+    parts = grads.split(sizes)
+    return grad_x, [part.view_as(w) for part, w in zip(parts[::2], weights, strict=True)], list(parts[1::2])
 
 
 def tile(weights: Sequence[Tensor]) -> int:
