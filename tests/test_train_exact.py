@@ -159,6 +159,18 @@ def test_rescaling_leaves_training_as_it_is(how):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_generating_for_all_critic_updates_at_once_changes_nothing(accumulate):
+    config = dataclasses.replace(PRESETS["gngan-cifar10-resnet"].config, **SMALL, n_dis=3, accumulate=accumulate)
+    states = [State(config, dataset(32), torch.device("cpu")) for _ in range(2)]
+    states[1].generates_ahead = True
+    for _ in range(3):
+        for state in states:
+            state.update()
+    torch.testing.assert_close(*(torch.stack(state.pending) for state in states), rtol=0, atol=1e-9)
+    torch.testing.assert_close(*(state.generator.state_dict() for state in states), rtol=0, atol=1e-9)
+
+
 def test_parts_of_a_batch_add_up_to_the_whole():
     """With running statistics there is no batch norm to see the difference; the critic has none anyway."""
     config = dataclasses.replace(PRESETS["gngan-cifar10-cnn-cr"].config, **SMALL)

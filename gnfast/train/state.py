@@ -4,13 +4,13 @@ import contextlib
 import copy
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnfast import CapturedStep, value_and_grad_norm
+from gnfast import CapturedStep, InputError, grouped_batch_norm, value_and_grad_norm
 from gnfast.captured import CaptureError
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
@@ -82,6 +82,8 @@ class State:
         self.first_norms = {name: p.detach().norm().item() for name, p in self.critic.named_parameters()}
         self.step = 0
         self.pending: list[Tensor] = []
+        # On a GPU one large launch is faster than several small ones. Rounding differs from one by one.
+        self.generates_ahead = device.type == "cuda" and config.n_dis > 1 and _counts_only_batches(self.generator)
         # What the updates of a step take instead of drawing it.
         self._drawn: deque[list[Tensor | None]] = deque()
 
@@ -204,15 +206,15 @@ class State:
         self,
         real: Tensor,
         labels: Tensor | None,
+        fake: Tensor | None,
         z: Tensor,
         y: Tensor | None,
         place: Tensor | None,
         *shifts: Tensor | None,
     ) -> Tensor:
         config = self.config
+        fake = self._fakes(z, y) if fake is None else fake
         with self._autocast():
-            with torch.no_grad():
-                fake = self.generate(*_present(z, y)).to(self.dtype)
             images, classes = [real, fake], [labels, y]
             if shifts[0] is not None:
                 images.append(apply_shifts(real, Shifts(*shifts)))
@@ -237,9 +239,26 @@ class State:
 
     def _updates(self, *drawn: list[Tensor | None]) -> Tensor:
         """The updates of one step, on the device alone where everything was drawn before; the mean of their losses."""
+        if self.generates_ahead:
+            drawn = self._with_fakes(drawn or self._draw_all())
         self._drawn = deque(drawn)
         critic_losses = [self.critic_update() for _ in range(self.config.n_dis)]
         return torch.cat([torch.stack(critic_losses).mean(0), self.generator_update()])
+
+    def _with_fakes(self, drawn: Sequence[list[Tensor | None]]) -> list[list[Tensor | None]]:
+        """What was drawn, with the generated images of all critic updates from one forward in larger convolutions."""
+        *critics, last = drawn
+        z, y = (
+            None if parts[0] is None else torch.cat(parts) for parts in zip(*(d[3:5] for d in critics), strict=True)
+        )
+        with grouped_batch_norm(self.generator, len(critics) * self.config.accumulate):
+            fakes = self._fakes(z, y).chunk(len(critics))
+        return [*([*d[:2], fake, *d[3:]] for d, fake in zip(critics, fakes, strict=True)), last]
+
+    @torch.no_grad()
+    def _fakes(self, z: Tensor, y: Tensor | None) -> Tensor:
+        with self._autocast():
+            return self.generate(*_present(z, y)).to(self.dtype)
 
     def _captured_updates(self) -> Tensor:
         drawn = self._draw_all()
@@ -265,7 +284,8 @@ class State:
     def _draw_critic(self) -> list[Tensor | None]:
         """This process's share of what a critic update takes: (B, …) tensors, None where it has no use for one.
 
-        Images and labels, and then in the order of `_critic_losses` z, y, places on lines, and the parts of `Shifts`.
+        In the order of `_critic_losses`: images and labels, a place for generated images, z, y, places on lines, and
+        the parts of `Shifts`.
         """
         config = self.config
         real, labels = next(self.batches)
@@ -275,7 +295,7 @@ class State:
         if config.consistency:
             shifts = draw_shifts(config.batch_d, config.resolution, config.resolution, self.noise)
         drawn = [self._share(self._to_device(tensor)) for tensor in (z, y, place, *shifts)]
-        return [real, labels if config.classes else None, *drawn]
+        return [real, labels if config.classes else None, None, *drawn]
 
     def _prepare_optimizers(self) -> None:
         """Steps and rates where a captured step wants them, on the device, or where others do."""
@@ -363,6 +383,15 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def _counts_only_batches(generator: nn.Module) -> bool:
+    """Whether one forward may stand for several, each batch with its own statistics."""
+    try:
+        with grouped_batch_norm(generator, 1):
+            return True
+    except InputError:
+        return False
 
 
 def _can_be_captured(config: Config, device: torch.device, group: Group) -> bool:
