@@ -73,7 +73,7 @@ def test_the_critic_is_high_on_real_images(name):
     assert generated.grad < 0
 
 
-@pytest.mark.parametrize("name", FORMULAS.keys() - {"exponential"})
+@pytest.mark.parametrize("name", sorted(FORMULAS.keys() - {"exponential"}))
 def test_extreme_logits_stay_finite(name):
     extreme = torch.tensor([-1e4, 1e4])
     assert LOSSES[name].critic(extreme, extreme).isfinite()
