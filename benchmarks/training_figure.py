@@ -1,0 +1,35 @@
+"""Draws runs beside each other: the Fréchet distance over steps, and over the seconds that training took.
+
+python benchmarks/training_figure.py runs/gn runs/gn-reference … --out docs/images/training.png
+"""
+
+import argparse
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from gnfast.train.logs import read_metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders; their names are the labels")
+    parser.add_argument("--out", type=Path, required=True, help="the PNG file")
+    arguments = parser.parse_args()
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    for run in arguments.runs:
+        distances = {row["step"]: row["distance_ema"] for row in read_metrics(run) if "distance_ema" in row}
+        seconds = {0: 0.0} | {row["step"]: row["seconds"] for row in read_metrics(run, "speed.jsonl")}
+        steps = [step for step in distances if step in seconds]
+        values = [distances[step] for step in steps]
+        over_steps.plot(steps, values, marker="o", markersize=3, label=run.name)
+        over_time.plot([seconds[step] for step in steps], values, marker="o", markersize=3)
+    over_steps.set(yscale="log", xlabel="generator updates", ylabel="Fréchet distance (EMA)")
+    over_time.set(xlabel="seconds, evaluations included")
+    over_steps.legend(frameon=False)
+    figure.savefig(arguments.out, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
