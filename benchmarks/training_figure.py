@@ -27,7 +27,7 @@ def main() -> None:
         over_time.plot([seconds[step] for step in steps], values, marker="o", markersize=3)
     over_steps.set(yscale="log", xlabel="generator updates", ylabel="Fréchet distance (EMA)")
     over_time.set(xlabel="seconds, evaluations included")
-    over_steps.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(arguments.out, dpi=120)
 
 
