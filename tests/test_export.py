@@ -11,33 +11,18 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gnfast.cli import main
-from gnfast.train import Config, RunError, checkpoint, train
+from gnfast.train import RunError, checkpoint
 from gnfast.train import sample as sample_module
 from gnfast.train.export import Snapshot, export, load_generator
 from gnfast.train.sample import WALK, sample_run
+from tests.tiny_runs import quiet, tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Three steps of tiny networks; the folder."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    config = Config(
-        data="digits",
-        resolution=8,
-        channels=1,
-        model="small",
-        width=0.1,
-        z_dim=5,
-        steps=3,
-        batch_d=7,
-        batch_g=6,
-        n_samples=4,
-        device="cpu",
-        tensorboard=False,
-        run_dir=str(folder),
-        ema_decay=0.5,
-    )
-    train("digits", config, progress=False, echo=lambda line: None)
+    quiet("digits", tiny(folder, steps=3, n_samples=4, ema_decay=0.5))
     row = {"step": 3, "distance_raw": 2.0, "distance_ema": 1.5, "extractor": "pixels", "n_real": 9, "n_fake": 9}
     with (folder / "metrics.jsonl").open("a") as file:
         print(json.dumps(row), file=file)

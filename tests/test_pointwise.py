@@ -1,9 +1,6 @@
 """Fused steps between matrix products: the rewrite, the plain twin and the Triton kernels, against double backward."""
 
 import importlib
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,10 +13,10 @@ from gnfast.kernels import pointwise, sign_bits
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.ops.join import Join
+from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracle import assert_matches_double_backward
 from tests.test_engine import NETWORKS
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -193,11 +190,7 @@ def test_interpreted_kernels_under_the_engine(layout, monkeypatch):
 
 @pytest.mark.skipif(INTERPRETED, reason="is the inner run")
 def test_in_the_interpreter():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "skipped" not in run.stdout
+    run_interpreted(__file__)
 
 
 @pytest.mark.gpu

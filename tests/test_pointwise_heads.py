@@ -1,19 +1,15 @@
 """The fused kernels of the normalisers against their plain twins, and under the engine."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 import gnfast
 from gnfast import heads, models, reference
 from gnfast.kernels import heads as head_kernels
+from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracle import outputs_and_gradients, relative_error
 from tests.test_engine import ResNet
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HEADS = {name: heads.find(name) for name in heads.METHODS} | {"gran, options": heads.gran(1.2, 0.03)}
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 DTYPES = [torch.float64, torch.float32, torch.float16]
@@ -75,11 +71,7 @@ def check_engine(name, net, x):
 
 @pytest.mark.skipif(INTERPRETED, reason="is the inner run")
 def test_in_the_interpreter():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "skipped" not in run.stdout
+    run_interpreted(__file__)
 
 
 def test_every_named_method_has_a_formula():

@@ -1,8 +1,5 @@
 """Small critics in two kernels, against double backward."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -13,9 +10,8 @@ import gnfast
 from gnfast import heads, reference, small
 from gnfast.kernels import mlp
 from gnfast.plan.chain import chain_of
+from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracle import outputs_and_gradients, relative_error
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def perceptron(*widths, slope=0.0, bias=True):
@@ -85,11 +81,7 @@ def test_interpreted_frozen_weights():
 
 @pytest.mark.skipif(INTERPRETED, reason="is the inner run")
 def test_in_the_interpreter():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "skipped" not in run.stdout
+    run_interpreted(__file__)
 
 
 def test_which_plans_are_chains():

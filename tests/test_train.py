@@ -13,7 +13,7 @@ from torch import nn
 
 from gnfast import models
 from gnfast.data import ImageDataset
-from gnfast.train import Config, NonFiniteLossError, RunError, checkpoint, train
+from gnfast.train import NonFiniteLossError, RunError, checkpoint
 from gnfast.train import loop as loop_module
 from gnfast.train.config import as_json, differences, from_json
 from gnfast.train.ema import Ema
@@ -22,22 +22,16 @@ from gnfast.train.networks import build_networks
 from gnfast.train.presets import PRESETS
 from gnfast.train.sample import sample_run
 from gnfast.train.state import State, sample
+from tests.tiny_runs import quiet, tiny
 
 
 @pytest.fixture
 def config(tmp_path):
     """Eleven steps of tiny networks on eight-pixel digits: odd intervals, so that stops fall between them."""
-    return Config(
-        data="digits",
-        resolution=8,
-        channels=1,
-        model="small",
-        width=0.1,
-        z_dim=5,
+    return tiny(
+        tmp_path / "run",
         steps=11,
         n_dis=2,
-        batch_d=7,
-        batch_g=6,
         lr_decay="linear",
         ema_decay=0.9,
         ema_start=3,
@@ -45,15 +39,7 @@ def config(tmp_path):
         sample_every=5,
         n_samples=9,
         checkpoint_every=4,
-        device="cpu",
-        tensorboard=False,
-        run_dir=str(tmp_path / "run"),
     )
-
-
-def quiet(preset, config):
-    lines = []
-    return train(preset, config, progress=False, echo=lines.append), lines
 
 
 def stop_at(monkeypatch, step, action):

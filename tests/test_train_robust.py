@@ -12,9 +12,10 @@ import time
 import pytest
 import torch
 
-from gnfast.train import Config, NonFiniteLossError, RunError, checkpoint, train
+from gnfast.train import NonFiniteLossError, RunError, checkpoint
 from gnfast.train.logs import read_metrics
 from gnfast.train.state import State
+from tests.tiny_runs import quiet, tiny
 
 # 3 in CI; `GNFAST_KILLS=20` for the figure in the documentation.
 KILLS = int(os.environ.get("GNFAST_KILLS", "3"))
@@ -23,29 +24,7 @@ STEPS = 60 * KILLS
 
 @pytest.fixture
 def config(tmp_path):
-    return Config(
-        data="digits",
-        resolution=8,
-        channels=1,
-        model="small",
-        width=0.1,
-        z_dim=5,
-        steps=30,
-        batch_d=7,
-        batch_g=6,
-        n_samples=4,
-        sample_every=0,
-        checkpoint_every=8,
-        log_every=5,
-        device="cpu",
-        tensorboard=False,
-        run_dir=str(tmp_path / "run"),
-    )
-
-
-def quiet(config):
-    lines = []
-    return train("digits", config, progress=False, echo=lines.append), lines
+    return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
 
 
 def launch(folder):
@@ -120,8 +99,8 @@ def test_a_full_disk_ends_the_run_clearly_and_it_continues(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", fail_at_16)
         with pytest.raises(RunError, match=r"no space left on the disk of .*run; free some and repeat the command"):
-            quiet(config)
-    outcome, lines = quiet(config)
+            quiet("digits", config)
+    outcome, lines = quiet("digits", config)
     assert "continuing after step 8" in lines[0]
     assert outcome.finished
 
@@ -134,7 +113,7 @@ def test_a_log_on_a_full_disk_ends_the_run_clearly(config, monkeypatch):
 
     monkeypatch.setattr(RunLog, "row", full)
     with pytest.raises(RunError, match="no space left"):
-        quiet(config)
+        quiet("digits", config)
 
 
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
@@ -149,17 +128,17 @@ def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(State, "critic_update", poisoned)
         with pytest.raises(NonFiniteLossError, match="step 13: loss_real is nan") as caught:
-            quiet(config)
+            quiet("digits", config)
     assert caught.value.step == 13
     saved = checkpoint.load_newest(config_folder(config) / "checkpoints")["state"]
     assert saved["step"] == 12
     assert all(value.isfinite().all() for value in saved["critic"].values())
     assert "the state after step 12 is saved" in (config_folder(config) / "log.txt").read_text()
     # What is saved is the state of a run that nothing happened to.
-    outcome, lines = quiet(config)
+    outcome, lines = quiet("digits", config)
     assert "continuing after step 12" in lines[0]
     whole = dataclasses.replace(config, run_dir=config.run_dir + "-whole")
-    quiet(whole)
+    quiet("digits", whole)
     a, b = (checkpoint.load_newest(config_folder(c) / "checkpoints")["state"] for c in (config, whole))
     assert outcome.finished
     assert_equal(a, b)
@@ -185,15 +164,15 @@ def test_the_best_checkpoint_is_kept(config, monkeypatch):
         return evaluate
 
     monkeypatch.setattr(loop, "evaluation", evaluation)
-    quiet(dataclasses.replace(config, eval_every=10))
+    quiet("digits", dataclasses.replace(config, eval_every=10))
     folder = config_folder(config) / "checkpoints"
     assert torch.load(folder / "best.pt", weights_only=True)["state"]["step"] == 10
     assert [path.name for path in checkpoint.paths(folder)] == ["step-000000030.pt", "step-000000024.pt"]
 
 
 def test_data_that_vanish_are_named(config, tmp_path):
-    quiet(dataclasses.replace(config, steps=3))
+    quiet("digits", dataclasses.replace(config, steps=3))
     with pytest.raises(ValueError, match="nowhere"):
-        quiet(dataclasses.replace(config, data=str(tmp_path / "nowhere")))
-    outcome, _ = quiet(config)
+        quiet("digits", dataclasses.replace(config, data=str(tmp_path / "nowhere")))
+    outcome, _ = quiet("digits", config)
     assert outcome.finished

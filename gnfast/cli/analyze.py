@@ -99,8 +99,8 @@ def run(words: list[str]) -> int:
 def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
     from gnfast.analysis.critic_report import analyze
+    from gnfast.device import resolve_device
     from gnfast.train.logs import read_metrics
-    from gnfast.train.networks import resolve_device
 
     if (folder is None) == (not options.net):
         raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())

@@ -91,6 +91,7 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     from gnfast.bench.cases import CASES, NEED_A_GENERATOR
     from gnfast.bench.environment import environment
     from gnfast.bench.mode import tuned
+    from gnfast.device import resolve_device
 
     if options.rounds < 1 or options.batch < 0:
         raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, want at least 1 and 0")
@@ -99,7 +100,8 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
             raise UsageError(f"{path}: its folder does not exist")
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = resolve(options.device)
+    with user_errors():
+        device = resolve_device(options.device)
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
@@ -133,21 +135,6 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     if ours_red:
         print("\ngnfast's results differ from double backward's: see the rows with a red gate.")
     return int(ours_red or not rows)
-
-
-def resolve(name: str):
-    """The device that --device names."""
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise UsageError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) has no such device")
-    return device
 
 
 def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[str]]":

@@ -53,6 +53,12 @@ def _one_line(box: str) -> str:
     return f"{message}; did you mean {near.group(1)}?" if near else message
 
 
+def spelled_out(words: list[str]) -> list[str]:
+    """The words with --ema and --raw as the option --weights that they are short for."""
+    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
+    return [part for word in words for part in short.get(word, [word])]
+
+
 @contextlib.contextmanager
 def user_errors():
     """Errors that say what the user gave and what was wanted become one line; a bug keeps its traceback."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gnfast.cli.common import UsageError, columns, parse, plain, user_errors
+from gnfast.cli.common import UsageError, columns, parse, plain, spelled_out, user_errors
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +78,7 @@ class EvalOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast eval WHAT [--data … | --reference …]`."""
-    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
-    rest = [part for word in words for part in short.get(word, [word])]
+    rest = spelled_out(words)
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise UsageError("eval: what? usage: gnfast eval RUN|FOLDER|NPZ|ZIP [--data NAME | --reference NPZ] [--n N]")
     what = None if rest[0] in ("-h", "--help") else rest.pop(0)
@@ -121,7 +120,7 @@ class Subject:
 def _evaluate(what: str, options: EvalOptions) -> dict[str, Any]:
     """Measures, prints the table, and returns what goes into the JSON file."""
     from gnfast import metrics
-    from gnfast.train.networks import resolve_device
+    from gnfast.device import resolve_device
 
     device = resolve_device(options.device)
     subject = _subject(what, options, device)

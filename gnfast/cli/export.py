@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gnfast.cli.common import UsageError, parse, user_errors
+from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
 
 USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
 
@@ -21,8 +21,7 @@ class ExportOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast export RUN [--out --ema/--raw]`."""
-    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
-    rest = [part for word in words for part in short.get(word, [word])]
+    rest = spelled_out(words)
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise UsageError(f"export: which run? {USAGE}")
     source = None if rest[0] in ("-h", "--help") else Path(rest.pop(0))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gnfast.cli.common import UsageError, parse, user_errors
+from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class SampleOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast sample RUN|FILE [--n --out --ema/--raw]`."""
-    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
-    rest = [part for word in words for part in short.get(word, [word])]
+    rest = spelled_out(words)
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise UsageError("sample: which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw]")
     source = None if rest[0] in ("-h", "--help") else rest.pop(0)

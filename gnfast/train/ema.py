@@ -31,12 +31,10 @@ class Ema:
         """Takes in the module's state after step `step` (counted from 1)."""
         ours, theirs = self.module.state_dict(), module.state_dict()
         # An average of spectral norm's unit vectors would be shorter than 1.
-        averaged = [
-            name
-            for name, value in ours.items()
-            if step >= self.start and value.is_floating_point() and not name.endswith((".0._u", ".0._v"))
-        ]
-        copied = [name for name in ours if name not in averaged]
+        averaged, copied = [], []
+        for name, value in ours.items():
+            follows = step < self.start or not value.is_floating_point() or name.endswith((".0._u", ".0._v"))
+            (copied if follows else averaged).append(name)
         # A launch per list, not per tensor, where PyTorch has it.
         if averaged:
             torch._foreach_lerp_([ours[n] for n in averaged], [theirs[n] for n in averaged], 1 - self.decay)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from gnfast.analysis.live import Probe
 from gnfast.data import ImageDataset
+from gnfast.device import resolve_device
 from gnfast.metrics import FeatureExtractor
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
@@ -22,7 +23,6 @@ from gnfast.train.config import Config, as_json, differences
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics, write_text
-from gnfast.train.networks import resolve_device
 from gnfast.train.parallel import Group, joined
 from gnfast.train.report import write_report
 from gnfast.train.signals import requested_stops
@@ -91,7 +91,6 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
         reference, extractor = dataset, None
         if group.leads:
             reference, extractor = open_measures(config, dataset, device, progress)
-        if group.leads:
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
             folder.mkdir(parents=True, exist_ok=True)
             settings = {"preset": preset, "config": as_json(config)}
@@ -141,7 +140,7 @@ class _Session:
         self._save()
         if self.group.leads:
             loss_curve(self.folder)
-            write_report(self.folder)
+            self._report()
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -196,9 +195,17 @@ class _Session:
             return
         self.measure(self.state)
         distances = [row["distance_ema"] for row in read_metrics(self.folder) if "distance_ema" in row]
-        write_report(self.folder)
+        self._report()
         if distances and self.state.step and distances[-1] == min(distances):
             self._save(best=True)
+
+    def _report(self) -> None:
+        try:
+            write_report(self.folder)
+        except OSError:
+            raise
+        except Exception as error:  # A page about the run must not end it.
+            self.log.say(f"warning: no report.html ({type(error).__name__}: {error}); `gnfast report` makes it later")
 
     def _save(self, best: bool = False) -> None:
         if self.group.leads:
@@ -282,7 +289,10 @@ def _set_arithmetic(config: Config, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = config.precision == "tf32"
         # The shapes of a run never change, so that trying all algorithms once pays.
         torch.backends.cudnn.benchmark = not config.deterministic
-        torch.use_deterministic_algorithms(config.deterministic)
+        if config.deterministic:
+            # cuBLAS wants this before its first call.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
 
 
 def _require_divisible(config: Config, group: Group) -> None:

@@ -56,16 +56,3 @@ def normalized(critic: nn.Module, config: Config) -> nn.Module:
         return merged(critic, config)
     options = {"method": config.method, "tau": config.tau, "eps": config.eps}
     return GradientNorm(critic, **options, impl=config.impl, rewrite=config.rewrite)
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` to a GPU where there is one, any other name to that device."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) sees no CUDA device")
-    return device

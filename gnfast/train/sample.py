@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gnfast.data import to_uint8
+from gnfast.device import resolve_device
 from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import grid
-from gnfast.train.networks import resolve_device
 from gnfast.train.state import sample
 
 # Images from one end of a latent walk to the other, both included.

@@ -1,0 +1,18 @@
+"""Triton's interpreter is chosen when a kernel is defined: tests that need it run in a process of their own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run_interpreted(file: str) -> None:
+    """Runs the tests of a file that have "interpreted" in their names, none of which may be skipped."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", "interpreted"]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert "skipped" not in run.stdout
