@@ -275,9 +275,13 @@ def _spectral_row(context: Context, network: str, layout: Any, dtype: Any) -> Ro
 
 
 def launches(context: Context) -> Iterator[Row]:
-    """The price of a kernel that does nothing worth mentioning: launched from Python, and as a node of a CUDA graph."""
+    """The price of a kernel that does nothing worth mentioning: launched from Python, and as a node of a CUDA graph.
+
+    And of a `CapturedStep` of two such kernels, by the host's clock: what a step takes of Python's time.
+    """
     import torch
 
+    import gnfast
     from gnfast.bench.clock import device_us
     from gnfast.bench.graph import captured
 
@@ -290,6 +294,14 @@ def launches(context: Context) -> Iterator[Row]:
     for name, function in (("eager", additions), ("graph", captured(additions, torch.device(context.device)))):
         times = device_us(function, context.device, budget_s=0.1)
         yield {"name": name, "launches": count, "us_per_launch": round(times["median_us"] / count, 3), **times}
+
+    for inputs in (2, 12):
+        tensors = [torch.zeros(32, device=context.device) for _ in range(inputs)]
+        step = gnfast.CapturedStep(lambda given: {"loss": given[0].sum(), "score": given[1].sum()}, context.device)
+        for _ in range(step.warmup + 1):
+            step(tensors)
+        times = device_us(partial(step, tensors), "cpu", budget_s=0.1)
+        yield {"name": "CapturedStep, time of the host", "inputs": inputs, **times}
 
 
 _32 = partial(compare, network="ResNet 32", batch=128, precision="bfloat16")

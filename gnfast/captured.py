@@ -69,7 +69,8 @@ class CapturedStep:
         That is the case after an optimiser's `load_state_dict`, `module.to(...)` or a change of `train()`/`eval()`.
         """
         self._calls = 0
-        self._inputs: tuple[list[Any], Any] | None = None
+        self._inputs: tuple[Any, ...] | None = None
+        self._held: list[Tensor] = []
         self._outputs: tuple[list[Any], Any] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -101,32 +102,23 @@ class CapturedStep:
 
     def _static(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs in the memory that the graph reads; the arguments themselves where there will be no graph."""
-        given, structure = pytree.tree_flatten(args)
         if self._inputs is None:
-            self._inputs = [self._place(value) for value in given], structure
-            return pytree.tree_unflatten(self._inputs[0] if self.device.type == "cuda" else given, structure)
-        held, expected = self._inputs
-        if structure != expected:
-            raise InputError(f"inputs: got {structure}, wanted {expected} as in the first call; reset() starts anew")
-        for index, (value, static) in enumerate(zip(given, held, strict=True)):
-            if _describe(value) != _describe(static):
-                raise InputError(
-                    f"input {index}: got {_describe(value)}, wanted {_describe(static)} as in the first call; a "
-                    "captured step has fixed shapes and constants, reset() starts anew"
-                )
-            if isinstance(static, Tensor) and self.device.type == "cuda":
-                with torch.no_grad():
-                    static.copy_(value, non_blocking=True)
-        return pytree.tree_unflatten(held if self.device.type == "cuda" else given, structure)
+            self._inputs = pytree.tree_map(self._place, args)
+            self._held = [leaf for leaf in pytree.tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
+        given: list[Tensor] = []
+        _gather(args, self._inputs, "inputs", given)
+        if self.device.type != "cuda":
+            return args
+        if given:
+            with torch.no_grad():
+                torch._foreach_copy_(self._held, given, non_blocking=True)
+        return self._inputs
 
     def _place(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if self.device.type != "cuda":
-            return torch.empty_like(value, device="meta")
-        with torch.no_grad():
-            placed = torch.empty_like(value, device=self.device).copy_(value, non_blocking=True)
-        return placed.requires_grad_(value.requires_grad)
+        device = self.device if self.device.type == "cuda" else "meta"
+        return torch.empty_like(value, device=device, requires_grad=value.requires_grad)
 
     def _run_eagerly(self, args: tuple[Any, ...]) -> Any:
         if self._stream is None:
@@ -162,6 +154,40 @@ class CapturedStep:
         if any(isinstance(value, Tensor) and not value.is_cuda for value in leaves):
             raise CaptureError("the step returns a tensor on the CPU, which a replay would not renew")
         self._graph, self._outputs = graph, (leaves, structure)
+
+
+def _gather(given: Any, first: Any, name: str, tensors: list[Tensor]) -> None:
+    """Appends the tensors of a nest to `tensors`, in the order of pytree; all else must be as in the first call.
+
+    A walk of its own: flattening with pytree and comparing structures would take most of a step's time in Python.
+    """
+    kind = type(first)
+    if isinstance(first, Tensor):
+        if not isinstance(given, Tensor) or given.shape != first.shape or given.dtype != first.dtype:
+            raise _differs(name, _describe(given), _describe(first))
+        tensors.append(given)
+    elif type(given) is not kind:
+        raise _differs(name, _describe(given), _describe(first))
+    elif isinstance(first, tuple | list):
+        if len(given) != len(first):
+            raise _differs(name, f"{len(given)} of them", len(first))
+        for index, (value, expected) in enumerate(zip(given, first, strict=True)):
+            if value is not None or expected is not None:
+                _gather(value, expected, f"{name}[{index}]", tensors)
+    elif kind is dict:
+        if given.keys() != first.keys():
+            raise _differs(name, list(given), list(first))
+        for key, expected in first.items():
+            _gather(given[key], expected, f"{name}[{key!r}]", tensors)
+    elif given != first:
+        raise _differs(name, given, first)
+
+
+def _differs(name: str, given: Any, wanted: Any) -> InputError:
+    return InputError(
+        f"{name}: got {given}, wanted {wanted} as in the first call; a captured step has fixed shapes and constants, "
+        "reset() starts anew"
+    )
 
 
 def _describe(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Steps as CUDA graphs: what a step may not do, that nothing in gnfast does it, and that replays equal eager steps."""
 
 import copy
+from collections import namedtuple
 
 import pytest
 import torch
@@ -149,16 +150,39 @@ def test_inputs_keep_their_shapes_and_constants():
     step = CapturedStep(lambda x, options: x * options["factor"], "cpu")
     x = torch.ones(4, 3)
     assert torch.equal(step(x, {"factor": 2}), 2 * x)
-    with pytest.raises(InputError, match=r"input 0: got \(\(3, 3\), torch.float32\), wanted \(\(4, 3\)"):
+    with pytest.raises(InputError, match=r"inputs\[0\]: got \(\(3, 3\), torch.float32\), wanted \(\(4, 3\)"):
         step(x[:3], {"factor": 2})
-    with pytest.raises(InputError, match="input 1: got 3, wanted 2"):
+    with pytest.raises(InputError, match=r"inputs\[1\]\['factor'\]: got 3, wanted 2"):
         step(x, {"factor": 3})
-    with pytest.raises(InputError, match="as in the first call"):
+    with pytest.raises(InputError, match=r"inputs\[1\]\['factor'\]: got .*float32.*, wanted 2"):
+        step(x, {"factor": x})
+    with pytest.raises(InputError, match=r"inputs\[0\]: got None, wanted \(\(4, 3\)"):
+        step(None, {"factor": 2})
+    with pytest.raises(InputError, match=r"inputs\[1\]: got \['factor', 'more'\], wanted \['factor'\]"):
+        step(x, {"factor": 2, "more": 1})
+    with pytest.raises(InputError, match="inputs: got 1 of them, wanted 2 as in the first call"):
         step(x)
     step.reset()
     assert torch.equal(step(x[:3], {"factor": 3}), 3 * x[:3])
     with pytest.raises(InputError, match="warmup: got 0"):
         CapturedStep(step, "cpu", warmup=0)
+
+
+def test_tensors_are_copied_in_the_order_of_the_nest(monkeypatch):
+    """What a GPU would replay on: the memory of the first call's inputs, filled anew."""
+    Pair = namedtuple("Pair", "left right")
+    first, second = (
+        ({"b": torch.full((2,), v), "a": [torch.full((3,), v + 1), None, 7]}, Pair(torch.full((1,), v + 2), "word"))
+        for v in (1.0, 4.0)
+    )
+    step = CapturedStep(lambda *inputs: inputs, "cuda")
+    with monkeypatch.context() as patch:
+        patch.setattr(CapturedStep, "_place", lambda _, v: torch.empty_like(v) if isinstance(v, torch.Tensor) else v)
+        held = step._static(first)
+        assert step._static(second) is held
+    assert held[0]["a"][1:] == [None, 7] and held[1].right == "word"
+    tensors = held[0]["b"], held[0]["a"][0], held[1].left
+    assert [tensor.tolist() for tensor in tensors] == [[4.0] * 2, [5.0] * 3, [6.0]]
 
 
 @pytest.mark.gpu
