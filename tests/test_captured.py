@@ -237,15 +237,16 @@ def test_training_steps_draw_the_same_before_and_within():
 
     images = ImageDataset("noise", torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8))
     settings = {"data": "", "model": "small", "resolution": 8, "channels": 1, "z_dim": 4, "width": 0.1}
-    config = Config(**settings, n_dis=3, batch_d=4, batch_g=6, steps=9)
+    config = Config(**settings, n_dis=3, batch_d=4, batch_g=6, steps=9, ema_start=2)
     eager, prepared = State(config, images, torch.device("cpu")), State(config, images, torch.device("cpu"))
     prepared.captured = CapturedStep(prepared._updates, "cpu")
     for _ in range(3):
         eager.update()
         prepared.update()
     assert eager.take_losses() == prepared.take_losses()
-    for left, right in zip(eager.generator.parameters(), prepared.generator.parameters(), strict=True):
-        assert torch.equal(left, right)
+    for name in ("raw", "ema"):
+        left, right = eager.generators()[name].state_dict(), prepared.generators()[name].state_dict()
+        assert all(torch.equal(value, right[key]) for key, value in left.items())
 
 
 @pytest.mark.gpu
@@ -256,15 +257,19 @@ def test_captured_training_follows_eager_training():
 
     images = ImageDataset("noise", torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))
     settings = {"data": "", "model": "dcgan", "resolution": 32, "z_dim": 16, "width": 0.25, "n_dis": 2, "steps": 20}
-    settings |= {"batch_d": 8, "batch_g": 16, "precision": "float32", "lr_decay": "linear"}
+    settings |= {"batch_d": 8, "batch_g": 16, "precision": "float32", "lr_decay": "linear", "ema_start": 6}
     eager, captured = (
         State(Config(**settings, cuda_graph=graph), images, torch.device("cuda")) for graph in (False, True)
     )
     assert eager.captured is None
-    for step in range(6):
+    warmup = captured.captured.warmup
+    for step in range(10):
         eager.update()
         captured.update()
-        assert captured.captured.captured == (step >= captured.captured.warmup)
+        # Anew where the moving average begins.
+        assert captured.captured.captured == (warmup <= step < 5 or step >= 5 + warmup)
+    for left, right in zip(captured.ema.module.parameters(), eager.ema.module.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-3)
     expected, actual = eager.take_losses(), captured.take_losses()
     assert actual == pytest.approx(expected, rel=2e-2, abs=2e-3)
     captured.load_state_dict(eager.state_dict())

@@ -97,9 +97,11 @@ class State:
         rate = 1 - self.step / self.config.steps if self.config.lr_decay == "linear" else 1.0
         _set_rate(self.optim_d, self.config.lr_d * rate)
         _set_rate(self.optim_g, self.config.lr_g * rate)
+        if self.captured is not None and self.step + 1 == self.config.ema_start:
+            # Until now the graph copied the generator; from here on it averages.
+            self.captured.reset()
         losses = self._updates() if self.captured is None else self._captured_updates()
         self.step += 1
-        self.ema.update(self.generator, self.step)
         # Kept on the device: reading a loss at every step would make a GPU wait for Python.
         self.pending.append(losses)
 
@@ -238,12 +240,14 @@ class State:
         return torch.stack(losses)
 
     def _updates(self, *drawn: list[Tensor | None]) -> Tensor:
-        """The updates of one step, on the device alone where everything was drawn before; the mean of their losses."""
+        """A step, on the device alone where everything was drawn before; the mean losses of its updates."""
         if self.generates_ahead:
             drawn = self._with_fakes(drawn or self._draw_all())
         self._drawn = deque(drawn)
         critic_losses = [self.critic_update() for _ in range(self.config.n_dis)]
-        return torch.cat([torch.stack(critic_losses).mean(0), self.generator_update()])
+        losses = torch.cat([torch.stack(critic_losses).mean(0), self.generator_update()])
+        self.ema.update(self.generator, self.step + 1)
+        return losses
 
     def _with_fakes(self, drawn: Sequence[list[Tensor | None]]) -> list[list[Tensor | None]]:
         """What was drawn, with the generated images of all critic updates from one forward in larger convolutions."""
