@@ -1,16 +1,12 @@
 """The Triton kernels of spectral normalisation: run in Triton's interpreter, and compiled without a GPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from gnfast.kernels import spectral
+from tests.interpreter import INTERPRETED, run_interpreted
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EPS = 1e-12
 
 
@@ -30,10 +26,9 @@ def weights(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[int]]:
     return [torch.empty_strided(w.shape, w.stride(), dtype=dtype).copy_(w) for w, _ in made], [dim for _, dim in made]
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-def test_matches_the_plain_twin(dtype):
-    if not INTERPRETED:
-        pytest.skip("runs inside test_in_the_interpreter")
+def test_interpreted_kernels_match_the_plain_twin(dtype):
     from gnfast.kernels import spectral_triton
 
     ws, dims = weights(dtype)
@@ -56,13 +51,9 @@ def test_matches_the_plain_twin(dtype):
         assert (actual.double() - expected.double()).norm() <= tolerance * expected.double().norm()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="is the inner run")
 def test_in_the_interpreter():
-    if INTERPRETED:
-        pytest.skip("is the inner run")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "twin"]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "3 passed" in run.stdout
+    run_interpreted(__file__)
 
 
 CONSTANTS = {"ITERATE": True, "EPS": EPS, "COEFF": 1.0, "BLOCK": 2048, "BLOCK_ROWS": 8, "BLOCK_COLUMNS": 256}
