@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Op, Operands, Shape, frozen, per_sample, records
+from gnfast.plan.op import LinearCall, LinearMap, Op, Operands, Shape, frozen, is_channels_last, per_sample, records
 from gnfast.plan.ops.constant import constant
 
 
@@ -23,8 +23,15 @@ class Reshape(LinearMap):
     def apply(self, *inputs: Tensor) -> Tensor:
         return inputs[0].reshape(inputs[0].shape[0], *self.shape)
 
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (cotangent.reshape(shapes[0]),)
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, bool]:
+        return self.apply(*inputs), is_channels_last(inputs[0])
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: bool, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        grad = cotangent.reshape(shapes[0])
+        # Else every convolution below would have to reorder its cotangent.
+        return (grad.contiguous(memory_format=torch.channels_last) if saved else grad,)
 
     def label(self) -> str:
         return "reshape"
