@@ -1,5 +1,11 @@
+import os
+import sys
+
 import pytest
 import torch
+
+_lost_in: str | None = None
+"""The test after which the device no longer answered."""
 
 
 def pytest_configure(config):
@@ -15,6 +21,26 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.failed and torch.cuda.is_initialized():
+        global _lost_in
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            _lost_in = item.nodeid
+    return report
+
+
+def pytest_runtest_setup(item):
+    # An error of the device stays with its process, and every later test would fail with it. Another worker takes over;
+    # that this test crashed is the price.
+    if _lost_in is not None and hasattr(item.config, "workerinput"):
+        print(f"{item.nodeid} was not run: the device was lost in {_lost_in}", file=sys.__stderr__, flush=True)
+        os._exit(1)
 
 
 @pytest.fixture(autouse=True)

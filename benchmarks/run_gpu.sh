@@ -26,8 +26,11 @@ step() {
 }
 
 step 150 build env GNFAST_BUILD=cuda python3 setup.py build_ext --inplace
-# Only the files with GPU tests: the others may import packages that are not here.
-step 210 tests python3 -m pytest -m gpu $(grep -lE "mark\.gpu" tests/test_*.py) -p no:cacheprovider -p no:xdist --durations=10
+# Only the files with GPU tests: the others may import packages that are not here. Processes share the compiling of
+# Triton kernels, and one that loses the device is replaced.
+workers="-p no:xdist"
+if python3 -c 'import xdist' 2>/dev/null; then workers="-n 8 --max-worker-restart 64"; fi
+step 210 tests python3 -m pytest -m gpu $(grep -lE "mark\.gpu" tests/test_*.py) -p no:cacheprovider $workers --durations=10
 left=$((570 - SECONDS))
 step "$left" benchmarks python3 benchmarks/run_gpu.py --out "$out/results.json" --time-limit $((left - 30)) --steps "$statuses"
 exit "$failed"
