@@ -24,6 +24,7 @@ AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPAB
 CPU_SOURCES = [
     "csrc/module.cpp",
     "csrc/schema.cpp",
+    "csrc/cpu/arena.cpp",
     "csrc/cpu/conv_winograd.cpp",
     "csrc/cpu/sign_bits.cpp",
     "csrc/cpu/sign_bits_portable.cpp",

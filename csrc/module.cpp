@@ -6,6 +6,8 @@
 
 #include <string>
 
+#include "cpu/arena.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -40,9 +42,26 @@ py::dict build_info() {
   return info;
 }
 
+py::dict arena_use() {
+  const auto use = gnfast::cpu::arena_use();
+  py::dict result;
+  result["blocks"] = use.blocks;
+  result["refused"] = use.refused;
+  result["grown"] = use.grown;
+  result["in_use"] = use.in_use;
+  result["held"] = use.held;
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "gnfast's operators for the CPU.";
   m.def("build_info", &build_info, "How this library was built, and the instruction set it found at run time.");
+  // gnfast/memory.py says what these do.
+  m.def("install_arena", &gnfast::cpu::install_arena);
+  m.def("open_arena", &gnfast::cpu::open_arena);
+  m.def("close_arena", &gnfast::cpu::close_arena);
+  m.def("release_arena", &gnfast::cpu::release_arena);
+  m.def("arena_use", &arena_use);
 }

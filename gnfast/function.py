@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gnfast import heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
 from gnfast.heads import Head, Method
+from gnfast.memory import reuse_memory
 from gnfast.once import once_differentiable
 from gnfast.plan.op import autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
@@ -115,6 +116,7 @@ class _FourPasses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @reuse_memory()
     def backward(ctx, grad_f: Tensor | None, grad_g: Tensor | None) -> tuple[Tensor | None, ...]:
         x, g, *rest = ctx.saved_tensors
         operands, cotangents = rest[: ctx.operand_count], rest[ctx.operand_count :]
@@ -142,6 +144,7 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @reuse_memory()
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, g, *rest = ctx.saved_tensors
         saved, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
@@ -155,6 +158,7 @@ class _Normalized(torch.autograd.Function):
         return None, None, None, grad_x, *grads
 
 
+@reuse_memory()
 def _value_and_input_grad(
     plan: Plan, keep: bool, x: Tensor, operands: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, list[Any], list[Tensor | None]]:
