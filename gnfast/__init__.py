@@ -6,6 +6,7 @@ from gnfast.errors import FallbackWarning, InputError, UnsupportedError
 from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
 from gnfast.grouped import grouped_batch_norm
 from gnfast.heads import Head
+from gnfast.memory import memory_use, release_memory, reuse_memory
 from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
 from gnfast.rescale import rescale_
@@ -25,11 +26,14 @@ __all__ = [
     "UnsupportedError",
     "grouped_batch_norm",
     "heads",
+    "memory_use",
     "normalize_gradient",
     "penalties",
     "reference",
+    "release_memory",
     "remove_spectral_norm",
     "rescale_",
+    "reuse_memory",
     "rewrite",
     "spectral_norm",
     "spectral_norm_",

@@ -116,7 +116,6 @@ class _FourPasses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @reuse_memory()
     def backward(ctx, grad_f: Tensor | None, grad_g: Tensor | None) -> tuple[Tensor | None, ...]:
         x, g, *rest = ctx.saved_tensors
         operands, cotangents = rest[: ctx.operand_count], rest[ctx.operand_count :]
@@ -126,7 +125,7 @@ class _FourPasses(torch.autograd.Function):
         grads = [None] * len(operands)
         if any(needs) and not (grad_f is None and grad_g is None):
             start = passes.merged_tangent(x, scale, grad_g)
-            with _without_autocast(x):
+            with _without_autocast(x), reuse_memory(x.device):
                 grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
         return None, None, grad_x, *grads
 
@@ -144,21 +143,19 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @reuse_memory()
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, g, *rest = ctx.saved_tensors
         saved, rest = rest[: ctx.counts[0]], rest[ctx.counts[0] :]
         operands, cotangents = rest[: ctx.counts[1]], rest[ctx.counts[1] :]
         _, _, _, needs_x, *needs = ctx.needs_input_grad
         grads = [None] * len(operands)
-        with _without_autocast(x):
+        with _without_autocast(x), reuse_memory(x.device):
             scale, start, grad_x = heads.pull(ctx.head, tuple(saved), grad, x, g, any(needs), needs_x)
             if start is not None:
                 grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
         return None, None, None, grad_x, *grads
 
 
-@reuse_memory()
 def _value_and_input_grad(
     plan: Plan, keep: bool, x: Tensor, operands: tuple[Tensor, ...]
 ) -> tuple[Tensor, Tensor, list[Any], list[Tensor | None]]:
@@ -196,7 +193,7 @@ def _run(
         else:
             keep = torch.is_grad_enabled() and bool(plan.trainable)
             # Autocast has had its say when the network was recorded.
-            with _without_autocast(x):
+            with _without_autocast(x), reuse_memory(x.device):
                 if head is not None:
                     f_hat = normalized_by_two_kernels(plan, head, keep, x, operands)
                     if f_hat is not None:

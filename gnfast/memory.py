@@ -9,31 +9,38 @@ all of it off; it is read when it is first needed. Without the compiled library,
 PyTorch's CPU allocator, nothing here has an effect.
 """
 
-import contextlib
 import functools
 import importlib
 import os
 from types import ModuleType
 
+import torch
+
 from gnfast.kernels.build_info import load
 
 
-class reuse_memory(contextlib.ContextDecorator):
-    """Context manager and decorator: CPU tensors made inside, on any thread, take memory that dead ones have left.
+class reuse_memory:
+    """Context manager: CPU tensors made inside, on any thread, take memory that dead ones have left.
 
     Around a whole training step it also serves what is not gnfast's: the generator, the optimiser's temporaries. What
     it holds is the most that was in use at one time plus fragmentation (measured: 10 to 25 %), and never more than the
     machine has; `release_memory` gives it back.
+
+    Args:
+        device: where the work inside runs; on others than the CPU there is nothing to do.
     """
 
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._reuses = torch.device(device).type == "cpu" and _library() is not None
+
     def __enter__(self) -> "reuse_memory":
-        if (library := _library()) is not None:
-            library.open_arena()
+        if self._reuses:
+            _library().open_arena()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if (library := _library()) is not None:
-            library.close_arena()
+        if self._reuses:
+            _library().close_arena()
 
 
 def release_memory() -> None:

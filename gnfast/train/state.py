@@ -15,6 +15,7 @@ from gnfast.captured import CaptureError
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
 from gnfast.losses import LOSSES, domain_scaled
+from gnfast.memory import reuse_memory
 from gnfast.rescale import rescaling
 from gnfast.train.config import Config
 from gnfast.train.ema import Ema
@@ -100,7 +101,8 @@ class State:
         if self.captured is not None and self.step + 1 == self.config.ema_start:
             # Until now the graph copied the generator; from here on it averages.
             self.captured.reset()
-        losses = self._updates() if self.captured is None else self._captured_updates()
+        with reuse_memory(self.device):
+            losses = self._updates() if self.captured is None else self._captured_updates()
         self.step += 1
         # Kept on the device: reading a loss at every step would make a GPU wait for Python.
         self.pending.append(losses)
