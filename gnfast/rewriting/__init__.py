@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import InputError
-from gnfast.rewriting.deferred import Deferred, call, real, saved_tensor_hooks
+from gnfast.rewriting.deferred import Deferred, call, eager, real
 from gnfast.rewriting.merges import RULES
 from gnfast.wrapper import Wrapper
 
@@ -80,7 +80,7 @@ class _Rewriting(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         rule = RULES.get(func)
-        if rule is not None and _eager():
+        if rule is not None and eager():
             with torch._C.DisableTorchFunction():
                 result = rule(*args, **kwargs)
             if isinstance(result, Deferred):
@@ -104,13 +104,3 @@ def _written(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
     elif not (by_name or by_argument or isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)):
         return []
     return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _eager() -> bool:
-    """Whether nothing but ordinary autograd watches; transforms, tracers and checkpoints must see what is stated."""
-    return not (
-        torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
-        or torch.autograd.forward_ad._current_level >= 0
-        or saved_tensor_hooks()
-    )
