@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 import gnfast
 from gnfast import models
 from gnfast.kernels import conv_winograd
-from gnfast.rewriting import products
+from gnfast.rewriting import merges, products
 from tests.oracle import loss_of
 from tests.test_conv_winograd import ENABLED, Called
 
@@ -67,23 +67,29 @@ def gradients(module, x, order=1):
 
 
 def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
+    """Against float64; PyTorch's error is that of the net as stated or as merged, whichever is larger."""
     truth = gradients(copy.deepcopy(net).double(), x.double(), order)
-    theirs = gradients(copy.deepcopy(net), x, order)
+    stated = gradients(copy.deepcopy(net), x, order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merges, "convolution", lambda *_: None)
+        merged = gradients(gnfast.rewrite(copy.deepcopy(net)), x, order)
     with Called() as called:
         ours = gradients(gnfast.rewrite(copy.deepcopy(net)), x, order)
     assert called.names
+    found = ours, stated, merged, truth
     if at_once:
         # Single gradients are dominated by what a chain of layers makes of one layer's rounding.
-        ours, theirs, truth = ([torch.cat([t.flatten() for t in found])] for found in (ours, theirs, truth))
-    for a, b, exact in zip(ours, theirs, truth, strict=True):
+        found = ([torch.cat([t.flatten() for t in tensors])] for tensors in found)
+    for a, b, c, exact in zip(*found, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert relative_error(a, exact) <= 2 * relative_error(b, exact)
+        assert relative_error(a, exact) <= 2 * max(relative_error(b, exact), relative_error(c, exact))
 
 
 @pytest.fixture
 def any_size(monkeypatch):
     """Winograd however small the problem."""
-    monkeypatch.setattr(conv_winograd, "_MIN_POSITIONS", 1)
+    for module in conv_winograd, products:
+        monkeypatch.setattr(module, "_MIN_POSITIONS", 1)
 
 
 @ENABLED
@@ -127,6 +133,7 @@ def test_derivatives_numerically(name, monkeypatch):
         return is_served
 
     monkeypatch.setattr(products, "fits", fits)
+    monkeypatch.setattr(products, "_MIN_POSITIONS", 1)
     torch.manual_seed(0)
     layer = LAYERS[name][0](2, 3).double()
     rewritten = gnfast.rewrite(layer)
@@ -277,8 +284,8 @@ def random_net(seed: int) -> nn.Module:
 
     torch.manual_seed(seed)
     shared = nn.Conv2d(64, 64, 3, padding=1, bias=pick(True, False))
-    channels, layers = 64, []
-    for _ in range(5):
+    channels, layers = 64, [nn.Conv2d(64, 64, 3, padding=1)]
+    for _ in range(4):
         kind = pick("conv", "up", "transposed", "down", "pool", "norm", "shared", "branch")
         width = pick(64, 72, 96)
         if kind == "conv":
@@ -331,7 +338,7 @@ def test_random_networks(seed):
     theirs = trained(stated, stated, x)
     with Called() as called:
         ours = trained(gnfast.rewrite(rewritten), rewritten, x)
-    assert not seed or called.names
+    assert called.names
     assert relative_error(ours, exact) <= 2 * relative_error(theirs, exact)
 
 
@@ -340,7 +347,7 @@ def test_random_networks(seed):
 @pytest.mark.parametrize("family", ["resnet", "dcgan"])
 def test_generators(family, layout):
     torch.manual_seed(0)
-    generator, _ = models.build(family, resolution=32, width=1 / 2)
+    generator, _ = models.build(family, resolution=32, width=1 / 4)
     # Smooth: with ReLUs, the error is which pre-activations rounding puts on the other side of zero.
     for module in list(generator.modules()):
         for name, child in module.named_children():
@@ -500,7 +507,7 @@ ELSEWHERE = {
     "transposed, dilation": (nn.ConvTranspose2d(16, 16, 4, 2, 1, dilation=2), (4, 16, 8, 8)),
     "transposed 4x4 stride 1": (nn.ConvTranspose2d(16, 16, 4, 1, 1), (4, 16, 8, 8)),
     "transposed 5x5": (nn.ConvTranspose2d(16, 16, 5, 2, 2), (4, 16, 8, 8)),
-    "few positions": (nn.ConvTranspose2d(16, 16, 4, 2, 1), (3, 16, 4, 5)),
+    "few positions": (nn.ConvTranspose2d(16, 16, 4, 2, 1), (6, 16, 4, 5)),
     "one image": (nn.ConvTranspose2d(16, 16, 4, 2, 1), (16, 8, 8)),
     "no images": (nn.ConvTranspose2d(16, 16, 4, 2, 1), (0, 16, 8, 8)),
     "conv, groups": (nn.Conv2d(16, 16, 4, 2, 1, groups=2), (4, 16, 16, 16)),
@@ -535,6 +542,10 @@ WRONG = {
     "three paddings": lambda x, w: F.conv_transpose2d(x, w, None, 2, (1, 1, 1)),
     "three strides": lambda x, w: F.conv2d(x, w, None, (2, 2, 2), 1),
     "small images": lambda x, w: F.conv2d(x[..., :1], w, None, 2, 1),
+    "stride 0": lambda x, w: F.conv2d(x, w, None, 0, 1),
+    "transposed stride 0": lambda x, w: F.conv_transpose2d(x, w, None, 0, 1),
+    "one dimension": lambda x, w: F.conv_transpose2d(x[0, 0, 0], w, None, 2, 1),
+    "weight's dimensions": lambda x, w: F.conv2d(x, w[0], None, 2, 1),
     "name": lambda x, w: F.conv2d(x, w, None, 2, "same"),
 }
 

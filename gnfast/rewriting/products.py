@@ -19,6 +19,8 @@ from gnfast.rewriting.deferred import eager
 
 # The factors of <g, W * x>, in the order of `_Derivative`'s arguments.
 COTANGENT, INPUT, WEIGHT = range(3)
+# With fewer, copies into channels_last and Python cost more than the products save.
+_MIN_POSITIONS = 128
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor | None:
@@ -34,7 +36,10 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Argum
     """
     stride, padding, dilation, transposed, output_padding, groups = arguments
     arguments = stride, padding, dilation, False, (0, 0), groups
-    if x.dim() != 4 or not fits(x, weight, arguments, x[:, 0].numel() // (1 if transposed else math.prod(stride))):
+    if x.dim() != 4 or 0 in stride:
+        return None
+    positions = x.shape[0] * math.prod(x.shape[2:]) // (1 if transposed else math.prod(stride))
+    if positions < _MIN_POSITIONS or not fits(x, weight, arguments, positions):
         return None
     in_channels, out_channels = weight.shape[:2] if transposed else weight.shape[1::-1]
     if transposed:
