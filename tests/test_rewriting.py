@@ -46,6 +46,9 @@ class Convolutions(TorchDispatchMode):
             self.seen.append((tuple(args[1].shape[2:]), tuple(args[3]), args[6]))
         if func is torch.ops.aten.conv_transpose2d.input:  # Seen in inference mode only.
             self.seen.append((tuple(args[1].shape[2:]), tuple(args[3]), True))
+        if func.namespace == "gnfast" and func._opname in ("winograd_conv2d", "winograd_conv2d_input_grad"):
+            size = args[1].shape[2]
+            self.seen.append(((size, size), (size - 2, size - 2), func._opname.endswith("input_grad")))
         return func(*args, **(kwargs or {}))
 
 

@@ -44,7 +44,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments)
     Returns:
         (B, C_out, *space), in the memory format that PyTorch would give it.
     """
-    if _fits(x, weight, arguments, _positions(x) // math.prod(arguments[0])):
+    if fits(x, weight, arguments, _positions(x) // math.prod(arguments[0])):
         y = torch.ops.gnfast.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[1][0])
         return _in_layout_of(y, x, weight)
     return torch.convolution(x, weight, bias, *arguments)
@@ -58,7 +58,7 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         x: only its shape is read.
         weight, arguments: as for `conv2d`.
     """
-    if _fits(cotangent, weight, arguments, _positions(cotangent)):
+    if fits(cotangent, weight, arguments, _positions(cotangent)):
         given = _channels_last(cotangent), _channels_last(weight)
         grad = torch.ops.gnfast.winograd_conv2d_input_grad(*given, arguments[1][0], *x.shape[2:])
         return _in_layout_of(grad, cotangent, weight)
@@ -74,7 +74,7 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
     """
-    if _fits(cotangent, weight, arguments, _positions(cotangent)):
+    if fits(cotangent, weight, arguments, _positions(cotangent)):
         given = _channels_last(cotangent), _channels_last(x)
         grad = torch.ops.gnfast.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[1][0])
         return _in_layout_of(grad, weight)
@@ -85,7 +85,7 @@ def _backward(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments
     return torch.ops.aten.convolution_backward(cotangent, x, weight, None, *arguments, mask)
 
 
-def _fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
+def fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
     """Whether Winograd's algorithm serves a convolution between x and something of `positions` pixels."""
     stride, padding, dilation, transposed, _, groups = arguments
     return (

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import InputError
-from gnfast.rewriting.deferred import Deferred, call, real, saved_tensor_hooks
+from gnfast.rewriting.deferred import Deferred, call, eager, real
 from gnfast.rewriting.merges import RULES
 from gnfast.wrapper import Wrapper
 
@@ -24,8 +24,10 @@ def rewrite(module: nn.Module) -> nn.Module:
     """`module` for fewer FLOPs: the same outputs and gradients up to rounding, for generators and critics alike.
 
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
-    pooling behind them, wherever that takes fewer products. The rest runs as it is stated, and so does everything
-    under `torch.compile`, tracing, `torch.func` transforms, forward-mode differentiation and checkpointing.
+    pooling behind them, wherever that takes fewer products. On CPUs with AVX2, 3×3 convolutions and 4×4 ones with
+    stride 2, transposed or not, are Winograd's in forward and backward, where they are float32 and channel counts are
+    multiples of 8. The rest runs as it is stated, and so does everything under `torch.compile`, tracing, `torch.func`
+    transforms, forward-mode differentiation and checkpointing.
 
     Args:
         module: any module; its parameters, buffers and hooks stay where they are. Available as `.net`.
@@ -80,7 +82,7 @@ class _Rewriting(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         rule = RULES.get(func)
-        if rule is not None and _eager():
+        if rule is not None and eager():
             with torch._C.DisableTorchFunction():
                 result = rule(*args, **kwargs)
             if isinstance(result, Deferred):
@@ -104,13 +106,3 @@ def _written(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
     elif not (by_name or by_argument or isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket)):
         return []
     return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-
-
-def _eager() -> bool:
-    """Whether nothing but ordinary autograd watches; transforms, tracers and checkpoints must see what is stated."""
-    return not (
-        torch._C._are_functorch_transforms_active()
-        or torch.jit.is_tracing()
-        or torch.autograd.forward_ad._current_level >= 0
-        or saved_tensor_hooks()
-    )

@@ -128,6 +128,16 @@ def call(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
     return func(*args, **kwargs)
 
 
+def eager() -> bool:
+    """Whether nothing but ordinary autograd watches; transforms, tracers and checkpoints must see what is stated."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+        or torch.autograd.forward_ad._current_level >= 0
+        or saved_tensor_hooks()
+    )
+
+
 def saved_tensor_hooks() -> bool:
     """Whether somebody watches what autograd saves, as checkpointing does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

@@ -8,6 +8,8 @@ Convolutions, nearest upsamplings and sums of such are put off, and those who ca
     upsample m×m, then conv k×k             one transposed convolution with stride m (gnfast/folding.py)
     upsample m×m, then conv 1×1             the convolution first
 
+What is computed in the end is Winograd's algorithm where that serves (products.py).
+
 A rule has the signature of its function. It returns a tensor, a `Deferred` that states one, or NotImplemented where the
 arguments give no reason to do anything but what is stated.
 """
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from gnfast.folding import Pair, fold_avg_pool, fold_pays, fold_upsample
 from gnfast.rewriting.deferred import Deferred, defer, real
+from gnfast.rewriting.products import convolution
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Conv:
     groups: int
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=self.padding, groups=self.groups)
+        return _convolve(x, weight, bias, (1, 1), self.padding, self.groups)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     upsampled = input if _is_stated(input, Upsample) else None
     x = real(input) if upsampled is None else upsampled.parts[0]
     operands = [x, weight] if bias is None else [x, weight, bias]
-    if not _plain(*operands) or x.dim() != 4 or weight.dim() != 4 or _pair(stride) + _pair(dilation) != (1, 1, 1, 1):
+    if not _plain(*operands) or x.dim() != 4 or weight.dim() != 4:
         return NotImplemented
+    if _pair(stride) + _pair(dilation) != (1, 1, 1, 1):
+        return _unmerged(real(input), weight, bias, stride, padding, dilation, groups)
     kernel = tuple(weight.shape[2:])
     if padding == "same" and all(k % 2 for k in kernel):
         padding = tuple(k // 2 for k in kernel)
@@ -85,8 +90,15 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
     if upsampled is not None and min(cropping) >= 0 and fold_pays(kernel, upsampled.recipe.factor):
         factor = upsampled.recipe.factor
         folded = fold_upsample(weight, factor, groups)
-        return F.conv_transpose2d(*upsampled.claim(), folded, bias, factor, cropping, groups=groups)
+        return _convolve(*upsampled.claim(), folded, bias, factor, cropping, groups, transposed=True)
     return defer(Conv(padding, groups), [real(input), weight, bias], shape, dtype)
+
+
+def _conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    x = real(input)
+    if not _plain(x, weight, *([] if bias is None else [bias])):
+        return NotImplemented
+    return _unmerged(x, weight, bias, stride, padding, dilation, groups, True, output_padding)
 
 
 def _interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None, **rest):
@@ -128,7 +140,7 @@ def _pooled(term: Tensor, pool: Pair) -> Tensor | None:
             return F.conv2d(F.avg_pool2d(x, pool), weight, bias, groups=groups)
         if fold_pays(kernel, pool):
             x, weight, bias = term.claim()
-            return F.conv2d(x, fold_avg_pool(weight, pool), bias, pool, padding, groups=groups)
+            return _convolve(x, fold_avg_pool(weight, pool), bias, pool, padding, groups)
     if _is_stated(term, Sum):
         pooled = [_pooled(part, pool) for part in term.parts]
         if any(part is not None for part in pooled):
@@ -150,10 +162,32 @@ def _add(input, other, *rest, alpha=1, out=None):
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.conv2d: _conv2d,
+    F.conv_transpose2d: _conv_transpose2d,
     F.interpolate: _interpolate,
     F.avg_pool2d: _avg_pool2d,
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
 }
+
+
+def _unmerged(x, weight, bias, stride, padding, dilation, groups, transposed=False, output_padding=0):
+    """The convolution that these arguments state, where Winograd's algorithm serves."""
+    sizes = stride, padding, dilation, output_padding
+    if isinstance(padding, str) or any(len(_pair(size)) != 2 for size in sizes):
+        return NotImplemented
+    stride, padding, dilation, output_padding = map(_pair, sizes)
+    y = convolution(x, weight, bias, (stride, padding, dilation, transposed, output_padding, groups))
+    return NotImplemented if y is None else y
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, groups: int, transposed: bool = False
+) -> Tensor:
+    """A convolution, or a transposed one, that is there to be computed."""
+    y = convolution(x, weight, bias, (stride, padding, (1, 1), transposed, (0, 0), groups))
+    if y is not None:
+        return y
+    function = F.conv_transpose2d if transposed else F.conv2d
+    return function(x, weight, bias, stride, padding, groups=groups)
 
 
 def _is_stated(tensor: Any, *recipes: type) -> bool:

@@ -1,0 +1,130 @@
+"""Convolutions by Winograd's algorithm inside ordinary autograd.
+
+<g, W * x> is linear in each of g, x and W. Its derivatives are the convolution, its data gradient and its weight
+gradient, and every derivative of one of these is another one, so a single Function differentiates any number of times.
+A transposed convolution is the data gradient of a convolution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch._prims_common import suggest_memory_format
+
+from gnfast.kernels.conv_winograd import Arguments, conv2d, conv2d_input_grad, conv2d_weight_grad, fits
+from gnfast.rewriting.deferred import eager
+
+# The factors of <g, W * x>, in the order of `_Derivative`'s arguments.
+COTANGENT, INPUT, WEIGHT = range(3)
+# With fewer, copies into channels_last and Python cost more than the products save.
+_MIN_POSITIONS = 128
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor | None:
+    """`torch.convolution(x, weight, bias, *arguments)` in two dimensions, as often differentiable.
+
+    Args:
+        x, weight, bias: ordinary tensors on one device.
+        arguments: stride, padding, dilation, transposed, output_padding, groups, with two entries per axis of space.
+
+    Returns:
+        (B, C_out, H, W) in the memory format that PyTorch would give it. None where Winograd's algorithm does not
+        serve, where the arguments are invalid, and where more than ordinary autograd must see what is stated.
+    """
+    stride, padding, dilation, transposed, output_padding, groups = arguments
+    arguments = stride, padding, dilation, False, (0, 0), groups
+    if x.dim() != 4 or 0 in stride:
+        return None
+    positions = x.shape[0] * math.prod(x.shape[2:]) // (1 if transposed else math.prod(stride))
+    if positions < _MIN_POSITIONS or not fits(x, weight, arguments, positions):
+        return None
+    in_channels, out_channels = weight.shape[:2] if transposed else weight.shape[1::-1]
+    if transposed:
+        size = [
+            (n - 1) * s - 2 * p + k + o
+            for n, s, p, k, o in zip(x.shape[2:], stride, padding, weight.shape[2:], output_padding, strict=True)
+        ]
+    else:
+        size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
+    is_valid = (
+        x.shape[1] == in_channels
+        and (bias is None or (bias.dtype == x.dtype and bias.shape == (out_channels,)))
+        and min(*padding, *output_padding) >= 0
+        and max(output_padding) < max(stride)
+        and min(size) > 0
+    )
+    if not is_valid or torch.is_autocast_enabled(x.device.type) or not eager():
+        return None
+    channels_last = torch.channels_last in [suggest_memory_format(t) for t in (x, weight)]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    if not transposed:
+        return _Derivative.apply(COTANGENT, arguments, layout, None, x, weight, bias)
+    y = x.new_empty(()).expand(x.shape[0], out_channels, *size)
+    return _Derivative.apply(INPUT, arguments, layout, x, y, weight, bias)
+
+
+class _Derivative(torch.autograd.Function):
+    """The derivative of <g, W * x> with respect to one factor, of which only the shape is read, plus a bias."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        factor: int,
+        arguments: Arguments,
+        layout: torch.memory_format,
+        cotangent: Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        factors = [cotangent, x, weight]
+        ctx.save_for_backward(*(None if i == factor else t for i, t in enumerate(factors)))
+        ctx.set_materialize_grads(False)
+        ctx.factor, ctx.arguments, ctx.layout = factor, arguments, layout
+        cotangent, x, weight = (t if i == factor else _channels_last(t) for i, t in enumerate(factors))
+        if factor == COTANGENT:
+            result = conv2d(x, weight, bias, arguments)
+        elif factor == INPUT:
+            result = conv2d_input_grad(cotangent, x, weight, arguments)
+            if bias is not None:
+                result += bias[:, None, None]
+        else:
+            result = conv2d_weight_grad(cotangent, x, weight, arguments)
+        return result.contiguous(memory_format=layout)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        needs = ctx.needs_input_grad[3:]
+        ordinary = not torch.compiler.is_compiling() and eager() and not is_legacy_batchedtensor(grad)
+        if ordinary and sum(needs[:3]) > 1:
+            # Once for both.
+            grad = _channels_last(grad)
+        factors = list(ctx.saved_tensors)
+        factors[ctx.factor] = grad
+        grads: list[Tensor | None] = [None] * 3
+        for i, need in enumerate(needs[:3]):
+            if need and ordinary:
+                others = [t.detach() if i == j else t for j, t in enumerate(factors)]
+                grads[i] = _Derivative.apply(i, ctx.arguments, ctx.layout, *others, None)
+            elif need:
+                grads[i] = _stated(i, factors, ctx.arguments)
+        return None, None, None, *grads, grad.sum((0, 2, 3)) if needs[3] else None
+
+
+def _stated(factor: int, factors: Sequence[Tensor], arguments: Arguments) -> Tensor:
+    """The derivative with respect to `factor` by PyTorch's operations."""
+    cotangent, x, weight = factors
+    if factor == COTANGENT:
+        return torch.convolution(x, weight, None, *arguments)
+    mask = factor == INPUT, factor == WEIGHT, False
+    grads: Any = torch.ops.aten.convolution_backward(cotangent, x, weight, None, *arguments, mask)
+    return grads[0] if factor == INPUT else grads[1]
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)
