@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import CapturedStep, InputError, grouped_batch_norm, value_and_grad_norm
+from gnfast import CapturedStep, InputError, grouped_batch_norm, rewrite, value_and_grad_norm
 from gnfast.captured import CaptureError
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
@@ -355,7 +355,7 @@ def latents(config: Config, count: int, generator: torch.Generator) -> tuple[Ten
 
 @torch.no_grad()
 def sample(generator: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_statistics: bool = True) -> Tensor:
-    """Images of a generator, which is left as it was.
+    """Images of a generator, which is left as it was; merged (`gnfast.rewrite`) where that saves products.
 
     Args:
         generator: latent vectors, and labels where it takes them, to images.
@@ -369,7 +369,8 @@ def sample(generator: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_st
     was_training = generator.training
     kept = [buffer.clone() for buffer in generator.buffers()]
     generator.train(batch_statistics)
-    images = generator(*_present(z, y))
+    with reuse_memory(z.device):
+        images = rewrite(generator)(*_present(z, y))
     generator.train(was_training)
     for buffer, value in zip(generator.buffers(), kept, strict=True):
         buffer.copy_(value)
