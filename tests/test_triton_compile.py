@@ -106,11 +106,13 @@ def test_join_masked(variant, aligned, element, capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("squared", [False, True], ids=["entries", "squares"])
 @pytest.mark.parametrize("kind", ["gn", "gn0", "gn1", "gran"])
-def test_head_normalize(kind, element, capability):
+def test_head_normalize(kind, squared, element, capability):
     constants = {"KIND": heads_triton.KINDS[kind], "COMPLEMENT": kind == "gn", "CENTRE": 1.0, "TAU": 1.2, "EPS": 0.1}
-    constants |= {"ACC": accumulator(element), "BLOCK": heads_triton.BLOCK}
-    pointers = {"f": element, "g": element, "f_hat": element, "partials": "fp64" if element == "fp64" else "fp32"}
+    constants |= {"SQUARED": squared, "ACC": accumulator(element), "BLOCK": heads_triton.BLOCK}
+    pointers = {"f": element, "g": "fp64" if squared else element, "f_hat": element}
+    pointers["partials"] = "fp64" if element == "fp64" else "fp32"
     budget = budget_of(heads_triton, element)
     kernel = heads_triton._head_normalize_kernel
     assert_compiles(kernel, pointers, constants, budget, capability, num_warps=heads_triton.NUM_WARPS)

@@ -21,13 +21,18 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Candidate = Callable[[], object]
+View = Callable[[object], object]
 
 ROUNDS = 15
 CALLS_PER_ROUND = 5
 
 
 def choose_fastest(
-    key: Sequence[object], candidates: Mapping[str, Candidate], device: torch.device, tolerance: float
+    key: Sequence[object],
+    candidates: Mapping[str, Candidate],
+    device: torch.device,
+    tolerance: float,
+    view: View | None = None,
 ) -> str:
     """The name of the candidate to use, the first one unless another gives the same numbers and is faster beyond noise.
 
@@ -37,6 +42,7 @@ def choose_fastest(
             first is the default.
         device: where they run.
         tolerance: largest ‖difference‖ / ‖result of the default‖ per tensor.
+        view: what of a result is compared; the result itself if None.
     """
     default = next(iter(candidates))
     if not enabled():
@@ -47,7 +53,7 @@ def choose_fastest(
         return choices[text]
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return default
-    choices[text] = _measured(candidates, device, tolerance)
+    choices[text] = _measured(candidates, device, tolerance, view or (lambda result: result))
     _save(device, choices)
     return choices[text]
 
@@ -66,14 +72,14 @@ def cache_file(device: torch.device) -> Path:
     return folder / f"tuning_{safe}.json"
 
 
-def _measured(candidates: Mapping[str, Candidate], device: torch.device, tolerance: float) -> str:
+def _measured(candidates: Mapping[str, Candidate], device: torch.device, tolerance: float, view: View) -> str:
     default = next(iter(candidates))
-    expected = _tensors(candidates[default]())
+    expected = _tensors(view(candidates[default]()))
     right = [default]
     for name, call in list(candidates.items())[1:]:
         # A configuration that a device cannot launch is no candidate there.
-        with contextlib.suppress(RuntimeError, ValueError):
-            if _agree(_tensors(call()), expected, tolerance):
+        with contextlib.suppress(Exception):
+            if _agree(_tensors(view(call())), expected, tolerance):
                 right.append(name)
     times: dict[str, list[float]] = {name: [] for name in right}
     for _ in range(ROUNDS):
