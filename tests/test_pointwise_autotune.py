@@ -61,9 +61,33 @@ def test_what_fails_or_returns_nan_is_no_candidate(clock):
     def failing():
         raise RuntimeError("out of resources")
 
-    clock.update(default=noisy(1.0, 0.0))
+    def unlaunchable():
+        # What Triton raises derives from Exception alone.
+        raise Exception("out of resources")
+
+    clock.update(default=noisy(1.0, 0.0), failing=noisy(0.1, 0.0), unlaunchable=noisy(0.1, 0.0), nan=noisy(0.1, 0.0))
     candidates = {"default": candidate("default", x), "failing": failing, "nan": candidate("nan", x * float("nan"))}
+    candidates["unlaunchable"] = unlaunchable
     assert autotune.choose_fastest(KEY, candidates, CPU, tolerance=1.0) == "default"
+
+
+def test_what_is_compared(clock):
+    x = torch.randn(5)
+    clock.update(default=noisy(1.0, 0.0), other=noisy(0.5, 0.0))
+    candidates = {"default": candidate("default", (x, x)), "other": candidate("other", (x, x + 1))}
+    assert autotune.choose_fastest(KEY, candidates, CPU, tolerance=1e-5) == "default"
+    assert autotune.choose_fastest(("first",), candidates, CPU, 1e-5, lambda result: result[0]) == "other"
+    assert autotune.choose_fastest(("second",), candidates, CPU, 1e-5, lambda result: result[1]) == "default"
+
+
+def test_nothing_is_measured_during_capture(clock, monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "cache_file", lambda device: tmp_path / "choices.json")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    candidates = {"default": lambda: pytest.fail("was run"), "other": lambda: pytest.fail("was run")}
+    assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "default"
+    (tmp_path / "choices.json").write_text(json.dumps({json.dumps(list(KEY), default=str): "other"}))
+    autotune._loaded.cache_clear()
+    assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "other"
 
 
 def test_choices_are_kept_on_disk(clock):

@@ -100,8 +100,12 @@ def _agree(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: floa
             if not torch.equal(left, right):
                 return False
             continue
-        error = (left.double() - right.double()).norm().item()
-        if not error <= tolerance * right.double().norm().item() or not math.isfinite(error):
+        # Not all in float64: these may be the largest tensors of a network.
+        wide = torch.promote_types(right.dtype, torch.float32)
+        error, size = (
+            torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in (left.to(wide) - right.to(wide), right)
+        )
+        if not error <= tolerance * size or not math.isfinite(error):
             return False
     return True
 

@@ -1,0 +1,572 @@
+"""Convolutions fused with the pointwise work around them: the Plan, the choice among kernels, and the whole engine.
+
+The kernels of `conv_triton` are stood for by a plain PyTorch twin, so that everything around them is checked in float64
+against double backward; their own numbers are checked in `test_conv_triton.py`.
+"""
+
+import copy
+import importlib
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnfast
+from gnfast import heads, models, reference
+from gnfast.bench.count import work
+from gnfast.captured import CapturedStep
+from gnfast.kernels import autotune, backend, conv
+from gnfast.plan import fuse
+from gnfast.plan.ops.conv_join import ConvJoin
+from tests.conv_twin import ConvTwin
+from tests.interpreter import INTERPRETED, run_interpreted
+from tests.oracle import assert_matches_double_backward, outputs_and_gradients, relative_error
+from tests.test_engine import NETWORKS
+from tests.test_pointwise import Joints
+from tests.test_precision import budget
+
+# The package exports a function of the module's name.
+TRACE = importlib.import_module("gnfast.plan.trace")
+LAST = torch.channels_last
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    monkeypatch.setattr(TRACE, "uses_fused", lambda device_type: True)
+
+
+def use(kernels, monkeypatch, backends=("triton",)):
+    """Makes them the Triton kernels, which run unmeasured unless PyTorch's convolutions are a backend too."""
+    monkeypatch.setattr(conv, "_backends", lambda device_type: backends)
+    monkeypatch.setattr(conv, "_kernels", lambda: kernels)
+    return kernels
+
+
+@pytest.fixture
+def twin(fused, monkeypatch):
+    return use(ConvTwin(), monkeypatch)
+
+
+@pytest.fixture
+def tuner(monkeypatch, tmp_path):
+    """Turns the tuner on; seconds per call by the candidate's name, 1 for those that are not there."""
+    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
+    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
+    autotune._loaded.cache_clear()
+    seconds = {}
+    monkeypatch.setattr(autotune, "_seconds", lambda call, device: seconds.get(*getattr(call, "args", ("apart",)), 1.0))
+    yield seconds
+    autotune._loaded.cache_clear()
+
+
+def choices():
+    """operation: the names that were chosen for it."""
+    found = {}
+    for key, name in json.loads(autotune.cache_file(torch.device("cpu")).read_text()).items():
+        found.setdefault(json.loads(key)[0], set()).add(name)
+    return found
+
+
+def images(*shape, **options):
+    return torch.randn(*shape, dtype=torch.float64, **options).contiguous(memory_format=LAST)
+
+
+def in_doubles(net):
+    return net.double().to(memory_format=LAST)
+
+
+def critic(model, width=0.05):
+    net = in_doubles(models.build(model, resolution=32, width=width)[1])
+    for parameter in net.parameters():
+        if parameter.dim() > 1:
+            # DCGAN's own weights are so small that gradients of some heads would be rounding errors.
+            nn.init.kaiming_normal_(parameter)
+    return net
+
+
+OTHERS = {
+    "relu": F.relu,
+    "leaky": lambda h: F.leaky_relu(h, 0.2),
+    "abs": torch.abs,
+    "half": lambda h: h / 2,
+    "pool": lambda h: F.avg_pool2d(h, 3, 1, 1),
+    "flip": lambda h: h.flip(3),
+}
+
+
+class Graph(nn.Module):
+    """A random graph of convolutions, sums, activations and a few other operations on maps of one size.
+
+    Every value is read; parameters of every third graph are frozen by chance.
+    """
+
+    def __init__(self, seed, channels=6, size=9):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+
+        def below(n):
+            return int(torch.randint(n, (), generator=draw))
+
+        self.convs = nn.ModuleList()
+        self.steps = []
+        unread = [0]
+        for place in range(1, size + below(6)):
+            kinds = ("conv", "conv", "conv", "add", "add", "relu", "relu", "leaky", *OTHERS)
+            kind = kinds[below(len(kinds))] if place > 1 else "conv"
+            first = unread[-1] if below(3) else below(place)
+            second = unread[0] if below(2) else below(place)
+            if kind == "conv":
+                kernel = (1, 3)[below(2)]
+                channels_in = 3 if first == 0 else channels
+                self.convs.append(nn.Conv2d(channels_in, channels, kernel, padding=kernel // 2, bias=below(4) > 0))
+            elif first == 0 or (kind == "add" and second == 0):
+                kind, first, second = "leaky", place - 1, place - 1
+            self.steps.append((kind, first, second, len(self.convs) - 1))
+            read = {first, second} if kind == "add" else {first}
+            unread = [value for value in unread if value not in read] + [place]
+        self.unread = [value for value in unread if value]
+        self.last, self.linear = nn.Conv2d(channels, channels, 3, 2), nn.Linear(channels, 1)
+        for place, parameter in enumerate(self.parameters()):
+            parameter.requires_grad_(seed % 3 != 0 or below(2) > 0 or place == 0)
+
+    def forward(self, x):
+        values = [x]
+        for kind, first, second, index in self.steps:
+            h = values[first]
+            if kind == "conv":
+                values.append(self.convs[index](h))
+            elif kind == "add":
+                values.append(h + values[second])
+            else:
+                values.append(OTHERS[kind](h))
+        total = sum(values[value] for value in self.unread)
+        return self.linear(F.relu(self.last(F.relu(total))).mean((2, 3)))
+
+
+class Readers(nn.Module):
+    """Sums that two others read beside the activation, of which one has one reader and one two; strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
+        self.down, self.skip = nn.Conv2d(6, 8, 4, stride=2, padding=1), nn.Conv2d(6, 8, 2, stride=2)
+        self.out = nn.Conv2d(8, 4, 3, stride=(2, 1), padding=(1, 0))
+
+    def forward(self, x):
+        stem = self.stem(x)
+        total = self.first(F.leaky_relu(stem, 0.1)) + stem
+        h = F.relu(total)
+        means = (stem.mean((1, 2, 3)), total.mean((1, 2, 3)), self.second(h).mean((1, 2, 3)))
+        h = F.relu(self.down(h) + self.skip(total))
+        return F.relu(self.out(h)).sum((1, 2, 3)) + sum(means)
+
+
+class TwoStems(nn.Module):
+    """Two convolutions read x."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.out(F.relu(self.first(x) + self.second(x)).mean((2, 3)))
+
+
+# The Plan.
+
+
+@pytest.mark.usefixtures("fused")
+def test_the_larger_convolution_goes_with_the_join():
+    class TwoConvs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.small, self.large = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return F.relu(self.small(x) + self.large(x)).sum((1, 2, 3))
+
+    plan = gnfast.trace(TwoConvs(), torch.empty(2, 3, 5, 5))
+    assert [node.op.label() for node in plan.nodes][:2] == ["conv2d", "conv2d p1 + add + relu (fused)"]
+    node = plan.nodes[1]
+    assert node.submodule == "large" and node.inputs == (0, plan.nodes[0].output)
+    assert len(node.operands) == 4 and node.operands[1] in node.operands[2:]
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize(
+    "before",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.ConvTranspose2d(4, 4, 3),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3)),
+    ],
+    ids=["groups", "dilation", "transposed", "conv1d"],
+)
+def test_other_convolutions_stay_alone(before):
+    net = nn.Sequential(before, nn.ReLU(), nn.Flatten(), nn.LazyLinear(1)).double()
+    x = images(2, 4, 7, 7)
+    net(x)
+    assert not any(isinstance(node.op, ConvJoin) for node in gnfast.trace(net, x).nodes)
+    assert_matches_double_backward(net, x)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_costs_are_those_of_the_plan_as_stated(seed):
+    net, x = Graph(seed), torch.empty(2, 3, 5, 5)
+    stated, plan = (TRACE.record(net, x, (), {}, rewritten=False, fused=fused)[0] for fused in (False, True))
+    assert any(isinstance(node.op, ConvJoin) for node in plan.nodes)
+    assert plan.flops() == stated.flops() and plan.kept_bytes() == stated.kept_bytes()
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("seed", range(60))
+def test_random_graphs_match_double_backward(seed):
+    assert_matches_double_backward(Graph(seed).double(), torch.randn(3, 3, 5, 4, dtype=torch.float64))
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("model", ["dcgan", "resnet", "joints"])
+def test_without_the_tuner_nothing_changes(model, monkeypatch):
+    net, x = (in_doubles(Joints()), images(3, 3, 5, 7)) if model == "joints" else (critic(model), images(3, 3, 32, 32))
+
+    def step():
+        return outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
+
+    seen, launches = step(), work(step).launches
+    with monkeypatch.context() as patched:
+        patched.setattr(fuse, "_with_convolutions", lambda nodes, output: nodes)
+        TRACE._plan.cache_clear()
+        assert not any(isinstance(node.op, ConvJoin) for node in gnfast.trace(net, x).nodes)
+        expected = step()
+        assert work(step).launches == launches
+    TRACE._plan.cache_clear()
+    assert all(torch.equal(seen[name], value) for name, value in expected.items())
+
+
+# The engine with kernels that fuse.
+
+FUNCTIONS = {
+    "conv2d",
+    "conv2d_input_grad",
+    "conv2d_input_grad_squares",
+    "conv_input_grad_join",
+    "conv_join_forward",
+    "conv_join_pushforward",
+}
+
+
+def test_fused_kernels_in_any_graph_match_double_backward(twin):
+    for seed in range(150):
+        x = images(3, 3, 5, 4)
+        assert_matches_double_backward(in_doubles(Graph(seed)), x.contiguous() if seed % 10 == 9 else x)
+    assert_matches_double_backward(in_doubles(Readers()), images(3, 3, 8, 8))
+    seen = set(twin.calls)
+    assert twin.functions.keys() == FUNCTIONS
+    assert {("conv_input_grad_join", before, after) for before in (0, 1) for after in (0, 1, 2)} <= seen
+    for name in ("conv_join_forward", "conv_join_pushforward"):
+        variants = {(terms, keeps) for other, terms, _, keeps in (v for v in seen if len(v) == 4) if other == name}
+        assert variants == {(0, False), (0, True), (1, False), (1, True)}
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "joints", "readers"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
+def test_fused_kernels_match_double_backward(name, layout, twin):
+    net = {"joints": Joints, "readers": Readers}.get(name) or NETWORKS[name]
+    x = torch.randn(4, 3, 5, 7, dtype=torch.float64).contiguous(memory_format=layout)
+    assert_matches_double_backward(net().double().to(memory_format=layout), x)
+    if name in ("cnn", "resnet", "joints", "readers"):
+        assert bool(twin.calls) == (layout == LAST)
+
+
+# What each critic step calls, in all three functions of `assert_matches_double_backward`, of which only the first one
+# takes the norm where it takes the gradient.
+STEPS = {
+    "resnet": {
+        "conv2d": 2 + 2,
+        "conv2d_input_grad": 3,
+        "conv_input_grad_join": 7,
+        "conv_join_forward": 8,
+        "conv_join_pushforward": 8,
+    },
+    "dcgan": {"conv2d_input_grad": 1, "conv_input_grad_join": 6, "conv_join_forward": 7, "conv_join_pushforward": 7},
+}
+
+
+@pytest.mark.parametrize("model", STEPS)
+def test_fused_kernels_in_critics(model, twin):
+    net, x = critic(model), images(3, 3, 32, 32)
+    assert_matches_double_backward(net, x)
+    expected = {name: 3 * count for name, count in STEPS[model].items()}
+    if model == "dcgan":
+        expected |= {"conv2d_input_grad": 2, "conv2d_input_grad_squares": 1}
+    assert twin.functions == expected
+
+
+HEADS = {name: {"method": name} for name in heads.METHODS} | {"options": {"method": "gran", "tau": 1.2, "eps": 0.03}}
+HEADS["a head of one's own"] = {"method": heads.Head("own", heads.GN.value, heads.GN.partials, centre=0.5)}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("model", ["dcgan", "resnet", "two stems"])
+def test_fused_kernels_under_every_head(model, name, twin):
+    net = in_doubles(TwoStems()) if model == "two stems" else critic(model)
+    options, x = HEADS[name], images(3, 3, 32, 32)
+    expected = outputs_and_gradients(gnfast.normalize_gradient, net, x, impl="reference", **options)
+    twin.calls.clear()
+    fast = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True, **options)
+    for key, value in expected.items():
+        assert relative_error(fast[key], value) <= 1e-10, key
+    # One sum of squares where nothing else reads x.
+    assert twin.functions.get("conv2d_input_grad_squares", 0) == (model == "dcgan")
+
+
+def test_fused_kernels_of_a_generator_step(twin):
+    net, x = critic("dcgan").requires_grad_(False), images(3, 3, 32, 32)
+    assert_matches_double_backward(net, x)
+    assert twin.functions == {
+        "conv2d_input_grad": 2,
+        "conv2d_input_grad_squares": 1,
+        "conv_input_grad_join": 18,
+        "conv_join_forward": 21,
+    }
+
+
+def test_sums_that_the_kernels_do_not_know_are_joined_apart(twin):
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(54, 1)
+    )
+    assert_matches_double_backward(in_doubles(net), images(2, 3, 5, 5))
+    assert twin.functions["conv_join_forward"] == twin.functions["conv_join_pushforward"] == 3
+    assert "conv_input_grad_join" not in twin.functions and twin.functions["conv2d"] == 6
+
+
+def test_gradients_that_nothing_fuses_are_computed_once(twin):
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), TwoStems())
+    gnfast.value_and_input_grad(in_doubles(net), images(2, 3, 6, 6), strict=True)
+    assert twin.functions == {"conv2d": 2, "conv_join_forward": 1, "conv2d_input_grad": 3}
+
+
+# The choice.
+
+
+def test_no_kernel_competes_unless_asked(monkeypatch):
+    monkeypatch.delenv("GNFAST_AUTOTUNE", raising=False)
+    monkeypatch.setattr(conv, "_kernels", lambda: pytest.fail("was asked for"))
+    x, weight = images(2, 3, 5, 5), images(4, 3, 3, 3)
+    arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
+    assert not conv.fuses(x, weight, arguments)
+    monkeypatch.setattr(conv, "_backends", lambda device_type: ("torch", "triton"))
+    assert not conv.fuses(x, weight, arguments)
+    monkeypatch.setattr(conv, "_backends", lambda device_type: ("torch",))
+    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
+    assert not conv.fuses(x, weight, arguments)
+
+
+def test_backends_that_compete(monkeypatch):
+    monkeypatch.setattr(backend, "_unavailable", lambda name: None)
+    for request, expected in {"auto": ("torch", "triton"), "triton": ("triton",), "torch": ("torch",)}.items():
+        monkeypatch.setenv("GNFAST_BACKEND", request)
+        assert backend.choices("conv2d", "cuda") == expected
+        assert backend.choose("conv2d", "cuda") == expected[0]
+        assert backend.choices("conv2d", "cpu") == ("torch",)
+
+
+@pytest.mark.usefixtures("fused")
+def test_the_tuner_picks_per_shape_and_the_step_is_right(tuner, monkeypatch):
+    twin = use(ConvTwin(), monkeypatch, ("torch", "triton"))
+    net, x = in_doubles(Readers()), images(3, 3, 8, 8)
+    # Nothing beats what is there: only the measurements call the twin.
+    assert_matches_double_backward(net, x)
+    assert set.union(*choices().values()) == {"apart"} and choices().keys() == FUNCTIONS
+    twin.calls.clear()
+    assert_matches_double_backward(net, x)
+    assert not twin.calls
+    # Another shape, for which the second configuration is the fastest.
+    tuner |= {"first": 0.8, "second": 0.5}
+    assert_matches_double_backward(net, images(2, 3, 8, 8))
+    assert all(names == {"apart", "second"} for names in choices().values())
+    twin.calls.clear()
+    assert_matches_double_backward(net, images(2, 3, 8, 8))
+    assert twin.functions.keys() == FUNCTIONS
+
+
+SPOILT = {
+    "raises": lambda t: 1 / 0,
+    "off": lambda t: t * 1.001,
+    "nan": lambda t: t * torch.nan,
+    "rounded": lambda t: t * (1 + 1e-14),
+}
+
+
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("spoil", SPOILT)
+@pytest.mark.parametrize("function", sorted(FUNCTIONS))
+def test_a_wrong_candidate_is_never_chosen(function, spoil, tuner, monkeypatch):
+    """Each tensor of each result in turn is spoilt, in the fastest configuration."""
+    tuner |= {"right": 0.8, "spoilt": 0.1}
+    for place in range(1 + (function in ("conv2d_input_grad_squares", "conv_join_forward", "conv_join_pushforward"))):
+
+        def fault(name, configuration, result, place=place):
+            if name != function or configuration != "spoilt":
+                return result
+            parts = list(result) if isinstance(result, tuple) else [result]
+            if parts[place] is not None:
+                parts[place] = SPOILT[spoil](parts[place])
+            return tuple(parts) if isinstance(result, tuple) else parts[0]
+
+        use(ConvTwin(("right", "spoilt"), fault), monkeypatch, ("torch", "triton"))
+        autotune.cache_file(torch.device("cpu")).unlink(missing_ok=True)
+        autotune._loaded.cache_clear()
+        assert_matches_double_backward(in_doubles(Readers()), images(3, 3, 8, 8))
+        others = {name for operation, names in choices().items() if operation != function for name in names}
+        assert others == {"spoilt"}
+        # Where the spoilt tensor is not made, nothing is wrong.
+        assert ("spoilt" if spoil == "rounded" else "right") in choices()[function]
+        assert place or spoil == "rounded" or choices()[function] == {"right"}
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("keep_sum", [False, True])
+def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, tuner, monkeypatch):
+    x, weight, bias = images(4, 3, 6, 6), images(32, 3, 3, 3), torch.randn(32, dtype=torch.float64)
+    arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
+    total = torch.convolution(x, weight, bias, *arguments).permute(0, 2, 3, 1).flatten()
+    smallest, largest = total.abs().argmin().item(), total.abs().argmax().item()
+    flips = {"near zero": smallest, "far from it": largest, "all": None}
+
+    def fault(name, configuration, result):
+        y, total, bits = result
+        index = flips[configuration]
+        if index is None:
+            return y, total, torch.full_like(bits, -1)
+        flag = torch.zeros_like(bits)
+        flag[index // 32] = (1 << index % 32) - (1 << 32 if index % 32 == 31 else 0)
+        return y, total, bits ^ flag
+
+    monkeypatch.setitem(conv._TOLERANCE, torch.float64, 1e-3)
+    use(ConvTwin(flips, fault), monkeypatch, ("torch", "triton"))
+    tuner |= {"far from it": 0.1, "all": 0.2, "near zero": 0.5}
+    conv.conv_join_forward(x, weight, arguments, [], [bias], slope, keep_sum)
+    assert choices()["conv_join_forward"] == {"near zero"}
+
+
+# The kernels.
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.usefixtures("fused")
+@pytest.mark.parametrize("model", ["joints", "readers", "cnn"])
+def test_interpreted_kernels_under_the_engine(model, monkeypatch):
+    use(pytest.importorskip("gnfast.kernels.conv_triton"), monkeypatch)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    net = {"joints": lambda: Joints(32), "readers": Readers, "cnn": NETWORKS["cnn"]}[model]()
+    net = net.to(memory_format=LAST)
+    x = torch.randn(2, 3, 5, 4).contiguous(memory_format=LAST)
+    truth = outputs_and_gradients(reference.normalize_gradient, copy.deepcopy(net).double(), x.double())
+    fast = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
+    for name, value in truth.items():
+        assert relative_error(fast[name].double(), value) <= 2e-5, name
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is the inner run")
+def test_in_the_interpreter():
+    run_interpreted(__file__)
+
+
+GPU_CRITICS = {
+    "resnet": lambda: models.build("resnet", resolution=32, width=0.25)[1],
+    "dcgan": lambda: models.build("dcgan", resolution=32, width=0.5)[1],
+    "readers": Readers,
+}
+
+
+def check_errors(model, dtype):
+    """Errors of the engine within twice those of plain PyTorch, against float64."""
+    size = 16 if model == "readers" else 32
+    fast, plain = budget(
+        lambda: (in_doubles(GPU_CRITICS[model]().cuda()), images(8, 3, size, size, device="cuda")),
+        lambda net, x: gnfast.normalize_gradient(net, x, strict=True),
+        reference.normalize_gradient,
+        lambda net: net.to(dtype),
+    )
+    assert fast <= 2 * plain, (fast, plain)
+
+
+LOW = [torch.bfloat16, torch.float16, torch.float32]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("model", GPU_CRITICS)
+def test_engine_with_kernels(model, dtype, monkeypatch):
+    calls = noted(monkeypatch)
+    monkeypatch.setattr(conv, "_backends", lambda device_type: ("triton",))
+    check_errors(model, dtype)
+    assert calls >= {"conv_input_grad_join", "conv_join_forward", "conv_join_pushforward"}
+
+
+def noted(monkeypatch):
+    """The names of the kernels' functions that are called from here on."""
+    from gnfast.kernels import conv_triton
+
+    calls = set()
+
+    def noting(name, function):
+        def call(*args):
+            calls.add(name)
+            return function(*args)
+
+        return call
+
+    for name in FUNCTIONS:
+        monkeypatch.setattr(conv_triton, name, noting(name, getattr(conv_triton, name)))
+    return calls
+
+
+@pytest.fixture
+def tuned(monkeypatch, tmp_path):
+    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
+    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
+    autotune._loaded.cache_clear()
+    yield
+    autotune._loaded.cache_clear()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("tuned")
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_engine_with_the_tuner(dtype, monkeypatch):
+    calls = noted(monkeypatch)
+    check_errors("dcgan", dtype)
+    assert calls == FUNCTIONS
+    keys = map(json.loads, json.loads(autotune.cache_file(torch.device("cuda", 0)).read_text()))
+    assert {key[0] for key in keys} >= FUNCTIONS
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("tuned")
+@pytest.mark.parametrize("forced", [False, True], ids=["tuned", "triton"])
+def test_captured_step_with_the_tuner(forced, monkeypatch):
+    if forced:
+        monkeypatch.setattr(conv, "_backends", lambda device_type: ("triton",))
+    net = GPU_CRITICS["dcgan"]().cuda().to(torch.bfloat16, memory_format=LAST)
+    x = images(8, 3, 32, 32, device="cuda").to(torch.bfloat16)
+
+    def step(x):
+        net.zero_grad(set_to_none=True)
+        f_hat = gnfast.normalize_gradient(net, x, strict=True)
+        f_hat.float().square().sum().backward()
+        return f_hat, [p.grad for p in net.parameters()]
+
+    captured = CapturedStep(step, "cuda")
+    for _ in range(5):
+        f_hat, grads = captured(x)
+    assert captured.captured
+    expected, expected_grads = step(x)
+    for actual, wanted in zip([f_hat, *grads], [expected, *expected_grads], strict=True):
+        assert relative_error(actual.float(), wanted.float()) <= 2e-2
