@@ -46,6 +46,20 @@ _MASKED = tl.constexpr(_MASK)
 
 
 @triton.jit
+def _dot(left, right, acc, PRECISION: tl.constexpr):
+    if PRECISION == "tf32" and left.dtype == tl.float32:
+        # The tensor cores cut off the last bits, which makes all products smaller.
+        left, right = _round_to_tf32(left), _round_to_tf32(right)
+    return tl.dot(left, right, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def _round_to_tf32(x):
+    nearest = ((x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, nearest, x)
+
+
+@triton.jit
 def _product(
     source, weight, b, i, j, valid, n,
     in_height, in_width, in_channels, out_channels, taps_h, taps_w, offset_h, offset_w,
@@ -76,7 +90,7 @@ def _product(
             right = tl.load(
                 weight + (shift[:, None] + column[None, :]), mask=there[:, None] & wanted[None, :], other=0
             )
-            acc = tl.dot(left, right, acc, input_precision=PRECISION)
+            acc = _dot(left, right, acc, PRECISION)
     else:
         # Blocks of channels of one tap, counted along so that nothing is divided.
         t, u, c = 0, 0, 0
@@ -89,7 +103,7 @@ def _product(
             shift = t * weight_h + u * weight_w + c * weight_c
             place = k[:, None] * weight_c + column[None, :]
             right = tl.load(weight + shift + place, mask=wanted[None, :], other=0)
-            acc = tl.dot(left, right, acc, input_precision=PRECISION)
+            acc = _dot(left, right, acc, PRECISION)
             c += BK
             next_tap = c == in_channels
             c = tl.where(next_tap, 0, c)
@@ -423,6 +437,9 @@ def tile(configuration: str, dtype: torch.dtype, channels: int, aligned: bool, p
     if dtype == torch.float32:
         depth //= 2
     flat = channels % depth != 0
+    if flat and warps > 4:
+        # Taps and channels as one axis under eight warps have been miscompiled for sm_90 (PyTorch's issue 173068).
+        rows, warps = rows // 2, 4
     return {
         "BM": rows,
         "BN": columns,
