@@ -148,12 +148,13 @@ class Graph(nn.Module):
 class Readers(nn.Module):
     """Sums that two others read beside the activation, of which one has one reader and one two; strides."""
 
-    def __init__(self):
+    def __init__(self, channels=6, wide=8):
         super().__init__()
-        self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.first, self.second = nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
-        self.down, self.skip = nn.Conv2d(6, 8, 4, stride=2, padding=1), nn.Conv2d(6, 8, 2, stride=2)
-        self.out = nn.Conv2d(8, 4, 3, stride=(2, 1), padding=(1, 0))
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.first, self.second = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 1)
+        self.down = nn.Conv2d(channels, wide, 4, stride=2, padding=1)
+        self.skip = nn.Conv2d(channels, wide, 2, stride=2)
+        self.out = nn.Conv2d(wide, channels, 3, stride=(2, 1), padding=(1, 0))
 
     def forward(self, x):
         stem = self.stem(x)
@@ -458,19 +459,33 @@ def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, tuner, m
 # The kernels.
 
 
+@pytest.fixture
+def ieee():
+    """Products of float32 numbers as they are, where PyTorch would let them be rounded to TF32."""
+    place = torch.backends.cudnn.conv
+    before = place.fp32_precision
+    place.fp32_precision = "ieee"
+    yield
+    place.fp32_precision = before
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
-@pytest.mark.usefixtures("fused")
+@pytest.mark.usefixtures("fused", "ieee")
 @pytest.mark.parametrize("model", ["joints", "readers", "cnn"])
 def test_interpreted_kernels_under_the_engine(model, monkeypatch):
-    use(pytest.importorskip("gnfast.kernels.conv_triton"), monkeypatch)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
-    net = {"joints": lambda: Joints(32), "readers": Readers, "cnn": NETWORKS["cnn"]}[model]()
+    from gnfast.kernels import conv_triton
+
+    called = noted(monkeypatch)
+    use(conv_triton, monkeypatch)
+    net = {"joints": lambda: Joints(32), "readers": lambda: Readers(32, 64), "cnn": NETWORKS["cnn"]}[model]()
     net = net.to(memory_format=LAST)
-    x = torch.randn(2, 3, 5, 4).contiguous(memory_format=LAST)
+    x = torch.randn(2, 3, 5, 6).contiguous(memory_format=LAST)
     truth = outputs_and_gradients(reference.normalize_gradient, copy.deepcopy(net).double(), x.double())
     fast = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
     for name, value in truth.items():
         assert relative_error(fast[name].double(), value) <= 2e-5, name
+    assert {"conv_join_forward", "conv_join_pushforward", "conv_input_grad_join"} <= called or model == "cnn"
+    assert "conv2d_input_grad_squares" in called
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is the inner run")
@@ -481,7 +496,7 @@ def test_in_the_interpreter():
 GPU_CRITICS = {
     "resnet": lambda: models.build("resnet", resolution=32, width=0.25)[1],
     "dcgan": lambda: models.build("dcgan", resolution=32, width=0.5)[1],
-    "readers": Readers,
+    "readers": lambda: Readers(32, 64),
 }
 
 
