@@ -80,6 +80,22 @@ def test_what_is_compared(clock):
     assert autotune.choose_fastest(("second",), candidates, CPU, 1e-5, lambda result: result[1]) == "default"
 
 
+def test_a_reference_beside_the_candidates(clock):
+    x = torch.randn(5)
+
+    def failing():
+        raise RuntimeError("out of resources")
+
+    clock.update({"wrong": noisy(0.1, 0.0), "right": noisy(0.5, 0.0), "slow": noisy(1.0, 0.0)})
+    values = {"wrong": x + 1, "slow": x, "right": x}
+    candidates = {name: candidate(name, value) for name, value in values.items()}
+    for key, default in (("failing", failing), ("wrong", candidates["wrong"])):
+        given = {key: default, **candidates}
+        assert autotune.choose_fastest((key,), given, CPU, 0.0, reference=lambda: x) == "right"
+    given = {"failing": failing, "wrong": candidates["wrong"]}
+    assert autotune.choose_fastest(("none",), given, CPU, 0.0, reference=lambda: x) == "failing"
+
+
 def test_nothing_is_measured_during_capture(clock, monkeypatch, tmp_path):
     monkeypatch.setattr(autotune, "cache_file", lambda device: tmp_path / "choices.json")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

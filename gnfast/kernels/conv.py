@@ -9,17 +9,18 @@
     δs = mask · (Wᵀ * δ + Σ before) + Σ after                                (conv_input_grad_join)
 
 Convolutions are those of `gnfast.kernels.conv_winograd`, which on GPUs are PyTorch's, and what follows one is a kernel
-of its own (`gnfast.kernels.pointwise`). With the tuner on (`gnfast.kernels.autotune`), the configurations of
-`conv_triton`, which do both in one kernel, compete with that; GNFAST_BACKEND=triton takes the first one of them without
-asking. They know two-dimensional convolutions of channels_last tensors without groups and dilation.
+of its own (`gnfast.kernels.pointwise`). With the tuner on (`gnfast.kernels.autotune`), the kernels of `conv_triton`,
+which do both at once, compete with that in the configuration that convolves the shape fastest; compiling each of them
+in each would take too long. GNFAST_BACKEND=triton takes the first configuration without asking. They know
+two-dimensional convolutions of channels_last tensors without groups and dilation.
 
 None of these functions is differentiable itself.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,13 +55,13 @@ _TOLERANCE_TF32 = 2e-3
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
     """`conv_winograd.conv2d`: W * x + b in any number of dimensions."""
-    if (kernels := _rivals(x, weight, arguments)) is None:
+    if (contest := _contest(x, weight, arguments)) is None:
         return conv_winograd.conv2d(x, weight, bias, arguments)
-    return _fastest(
-        ("conv2d", bias is not None), x, weight, arguments, kernels,
+    return contest.result(
+        ("conv2d", bias is not None),
         lambda: conv_winograd.conv2d(x, weight, bias, arguments),
-        lambda name: kernels.conv2d(x, weight, bias, arguments, name),
-    )  # fmt: skip
+        lambda name: contest.kernels.conv2d(x, weight, bias, arguments, name),
+    )
 
 
 def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
@@ -69,19 +70,18 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
     Args:
         x: only its shape is read.
     """
-    if (kernels := _rivals(cotangent, weight, arguments)) is None:
+    if (contest := _contest(cotangent, weight, arguments, x.shape)) is None:
         return conv_winograd.conv2d_input_grad(cotangent, x, weight, arguments)
-    shape = tuple(x.shape)
-    return _fastest(
-        ("conv2d_input_grad", shape), cotangent, weight, arguments, kernels,
+    return contest.result(
+        ("conv2d_input_grad",),
         lambda: conv_winograd.conv2d_input_grad(cotangent, x, weight, arguments),
-        lambda name: kernels.conv2d_input_grad(cotangent, shape, weight, arguments, name),
-    )  # fmt: skip
+        lambda name: contest.kernels.conv2d_input_grad(cotangent, contest.shape, weight, arguments, name),
+    )
 
 
 def fuses(x: Tensor, weight: Tensor, arguments: Arguments) -> bool:
     """Whether kernels that convolve x, the input or the cotangent, and do more may be in use."""
-    return _rivals(x, weight, arguments) is not None
+    return _contest(x, weight, arguments) is not None
 
 
 def conv2d_input_grad_squares(
@@ -96,12 +96,11 @@ def conv2d_input_grad_squares(
     Returns:
         gx, and float64 (B, parts) or None.
     """
-    shape = tuple(shape)
 
     def apart():
         return conv2d_input_grad(cotangent, _like(cotangent, shape), weight, arguments), None
 
-    if (kernels := _rivals(cotangent, weight, arguments)) is None:
+    if (contest := _contest(cotangent, weight, arguments, shape)) is None:
         return apart()
 
     def view(result):
@@ -109,10 +108,11 @@ def conv2d_input_grad_squares(
         squares = (grad.double() - centre).square().sum((1, 2, 3)) if sums is None else sums.sum(1)
         return grad, squares.sqrt()
 
-    return _fastest(
-        ("conv2d_input_grad_squares", shape), cotangent, weight, arguments, kernels, apart,
-        lambda name: kernels.conv2d_input_grad_squares(cotangent, shape, weight, arguments, centre, name), view,
-    )  # fmt: skip
+    def fused(name):
+        given = cotangent, contest.shape, weight, arguments, centre, name
+        return contest.kernels.conv2d_input_grad_squares(*given)
+
+    return contest.result(("conv2d_input_grad_squares",), apart, fused, view)
 
 
 def conv_join_forward(
@@ -134,8 +134,8 @@ def conv_join_forward(
         y = conv2d(x, weight, None, arguments)
         return join_forward([y, *terms], biases, 1, slope, keep_sum, overwrite=True)
 
-    kernels = _rivals(x, weight, arguments)
-    if kernels is None or not kernels.supports_join(weight.shape[0]):
+    contest = _contest(x, weight, arguments)
+    if contest is None or not contest.kernels.supports_join(weight.shape[0]):
         return apart()
     channels_last = [t.contiguous(memory_format=torch.channels_last) for t in terms]
 
@@ -148,12 +148,11 @@ def conv_join_forward(
         y, total, bits = result
         return y, total, _unpack(bits, y) * size()
 
-    return _fastest(
-        ("conv_join_forward", len(terms), len(biases), keep_sum), x, weight, arguments, kernels, apart,
-        lambda name: kernels.conv_join_forward(
-            x, weight, arguments, channels_last, biases, slope, keep_sum, name
-        ), view,
-    )  # fmt: skip
+    def fused(name):
+        given = x, weight, arguments, channels_last, biases, slope, keep_sum, name
+        return contest.kernels.conv_join_forward(*given)
+
+    return contest.result(("conv_join_forward", len(terms), len(biases), keep_sum), apart, fused, view)
 
 
 def conv_join_pushforward(
@@ -181,17 +180,17 @@ def conv_join_pushforward(
             [y, *terms], biases, scale, 1, bits, strides, slope, keep_sum, overwrite=True
         )  # fmt: skip
 
-    kernels = _rivals(x, weight, arguments)
-    if kernels is None or not _joins(kernels, strides, weight.shape[0]):
+    contest, channels = _contest(x, weight, arguments), weight.shape[0]
+    if contest is None or not _is_channels_last(strides, channels) or not contest.kernels.supports_join(channels):
         return apart()
     biases = () if scale is None else biases
     channels_last = [with_strides(t, strides) for t in terms]
-    return _fastest(
-        ("conv_join_pushforward", len(terms), len(biases), keep_sum), x, weight, arguments, kernels, apart,
-        lambda name: kernels.conv_join_pushforward(
-            x, weight, arguments, channels_last, biases, scale, bits, slope, keep_sum, name
-        ),
-    )  # fmt: skip
+
+    def fused(name):
+        given = x, weight, arguments, channels_last, biases, scale, bits, slope, keep_sum, name
+        return contest.kernels.conv_join_pushforward(*given)
+
+    return contest.result(("conv_join_pushforward", len(terms), len(biases), keep_sum), apart, fused)
 
 
 def conv_input_grad_join(
@@ -214,26 +213,82 @@ def conv_input_grad_join(
         after: the cotangents of s, none to two.
         bits, strides: of s.
     """
-    shape = tuple(shape)
 
     def apart():
         grad = conv2d_input_grad(cotangent, _like(cotangent, shape), weight, arguments)
         return join_pullback([grad, *before], after, bits, strides, slope, grad)
 
-    kernels = _rivals(cotangent, weight, arguments)
-    if kernels is None or not _joins(kernels, strides, shape[1]):
+    contest = _contest(cotangent, weight, arguments, shape)
+    if contest is None or not _is_channels_last(strides, shape[1]):
         return apart()
     before, after = ([with_strides(t, strides) for t in group] for group in (before, after))
-    return _fastest(
-        ("conv_input_grad_join", shape, len(before), len(after)), cotangent, weight, arguments, kernels, apart,
-        lambda name: kernels.conv_input_grad_join(
-            cotangent, shape, weight, arguments, before, after, bits, slope, name
-        ),
-    )  # fmt: skip
+
+    def fused(name):
+        given = cotangent, contest.shape, weight, arguments, before, after, bits, slope, name
+        return contest.kernels.conv_input_grad_join(*given)
+
+    return contest.result(("conv_input_grad_join", len(before), len(after)), apart, fused)
 
 
-def _rivals(x: Tensor, weight: Tensor, arguments: Arguments) -> ModuleType | None:
-    """The Triton kernels where they may take the place of PyTorch's; x is the input or the cotangent."""
+class _Contest(NamedTuple):
+    """The Triton kernels against what else there is, at one convolution or one data gradient."""
+
+    kernels: ModuleType
+    x: Tensor
+    """The input, or the cotangent."""
+    weight: Tensor
+    arguments: Arguments
+    shape: tuple[int, ...] | None
+    """That of the data gradient."""
+
+    def result(
+        self,
+        operation: tuple[object, ...],
+        apart: Callable[[], Result],
+        fused: Callable[[str], Result],
+        view: Callable[[Result], object] | None = None,
+    ) -> Result:
+        """The result of `apart` or of `fused` with one of the configurations."""
+        candidates = {"apart": apart} if "torch" in _backends(self.x.device.type) else {}
+        tile = self._configuration()
+        candidates[tile] = functools.partial(fused, tile)
+        return candidates[self._fastest(operation, candidates, view)]()
+
+    def _configuration(self) -> str:
+        """The one that convolves fastest, with nothing fused."""
+        kernels, x, weight, arguments, shape = self
+
+        def plain(name):
+            if shape is None:
+                return kernels.conv2d(x, weight, None, arguments, name)
+            return kernels.conv2d_input_grad(x, shape, weight, arguments, name)
+
+        def reference():
+            if shape is None:
+                return conv_winograd.conv2d(x, weight, None, arguments)
+            return conv_winograd.conv2d_input_grad(x, _like(x, shape), weight, arguments)
+
+        candidates = {name: functools.partial(plain, name) for name in kernels.CONFIGURATIONS}
+        operation = "tile", "conv2d" if shape is None else "conv2d_input_grad"
+        return self._fastest(operation, candidates, reference=reference)
+
+    def _fastest(
+        self,
+        operation: tuple[object, ...],
+        candidates: Mapping[str, Callable[[], Result]],
+        view: Callable[[Result], object] | None = None,
+        reference: Callable[[], Result] | None = None,
+    ) -> str:
+        x, weight, cudnn = self.x, self.weight, torch.backends.cudnn
+        rounded = x.dtype == torch.float32 and cudnn.conv.fp32_precision == "tf32"
+        tensors = tuple(x.shape), self.shape, tuple(weight.shape), weight.stride(), x.dtype
+        key = (*operation, *tensors, *map(tuple, self.arguments[:2]), rounded, cudnn.benchmark)
+        tolerance = _TOLERANCE_TF32 if rounded else _TOLERANCE[x.dtype]
+        return choose_fastest(key, candidates, x.device, tolerance, view, reference)
+
+
+def _contest(x: Tensor, weight: Tensor, arguments: Arguments, shape: Sequence[int] | None = None) -> _Contest | None:
+    """The contest at a convolution of x or, with `shape`, at a data gradient; None where nothing competes."""
     backends = _backends(x.device.type)
     if "triton" not in backends or not (len(backends) == 1 or enabled()):
         return None
@@ -241,35 +296,14 @@ def _rivals(x: Tensor, weight: Tensor, arguments: Arguments) -> ModuleType | Non
     # A tensor that is channels_last and contiguous at once goes with the weight, as in PyTorch.
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     last = last and not (x.is_contiguous() and weight.is_contiguous())
-    fits = last and x.numel() and x.dtype == weight.dtype and kernels.supports(x.dtype, weight, arguments)
-    return kernels if fits else None
+    if not (last and x.numel() and x.dtype == weight.dtype and kernels.supports(x.dtype, weight, arguments)):
+        return None
+    return _Contest(kernels, x, weight, arguments, None if shape is None else tuple(shape))
 
 
-def _joins(kernels: ModuleType, strides: Strides, channels: int) -> bool:
-    """Whether the kernels know sign bits of a dense sum with those strides and channels."""
-    return strides[1] == 1 and strides[3] == channels and kernels.supports_join(channels)
-
-
-def _fastest(
-    operation: tuple[object, ...],
-    x: Tensor,
-    weight: Tensor,
-    arguments: Arguments,
-    kernels: ModuleType,
-    apart: Callable[[], Result],
-    fused: Callable[[str], Result],
-    view: Callable[[Result], object] | None = None,
-) -> Result:
-    """The result of `apart` or of one of the configurations."""
-    candidates = {name: functools.partial(fused, name) for name in kernels.CONFIGURATIONS}
-    if "torch" in _backends(x.device.type):
-        candidates = {"apart": apart, **candidates}
-    cudnn = torch.backends.cudnn
-    rounded = x.dtype == torch.float32 and cudnn.conv.fp32_precision == "tf32"
-    place = tuple(x.shape), tuple(weight.shape), weight.stride(), *map(tuple, arguments[:2]), x.dtype
-    key = (*operation, *place, rounded, cudnn.benchmark)
-    tolerance = _TOLERANCE_TF32 if rounded else _TOLERANCE[x.dtype]
-    return candidates[choose_fastest(key, candidates, x.device, tolerance, view)]()
+def _is_channels_last(strides: Strides, channels: int) -> bool:
+    """Whether a dense sum of which samples follow each other has its channels innermost."""
+    return strides[1] == 1 and strides[3] == channels
 
 
 def _like(cotangent: Tensor, shape: tuple[int, ...]) -> Tensor:
