@@ -32,13 +32,14 @@ CONFIGURATIONS = {
     "64x128x64": (64, 128, 64, 4, 4),
     "128x64x64": (128, 64, 64, 4, 4),
     "128x64x32": (128, 64, 32, 4, 3),
-    "128x128x32": (128, 128, 32, 8, 4),
+    "128x128x32": (128, 128, 32, 8, 3),
     "128x128x64": (128, 128, 64, 8, 3),
     "128x16x64": (128, 16, 64, 4, 4),
 }
-# Registers per thread by the warps of a tile: two blocks of 256 threads share a multiprocessor's, or one with all that a
-# thread can have where a tile's sums take half of them.
+# All that a thread can have. The large tiles need them, and shared memory holds two blocks of theirs at most.
 REGISTER_BUDGET = 255
+# Entries of a tensor from which its addresses take 64 bits: indices go a tile beyond the end.
+WIDE_FROM = 2**31 - 2**16
 
 _NO_SIGNS, _PACK, _MASK = 0, 1, 2
 _PACKED = tl.constexpr(_PACK)
@@ -403,8 +404,9 @@ def _launch(
     phases = stride_h * stride_w if gradient else 1
     positions = triton.cdiv(height, stride_h) * triton.cdiv(width, stride_w) if gradient else height * width
     precision = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
-    aligned = signs != _NO_SIGNS and channels % 32 == 0
-    constants = tile(configuration, source.dtype, source.shape[1], aligned, precision)
+    joined = signs != _NO_SIGNS
+    aligned = joined and channels % 32 == 0
+    constants = tile(configuration, source.dtype, source.shape[1], joined, aligned, precision)
     tiles_m = triton.cdiv(positions if centre is not None else batch * positions, constants["BM"])
     tiles_n = triton.cdiv(channels, constants["BN"])
     sums = None
@@ -424,18 +426,30 @@ def _launch(
                 KERNEL_H=weight.shape[2], KERNEL_W=weight.shape[3], STRIDE_H=stride_h, STRIDE_W=stride_w,
                 GRADIENT=gradient, TERMS=len(terms), BIASES=len(biases), SCALED=scale is not None, AFTER=len(after),
                 KEEP_SUM=total is not None, SIGNS=signs, ALIGNED=aligned, SLOPE=slope, SQUARES=centre is not None,
-                CENTRE=centre or 0.0, WIDE=max(source.numel(), out.numel()) >= 2**31 - 2**16, **constants,
+                CENTRE=centre or 0.0, WIDE=max(source.numel(), out.numel()) >= WIDE_FROM, **constants,
             )  # fmt: skip
     return sums
 
 
-def tile(configuration: str, dtype: torch.dtype, channels: int, aligned: bool, precision: str) -> dict[str, object]:
-    """The constants and options that a kernel is compiled with for a reduction over that many channels."""
+def tile(
+    configuration: str, dtype: torch.dtype, channels: int, joined: bool, aligned: bool, precision: str
+) -> dict[str, object]:
+    """The constants and options that a kernel is compiled with.
+
+    Args:
+        channels: of the reduction.
+        joined: whether the kernel reads or writes signs.
+        aligned: whether words of them are rows of channels.
+        precision: of products of float32 numbers, "tf32" or "ieee".
+    """
     rows, columns, depth, warps, stages = CONFIGURATIONS[configuration]
-    if aligned:
-        columns = max(columns, 32)
     if dtype == torch.float32:
         depth //= 2
+        if joined and rows * columns >= 2048 * warps:
+            # Summands of 32 bits beside 64 sums are more than a thread has registers for.
+            columns //= 2
+    if aligned:
+        columns = max(columns, 32)
     flat = channels % depth != 0
     if flat and warps > 4:
         # Taps and channels as one axis under eight warps have been miscompiled for sm_90 (PyTorch's issue 173068).
