@@ -1,4 +1,6 @@
-"""A plain PyTorch twin of `gnfast.kernels.conv_triton` in any dtype, which notes how it was called."""
+"""A plain PyTorch twin of `gnfast.kernels.conv_triton` in any dtype, which notes how it was called.
+
+Like the kernels, it rounds to a half-width dtype once, at the end."""
 
 from collections import Counter
 
@@ -33,70 +35,79 @@ class ConvTwin:
         return channels != 5
 
     def conv2d(self, x, weight, bias, arguments, configuration):
-        y = last(torch.convolution(given(x), weight, bias, *arguments))
-        return self._done("conv2d", (bias is not None,), configuration, y)
+        y = convolved(x, weight, arguments) + along_channels(() if bias is None else (bias,))
+        return self._done("conv2d", (bias is not None,), configuration, x.dtype, y)
 
     def conv2d_input_grad(self, cotangent, shape, weight, arguments, configuration):
-        return self._done("conv2d_input_grad", (), configuration, pulled(cotangent, shape, weight, arguments))
+        grad = pulled(cotangent, shape, weight, arguments)
+        return self._done("conv2d_input_grad", (), configuration, cotangent.dtype, grad)
 
     def conv2d_input_grad_squares(self, cotangent, shape, weight, arguments, centre, configuration):
         grad = pulled(cotangent, shape, weight, arguments)
+        squares = (grad.double() - centre).square().sum((1, 2, 3))
         # Three parts, of which none is the whole.
-        parts = (grad.double() - centre).square().flatten(1).sum(1, keepdim=True) * grad.new_tensor(
-            [0.5, 0.2, 0.3], dtype=torch.float64
-        )
-        return self._done("conv2d_input_grad_squares", (), configuration, (grad, parts))
+        parts = torch.stack([share * squares for share in (0.5, 0.2, 0.3)], 1)
+        return self._done("conv2d_input_grad_squares", (), configuration, cotangent.dtype, grad, parts)
 
     def conv_join_forward(self, x, weight, arguments, terms, biases, slope, keep_sum, configuration):
         assert len(terms) <= 1 and len(biases) <= 2
-        total = torch.convolution(given(x), weight, None, *arguments)
-        total = last(sum((given(t) for t in terms), total) + along_channels(biases))
-        y = last(torch.where(total > 0, total, slope * total if slope else total.new_zeros(())))
-        result = y, total if keep_sum else None, _pack(total > 0)
-        return self._done("conv_join_forward", (len(terms), len(biases), keep_sum), configuration, result)
+        total = convolved(x, weight, arguments) + along_channels(biases) + added(terms)
+        y, bits = masked(total, total > 0, slope), _pack(total.contiguous(memory_format=LAST) > 0)
+        variant = len(terms), len(biases), keep_sum
+        return self._done("conv_join_forward", variant, configuration, x.dtype, y, total if keep_sum else None, bits)
 
     def conv_join_pushforward(self, x, weight, arguments, terms, biases, scale, bits, slope, keep_sum, configuration):
         assert len(terms) <= 1 and len(biases) <= 2 and (scale is not None or not biases)
-        total = torch.convolution(given(x), weight, None, *arguments)
-        total = sum((given(t) for t in terms), total)
+        total = convolved(x, weight, arguments) + added(terms)
         if biases:
             total = total + scale.to(total.dtype)[:, None, None, None] * along_channels(biases)
-        result = masked(last(total), bits, slope), total if keep_sum else None
-        return self._done("conv_join_pushforward", (len(terms), len(biases), keep_sum), configuration, result)
+        y = masked(total, _unpack(bits, total.contiguous(memory_format=LAST)), slope)
+        variant = len(terms), len(biases), keep_sum
+        return self._done("conv_join_pushforward", variant, configuration, x.dtype, y, total if keep_sum else None)
 
     def conv_input_grad_join(self, cotangent, shape, weight, arguments, before, after, bits, slope, configuration):
         assert len(before) <= 1 and len(after) <= 2
-        grad = sum((given(t) for t in before), pulled(cotangent, shape, weight, arguments))
-        result = sum((given(t) for t in after), masked(last(grad), bits, slope))
-        return self._done("conv_input_grad_join", (len(before), len(after)), configuration, result)
+        grad = pulled(cotangent, shape, weight, arguments) + added(before)
+        grad = masked(grad, _unpack(bits, grad.contiguous(memory_format=LAST)), slope) + added(after)
+        return self._done("conv_input_grad_join", (len(before), len(after)), configuration, cotangent.dtype, grad)
 
-    def _done(self, name, variant, configuration, result):
+    def _done(self, name, variant, configuration, dtype, *results):
+        """The results in dtype and layout of the kernels', but for what is no feature map."""
         assert configuration in self.CONFIGURATIONS
         self.calls[name, *variant] += 1
-        return self.fault(name, configuration, result)
-
-
-def last(t):
-    """A result in the layout that the kernels give it."""
-    return t.contiguous(memory_format=LAST)
+        maps = [t.to(dtype, memory_format=LAST) if t is not None and t.dim() == 4 else t for t in results]
+        return self.fault(name, configuration, maps[0] if len(maps) == 1 else tuple(maps))
 
 
 def given(t):
-    """An argument, in the layout that the kernels want."""
+    """An argument, which the kernels want in channels_last, as wide as its sums are."""
     assert t.is_contiguous(memory_format=LAST)
-    return t
+    return wide(t)
+
+
+def wide(t):
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def convolved(x, weight, arguments):
+    return torch.convolution(given(x), wide(weight), None, *arguments)
 
 
 def pulled(cotangent, shape, weight, arguments):
+    cotangent = given(cotangent)
     x = torch.zeros(shape, dtype=cotangent.dtype).requires_grad_()
     with torch.enable_grad():
-        y = torch.convolution(x, weight.detach(), None, *arguments)
-    return last(torch.autograd.grad(y, x, given(cotangent))[0])
+        y = torch.convolution(x, wide(weight).detach(), None, *arguments)
+    return torch.autograd.grad(y, x, cotangent)[0]
+
+
+def added(terms):
+    return sum(map(given, terms))
 
 
 def along_channels(biases):
-    return sum(b.double() for b in biases)[:, None, None].to(biases[0].dtype) if biases else 0
+    return sum(map(wide, biases))[:, None, None] if biases else 0
 
 
-def masked(t, bits, slope):
-    return last(torch.where(_unpack(bits, t), t, slope * t if slope else t.new_zeros(())))
+def masked(t, positive, slope):
+    return torch.where(positive, t, slope * t if slope else 0)
