@@ -510,8 +510,8 @@ def test_in_the_interpreter():
 def check_errors(make, dtype, device):
     """Errors of the engine within twice those of plain PyTorch, against float64.
 
-    A sign that rounding turns changes a sample's gradient by far more than rounding does: many samples, in each of which
-    few entries count, so that the errors are not those of one such event.
+    A sign that rounding turns changes a sample's gradient by far more than rounding does: with many samples, the errors
+    are not those of one such event.
     """
     batch = 256 if device == "cuda" else 64
     fast, plain = budget(
