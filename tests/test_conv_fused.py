@@ -224,6 +224,30 @@ def test_costs_are_those_of_the_plan_as_stated(seed):
     assert plan.flops() == stated.flops() and plan.kept_bytes() == stated.kept_bytes()
 
 
+class Branches(nn.Module):
+    """A sum of two convolutions, of which the smaller one has layers of its own before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.large = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.small = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.linear = nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = F.relu(self.stem(x))
+        return self.linear(F.relu(self.small(h) + self.large(h)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", [name for name, _ in Branches().named_parameters()])
+def test_no_more_is_done_for_one_parameter_alone(name, monkeypatch):
+    net, x = Branches().double().requires_grad_(False), images(2, 3, 5, 5)
+    net.get_parameter(name).requires_grad_()
+    stated, plan = (TRACE.record(net, x, (), {}, rewritten=False, fused=fused)[0] for fused in (False, True))
+    assert plan.flops() == stated.flops() and plan.kept_bytes() == stated.kept_bytes()
+    monkeypatch.setattr(TRACE, "uses_fused", lambda device_type: True)
+    assert_matches_double_backward(net, x)
+
+
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("seed", range(60))
 def test_random_graphs_match_double_backward(seed):
