@@ -7,8 +7,8 @@
     gs = mask · (gx + Σ before) + Σ after                                                       (conv_input_grad_join)
 
 A convolution is a matrix product whose left factor is read from the source as it is needed: position (b, i, j) and tap
-(t, u) stand for the source's pixel (b, i · step + offset ± t, j · step + offset ± u). A data gradient with stride s falls
-into s × s phases, the positions that leave the same remainders, each a convolution with stride 1 by the taps that
+(t, u) stand for the source's pixel (b, i · step + offset ± t, j · step + offset ± u). A data gradient with stride s
+falls into s × s phases, the positions that leave the same remainders, each a convolution with stride 1 by the taps that
 reach it. Sums are float32, joins those of `gnfast.kernels.pointwise` on sums that were not rounded in between.
 
 Every function takes the name of one of `CONFIGURATIONS`, among which `gnfast.kernels.conv` chooses. Tensors are as
@@ -88,14 +88,12 @@ def _product(
             shift = DIRECTION * (t * in_width + u) * CHANNELS + c
             left = tl.load(source + (row[:, None] + shift[None, :]), mask=inside & valid[:, None], other=0)
             shift = t * weight_h + u * weight_w + c * weight_c
-            right = tl.load(
-                weight + (shift[:, None] + column[None, :]), mask=there[:, None] & wanted[None, :], other=0
-            )
+            right = tl.load(weight + (shift[:, None] + column[None, :]), mask=there[:, None] & wanted[None, :], other=0)
             acc = _dot(left, right, acc, PRECISION)
     else:
         # Blocks of channels of one tap, counted along so that nothing is divided.
         t, u, c = 0, 0, 0
-        for _ in range(0, taps_h * taps_w * (in_channels // BK)):
+        for _ in range(taps_h * taps_w * (in_channels // BK)):
             at_h = h + DIRECTION * t
             at_w = w + DIRECTION * u
             inside = valid & (at_h >= 0) & (at_h < in_height) & (at_w >= 0) & (at_w < in_width)
@@ -404,9 +402,9 @@ def _launch(
     phases = stride_h * stride_w if gradient else 1
     positions = triton.cdiv(height, stride_h) * triton.cdiv(width, stride_w) if gradient else height * width
     precision = "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
-    joined = signs != _NO_SIGNS
-    aligned = joined and channels % 32 == 0
-    constants = tile(configuration, source.dtype, source.shape[1], joined, aligned, precision)
+    aligned = signs != _NO_SIGNS and channels % 32 == 0
+    epilogue = signs != _NO_SIGNS or centre is not None
+    constants = tile(configuration, source.dtype, source.shape[1], epilogue, aligned, precision)
     tiles_m = triton.cdiv(positions if centre is not None else batch * positions, constants["BM"])
     tiles_n = triton.cdiv(channels, constants["BN"])
     sums = None
@@ -432,20 +430,23 @@ def _launch(
 
 
 def tile(
-    configuration: str, dtype: torch.dtype, channels: int, joined: bool, aligned: bool, precision: str
+    configuration: str, dtype: torch.dtype, channels: int, epilogue: bool, aligned: bool, precision: str
 ) -> dict[str, object]:
     """The constants and options that a kernel is compiled with.
 
     Args:
         channels: of the reduction.
-        joined: whether the kernel reads or writes signs.
-        aligned: whether words of them are rows of channels.
+        epilogue: whether the kernel does more with its sums than to add biases and to store them.
+        aligned: whether words of signs are read or written that are rows of channels.
         precision: of products of float32 numbers, "tf32" or "ieee".
     """
     rows, columns, depth, warps, stages = CONFIGURATIONS[configuration]
+    if channels % 8:
+        # Every number is loaded by itself and through a register.
+        depth = min(depth, 32)
     if dtype == torch.float32:
         depth //= 2
-        if joined and rows * columns >= 2048 * warps:
+        if epilogue and rows * columns >= 2048 * warps:
             # Summands of 32 bits beside 64 sums are more than a thread has registers for.
             columns //= 2
     if aligned:
