@@ -14,7 +14,7 @@ from gnfast.errors import FallbackWarning, InputError
 from gnfast.heads import Head, Method
 from gnfast.memory import reuse_memory
 from gnfast.once import once_differentiable
-from gnfast.plan.op import autocast_dtype, per_sample
+from gnfast.plan.op import Contribution, Pending, autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.trace import Refused, record, unchanged
 from gnfast.small import normalized_by_two_kernels
@@ -109,6 +109,7 @@ class _FourPasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan: Plan, keep: bool, x: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
         f, g, masks, cotangents = _value_and_input_grad(plan, keep, x, operands)
+        g = g.tensor
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.masks, ctx.operand_count = plan, masks, len(operands)
         ctx.save_for_backward(x, g, *operands, *cotangents)
@@ -136,7 +137,8 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan: Plan, head: Head, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
         f, g, masks, cotangents = _value_and_input_grad(plan, keep, x, operands)
-        f_hat, saved = heads.normalize(head, f, g)
+        g, squares = g.with_squares(head.centre)
+        f_hat, saved = heads.normalize(head, f, g, squares)
         ctx.plan, ctx.head, ctx.masks, ctx.counts = plan, head, masks, (len(saved), len(operands))
         ctx.save_for_backward(x, g, *saved, *operands, *cotangents)
         return f_hat
@@ -158,10 +160,10 @@ class _Normalized(torch.autograd.Function):
 
 def _value_and_input_grad(
     plan: Plan, keep: bool, x: Tensor, operands: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor, list[Any], list[Tensor | None]]:
+) -> tuple[Tensor, Contribution | Pending, list[Any], list[Tensor | None]]:
     """Passes 1 and 2: f, g, the masks and the cotangents that pass 3 needs."""
     f, masks = passes.forward(plan, x, operands)
-    g, cotangents = passes.input_gradient(plan, x.shape[0], torch.ones_like(f), operands, masks, keep)
+    g, cotangents = passes.pending_input_gradient(plan, x.shape[0], torch.ones_like(f), operands, masks, keep)
     return f, g, masks, cotangents
 
 

@@ -186,18 +186,19 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
     return _plain(head, f, g)
 
 
-def normalize(head: Head, f: Tensor, g: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """f̂ of f's shape, in the wider of the two dtypes, and what `pull` needs; without a graph.
 
     Args:
         head: one with partial derivatives of its own.
         f: one logit per sample.
         g: (B, ...) input gradient.
+        squares: float64 (B, parts), which add up to ‖g − centre‖² per sample, where they are known.
     """
     if kernels := _kernels(head, g):
-        f_hat, partials = kernels.normalize(head.formula, f, g)
+        f_hat, partials = kernels.normalize(head.formula, f, g, squares)
         return f_hat, (partials,)
-    m = grad_norm(g, head.centre)
+    m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(_accumulator(g.dtype))
     logit = f.reshape(-1).to(m.dtype)
     return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
 

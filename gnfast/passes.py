@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Contribution, summed
+from gnfast.plan.op import Contribution, Pending, summed
 from gnfast.plan.plan import Plan
 
 
@@ -42,7 +42,15 @@ def input_gradient(
     Returns:
         g of x's shape, and per node the cotangent of its output where the node has parameter gradients, else None.
     """
-    received: dict[int, list[Contribution]] = {plan.output: [Contribution(seed, False)]}
+    g, kept = pending_input_gradient(plan, batch, seed, operands, saved, keep)
+    return g.tensor, kept
+
+
+def pending_input_gradient(
+    plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
+) -> tuple[Contribution | Pending, list[Tensor | None]]:
+    """`input_gradient`, of which the last step may be yet to be done: `g.tensor`, or `g.with_squares(centre)`."""
+    received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
     for index in range(len(plan.nodes) - 1, -1, -1):
         node = plan.nodes[index]
@@ -59,9 +67,11 @@ def input_gradient(
             waiting = received.setdefault(value, [])
             if len(waiting) == 2:
                 waiting[:] = [summed(waiting)]
-            waiting.append(Contribution(contribution, fresh))
+            pending = isinstance(contribution, Pending)
+            waiting.append(contribution if pending else Contribution(contribution, fresh))
         del pulled
-    return summed(received[0]).tensor, kept
+    parts = received[0]
+    return parts[0] if len(parts) == 1 else summed(parts), kept
 
 
 def tangent(
@@ -88,9 +98,8 @@ def tangent(
     grads: list[Tensor | None] = [None] * len(operands)
     schedule = plan.schedule
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
-        inputs = [values[i] for i in node.inputs if i in values]
-        if len(inputs) < len(node.inputs):
-            continue
+        # Those that nothing from here on reads were not computed.
+        inputs = [values.get(i) for i in node.inputs]
         given = _select(operands, node.operands)
         if cotangent is not None:
             wanted = [slot is not None and needs[slot] for slot in node.operands]
@@ -100,7 +109,7 @@ def tangent(
                 if grad is not None:
                     grads[slot] = grad if grads[slot] is None else grads[slot] + grad
         for value in schedule.last_uses[index]:
-            del values[value]
+            values.pop(value, None)
         if plan.pushes_forward[index]:
             results = node.op.pushforward_all(inputs, given, saved[index], scale, schedule.overwrites[index])
             values.update(zip(node.outputs, results, strict=True))

@@ -61,9 +61,49 @@ def test_what_fails_or_returns_nan_is_no_candidate(clock):
     def failing():
         raise RuntimeError("out of resources")
 
-    clock.update(default=noisy(1.0, 0.0))
+    def unlaunchable():
+        # What Triton raises derives from Exception alone.
+        raise Exception("out of resources")
+
+    clock.update(default=noisy(1.0, 0.0), failing=noisy(0.1, 0.0), unlaunchable=noisy(0.1, 0.0), nan=noisy(0.1, 0.0))
     candidates = {"default": candidate("default", x), "failing": failing, "nan": candidate("nan", x * float("nan"))}
+    candidates["unlaunchable"] = unlaunchable
     assert autotune.choose_fastest(KEY, candidates, CPU, tolerance=1.0) == "default"
+
+
+def test_what_is_compared(clock):
+    x = torch.randn(5)
+    clock.update(default=noisy(1.0, 0.0), other=noisy(0.5, 0.0))
+    candidates = {"default": candidate("default", (x, x)), "other": candidate("other", (x, x + 1))}
+    assert autotune.choose_fastest(KEY, candidates, CPU, tolerance=1e-5) == "default"
+    assert autotune.choose_fastest(("first",), candidates, CPU, 1e-5, lambda result: result[0]) == "other"
+    assert autotune.choose_fastest(("second",), candidates, CPU, 1e-5, lambda result: result[1]) == "default"
+
+
+def test_a_reference_beside_the_candidates(clock):
+    x = torch.randn(5)
+
+    def failing():
+        raise RuntimeError("out of resources")
+
+    clock.update({"wrong": noisy(0.1, 0.0), "right": noisy(0.5, 0.0), "slow": noisy(1.0, 0.0)})
+    values = {"wrong": x + 1, "slow": x, "right": x}
+    candidates = {name: candidate(name, value) for name, value in values.items()}
+    for key, default in (("failing", failing), ("wrong", candidates["wrong"])):
+        given = {key: default, **candidates}
+        assert autotune.choose_fastest((key,), given, CPU, 0.0, reference=lambda: x) == "right"
+    given = {"failing": failing, "wrong": candidates["wrong"]}
+    assert autotune.choose_fastest(("none",), given, CPU, 0.0, reference=lambda: x) == "failing"
+
+
+def test_nothing_is_measured_during_capture(clock, monkeypatch, tmp_path):
+    monkeypatch.setattr(autotune, "cache_file", lambda device: tmp_path / "choices.json")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    candidates = {"default": lambda: pytest.fail("was run"), "other": lambda: pytest.fail("was run")}
+    assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "default"
+    (tmp_path / "choices.json").write_text(json.dumps({json.dumps(list(KEY), default=str): "other"}))
+    autotune._loaded.cache_clear()
+    assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "other"
 
 
 def test_choices_are_kept_on_disk(clock):

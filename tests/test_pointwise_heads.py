@@ -1,5 +1,7 @@
 """The fused kernels of the normalisers against their plain twins, and under the engine."""
 
+import functools
+
 import pytest
 import torch
 
@@ -34,6 +36,14 @@ def check_head(name, dtype, device, layout=torch.channels_last):
     actual, partials = heads_triton.normalize(head.formula, f, g)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(actual, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
+    # Thirteen parts of every sample's squares, of which g itself cannot be the source.
+    squares = (g.double() - head.centre).square().flatten(1).unflatten(1, (13, -1)).sum(2)
+    for normalize in (
+        lambda *given: heads.normalize(twin, *given),
+        functools.partial(heads_triton.normalize, head.formula),
+    ):
+        from_squares = normalize(f, torch.full_like(g, torch.nan), squares)[0]
+        torch.testing.assert_close(from_squares, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
     for wants in ((True, False), (False, True), (True, True)):
         expected = heads.pull(twin, saved, upstream, x, g, *wants)
         given = heads_triton.pull(head.formula, partials, upstream, x, g, *wants)

@@ -4,15 +4,17 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-from gnfast.kernels import heads_triton, mlp, mlp_triton, pointwise_triton  # noqa: E402
+from gnfast.kernels import conv_triton, heads_triton, mlp, mlp_triton, pointwise_triton  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled"
@@ -37,13 +39,20 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def assert_compiles(
-    kernel: Any, pointers: dict[str, str], constants: dict[str, Any], budget: int, capability: int, **options: int
-) -> None:
-    """Compiles a kernel as a launch with arguments divisible by 16 would, and checks what it uses.
+    kernel: Any,
+    pointers: dict[str, str],
+    constants: dict[str, Any],
+    budget: int,
+    capability: int,
+    odd: Collection[str] = ("batch",),
+    **options: int,
+) -> Any:
+    """Compiles a kernel as a launch with arguments divisible by 16 would, checks what it uses, and returns it.
 
     Args:
         pointers: argument: its element type; arguments that are neither pointers nor constants are 32-bit integers.
         budget: registers per thread.
+        odd: arguments that need not be divisible.
         options: num_warps and num_stages.
     """
     from triton.backends.compiler import GPUTarget
@@ -52,13 +61,14 @@ def assert_compiles(
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
-        if name not in constants and name != "batch":
+        if name not in constants and name not in odd:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     used = resources(compiled.asm["cubin"])
     assert used["LOCAL"] == 0 and used["STACK"] == 0, f"spills: {used}"
     assert used["REG"] <= budget, f"{used['REG']} registers, budget {budget}"
+    return compiled
 
 
 def accumulator(element: str) -> Any:
@@ -106,11 +116,13 @@ def test_join_masked(variant, aligned, element, capability):
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("element", ELEMENTS)
+@pytest.mark.parametrize("squared", [False, True], ids=["entries", "squares"])
 @pytest.mark.parametrize("kind", ["gn", "gn0", "gn1", "gran"])
-def test_head_normalize(kind, element, capability):
+def test_head_normalize(kind, squared, element, capability):
     constants = {"KIND": heads_triton.KINDS[kind], "COMPLEMENT": kind == "gn", "CENTRE": 1.0, "TAU": 1.2, "EPS": 0.1}
-    constants |= {"ACC": accumulator(element), "BLOCK": heads_triton.BLOCK}
-    pointers = {"f": element, "g": element, "f_hat": element, "partials": "fp64" if element == "fp64" else "fp32"}
+    constants |= {"SQUARED": squared, "ACC": accumulator(element), "BLOCK": heads_triton.BLOCK}
+    pointers = {"f": element, "g": "fp64" if squared else element, "f_hat": element}
+    pointers["partials"] = "fp64" if element == "fp64" else "fp32"
     budget = budget_of(heads_triton, element)
     kernel = heads_triton._head_normalize_kernel
     assert_compiles(kernel, pointers, constants, budget, capability, num_warps=heads_triton.NUM_WARPS)
@@ -164,3 +176,76 @@ def test_mlp_backward(width, element, capability):
     constants |= {"WANTS_GRAD_X": True, "WANTS_WEIGHTS": True, "CENTRE": 1.0}
     kernel, budget = mlp_triton._mlp_backward_kernel, mlp_triton.REGISTER_BUDGET
     assert_compiles(kernel, pointers, constants, budget, capability, num_warps=mlp_triton.NUM_WARPS)
+
+
+NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}
+NOT_JOINED |= {"GRADIENT": False, "SQUARES": False, "CENTRE": 1.0, "WIDE": False}
+CONVOLUTIONS = {
+    "plain": {"BIASES": 1},
+    "join forward": {"TERMS": 1, "BIASES": 2, "KEEP_SUM": True, "SIGNS": conv_triton._PACK},
+    "join pushforward": {"TERMS": 1, "BIASES": 2, "SCALED": True, "KEEP_SUM": True, "SIGNS": conv_triton._MASK},
+    "input gradient, join": {"GRADIENT": True, "TERMS": 1, "AFTER": 2, "SIGNS": conv_triton._MASK},
+    "input gradient, squares": {"GRADIENT": True, "SQUARES": True},
+}
+# Of a block: what a multiprocessor of sm_80 and of sm_90 has.
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
+
+
+def compile_convolution(
+    configuration: str, variant: str, element: str, capability: int, channels: tuple[int, int], precision: str
+) -> str:
+    """Compiles a 3×3 convolution between so many channels, checks what it uses, and returns its instructions."""
+    constants = {**NOT_JOINED, **CONVOLUTIONS[variant]}
+    constants |= {"KERNEL_H": 3, "KERNEL_W": 3, "STRIDE_H": 1, "STRIDE_W": 1}
+    aligned = constants["ALIGNED"] = constants["SIGNS"] != 0 and channels[1] % 32 == 0
+    epilogue = constants["SIGNS"] != 0 or constants["SQUARES"]
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[element]
+    constants |= conv_triton.tile(configuration, dtype, channels[0], epilogue, aligned, precision)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    # The weight is in channels_last, too.
+    constants["weight_n" if constants["GRADIENT"] else "weight_c"] = 1
+    odd = ["batch", "in_height", "in_width", "out_height", "out_width", "padding_h", "padding_w"]
+    odd += [name for name, number in zip(("in_channels", "out_channels"), channels, strict=True) if number % 16]
+    names = ("source", "weight", "out", "term", "bias_1", "bias_2", "after_1", "after_2", "total")
+    pointers = {**dict.fromkeys(names, element), "scale": "fp32", "bits": "i32", "sums": "fp64"}
+    kernel, budget = conv_triton._conv_kernel, conv_triton.REGISTER_BUDGET
+    compiled = assert_compiles(kernel, pointers, constants, budget, capability, odd, **options)
+    assert compiled.metadata.shared <= SHARED_MEMORY[capability]
+    return compiled.asm["ptx"]
+
+
+def uses_tensor_cores(ptx: str) -> bool:
+    return re.search(r"\b(wgmma\.mma_async|mma\.sync)\b", ptx) is not None
+
+
+# Each configuration as a different convolution per element and GPU; all convolutions as the one with the largest tile.
+DRAWN = [
+    (configuration, list(CONVOLUTIONS)[(index + first) % 5], element, capability)
+    for index, configuration in enumerate(conv_triton.CONFIGURATIONS)
+    for first, element, capability in ((0, "bf16", 80), (1, "fp32", 80), (2, "bf16", 90), (3, "fp32", 90))
+]
+DRAWN += [("128x128x64", variant, element, 90) for variant in CONVOLUTIONS for element in ("bf16", "fp32")]
+
+
+@pytest.mark.parametrize(("configuration", "variant", "element", "capability"), sorted(set(DRAWN)))
+def test_convolution(configuration, variant, element, capability):
+    assert uses_tensor_cores(compile_convolution(configuration, variant, element, capability, (128, 128), "tf32"))
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("configuration", "variant", "channels"),
+    [
+        ("128x64x32", "join forward", (3, 64)),
+        ("128x128x64", "join pushforward", (17, 96)),
+        ("128x16x64", "input gradient, squares", (64, 3)),
+        ("64x64x64", "input gradient, join", (64, 17)),
+    ],
+)
+def test_convolution_between_few_channels(configuration, variant, channels, capability):
+    assert uses_tensor_cores(compile_convolution(configuration, variant, "bf16", capability, channels, "tf32"))
+
+
+@pytest.mark.parametrize("configuration", ["64x64x64", "128x128x64"])
+def test_convolution_in_full_precision(configuration):
+    assert not uses_tensor_cores(compile_convolution(configuration, "join forward", "fp32", 90, (128, 128), "ieee"))

@@ -21,13 +21,19 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Candidate = Callable[[], object]
+View = Callable[[object], object]
 
 ROUNDS = 15
 CALLS_PER_ROUND = 5
 
 
 def choose_fastest(
-    key: Sequence[object], candidates: Mapping[str, Candidate], device: torch.device, tolerance: float
+    key: Sequence[object],
+    candidates: Mapping[str, Candidate],
+    device: torch.device,
+    tolerance: float,
+    view: View | None = None,
+    reference: Candidate | None = None,
 ) -> str:
     """The name of the candidate to use, the first one unless another gives the same numbers and is faster beyond noise.
 
@@ -36,7 +42,9 @@ def choose_fastest(
         candidates: name → call with the arguments at hand, which returns tensors and changes none of its arguments. The
             first is the default.
         device: where they run.
-        tolerance: largest ‖difference‖ / ‖result of the default‖ per tensor.
+        tolerance: largest ‖difference‖ / ‖right result‖ per tensor.
+        view: what of a result is compared; the result itself if None.
+        reference: what gives the right numbers where the default may not, or may fail; the default if None.
     """
     default = next(iter(candidates))
     if not enabled():
@@ -47,7 +55,7 @@ def choose_fastest(
         return choices[text]
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return default
-    choices[text] = _measured(candidates, device, tolerance)
+    choices[text] = _measured(candidates, device, tolerance, view or (lambda result: result), reference)
     _save(device, choices)
     return choices[text]
 
@@ -60,26 +68,41 @@ def enabled() -> bool:
 def cache_file(device: torch.device) -> Path:
     """Where the choices for a device are kept."""
     folder = Path(os.environ.get("GNFAST_CACHE") or Path.home() / ".cache" / "gnfast")
+    return folder / _file_name(device)
+
+
+@functools.cache
+def _file_name(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [name, f"torch-{torch.__version__}", f"cuda-{torch.version.cuda}", f"triton-{_triton_version()}"]
     safe = "_".join("".join(c if c.isalnum() or c in ".+-" else "-" for c in part) for part in parts)
-    return folder / f"tuning_{safe}.json"
+    return f"tuning_{safe}.json"
 
 
-def _measured(candidates: Mapping[str, Candidate], device: torch.device, tolerance: float) -> str:
+def _measured(
+    candidates: Mapping[str, Candidate],
+    device: torch.device,
+    tolerance: float,
+    view: View,
+    reference: Candidate | None,
+) -> str:
     default = next(iter(candidates))
-    expected = _tensors(candidates[default]())
-    right = [default]
-    for name, call in list(candidates.items())[1:]:
+    expected = _tensors(view((reference or candidates[default])()))
+    right = [] if reference else [default]
+    for name in [name for name in candidates if name not in right]:
         # A configuration that a device cannot launch is no candidate there.
-        with contextlib.suppress(RuntimeError, ValueError):
-            if _agree(_tensors(call()), expected, tolerance):
+        with contextlib.suppress(Exception):
+            if _agree(_tensors(view(candidates[name]())), expected, tolerance):
                 right.append(name)
+    if len(right) < 2:
+        return right[0] if right else default
     times: dict[str, list[float]] = {name: [] for name in right}
     for _ in range(ROUNDS):
         for name in right:
             times[name].append(_seconds(candidates[name], device))
     best = min(right, key=lambda name: statistics.median(times[name]))
+    if default not in right:
+        return best
     low = statistics.quantiles(times[default], n=4)[0]
     return best if statistics.quantiles(times[best], n=4)[2] < low else default
 
@@ -94,8 +117,12 @@ def _agree(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: floa
             if not torch.equal(left, right):
                 return False
             continue
-        error = (left.double() - right.double()).norm().item()
-        if not error <= tolerance * right.double().norm().item() or not math.isfinite(error):
+        # Not all in float64: these may be the largest tensors of a network.
+        wide = torch.promote_types(right.dtype, torch.float32)
+        error, size = (
+            torch.linalg.vector_norm(t, dtype=torch.float64).item() for t in (left.to(wide) - right.to(wide), right)
+        )
+        if not error <= tolerance * size or not math.isfinite(error):
             return False
     return True
 

@@ -21,6 +21,7 @@ TABLE: dict[str, dict[str, tuple[str, ...]]] = {
     "mlp": {"cpu": ("torch",), "cuda": ("triton", "torch")},
     "spectral_norm": {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")},
     "winograd_conv2d": {"cpu": ("cpp", "torch")},
+    "conv2d": {"cuda": ("torch", "triton")},
 }
 BACKENDS = ("torch", "cpp", "cuda", "triton")
 
@@ -57,11 +58,16 @@ def _unavailable(backend: str) -> str | None:
 
 def choose(operation: str, device_type: str) -> str:
     """The backend that `operation` uses for tensors on `device_type`; raises as `requested_backend` does."""
+    return choices(operation, device_type)[0]
+
+
+def choices(operation: str, device_type: str) -> tuple[str, ...]:
+    """The backends among which a measurement may choose, the one to use without a measurement first."""
     candidates = TABLE[operation].get(device_type, ("torch",))
     request = requested_backend()
     if request in candidates:
-        return request
-    return next(backend for backend in candidates if _unavailable(backend) is None)
+        return (request,)
+    return tuple(backend for backend in candidates if _unavailable(backend) is None)
 
 
 def backends() -> dict[str, dict[str, str]]:

@@ -63,16 +63,21 @@ def _value_and_partials(u, m, KIND: tl.constexpr, TAU: tl.constexpr, EPS: tl.con
 def _head_normalize_kernel(
     f, g, f_hat, partials, batch, per_sample,
     KIND: tl.constexpr, COMPLEMENT: tl.constexpr, CENTRE: tl.constexpr, TAU: tl.constexpr, EPS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK: tl.constexpr,
+    SQUARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """f̂, ∂f̂/∂f, ∂f̂/∂m and m of one sample; squares are added up in float64, whose range they do not leave."""
+    """f̂, ∂f̂/∂f, ∂f̂/∂m and m of one sample; squares are added up in float64, whose range they do not leave.
+
+    Where SQUARED, g holds sums of squares of (g − centre)."""
     sample = tl.program_id(0).to(tl.int64)
     row = g + sample * per_sample
     squares = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, per_sample, BLOCK):
         e = start + tl.arange(0, BLOCK)
-        entry = tl.load(row + e, mask=e < per_sample, other=CENTRE).to(ACC) - CENTRE
-        squares += entry.to(tl.float64) * entry.to(tl.float64)
+        if SQUARED:
+            squares += tl.load(row + e, mask=e < per_sample, other=0)
+        else:
+            entry = tl.load(row + e, mask=e < per_sample, other=CENTRE).to(ACC) - CENTRE
+            squares += entry.to(tl.float64) * entry.to(tl.float64)
     m = tl.sqrt(tl.sum(squares, axis=0)).to(ACC)
     u = tl.load(f + sample).to(ACC)
     if COMPLEMENT:
@@ -111,19 +116,23 @@ def _head_pull_kernel(
         tl.store(grad_x + place, (s * gradient).to(grad_x.dtype.element_ty), mask=inside)
 
 
-def normalize(formula: Formula, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """f̂ of f's shape in the wider of the two dtypes, and what `pull` needs: (3, B) partial derivatives and m."""
-    g, f = batch_major(g), f.contiguous()
-    batch = len(g)
+def normalize(formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """f̂ of f's shape in the wider of the two dtypes, and what `pull` needs: (3, B) partial derivatives and m.
+
+    Args:
+        squares: float64 (B, parts), which add up to ‖g − centre‖² per sample; g is not read then.
+    """
+    f, batch = f.contiguous(), len(g)
+    entries = batch_major(g) if squares is None else squares.contiguous()
     acc = torch.float64 if g.dtype == torch.float64 else torch.float32
     f_hat = torch.empty_like(f, dtype=torch.promote_types(f.dtype, g.dtype))
     partials = g.new_empty((3, batch), dtype=acc)
     if batch:
         with torch.cuda.device_of(g):
             _head_normalize_kernel[(batch,)](
-                f, g, f_hat, partials, batch, g.numel() // batch,
+                f, entries, f_hat, partials, batch, entries.numel() // batch,
                 KIND=KINDS[formula.kind], COMPLEMENT=formula.complement, CENTRE=formula.centre, TAU=formula.tau,
-                EPS=formula.eps, ACC=_tl(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
+                EPS=formula.eps, SQUARED=squares is not None, ACC=_tl(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
             )  # fmt: skip
     return f_hat, partials
 

@@ -1,7 +1,7 @@
 """Fusion of what lies between two matrix products of a Plan: biases, a residual sum and the activation become a Join.
 
-For devices on which every pointwise step is a kernel of its own. Exact up to rounding: fewer intermediate results are
-rounded.
+A two-dimensional convolution before a Join and the Join become a ConvJoin, which may run as one kernel. For devices on
+which every pointwise step is a kernel of its own. Exact up to rounding: fewer intermediate results are rounded.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from gnfast.kernels.pointwise import MAX_TERMS
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
+from gnfast.plan.ops.conv_join import ConvJoin
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.ops.join import Join
 from gnfast.plan.ops.linear import Linear
@@ -17,12 +18,17 @@ from gnfast.plan.plan import Node, readers
 
 
 def fuse(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
-    """Puts every (leaky) ReLU, the sum before it and the biases before that into one node.
+    """Puts every (leaky) ReLU, the sum before it, the biases before that and a convolution into one node.
 
     Args:
         nodes: in order, without dead ones.
         output: the value that the network returns.
     """
+    return _with_convolutions(_with_joins(nodes, output), output)
+
+
+def _with_joins(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
+    """Every (leaky) ReLU, the sum before it and the biases before that as one node."""
     counts = readers(nodes, output)
     producers = {node.output: node for node in nodes}
     fresh = max(producers, default=0) + 1
@@ -47,6 +53,44 @@ def fuse(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
             continue
         instead[activation] = ()
     return tuple(new for node in nodes for new in instead.get(node, (node,)))
+
+
+def _with_convolutions(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
+    """Every Join and the convolution that only it reads, of two the larger one, as one node."""
+    counts = readers(nodes, output)
+    producers = {node.output: node for node in nodes}
+    instead: dict[Node, tuple[Node, ...]] = {}
+    for node in nodes:
+        # The biases of linear layers on images lie along another axis.
+        if not isinstance(node.op, Join) or (node.operands and node.op.axis != 1):
+            continue
+        before = [producers[value] for value in node.inputs if value in producers and counts[value] == 1]
+        if convs := [conv for conv in before if _is_plain_conv(conv)]:
+            conv = max(convs, key=lambda conv: conv.flops)
+            instead |= {conv: (), node: (_conv_join(conv, node),)}
+    return tuple(new for node in nodes for new in instead.get(node, (node,)))
+
+
+def _conv_join(conv: Node, join: Node) -> Node:
+    """The node in place of both."""
+    terms = tuple(value for value in join.inputs if value != conv.output)
+    return dataclasses.replace(
+        join,
+        op=ConvJoin(conv.op, join.op),
+        inputs=(*conv.inputs, *terms),
+        input_shapes=(*conv.input_shapes, *join.input_shapes[1:]),
+        operands=(*conv.operands, *join.operands),
+        operand_shapes=(*conv.operand_shapes, *join.operand_shapes),
+        submodule=conv.submodule,
+    )
+
+
+def _is_plain_conv(node: Node) -> bool:
+    """Whether it is a convolution of the kind that `gnfast.kernels.conv` may fuse with what follows."""
+    op = node.op
+    if not isinstance(op, Conv) or op.transposed or op.groups > 1 or op.dilation != (1, 1):
+        return False
+    return not (op.adds_bias and _has_bias(node))
 
 
 def _join(

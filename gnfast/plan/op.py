@@ -21,10 +21,38 @@ class Contribution(NamedTuple):
     owned: bool
     """Whether it is referred to from nowhere else, so that it may be overwritten."""
 
+    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
+        """The tensor, and float64 (B, parts) that add up to ‖tensor − centre‖² per sample, where they are known."""
+        return self.tensor, None
 
-def summed(contributions: Sequence[Contribution]) -> Contribution:
+
+class Pending:
+    """A part of a value's cotangent that is computed by whatever takes it, together with what comes next.
+
+    Stands for a `Contribution` in fresh memory. A pullback may return one in place of a tensor.
+    """
+
+    owned: ClassVar[bool] = True
+
+    @property
+    def tensor(self) -> Tensor:
+        """The cotangent on its own."""
+        raise NotImplementedError
+
+    def joined(
+        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
+    ) -> Tensor:
+        """mask · (tensor + Σ before) + Σ after, as `gnfast.kernels.pointwise.join_pullback` has it."""
+        raise NotImplementedError
+
+    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
+        """As `Contribution.with_squares`."""
+        raise NotImplementedError
+
+
+def summed(contributions: Sequence[Contribution | Pending]) -> Contribution:
     """Their sum, in the memory of the first if that may be."""
-    total = contributions[0]
+    total = Contribution(contributions[0].tensor, contributions[0].owned)
     for term in contributions[1:]:
         if total.owned:
             total.tensor.add_(term.tensor)
@@ -61,8 +89,11 @@ class Op:
     shares_cotangent: ClassVar[bool] = False
     """Whether pullback may return a tensor that shares memory with the cotangent, or with itself (expanded)."""
 
-    borrows_operands: ClassVar[bool] = False
-    """Whether the gradients of its operands are taken by other nodes, so that it needs no cotangent in pass 3."""
+    own_operands: ClassVar[int | None] = None
+    """How many operands, from the first, it takes the gradients of; other nodes take the others'. None for all."""
+
+    param_inputs: ClassVar[int | None] = None
+    """How many inputs, from the first, `param_grad` reads; None for all."""
 
     promotes: ClassVar[bool] = False
     """Whether tensors of different dtypes meet in the widest one; else PyTorch's own rule for the forward decides."""
@@ -76,7 +107,7 @@ class Op:
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
+    ) -> Sequence[Tensor | Pending]:
         """Returns the cotangent of each input; `shapes` are the inputs' shapes, batch included."""
         raise NotImplementedError
 
@@ -105,7 +136,7 @@ class Op:
         y, saved = self.forward(inputs, operands, overwrite)
         return (y,), saved
 
-    def gather(self, received: "Sequence[Sequence[Contribution]]", saved: Any) -> "Contribution":
+    def gather(self, received: Sequence[Sequence[Contribution | Pending]], saved: Any) -> Contribution:
         """The cotangent that `pullback` takes, from what the readers of each output have contributed."""
         return summed(received[0])
 

@@ -127,8 +127,7 @@ class Plan:
     def has_param_grads(self) -> tuple[bool, ...]:
         """Per node: whether it has an operand that requires a gradient, so that its cotangent must be kept."""
         return tuple(
-            not node.op.borrows_operands and any(slot in self.trainable for slot in node.operands)
-            for node in self.nodes
+            any(slot in self.trainable for slot in node.operands[: node.op.own_operands]) for node in self.nodes
         )
 
     @functools.cached_property
@@ -138,8 +137,10 @@ class Plan:
         result = []
         for node, has_grads in zip(reversed(self.nodes), reversed(self.has_param_grads), strict=True):
             result.append(not needed.isdisjoint(node.outputs))
-            if has_grads or result[-1]:
+            if result[-1]:
                 needed.update(node.inputs)
+            elif has_grads:
+                needed.update(node.inputs[: node.op.param_inputs])
         return tuple(reversed(result))
 
     def flops(self) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Convolutions and transposed convolutions in one, two and three dimensions."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,8 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.kernels.conv_winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
-from gnfast.plan.op import Op, Operands, Shape, per_sample, records, stand_in
+from gnfast.kernels.conv import (
+    Arguments,
+    conv2d,
+    conv2d_input_grad,
+    conv2d_input_grad_squares,
+    conv2d_weight_grad,
+    conv_input_grad_join,
+    fuses,
+)
+from gnfast.plan.op import Op, Operands, Pending, Shape, per_sample, records, stand_in
 
 Sizes = tuple[int, ...]
 
@@ -34,18 +43,21 @@ class Conv(Op):
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         weight, bias = operands
-        return conv2d(inputs[0], weight, bias if self.adds_bias else None, self._arguments()), None
+        return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (conv2d_input_grad(cotangent, stand_in(cotangent, shapes[0]), operands[0], self._arguments()),)
+    ) -> Sequence[Tensor | Pending]:
+        weight, arguments = operands[0], self.arguments()
+        if fuses(cotangent, weight, arguments):
+            return (InputGrad(cotangent, shapes[0], weight, arguments),)
+        return (conv2d_input_grad(cotangent, stand_in(cotangent, shapes[0]), weight, arguments),)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
     ) -> Tensor:
         weight, bias = operands
-        y = conv2d(tangents[0], weight, None, self._arguments())
+        y = conv2d(tangents[0], weight, None, self.arguments())
         if self.adds_bias and bias is not None and scale is not None:
             y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
@@ -61,7 +73,7 @@ class Conv(Op):
     ) -> Sequence[Tensor | None]:
         weight_grad = bias_grad = None
         if needs[0]:
-            weight_grad = conv2d_weight_grad(cotangent, tangents[0], operands[0], self._arguments())
+            weight_grad = conv2d_weight_grad(cotangent, tangents[0], operands[0], self.arguments())
         if needs[1] and scale is not None:
             bias_grad = scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
         return weight_grad, bias_grad
@@ -78,9 +90,35 @@ class Conv(Op):
                 text += f" {name[0]}{value[0] if len(set(value)) == 1 else value}"
         return text + (f" g{self.groups}" if self.groups > 1 else "")
 
-    def _arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> Arguments:
+        """What `torch.convolution` takes after the bias."""
         output_padding = self.output_padding or (0,) * len(self.stride)
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
+
+
+@dataclass(frozen=True, eq=False)
+class InputGrad(Pending):
+    """The cotangent of a convolution's input, of that shape."""
+
+    cotangent: Tensor
+    shape: Shape
+    weight: Tensor
+    arguments: Arguments
+
+    @functools.cached_property
+    def tensor(self) -> Tensor:
+        like = stand_in(self.cotangent, self.shape)
+        return conv2d_input_grad(self.cotangent, like, self.weight, self.arguments)
+
+    def joined(
+        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
+    ) -> Tensor:
+        return conv_input_grad_join(
+            self.cotangent, self.shape, self.weight, self.arguments, before, after, bits, strides, slope
+        )
+
+    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
+        return conv2d_input_grad_squares(self.cotangent, self.shape, self.weight, self.arguments, centre)
 
 
 def sizes(value: int | Sequence[int], dims: int) -> Sizes:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from gnfast.kernels.pointwise import join_forward, join_pullback, join_pushforward
-from gnfast.plan.op import Contribution, Op, Operands, Shape
+from gnfast.plan.op import Contribution, Op, Operands, Pending, Shape
 
 Saved = tuple[Tensor, tuple[int, ...]]
 
@@ -29,7 +29,7 @@ class Join(Op):
     axis: int
     keeps_sum: bool
     mask_bits: ClassVar[float] = 1
-    borrows_operands: ClassVar[bool] = True
+    own_operands: ClassVar[int | None] = 0
 
     @property
     def shares_cotangent(self) -> bool:
@@ -39,11 +39,16 @@ class Join(Op):
         self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool
     ) -> tuple[Sequence[Tensor], Saved]:
         y, total, bits = join_forward(inputs, operands, self.axis, self.slope, self.keeps_sum, overwrite)
-        return self._outputs(y, total), (bits, y.stride())
+        return self.outputs(y, total), (bits, y.stride())
 
-    def gather(self, received: Sequence[Sequence[Contribution]], saved: Saved) -> Contribution:
+    def gather(self, received: Sequence[Sequence[Contribution | Pending]], saved: Saved) -> Contribution:
         of_y, *of_sum = received
         of_sum = of_sum[0] if of_sum else []
+        pending = next((part for part in of_y if isinstance(part, Pending)), None)
+        if pending is not None:
+            before = [part.tensor for part in of_y if part is not pending]
+            after = [part.tensor for part in of_sum]
+            return Contribution(pending.joined(before, after, *saved, self.slope), True)
         target = next((part.tensor for part in (*of_y, *of_sum) if part.owned), None)
         tensors = ([part.tensor for part in parts] for parts in (of_y, of_sum))
         return Contribution(join_pullback(*tensors, *saved, self.slope, target), True)
@@ -57,11 +62,12 @@ class Join(Op):
         self, tangents: Sequence[Tensor], operands: Operands, saved: Saved, scale: Tensor | None, overwrite: bool
     ) -> Sequence[Tensor]:
         options = self.slope, self.keeps_sum, overwrite
-        return self._outputs(*join_pushforward(tangents, operands, scale, self.axis, *saved, *options))
+        return self.outputs(*join_pushforward(tangents, operands, scale, self.axis, *saved, *options))
 
     def label(self) -> str:
         activation = f"leaky_relu {self.slope:g}" if self.slope else "relu"
         return f"{'add + ' if self.terms > 1 else ''}{activation} (fused)"
 
-    def _outputs(self, y: Tensor, total: Tensor | None) -> Sequence[Tensor]:
+    def outputs(self, y: Tensor, total: Tensor | None) -> Sequence[Tensor]:
+        """y, and s where it is an output."""
         return (y, total) if self.keeps_sum else (y,)
