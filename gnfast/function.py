@@ -200,8 +200,9 @@ def _run(
                     f_hat = normalized_by_two_kernels(plan, head, keep, x, operands)
                     if f_hat is not None:
                         return f_hat
-                    return _Normalized.apply(plan, head, keep, x, *operands)
-                return finish(*_FourPasses.apply(plan, keep, x, *operands), True)
+                    return _Normalized.apply(plan, head, keep, _laid_out(x, plan), *operands)
+                f, g = _FourPasses.apply(plan, keep, _laid_out(x, plan), *operands)
+                return finish(f, g.contiguous() if x.is_contiguous() else g, True)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
     with _without_autocast(x):
@@ -209,6 +210,13 @@ def _run(
     if refusal is not None:
         _warn_once(net, refusal)
     return result
+
+
+def _laid_out(x: Tensor, plan: Plan) -> Tensor:
+    """x in the memory format in which the passes are fastest; all that they make follows it."""
+    # Convolutions on the CPU would reorder a contiguous tensor and put it back, one by one. GPUs: as the caller has it.
+    converts = plan.prefers_channels_last and x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32
+    return x.contiguous(memory_format=torch.channels_last) if converts else x
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -101,6 +101,9 @@ class Op:
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in low precision."""
 
+    prefers_channels_last: ClassVar[bool] = False
+    """Whether it is faster on (B, C, H, W) tensors that are stored with their channels innermost."""
+
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Any]:
         """Returns y and what pullback and pushforward need to know about the mask (None where L is constant)."""
         raise NotImplementedError

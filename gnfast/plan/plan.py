@@ -131,6 +131,11 @@ class Plan:
         )
 
     @functools.cached_property
+    def prefers_channels_last(self) -> bool:
+        """Whether a 4-D x is better handed over in that memory format."""
+        return any(node.op.prefers_channels_last for node in self.nodes)
+
+    @functools.cached_property
     def pushes_forward(self) -> tuple[bool, ...]:
         """Per node: whether pass 3 needs its output, that is, whether a later node has parameter gradients."""
         needed = set()

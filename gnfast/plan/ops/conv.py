@@ -41,6 +41,10 @@ class Conv(Op):
     adds_bias: bool = True
     autocasts: ClassVar[bool] = True
 
+    @property
+    def prefers_channels_last(self) -> bool:
+        return len(self.stride) == 2
+
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         weight, bias = operands
         return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None

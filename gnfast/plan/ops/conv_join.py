@@ -27,6 +27,10 @@ class ConvJoin(Op):
     param_inputs: ClassVar[int | None] = 1
 
     @property
+    def prefers_channels_last(self) -> bool:
+        return self.conv.prefers_channels_last
+
+    @property
     def shares_cotangent(self) -> bool:
         return self.join.shares_cotangent
 
