@@ -445,9 +445,10 @@ def tile(
         # Every number is loaded by itself and through a register.
         depth = min(depth, 32)
     if dtype == torch.float32:
-        depth //= 2
-        if epilogue and rows * columns >= 2048 * warps:
-            # Summands of 32 bits beside 64 sums are more than a thread has registers for.
+        # Without tensor cores a thread holds factors of its sums, too, of the whole depth.
+        depth = depth // 2 if precision == "tf32" else 16
+        if (epilogue or precision == "ieee") and rows * columns >= 2048 * warps:
+            # Beside 64 sums a thread has no registers for as many 32-bit summands or factors.
             columns //= 2
     if aligned:
         columns = max(columns, 32)
