@@ -31,6 +31,10 @@ class ConvTwin:
         _, _, dilation, transposed, _, groups = arguments
         return dtype == weight.dtype and tuple(dilation) == (1, 1) and not transposed and groups == 1
 
+    def promising(self, positions, channels):
+        assert positions >= 1 and channels >= 1
+        return list(self.CONFIGURATIONS)
+
     def supports_join(self, channels):
         return channels != 5
 

@@ -50,7 +50,7 @@ def test_dry_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert results["steps"] == {"build": 0} and results["dry_run"]
     assert results["environment"]["torch"]
-    assert len(results["sections"]) == 14
+    assert len(results["sections"]) == 16
     assert all(section["rows"] for section in results["sections"].values())
     rows = [row for section in results["sections"].values() for row in section["rows"] if "gate" in row]
     # In bfloat16, double backward through networks as small as these loses all digits.

@@ -328,6 +328,19 @@ def test_in_the_interpreter():
     run_interpreted(__file__)
 
 
+def test_what_is_tried():
+    pytest.importorskip("triton")
+    from gnfast.kernels import conv_triton
+
+    assert conv_triton.promising(64 * 32 * 32, 3) == ["128x16x64"]
+    assert conv_triton.promising(64 * 32 * 32, 128)[0] in ("128x128x32", "128x128x64")
+    assert all(conv_triton.CONFIGURATIONS[name][1] == 64 for name in conv_triton.promising(64 * 32 * 32, 48))
+    # Sixteen pixels: a large tile would leave most of a GPU idle.
+    assert "128x128x64" not in conv_triton.promising(64 * 16, 512)
+    for positions, channels in itertools.product((1, 100, 5000, 10**6), (1, 17, 64, 1000)):
+        assert 1 <= len(conv_triton.promising(positions, channels)) <= 4
+
+
 def test_what_is_supported():
     pytest.importorskip("triton")
     from gnfast.kernels import conv_triton

@@ -18,6 +18,7 @@ None of these functions is differentiable itself.
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple, TypeVar
@@ -266,7 +267,11 @@ class _Contest(NamedTuple):
                 return conv_winograd.conv2d(x, weight, None, arguments)
             return conv_winograd.conv2d_input_grad(x, _like(x, shape), weight, arguments)
 
-        candidates = {name: functools.partial(plain, name) for name in kernels.CONFIGURATIONS}
+        if shape is None:
+            positions, channels = x.numel() // x.shape[1] // math.prod(self.arguments[0]), weight.shape[0]
+        else:
+            positions, channels = math.prod(shape) // shape[1], shape[1]
+        candidates = {name: functools.partial(plain, name) for name in kernels.promising(positions, channels)}
         operation = "tile", "conv2d" if shape is None else "conv2d_input_grad"
         return self._fastest(operation, candidates, reference=reference)
 

@@ -36,6 +36,10 @@ CONFIGURATIONS = {
     "128x128x64": (128, 128, 64, 8, 3),
     "128x16x64": (128, 16, 64, 4, 4),
 }
+# Compiling one takes a second or two: so many are tried per shape.
+_TRIED = 4
+# Tiles that keep a large GPU's multiprocessors busy, roughly.
+_BUSY = 100
 # All that a thread can have. The large tiles need them, and shared memory holds two blocks of theirs at most.
 REGISTER_BUDGET = 255
 # Entries of a tensor from which its addresses take 64 bits: indices go a tile beyond the end.
@@ -245,6 +249,26 @@ def supports(x_dtype: torch.dtype, weight: Tensor, arguments: Arguments) -> bool
         and not transposed
         and groups == 1
     )
+
+
+def promising(positions: int, channels: int) -> list[str]:
+    """The configurations worth trying for a result of so many positions, over all samples, and channels.
+
+    Those as wide as the channels at most, the largest tiles first, as long as there are enough tiles for a large GPU.
+    """
+
+    def tiles(name: str) -> int:
+        rows, columns, *_ = CONFIGURATIONS[name]
+        return triton.cdiv(positions, rows) * triton.cdiv(channels, columns)
+
+    def entries(name: str) -> int:
+        return CONFIGURATIONS[name][0] * CONFIGURATIONS[name][1]
+
+    widest = 16 if channels <= 16 else max(64, triton.next_power_of_2(channels))
+    suited = [name for name, (_, columns, *_) in CONFIGURATIONS.items() if columns <= widest] or list(CONFIGURATIONS)
+    suited.sort(key=entries, reverse=True)
+    busy = [name for name in suited if tiles(name) >= _BUSY]
+    return busy[:_TRIED] or suited[-2:]
 
 
 def supports_join(channels: int) -> bool:
