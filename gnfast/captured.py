@@ -106,7 +106,13 @@ class CapturedStep:
             self._inputs = pytree.tree_map(self._place, args)
             self._held = [leaf for leaf in pytree.tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
         given: list[Tensor] = []
-        _gather(args, self._inputs, "inputs", given)
+        try:
+            _gather(args, self._inputs, given)
+        except _Differs as difference:
+            raise InputError(
+                f"inputs{difference.place}: got {difference.given}, wanted {difference.wanted} as in the first call; "
+                "a captured step has fixed shapes and constants, reset() starts anew"
+            ) from None
         if self.device.type != "cuda":
             return args
         if given:
@@ -156,7 +162,14 @@ class CapturedStep:
         self._graph, self._outputs = graph, (leaves, structure)
 
 
-def _gather(given: Any, first: Any, name: str, tensors: list[Tensor]) -> None:
+class _Differs(Exception):
+    """An input is not what it was in the first call: where in the nest, what came, what was wanted."""
+
+    def __init__(self, given: Any, wanted: Any) -> None:
+        self.place, self.given, self.wanted = "", given, wanted
+
+
+def _gather(given: Any, first: Any, tensors: list[Tensor]) -> None:
     """Appends the tensors of a nest to `tensors`, in the order of pytree; all else must be as in the first call.
 
     A walk of its own: flattening with pytree and comparing structures would take most of a step's time in Python.
@@ -164,30 +177,26 @@ def _gather(given: Any, first: Any, name: str, tensors: list[Tensor]) -> None:
     kind = type(first)
     if isinstance(first, Tensor):
         if not isinstance(given, Tensor) or given.shape != first.shape or given.dtype != first.dtype:
-            raise _differs(name, _describe(given), _describe(first))
+            raise _Differs(_describe(given), _describe(first))
         tensors.append(given)
     elif type(given) is not kind:
-        raise _differs(name, _describe(given), _describe(first))
-    elif isinstance(first, tuple | list):
-        if len(given) != len(first):
-            raise _differs(name, f"{len(given)} of them", len(first))
-        for index, (value, expected) in enumerate(zip(given, first, strict=True)):
-            if value is not None or expected is not None:
-                _gather(value, expected, f"{name}[{index}]", tensors)
-    elif kind is dict:
-        if given.keys() != first.keys():
-            raise _differs(name, list(given), list(first))
-        for key, expected in first.items():
-            _gather(given[key], expected, f"{name}[{key!r}]", tensors)
+        raise _Differs(_describe(given), _describe(first))
+    elif isinstance(first, tuple | list | dict):
+        mapping = isinstance(first, dict)
+        keys, wanted = (given.keys(), first.keys()) if mapping else (range(len(given)), range(len(first)))
+        if keys != wanted:
+            raise _Differs(*(list(k) if mapping else f"{len(k)} of them" for k in (keys, wanted)))
+        for key in wanted:
+            value, expected = given[key], first[key]
+            if value is None and expected is None:
+                continue
+            try:
+                _gather(value, expected, tensors)
+            except _Differs as difference:
+                difference.place = f"[{key!r}]{difference.place}"
+                raise
     elif given != first:
-        raise _differs(name, given, first)
-
-
-def _differs(name: str, given: Any, wanted: Any) -> InputError:
-    return InputError(
-        f"{name}: got {given}, wanted {wanted} as in the first call; a captured step has fixed shapes and constants, "
-        "reset() starts anew"
-    )
+        raise _Differs(given, first)
 
 
 def _describe(value: Any) -> Any:

@@ -160,7 +160,7 @@ def test_inputs_keep_their_shapes_and_constants():
         step(None, {"factor": 2})
     with pytest.raises(InputError, match=r"inputs\[1\]: got \['factor', 'more'\], wanted \['factor'\]"):
         step(x, {"factor": 2, "more": 1})
-    with pytest.raises(InputError, match="inputs: got 1 of them, wanted 2 as in the first call"):
+    with pytest.raises(InputError, match="inputs: got 1 of them, wanted 2 of them as in the first call"):
         step(x)
     step.reset()
     assert torch.equal(step(x[:3], {"factor": 3}), 3 * x[:3])
