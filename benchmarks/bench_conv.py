@@ -6,8 +6,8 @@ timed; `extra_info` has the rate at the median in FLOPs of the direct algorithm,
 
 import pytest
 import torch
-from measure import relative_error
 
+from gnfast.bench.agree import relative_error
 from gnfast.kernels.conv_winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 
 BATCH = 64

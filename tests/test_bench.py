@@ -1,8 +1,11 @@
 """What `gnfast bench` measures is what it says: counts, costs, baselines, the gate, and the command itself."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from gnfast.bench.count import peak_bytes, work
 from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
 
+ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 ROOF = Ceilings(1e9, 1e9)
 CRITIC = """
@@ -285,3 +289,12 @@ def test_help_teaches(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "gnfast bench critic --net mymodels:Critic --shape 3,64,64" in text
     assert all(name in text for name in cases.CASES)
+
+
+def test_make_bench_finds_its_benchmarks():
+    files = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", *files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-2000:]
+    for file in (ROOT / "benchmarks").glob("bench_*.py"):
+        assert f"{file.name}::" in done.stdout
