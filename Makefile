@@ -26,9 +26,9 @@ test: ## Lint, build and test (first run: makes .venv)
 demo: build ## Train on real handwritten digits and show the samples
 	$(BIN)/python examples/demo.py
 
-gpu: ## GPU tests and benchmarks with the ambient python3, offline: make gpu OUT=dir
+gpu: ## Measure on the present GPU with the ambient python3, offline: make gpu OUT=dir [STAGES="load smoke …"]
 	@test -n "$(OUT)" || { echo "make gpu: say where results go: make gpu OUT=dir"; exit 2; }
-	bash benchmarks/run_gpu.sh "$(OUT)"
+	bash benchmarks/run_gpu.sh "$(OUT)" $(STAGES)
 
 venv: $(INSTALLED) ## Make .venv with the pinned packages
 

@@ -1,0 +1,156 @@
+"""Measures gnfast on the present GPU, in stages: `make gpu OUT=dir`, or `bash benchmarks/run_gpu.sh dir [stage …]`.
+
+    load      loads the compiled libraries, and builds them where they do not load
+    smoke     each kernel against its twin, one captured step, one captured iteration, a short training run
+    headline  critic's and generator's step, whole iteration and spectral norm against the strongest baselines
+    tests     the GPU tests
+    rest      more networks, convolutions layer by layer, tiles, tuner, penalties, sampling, evaluation
+    run N     trains for N seconds
+
+Without a stage: load, smoke, headline. OUT then holds results.json, failures.txt and log.txt, up to date at any moment,
+and at the end table.txt, which is printed. The exit status is 1 if anything failed or a bound was missed.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu import sections
+from benchmarks.gpu.crew import START_LIMIT, Crew
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.summary import summary
+
+# The last lines of what the run prints.
+LINES = 60
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Sections, and how they run.
+
+    Attributes:
+        names: of sections, the most valuable first.
+        limit_s: seconds for all of them.
+        size: how many processes run them.
+        beside: groups of sections that a process each prepares from the stage's beginning on.
+        turns: those that were prepared measure here.
+    """
+
+    names: tuple[str, ...]
+    limit_s: float
+    size: int = 1
+    beside: tuple[tuple[str, ...], ...] = ()
+    turns: bool = False
+
+
+STAGES = {
+    "load": Stage(sections.LOAD, 90),
+    # Compiling takes longest: it begins here, so that it is done when it is wanted.
+    "smoke": Stage(sections.SMOKE, 40, size=6),
+    "headline": Stage(sections.HEADLINE, 170, beside=sections.COMPILED, turns=True),
+    "tests": Stage(sections.TESTS, 150),
+    "rest": Stage(sections.REST, 300),
+    # And the seconds that it trains.
+    "run": Stage(sections.RUN, 90),
+}
+DEFAULT = ("load", "smoke", "headline")
+# Of the headline, for what was prepared beside it.
+SPARE_S = 20.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="the folder for what is found")
+    parser.add_argument(
+        "stages", nargs="*", metavar="stage", help=f"{', '.join(STAGES)} N (default: {' '.join(DEFAULT)})"
+    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="section", help="these sections alone, of any stage")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU with tiny sizes, to see that all runs")
+    options = parser.parse_args(arguments)
+    try:
+        stages, seconds = _stages(options.stages)
+        unknown = [name for name in options.only if name not in sections.SECTIONS]
+        if unknown:
+            raise ValueError(f"--only: got {', '.join(unknown)}, want of {', '.join(sections.SECTIONS)}")
+    except ValueError as error:
+        parser.error(str(error))
+    return run(options.out, stages, options.only, seconds, options.dry_run)
+
+
+def _stages(words: list[str]) -> tuple[list[str], float]:
+    """The stages, and the seconds of `run`."""
+    stages, seconds, words = [], 0.0, list(words or DEFAULT)
+    while words:
+        name = words.pop(0)
+        if name not in STAGES:
+            raise ValueError(f"stage: got {name!r}, want one of {', '.join(STAGES)}")
+        if name == "run":
+            try:
+                seconds = float(words.pop(0))
+            except (IndexError, ValueError):
+                raise ValueError("stage: run wants the seconds that it trains, as in `run 60`") from None
+        stages.append(name)
+    return stages, seconds
+
+
+def run(
+    out: Path,
+    stages: list[str],
+    only: list[str] = (),
+    seconds: float = 0.0,
+    dry_run: bool = False,
+    table: str = "benchmarks.gpu.sections",
+) -> int:
+    """Runs stages, or single sections, and prints the table; see `main`.
+
+    Args:
+        table: the module with the `SECTIONS`.
+    """
+    from importlib import import_module
+
+    known = import_module(table).SECTIONS
+    record = Record(out, dry_run=dry_run, command=[*stages, *only], environment={})
+    job = {"device": "cpu" if dry_run else "cuda", "quick": dry_run, "out": str(out.resolve()), "seconds": seconds}
+    crew = Crew(record, job | {"table": table}, known)
+    chosen = {name: STAGES[name] for name in stages} if not only else {"only": Stage(("environment", *only), 0)}
+    beside = [group for stage in chosen.values() for group in stage.beside]
+    # As Ctrl-C: processes of their own sessions must not outlive this one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for name, stage in chosen.items():
+            if name != "load" and beside:
+                # Compiling takes longest: it begins as soon as the libraries are there.
+                crew.prepare(beside)
+                beside = []
+            _run_stage(name, stage, crew, record, seconds)
+    except KeyboardInterrupt:
+        record.say("interrupted; what was measured is in results.json")
+    finally:
+        crew.close()
+    lines, missed = summary(record.data)
+    (out / "table.txt").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines[-LINES:]), flush=True)
+    return int(record.failed or missed > 0)
+
+
+def _run_stage(name: str, stage: Stage, crew: Crew, record: Record, seconds: float) -> None:
+    started = time.monotonic()
+    limits = [crew.sections[section].limit_s for section in stage.names]
+    limit_s = (stage.limit_s or sum(limits) + START_LIMIT) + (seconds if stage.names == sections.RUN else 0)
+    if crew.job["quick"]:
+        limit_s *= 10
+    record.say(f"== {name} (at most {limit_s:.0f} s)")
+    spare_s = SPARE_S if stage.turns else 0.0
+    crew.run(stage.names, started + limit_s, size=stage.size, turns=stage.turns, spare_s=spare_s)
+    taken = time.monotonic() - started
+    record.stage(name, seconds=round(taken, 1), limit_s=limit_s)
+    record.say(f"== {name}: {taken:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""gnfast's steps against baselines, by the cases of `gnfast.bench`; and what the device reaches at its best."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from benchmarks.gpu.section import Context, Row
+
+if TYPE_CHECKING:
+    from gnfast.bench.cases import Case
+
+
+def environment(context: Context) -> Iterator[Row]:
+    """Device, versions, and what runs where."""
+    from gnfast.bench.environment import environment
+
+    yield environment(context.device)
+
+
+def ceilings(context: Context) -> Iterator[Row]:
+    """What this device reaches at its best: an 8192³ product or a 3×3 convolution, and a copy of 1 GiB."""
+    from gnfast.bench.mode import PRECISIONS
+
+    for precision in reversed(PRECISIONS):
+        found = context.ceilings(precision)
+        if found is None:
+            raise RuntimeError(f"no ceilings in {precision}; log.txt has the reason")
+        yield {
+            "precision": precision,
+            "TFLOP/s": round(found.flop_per_s / 1e12, 2),
+            "GB/s": round(found.bytes_per_s / 1e9, 1),
+        }
+
+
+def compare(
+    context: Context,
+    case: str,
+    network: str,
+    batch: int,
+    precision: str,
+    only: tuple[str, ...] = (),
+    budget_s: float = 0.6,
+) -> Iterator[Row]:
+    """Cases of `gnfast.bench`: gnfast's step against baselines, checked, with the fraction of the floor.
+
+    Args:
+        case: a key of `gnfast.bench.cases.CASES`.
+        network: a key of `gnfast.bench.networks.SHIPPED`.
+        only: the variants that are measured beside gnfast's own; all if empty.
+        budget_s: seconds for each variant's rounds.
+    """
+    from gnfast.bench.run import free, measure
+
+    for found in _cases(context, case, network, batch, precision):
+        chosen = _restricted(found, only) if only else found
+        yield from measure(chosen, context.ceilings(precision), **_rounds(context, budget_s))
+        free()
+
+
+def compiled(
+    context: Context, network: str, batch: int, precision: str, search: bool, budget_s: float = 0.6
+) -> Iterator[Row]:
+    """The baselines of the critic's and the generator's step that torch.compile makes, prepared while others measure.
+
+    Args:
+        network, batch, precision, budget_s: as for `compare`.
+        search: let the compiler try kernels (max-autotune), which takes it longer.
+    """
+    from gnfast.bench.cases import STRONGEST, B, D
+    from gnfast.bench.run import free, measure
+
+    ready = []
+    for name in ("critic", "generator"):
+        options = {"compiled": True, "search": search and not context.quick}
+        for found in _cases(context, name, network, batch, precision, **options):
+            prepared = {}
+            # Without its search torch.compile of torch.func is weaker than the strongest in every way.
+            names = [n for n in ((STRONGEST, D) if search else (STRONGEST,)) if n in found.variants]
+            for variant in names:
+                started = time.monotonic()
+                prepared[variant] = found.prepare(variant)
+                print(f"{found.step}: {variant} prepared in {time.monotonic() - started:.0f} s", flush=True)
+            ready.append((_restricted(found, (*names, B)), prepared))
+    context.wait()
+    for found, prepared in ready:
+        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), prepared=prepared):
+            yield row | {"asked": precision, "search": search}
+        free()
+
+
+def _cases(
+    context: Context, case: str, network: str, batch: int, precision: str, compiled: bool = False, search: bool = False
+) -> Iterator["Case"]:
+    import torch
+
+    from gnfast.bench.cases import CASES, Setup
+    from gnfast.bench.networks import shipped
+
+    chosen = shipped(network, width=0.05 if context.quick else 1.0)
+    if context.quick:
+        # Through many layers of few channels, nothing of a gradient is left in bfloat16.
+        batch, precision = 2, precision if max(chosen.shape) < 128 else "float32"
+    setup = Setup(torch.device(context.device), precision, batch, graphs=True, compiled=compiled, search=search)
+    yield from CASES[case](chosen, setup)
+
+
+def _restricted(case: "Case", names: tuple[str, ...]) -> "Case":
+    """The case with gnfast's headline and these variants alone."""
+    kept = (case.ours[0], *names)
+    return dataclasses.replace(case, variants={name: v for name, v in case.variants.items() if name in kept})
+
+
+def _rounds(context: Context, budget_s: float) -> dict[str, float]:
+    return {"budget_s": 0.0, "least": 1, "warmup": 0} if context.quick else {"budget_s": budget_s}

@@ -1,0 +1,71 @@
+"""What a run leaves in its folder, as it goes: results.json, failures.txt and log.txt."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+RESULTS, FAILURES, LOG = "results.json", "failures.txt", "log.txt"
+
+
+class Record:
+    """The results so far. Every change is on disk before the next one: a kill leaves the old file or the new one.
+
+    Args:
+        folder: where the files go; made if it is not there.
+        **head: what results.json begins with.
+    """
+
+    def __init__(self, folder: Path, **head: Any) -> None:
+        self.folder = folder
+        self.data: dict[str, Any] = {**head, "stages": {}, "sections": {}}
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (FAILURES, LOG):
+            (folder / name).write_text("")
+        self._write()
+
+    def update(self, **values: Any) -> None:
+        """Sets values beside stages and sections."""
+        self.data |= values
+        self._write()
+
+    def stage(self, name: str, **values: Any) -> None:
+        """Sets values of a stage."""
+        self.data["stages"].setdefault(name, {}).update(values)
+        self._write()
+
+    def section(self, name: str, **values: Any) -> None:
+        """Sets values of a section, which has no rows yet if it is new."""
+        self.data["sections"].setdefault(name, {"rows": []}).update(values)
+        self._write()
+
+    def row(self, section: str, row: Row) -> None:
+        """Adds a row to a section."""
+        self.data["sections"][section]["rows"].append(row)
+        self._write()
+
+    def fail(self, section: str, reason: str, details: str = "") -> None:
+        """Notes in one line why a section ended early, and puts all that is known into failures.txt."""
+        self.section(section, error=reason)
+        self.say(f"{section}: FAILED, {reason}")
+        with open(self.folder / FAILURES, "a", encoding="utf-8", errors="replace") as file:
+            file.write(f"== {section}: {reason}\n{details.rstrip()}\n\n")
+
+    def say(self, line: str) -> None:
+        """A line for whoever watches, and for log.txt."""
+        print(line, flush=True)
+        with open(self.folder / LOG, "a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{line}\n")
+
+    @property
+    def failed(self) -> bool:
+        """Whether a section ended early, or none was begun."""
+        sections = self.data["sections"].values()
+        return not sections or any("error" in section for section in sections)
+
+    def _write(self) -> None:
+        temporary = self.folder / f"{RESULTS}.tmp"
+        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
+        os.replace(temporary, self.folder / RESULTS)

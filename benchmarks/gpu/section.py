@@ -1,0 +1,64 @@
+"""What a section is, and what it is told."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gnfast.bench.ceilings import Ceilings
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Context:
+    """What every section is told.
+
+    Attributes:
+        device: "cuda", or "cpu" in a dry run.
+        quick: tiny sizes, as in a dry run.
+        out: the folder of the run.
+        limit_s: seconds that the section may take.
+        wait: blocks until no other process measures; for sections that prepare beside others.
+        seconds: how long `training` trains.
+        rates: by precision, what was measured so far of the device: {"flop_per_s": …, "bytes_per_s": …}.
+    """
+
+    device: str
+    quick: bool
+    out: Path
+    limit_s: float = 0.0
+    seconds: float = 0.0
+    wait: Callable[[], None] = lambda: None
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def ceilings(self, precision: str) -> "Ceilings | None":
+        """The device's ceilings in a precision, measured now if no section has; None where that fails."""
+        import torch
+
+        from gnfast.bench import ceilings
+        from gnfast.bench.mode import tuned
+
+        if precision not in self.rates:
+            try:
+                found = ceilings.measure(torch.device(self.device), tuned(precision), self.quick)
+            except Exception as error:
+                # Without them rows lack their floor, and nothing else.
+                print(f"ceilings in {precision}: {type(error).__name__}: {error}", flush=True)
+                return None
+            self.rates[precision] = {"flop_per_s": found.flop_per_s, "bytes_per_s": found.bytes_per_s}
+        return ceilings.Ceilings(**self.rates[precision])
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the run that can fail by itself.
+
+    Attributes:
+        rows: measures, row by row.
+        limit_s: seconds that it may take, waiting for its turn not counted.
+    """
+
+    rows: Callable[[Context], Iterator[Row]]
+    limit_s: float

@@ -1,0 +1,72 @@
+"""The end of a run as a table that one can act on: rows against their best baseline, bounds, and what failed."""
+
+from collections import defaultdict
+from typing import Any
+
+from benchmarks.gpu.bounds import BOUNDS, Row, is_baseline
+from benchmarks.gpu.record import FAILURES
+
+
+def summary(results: dict[str, Any]) -> tuple[list[str], int]:
+    """Lines, the most important last, and how many bounds were missed.
+
+    Args:
+        results: what is in results.json.
+    """
+    sections = results["sections"]
+    bounds, missed = _bounds(sections)
+    failures = [f"FAILED {name}: {s['error']} ({FAILURES})" for name, s in sections.items() if "error" in s]
+    left_out = [f"left out: {name}, {s['left_out']}" for name, s in sections.items() if "left_out" in s]
+    stages = ", ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in results["stages"].items())
+    device = next((row.get("device") for row in sections.get("environment", {}).get("rows", ())), "no device known")
+    lines = [*_rows(sections), "", *bounds, *_shortened(left_out, 6), *_shortened(failures, 14)]
+    counts = f"{missed} bounds missed, {len(failures)} sections failed, {len(left_out)} left out"
+    return [*lines, f"{device}: {stages or 'nothing ran'}; {counts}"], missed
+
+
+def _rows(sections: dict[str, Any]) -> list[str]:
+    """One line per step and precision: gnfast's median, the best baseline's, and their ratio."""
+    grouped: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for section in sections.values():
+        for row in section["rows"]:
+            if "variant" in row and "median_ms" in row:
+                grouped[row["network"], row["step"], row["asked"]].append(row)
+    table = [("", "ours", "best baseline", "", "ratio", "gate")]
+    for (network, step, precision), rows in grouped.items():
+        ours = next((row for row in rows if row["variant"] == row.get("ours")), None)
+        baselines = [row for row in rows if is_baseline(row)]
+        best = max(baselines, key=lambda row: row["ratio"], default=None)
+        table.append(
+            (
+                f"{network}, {step}, {precision}",
+                "-" if ours is None else f"{ours['median_ms']:.3f} ms",
+                "-" if best is None else best["variant"],
+                "-" if best is None else f"{best['median_ms']:.3f} ms",
+                "-" if best is None else f"{best['ratio']:.3f}",
+                "-" if ours is None else ours["gate"],
+            )
+        )
+    return _aligned(table)
+
+
+def _bounds(sections: dict[str, Any]) -> tuple[list[str], int]:
+    table, missed = [("", "measured", "expected", "bound", "")], 0
+    for bound in BOUNDS:
+        value = bound.value(sections)
+        verdict = "not measured" if value is None else "ok" if bound.holds(value) else "MISSED"
+        missed += verdict == "MISSED"
+        sign = "≥" if bound.least else "≤"
+        measured = "-" if value is None else f"{value:.3f}"
+        expected = "{:g} to {:g}".format(*bound.expected)
+        table.append((bound.what, measured, expected, f"{sign} {bound.bound:g}", verdict))
+    return _aligned(table), missed
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def _shortened(lines: list[str], most: int) -> list[str]:
+    rest = len(lines) - most
+    return lines if rest <= 0 else [*lines[:most], f"and {rest} more, in results.json"]

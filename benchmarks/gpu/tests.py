@@ -1,0 +1,100 @@
+"""The GPU tests, in many processes: one that hangs ends with its stack, one that loses the device is replaced."""
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.gpu import report_tests
+from benchmarks.gpu.record import FAILURES
+from benchmarks.gpu.section import Context, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+# Seconds of one test, after which its process ends with the stacks of its threads.
+TEST_LIMIT = 60
+# Seconds before a section's limit from which on pytest is ended, so that it can say what it has.
+ENDING = 10
+# The Triton twins of what the CUDA library does: they run only where it is not built.
+REPLACED = "not (test_spectral_kernels and triton)"
+
+SIGN_BITS, SPECTRAL = "tests/test_sign_bits.py::test_matches_pytorch", "tests/test_spectral_kernels.py"
+JOIN, HEAD = (f"tests/test_{file}.py::test_kernels_match_the_twin" for file in ("pointwise", "pointwise_heads"))
+MLP, CONV = "tests/test_pointwise_mlp.py::test_chains", "tests/test_conv_triton.py::test_kernels"
+# Each kernel on two shapes.
+SMOKE = (
+    f"{SIGN_BITS}[torch.float32-100003-contiguous-0.0-cuda-operators]",
+    f"{SIGN_BITS}[torch.bfloat16-33-channels_last-0.2-cuda-operators]",
+    f"{SPECTRAL}::test_many_weights[torch.float32-cuda-operators]",
+    f"{SPECTRAL}::test_one_weight[torch.float32-reversed in memory-3 iterations-cuda-operators]",
+    f"{SPECTRAL}::test_many_weights[torch.float32-cuda-triton]",
+    f"{JOIN}[odd channels last-torch.float32]",
+    f"{JOIN}[more than a block-torch.bfloat16]",
+    f"{HEAD}[gn-torch.bfloat16-torch.channels_last]",
+    f"{HEAD}[gran-torch.float32-torch.contiguous_format]",
+    f"{MLP}[three hidden layers-gn]",
+    f"{MLP}[one sample-gran]",
+    f"{CONV}[critic-64x64x64-bf16]",
+    f"{CONV}[critic, shortcut-128x64x32-bf16]",
+)
+
+
+def all_tests(context: Context) -> Iterator[Row]:
+    """Every test that needs a GPU, except those of kernels that the built library replaces."""
+    # Only the files with GPU tests: the others may import packages that are not here.
+    files = sorted(p for p in (ROOT / "tests").glob("test_*.py") if re.search(r"mark\.gpu", p.read_text()))
+    chosen = ["-k", REPLACED, *(str(p.relative_to(ROOT)) for p in files)]
+    yield from _run(context, chosen if not context.quick else SMOKE, 14)
+
+
+def kernels(context: Context) -> Iterator[Row]:
+    """Each kernel on two shapes against its twin."""
+    yield from _run(context, SMOKE, 6)
+
+
+def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Row]:
+    processes = 1 if context.quick else processes
+    parallel = ["-n", str(processes), "--max-worker-restart", "64"] if importlib.util.find_spec("xdist") else []
+    limited = ["--timeout", str(TEST_LIMIT), "--timeout-method", "thread"]
+    if importlib.util.find_spec("pytest_timeout") is None:
+        # Nor may the project's settings speak of it then.
+        limited = ["-o", "addopts="]
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = Path(folder, "outcomes")
+        environment = os.environ | {
+            report_tests.OUTCOMES: str(outcomes),
+            report_tests.FAILED: str(context.out / FAILURES),
+        }
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+        command += ["-p", "benchmarks.gpu.report_tests", *parallel, *limited, *chosen]
+        started = time.monotonic()
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        cut = False
+        try:
+            process.wait(context.limit_s - ENDING)
+        except subprocess.TimeoutExpired:
+            cut = True
+            # As Ctrl-C: pytest ends its processes and says what it has.
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(ENDING)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        lines = outcomes.read_text().splitlines() if outcomes.exists() else []
+    found = [line.partition(" ")[::2] for line in lines]
+    counts = Counter(outcome for outcome, _ in found)
+    failed = [test for outcome, test in found if outcome == "failed"]
+    yield {"tests": len(found), **counts, "failures": failed, "seconds": round(time.monotonic() - started, 1)}
+    problems = [f"{len(failed)} tests failed"] if failed else []
+    problems += ["cut short"] if cut else []
+    if not cut and process.returncode not in (0, 1):
+        problems.append(f"pytest ended with status {process.returncode}")
+    if problems:
+        raise RuntimeError(", ".join(problems))

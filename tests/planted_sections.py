@@ -1,0 +1,64 @@
+"""Sections that fail in every way that a section can, for `benchmarks.gpu.crew`."""
+
+import os
+import time
+
+from benchmarks.gpu.section import Section
+
+
+def works(context):
+    yield {"found": 1}
+    yield {"found": 2}
+
+
+def raises(context):
+    yield {"found": 1}
+    raise ValueError("a planted failure")
+
+
+def hangs(context):
+    yield {"found": 1}
+    _sleeps_for_ever()
+
+
+def _sleeps_for_ever():
+    time.sleep(600)
+
+
+def dies(context):
+    yield {"found": 1}
+    os._exit(139)
+
+
+def aborts(context):
+    yield {"found": 1}
+    os.abort()
+
+
+def prepared(context):
+    time.sleep(0.2)
+    context.wait()
+    yield {"measured": time.monotonic()}
+
+
+def never_ready(context):
+    _sleeps_for_ever()
+    yield {}
+
+
+def dies_preparing(context):
+    os._exit(1)
+    yield {}
+
+
+def slow(context):
+    begun = time.monotonic()
+    time.sleep(0.5)
+    yield {"from": begun, "to": time.monotonic()}
+
+
+SECTIONS = {
+    name: Section(function, limit_s=60 if name != "hangs" else 0.5)
+    for name, function in list(globals().items())
+    if callable(function) and not name.startswith("_") and name != "Section"
+}
