@@ -355,10 +355,9 @@ class _Maker:
         exact = partial(step, self.exact(double_backward)) if normalized else step
 
         def truth() -> Result:
-            # The images stay float32, so that penalties draw the same points in every precision.
             net, x = self.inputs(PAPERS, torch.float64)
-            with PAPERS.active(self.setup.device):
-                return exact(_Widened(net), x)
+            # Penalties draw in the images' precision, and should draw the same points in every one.
+            return exact(net, x.double()) if normalized else exact(_Widened(net), x)
 
         with self.setup.tuned.active(self.setup.device):
             plan = gnfast.trace(*self.inputs(self.setup.tuned))

@@ -53,20 +53,18 @@ def iteration_case(network: Network, setup: "cases.Setup") -> "cases.Case":
     device, tuned = setup.device, setup.tuned
     searched = dataclasses.replace(tuned, search=max(network.shape) < cases.LARGE)
 
-    def variant(mode: Mode, **changes: Any) -> "cases.Variant":
+    def variant(mode: Mode, budget: str | None, **changes: Any) -> "cases.Variant":
         chosen = dataclasses.replace(config, **changes)
-        # Adam's first steps are the gradients' signs: only in float32 do losses stay together over n_dis updates.
-        checked = setup.precision == "float32"
         make = partial(_prepared, network, chosen, mode, device)
         visible = not (chosen.cuda_graph and device.type == "cuda")
-        return cases.Variant(make, mode, checked=checked, visible=visible, own_precision=True)
+        return cases.Variant(make, mode, budget, visible=visible, own_precision=True)
 
-    variants = {cases.CAPTURED: variant(tuned)} if setup.graphs else {}
+    variants = {cases.CAPTURED: variant(tuned, cases.B)} if setup.graphs else {}
     variants |= {
-        cases.A: variant(PAPERS, **PAPERS_WAY),
-        cases.B: variant(searched, **PAPERS_WAY),
-        cases.EAGER: variant(tuned, cuda_graph=False),
-        cases.NO_REWRITES: variant(tuned, cuda_graph=False, rewrite=False),
+        cases.A: variant(PAPERS, None, **PAPERS_WAY),
+        cases.B: variant(searched, cases.B, **PAPERS_WAY),
+        cases.EAGER: variant(tuned, cases.B, cuda_graph=False),
+        cases.NO_REWRITES: variant(tuned, cases.B, cuda_graph=False, rewrite=False),
     }
 
     def truth() -> Result:

@@ -1,6 +1,7 @@
 """`gnfast bench [CASE …]`: what a normalised critic costs on this machine, against what else there is."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -106,6 +107,8 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     for path in filter(None, (options.json, options.plot)):
         if not Path(path).absolute().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist")
+    # The profiler, which counts memory, would write its own log between the lines.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if options.threads:
         torch.set_num_threads(options.threads)
     with user_errors():
