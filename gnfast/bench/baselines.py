@@ -1,8 +1,9 @@
-"""Stronger ways to double backward than the papers', to measure against: repaired by hand, and compiled.
+"""Stronger ways to double backward than the papers', to measure against: repaired by hand, compiled, and both.
 
 PyTorch computes the second-order weight gradient of a convolution by a convolution whose kernel is a whole feature map.
 `repaired` computes it as the weight gradient that it is. `compiled_critic_step` gives the whole step to torch.compile,
-which takes first derivatives of `torch.func.vjp` although it refuses double backward of autograd.
+which takes first derivatives of `torch.func.vjp` although it refuses double backward of autograd. `compiled_step` gives
+it the operations that the repaired double backward runs.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from gnfast import reference
@@ -19,12 +21,21 @@ from gnfast.bench.steps import Result, hinge
 aten = torch.ops.aten
 
 
-def repaired(net: nn.Module, x: Tensor, **options: Any) -> Tensor:
-    """`reference.normalize_gradient` with two-dimensional convolutions whose double backward is not PyTorch's."""
-    with _RepairedConvolutions() as mode:
-        f_hat = reference.normalize_gradient(net, x, **options)
-    mode.in_input_gradient = False
-    return f_hat
+def repair(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that differentiates with respect to images, with two-dimensional convolutions whose double backward
+    is not PyTorch's."""
+
+    def run(*args: Any, **options: Any) -> Tensor:
+        with _RepairedConvolutions() as mode:
+            result = way(*args, **options)
+        mode.in_input_gradient = False
+        return result
+
+    return run
+
+
+repaired = repair(reference.normalize_gradient)
+"""`reference.normalize_gradient` with repaired convolutions."""
 
 
 class _RepairedConvolutions(TorchFunctionMode):
@@ -100,9 +111,7 @@ def compiled_critic_step(net: nn.Module, search: bool = False) -> Callable[[Tens
         f_hat = f / (torch.linalg.vector_norm(g.flatten(1), dim=1, keepdim=True) + f.abs())
         return hinge(f_hat), f_hat
 
-    # Every network compiles this same function, of which the compiler keeps few versions.
-    torch._dynamo.reset()
-    compiled = torch.compile(torch.func.grad(loss, has_aux=True), mode="max-autotune-no-cudagraphs" if search else None)
+    compiled = _compiled(torch.func.grad(loss, has_aux=True), search)
 
     def step(x: Tensor) -> Result:
         net.requires_grad_(True)
@@ -111,3 +120,77 @@ def compiled_critic_step(net: nn.Module, search: bool = False) -> Callable[[Tens
         return Result(f_hat, [gradients[name] for name in parameters])
 
     return step
+
+
+def compiled_step(
+    step: Callable[..., Result], net: nn.Module, x: Tensor, search: bool = False
+) -> Callable[[Tensor], Result]:
+    """A step of the repaired double backward as one graph of operations, compiled: the most that PyTorch offers.
+
+    torch.compile refuses double backward, so autograd runs once beforehand, on tensors without data, and each operation
+    that it dispatches becomes a node: forward, both backwards, every `convolution_backward` and every cast of autocast.
+    No autograd is left to the compiler, which fuses all that lies between the products, keeps channels_last through
+    them and, if it searches, chooses each product's kernel by measurement. Weights are inputs of the graph: they may
+    change in place from call to call. Captured in a CUDA graph it has no launch costs either.
+
+    Args:
+        step: (normalize, net, x) ↦ its result: `critic_step` or `generator_step`.
+        net: the critic.
+        x: images like those that the step will be called with, in autocast if that is how it runs.
+        search: let the compiler time candidates for every kernel (max-autotune), which takes minutes.
+    """
+    operands = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    has_values = True
+
+    def flat(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+        nonlocal has_values
+        result = step(repaired, _Functional(net, dict(zip(operands, tensors, strict=True))), x)
+        has_values = result.values is not None
+        return ([result.values] if has_values else []) + result.gradients
+
+    given = [tensor.detach() for tensor in operands.values()]
+    # What autocast remembers of casts belongs to the tensors without data, and backward to this thread.
+    with torch.autograd.set_multithreading_enabled(False), _autocast_without_memory(x.device.type):
+        graph = make_fx(flat, tracing_mode="fake")(x, *given)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    compiled = _compiled(graph, search)
+
+    def run(x: Tensor) -> Result:
+        # The casts are in the graph.
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            results = compiled(x, *given)
+        return Result(results[0], results[1:]) if has_values else Result(None, results)
+
+    return run
+
+
+class _Functional:
+    """A network on other parameters and buffers, as far as a step asks for one."""
+
+    def __init__(self, net: nn.Module, operands: dict[str, Tensor]) -> None:
+        names = dict(net.named_parameters())
+        self.net = net
+        self.operands = {name: t.detach() if name in names else t for name, t in operands.items()}
+        self.weights = [self.operands[name] for name in names]
+
+    def requires_grad_(self, requires_grad: bool) -> None:
+        for weight in self.weights:
+            weight.requires_grad_(requires_grad)
+
+    def parameters(self) -> list[Tensor]:
+        return self.weights
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.func.functional_call(self.net, self.operands, (x,))
+
+
+def _compiled(function: Callable[..., Any], search: bool) -> Callable[..., Any]:
+    # Every network compiles one and the same function, of which the compiler keeps few versions.
+    torch._dynamo.reset()
+    return torch.compile(function, mode="max-autotune-no-cudagraphs" if search else None)
+
+
+def _autocast_without_memory(kind: str) -> torch.autocast:
+    enabled = torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)

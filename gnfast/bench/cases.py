@@ -1,5 +1,6 @@
 """The comparisons: for each, the variants of one step, what all of them should give, and what they cost at least."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import gnfast
 from gnfast.bench import cost, spectral
-from gnfast.bench.baselines import compiled_critic_step, repaired
+from gnfast.bench.baselines import compiled_critic_step, compiled_step, repair, repaired
 from gnfast.bench.cost import Cost
 from gnfast.bench.count import work
 from gnfast.bench.graph import captured
@@ -21,7 +22,15 @@ from gnfast.bench.ways import Normalize, double_backward, four_passes, plain, wi
 
 Step = Callable[[], Result]
 
-OURS, CAPTURED = "gnfast", "gnfast, CUDA graph"
+CAPTURED, EAGER, NO_REWRITES = "gnfast, CUDA graph", "gnfast, eager", "gnfast, no rewrites"
+A, B, C = "a: double backward as the papers run it", "b: a, tuned", "c: b, repaired"
+D, E = "d: torch.compile of torch.func, in a CUDA graph", "e: c in a CUDA graph"
+STRONGEST = "strongest: c compiled, in a CUDA graph"
+PLAIN, PLAIN_CAPTURED = "no normalisation", "no normalisation, CUDA graph"
+RESCALED = "Faster-GNGAN's rescaled gradient"
+
+LARGE = 128
+"""The side in pixels from which PyTorch's second-order weight gradients are too slow to search kernels for."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +64,24 @@ class Variant:
     """One way to take a step.
 
     Attributes:
-        prepare: makes the step, which may compile or capture; called in the variant's mode.
+        make: makes the step, which may compile or capture; called in the variant's mode.
         mode: how it runs.
-        budget: the variant whose error this one's is compared with; None where that is not asked (no normalisation).
+        budget: the variant whose error this one may double, which may be itself; None for the floor of its precision.
+        checked: whether its results are compared with the truth; what is no normalisation has none.
         visible: whether its operations can be counted.
+        own_precision: the step casts by itself, so that no autocast is around it.
     """
 
-    prepare: Callable[[], Step]
+    make: Callable[[], Step]
     mode: Mode
-    budget: str | None
+    budget: str | None = None
+    checked: bool = True
     visible: bool = True
+    own_precision: bool = False
+
+    def active(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        """What is around the step when it is made and when it runs."""
+        return (replace(self.mode, autocast=None) if self.own_precision else self.mode).active(device)
 
     @property
     def precision(self) -> str:
@@ -83,9 +100,11 @@ class Case:
         network: the network's name.
         shape: of one image.
         setup: where and how.
-        variants: by name; `OURS` is the one that ratios are of.
-        truth: what they should compute, in float64; None where variants are compared with one of them.
+        variants: by name, the most telling first.
+        truth: what they should compute, in float64, or what plain PyTorch does.
         cost: what the step costs at least.
+        notes: what else there is to say.
+        trains: a step is an iteration of training.
     """
 
     step: str
@@ -93,14 +112,20 @@ class Case:
     shape: tuple[int, ...]
     setup: Setup
     variants: dict[str, Variant]
-    truth: Callable[[], Result] | None
+    truth: Callable[[], Result]
     cost: Cost
     notes: list[str] = field(default_factory=list)
+    trains: bool = False
 
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """The variants that ratios may be of: the first that can be prepared is."""
+        return tuple(name for name in (CAPTURED, EAGER) if name in self.variants)
 
-A, B, C = "a: double backward as the papers run it", "b: a, tuned", "c: b, repaired"
-D, E = "d: torch.compile of torch.func", "e: c in a CUDA graph"
-PLAIN = "no normalisation"
+    def prepare(self, name: str) -> Step:
+        """A variant's step, compiled and captured where it is; to be called in `variants[name].active(device)`."""
+        with self.variants[name].active(self.setup.device):
+            return self.variants[name].make()
 
 
 def critic_cases(network: Network, setup: Setup) -> Iterator[Case]:
@@ -108,24 +133,23 @@ def critic_cases(network: Network, setup: Setup) -> Iterator[Case]:
     make = _Maker(network, setup)
     variants = make.normalized(critic_step)
     if setup.compiled:
-        net, x = make.inputs(setup.tuned)
 
-        def prepare() -> Step:
-            step = compiled_critic_step(net, setup.search)
-            return lambda: step(x)
+        def step() -> Step:
+            net, x = make.inputs(setup.tuned)
+            return make.compiled(compiled_critic_step(net, setup.search), x)
 
-        variants[D] = Variant(prepare, setup.tuned, B, visible=False)
-    yield make.case("critic step", variants, partial(critic_step, double_backward), cost.critic_step)
+        variants[D] = Variant(step, setup.tuned, B, visible=False)
+    yield make.case("critic step", variants, critic_step, cost.critic_step)
 
 
 def generator_cases(network: Network, setup: Setup) -> Iterator[Case]:
     """The critic's part of the generator's step: the gradient with respect to the images, weights frozen."""
     make = _Maker(network, setup)
     variants = make.normalized(generator_step)
-    variants["Faster-GNGAN's rescaled gradient"] = make.variant(rescaled_generator_step, setup.tuned)
-    yield make.case(
-        "generator step, critic's part", variants, partial(generator_step, double_backward), cost.generator_step
-    )
+    if setup.graphs:
+        variants[f"{RESCALED}, CUDA graph"] = make.variant(rescaled_generator_step, setup.tuned, B, capture=True)
+    variants[RESCALED] = make.variant(rescaled_generator_step, setup.tuned, B)
+    yield make.case("generator step, critic's part", variants, generator_step, cost.generator_step)
 
 
 def penalty_cases(network: Network, setup: Setup) -> Iterator[Case]:
@@ -133,16 +157,19 @@ def penalty_cases(network: Network, setup: Setup) -> Iterator[Case]:
     # The other two take the gradient norm at other points, for the same price.
     for name in ("R1", "WGAN-GP"):
         make, penalty = _Maker(network, setup, half=True), PENALTIES[name]
+        fast = partial(penalty_step, penalty, strict=True)
         slow = partial(penalty_step, penalty, impl="reference")
-        variants = {
-            OURS: make.variant(partial(penalty_step, penalty, strict=True), setup.tuned),
-            "gnfast, no rewrites": make.variant(
-                partial(penalty_step, penalty, strict=True, rewrite=False), setup.tuned
-            ),
+        variants = {}
+        if setup.graphs:
+            variants[CAPTURED] = Variant(partial(make.captured_penalty, fast), setup.tuned, B, visible=False)
+        variants |= {
             A: make.variant(slow, PAPERS, A),
-            B: make.variant(slow, setup.tuned),
+            B: make.variant(slow, make.searched_if_small, B),
+            EAGER: make.variant(fast, setup.tuned, B),
+            NO_REWRITES: make.variant(partial(fast, rewrite=False), setup.tuned, B),
         }
-        yield make.case(f"{name} penalty", variants, slow, cost.critic_step)
+        truth = partial(penalty_step, make.exact(penalty), impl="reference")
+        yield make.case(f"{name} penalty", variants, truth, cost.critic_step, normalized=False)
 
 
 def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
@@ -154,23 +181,30 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
     mode = Mode(setup.tuned.layout, conv_tf32=False)
     ways = spectral.make(layers, mode.layout, dtype, setup.device)
     directions = spectral.directions_for(ways[spectral.PYTORCH])
-    exact = copy.deepcopy(ways[spectral.PYTORCH]).double()
 
-    def variant(way: str) -> Variant:
-        return Variant(lambda: lambda: spectral.step(ways[way], directions), mode, spectral.PYTORCH)
-
-    variants = {OURS: variant(spectral.MODEL)}
-    variants |= {way: variant(way) for way in (spectral.LAYER, spectral.PYTORCH)}
-    if setup.graphs:
-        for name, way in ((CAPTURED, spectral.MODEL), ("PyTorch, CUDA graph", spectral.PYTORCH)):
+    def variant(way: str, capture: bool = False) -> Variant:
+        def make() -> Step:
             own = copy.deepcopy(ways[way])
-            function = partial(spectral.step, own, directions)
-            variants[name] = Variant(partial(captured, function, setup.device), mode, None, visible=False)
+            step = partial(spectral.step, own, directions)
+            if capture:
+                step = captured(step, setup.device)
+                # The steps before the capture have iterated.
+                own.load_state_dict(ways[way].state_dict())
+            return step
+
+        return Variant(make, mode, spectral.PYTORCH, visible=not capture)
+
+    variants = {}
+    if setup.graphs:
+        variants = {CAPTURED: variant(spectral.MODEL, True), "PyTorch, CUDA graph": variant(spectral.PYTORCH, True)}
+    variants |= {spectral.PYTORCH: variant(spectral.PYTORCH), EAGER: variant(spectral.MODEL)}
+    variants[spectral.LAYER] = variant(spectral.LAYER)
     weight_bytes = sum(direction.nbytes for direction in directions)
     # W in and W̄ out; for the backward G and W in and the gradient out; two products each way.
     least = Cost(8 * sum(direction.numel() for direction in directions), 5 * weight_bytes)
 
     def truth() -> Result:
+        exact = copy.deepcopy(ways[spectral.PYTORCH]).double()
         return spectral.step(exact, [direction.double() for direction in directions])
 
     yield Case("spectral normalisation", network.name, network.shape, setup, variants, truth, least)
@@ -180,30 +214,28 @@ def sampling_cases(network: Network, setup: Setup) -> Iterator[Case]:
     """A batch of images from the generator, batch norm on the batch's statistics."""
     z = torch.randn(setup.batch, Z_DIM, generator=torch.Generator().manual_seed(2)).to(setup.device)
 
-    def images(net: nn.Module) -> Result:
+    def images(net: nn.Module, z: Tensor = z) -> Result:
         with torch.no_grad():
             return Result(net(z))
 
     def variant(mode: Mode, merge: bool, capture: bool = False) -> Variant:
-        net = network.generator(torch.float32, mode.layout, setup.device)
-        net = gnfast.rewrite(net) if merge else net
+        def make() -> Step:
+            net = network.generator(torch.float32, mode.layout, setup.device)
+            step = partial(images, gnfast.rewrite(net) if merge else net)
+            return captured(step, setup.device) if capture else step
 
-        def prepare() -> Step:
-            return captured(lambda: images(net), setup.device) if capture else lambda: images(net)
+        return Variant(make, mode, A if mode == PAPERS else B, visible=not capture)
 
-        return Variant(prepare, mode, A if mode == PAPERS else B, visible=not capture)
-
-    variants = {OURS: variant(setup.tuned, True), A: variant(PAPERS, False), B: variant(setup.tuned, False)}
+    variants = {}
     if setup.graphs:
-        variants[CAPTURED] = variant(setup.tuned, True, capture=True)
-    exact = network.generator(torch.float64, torch.contiguous_format, setup.device)
+        variants = {CAPTURED: variant(setup.tuned, True, True), "b in a CUDA graph": variant(setup.tuned, False, True)}
+    variants |= {A: variant(PAPERS, False), B: variant(setup.tuned, False), EAGER: variant(setup.tuned, True)}
 
     def truth() -> Result:
-        with torch.no_grad():
-            return Result(exact(z.double()))
+        return images(network.generator(torch.float64, torch.contiguous_format, setup.device), z.double())
 
     with setup.tuned.active(setup.device):
-        counted = work(variants[OURS].prepare())
+        counted = work(variants[EAGER].make())
     least = Cost(counted.flops, counted.product_bytes)
     yield Case("sampling", network.name, network.shape, setup, variants, truth, least)
 
@@ -237,6 +269,16 @@ class _Maker:
         # A penalty is taken at as many images as there are real ones.
         self.batch = setup.batch
         self.taken = max(1, setup.batch // 2) if half else setup.batch
+        self.large = len(network.shape) == 3 and max(network.shape[1:]) >= LARGE
+
+    @property
+    def searched_if_small(self) -> Mode:
+        """The tuned mode for what runs PyTorch's second-order convolutions."""
+        return replace(self.setup.tuned, search=not self.large)
+
+    def exact(self, way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Double backward for the truth: as it is, or repaired where PyTorch's would take too long."""
+        return repair(way) if self.large else way
 
     def inputs(self, mode: Mode, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:
         """A critic of its own and the images, as a mode lays them out."""
@@ -245,55 +287,90 @@ class _Maker:
         return self.network.critic(dtype, mode.layout, device), images
 
     def variant(
-        self, step: Callable[[nn.Module, Tensor], Result], mode: Mode, budget: str | None = B, capture: bool = False
+        self,
+        step: Callable[[nn.Module, Tensor], Result],
+        mode: Mode,
+        budget: str | None = None,
+        checked: bool = True,
+        capture: bool = False,
     ) -> Variant:
-        def prepare() -> Step:
-            net, x = self.inputs(mode)
-            function = partial(step, net, x)
+        def make() -> Step:
+            function = partial(step, *self.inputs(mode))
             return captured(function, self.setup.device) if capture else function
 
-        return Variant(prepare, mode, budget, visible=not capture)
+        return Variant(make, mode, budget, checked, visible=not capture)
+
+    def compiled(self, step: Callable[[Tensor], Result], x: Tensor) -> Step:
+        """A compiled step in a CUDA graph, where those are wanted."""
+        function = partial(step, x)
+        # Kernels are searched for by timing them, which cannot be captured.
+        function()
+        return captured(function, self.setup.device) if self.setup.graphs else function
+
+    def captured_penalty(self, step: Callable[..., Result]) -> Step:
+        """A penalty's step in a CUDA graph, which draws from the seed that it finds when it is replayed."""
+        net, x = self.inputs(self.setup.tuned)
+        replay = captured(partial(step, net, x, seeds=False), self.setup.device)
+
+        def seeded() -> Result:
+            torch.manual_seed(0)
+            return replay()
+
+        return seeded
 
     def normalized(self, step: Callable[[Normalize, nn.Module, Tensor], Result]) -> dict[str, Variant]:
         """The variants that a critic's and a generator's step share."""
-        mode = self.setup.tuned
-        variants = {
-            OURS: self.variant(partial(step, four_passes), mode),
-            "gnfast, no rewrites": self.variant(partial(step, without_rewrites), mode),
-            A: self.variant(partial(step, double_backward), PAPERS, A),
-            B: self.variant(partial(step, double_backward), mode),
-            C: self.variant(partial(step, repaired), mode),
+        mode, graphs = self.setup.tuned, self.setup.graphs
+
+        def strongest() -> Step:
+            net, x = self.inputs(mode)
+            return self.compiled(compiled_step(step, net, x, self.setup.search), x)
+
+        variants = {}
+        if graphs:
+            variants[CAPTURED] = self.variant(partial(step, four_passes), mode, B, capture=True)
+        if self.setup.compiled:
+            variants[STRONGEST] = Variant(strongest, mode, B, visible=False)
+        variants[A] = self.variant(partial(step, double_backward), PAPERS, A)
+        if graphs:
+            variants[PLAIN_CAPTURED] = self.variant(partial(step, plain), mode, checked=False, capture=True)
+            variants[E] = self.variant(partial(step, repaired), mode, B, capture=True)
+        return variants | {
+            C: self.variant(partial(step, repaired), mode, B),
+            B: self.variant(partial(step, double_backward), self.searched_if_small, B),
+            EAGER: self.variant(partial(step, four_passes), mode, B),
+            NO_REWRITES: self.variant(partial(step, without_rewrites), mode, B),
+            PLAIN: self.variant(partial(step, plain), mode, checked=False),
         }
-        if self.setup.graphs:
-            variants[CAPTURED] = self.variant(partial(step, four_passes), mode, capture=True)
-            variants[E] = self.variant(partial(step, repaired), mode, capture=True)
-        return variants | {PLAIN: self.variant(partial(step, plain), mode, None)}
 
     def case(
         self,
         name: str,
         variants: dict[str, Variant],
-        slow: Callable[[nn.Module, Tensor], Result],
+        step: Callable[..., Result],
         least: Callable[[gnfast.Plan, int], Cost],
+        normalized: bool = True,
     ) -> Case:
+        """A case whose truth is `step`, of the normalised critic if it takes one, in float64."""
+        exact = partial(step, self.exact(double_backward)) if normalized else step
+
         def truth() -> Result:
             net, x = self.inputs(PAPERS, torch.float64)
-            # The images stay float32, so that penalties draw the same points in every precision.
-            return slow(_Widened(net), x)
+            # Penalties draw in the images' precision, and should draw the same points in every one.
+            return exact(net, x.double()) if normalized else exact(_Widened(net), x)
 
         with self.setup.tuned.active(self.setup.device):
-            net, x = self.inputs(self.setup.tuned)
-            plan = gnfast.trace(net, x)
-        notes = [f"falls back to double backward: {refusal}" for refusal in plan.refusals]
+            plan = gnfast.trace(*self.inputs(self.setup.tuned))
         return Case(
             name,
             self.network.name,
             self.network.shape,
             self.setup,
             variants,
-            truth,
+            # Other precisions find it computed.
+            partial(_remembered, (name, self.network, self.batch, self.setup.device), truth),
             least(plan, self.taken),
-            notes,
+            [f"falls back to double backward: {refusal}" for refusal in plan.refusals],
         )
 
 
@@ -306,3 +383,15 @@ class _Widened(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x.double())
+
+
+_TRUTHS: dict[tuple[object, ...], Result] = {}
+
+
+def _remembered(key: tuple[object, ...], truth: Callable[[], Result]) -> Result:
+    """What `truth` gives, computed once; the last few are kept."""
+    if key not in _TRUTHS:
+        while len(_TRUTHS) >= 6:
+            del _TRUTHS[next(iter(_TRUTHS))]
+        _TRUTHS[key] = truth()
+    return _TRUTHS[key]

@@ -10,21 +10,79 @@ Step = Callable[[], object]
 Times = dict[str, float]
 
 
-def interleaved_ms(steps: dict[str, Step], rounds: int = 15, warmup: int = 2) -> dict[str, Times]:
+def interleaved_ms(
+    steps: dict[str, Step], rounds: int = 15, warmup: int = 2, budget_s: float = 0.0, most: int = 50
+) -> dict[str, Times]:
     """Wall-clock milliseconds of each step: median and quartiles over rounds.
 
-    The steps take turns within a round, so that a machine that drifts slows all of them alike and ratios hold.
+    The steps take turns within a round, so that a machine that drifts slows all of them alike and ratios hold. Where
+    there is a GPU, each is waited for, and `host_ms` is the median time until its call returned.
+
+    Args:
+        steps: by name.
+        rounds: at least so many.
+        warmup: rounds before those.
+        budget_s: seconds in which rounds go on.
+        most: no more rounds than that, unless `rounds` says so.
     """
     samples: dict[str, list[float]] = {name: [] for name in steps}
-    for round_index in range(warmup + rounds):
+    returned: dict[str, list[float]] = {name: [] for name in steps}
+    done, deadline = -warmup, 0.0
+    while done < rounds or (done < most and time.perf_counter() < deadline):
+        if done == 0:
+            deadline = time.perf_counter() + budget_s
         for name, step in steps.items():
             synchronize()
             start = time.perf_counter()
             step()
+            host = time.perf_counter()
             synchronize()
-            if round_index >= warmup:
+            if done >= 0:
                 samples[name].append(1e3 * (time.perf_counter() - start))
-    return {name: _summary(values, "ms") for name, values in samples.items()}
+                returned[name].append(1e3 * (host - start))
+        done += 1
+    times = {name: _summary(values, "ms") for name, values in samples.items()}
+    if torch.cuda.is_initialized():
+        for name, values in returned.items():
+            times[name]["host_ms"] = round(statistics.median(values), 3)
+    return times
+
+
+def device_ms(step: Step, host_ms: float) -> float | None:
+    """Milliseconds that the GPU takes over one step whose launches all wait in its queue before it begins.
+
+    So Python's time is not in it, nor are gaps in which the device would wait for Python. None where the launches did
+    not fit the queue, or the step waits for the device itself: then there is no such time. None too where the call
+    takes longer than a tenth of a second.
+
+    Args:
+        step: it has run before.
+        host_ms: how long its call takes.
+    """
+    if host_ms > 100:
+        return None
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    # Clock cycles, of which no GPU has more than 2.5e6 a millisecond: the queue stays closed while Python fills it.
+    torch.cuda._sleep(int(2.5e6 * (2 * host_ms + 1)))
+    begin.record()
+    step()
+    end.record()
+    queued = not begin.query()
+    end.synchronize()
+    return round(begin.elapsed_time(end), 4) if queued else None
+
+
+def back_to_back_ms(step: Step, median_ms: float, budget_s: float) -> float:
+    """Milliseconds per step of a GPU that gets one after the other without waiting: what a training run takes.
+
+    Args:
+        step: it has run before.
+        median_ms: what one takes by itself.
+        budget_s: about how long to go on; 2 to 100 steps.
+    """
+    calls = max(2, min(100, int(1e3 * budget_s / max(median_ms, 1e-3))))
+    return round(_cuda_us(step, calls) / 1e3, 4)
 
 
 def device_us(function: Step, device: torch.device | str = "cuda", budget_s: float = 0.3) -> Times:

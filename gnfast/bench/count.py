@@ -1,6 +1,7 @@
 """What a step does, counted: floating-point operations, bytes, kernel launches and peak memory."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ class Work:
         flops: floating-point operations of convolutions and matrix products, as PyTorch counts them.
         product_bytes: their operands and results, each read or written once: what must move if everything between two
             products is fused into them.
-        launches: operations that write a tensor of their own or in place; on a GPU each is a kernel or a few.
+        launches: operations that write a tensor of their own or in place, on a GPU a kernel or a few each, and launches
+            of Triton kernels.
     """
 
     flops: int
@@ -39,14 +41,56 @@ def work(step: Step, warm: bool = False) -> Work:
     if not warm:
         # A first run traces the network, whose shapes come from running operations without data; those are not work.
         step()
-    with _Counter() as counter:
+    with _Counter() as counter, _triton_launches() as launched:
         step()
-    return Work(counter.flops, counter.product_bytes, counter.launches)
+    return Work(counter.flops, counter.product_bytes, counter.launches + len(launched))
 
 
 def count_flops(step: Step) -> int:
     """`work(step).flops`."""
     return work(step).flops
+
+
+def kernels(step: Step) -> int | None:
+    """The kernels, copies and fills that a GPU ran in one step, CUDA graphs and compiled code included.
+
+    None where nothing was seen to run on one. torch.profiler stays attached to the process and may slow later launches:
+    call it after all timing.
+
+    Args:
+        step: it has run before.
+    """
+    if not torch.cuda.is_initialized():
+        return None
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    # A profiler repeats named ranges of the program on the device's side.
+    events = profile.profiler.kineto_results.events()
+    return sum(event.device_type() == on_device and not event.is_user_annotation() for event in events) or None
+
+
+@contextlib.contextmanager
+def _triton_launches() -> Iterator[list[object]]:
+    """One entry per launch of a Triton kernel, which no dispatcher sees; stays empty without Triton."""
+    launched: list[object] = []
+    try:
+        from triton import knobs
+    except ImportError:
+        yield launched
+        return
+
+    # Not `launched.append`: a hook is removed by comparison, and all empty lists' methods compare alike.
+    def hook(metadata: object) -> None:
+        launched.append(metadata)
+
+    knobs.runtime.launch_enter_hook.add(hook)
+    try:
+        yield launched
+    finally:
+        knobs.runtime.launch_enter_hook.remove(hook)
 
 
 def peak_bytes(step: Step, warm: bool = False) -> int:

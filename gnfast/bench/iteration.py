@@ -21,14 +21,7 @@ from gnfast.data.dataset import ImageDataset
 from gnfast.train.config import Config
 from gnfast.train.state import State
 
-PAPERS_WAY: dict[str, Any] = {"impl": "reference", "rewrite": False}
-# variant: what it changes in the settings, beside the memory format that its mode names.
-SETTINGS: dict[str, dict[str, Any]] = {
-    cases.OURS: {},
-    "gnfast, no rewrites": {"rewrite": False},
-    cases.A: PAPERS_WAY,
-    cases.B: PAPERS_WAY,
-}
+PAPERS_WAY: dict[str, Any] = {"impl": "reference", "rewrite": False, "cuda_graph": False}
 
 
 def settings(network: Network, batch: int) -> Config:
@@ -51,21 +44,38 @@ def settings(network: Network, batch: int) -> Config:
 
 
 def iteration_case(network: Network, setup: "cases.Setup") -> "cases.Case":
-    """The comparison for one network; `setup.batch` is the number of real images in a critic update."""
+    """The comparison for one network; `setup.batch` is the number of real images in a critic update.
+
+    Precision is the program's own, as `gnfast train` has it: an autocast around the optimiser would go on using the
+    casts of weights that the optimiser has changed.
+    """
     config = settings(network, setup.batch)
-    variants = {
-        name: cases.Variant(
-            partial(_prepared, network, dataclasses.replace(config, **changes), mode, setup.device),
-            mode,
-            # Adam's first steps are the gradients' signs: only in float32 do losses stay together over n_dis updates.
-            cases.B if setup.precision == "float32" else None,
-        )
-        for name, changes in SETTINGS.items()
-        for mode in [PAPERS if name == cases.A else setup.tuned]
+    device, tuned = setup.device, setup.tuned
+    searched = dataclasses.replace(tuned, search=max(network.shape) < cases.LARGE)
+
+    def variant(mode: Mode, budget: str | None, **changes: Any) -> "cases.Variant":
+        chosen = dataclasses.replace(config, **changes)
+        make = partial(_prepared, network, chosen, mode, device)
+        visible = not (chosen.cuda_graph and device.type == "cuda")
+        return cases.Variant(make, mode, budget, visible=visible, own_precision=True)
+
+    variants = {cases.CAPTURED: variant(tuned, cases.B)} if setup.graphs else {}
+    variants |= {
+        cases.A: variant(PAPERS, None, **PAPERS_WAY),
+        cases.B: variant(searched, cases.B, **PAPERS_WAY),
+        cases.EAGER: variant(tuned, cases.B, cuda_graph=False),
+        cases.NO_REWRITES: variant(tuned, cases.B, cuda_graph=False, rewrite=False),
     }
+
+    def truth() -> Result:
+        """The losses by double backward in float32."""
+        exact = Mode(conv_tf32=False)
+        with exact.active(device):
+            return _prepared(network, dataclasses.replace(config, **PAPERS_WAY), exact, device)()
+
     name = f"iteration, n_dis {config.n_dis}, batch {config.batch_d}/{config.batch_g}"
     least = iteration_cost(network, config, setup)
-    return cases.Case(name, network.name, network.shape, setup, variants, None, least)
+    return cases.Case(name, network.name, network.shape, setup, variants, truth, least, trains=True)
 
 
 def iteration_cost(network: Network, config: Config, setup: "cases.Setup") -> Cost:
@@ -85,19 +95,34 @@ def noise(network: Network, count: int) -> ImageDataset:
     return ImageDataset("noise", torch.randint(256, (count, *network.shape), dtype=torch.uint8, generator=generator))
 
 
-def _prepared(network: Network, config: Config, mode: Mode, device: torch.device) -> Callable[[], Result]:
-    """A step that is one iteration; the first returns its losses, which are those of every other variant's first."""
+def program(network: Network, config: Config, mode: Mode, device: torch.device) -> State:
+    """The training program, in a mode's layout and precision; to be run in that mode without its autocast.
+
+    With double backward it makes the images of each update by themselves, as the papers' code does.
+    """
     layout = "channels_last" if mode.layout == torch.channels_last else "contiguous"
-    state = State(dataclasses.replace(config, memory_format=layout), noise(network, 4 * config.batch_d), device)
-    checked = False
+    precision = "bfloat16" if mode.autocast is not None else "tf32" if mode.matmul_tf32 else "float32"
+    config = dataclasses.replace(config, memory_format=layout, precision=precision)
+    state = State(config, noise(network, 4 * config.batch_d), device)
+    state.generates_ahead &= config.impl != "reference"
+    return state
+
+
+def _prepared(network: Network, config: Config, mode: Mode, device: torch.device) -> Callable[[], Result]:
+    """A step that is one iteration; what it returns is the losses of the first, which are those of every variant's."""
+    state = program(network, config, mode, device)
+    state.update()
+    first = Result(torch.tensor([list(state.take_losses().values())]))
+    if config.cuda_graph and device.type == "cuda":
+        for _ in range(state.captured.warmup if state.captured else 0):
+            state.update()
+        if state.captured is None:
+            raise RuntimeError("the program goes on without a CUDA graph")
 
     def step() -> Result:
-        nonlocal checked
+        # Reading losses at every step would make a GPU wait for Python.
+        state.pending.clear()
         state.update()
-        if checked:
-            # Reading losses at every step would make a GPU wait for Python.
-            return Result(None)
-        checked = True
-        return Result(torch.tensor([list(state.take_losses().values())]))
+        return first
 
     return step

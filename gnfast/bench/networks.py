@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,9 @@ class Network:
         return net.to(device=device, dtype=dtype, memory_format=layout)
 
 
+@cache
 def shipped(name: str, width: float = 1.0) -> Network:
-    """A critic of `gnfast.models`.
+    """A critic of `gnfast.models`, the same object for the same arguments.
 
     Args:
         name: a key of `SHIPPED`, or the same as a word ("resnet-32").

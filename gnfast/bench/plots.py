@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from gnfast.bench.cases import OURS
 from gnfast.bench.ceilings import Ceilings
 from gnfast.bench.run import Row
 
@@ -13,7 +12,7 @@ def draw(rows: list[Row], ceilings: Ceilings, path: Path, title: str) -> None:
     """Draws bars and a roofline.
 
     Args:
-        rows: of one or more cases.
+        rows: of one or more cases; notes among them are left out.
         ceilings: the roof.
         path: the file to write; its suffix says the format (.png, .svg, .pdf).
         title: device and versions.
@@ -24,6 +23,7 @@ def draw(rows: list[Row], ceilings: Ceilings, path: Path, title: str) -> None:
     # Figure, not pyplot: no global state and no display.
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if "note" not in row]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["network"], row["step"]), []).append(row)
@@ -70,12 +70,13 @@ def _roofline(axes, rows: list[Row], ceilings: Ceilings, colour: dict[str, str])
     for row in rows:
         if row["least_bytes"]:
             # All rows do the same job, so all are placed by the least work that the job is.
+            ours = row["variant"] == row["ours"]
             axes.plot(
                 row["least_flops"] / row["least_bytes"],
                 row["least_flops"] / row["median_ms"] / 1e6,
-                "o" if row["variant"] == OURS else ".",
+                "o" if ours else ".",
                 color=colour[row["variant"]],
-                markersize=7 if row["variant"] == OURS else 6,
+                markersize=7 if ours else 6,
             )
     axes.set_xlabel("least FLOP per byte", fontsize=8)
     axes.set_ylabel("least GFLOP per second of measured time", fontsize=8)

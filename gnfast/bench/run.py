@@ -1,123 +1,229 @@
-"""One comparison, measured: prepare, check, count, and only then time."""
+"""One comparison, measured variant by variant: prepare, check, count, and only then time."""
 
-from collections.abc import Callable
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from gnfast.bench import count
 from gnfast.bench.agree import Error, error_of, within
-from gnfast.bench.cases import OURS, Case, Step, Variant
+from gnfast.bench.cases import Case, Step
 from gnfast.bench.ceilings import Ceilings
-from gnfast.bench.clock import interleaved_ms
-from gnfast.bench.count import peak_bytes, work
+from gnfast.bench.clock import back_to_back_ms, device_ms, interleaved_ms
+from gnfast.bench.mode import PAPERS
 from gnfast.bench.steps import Result
 
 Row = dict[str, Any]
 
 NO_BUDGET = Error(0.0, 0.0)
+RUN = 200_000
+"""Iterations in a run of the papers."""
 
 
-def measure(case: Case, rounds: int, ceilings: Ceilings, warmup: int = 1) -> tuple[list[Row], list[str]]:
-    """Measures a case.
+def measure(
+    case: Case,
+    ceilings: Ceilings,
+    budget_s: float = 1.0,
+    *,
+    least: int = 3,
+    most: int = 50,
+    warmup: int = 1,
+    prepared: dict[str, Step] | None = None,
+    kernels: bool = False,
+) -> Iterator[Row]:
+    """Measures a case, and gives each variant's row as soon as it is known.
 
-    A variant that cannot be prepared is left out with a note. Where a variant fails the gate, its row says so, and no
-    ratio is formed with it; where gnfast's own does, no ratio at all.
+    gnfast's own variant comes first: the best of `case.ours` that can be prepared. Every other takes turns with it, in
+    rounds from which its ratio is formed, and then makes room for the next. A row without times is a note: "step",
+    "network", "note", and "variant" where it is about one, such as a variant that cannot be prepared. No ratio is
+    formed with a variant that fails the gate, nor any where gnfast's own does, nor where there is no truth.
 
     Args:
         case: the comparison.
-        rounds: timed rounds, in each of which every variant has its turn.
         ceilings: the device's, for the floor that each row's time is compared with.
+        budget_s: seconds of timed rounds per variant.
+        least, most: rounds, whatever the budget.
         warmup: rounds before those, beside the runs that checking and counting take.
+        prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
+        kernels: count kernels by torch.profiler, which may slow all that is timed afterwards.
 
-    Returns:
-        the rows, gnfast's first, and notes.
+    Yields:
+        rows. `ratio` is `ours_median_ms` / `median_ms`, both of the row's own rounds, and `ours` says whose. On a GPU
+        `median_ms` is the time of one step that is waited for, `host_ms` of that until its call returns, `device_ms`
+        the device's without Python's (see `clock.device_ms`), and `back_to_back_ms` a step's share of several that
+        follow each other without waiting.
     """
-    notes = list(case.notes)
-    steps: dict[str, Step] = {}
-    results: dict[str, Result] = {}
-    for name, variant in case.variants.items():
-        try:
-            with variant.mode.active(case.setup.device):
-                steps[name] = variant.prepare()
-                first = steps[name]()
-                # A captured step fills the same tensors on every replay.
-                results[name] = Result(
-                    None if first.values is None else first.values.clone(), [t.clone() for t in first.gradients]
-                )
-        except Exception as error:
-            steps.pop(name, None)
-            notes.append(f"{name}: left out, {type(error).__name__}: {_first_line(error)}")
-    if not steps:
-        return [], notes
-    errors = _errors(case, results)
-    results.clear()
-    gates = {name: _passes(name, case.variants[name], errors) for name in errors}
-    running = {name: _active(case, name, step) for name, step in steps.items()}
-    counts = {name: work(step, warm=True) for name, step in running.items() if case.variants[name].visible}
-    peaks = {name: peak_bytes(step, warm=True) for name, step in running.items() if case.variants[name].visible}
-    times = interleaved_ms(running, rounds, warmup)
+    gate = _Gate(case)
+    yield from ({**_named(case), "note": note} for note in [*case.notes, *gate.take_notes()])
     floor_ms = 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
-    ours = times[OURS]["median_ms"] if gates.get(OURS) else None
-    rows = []
-    for name, time in times.items():
-        comparable = ours is not None and gates.get(name, True)
-        row: Row = {
-            "step": case.step,
-            "network": case.network,
-            "variant": name,
-            "shape": list(case.shape),
-            "batch": case.setup.batch,
-            "device": str(case.setup.device),
-            "precision": case.variants[name].precision,
-            "layout": str(case.variants[name].mode.layout).removeprefix("torch."),
-            **time,
-            "ratio": round(ours / time["median_ms"], 4) if comparable else None,
-            "gate": {True: "green", False: "red", None: "not checked"}[gates.get(name)],
-            "floor_ms": round(floor_ms, 4),
-            "fraction_of_floor": round(floor_ms / time["median_ms"], 4),
-            "least_flops": case.cost.flops,
-            "least_bytes": case.cost.bytes,
-        }
-        if name in errors:
-            row |= {"error_values": errors[name].values, "error_gradients": errors[name].gradients}
-        if name in counts:
-            row |= {"flops": counts[name].flops, "launches": counts[name].launches, "peak_bytes": peaks[name]}
-        rows.append(row)
-    return rows, notes
+    turns = {"rounds": least, "warmup": warmup, "budget_s": budget_s, "most": most}
+    ours: _Running | None = None
+    done: set[str] = set()
+    while (name := _next(case, ours, done)) is not None:
+        done.add(name)
+        running = None
+        try:
+            running = _prepared(case, name, gate, prepared)
+            yield from ({**_named(case), "variant": name, "note": note} for note in gate.take_notes())
+            if ours is None and name in case.ours:
+                ours = running
+            yield _row(case, running, ours, turns, floor_ms, kernels)
+        except Exception as error:
+            ours = None if running is ours else ours
+            yield {**_named(case), "variant": name, "note": f"{name}: left out, {_said(error)}"}
+        # Of all that were measured, gnfast's own alone stays.
+        del running
+        free()
 
 
-def _errors(case: Case, results: dict[str, Result]) -> dict[str, Error]:
-    """Per variant that is asked for one, its distance from the truth, or from its budget where there is no truth."""
-    asked = {name: case.variants[name].budget for name in results if case.variants[name].budget is not None}
-    if case.truth is None:
-        return {name: error_of(results[name], results[budget]) for name, budget in asked.items() if budget in results}
-    truth = case.truth()
-    return {name: error_of(results[name], truth) for name in asked}
+def _next(case: Case, ours: "_Running | None", done: set[str]) -> str | None:
+    """The variant whose turn it is; gnfast's own as long as the others have none to be timed with."""
+    names = [*case.ours, *case.variants] if ours is None else case.variants
+    return next((name for name in names if name not in done), None)
 
 
-def _passes(name: str, variant: Variant, errors: dict[str, Error]) -> bool:
-    if variant.budget == name:
-        # The yardstick: what double backward itself loses is no fault, as long as something is left.
-        return max(errors[name].values, errors[name].gradients) < 1
-    return within(errors[name], errors.get(variant.budget, NO_BUDGET), variant.precision)
+@dataclass(frozen=True)
+class _Running:
+    """A step that is ready to be timed, and what is known of it."""
+
+    name: str
+    run: Callable[[], Result]
+    error: Error | None
+    passes: bool | None
+    checked: bool
+    prepare_s: float
+
+    @property
+    def counts(self) -> bool:
+        """Whether a ratio may be formed with it: it passed the gate, or none is asked of it."""
+        return self.passes or not self.checked
 
 
-def _active(case: Case, name: str, step: Step) -> Callable[[], Result]:
-    mode, device = case.variants[name].mode, case.setup.device
+def _prepared(case: Case, name: str, gate: "_Gate", prepared: dict[str, Step] | None) -> _Running:
+    variant, device = case.variants[name], case.setup.device
+    started = time.perf_counter()
+    step = (prepared or {}).pop(name, None) or case.prepare(name)
 
     def run() -> Result:
-        with mode.active(device):
+        with variant.active(device):
             return step()
 
-    return run
+    # A captured step fills the same tensors on every replay.
+    result = run()
+    prepare_s = time.perf_counter() - started
+    return _Running(name, run, *gate.check(name, result), variant.checked, prepare_s)
 
 
-def _first_line(error: Exception) -> str:
+def _row(
+    case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any], floor_ms: float, kernels: bool
+) -> Row:
+    variant, setup = case.variants[this.name], case.setup
+    row: Row = {
+        **_named(case),
+        "variant": this.name,
+        "shape": list(case.shape),
+        "batch": setup.batch,
+        "device": str(setup.device),
+        "precision": variant.precision,
+        "layout": str(variant.mode.layout).removeprefix("torch."),
+    }
+    together = {"this": this.run} if ours in (None, this) else {"ours": ours.run, "this": this.run}
+    times = interleaved_ms(together, **turns)
+    row |= times["this"]
+    median = row["median_ms"]
+    if setup.device.type == "cuda":
+        row["device_ms"] = device_ms(this.run, row["host_ms"])
+        row["back_to_back_ms"] = back_to_back_ms(this.run, median, turns["budget_s"] / 2)
+    in_turns = None if ours is None else times.get("ours", row)["median_ms"]
+    comparable = ours is not None and ours.counts and this.counts
+    row |= {
+        "ours": ours and ours.name,
+        "ours_median_ms": in_turns,
+        "ratio": round(in_turns / median, 4) if comparable else None,
+    }
+    row |= {
+        "gate": {True: "green", False: "red", None: "not checked"}[this.passes],
+        "floor_ms": round(floor_ms, 4),
+        "fraction_of_floor": round(floor_ms / median, 4),
+        "least_flops": case.cost.flops,
+        "least_bytes": case.cost.bytes,
+        "prepare_s": round(this.prepare_s, 2),
+    }
+    if case.trains:
+        per_step = row.get("back_to_back_ms", median)
+        row |= {"steps_per_s": round(1e3 / per_step, 2), "hours_200k": round(RUN * per_step / 3.6e6, 2)}
+    if this.error is not None:
+        row |= {"error_values": this.error.values, "error_gradients": this.error.gradients}
+    if variant.visible:
+        done = count.work(this.run, warm=True)
+        row |= {"flops": done.flops, "launches": done.launches, "peak_bytes": count.peak_bytes(this.run, warm=True)}
+    if kernels and (counted := count.kernels(this.run)) is not None:
+        row["kernels"] = counted
+    return row
+
+
+class _Gate:
+    """The truth, and how far from it plain PyTorch is in each precision, found when first asked for."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self._notes: list[str] = []
+        self._budgets: dict[str, Error] = {}
+        self._truth: Result | None = None
+        if not any(variant.checked for variant in case.variants.values()):
+            return
+        try:
+            with PAPERS.active(case.setup.device):
+                self._truth = case.truth()
+        except Exception as error:
+            self._notes.append(f"nothing is checked and no ratio formed, for there is no truth: {_said(error)}")
+
+    def take_notes(self) -> list[str]:
+        notes, self._notes = self._notes, []
+        return notes
+
+    def check(self, name: str, result: Result) -> tuple[Error | None, bool | None]:
+        """A result's distance from the truth, and whether that is little enough; None where it is not asked."""
+        variant = self.case.variants[name]
+        if self._truth is None or not variant.checked:
+            return None, None
+        error = error_of(result, self._truth)
+        if variant.budget == name:
+            # The yardstick: what double backward itself loses is no fault, as long as something is left.
+            return error, max(error.values, error.gradients) < 1
+        return error, within(error, self._budget(variant.budget), variant.precision)
+
+    def _budget(self, name: str | None) -> Error:
+        if name is None or name not in self.case.variants:
+            return NO_BUDGET
+        if name not in self._budgets:
+            # One run, not timed: a search for kernels would take longer than it saves.
+            variant, device = self.case.variants[name], self.case.setup.device
+            variant = replace(variant, mode=replace(variant.mode, search=False))
+            try:
+                with variant.active(device):
+                    self._budgets[name] = error_of(variant.make()(), self._truth)
+            except Exception as error:
+                self._notes.append(f"errors are held to the floor, for {name} does not run: {_said(error)}")
+                self._budgets[name] = NO_BUDGET
+            free()
+        return self._budgets[name]
+
+
+def _named(case: Case) -> Row:
+    return {"step": case.step, "network": case.network}
+
+
+def _said(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return text[0][:200] if text else "no message"
+    return f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
 
 
 def free() -> None:
-    """Hands a GPU's unused memory back before the next case."""
+    """Hands a GPU's unused memory back before the next variant."""
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()

@@ -69,12 +69,15 @@ def rescaled_generator_step(net: nn.Module, x: Tensor) -> Result:
     return Result(g * rate.reshape(-1, *[1] * (g.dim() - 1)))
 
 
-def penalty_step(penalty: Penalty, net: nn.Module, x: Tensor, **options: Any) -> Result:
-    """A gradient penalty on a batch, half real and half fake, and its gradient with respect to the weights."""
+def penalty_step(penalty: Penalty, net: nn.Module, x: Tensor, seeds: bool = True, **options: Any) -> Result:
+    """A gradient penalty on a batch, half real and half fake, and its gradient with respect to the weights.
+
+    Penalties draw the points at which they are taken, the same ones every time if the step `seeds`.
+    """
     net.requires_grad_(True)
     real, fake = x.detach().chunk(2)
-    # Penalties draw the points at which they are taken.
-    torch.manual_seed(0)
+    if seeds:
+        torch.manual_seed(0)
     value = penalty(net, real, fake, **options)
     return Result(value.detach().reshape(1, 1), _weight_gradients(value, net))
 

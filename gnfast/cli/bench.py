@@ -1,6 +1,8 @@
 """`gnfast bench [CASE …]`: what a normalised critic costs on this machine, against what else there is."""
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,14 +18,17 @@ BENCH_HELP = """\
 Measure what a gradient-normalised critic costs on this machine, against what else there is.
 
 Every comparison is checked before it is timed: gnfast's results and the baselines' against double backward in float64.
-A ratio is only formed between rows that passed. Variants take turns, so that a busy machine slows all of them alike.
+A ratio is only formed between rows that passed. Each variant takes turns with gnfast's, so that a busy machine slows
+both alike. On a GPU gnfast's is the step as a CUDA graph; called from Python it is a row of its own.
 
 Cases: critic (its whole step), generator (the critic's part of its step), penalties (R1, WGAN-GP), spectral (spectral
 normalisation of all layers), iteration (n_dis critic updates and a generator update, by the training program),
 sampling; without any, all of them.
 
 Baselines: a, double backward as the papers' code runs it; b, the same in channels_last and the chosen precision, with
-cuDNN's search; c, b with repaired second-order weight gradients; d, torch.compile of torch.func; e, c as a CUDA graph.
+cuDNN's search below 128 pixels; c, b with repaired second-order weight gradients; d, torch.compile of torch.func; e, c
+as a CUDA graph; and the strongest, all operations of c compiled by torch.compile. On a GPU the compiled ones are CUDA
+graphs too.
 
 Examples:
   gnfast bench --quick                                        a minute: tiny batches, two rounds
@@ -53,11 +58,13 @@ class BenchOptions:
     batch: int = 0
     """Images per step; 64 if 0, and 16 from 128 pixels up."""
     rounds: int = 9
-    """Timed rounds; each variant has one turn in each."""
+    """The least timed rounds of each variant; gnfast's has a turn in every one of them too."""
+    seconds: float = 1.0
+    """More rounds are timed until so many seconds have passed for a variant, up to 50."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
     compiled: bool = True
-    """Include baseline d, whose compilation takes a minute or more per critic."""
+    """Include baseline d and the strongest, whose compilation takes a minute or more each per critic."""
     max_autotune: bool = False
     """Let torch.compile search for kernels too, which takes many minutes."""
     quick: bool = False
@@ -95,9 +102,13 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
 
     if options.rounds < 1 or options.batch < 0:
         raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, want at least 1 and 0")
+    if not 0 <= options.seconds < float("inf"):
+        raise UsageError(f"--seconds: got {options.seconds}, want 0 or more")
     for path in filter(None, (options.json, options.plot)):
         if not Path(path).absolute().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist")
+    # The profiler, which counts memory, would write its own log between the lines.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if options.threads:
         torch.set_num_threads(options.threads)
     with user_errors():
@@ -112,6 +123,12 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     print(f"{title}: {roof}")
     print("\n".join([f"note: {note}" for note in notes] + ["", table.LEGEND]))
     rows: list[Row] = []
+
+    def record() -> None:
+        if options.json:
+            found = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
+            Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
     for network in networks:
         for name in chosen:
             if name in NEED_A_GENERATOR and options.net:
@@ -120,21 +137,29 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
                 continue
             try:
                 for case in CASES[name](network, _setup(options, network, device, precision)):
-                    found, case_notes = run.measure(case, 2 if options.quick else options.rounds, roof)
-                    rows += found
-                    print("\n" + table.render(found, case_notes), flush=True)
+                    seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
+                    found = _kept(run.measure(case, roof, seconds, least=rounds), rows)
+                    print()
+                    for line in table.lines(found, case.variants):
+                        print(line, flush=True)
+                    record()
             except ImportError as error:
                 print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
             run.free()
-    if options.json:
-        record = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
-        Path(options.json).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if options.plot and rows:
         plots.draw(rows, roof, Path(options.plot), title)
-    ours_red = any(row["variant"] == "gnfast" and row["gate"] == "red" for row in rows)
+    ours_red = any(row["variant"] == row["ours"] and row["gate"] == "red" for row in rows)
     if ours_red:
         print("\ngnfast's results differ from double backward's: see the rows with a red gate.")
     return int(ours_red or not rows)
+
+
+def _kept(found: Iterator["Row"], rows: "list[Row]") -> Iterator["Row"]:
+    """What was found, handed on; rows with times are appended to `rows`."""
+    for row in found:
+        if "note" not in row:
+            rows.append(row)
+        yield row
 
 
 def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[str]]":
