@@ -1,9 +1,9 @@
 """Which specialisations of the Triton kernels the steps of a GPU run launch, found and compiled without a GPU:
 
-    python tests/specialisations.py [step ...]      a table: registers, spills, shared memory, seconds of compiling
+    python -m tests.specialisations [step ...]      a table: registers, spills, shared memory, seconds of compiling
 
-Steps run on the CPU with full sizes, and every launch only compiles its kernel for a GPU, by Triton's own reading of the
-arguments: dtypes, addresses and sizes divisible by 16, constants. What would take long on a CPU is left uncomputed.
+Steps run on the CPU with full sizes, and every launch only compiles its kernel for a GPU, by Triton's own reading of
+the arguments: dtypes, addresses and sizes divisible by 16, constants. What would take long on a CPU is left uncomputed.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from cubin import resources
 from gnfast.bench import iteration, spectral
 from gnfast.bench.mode import tuned
 from gnfast.bench.networks import shipped
 from gnfast.bench.steps import critic_step, generator_step
-from gnfast.bench.ways import four_passes, without_rewrites
+from gnfast.bench.ways import Normalize, four_passes, without_rewrites
 from gnfast.kernels import backend, conv, conv_winograd, heads, mlp, pointwise, sign_bits
 from gnfast.kernels import spectral as spectral_kernels
 from gnfast.plan.ops import reduce
+from gnfast.train.state import State
+from tests.cubin import resources
 
 aten = torch.ops.aten
-PRECISIONS = ("bfloat16", "tf32")
 IN_TRITON = ("join", "head", "mlp")
 """The operations that have no CUDA kernel."""
 
@@ -62,6 +62,12 @@ class Specialisation:
             if kind != "constexpr":
                 words.append(f"{name}:{kind}{'/16' if source.attrs.get((index,)) else ''}")
         return " ".join(words)
+
+    def __str__(self) -> str:
+        used, metadata = resources(self.compiled.asm["cubin"]), self.compiled.metadata
+        constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
+        numbers = f"{used['REG']:4} {used['LOCAL'] + used['STACK']:4} {metadata.shared:7} {self.seconds:6.2f}"
+        return f"{self.name:36} {numbers}  {constants} num_warps={metadata.num_warps} | {self.arguments}"
 
 
 class _Target:
@@ -124,7 +130,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
     from triton.runtime.jit import JITFunction
 
     found: dict[str, Specialisation] = {}
-    run = JITFunction.run
+    run, unavailable = JITFunction.run, backend._unavailable
 
     def compile_alone(self, *args, grid, warmup, **kwargs):
         started = time.perf_counter()
@@ -137,11 +143,13 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         table = {operation: {**row, **({"cpu": ("triton",)} if operation in triton else {})}
                  for operation, row in backend.TABLE.items()}  # fmt: skip
         stack.enter_context(mock.patch.dict(backend.TABLE, table))
-        stack.enter_context(mock.patch.object(backend, "_unavailable", lambda name: None))
+        stack.enter_context(
+            mock.patch.object(backend, "_unavailable", lambda name: None if name == "triton" else unavailable(name))
+        )
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
         stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch.object(reduce, "_summed_under_autocast", lambda *_: torch.float32))
+        stack.enter_context(mock.patch.object(reduce, "_summed_under_autocast", return_value=torch.float32))
         for module in (sign_bits, spectral_kernels):
             stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
         for cache in caches:
@@ -152,19 +160,21 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         yield found
 
 
-def part_step(step: Callable[..., Any], name: str, batch: int, precision: str, rewrite: bool = True) -> None:
+def part_step(
+    step: Callable[..., Any], way: Normalize, name: str, batch: int, precision: str, device: str = "cpu"
+) -> None:
     """A critic's step, or its part of a generator's, as `gnfast.bench.cases` runs it."""
-    network, mode, device = shipped(name), tuned(precision), torch.device("cpu")
-    with mode.active(device):
-        net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
-        step(four_passes if rewrite else without_rewrites, net, x)
+    network, mode = shipped(name), tuned(precision)
+    with mode.active(torch.device(device)):
+        net = network.critic(torch.float32, mode.layout, device)
+        step(way, net, network.images(batch, torch.float32, mode.layout, device))
 
 
 def training_step(name: str, batch: int, precision: str) -> None:
     """A whole iteration of training."""
     network = shipped(name)
     config = dataclasses.replace(iteration.settings(network, batch), precision=precision, memory_format="channels_last")
-    state = iteration.State(config, iteration.noise(network, batch), torch.device("cpu"))
+    state = State(config, iteration.noise(network, batch), torch.device("cpu"))
     state.generates_ahead = config.n_dis > 1
     state.update()
 
@@ -176,28 +186,41 @@ def spectral_step(name: str, dtype: torch.dtype, layout: torch.memory_format) ->
     spectral.step(net, spectral.directions_for(net))
 
 
-STEPS: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
+BATCHES = {"CNN 32": 128, "ResNet 32": 128, "ResNet 256": 16}
+"""Sixteen images of 256×256 specialise as thirty-two do."""
+
+STEPS: dict[str, Callable[[], None]] = {
     **{
-        f"{kind}, {name}, {precision}": (partial(part_step, step, name, batch, precision), IN_TRITON)
-        for name, batch in (("CNN 32", 128), ("ResNet 32", 128), ("ResNet 256", 16))
-        for precision in PRECISIONS
-        for kind, step in (("critic step", critic_step), ("generator step", generator_step))
+        f"{kind}, {name}, {precision}": partial(part_step, step, way, name, batch, precision)
+        for name, batch in BATCHES.items()
+        for precision in ("bfloat16", "tf32")
+        for kind, step, way in (
+            ("critic step", critic_step, four_passes),
+            ("generator step", generator_step, four_passes),
+            ("critic step without rewrites", critic_step, without_rewrites),
+        )
     },
     **{
-        f"iteration, {name}, {precision}": (partial(training_step, name, 64, precision), IN_TRITON)
+        f"iteration, {name}, {precision}": partial(training_step, name, 64, precision)
         for name in ("CNN 32", "ResNet 32")
         for precision in ("bfloat16", "float32")
     },
     **{
-        f"spectral norm, {name}, {str(dtype)[6:]}, {str(layout)[6:]}": (
-            partial(spectral_step, name, dtype, layout), (*IN_TRITON, "spectral_norm")
-        )
+        f"spectral norm, {name}, {str(dtype)[6:]}, {str(layout)[6:]}": partial(spectral_step, name, dtype, layout)
         for name in ("CNN 32", "ResNet 32")
         for dtype in (torch.float32, torch.bfloat16)
         for layout in (torch.channels_last, torch.contiguous_format)
     },
-}  # fmt: skip
-"""What is launched, and the operations that Triton does in it. Sixteen images of 256×256 specialise as thirty-two do."""
+}
+"""What a GPU run measures and trains. Spectral normalisation is Triton's only where the CUDA library is missing."""
+
+
+def specialisations(step: str, capability: int) -> dict[str, Specialisation]:
+    """What one of `STEPS` launches: hash: specialisation."""
+    spectral = ("spectral_norm",) if step.startswith("spectral") else ()
+    with recording(capability, (*IN_TRITON, *spectral)) as found:
+        STEPS[step]()
+    return found
 
 
 def main(words: list[str]) -> None:
@@ -209,20 +232,14 @@ def main(words: list[str]) -> None:
     print(f"Triton {triton.__version__}, sm_90; first launched in: kernel, registers, spills, shared memory, seconds")
     with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
-        for step, (function, in_triton) in STEPS.items():
+        for step in STEPS:
             if words and not any(word in step for word in words):
                 continue
-            started = time.perf_counter()
-            with recording(90, in_triton) as found:
-                function()
+            found = specialisations(step, 90)
             new = {key: made for key, made in found.items() if key not in seen}
-            print(f"\n{step}: {len(found)} specialisations, {len(new)} of them new "
-                  f"({time.perf_counter() - started:.1f} s)", flush=True)  # fmt: skip
+            print(f"\n{step}: {len(found)} specialisations, {len(new)} of them new", flush=True)
             for made in new.values():
-                used, metadata = resources(made.compiled.asm["cubin"]), made.compiled.metadata
-                constants = " ".join(f"{name}={value}" for name, value in made.constants.items())
-                print(f"  {made.name:36} {used['REG']:4} {used['LOCAL'] + used['STACK']:4} {metadata.shared:7} "
-                      f"{made.seconds:6.2f}  {constants} num_warps={metadata.num_warps} | {made.arguments}")  # fmt: skip
+                print(f"  {made}", flush=True)
             seen |= new.keys()
             total += sum(made.seconds for made in new.values())
     print(f"\n{len(seen)} specialisations, {total:.1f} s of compiling one after the other")
