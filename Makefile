@@ -7,16 +7,17 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 BUILD_INPUTS := setup.py pyproject.toml $(CXX_FILES)
+GPU_ARCH ?= 9.0
 MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 export MAX_JOBS
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo gpu venv lint build check bench clean
+.PHONY: help test demo gpu gpu-libraries venv lint build check bench clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 test: ## Lint, build and test (first run: makes .venv)
 	$(MAKE) lint
@@ -29,6 +30,13 @@ demo: build ## Train on real handwritten digits and show the samples
 gpu: ## Measure on the present GPU with the ambient python3, offline: make gpu OUT=dir [STAGES="load smoke …"]
 	@test -n "$(OUT)" || { echo "make gpu: say where results go: make gpu OUT=dir"; exit 2; }
 	bash benchmarks/run_gpu.sh "$(OUT)" $(STAGES)
+
+# File names carry the Python version: these lie beside the libraries of another Python.
+gpu-libraries: ## Compile for a GPU elsewhere: make gpu-libraries PYTHON=(a Python with the torch that is there)
+	GNFAST_BUILD=cuda TORCH_CUDA_ARCH_LIST=$(GPU_ARCH) $(PYTHON) setup.py --quiet build_ext --inplace
+	$(PYTHON) -m gnfast.bench.libraries
+	@echo "To be copied with the working tree by name, as git ignores them:"
+	@ls -l gnfast/_C*"$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')"
 
 venv: $(INSTALLED) ## Make .venv with the pinned packages
 

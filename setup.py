@@ -10,8 +10,10 @@ GNFAST_BUILD chooses what to build:
 
 import os
 import platform
+import re
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -72,6 +74,17 @@ def unavailable(mode: str) -> str | None:
     return None
 
 
+def find_cuda() -> None:
+    """Tells torch where the toolkit of the nvcc on PATH is, which may be a wrapper somewhere else."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    said = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    home = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    if home and Path(home[1], "include", "cuda_runtime_api.h").exists():
+        os.environ["CUDA_HOME"] = str(Path(home[1]).resolve())
+
+
 def cuda_unavailable() -> str | None:
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
@@ -84,6 +97,7 @@ def cuda_unavailable() -> str | None:
 
 
 def extensions(mode: str) -> list:
+    find_cuda()
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     openmp = ["-fopenmp"] if sys.platform == "linux" else []

@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from gnfast.bench import libraries
 from gnfast.kernels import backends, build_info
+from gnfast.kernels.sign_bits import leaky_relu_pack_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,3 +149,54 @@ def test_unloadable_library_is_reported_not_raised(tmp_path):
         "cannot be loaded: undefined symbol: elsewhere {'cpu': 'torch', 'cuda': 'torch'} 7"
     ), run.stderr
     assert run.stderr.count("RuntimeWarning") == 1
+
+
+def test_check_of_the_libraries_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "damaged_library.so").write_text("not an ELF file")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(libraries.MODULES, "cpp", "damaged_library")
+    assert libraries.main() == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("libraries: damaged_library: cannot be loaded: ")
+
+
+def test_check_of_the_libraries_knows_what_they_were_built_for(monkeypatch):
+    status, built = {"cpp": "loaded", "cuda": "not built"}, {"torch": torch.__version__.split("+")[0]}
+    library = types.SimpleNamespace(build_info=lambda: built)
+    monkeypatch.setattr(libraries, "attempt", status.get)
+    for name in libraries.MODULES.values():
+        monkeypatch.setitem(sys.modules, name, library)
+    assert libraries.why_not() == "gnfast._C_cuda: not built"
+    built["torch"] = "1.0.0"
+    assert libraries.why_not().startswith("gnfast._C: built for torch 1.0.0, this is 2.")
+    built["torch"] = torch.__version__.split("+")[0]
+    status["cuda"] = "loaded"
+    monkeypatch.setattr(libraries, "has_cuda_kernel", lambda operator: operator != "leaky_relu_pack")
+    monkeypatch.setattr(libraries, "operators", lambda: ["leaky_relu_mask", "leaky_relu_pack"])
+    assert libraries.why_not() == "gnfast._C_cuda: registers nothing for leaky_relu_pack"
+
+
+@pytest.mark.skipif(build_info()["cpp"]["status"] != "loaded", reason="the C++ library is not built")
+def test_check_of_the_libraries_runs_an_operator(monkeypatch):
+    assert {"leaky_relu_pack", "spectral_norm_iterate"} < set(libraries.operators())
+    assert not libraries.has_cuda_kernel("winograd_conv2d")
+    device = torch.device("cpu")
+    assert libraries.why_wrong_on(device) is None
+
+    def without_an_image(x, slope):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nadvice")
+
+    monkeypatch.setattr(torch.ops.gnfast, "leaky_relu_pack", without_an_image)
+    assert "no kernel image" in libraries.why_wrong_on(device)
+    monkeypatch.setattr(torch.ops.gnfast, "leaky_relu_pack", leaky_relu_pack_torch)
+    assert libraries.why_wrong_on(device) is None
+    monkeypatch.setattr(torch.ops.gnfast, "leaky_relu_pack", lambda x, slope: leaky_relu_pack_torch(x, 0.0))
+    assert "differs" in libraries.why_wrong_on(device)
+
+
+@pytest.mark.gpu
+def test_libraries_serve_here():
+    command = [sys.executable, "-m", "gnfast.bench.libraries"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "run on" in run.stdout

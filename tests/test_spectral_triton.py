@@ -1,4 +1,4 @@
-"""The Triton kernels of spectral normalisation: run in Triton's interpreter, and compiled without a GPU."""
+"""The Triton kernels of spectral normalisation in Triton's interpreter; `test_specialisations.py` compiles them."""
 
 import pytest
 import torch
@@ -54,38 +54,3 @@ def test_interpreted_kernels_match_the_plain_twin(dtype):
 @pytest.mark.skipif(INTERPRETED, reason="is the inner run")
 def test_in_the_interpreter():
     run_interpreted(__file__)
-
-
-CONSTANTS = {"ITERATE": True, "EPS": EPS, "COEFF": 1.0, "BLOCK": 2048, "BLOCK_ROWS": 8, "BLOCK_COLUMNS": 256}
-POINTERS_TO_SUMS = {"wv", "shares", "used_u", "used_v", "sigma", "products"}
-
-
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("element", ["fp32", "bf16", "fp16", "fp64"])
-@pytest.mark.parametrize("name", ["products", "finish", "scale", "inner_product", "project"])
-def test_compiles(name, element, capability):
-    import triton
-    import triton.language as tl
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from gnfast.kernels import spectral_triton
-
-    kernel = getattr(spectral_triton, f"_spectral_norm_{name}_kernel")
-    acc = "fp64" if element == "fp64" else "fp32"
-    constants = {**CONSTANTS, "ACC": tl.float64 if element == "fp64" else tl.float32}
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constants:
-            signature[argument] = "constexpr"
-        elif argument in POINTERS_TO_SUMS or (name == "project" and argument in ("u", "v")):
-            signature[argument] = f"*{acc}"
-        elif argument in ("w", "g", "out", "u", "v"):
-            signature[argument] = f"*{element}"
-        else:
-            signature[argument] = "i32"
-    used = {argument: constants[argument] for argument in kernel.arg_names if argument in constants}
-    source = ASTSource(kernel, signature, constexprs=used)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert compiled.asm["cubin"]

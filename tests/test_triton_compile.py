@@ -2,10 +2,7 @@
 
 import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
 from gnfast.kernels import conv_triton, heads_triton, mlp, mlp_triton, pointwise_triton  # noqa: E402
+from tests.cubin import resources  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled"
@@ -22,20 +20,6 @@ pytestmark = pytest.mark.skipif(
 
 CAPABILITIES = [80, 90]
 ELEMENTS = ["bf16", "fp16", "fp32", "fp64"]
-
-
-def cuobjdump() -> Path:
-    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers per thread, and bytes of stack and local memory (where spills go), from the compiled kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        run = subprocess.run([cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True)
-    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", run.stdout + run.stderr))
-    return {name: int(value) for name, value in found.items()}
 
 
 def assert_compiles(

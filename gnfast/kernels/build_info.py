@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-_MODULES = {"cpp": "gnfast._C", "cuda": "gnfast._C_cuda"}
+MODULES = {"cpp": "gnfast._C", "cuda": "gnfast._C_cuda"}
 
 # library -> "loaded", or why it is not; filled by `load`, once per library and process.
 _status: dict[str, str] = {}
@@ -33,20 +33,29 @@ def why_not_loaded(library: str) -> str | None:
 
 
 def _load(library: str) -> str:
-    name = _MODULES[library]
+    name = MODULES[library]
     if importlib.util.find_spec(name) is None:
         return "not built"
     if library == "cuda":
         if not load("cpp"):
-            return f"{_MODULES['cpp']}, which declares the operators, is unusable: {_status['cpp']}"
+            return f"{MODULES['cpp']}, which declares the operators, is unusable: {_status['cpp']}"
         if not torch.cuda.is_available():
             return "built, but no CUDA device is available"
+    status = attempt(library)
+    if status != "loaded":
+        warnings.warn(f"{name} {status}; its operations run as plain PyTorch", RuntimeWarning, stacklevel=2)
+    return status
+
+
+def attempt(library: str) -> str:
+    """Loads "cpp" or "cuda" whether or not a device is there: "loaded", or why it is not."""
+    name = MODULES[library]
+    if importlib.util.find_spec(name) is None:
+        return "not built"
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = f"cannot be loaded: {error}"
-        warnings.warn(f"{name} {reason}; its operations run as plain PyTorch", RuntimeWarning, stacklevel=2)
-        return reason
+        return f"cannot be loaded: {error}"
     return "loaded"
 
 
@@ -58,7 +67,7 @@ def build_info() -> dict[str, dict[str, Any]]:
         version at build time, compiler and instruction sets, or CUDA version and architectures.
     """
     info = {}
-    for library, name in _MODULES.items():
+    for library, name in MODULES.items():
         loaded = load(library)
         info[library] = {"status": _status[library]}
         if loaded:

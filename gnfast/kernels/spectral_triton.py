@@ -15,6 +15,11 @@ from torch import Tensor
 BLOCK_ROWS = 8
 BLOCK_COLUMNS = 256
 BLOCK_ELEMENTS = 2048
+NUM_WARPS = 8
+REGISTER_BUDGET = {"fp32": 96, "fp64": 168}
+# Layers differ in these: kernels that do not depend on them are compiled once for many layers.
+_SIZES = ("num_shares", "num_products", "rows", "cols", "major", "minor")
+_VECTORS = ("u", "v", "used_u", "used_v", "sigma")
 
 _TL_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
@@ -33,7 +38,7 @@ def _entries(w, r, p, rows, cols, inner, ACC: tl.constexpr):
     return tl.load(w + offset, mask=(r < rows)[:, None] & (p < cols)[None, :], other=0).to(ACC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_VECTORS)
 def _spectral_norm_products_kernel(
     w, v, wv, shares, rows, cols, inner, major, minor,
     ITERATE: tl.constexpr, ACC: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
@@ -54,7 +59,7 @@ def _spectral_norm_products_kernel(
             tl.store(shares + block.to(tl.int64) * cols + p, share, mask=p < cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_VECTORS)
 def _spectral_norm_finish_kernel(
     wv, shares, num_shares, u, v, used_u, used_v, sigma, rows, cols, major, minor,
     EPS: tl.constexpr, ITERATE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
@@ -106,7 +111,7 @@ def _spectral_norm_finish_kernel(
             tl.store(used_v + p, tl.load(v + p, mask=p < cols, other=0).to(ACC), mask=p < cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_VECTORS)
 def _spectral_norm_scale_kernel(w, out, sigma, size, COEFF: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr):
     """W̄ = coeff / sigma * W."""
     e = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -125,7 +130,7 @@ def _spectral_norm_inner_product_kernel(g, w, products, size, ACC: tl.constexpr,
     tl.store(products + block, tl.sum(left * right, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_VECTORS)
 def _spectral_norm_project_kernel(
     g, out, products, num_products, u, v, sigma, size, rows, inner, major, minor,
     COEFF: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
@@ -220,7 +225,7 @@ def iterate(
             )  # fmt: skip
             _spectral_norm_finish_kernel[(1,)](
                 wv, shares, blocks, u[i], v[i], used[2 * i], used[2 * i + 1], sigma[i:], rows, cols, major, minor,
-                EPS=eps[i], ITERATE=count > 0, ACC=acc, BLOCK=BLOCK_ELEMENTS,
+                EPS=eps[i], ITERATE=count > 0, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
             )  # fmt: skip
             source = used[2 * i + 1]
     return vectors, sigma
@@ -264,7 +269,7 @@ def backward(
         out = torch.empty_like(matrix)
         _spectral_norm_project_kernel[(blocks,)](
             grad, out, products, blocks, left, right, sigma[i:], rows * cols, rows, inner, major, minor,
-            COEFF=coeff, ACC=acc, BLOCK=BLOCK_ELEMENTS,
+            COEFF=coeff, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
         )  # fmt: skip
         results.append(out if matrix is weight else torch.empty_like(weight).copy_(out))
     return results

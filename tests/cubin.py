@@ -1,0 +1,19 @@
+"""What a kernel that Triton has compiled takes of a GPU."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers per thread, and bytes of stack and local memory (where spills go), from the compiled kernel."""
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", run.stdout + run.stderr))
+    return {name: int(value) for name, value in found.items()}
