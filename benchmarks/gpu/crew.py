@@ -148,7 +148,7 @@ class Crew:
             if turns and not busy and not measuring:
                 waiting = next((w for w in self._beside if w.state == "waiting"), None)
                 if waiting is not None:
-                    waiting.go(self.sections[waiting.section].limit_s)
+                    waiting.go(self._limit(waiting.section))
                     measuring = True
             while pending and now < end - spare_s and len(busy) < size and not (turns and measuring):
                 busy.append(self._begin(pending.popleft()))
@@ -170,6 +170,9 @@ class Crew:
         for worker in [*self._workers, *self._beside]:
             worker.stop(stacks=False)
         self._workers, self._beside = [], {}
+
+    def _limit(self, name: str) -> float:
+        return self.sections[name].limit(self.job["quick"])
 
     def _begin(self, name: str) -> Worker:
         worker = next((w for w in self._workers if w.section is None), None)
@@ -203,11 +206,11 @@ class Crew:
         kind = message["kind"]
         if kind == "start":
             # To prepare takes what it takes; the turn is limited.
-            worker.enter(*(("preparing",) if beside else ("running", self.sections[name].limit_s + GRACE)))
+            worker.enter(*(("preparing",) if beside else ("running", self._limit(name) + GRACE)))
         elif kind == "wait" and beside:
             worker.enter("waiting")
         elif kind == "wait":
-            worker.go(self.sections[name].limit_s)
+            worker.go(self._limit(name))
         elif kind == "row":
             self.record.row(name, message["row"])
         elif kind == "failure":

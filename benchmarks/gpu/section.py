@@ -50,6 +50,11 @@ class Context:
             self.rates[precision] = {"flop_per_s": found.flop_per_s, "bytes_per_s": found.bytes_per_s}
         return ceilings.Ceilings(**self.rates[precision])
 
+    def fraction_of_bandwidth(self, num_bytes: float, microseconds: float) -> float | None:
+        """The time to copy so many bytes over the time given; None without ceilings."""
+        found = self.ceilings("float32")
+        return found and round(num_bytes / found.bytes_per_s * 1e6 / microseconds, 3)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -57,8 +62,12 @@ class Section:
 
     Attributes:
         rows: measures, row by row.
-        limit_s: seconds that it may take, waiting for its turn not counted.
+        limit_s: seconds that it may take on a GPU, waiting for its turn not counted.
     """
 
     rows: Callable[[Context], Iterator[Row]]
     limit_s: float
+
+    def limit(self, quick: bool) -> float:
+        """The seconds that it may take, in a dry run on whatever cores there are too."""
+        return self.limit_s * (10 if quick else 1)

@@ -31,7 +31,6 @@ def _sign_bit_rows(context: Context, shape: tuple[int, ...], dtype: Any) -> Iter
 
     in_place = x.clone()
     num_bytes = 2 * x.nbytes + bits.nbytes
-    floor_us = num_bytes / context.ceilings("float32").bytes_per_s * 1e6
     rows = {
         ("pack", "relu"): (lambda: leaky_relu_pack(x), lambda: torch.relu(x)),
         ("pack_", "relu_"): (lambda: leaky_relu_pack(in_place, inplace=True), lambda: torch.relu_(in_place)),
@@ -49,7 +48,7 @@ def _sign_bit_rows(context: Context, shape: tuple[int, ...], dtype: Any) -> Iter
             "baseline": baseline,
             "baseline_median_us": base["median_us"],
             "ratio_to_baseline": round(times["median_us"] / base["median_us"], 3),
-            "fraction_of_bandwidth_floor": round(floor_us / times["median_us"], 3),
+            "fraction_of_bandwidth_floor": context.fraction_of_bandwidth(num_bytes, times["median_us"]),
         }
 
 

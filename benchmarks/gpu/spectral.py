@@ -49,11 +49,10 @@ def _spectral_row(context: Context, network: str, layout: Any, dtype: Any) -> Ro
         graphs = {way: captured(partial(function, net), device) for way, net in ways.items()}
         times = {way: device_us(graph, device, budget_s=0.1) for way, graph in graphs.items()}
         baseline, ours = times[spectral.PYTORCH]["median_us"], times[spectral.MODEL]["median_us"]
-        floor_us = weights_moved * weight_bytes / context.ceilings("float32").bytes_per_s * 1e6
         row[part] = {
             "times": times,
             "eager_times": eager,
             "ratio_to_pytorch": round(ours / baseline, 3),
-            "fraction_of_bandwidth_floor": round(floor_us / ours, 3),
+            "fraction_of_bandwidth_floor": context.fraction_of_bandwidth(weights_moved * weight_bytes, ours),
         }
     return row

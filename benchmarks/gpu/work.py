@@ -53,7 +53,7 @@ def _wait() -> None:
 
 def _run(name: str, section: Section, context: Context) -> bool:
     """Whether the device still answers afterwards."""
-    context.limit_s = section.limit_s
+    context.limit_s = section.limit(context.quick)
     started = time.monotonic()
     tell("start")
     error = None

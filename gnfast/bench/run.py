@@ -25,7 +25,7 @@ RUN = 200_000
 
 def measure(
     case: Case,
-    ceilings: Ceilings,
+    ceilings: Ceilings | None,
     budget_s: float = 1.0,
     *,
     least: int = 3,
@@ -43,7 +43,7 @@ def measure(
 
     Args:
         case: the comparison.
-        ceilings: the device's, for the floor that each row's time is compared with.
+        ceilings: the device's, for the floor that each row's time is compared with; None leaves it out.
         budget_s: seconds of timed rounds per variant.
         least, most: rounds, whatever the budget.
         warmup: rounds before those, beside the runs that checking and counting take.
@@ -58,7 +58,7 @@ def measure(
     """
     gate = _Gate(case)
     yield from ({**_named(case), "note": note} for note in [*case.notes, *gate.take_notes()])
-    floor_ms = 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
+    floor_ms = ceilings and 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
     turns = {"rounds": least, "warmup": warmup, "budget_s": budget_s, "most": most}
     ours: _Running | None = None
     done: set[str] = set()
@@ -118,7 +118,7 @@ def _prepared(case: Case, name: str, gate: "_Gate", prepared: dict[str, Step] | 
 
 
 def _row(
-    case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any], floor_ms: float, kernels: bool
+    case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any], floor_ms: float | None, kernels: bool
 ) -> Row:
     variant, setup = case.variants[this.name], case.setup
     row: Row = {
@@ -146,15 +146,15 @@ def _row(
     }
     row |= {
         "gate": {True: "green", False: "red", None: "not checked"}[this.passes],
-        "floor_ms": round(floor_ms, 4),
-        "fraction_of_floor": round(floor_ms / median, 4),
+        "floor_ms": floor_ms and round(floor_ms, 4),
+        "fraction_of_floor": floor_ms and round(floor_ms / median, 4),
         "least_flops": case.cost.flops,
         "least_bytes": case.cost.bytes,
         "prepare_s": round(this.prepare_s, 2),
     }
     if case.trains:
         per_step = row.get("back_to_back_ms", median)
-        row |= {"steps_per_s": round(1e3 / per_step, 2), "hours_200k": round(RUN * per_step / 3.6e6, 2)}
+        row |= {"steps_per_s": round(1e3 / per_step, 2), "hours_200k": round(RUN * per_step / 3.6e6, 4)}
     if this.error is not None:
         row |= {"error_values": this.error.values, "error_gradients": this.error.gradients}
     if variant.visible:
