@@ -368,7 +368,7 @@ class _Maker:
             self.setup,
             variants,
             # Other precisions find it computed.
-            partial(_remembered, (name, self.network, self.batch, self.setup.device), truth),
+            partial(remembered, (name, self.network, self.batch, self.setup.device), truth),
             least(plan, self.taken),
             [f"falls back to double backward: {refusal}" for refusal in plan.refusals],
         )
@@ -388,7 +388,7 @@ class _Widened(nn.Module):
 _TRUTHS: dict[tuple[object, ...], Result] = {}
 
 
-def _remembered(key: tuple[object, ...], truth: Callable[[], Result]) -> Result:
+def remembered(key: tuple[object, ...], truth: Callable[[], Result]) -> Result:
     """What `truth` gives, computed once; the last few are kept."""
     if key not in _TRUTHS:
         while len(_TRUTHS) >= 6:
