@@ -478,8 +478,35 @@ def test_a_network_outside_the_passes_is_named(measured):
     assert all(row["gate"] in ("green", "not checked") for row in rows)
 
 
+def test_rows_of_a_gpu_have_its_times(monkeypatch):
+    """With a GPU that does nothing: what is asked of it, and what becomes of the answers."""
+    (case,) = cases.iteration_cases(networks.shipped("CNN 32", width=0.05), replace(SETUP, batch=2))
+    case = replace(case, setup=replace(case.setup, device=torch.device("cuda")))
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(run, "device_ms", lambda step, host_ms: step() and host_ms / 2)
+    monkeypatch.setattr(run, "back_to_back_ms", lambda step, median_ms, budget_s: 2.0)
+    monkeypatch.setattr(run.count, "kernels", lambda step: 7)
+    rows = list(run.measure(case, ROOF, **QUICK, kernels=True))
+    assert [row["variant"] for row in rows] == list(case.variants)
+    for row in rows:
+        assert 0 < row["host_ms"] <= row["median_ms"]
+        assert row["device_ms"] == row["host_ms"] / 2
+        assert (row["kernels"], row["back_to_back_ms"], row["steps_per_s"], row["hours_200k"]) == (7, 2.0, 500.0, 0.11)
+
+
+def test_tables_of_a_gpu_have_its_times(measured):
+    row, *_ = measured("critic")[0]
+    on_a_gpu = [row | {"host_ms": 0.25, "device_ms": time} for time in (1.5, None)]
+    note, _, header, first, second, _ = table.lines([{"note": "left out"}, *on_a_gpu], [row["variant"]])
+    assert note == "note: left out"
+    assert header.split()[-2:] == ["host", "device"]
+    assert first.endswith("0.25 ms     1.5 ms") and second.endswith("0.25 ms          ·")
+
+
 def test_plots_are_drawn(measured, tmp_path):
-    rows, _ = measured("critic")
+    rows = [{"note": "left out"}, *measured("critic")[0]]
     for suffix in ("png", "svg"):
         plots.draw(rows, ROOF, tmp_path / f"plot.{suffix}", "a title")
         assert (tmp_path / f"plot.{suffix}").stat().st_size > 1000

@@ -24,10 +24,12 @@ Step = Callable[[], Result]
 
 CAPTURED, EAGER, NO_REWRITES = "gnfast, CUDA graph", "gnfast, eager", "gnfast, no rewrites"
 A, B, C = "a: double backward as the papers run it", "b: a, tuned", "c: b, repaired"
-D, E = "d: torch.compile of torch.func, in a CUDA graph", "e: c in a CUDA graph"
-STRONGEST = "strongest: c compiled, in a CUDA graph"
+D, E = "d: torch.compile of torch.func", "e: c in a CUDA graph"
+STRONGEST = "strongest: c compiled"
 PLAIN, PLAIN_CAPTURED = "no normalisation", "no normalisation, CUDA graph"
 RESCALED = "Faster-GNGAN's rescaled gradient"
+
+"""Names of variants. The compiled ones are captured in CUDA graphs too, where there are any (`Setup.graphs`)."""
 
 LARGE = 128
 """The side in pixels from which PyTorch's second-order weight gradients are too slow to search kernels for."""
@@ -123,7 +125,7 @@ class Case:
         return tuple(name for name in (CAPTURED, EAGER) if name in self.variants)
 
     def prepare(self, name: str) -> Step:
-        """A variant's step, compiled and captured where it is; to be called in `variants[name].active(device)`."""
+        """A variant's step, compiled and captured where that is its way; it runs in `variants[name].active(device)`."""
         with self.variants[name].active(self.setup.device):
             return self.variants[name].make()
 
@@ -368,7 +370,7 @@ class _Maker:
             self.setup,
             variants,
             # Other precisions find it computed.
-            partial(_remembered, (name, self.network, self.batch, self.setup.device), truth),
+            partial(remembered, (name, self.network, self.batch, self.setup.device), truth),
             least(plan, self.taken),
             [f"falls back to double backward: {refusal}" for refusal in plan.refusals],
         )
@@ -388,7 +390,7 @@ class _Widened(nn.Module):
 _TRUTHS: dict[tuple[object, ...], Result] = {}
 
 
-def _remembered(key: tuple[object, ...], truth: Callable[[], Result]) -> Result:
+def remembered(key: tuple[object, ...], truth: Callable[[], Result]) -> Result:
     """What `truth` gives, computed once; the last few are kept."""
     if key not in _TRUTHS:
         while len(_TRUTHS) >= 6:

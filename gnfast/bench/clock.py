@@ -1,5 +1,6 @@
 """Time: of steps that take turns, by the host's clock, and of one call, by the device's."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +12,12 @@ Times = dict[str, float]
 
 
 def interleaved_ms(
-    steps: dict[str, Step], rounds: int = 15, warmup: int = 2, budget_s: float = 0.0, most: int = 50
+    steps: dict[str, Step],
+    rounds: int = 15,
+    warmup: int = 2,
+    budget_s: float = 0.0,
+    most: int = 50,
+    around: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
 ) -> dict[str, Times]:
     """Wall-clock milliseconds of each step: median and quartiles over rounds.
 
@@ -24,6 +30,7 @@ def interleaved_ms(
         warmup: rounds before those.
         budget_s: seconds in which rounds go on.
         most: no more rounds than that, unless `rounds` says so.
+        around: by the step's name, what it runs in, which is not timed.
     """
     samples: dict[str, list[float]] = {name: [] for name in steps}
     returned: dict[str, list[float]] = {name: [] for name in steps}
@@ -32,13 +39,15 @@ def interleaved_ms(
         if done == 0:
             deadline = time.perf_counter() + budget_s
         for name, step in steps.items():
-            synchronize()
-            start = time.perf_counter()
-            step()
-            host = time.perf_counter()
-            synchronize()
+            with around(name):
+                synchronize()
+                start = time.perf_counter()
+                step()
+                host = time.perf_counter()
+                synchronize()
+                end = time.perf_counter()
             if done >= 0:
-                samples[name].append(1e3 * (time.perf_counter() - start))
+                samples[name].append(1e3 * (end - start))
                 returned[name].append(1e3 * (host - start))
         done += 1
     times = {name: _summary(values, "ms") for name, values in samples.items()}

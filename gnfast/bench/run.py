@@ -1,9 +1,11 @@
 """One comparison, measured variant by variant: prepare, check, count, and only then time."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,7 +92,8 @@ class _Running:
     """A step that is ready to be timed, and what is known of it."""
 
     name: str
-    run: Callable[[], Result]
+    step: Step
+    active: Callable[[], contextlib.AbstractContextManager[None]]
     error: Error | None
     passes: bool | None
     checked: bool
@@ -101,20 +104,21 @@ class _Running:
         """Whether a ratio may be formed with it: it passed the gate, or none is asked of it."""
         return self.passes or not self.checked
 
+    def run(self) -> Result:
+        """The step in its mode."""
+        with self.active():
+            return self.step()
+
 
 def _prepared(case: Case, name: str, gate: "_Gate", prepared: dict[str, Step] | None) -> _Running:
-    variant, device = case.variants[name], case.setup.device
+    variant = case.variants[name]
+    active = partial(variant.active, case.setup.device)
     started = time.perf_counter()
     step = (prepared or {}).pop(name, None) or case.prepare(name)
-
-    def run() -> Result:
-        with variant.active(device):
-            return step()
-
-    # A captured step fills the same tensors on every replay.
-    result = run()
+    with active():
+        result = step()
     prepare_s = time.perf_counter() - started
-    return _Running(name, run, *gate.check(name, result), variant.checked, prepare_s)
+    return _Running(name, step, active, *gate.check(name, result), variant.checked, prepare_s)
 
 
 def _row(
@@ -130,8 +134,10 @@ def _row(
         "precision": variant.precision,
         "layout": str(variant.mode.layout).removeprefix("torch."),
     }
-    together = {"this": this.run} if ours in (None, this) else {"ours": ours.run, "this": this.run}
-    times = interleaved_ms(together, **turns)
+    together = {"this": this} if ours in (None, this) else {"ours": ours, "this": this}
+    times = interleaved_ms(
+        {who: running.step for who, running in together.items()}, **turns, around=lambda who: together[who].active()
+    )
     row |= times["this"]
     median = row["median_ms"]
     if setup.device.type == "cuda":
