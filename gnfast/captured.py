@@ -38,7 +38,8 @@ class CapturedStep:
 
     Args:
         step: takes tensors, and nests of lists, tuples and dicts of tensors and constants; returns the same or None.
-        device: where the step runs. Inputs are copied there, asynchronously from pinned memory.
+        device: where the step runs. Inputs are copied there; those in pinned memory without a wait, and they may be
+            dropped at once, but not written anew before the copy has ended.
         warmup: calls before capture, at least 1; optimisers create their states then.
         generators: CUDA generators, other than the default one, from which the step draws.
     """
@@ -117,7 +118,7 @@ class CapturedStep:
             return args
         if given:
             with torch.no_grad():
-                torch._foreach_copy_(self._held, given, non_blocking=True)
+                _copy(self._held, given)
         return self._inputs
 
     def _place(self, value: Any) -> Any:
@@ -197,6 +198,16 @@ def _gather(given: Any, first: Any, tensors: list[Tensor]) -> None:
                 raise
     elif given != first:
         raise _Differs(given, first)
+
+
+def _copy(held: list[Tensor], given: list[Tensor]) -> None:
+    # In one call, a tensor that comes from the host would turn the one kernel for all others into a copy for each.
+    pairs = list(zip(held, given, strict=True))
+    if there := [pair for pair in pairs if pair[0].device == pair[1].device]:
+        torch._foreach_copy_(*map(list, zip(*there, strict=True)))
+    for target, source in pairs:
+        if target.device != source.device:
+            target.copy_(source, non_blocking=True)
 
 
 def _describe(value: Any) -> Any:

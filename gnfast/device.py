@@ -1,6 +1,7 @@
-"""Devices by the names that commands take."""
+"""Devices by the names that commands take, and the way to them."""
 
 import torch
+from torch import Tensor
 
 
 def resolve_device(name: str) -> torch.device:
@@ -14,3 +15,18 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) has no such device")
     return device
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`, copied without a wait for what a GPU is doing.
+
+    From ordinary memory the driver would stage the copy and may first wait for the stream. The pinned tensor may go at
+    once: PyTorch's allocator of pinned memory hands its memory out again only when the copy from it has ended.
+    """
+    device = torch.device(device)
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor where a copy to `device` starts best: in pinned memory if it is on the CPU and `device` is a GPU."""
+    return tensor.pin_memory() if torch.device(device).type == "cuda" and tensor.device.type == "cpu" else tensor

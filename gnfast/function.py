@@ -258,8 +258,7 @@ def _recorded(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
 ) -> tuple[Plan, list[Tensor]]:
     try:
-        plan, recorded, _ = record(net, x, args, kwargs, rewritten=rewrite)
-        operands = plan.operands(recorded)
+        plan, operands, _ = record(net, x, args, kwargs, rewritten=rewrite)
     except (Refused, InputError):
         raise
     except Exception as error:

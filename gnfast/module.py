@@ -15,7 +15,7 @@ class GradientNorm(Wrapper):
 
     Equivalent to calling `normalize_gradient(net, x, ...)`. Its `state_dict` has the keys of `net`, so checkpoints of
     the plain and of the normalised critic are the same files. With DistributedDataParallel, wrap the GradientNorm:
-    `DDP(GradientNorm(net))`.
+    `DDP(GradientNorm(net))`, and delete the DDP before `destroy_process_group`, or PyTorch may hang there.
 
     Args:
         net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.

@@ -35,6 +35,8 @@ def work(rank, folder):
         critic.zero_grad()
         grads = gradients(critic, make_images().chunk(2)[rank])
     torch.save(grads, f"{folder}/{rank}.pt")
+    # A DDP that outlives its group can wait forever: it joins gloo's thread while it holds the interpreter's lock.
+    del critic, grads
     torch.distributed.destroy_process_group()
 
 

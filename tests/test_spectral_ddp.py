@@ -35,6 +35,7 @@ def work(rank, folder):
     if rank == 1:
         for buffer in critic.buffers():
             buffer.neg_()
+    # No DDP outlives its group: it could wait forever (tests/test_ddp.py).
     torch.save(train(DistributedDataParallel(critic), make_images().chunk(2)[rank]), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 

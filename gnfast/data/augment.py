@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.data.dataset import DataError
+from gnfast.device import moved
 
 
 class Shifts(NamedTuple):
@@ -68,7 +69,7 @@ def apply_shifts(images: Tensor, shifts: Shifts, fill: float = -1.0) -> Tensor:
     if images.dim() != 4 or len(images) != len(shifts.down):
         raise DataError(f"images must be ({len(shifts.down)}, C, H, W) as shifts, got shape {tuple(images.shape)}")
     _, channels, height, width = images.shape
-    mirrored, down, right = (part.to(images.device, non_blocking=True) for part in shifts)
+    mirrored, down, right = (moved(part, images.device) for part in shifts)
     rows = torch.arange(height, device=images.device) - down[:, None]
     columns = torch.arange(width, device=images.device) - right[:, None]
     is_inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]

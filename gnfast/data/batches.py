@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gnfast.data.dataset import DataError, ImageDataset
+from gnfast.device import moved
 
 
 def to_float(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
@@ -20,9 +21,7 @@ def to_float(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise DataError(f"images must be uint8, got {images.dtype}")
-    if torch.device(device).type == "cuda" and not images.is_cuda:
-        images = images.pin_memory()
-    return images.to(device, non_blocking=True).to(torch.float32).div_(127.5).sub_(1)
+    return moved(images, device).to(torch.float32).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -53,7 +52,7 @@ def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     """The images, mirrored where `mirrored`, on the CPU, is true."""
     # Choosing whole images copies memory; torch.where goes byte by byte and takes four times as long on a CPU.
     chosen = torch.arange(len(images)) + len(images) * mirrored
-    return torch.cat([images, images.flip(-1)]).index_select(0, chosen.to(images.device, non_blocking=True))
+    return torch.cat([images, images.flip(-1)]).index_select(0, moved(chosen, images.device))
 
 
 class ShuffledIndices:
@@ -273,10 +272,10 @@ class Batches:
 
     def _gather(self, chosen: Tensor) -> _Gathered:
         if self.resident:
-            chosen = chosen.to(self._images.device, non_blocking=True)
+            chosen = moved(chosen, self._images.device)
             return _Gathered(self._images.index_select(0, chosen), self._pick(chosen), None)
         if self._stream is None:
-            return _Gathered(self._images.index_select(0, chosen).to(self.device), self._pick(chosen), None)
+            return _Gathered(moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None)
         pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self._images, 0, chosen, out=pinned)
         # A stream of its own, so that the copy does not queue behind the device's work.
@@ -286,7 +285,7 @@ class Batches:
             return _Gathered(images, labels, self._stream.record_event())
 
     def _pick(self, chosen: Tensor) -> Tensor | None:
-        return None if self._labels is None else self._labels.index_select(0, chosen).to(self.device, non_blocking=True)
+        return None if self._labels is None else moved(self._labels.index_select(0, chosen), self.device)
 
     def _arrived(self, gathered: _Gathered) -> tuple[Tensor, Tensor | None]:
         """The images and labels, which the device's current stream may use from now on."""

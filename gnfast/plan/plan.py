@@ -100,9 +100,15 @@ class Plan:
     """Floating-point operations per sample of a forward as the network states it, before any rewrite."""
     refusals: tuple[Refusal, ...] = ()
 
-    def operands(self, recorded: Sequence[Tensor]) -> list[Tensor]:
-        """All operands, from those that were recorded with this structure."""
-        return [*recorded, *(d.function(recorded[d.slot], *d.args) for d in self.derived)]
+    def operands(self, recorded: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
+        """All operands, from those that were recorded with this structure.
+
+        Args:
+            recorded: as the nodes read them.
+            sources: the same before autocast, where it applies: sums of rounded weights would be rounded twice.
+        """
+        derived = (d.function(sources[d.slot], *d.args).to(recorded[d.slot].dtype) for d in self.derived)
+        return [*recorded, *derived]
 
     @functools.cached_property
     def schedule(self) -> Schedule:

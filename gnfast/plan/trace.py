@@ -100,6 +100,8 @@ class Recorder:
         self.open = True
         self._slots: dict[int, int] = {}
         self._versions: list[int] = []
+        self._sources: list[Tensor] = []
+        self._converted_from: dict[int, Tensor] = {}
         self._values = 0
         self._operation = ""
         self.input = self._new_value(x.shape, x.dtype)
@@ -234,8 +236,9 @@ class Recorder:
         """Inputs and floating-point operands in one dtype; autocast leaves float64 alone."""
         keep = torch.float64 if dtype != torch.float64 else None
         inputs = [t if t.scalar == keep else self.cast(t, dtype) for t in inputs]
-        operands = [t.to(dtype) if _is_floating(t) and t.dtype != keep else t for t in operands]
-        return inputs, operands
+        converted = [t.to(dtype) if _is_floating(t) and t.dtype != keep else t for t in operands]
+        self._converted_from |= {id(t): s for t, s in zip(converted, operands, strict=True) if t is not s}
+        return inputs, converted
 
     def _new_value(self, shape: Sequence[int], dtype: torch.dtype) -> Traced:
         traced = Traced(self, self._values, tuple(shape), dtype)
@@ -244,10 +247,12 @@ class Recorder:
 
     def _slot(self, operand: Tensor) -> int:
         # Tensors are held in self.operands, so that an id is not given out twice.
-        slot = self._slots.setdefault(id(operand), len(self.operands))
+        slot_id = id(operand)
+        slot = self._slots.setdefault(slot_id, len(self.operands))
         if slot == len(self.operands):
             self.operands.append(operand)
             self._versions.append(_version(operand))
+            self._sources.append(self._converted_from.pop(slot_id, operand))
         return slot
 
     def require_unchanged_operands(self) -> None:
@@ -306,7 +311,7 @@ def record(
         explain: note what is refused and go on, for a Plan to be printed.
 
     Returns:
-        the Plan, the operands in the order of their slots, and the shape of the network's output.
+        the Plan, all its operands in the order of their slots, and the shape of the network's output.
 
     Raises:
         Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
@@ -344,7 +349,7 @@ def record(
         rewritten,
         uses_fused(x.device.type) if fused is None else fused,
     )
-    return plan, recorder.operands, shape
+    return plan, plan.operands(recorder.operands, recorder._sources), shape
 
 
 def _without_compiled_code() -> contextlib.AbstractContextManager[None]:

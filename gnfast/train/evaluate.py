@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gnfast import metrics
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
+from gnfast.device import moved
 from gnfast.train.config import Config
 from gnfast.train.logs import RunLog
 from gnfast.train.state import State, latents, sample
@@ -65,8 +66,8 @@ def sampler(config: Config, generator: nn.Module, seed: int, batch_statistics: b
     def draw(count: int) -> Tensor:
         # Whole batches even for the last one: its statistics must be those of a full batch.
         z, y = latents(config, config.batch_g, noise)
-        y = None if y is None else y.to(place.device)
-        return sample(generator, z.to(place), y, batch_statistics=batch_statistics)[:count]
+        y = None if y is None else moved(y, place.device)
+        return sample(generator, moved(z.to(place.dtype), place.device), y, batch_statistics=batch_statistics)[:count]
 
     return draw
 

@@ -159,7 +159,8 @@ class _Session:
             if step % config.log_every == 0 or last:
                 losses = self._losses()
                 now = time.perf_counter()
-                log.row(step, **losses, lr_d=_rate(state.optim_d), lr_g=_rate(state.optim_g))
+                lr_d, lr_g = state.rates(step - 1)
+                log.row(step, **losses, lr_d=lr_d, lr_g=lr_g)
                 log.speed(step, seconds=now - began, steps_per_second=(step - seen) / (now - since))
                 since, seen = now, step
                 bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
@@ -325,7 +326,3 @@ def _clear_errors(folder: Path) -> Iterator[None]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    return optimizer.param_groups[0]["lr"]

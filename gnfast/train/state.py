@@ -14,6 +14,7 @@ from gnfast import CapturedStep, InputError, grouped_batch_norm, rewrite, value_
 from gnfast.captured import CaptureError
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
+from gnfast.device import moved, pinned
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.memory import reuse_memory
 from gnfast.rescale import rescaling
@@ -91,13 +92,17 @@ class State:
     def latents(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Inputs of the generator on the device: (count, z_dim) and (count,) labels; see `latents`."""
         z, y = latents(self.config, count, generator)
-        return self._to_device(z).to(self.dtype), self._to_device(y)
+        return moved(z.to(self.dtype), self.device), None if y is None else moved(y, self.device)
+
+    def rates(self, step: int) -> tuple[float, float]:
+        """Learning rates of the critic's and of the generator's updates after `step` steps."""
+        rate = 1 - step / self.config.steps if self.config.lr_decay == "linear" else 1.0
+        return self.config.lr_d * rate, self.config.lr_g * rate
 
     def update(self) -> None:
         """One step of Algorithm 1: `n_dis` critic updates, one generator update, the moving average."""
-        rate = 1 - self.step / self.config.steps if self.config.lr_decay == "linear" else 1.0
-        _set_rate(self.optim_d, self.config.lr_d * rate)
-        _set_rate(self.optim_g, self.config.lr_g * rate)
+        for optimizer, rate in zip((self.optim_d, self.optim_g), self.rates(self.step), strict=True):
+            _set_rate(optimizer, rate)
         if self.captured is not None and self.step + 1 == self.config.ema_start:
             # Until now the graph copied the generator; from here on it averages.
             self.captured.reset()
@@ -124,19 +129,18 @@ class State:
 
     def generator_update(self) -> Tensor:
         """Returns the generator's loss, (1,)."""
-        # With frozen weights the critic needs two passes instead of four.
-        self.critic.requires_grad_(False)
         self.optim_g.zero_grad(set_to_none=True)
         total = torch.zeros(1, dtype=self.dtype, device=self.device)
-        for part_z, part_y in self._parts(*self._take(self._draw_generator)):
-            with self._autocast():
-                fake = self.generate(*_present(part_z, part_y))
-                scores = self.normalized(*_present(fake.contiguous(memory_format=self.format), part_y))
-            loss = self.loss.generator(scores.to(self.dtype))
-            self.scaler_g.scale(loss / self.config.accumulate).backward()
-            total += loss.detach() / self.config.accumulate
+        # With frozen weights the critic needs two passes instead of four.
+        with _frozen(self.critic):
+            for part_z, part_y in self._parts(*self._take(self._draw_generator)):
+                with self._autocast():
+                    fake = self.generate(*_present(part_z, part_y))
+                    scores = self.normalized(*_present(fake.contiguous(memory_format=self.format), part_y))
+                loss = self.loss.generator(scores.to(self.dtype))
+                self.scaler_g.scale(loss / self.config.accumulate).backward()
+                total += loss.detach() / self.config.accumulate
         self._apply(self.optim_g, self.scaler_g, self.generator)
-        self.critic.requires_grad_(True)
         return total
 
     @property
@@ -275,7 +279,8 @@ class State:
             warnings.warn(f"training goes on without CUDA graphs: {error} ({error.__cause__})", stacklevel=3)
             self.captured = None
             self._prepare_optimizers()
-            return self._updates(*drawn)
+            on_device = [[None if part is None else moved(part, self.device) for part in parts] for parts in drawn]
+            return self._updates(*on_device)
 
     def _draw_all(self) -> list[list[Tensor | None]]:
         """What the updates of one step would draw, in their order."""
@@ -285,7 +290,7 @@ class State:
         return self._drawn.popleft() if self._drawn else draw()
 
     def _draw_generator(self) -> list[Tensor | None]:
-        return [self._share(tensor) for tensor in self.latents(self.config.batch_g, self.noise)]
+        return [self._handed_over(tensor) for tensor in latents(self.config, self.config.batch_g, self.noise)]
 
     def _draw_critic(self) -> list[Tensor | None]:
         """This process's share of what a critic update takes: (B, …) tensors, None where it has no use for one.
@@ -295,12 +300,12 @@ class State:
         """
         config = self.config
         real, labels = next(self.batches)
-        z, y = self.latents(config.batch_d, self.noise)
+        z, y = latents(config, config.batch_d, self.noise)
         place = torch.rand(config.batch_d, generator=self.noise) if config.penalty != "none" else None
         shifts: tuple[Tensor | None, ...] = (None, None, None)
         if config.consistency:
             shifts = draw_shifts(config.batch_d, config.resolution, config.resolution, self.noise)
-        drawn = [self._share(self._to_device(tensor)) for tensor in (z, y, place, *shifts)]
+        drawn = [self._handed_over(tensor) for tensor in (z, y, place, *shifts)]
         return [real, labels if config.classes else None, None, *drawn]
 
     def _prepare_optimizers(self) -> None:
@@ -322,11 +327,15 @@ class State:
         cut = [[None] * count if tensor is None else tensor.chunk(count) for tensor in tensors]
         yield from map(list, zip(*cut, strict=True))
 
-    def _share(self, batch: Tensor | None) -> Tensor | None:
-        return None if batch is None else self.group.share(batch)
-
-    def _to_device(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(self.device, non_blocking=True)
+    def _handed_over(self, drawn: Tensor | None) -> Tensor | None:
+        """This process's share of what was drawn on the CPU, where its update takes it."""
+        if drawn is None:
+            return None
+        share = self.group.share(drawn)
+        if share.is_floating_point():
+            share = share.to(self.dtype)
+        # A captured step copies its inputs to where its graph reads them: one copy, from here.
+        return moved(share, self.device) if self.captured is None else pinned(share, self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.config.precision not in ("bfloat16", "float16"):
@@ -382,6 +391,16 @@ def _optimizer(config: Config, net: nn.Module, rate: float, device: torch.device
         return torch.optim.RMSprop(net.parameters(), rate)
     # One kernel for all weights where PyTorch has it; the same formula as the plain one.
     return torch.optim.Adam(net.parameters(), rate, config.betas, fused=device.type in ("cpu", "cuda"))
+
+
+@contextlib.contextmanager
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """Without gradients for the weights; they have them again also after a step that could not be captured."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
