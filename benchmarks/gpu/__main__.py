@@ -119,6 +119,9 @@ def run(
     crew = Crew(record, job | {"table": table}, known)
     chosen = {name: STAGES[name] for name in stages} if not only else {"only": Stage(("environment", *only), 0)}
     beside = [group for stage in chosen.values() for group in stage.beside]
+    if dry_run and beside:
+        # Two cores have enough to do with one such process.
+        beside = [tuple(name for group in beside for name in group)]
     # As Ctrl-C: processes of their own sessions must not outlive this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -146,7 +149,9 @@ def _run_stage(name: str, stage: Stage, crew: Crew, record: Record, seconds: flo
         limit_s *= 10
     record.say(f"== {name} (at most {limit_s:.0f} s)")
     spare_s = SPARE_S if stage.turns else 0.0
-    crew.run(stage.names, started + limit_s, size=stage.size, turns=stage.turns, spare_s=spare_s)
+    crew.run(
+        stage.names, started + limit_s, size=1 if crew.job["quick"] else stage.size, turns=stage.turns, spare_s=spare_s
+    )
     taken = time.monotonic() - started
     record.stage(name, seconds=round(taken, 1), limit_s=limit_s)
     record.say(f"== {name}: {taken:.0f} s")

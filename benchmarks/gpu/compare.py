@@ -37,27 +37,21 @@ def ceilings(context: Context) -> Iterator[Row]:
 
 
 def compare(
-    context: Context,
-    case: str,
-    network: str,
-    batch: int,
-    precision: str,
-    only: tuple[str, ...] = (),
-    budget_s: float = 0.6,
+    context: Context, case: str, network: str, batch: int, precision: str, budget_s: float = 0.6
 ) -> Iterator[Row]:
     """Cases of `gnfast.bench`: gnfast's step against baselines, checked, with the fraction of the floor.
 
     Args:
         case: a key of `gnfast.bench.cases.CASES`.
         network: a key of `gnfast.bench.networks.SHIPPED`.
-        only: the variants that are measured beside gnfast's own; all if empty.
         budget_s: seconds for each variant's rounds.
     """
     from gnfast.bench.run import free, measure
 
     for found in _cases(context, case, network, batch, precision):
-        chosen = _restricted(found, only) if only else found
-        yield from measure(chosen, context.ceilings(precision), **_rounds(context, budget_s))
+        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s)):
+            # The papers' code has a precision of its own.
+            yield row | {"asked": precision}
         free()
 
 

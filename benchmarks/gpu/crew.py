@@ -138,20 +138,22 @@ class Crew:
             names: of sections, the most valuable first.
             end: what `time.monotonic` says when all must have ended.
             size: how many processes.
-            turns: between two sections let those that were prepared beside them measure, one at a time.
+            turns: between two sections let one that was prepared beside them measure, and when all are done the rest.
             spare_s: seconds before the end from which on no section starts, so that those have their turns.
         """
-        pending = deque(names)
+        pending, turn = deque(names), False
         while (now := time.monotonic()) < end:
             busy = [w for w in self._workers if w.section]
             measuring = any(w.state == "measuring" for w in self._beside)
-            if turns and not busy and not measuring:
+            if turns and (turn or not pending) and not busy and not measuring:
                 waiting = next((w for w in self._beside if w.state == "waiting"), None)
                 if waiting is not None:
                     waiting.go(self._limit(waiting.section))
                     measuring = True
+                turn = False
             while pending and now < end - spare_s and len(busy) < size and not (turns and measuring):
                 busy.append(self._begin(pending.popleft()))
+                turn = True
             if not busy and not (pending and now < end - spare_s) and not (turns and self._beside):
                 break
             self._handle(until=min([end, *(w.deadline for w in [*self._workers, *self._beside])]))
