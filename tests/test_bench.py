@@ -300,6 +300,21 @@ def test_cases_with_a_generator(measured, name):
         assert row["hours_200k"] == pytest.approx(200_000 / 3600 * row["median_ms"] / 1e3, abs=0.01)
 
 
+@pytest.mark.parametrize("name", ["critic", "generator"])
+def test_variants_come_in_the_order_of_their_value_and_the_compiled_ones_are_captured(measured, name, monkeypatch):
+    searched, graphs = [], []
+    monkeypatch.setattr(torch, "compile", lambda function, mode: searched.append(mode) or function)
+    monkeypatch.setattr(cases, "captured", lambda function, device: graphs.append(function) or function)
+    rows, notes = measured(name, replace(SETUP, compiled=True, search=True))
+    assert not notes
+    assert {row["gate"] for row in rows} == {"green", "not checked"}
+    wanted = [cases.CAPTURED, cases.STRONGEST, cases.A, cases.PLAIN_CAPTURED, cases.E, cases.C, cases.B, cases.EAGER]
+    rescaled = [f"{cases.RESCALED}, CUDA graph", cases.RESCALED] if name == "generator" else [cases.D]
+    assert [row["variant"] for row in rows] == [*wanted, cases.NO_REWRITES, cases.PLAIN, *rescaled]
+    assert searched == ["max-autotune-no-cudagraphs"] * (2 if name == "critic" else 1)
+    assert len(graphs) == 5
+
+
 def test_rows_come_as_they_are_measured_and_a_broken_variant_costs_its_own(monkeypatch):
     (case,) = cases.critic_cases(NETWORK, SETUP)
     alive, made = [], []

@@ -28,7 +28,6 @@ D, E = "d: torch.compile of torch.func", "e: c in a CUDA graph"
 STRONGEST = "strongest: c compiled"
 PLAIN, PLAIN_CAPTURED = "no normalisation", "no normalisation, CUDA graph"
 RESCALED = "Faster-GNGAN's rescaled gradient"
-
 """Names of variants. The compiled ones are captured in CUDA graphs too, where there are any (`Setup.graphs`)."""
 
 LARGE = 128
