@@ -1,7 +1,7 @@
 """A training step as one CUDA graph: recorded once, then replayed without Python."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from gnfast.errors import InputError
 
 Step = Callable[..., Any]
+T = TypeVar("T")
 
 
 class CaptureError(RuntimeError):
@@ -141,14 +142,11 @@ class CapturedStep:
         return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, result)
 
     def _capture(self, args: tuple[Any, ...]) -> None:
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
+        def step() -> Any:
+            return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, self.step(*args))
+
         try:
-            # Other threads (those that pin memory for a loader, say) may go on calling the driver.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                outputs = self.step(*args)
-                outputs = pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, outputs)
+            graph, outputs = record_graph(step, self._stream, self.generators)
         except Exception as error:
             name = getattr(self.step, "__qualname__", type(self.step).__name__)
             raise CaptureError(
@@ -161,6 +159,71 @@ class CapturedStep:
         if any(isinstance(value, Tensor) and not value.is_cuda for value in leaves):
             raise CaptureError("the step returns a tensor on the CPU, which a replay would not renew")
         self._graph, self._outputs = graph, (leaves, structure)
+
+
+def record_graph(
+    function: Callable[[], T], stream: torch.cuda.Stream, generators: Sequence[torch.Generator] = ()
+) -> tuple[torch.cuda.CUDAGraph, T]:
+    """The graph of what `function` does on the current device, and what it returned; nothing of it is computed yet.
+
+    After a failure the process is as before: on the stream that was current, with random generators and an allocator
+    that serve eager work, earlier graphs and later captures.
+
+    Args:
+        function: ran on `stream` before, so that all that happens once has happened.
+        stream: where it is recorded.
+        generators: CUDA generators, other than the default one, from which it draws.
+    """
+    graph, pool, failure = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
+    for generator in generators:
+        graph.register_generator_state(generator)
+    # torch.cuda.graph stays on its stream where a capture fails.
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        try:
+            # Other threads (those that pin memory for a loader, say) may go on calling the driver.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    result = function()
+                except Exception as error:
+                    failure = error
+                    raise
+        except Exception as error:
+            _recover(graph, pool, stream, generators)
+            # The end of the capture may have raised again, with less to say.
+            raise failure or error from None
+    return graph, result
+
+
+def _recover(
+    graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream, generators: Sequence[torch.Generator]
+) -> None:
+    """Undoes what PyTorch leaves behind where the end of a capture raises (pytorch/pytorch#171263).
+
+    Its `capture_end` ends the capture of the stream first and raises there, before it has told the allocator and the
+    generators. The allocator would go on asking this graph whether a stream is being captured, and the generators would
+    refuse to draw outside of captures ("Offset increment outside graph capture"), in eager work and in replays of other
+    graphs.
+    """
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:
+        # The capture came as far as that; the graph returns its memory by itself.
+        graph.reset()
+    else:
+        torch._C._cuda_releasePool(device, pool)
+    # A generator learns from the end of a capture, of whichever, that it is not captured. It keeps seed and offset:
+    # nothing is drawn by a graph that is never replayed.
+    following = torch.cuda.CUDAGraph()
+    for generator in generators:
+        following.register_generator_state(generator)
+    with torch.cuda.graph(following, stream=stream, capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)
+    _FAILED.append(graph)
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []
+"""Graphs of failed captures: PyTorch's allocator of pinned memory keeps pointers to them."""
 
 
 class _Differs(Exception):

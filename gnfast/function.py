@@ -200,8 +200,8 @@ def _run(
                     f_hat = normalized_by_two_kernels(plan, head, keep, x, operands)
                     if f_hat is not None:
                         return f_hat
-                    return _Normalized.apply(plan, head, keep, _laid_out(x, plan), *operands)
-                f, g = _FourPasses.apply(plan, keep, _laid_out(x, plan), *operands)
+                    return _Normalized.apply(plan, head, keep, *_laid_out(plan, x, operands))
+                f, g = _FourPasses.apply(plan, keep, *_laid_out(plan, x, operands))
                 return finish(f, g.contiguous() if x.is_contiguous() else g, True)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
@@ -212,11 +212,28 @@ def _run(
     return result
 
 
-def _laid_out(x: Tensor, plan: Plan) -> Tensor:
-    """x in the memory format in which the passes are fastest; all that they make follows it."""
-    # Convolutions on the CPU would reorder a contiguous tensor and put it back, one by one. GPUs: as the caller has it.
-    converts = plan.prefers_channels_last and x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32
-    return x.contiguous(memory_format=torch.channels_last) if converts else x
+_CHANNELS_LAST_DTYPES = {
+    "cpu": (torch.float32,),
+    # The kernels for tensor cores want it; those for float64 do not.
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+_CHANNELS_LAST_WEIGHTS = ("cuda",)
+
+
+def _laid_out(plan: Plan, x: Tensor, operands: list[Tensor]) -> list[Tensor]:
+    """x and the operands in the memory format in which the passes are fastest; all that they make follows it.
+
+    Convolutions would reorder a contiguous tensor and put it back, one by one and in every pass: the images and what
+    comes of them, and on a GPU the weights too, of which this makes one small copy per call instead. Gradients arrive
+    in the layout of what they belong to.
+    """
+    kind, layout = x.device.type, torch.channels_last
+    if not plan.prefers_channels_last or x.dim() != 4 or x.dtype not in _CHANNELS_LAST_DTYPES.get(kind, ()):
+        return [x, *operands]
+    if kind in _CHANNELS_LAST_WEIGHTS:
+        kernels = plan.kernels
+        operands = [t.contiguous(memory_format=layout) if i in kernels else t for i, t in enumerate(operands)]
+    return [x.contiguous(memory_format=layout), *operands]
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -1,6 +1,8 @@
 """Steps as CUDA graphs: what a step may not do, that nothing in gnfast does it, and that replays equal eager steps."""
 
+import contextlib
 import copy
+import warnings
 from collections import namedtuple
 
 import pytest
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gnfast
-from gnfast import InputError, models, penalties
+from gnfast import InputError, captured, models, penalties
 from gnfast.captured import CapturedStep, CaptureError
 
 CRITICS = {
@@ -221,13 +223,106 @@ def test_random_numbers_differ_between_replays():
 
 
 @pytest.mark.gpu
-def test_what_cannot_be_captured_is_reported():
-    step = CapturedStep(lambda x: x * x.sum().item(), "cuda", warmup=1)
-    step(torch.ones(3))
-    with pytest.raises(CaptureError, match="cannot be captured"):
-        step(torch.ones(3))
-    torch.cuda.synchronize()
+def test_after_a_failed_capture_the_process_goes_on():
+    x, stream = torch.ones(8), torch.cuda.current_stream()
+    draw = CapturedStep(torch.rand_like, "cuda", warmup=1)
+    draw(x), draw(x)
+    assert draw.captured
+    fails = CapturedStep(lambda x: (x + torch.rand_like(x)) * x.sum().item(), "cuda", warmup=1)
+    fails(x)
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="cannot be captured") as caught:
+            fails(x)
+        assert "captur" in str(caught.value.__cause__)
+        torch.cuda.synchronize()
+        assert torch.cuda.current_stream() == stream
+    drawn = torch.stack([torch.rand(8, device="cuda"), torch.rand(8, device="cuda"), draw(x), draw(x)])
+    assert len(drawn.unique(dim=0)) == 4
+    seeded = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        seeded += [torch.rand(8, device="cuda"), draw(x)]
+    assert torch.equal(seeded[0], seeded[2]) and torch.equal(seeded[1], seeded[3])
+    training = Training("cuda", fused=True, capturable=True)
+    step = CapturedStep(training.update, "cuda")
+    losses = [step(real, fake)["loss"].item() for real, fake in batches(6)]
+    assert step.captured and all(loss == loss for loss in losses)
+    # Memory of other streams comes back, which the allocator puts off while it believes in a capture.
+    torch.cuda.empty_cache()
     assert torch.ones(2, device="cuda").sum().item() == 2
+
+
+class Driver:
+    """What `record_graph` asks of PyTorch, in place of a GPU; notes what is asked."""
+
+    def __init__(self, monkeypatch, ends):
+        self.done, self.current, self.ends = [], "before", ends
+        cuda = torch.cuda
+        for name in ("stream", "graph", "CUDAGraph"):
+            monkeypatch.setattr(cuda, name, getattr(self, name))
+        monkeypatch.setattr(cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(cuda, "current_stream", lambda: self.current)
+        monkeypatch.setattr(cuda, "current_device", lambda: "cpu")
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            monkeypatch.setattr(torch._C, name, lambda device, pool, name=name: self.done.append((name, pool)))
+        monkeypatch.setattr(captured, "_FAILED", [])
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        outer, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = outer
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool=None, *, stream, capture_error_mode):
+        """As PyTorch's: where the capture cannot be ended, on its stream for good."""
+        outer, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.done.append(("end", pool))
+            if pool and not self.ends:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            self.current = outer
+
+    def CUDAGraph(self):
+        return self
+
+    def register_generator_state(self, generator):
+        self.done.append(("register", generator))
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["invalid", "valid"])
+def test_a_failed_capture_is_undone(ends, monkeypatch):
+    driver = Driver(monkeypatch, ends)
+    with pytest.raises(ZeroDivisionError):
+        captured.record_graph(lambda: 1 / 0, "its own", ["generator"])
+    assert driver.current == "before"
+    assert driver.done == [
+        *(("register", "generator"), ("end", "pool"), ("_cuda_endAllocateToPool", "pool")),
+        *(("_cuda_releasePool", "pool"), ("register", "generator"), ("end", None)),
+    ]
+    assert len(captured._FAILED) == 1
+    if ends:
+        assert captured.record_graph(lambda: 3, "its own") == (driver, 3)
+        assert driver.done[6:] == [("end", "pool")]
+
+
+def test_no_random_state_of_a_gpu_is_read_during_a_capture(monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("during a capture")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", forbidden)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", forbidden)
+    refused = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ELU(), nn.Linear(3, 1))
+    for net in (nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), refused):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", gnfast.FallbackWarning)
+            assert gnfast.normalize_gradient(net, torch.randn(2, 4)).shape == (2, 1)
 
 
 def test_training_steps_draw_the_same_before_and_within():
@@ -256,8 +351,12 @@ def test_captured_training_follows_eager_training():
     from gnfast.train.state import State
 
     images = ImageDataset("noise", torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8))
-    settings = {"data": "", "model": "dcgan", "resolution": 32, "z_dim": 16, "width": 0.25, "n_dis": 2, "steps": 20}
-    settings |= {"batch_d": 8, "batch_g": 16, "precision": "float32", "lr_decay": "linear", "ema_start": 6}
+    settings = {"data": "", "model": "dcgan", "resolution": 32, "z_dim": 16, "width": 0.25, "n_dis": 2, "steps": 16}
+    settings |= {"batch_d": 8, "batch_g": 16, "lr_decay": "linear", "ema_start": 6, "ema_decay": 0.9}
+    # In float32 ten steps make a difference of 1e-7 one of 10 %, and biases before a batch norm, whose gradients are 0,
+    # wander by a rate a step. In float64 rounding leaves 1e-10, while a step left out, an average begun late or an old
+    # latent make 1e-2. A captured rate is a float32, which holds these.
+    settings |= {"precision": "float64", "lr_d": 2**-12, "lr_g": 2**-12}
     eager, captured = (
         State(Config(**settings, cuda_graph=graph), images, torch.device("cuda")) for graph in (False, True)
     )
@@ -269,9 +368,9 @@ def test_captured_training_follows_eager_training():
         # Anew where the moving average begins.
         assert captured.captured.captured == (warmup <= step < 5 or step >= 5 + warmup)
     for left, right in zip(captured.ema.module.parameters(), eager.ema.module.parameters(), strict=True):
-        torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-3)
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-7)
     expected, actual = eager.take_losses(), captured.take_losses()
-    assert actual == pytest.approx(expected, rel=2e-2, abs=2e-3)
+    assert actual == pytest.approx(expected, rel=1e-5, abs=1e-7)
     captured.load_state_dict(eager.state_dict())
     for _ in range(5):
         captured.update()

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import FallbackWarning, InputError, UnsupportedError, passes, reference
+from gnfast import function as engine
 from tests.oracle import assert_matches_double_backward, loss_of, outputs_and_gradients, relative_error
 
 
@@ -184,6 +186,54 @@ def test_any_memory_format(x, layout):
     else:
         x, net = x.contiguous(memory_format=layout), net.to(memory_format=layout)
     assert_matches_double_backward(net, x)
+
+
+class Convolved(TorchDispatchMode):
+    """Notes the 4-D tensors that PyTorch's convolutions are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+            self.tensors += [t for t in args if isinstance(t, torch.Tensor) and t.dim() == 4]
+        return func(*args, **(kwargs or {}))
+
+
+def assert_laid_out(device, dtype):
+    """Contiguous images and weights: convolutions have both in channels_last, and gradients come back contiguous."""
+    net, x = ResNet().to(device, dtype), torch.randn(4, 3, 8, 8, dtype=dtype, device=device, requires_grad=True)
+    with Convolved() as seen:
+        g = gnfast.value_and_input_grad(net, x, strict=True)[1]
+        gnfast.normalize_gradient(net, x, strict=True).sum().backward()
+    # Images and weights of 7 convolutions in 2 calls of 2 passes.
+    assert len(seen.tensors) >= 2 * 7 * 2 * 2
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen.tensors)
+    assert g.is_contiguous()
+    for tensor in (x, *net.parameters()):
+        assert tensor.is_contiguous() and tensor.grad.is_contiguous()
+
+
+def test_contiguous_images_and_weights_are_converted_once_where_that_pays(monkeypatch):
+    monkeypatch.setitem(engine._CHANNELS_LAST_DTYPES, "cpu", (torch.float64,))
+    monkeypatch.setattr(engine, "_CHANNELS_LAST_WEIGHTS", ("cpu",))
+    torch.manual_seed(0)
+    for net in (ResNet(), cnn(), Shared(), nn.Sequential(nn.Flatten(), nn.Linear(192, 1))):
+        assert_matches_double_backward(net.double(), torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    assert_laid_out("cpu", torch.float64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_contiguous_images_and_weights_are_converted_once_on_a_gpu(dtype):
+    assert_laid_out("cuda", dtype)
+
+
+def test_float64_stays_as_it_is(x):
+    with Convolved() as seen:
+        gnfast.normalize_gradient(ResNet().double(), x, strict=True)
+    assert seen.tensors and all(t.is_contiguous() for t in seen.tensors)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
@@ -659,7 +709,8 @@ def test_one_plan_serves_every_batch_size():
     assert first is again
     assert str(first) == str(larger)
     x = torch.randn(7, 3, 6, 6, dtype=torch.float64)
-    operands = first.operands(list(net.parameters()))
+    weights = list(net.parameters())
+    operands = first.operands(weights, weights)
     assert relative_error(passes.forward(first, x, operands)[0], net(x)) < 1e-12
 
 

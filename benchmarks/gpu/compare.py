@@ -110,7 +110,7 @@ def _cases(
     chosen = shipped(network, width=0.05 if context.quick else 1.0)
     if context.quick:
         # Through many layers of few channels, nothing of a gradient is left in bfloat16.
-        batch, precision = 2, precision if max(chosen.shape) < 128 else "float32"
+        batch, precision = 2, precision if max(chosen.shape) < 48 else "float32"
     setup = Setup(torch.device(context.device), precision, batch, graphs=True, compiled=compiled, search=search)
     yield from CASES[case](chosen, setup)
 

@@ -60,14 +60,15 @@ def kernels(context: Context) -> Iterator[Row]:
 
 
 def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Row]:
-    processes = 1 if context.quick else processes
-    parallel = ["-n", str(processes), "--max-worker-restart", "64"] if importlib.util.find_spec("xdist") else []
+    parallel = ["-p", "no:xdist"]
+    if importlib.util.find_spec("xdist") and not context.quick:
+        parallel = ["-n", str(processes), "--max-worker-restart", "64"]
     limited = ["--timeout", str(TEST_LIMIT), "--timeout-method", "thread"]
     if importlib.util.find_spec("pytest_timeout") is None:
         # Nor may the project's settings speak of it then.
         limited = ["-o", "addopts="]
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = Path(folder, "outcomes")
+        outcomes, output = Path(folder, "outcomes"), Path(folder, "output")
         environment = os.environ | {
             report_tests.OUTCOMES: str(outcomes),
             report_tests.FAILED: str(context.out / FAILURES),
@@ -75,7 +76,8 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         command += ["-p", "benchmarks.gpu.report_tests", *parallel, *limited, *chosen]
         started = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+        with open(output, "w") as file:
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
         cut = False
         try:
             process.wait(context.limit_s - ENDING)
@@ -89,6 +91,7 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
                 process.kill()
                 process.wait()
         lines = outcomes.read_text().splitlines() if outcomes.exists() else []
+        said = output.read_text(errors="replace")[-3000:]
     found = [line.partition(" ")[::2] for line in lines]
     counts = Counter(outcome for outcome, _ in found)
     failed = [test for outcome, test in found if outcome == "failed"]
@@ -96,6 +99,6 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
     problems = [f"{len(failed)} tests failed"] if failed else []
     problems += ["cut short"] if cut else []
     if not cut and process.returncode not in (0, 1):
-        problems.append(f"pytest ended with status {process.returncode}")
+        problems.append(f"pytest ended with status {process.returncode}\n{said}")
     if problems:
         raise RuntimeError(", ".join(problems))

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import torch
 
+from gnfast.captured import record_graph
+
 T = TypeVar("T")
 
 
@@ -25,9 +27,8 @@ def captured(function: Callable[[], T], device: torch.device) -> Callable[[], T]
             function()
     torch.cuda.current_stream(device).wait_stream(stream)
     torch.cuda.synchronize(device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        result = function()
+    with torch.cuda.device(device):
+        graph, result = record_graph(function, stream)
 
     def replay() -> T:
         graph.replay()

@@ -212,36 +212,38 @@ def iterate(
     vectors = weights[0].new_empty((sum(sizes),), dtype=dtype)
     sigma = weights[0].new_empty((len(weights),), dtype=dtype)
     used = vectors.split(sizes)
-    for i, (weight, dim, count) in enumerate(zip(weights, dims, iterations, strict=True)):
-        matrix, (rows, cols, inner, major, minor) = _matrix(weight, dim)
-        blocks = triton.cdiv(rows, BLOCK_ROWS)
-        wv = vectors.new_empty((rows,))
-        shares = vectors.new_empty((blocks, cols) if count else (1,))
-        source = v[i]
-        for _ in range(max(count, 1)):
-            _spectral_norm_products_kernel[(blocks,)](
-                matrix, source, wv, shares, rows, cols, inner, major, minor,
-                ITERATE=count > 0, ACC=acc, BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
-            )  # fmt: skip
-            _spectral_norm_finish_kernel[(1,)](
-                wv, shares, blocks, u[i], v[i], used[2 * i], used[2 * i + 1], sigma[i:], rows, cols, major, minor,
-                EPS=eps[i], ITERATE=count > 0, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
-            )  # fmt: skip
-            source = used[2 * i + 1]
+    with torch.cuda.device_of(weights[0]):
+        for i, (weight, dim, count) in enumerate(zip(weights, dims, iterations, strict=True)):
+            matrix, (rows, cols, inner, major, minor) = _matrix(weight, dim)
+            blocks = triton.cdiv(rows, BLOCK_ROWS)
+            wv = vectors.new_empty((rows,))
+            shares = vectors.new_empty((blocks, cols) if count else (1,))
+            source = v[i]
+            for _ in range(max(count, 1)):
+                _spectral_norm_products_kernel[(blocks,)](
+                    matrix, source, wv, shares, rows, cols, inner, major, minor,
+                    ITERATE=count > 0, ACC=acc, BLOCK_ROWS=BLOCK_ROWS, BLOCK_COLUMNS=BLOCK_COLUMNS,
+                )  # fmt: skip
+                _spectral_norm_finish_kernel[(1,)](
+                    wv, shares, blocks, u[i], v[i], used[2 * i], used[2 * i + 1], sigma[i:], rows, cols, major, minor,
+                    EPS=eps[i], ITERATE=count > 0, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
+                )  # fmt: skip
+                source = used[2 * i + 1]
     return vectors, sigma
 
 
 def scale(weights: Sequence[Tensor], sigma: Tensor, coeffs: Sequence[float]) -> list[Tensor]:
     """`gnfast.kernels.spectral.spectral_norm_scale`."""
     results = []
-    for i, (weight, coeff) in enumerate(zip(weights, coeffs, strict=True)):
-        out = torch.empty_like(weight)
-        size = weight.numel()
-        _spectral_norm_scale_kernel[(triton.cdiv(size, BLOCK_ELEMENTS),)](
-            _with_strides_of(weight, out), out, sigma[i:], size,
-            COEFF=coeff, ACC=_TL_DTYPES[sigma.dtype], BLOCK=BLOCK_ELEMENTS,
-        )  # fmt: skip
-        results.append(out)
+    with torch.cuda.device_of(weights[0]):
+        for i, (weight, coeff) in enumerate(zip(weights, coeffs, strict=True)):
+            out = torch.empty_like(weight)
+            size = weight.numel()
+            _spectral_norm_scale_kernel[(triton.cdiv(size, BLOCK_ELEMENTS),)](
+                _with_strides_of(weight, out), out, sigma[i:], size,
+                COEFF=coeff, ACC=_TL_DTYPES[sigma.dtype], BLOCK=BLOCK_ELEMENTS,
+            )  # fmt: skip
+            results.append(out)
     return results
 
 
@@ -256,20 +258,21 @@ def backward(
     """`gnfast.kernels.spectral.spectral_norm_backward`."""
     acc = _TL_DTYPES[sigma.dtype]
     results, start = [], 0
-    for i, (grad, weight, dim, coeff) in enumerate(zip(grads, weights, dims, coeffs, strict=True)):
-        matrix, (rows, cols, inner, major, minor) = _matrix(weight, dim)
-        grad = _with_strides_of(grad, matrix)
-        left, right = vectors[start : start + rows], vectors[start + rows : start + rows + cols]
-        start += rows + cols
-        blocks = triton.cdiv(rows * cols, BLOCK_ELEMENTS)
-        products = vectors.new_empty((blocks,))
-        _spectral_norm_inner_product_kernel[(blocks,)](
-            grad, matrix, products, rows * cols, ACC=acc, BLOCK=BLOCK_ELEMENTS
-        )
-        out = torch.empty_like(matrix)
-        _spectral_norm_project_kernel[(blocks,)](
-            grad, out, products, blocks, left, right, sigma[i:], rows * cols, rows, inner, major, minor,
-            COEFF=coeff, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
-        )  # fmt: skip
-        results.append(out if matrix is weight else torch.empty_like(weight).copy_(out))
+    with torch.cuda.device_of(weights[0]):
+        for i, (grad, weight, dim, coeff) in enumerate(zip(grads, weights, dims, coeffs, strict=True)):
+            matrix, (rows, cols, inner, major, minor) = _matrix(weight, dim)
+            grad = _with_strides_of(grad, matrix)
+            left, right = vectors[start : start + rows], vectors[start + rows : start + rows + cols]
+            start += rows + cols
+            blocks = triton.cdiv(rows * cols, BLOCK_ELEMENTS)
+            products = vectors.new_empty((blocks,))
+            _spectral_norm_inner_product_kernel[(blocks,)](
+                grad, matrix, products, rows * cols, ACC=acc, BLOCK=BLOCK_ELEMENTS
+            )
+            out = torch.empty_like(matrix)
+            _spectral_norm_project_kernel[(blocks,)](
+                grad, out, products, blocks, left, right, sigma[i:], rows * cols, rows, inner, major, minor,
+                COEFF=coeff, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
+            )  # fmt: skip
+            results.append(out if matrix is weight else torch.empty_like(weight).copy_(out))
     return results

@@ -142,6 +142,11 @@ class Plan:
         return any(node.op.prefers_channels_last for node in self.nodes)
 
     @functools.cached_property
+    def kernels(self) -> frozenset[int]:
+        """The slots of what is convolved with, (C, C', kH, kW), in operations that prefer channels_last."""
+        return frozenset(node.operands[0] for node in self.nodes if node.op.prefers_channels_last)
+
+    @functools.cached_property
     def pushes_forward(self) -> tuple[bool, ...]:
         """Per node: whether pass 3 needs its output, that is, whether a later node has parameter gradients."""
         needed = set()

@@ -362,10 +362,16 @@ def _without_compiled_code() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def unchanged(net: nn.Module) -> Iterator[Callable[[], None]]:
-    """Puts the network's buffers and the random states back afterwards, unless the yielded function is called."""
+    """Puts the network's buffers and the random states back afterwards, unless the yielded function is called.
+
+    While a CUDA graph is captured, a GPU's random state can be neither read nor set: there, what was drawn stays drawn.
+    It does not come to that where the step ran before, as in `CapturedStep`: the verdict on the network is known by
+    then, under a key of shapes, dtypes, modes and modules, which are those of the warm-up.
+    """
     buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
     random_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    reads_cuda = torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing()
+    cuda_states = torch.cuda.get_rng_state_all() if reads_cuda else []
     accepted = False
 
     def accept() -> None:

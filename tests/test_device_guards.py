@@ -1,0 +1,59 @@
+"""Kernels are launched on the device of their tensors, whichever is the current one: read in the sources."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import gnfast
+
+ROOT = Path(gnfast.__file__).parent.parent
+TRITON = sorted((ROOT / "gnfast" / "kernels").glob("*_triton.py"))
+BINDINGS = sorted((ROOT / "csrc" / "cuda").glob("*_binding.cpp"))
+
+
+def launches(node, guarded=False):
+    """Name, line and whether `torch.cuda.device_of` surrounds it, of each `kernel[grid](…)`."""
+    if isinstance(node, ast.With):
+        guarded |= any(ast.unparse(item.context_expr).startswith("torch.cuda.device_of(") for item in node.items)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript):
+        yield ast.unparse(node.func.value), node.lineno, guarded
+    for child in ast.iter_child_nodes(node):
+        yield from launches(child, guarded)
+
+
+@pytest.mark.parametrize("path", TRITON, ids=lambda path: path.stem)
+def test_triton_kernels(path):
+    found = [launch for launch in launches(ast.parse(path.read_text())) if launch[0].endswith("_kernel")]
+    assert found
+    assert not [launch for launch in found if not launch[2]]
+
+
+@pytest.mark.skipif(not BINDINGS, reason="an installed package has no C++ sources")
+def test_cuda_operations():
+    count = 0
+    for path in BINDINGS:
+        source = path.read_text()
+        for name in re.findall(r'm\.impl\("\w+", (\w+)\)', source):
+            body = re.search(rf"^[^\n]* {name}\(.*?^}}", source, re.MULTILINE | re.DOTALL).group()
+            assert "const c10::cuda::CUDAGuard guard(" in body, name
+            count += 1
+    assert count >= 7
+
+
+def test_the_reading_sees_a_launch_without_a_guard():
+    source = "with torch.cuda.device_of(x):\n    a_kernel[(1,)](x)\nb_kernel[(1,)](x)"
+    assert list(launches(ast.parse(source))) == [("a_kernel", 2, True), ("b_kernel", 3, False)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_spectral_norm_on_another_device_than_the_current_one():
+    from gnfast.kernels import spectral_triton
+
+    weight = torch.randn(6, 8, device="cuda:1")
+    u, v = torch.randn(6, device="cuda:1"), torch.randn(8, device="cuda:1")
+    _, sigma = spectral_triton.iterate([weight], [u], [v], [0], [50], [1e-12])
+    assert sigma.item() == pytest.approx(torch.linalg.matrix_norm(weight, 2).item(), rel=1e-4)
