@@ -80,6 +80,10 @@ def test_what_is_prepared_beside_measures_alone(record, planted):
     assert found["works"]["rows"] and "left_out" in found["never_ready"]
 
 
+# It is one process after the other, whatever else the machine does.
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
     """Every stage with tiny sizes, as a command."""
@@ -94,7 +98,8 @@ def test_every_stage_leaves_rows(dry_run):
     done, results, out = dry_run
     failures = (out / FAILURES).read_text()
     assert not failures, failures
-    assert results["sections"].keys() == sections.SECTIONS.keys()
+    elsewhere = {name for group in sections.COMPILED[:-1] for name in group}
+    assert results["sections"].keys() == sections.SECTIONS.keys() - elsewhere
     assert all(section["rows"] for section in results["sections"].values())
     assert [name for name in gpu.STAGES if name in results["stages"]] == list(gpu.STAGES)
     rows = [row for section in results["sections"].values() for row in section["rows"] if "gate" in row]
@@ -116,7 +121,7 @@ def test_every_variant_has_a_row_or_a_reason(dry_run):
     _, results, _ = dry_run
     found = {row["variant"] for row in results["sections"]["critic_cnn_bfloat16"]["rows"] if "variant" in row}
     assert found >= {cases.CAPTURED, cases.EAGER, cases.A, cases.B, cases.C, cases.E, cases.PLAIN_CAPTURED}
-    compiled = results["sections"]["compiled_cnn_bfloat16"]["rows"]
+    compiled = results["sections"]["compiled_cnn_tf32"]["rows"]
     assert any(row["variant"] == cases.STRONGEST and row["gate"] == "green" for row in compiled if "variant" in row)
 
 

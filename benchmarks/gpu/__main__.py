@@ -120,8 +120,8 @@ def run(
     chosen = {name: STAGES[name] for name in stages} if not only else {"only": Stage(("environment", *only), 0)}
     beside = [group for stage in chosen.values() for group in stage.beside]
     if dry_run and beside:
-        # Two cores have enough to do with one such process.
-        beside = [tuple(name for group in beside for name in group)]
+        # Two cores have enough to do with one such process, and the groups differ in sizes alone.
+        beside = beside[-1:]
     # As Ctrl-C: processes of their own sessions must not outlive this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
