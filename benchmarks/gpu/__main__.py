@@ -12,6 +12,7 @@ and at the end table.txt, which is printed. The exit status is 1 if anything fai
 """
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -57,6 +58,8 @@ STAGES = {
     "run": Stage(sections.RUN, 90),
 }
 DEFAULT = ("load", "smoke", "headline")
+# For the default stages, so that a run whose libraries have to be built ends in time too.
+TIME_LIMIT = 270.0
 # Of the headline, for what was prepared beside it.
 SPARE_S = 20.0
 
@@ -70,6 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
         "stages", nargs="*", metavar="stage", help=f"{', '.join(STAGES)} N (default: {' '.join(DEFAULT)})"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="section", help="these sections alone, of any stage")
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="S",
+        help=f"seconds for all (default: {TIME_LIMIT:g} without stages, the stages' own with them)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="on the CPU with tiny sizes, to see that all runs")
     options = parser.parse_args(arguments)
     try:
@@ -79,7 +88,18 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--only: got {', '.join(unknown)}, want of {', '.join(sections.SECTIONS)}")
     except ValueError as error:
         parser.error(str(error))
-    return run(options.out, stages, options.only, seconds, options.dry_run)
+    if not options.dry_run:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error(
+                f"PyTorch {torch.__version__} of {sys.executable} finds no CUDA device; --dry-run does without"
+            )
+    limit_s = options.time_limit or (math.inf if options.stages or options.only or options.dry_run else TIME_LIMIT)
+    chosen = {name: STAGES[name] for name in stages}
+    if options.only:
+        chosen = {"only": Stage(("environment", *options.only), 0)}
+    return run(options.out, chosen, limit_s, seconds, options.dry_run)
 
 
 def _stages(words: list[str]) -> tuple[list[str], float]:
@@ -98,63 +118,54 @@ def _stages(words: list[str]) -> tuple[list[str], float]:
     return stages, seconds
 
 
-def run(
-    out: Path,
-    stages: list[str],
-    only: list[str] = (),
-    seconds: float = 0.0,
-    dry_run: bool = False,
-    table: str = "benchmarks.gpu.sections",
-) -> int:
-    """Runs stages, or single sections, and prints the table; see `main`.
+def run(out: Path, chosen: dict[str, Stage], limit_s: float, seconds: float, dry_run: bool) -> int:
+    """Runs stages and prints the table; returns the exit status.
 
     Args:
-        table: the module with the `SECTIONS`.
+        out: the folder for what is found.
+        chosen: the stages by name, in order.
+        limit_s: seconds for all of them.
+        seconds: of training in the stage `run`.
+        dry_run: on the CPU, with tiny sizes.
     """
-    from importlib import import_module
-
-    known = import_module(table).SECTIONS
-    record = Record(out, dry_run=dry_run, command=[*stages, *only], environment={})
+    record = Record(out, dry_run=dry_run)
     job = {"device": "cpu" if dry_run else "cuda", "quick": dry_run, "out": str(out.resolve()), "seconds": seconds}
-    crew = Crew(record, job | {"table": table}, known)
-    chosen = {name: STAGES[name] for name in stages} if not only else {"only": Stage(("environment", *only), 0)}
+    crew = Crew(record, job | {"table": sections.__name__}, sections.SECTIONS)
+    end = time.monotonic() + limit_s
     beside = [group for stage in chosen.values() for group in stage.beside]
-    if dry_run and beside:
+    if dry_run:
         # Two cores have enough to do with one such process, and the groups differ in sizes alone.
         beside = beside[-1:]
     # As Ctrl-C: processes of their own sessions must not outlive this one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for name, stage in chosen.items():
-            if name != "load" and beside:
+            if name != "load":
                 # Compiling takes longest: it begins as soon as the libraries are there.
                 crew.prepare(beside)
                 beside = []
-            _run_stage(name, stage, crew, record, seconds)
+            _run_stage(name, stage, crew, seconds, end)
     except KeyboardInterrupt:
         record.say("interrupted; what was measured is in results.json")
     finally:
         crew.close()
-    lines, missed = summary(record.data)
-    (out / "table.txt").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines[-LINES:]), flush=True)
+        lines, missed = summary(record.data)
+        (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        record.say("\n".join(lines[-LINES:]))
     return int(record.failed or missed > 0)
 
 
-def _run_stage(name: str, stage: Stage, crew: Crew, record: Record, seconds: float) -> None:
-    started = time.monotonic()
-    limits = [crew.sections[section].limit_s for section in stage.names]
-    limit_s = (stage.limit_s or sum(limits) + START_LIMIT) + (seconds if stage.names == sections.RUN else 0)
-    if crew.job["quick"]:
-        limit_s *= 10
-    record.say(f"== {name} (at most {limit_s:.0f} s)")
-    spare_s = SPARE_S if stage.turns else 0.0
-    crew.run(
-        stage.names, started + limit_s, size=1 if crew.job["quick"] else stage.size, turns=stage.turns, spare_s=spare_s
-    )
+def _run_stage(name: str, stage: Stage, crew: Crew, seconds: float, end: float) -> None:
+    started, dry_run = time.monotonic(), crew.job["quick"]
+    limit_s = sum(crew.sections[section].limit_s for section in stage.names) + START_LIMIT
+    limit_s = (stage.limit_s or limit_s) + (seconds if stage.names == sections.RUN else 0)
+    limit_s = min(limit_s * (10 if dry_run else 1), end - started)
+    crew.record.say(f"== {name} (at most {limit_s:.0f} s)")
+    size, spare_s = 1 if dry_run else stage.size, SPARE_S if stage.turns else 0.0
+    crew.run(stage.names, started + limit_s, size=size, turns=stage.turns, spare_s=spare_s)
     taken = time.monotonic() - started
-    record.stage(name, seconds=round(taken, 1), limit_s=limit_s)
-    record.say(f"== {name}: {taken:.0f} s")
+    crew.record.stage(name, seconds=round(taken, 1), limit_s=round(limit_s, 1))
+    crew.record.say(f"== {name}: {taken:.0f} s")
 
 
 if __name__ == "__main__":

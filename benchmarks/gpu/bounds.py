@@ -40,7 +40,12 @@ def rows_of(sections: Sections, *names: str) -> list[Row]:
 
 
 def _field(name: str, variant: str, field: str) -> Callable[[Sections], float | None]:
-    return lambda s: next((r.get(field) for r in rows_of(s, name) if r.get("variant", "").startswith(variant)), None)
+    def value(sections: Sections) -> float | None:
+        # What was computed wrongly has no time.
+        rows = (row for row in rows_of(sections, name) if row.get("gate") not in (None, "red"))
+        return next((row.get(field) for row in rows if row["variant"].startswith(variant)), None)
+
+    return value
 
 
 def _strongest(network: str) -> Callable[[Sections], float | None]:

@@ -64,6 +64,8 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
     if importlib.util.find_spec("xdist") and not context.quick:
         parallel = ["-n", str(processes), "--max-worker-restart", "64"]
     limited = ["--timeout", str(TEST_LIMIT), "--timeout-method", "thread"]
+    # A worker's own stacks are lost with it; faulthandler's are not.
+    limited += ["-o", f"faulthandler_timeout={TEST_LIMIT - 5}"]
     if importlib.util.find_spec("pytest_timeout") is None:
         # Nor may the project's settings speak of it then.
         limited = ["-o", "addopts="]
