@@ -61,6 +61,41 @@ def test_a_section_that_raises_hangs_or_dies_costs_itself_alone(record, planted,
     assert "Fatal Python error: Aborted" in failures
 
 
+def test_whatever_a_section_prints_its_rows_arrive(record, planted):
+    planted.run(["talks"], time.monotonic() + 60)
+    found = saved(record)["talks"]
+    assert "error" not in found and found["rows"][0] == {"found": 1.5, "dtype": "int8"} and len(found["rows"]) == 2
+
+
+def test_processes_of_an_earlier_stage_are_ended_and_at_once(record, planted):
+    planted.run(["works", "slow", "slow"], time.monotonic() + 60, size=3)
+    assert len(planted._workers) == 3
+    planted.run(["works"], time.monotonic() + 60)
+    assert len(planted._workers) == 1
+    started = time.monotonic()
+    planted.close()
+    assert time.monotonic() - started < 2
+
+
+def test_nothing_outlives_a_run_that_was_killed(tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom benchmarks.gpu import crew\n"
+        "from benchmarks.gpu.record import Record\nfrom tests.planted_sections import SECTIONS\n"
+        "job = {'device': 'cpu', 'quick': False, 'out': '.', 'seconds': 0, 'table': 'tests.planted_sections'}\n"
+        "hands = crew.Crew(Record(Path(sys.argv[1])), job, SECTIONS)\nhands.prepare([['never_ready']])\n"
+        "print(*[worker._process.pid for worker in hands._beside], flush=True)\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        time.sleep(2)
+        process.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_nothing_starts_after_the_end(record, planted):
     planted.run(["hangs", "works"], time.monotonic() + 3)
     planted.run(["works"], time.monotonic())
