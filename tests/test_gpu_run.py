@@ -196,6 +196,30 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     assert "FAILED spectral: ValueError: no (failures.txt)" in text
 
 
+def test_a_run_that_is_ended_leaves_its_table_and_nothing_else(tmp_path):
+    out = tmp_path / "a folder"
+    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), out.name, "load", "headline", "--dry-run"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # In a locale that has no sign of the table's.
+    environment = os.environ | {"PATH": path, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if b"== headline" in line:
+                process.terminate()
+                break
+        said = process.stdout.read().decode()
+    assert process.returncode == 1
+    table = (out / "table.txt").read_text(encoding="utf-8")
+    assert table.strip() in said and "left out: compiled_cnn_tf32" in table and "not measured" in table
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), str(tmp_path / "file"), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "OUT: " in done.stderr and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -179,7 +179,9 @@ class Crew:
             self.record.section(name, left_out="the time of its stage was over")
 
     def close(self) -> None:
-        """Ends every process; what was prepared and had no turn is noted."""
+        """Ends every process; what was under way, or prepared and had no turn, is noted."""
+        for worker in [w for w in self._workers if w.section]:
+            self.record.section(worker.section, left_out="the run was ended while it ran")
         for worker, names in self._beside.items():
             for name in (worker.section, *names):
                 self.record.section(name, left_out="it was not prepared in time, or no turn was left")
