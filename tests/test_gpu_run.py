@@ -194,6 +194,12 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     assert "ResNet 32, critic step, bfloat16 1.000 ms e: c in a CUDA graph 2.000 ms 0.500 green" in text
     assert "ResNet 32 critic step / the papers' code 0.200 0.02 to 0.12 ≤ 0.15 MISSED" in text
     assert "FAILED spectral: ValueError: no (failures.txt)" in text
+    # A step that is fast and wrong reaches no bound.
+    rows[0] |= {"gate": "red", "ratio": None}
+    rows[1] |= {"ratio": None}
+    lines, missed = summary(results)
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert missed == 3 and "ResNet 32 critic step / the papers' code - 0.02 to 0.12 ≤ 0.15 MISSED, for it" in text
 
 
 def test_a_run_that_is_ended_leaves_its_table_and_nothing_else(tmp_path):
@@ -265,6 +271,17 @@ def test_failed_tests_are_told_as_they_happen(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="1 tests failed, cut short"):
         next(rows)
     assert "assert 1 == 2" in (tmp_path / FAILURES).read_text()
+
+
+def test_without_pytest_tests_fail(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    rows = tests._run(Context("cpu", True, tmp_path, limit_s=60.0), ["tests/test_sign_bits.py"], 1)
+    assert next(rows)["tests"] == 0
+    with pytest.raises(RuntimeError, match="No module named pytest"):
+        next(rows)
 
 
 def test_bounds_of_the_cpu_are_measured_in_parts(tmp_path, monkeypatch, capsys):
