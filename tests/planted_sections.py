@@ -1,6 +1,7 @@
 """Sections that fail in every way that a section can, for `benchmarks.gpu.crew`."""
 
 import os
+import subprocess
 import time
 
 from benchmarks.gpu.section import Section
@@ -51,6 +52,8 @@ def prepared(context):
 
 
 def never_ready(context):
+    # In a group of its own, as that of the tests.
+    subprocess.Popen(["sleep", "600"], process_group=0)
     _sleeps_for_ever()
     yield {}
 

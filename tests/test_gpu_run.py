@@ -87,13 +87,20 @@ def test_nothing_outlives_a_run_that_was_killed(tmp_path):
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        pid = int(process.stdout.readline())
-        time.sleep(2)
+        session = int(process.stdout.readline())
+        while len(_alive(session)) < 2:
+            time.sleep(0.1)
         process.kill()
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+    while _alive(session):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def _alive(session):
+    """The processes of a session that have not ended."""
+    listed = subprocess.run(["ps", "-s", str(session), "-o", "state="], capture_output=True, text=True)
+    return [state for state in listed.stdout.split() if state != "Z"]
 
 
 def test_nothing_starts_after_the_end(record, planted):

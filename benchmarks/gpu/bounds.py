@@ -89,7 +89,7 @@ def _minutes(name: str) -> Callable[[Sections], float | None]:
 
 
 def _failed_tests(sections: Sections) -> float | None:
-    return next((float(row.get("failed", 0)) for row in rows_of(sections, "tests")), None)
+    return next((float(row.get("failed", 0)) for row in rows_of(sections, "tests") if row.get("tests")), None)
 
 
 def _spectral(field: str) -> Callable[[Sections], float | None]:

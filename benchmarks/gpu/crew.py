@@ -7,7 +7,6 @@ one that takes its process along costs itself alone, since a fresh process goes 
 import contextlib
 import json
 import math
-import os
 import queue
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from typing import Any
 
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.section import Section
-from benchmarks.gpu.work import GIVEN_UP, MARK
+from benchmarks.gpu.work import GIVEN_UP, MARK, end_session
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds that a process may take before its first section begins: importing PyTorch, and starting CUDA.
@@ -92,8 +91,7 @@ class Worker:
 
     def kill(self) -> None:
         """Ends it and what it has started, at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        end_session(self._process.pid)
 
     def stop(self, stacks: bool = True) -> tuple[int, str]:
         """Ends it, if it has not by itself, and returns its exit status and the end of what it wrote to stderr.

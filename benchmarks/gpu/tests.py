@@ -79,7 +79,10 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
         command += ["-p", "benchmarks.gpu.report_tests", *parallel, *limited, *chosen]
         started = time.monotonic()
         with open(output, "w") as file:
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            # With processes of its own, of which none may go on.
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, process_group=0
+            )
         cut = False
         try:
             process.wait(context.limit_s - ENDING)
@@ -90,7 +93,7 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
             try:
                 process.wait(ENDING)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         lines = outcomes.read_text().splitlines() if outcomes.exists() else []
         said = output.read_text(errors="replace")[-3000:]

@@ -62,7 +62,20 @@ def _end_with(parent: int) -> None:
     """Ends this process and those that it has started where its parent was killed and could not."""
     while os.getppid() == parent:
         time.sleep(1)
-    os.killpg(0, signal.SIGKILL)
+    end_session(os.getsid(0))
+
+
+def end_session(session: int) -> None:
+    """Ends all processes of a session, in whichever groups they are, at once; the one that calls last."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        # One may have ended meanwhile. Behind the name: state, parent, group, session.
+        with contextlib.suppress(OSError):
+            if int(stat.read_text(errors="replace").rpartition(")")[2].split()[3]) == session:
+                found.append(int(stat.parent.name))
+    for process in sorted(found, key=os.getpid().__eq__):
+        with contextlib.suppress(OSError):
+            os.kill(process, signal.SIGKILL)
 
 
 def _wait() -> None:
