@@ -175,6 +175,9 @@ def record_graph(
         generators: CUDA generators, other than the default one, from which it draws.
     """
     graph, pool, failure = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
+    # In an autocast around the step, casts that are remembered would be missing in the graph, which would read the
+    # memory of old ones; and casts of the graph, which are not computed, would be given to eager work.
+    torch.clear_autocast_cache()
     for generator in generators:
         graph.register_generator_state(generator)
     # torch.cuda.graph stays on its stream where a capture fails.
@@ -191,6 +194,8 @@ def record_graph(
             _recover(graph, pool, stream, generators)
             # The end of the capture may have raised again, with less to say.
             raise failure or error from None
+        finally:
+            torch.clear_autocast_cache()
     return graph, result
 
 

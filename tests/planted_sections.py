@@ -35,6 +35,15 @@ def aborts(context):
     os.abort()
 
 
+def talks(context):
+    import numpy
+
+    print("a line that a library has begun", end="", flush=True)
+    yield {"found": numpy.float32(1.5), "dtype": numpy.dtype("int8")}
+    os.write(1, b"not UTF-8: \xff\n@message {, not JSON\n")
+    yield {"found": float("nan")}
+
+
 def prepared(context):
     time.sleep(0.2)
     context.wait()

@@ -2,8 +2,12 @@
 
 import contextlib
 import copy
+import gc
 import warnings
+import weakref
 from collections import namedtuple
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import gnfast
 from gnfast import InputError, captured, models, penalties
+from gnfast.bench.graph import captured as captured_function
 from gnfast.captured import CapturedStep, CaptureError
 
 CRITICS = {
@@ -308,6 +313,52 @@ def test_a_failed_capture_is_undone(ends, monkeypatch):
     if ends:
         assert captured.record_graph(lambda: 3, "its own") == (driver, 3)
         assert driver.done[6:] == [("end", "pool")]
+
+
+def test_casts_that_autocast_remembers_stay_on_their_side_of_a_capture(monkeypatch):
+    Driver(monkeypatch, True)
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+
+    def casts_of_weights():
+        with Casts() as casts:
+            layer(x)
+        return casts.of.count(layer.weight.shape)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (casts_of_weights(), casts_of_weights()) == (1, 0)
+        # In the graph, for it reads the weights anew; and after it, for nothing of the graph was computed.
+        assert captured.record_graph(casts_of_weights, "its own")[1] == 1
+        assert casts_of_weights() == 1
+
+
+class Casts(TorchDispatchMode):
+    """Notes the shapes of what is cast."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default:
+            self.of.append(args[0].shape)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_graph_keeps_what_it_reads(monkeypatch):
+    Driver(monkeypatch, True)
+    for name in ("Stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "current_stream", mock.MagicMock())
+    monkeypatch.setattr(torch.cuda, "device", mock.MagicMock())
+    net = nn.Linear(4, 1)
+    weight = weakref.ref(net.weight)
+    replay = captured_function(partial(lambda net, x: net(x).detach(), net, torch.randn(2, 4)), torch.device("cuda"))
+    del net
+    gc.collect()
+    assert weight() is not None
+    del replay
+    gc.collect()
+    assert weight() is None
 
 
 def test_no_random_state_of_a_gpu_is_read_during_a_capture(monkeypatch):

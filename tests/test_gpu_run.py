@@ -61,6 +61,41 @@ def test_a_section_that_raises_hangs_or_dies_costs_itself_alone(record, planted,
     assert "Fatal Python error: Aborted" in failures
 
 
+def test_whatever_a_section_prints_its_rows_arrive(record, planted):
+    planted.run(["talks"], time.monotonic() + 60)
+    found = saved(record)["talks"]
+    assert "error" not in found and found["rows"][0] == {"found": 1.5, "dtype": "int8"} and len(found["rows"]) == 2
+
+
+def test_processes_of_an_earlier_stage_are_ended_and_at_once(record, planted):
+    planted.run(["works", "slow", "slow"], time.monotonic() + 60, size=3)
+    assert len(planted._workers) == 3
+    planted.run(["works"], time.monotonic() + 60)
+    assert len(planted._workers) == 1
+    started = time.monotonic()
+    planted.close()
+    assert time.monotonic() - started < 2
+
+
+def test_nothing_outlives_a_run_that_was_killed(tmp_path):
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom benchmarks.gpu import crew\n"
+        "from benchmarks.gpu.record import Record\nfrom tests.planted_sections import SECTIONS\n"
+        "job = {'device': 'cpu', 'quick': False, 'out': '.', 'seconds': 0, 'table': 'tests.planted_sections'}\n"
+        "hands = crew.Crew(Record(Path(sys.argv[1])), job, SECTIONS)\nhands.prepare([['never_ready']])\n"
+        "print(*[worker._process.pid for worker in hands._beside], flush=True)\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        pid = int(process.stdout.readline())
+        time.sleep(2)
+        process.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_nothing_starts_after_the_end(record, planted):
     planted.run(["hangs", "works"], time.monotonic() + 3)
     planted.run(["works"], time.monotonic())
@@ -159,6 +194,36 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     assert "ResNet 32, critic step, bfloat16 1.000 ms e: c in a CUDA graph 2.000 ms 0.500 green" in text
     assert "ResNet 32 critic step / the papers' code 0.200 0.02 to 0.12 ≤ 0.15 MISSED" in text
     assert "FAILED spectral: ValueError: no (failures.txt)" in text
+    # A step that is fast and wrong reaches no bound.
+    rows[0] |= {"gate": "red", "ratio": None}
+    rows[1] |= {"ratio": None}
+    lines, missed = summary(results)
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    assert missed == 3 and "ResNet 32 critic step / the papers' code - 0.02 to 0.12 ≤ 0.15 MISSED, for it" in text
+
+
+def test_a_run_that_is_ended_leaves_its_table_and_nothing_else(tmp_path):
+    out = tmp_path / "a folder"
+    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), out.name, "load", "headline", "--dry-run"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # In a locale that has no sign of the table's.
+    environment = os.environ | {"PATH": path, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
+        for line in process.stdout:
+            if b"== headline" in line:
+                process.terminate()
+                break
+        said = process.stdout.read().decode()
+    assert process.returncode == 1
+    table = (out / "table.txt").read_text(encoding="utf-8")
+    assert table.strip() in said and "left out: compiled_cnn_tf32" in table and "not measured" in table
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), str(tmp_path / "file"), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "OUT: " in done.stderr and list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +271,17 @@ def test_failed_tests_are_told_as_they_happen(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="1 tests failed, cut short"):
         next(rows)
     assert "assert 1 == 2" in (tmp_path / FAILURES).read_text()
+
+
+def test_without_pytest_tests_fail(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    rows = tests._run(Context("cpu", True, tmp_path, limit_s=60.0), ["tests/test_sign_bits.py"], 1)
+    assert next(rows)["tests"] == 0
+    with pytest.raises(RuntimeError, match="No module named pytest"):
+        next(rows)
 
 
 def test_bounds_of_the_cpu_are_measured_in_parts(tmp_path, monkeypatch, capsys):

@@ -137,7 +137,9 @@ def run(out: Path, chosen: dict[str, Stage], limit_s: float, seconds: float, dry
         # Two cores have enough to do with one such process, and the groups differ in sizes alone.
         beside = beside[-1:]
     # As Ctrl-C: processes of their own sessions must not outlive this one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
+    whole = False
     try:
         for name, stage in chosen.items():
             if name != "load":
@@ -145,14 +147,18 @@ def run(out: Path, chosen: dict[str, Stage], limit_s: float, seconds: float, dry
                 crew.prepare(beside)
                 beside = []
             _run_stage(name, stage, crew, seconds, end)
+        whole = True
     except KeyboardInterrupt:
         record.say("interrupted; what was measured is in results.json")
     finally:
+        # A second signal may not keep the first one's promise from being held.
+        for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(ending, signal.SIG_IGN)
         crew.close()
         lines, missed = summary(record.data)
         (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         record.say("\n".join(lines[-LINES:]))
-    return int(record.failed or missed > 0)
+    return int(record.failed or missed > 0 or not whole)
 
 
 def _run_stage(name: str, stage: Stage, crew: Crew, seconds: float, end: float) -> None:

@@ -1,6 +1,7 @@
 """What must be reached on a GPU, each from rows of the same run."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ class Bound:
 
     Attributes:
         what: in words.
-        value: takes the sections of results.json; None where nothing of it was measured.
+        value: takes the sections of results.json; None where nothing of it was measured, NaN where gnfast's own step
+            computed something else than it should.
         bound: the limit.
         expected: what was predicted before anything was measured, from and to (docs/gpu.md).
         least: whether the bound is a lower one.
@@ -41,11 +43,19 @@ def rows_of(sections: Sections, *names: str) -> list[Row]:
 
 def _field(name: str, variant: str, field: str) -> Callable[[Sections], float | None]:
     def value(sections: Sections) -> float | None:
+        rows = rows_of(sections, name)
+        if wrong(rows):
+            return math.nan
         # What was computed wrongly has no time.
-        rows = (row for row in rows_of(sections, name) if row.get("gate") not in (None, "red"))
+        rows = (row for row in rows if row.get("gate") not in (None, "red"))
         return next((row.get(field) for row in rows if row["variant"].startswith(variant)), None)
 
     return value
+
+
+def wrong(rows: Iterable[Row]) -> bool:
+    """Whether gnfast's own step, of which the ratios would be, failed the gate."""
+    return any(row.get("gate") == "red" and row["variant"] == row["ours"] for row in rows)
 
 
 def _strongest(network: str) -> Callable[[Sections], float | None]:
@@ -53,6 +63,8 @@ def _strongest(network: str) -> Callable[[Sections], float | None]:
 
     def worst(sections: Sections) -> float | None:
         rows = rows_of(sections, *(f"{kind}_{network}_bfloat16" for kind in ("critic", "compiled", "searched")))
+        if wrong(rows):
+            return math.nan
         rows = [row for row in rows if row.get("step") == "critic step" and is_baseline(row)]
         # Without the compiled ones, the strongest is not among them.
         if not any(row["variant"].startswith(STRONGEST) for row in rows):

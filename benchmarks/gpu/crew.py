@@ -51,7 +51,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             cwd=ROOT,
             # With the processes that it starts, it can be ended as a whole.
             start_new_session=True,
@@ -60,9 +61,13 @@ class Worker:
 
     def _read(self) -> None:
         for line in self._process.stdout:
-            is_message = line.startswith(MARK)
-            message = json.loads(line.removeprefix(MARK)) if is_message else {"kind": "chatter", "line": line.rstrip()}
-            self._events.put((self, message))
+            message = {"kind": "chatter", "line": line.rstrip()}
+            if line.startswith(MARK):
+                # Another process may have written into the middle of it.
+                with contextlib.suppress(ValueError):
+                    message = json.loads(line.removeprefix(MARK))
+            if message.get("line") != "":
+                self._events.put((self, message))
         self._events.put((self, None))
 
     def enter(self, state: str, limit_s: float = math.inf) -> None:
@@ -85,6 +90,11 @@ class Worker:
         with contextlib.suppress(OSError):
             print(json.dumps(order), file=self._process.stdin, flush=True)
 
+    def kill(self) -> None:
+        """Ends it and what it has started, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def stop(self, stacks: bool = True) -> tuple[int, str]:
         """Ends it, if it has not by itself, and returns its exit status and the end of what it wrote to stderr.
 
@@ -100,9 +110,10 @@ class Worker:
             status = self._process.wait(timeout=0.1 if self.section else 5)
         except subprocess.TimeoutExpired:
             status = -signal.SIGKILL
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.kill()
+        # One that the driver does not let go is left to the system.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=5)
         self._errors.seek(0)
         return status, self._errors.read()[-6000:]
 
@@ -142,6 +153,9 @@ class Crew:
             spare_s: seconds before the end from which on no section starts, so that those have their turns.
         """
         pending, turn = deque(names), False
+        # Those of an earlier stage that have nothing more to do hold memory of the device.
+        self._end(self._workers[size:])
+        del self._workers[size:]
         while (now := time.monotonic()) < end:
             busy = [w for w in self._workers if w.section]
             measuring = any(w.state == "measuring" for w in self._beside)
@@ -165,13 +179,22 @@ class Crew:
             self.record.section(name, left_out="the time of its stage was over")
 
     def close(self) -> None:
-        """Ends every process; what was prepared and had no turn is noted."""
+        """Ends every process; what was under way, or prepared and had no turn, is noted."""
+        for worker in [w for w in self._workers if w.section]:
+            self.record.section(worker.section, left_out="the run was ended while it ran")
         for worker, names in self._beside.items():
             for name in (worker.section, *names):
                 self.record.section(name, left_out="it was not prepared in time, or no turn was left")
-        for worker in [*self._workers, *self._beside]:
-            worker.stop(stacks=False)
+        self._end([*self._workers, *self._beside])
         self._workers, self._beside = [], {}
+
+    @staticmethod
+    def _end(workers: Sequence[Worker]) -> None:
+        # All before any is waited for: whoever ended this run may not wait long.
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.stop(stacks=False)
 
     def _limit(self, name: str) -> float:
         return self.sections[name].limit(self.job["quick"])

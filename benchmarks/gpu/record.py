@@ -1,5 +1,6 @@
 """What a run leaves in its folder, as it goes: results.json, failures.txt and log.txt."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -55,7 +56,9 @@ class Record:
 
     def say(self, line: str) -> None:
         """A line for whoever watches, and for log.txt."""
-        print(line, flush=True)
+        # Whoever watches may have gone; the files go on.
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
         with open(self.folder / LOG, "a", encoding="utf-8", errors="replace") as file:
             file.write(f"{line}\n")
 

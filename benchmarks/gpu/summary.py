@@ -1,5 +1,6 @@
 """The end of a run as a table that one can act on: rows against their best baseline, bounds, and what failed."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -53,10 +54,12 @@ def _bounds(sections: dict[str, Any]) -> tuple[list[str], int]:
     table, missed = [("", "measured", "expected", "bound", "")], 0
     for bound in BOUNDS:
         value = bound.value(sections)
+        wrong = value is not None and math.isnan(value)
         verdict = "not measured" if value is None else "ok" if bound.holds(value) else "MISSED"
         missed += verdict == "MISSED"
+        verdict += ", for it computed something else (gate red)" if wrong else ""
         sign = "≥" if bound.least else "≤"
-        measured = "-" if value is None else f"{value:.3f}"
+        measured = "-" if value is None or wrong else f"{value:.3f}"
         expected = "{:g} to {:g}".format(*bound.expected)
         table.append((bound.what, measured, expected, f"{sign} {bound.bound:g}", verdict))
     return _aligned(table), missed

@@ -99,7 +99,8 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
     yield {"tests": len(found), **counts, "failures": failed, "seconds": round(time.monotonic() - started, 1)}
     problems = [f"{len(failed)} tests failed"] if failed else []
     problems += ["cut short"] if cut else []
-    if not cut and process.returncode not in (0, 1):
+    # Status 1 is that of a Python without pytest too.
+    if not cut and (not found or process.returncode not in (0, 1)):
         problems.append(f"pytest ended with status {process.returncode}\n{said}")
     if problems:
         raise RuntimeError(", ".join(problems))

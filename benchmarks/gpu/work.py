@@ -2,10 +2,13 @@
 
 import contextlib
 import faulthandler
+import gc
 import importlib
 import json
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -19,7 +22,16 @@ MARK, GIVEN_UP = "@message ", 3
 
 def tell(kind: str, **message: Any) -> None:
     """One message to the crew."""
-    print(MARK + json.dumps({"kind": kind, **message}), flush=True)
+    # On a line of its own, whatever a library has begun to write.
+    print("\n" + MARK + json.dumps({"kind": kind, **message}, default=_plain), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: a scalar of PyTorch's or NumPy's as a number, all else in words."""
+    try:
+        return value.item()
+    except (AttributeError, RuntimeError, ValueError):
+        return str(value)
 
 
 def main(job: dict[str, Any]) -> int:
@@ -31,6 +43,7 @@ def main(job: dict[str, Any]) -> int:
     # The crew asks for the stacks of a section that hangs before it ends the process.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     sections: dict[str, Section] = importlib.import_module(job["table"]).SECTIONS
     context = Context(job["device"], job["quick"], Path(job["out"]), seconds=job["seconds"], wait=_wait)
     if context.quick:
@@ -43,6 +56,13 @@ def main(job: dict[str, Any]) -> int:
         if not _run(order["section"], sections[order["section"]], context):
             return GIVEN_UP
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process and those that it has started where its parent was killed and could not."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _wait() -> None:
@@ -64,16 +84,19 @@ def _run(name: str, section: Section, context: Context) -> bool:
         error = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0][:300]}"
         tell("failure", reason=error, details=traceback.format_exc())
     tell("end", seconds=round(time.monotonic() - started, 1), rates=context.rates)
-    return error is None or _answers(context.device)
+    return _answers()
 
 
-def _answers(device: str) -> bool:
-    """An error of the device stays with its process, and everything after it would fail with it."""
-    import torch
+def _answers() -> bool:
+    """An error of the device stays with its process, and everything after it would fail with it.
 
-    if device != "cuda":
+    A section may have survived it: variants that fail are notes. Memory that others may need is given back.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
         return True
     try:
+        gc.collect()
         torch.cuda.synchronize()
         with contextlib.suppress(torch.OutOfMemoryError):
             torch.zeros(1, device="cuda").add_(1).item()

@@ -1,7 +1,7 @@
 """A step as a CUDA graph: recorded once, then launched as a whole."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -30,8 +30,15 @@ def captured(function: Callable[[], T], device: torch.device) -> Callable[[], T]
     with torch.cuda.device(device):
         graph, result = record_graph(function, stream)
 
-    def replay() -> T:
-        graph.replay()
-        return result
+    return _Replay(function, graph, result)
 
-    return replay
+
+class _Replay(Generic[T]):
+    """Calls replay the graph, which reads the weights and inputs of the function where they are: they must live on."""
+
+    def __init__(self, function: Callable[[], T], graph: torch.cuda.CUDAGraph, result: T) -> None:
+        self.function, self.graph, self.result = function, graph, result
+
+    def __call__(self) -> T:
+        self.graph.replay()
+        return self.result
