@@ -147,12 +147,12 @@ def test_every_stage_leaves_rows(dry_run):
     rows = [row for section in results["sections"].values() for row in section["rows"] if "gate" in row]
     # In bfloat16, double backward through networks as small as these loses all digits.
     assert {row["gate"] for row in rows if row["variant"].startswith("gnfast")} <= {"green", "not checked"}
-    assert len(list(out.iterdir())) <= 8
+    assert len(list(out.iterdir())) <= 8 and (out / "samples.png").stat().st_size > 1000
     assert all(path.name.replace("_", "").replace(".", "").replace("-", "").isalnum() for path in out.iterdir())
     (kernels,) = results["sections"]["smoke_kernels"]["rows"]
     assert kernels["skipped"] == kernels["tests"] == len(tests.SMOKE)
     (smoke,) = results["sections"]["smoke_training"]["rows"]
-    assert smoke["finished"] and smoke["steps"] == 60
+    assert smoke["finished"] and smoke["steps"] == 12
     table = (out / "table.txt").read_text().splitlines()
     assert done.stdout.splitlines()[-len(table[-gpu.LINES :]) :] == table[-gpu.LINES :]
 

@@ -11,8 +11,6 @@ from unittest import mock
 from benchmarks.gpu import tests
 from benchmarks.gpu.section import Context, Row, Section
 
-STEPS = 60
-
 
 def captured_step(context: Context, network: str, step: str, precision: str) -> Iterator[Row]:
     """One captured step, which also compiles what the headline needs of Triton: processes share what is compiled."""
@@ -71,6 +69,7 @@ def training(context: Context) -> Iterator[Row]:
     from gnfast.train.config import Config
     from gnfast.train.loop import train
 
+    last = 12 if context.quick else 60
     with tempfile.TemporaryDirectory() as folder, graph_mode(context):
         settings: dict[str, Any] = {
             "data": "digits",
@@ -85,13 +84,13 @@ def training(context: Context) -> Iterator[Row]:
             "run_dir": folder,
             "data_root": folder,
         }
-        often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), STEPS // 6)
-        for steps in (STEPS // 2, STEPS):
+        often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), last // 6)
+        for steps in (last // 2, last):
             outcome = train("smoke", Config(**settings, **often, steps=steps), progress=False, echo=print)
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     yield {"steps": outcome.step, "finished": outcome.finished, "rows": len(rows), "last": rows[-1]}
-    if outcome.step != STEPS or not any("loss_generator" in row and row["step"] == STEPS for row in rows):
-        raise AssertionError(f"train() ended after step {outcome.step} of {STEPS} with {len(rows)} rows")
+    if outcome.step != last or not any("loss_generator" in row and row["step"] == last for row in rows):
+        raise AssertionError(f"train() ended after step {outcome.step} of {last} with {len(rows)} rows")
 
 
 @contextlib.contextmanager

@@ -71,10 +71,9 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
         limited = ["-o", "addopts="]
     with tempfile.TemporaryDirectory() as folder:
         outcomes, output = Path(folder, "outcomes"), Path(folder, "output")
-        environment = os.environ | {
-            report_tests.OUTCOMES: str(outcomes),
-            report_tests.FAILED: str(context.out / FAILURES),
-        }
+        # Nothing of a pytest that this may be called from.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment |= {report_tests.OUTCOMES: str(outcomes), report_tests.FAILED: str(context.out / FAILURES)}
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
         command += ["-p", "benchmarks.gpu.report_tests", *parallel, *limited, *chosen]
         started = time.monotonic()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import tempfile
 import threading
 import time
@@ -23,6 +24,7 @@ def training(context: Context) -> Iterator[Row]:
     """Trains `NAME` in bfloat16 for `context.seconds`, and leaves its curves, samples and log in the folder."""
     from gnfast.train.loop import train
     from gnfast.train.presets import PRESETS
+    from gnfast.train.sample import sample_run
 
     config = PRESETS[NAME].config
     data = os.environ.get(DATA, "digits")
@@ -45,19 +47,18 @@ def training(context: Context) -> Iterator[Row]:
             outcome = train(NAME, config, progress=False, echo=echo)
         finally:
             timer.cancel()
-        rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-        for source, name in (
-            (Path(folder, "metrics.jsonl"), "metrics.jsonl"),
-            (Path(folder, "curves.png"), "curves.png"),
-            (outcome.picture, "samples.png"),
-        ):
-            if source is not None and source.exists():
-                shutil.copyfile(source, context.out / name)
-    speeds = sorted(row["steps_per_second"] for row in rows if "steps_per_second" in row)
+        rows, speeds = (
+            [json.loads(line) for line in Path(folder, name).read_text().splitlines()]
+            for name in ("metrics.jsonl", "speed.jsonl")
+        )
+        for name in ("metrics.jsonl", "curves.png"):
+            shutil.copyfile(Path(folder, name), context.out / name)
+        # After a short run the moving average still shows much of the generator that it began with.
+        sample_run(Path(folder), out=context.out / "samples.png", weights="raw", device=context.device)
     yield {
         "steps": outcome.step,
         "seconds": context.seconds,
-        "steps_per_s": speeds[len(speeds) // 2] if speeds else None,
+        "steps_per_s": statistics.median(row["steps_per_second"] for row in speeds) if speeds else None,
         "data": Path(data).name,
         "last": rows[-1] if rows else None,
     }
