@@ -308,9 +308,10 @@ def test_variants_come_in_the_order_of_their_value_and_the_compiled_ones_are_cap
     rows, notes = measured(name, replace(SETUP, compiled=True, search=True))
     assert not notes
     assert {row["gate"] for row in rows} == {"green", "not checked"}
-    wanted = [cases.CAPTURED, cases.STRONGEST, cases.A, cases.PLAIN_CAPTURED, cases.E, cases.C, cases.B, cases.EAGER]
-    rescaled = [f"{cases.RESCALED}, CUDA graph", cases.RESCALED] if name == "generator" else [cases.D]
-    assert [row["variant"] for row in rows] == [*wanted, cases.NO_REWRITES, cases.PLAIN, *rescaled]
+    first = [cases.CAPTURED, cases.STRONGEST] + [cases.D] * (name == "critic")
+    wanted = [cases.A, cases.PLAIN_CAPTURED, cases.E, cases.EAGER, cases.C, cases.PLAIN]
+    last = [f"{cases.RESCALED}, CUDA graph", cases.RESCALED] if name == "generator" else []
+    assert [row["variant"] for row in rows] == [*first, *wanted, cases.NO_REWRITES, cases.B, *last]
     assert searched == ["max-autotune-no-cudagraphs"] * (2 if name == "critic" else 1)
     assert len(graphs) == 5
 
@@ -509,7 +510,8 @@ def test_rows_of_a_gpu_have_its_times(monkeypatch):
     for row in rows:
         assert 0 < row["host_ms"] <= row["median_ms"]
         assert row["device_ms"] == row["host_ms"] / 2
-        assert (row["kernels"], row["back_to_back_ms"], row["steps_per_s"], row["hours_200k"]) == (7, 2.0, 500.0, 0.1111)
+        assert (row["kernels"], row["back_to_back_ms"]) == (7, 2.0)
+        assert (row["steps_per_s"], row["hours_200k"]) == (500.0, 0.1111)
 
 
 def test_tables_of_a_gpu_have_its_times(measured):

@@ -1,7 +1,6 @@
 """gnfast's steps against baselines, by the cases of `gnfast.bench`; and what the device reaches at its best."""
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -68,7 +67,7 @@ def compiled(
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
     import torch
 
-    from gnfast.bench.cases import STRONGEST, B, D
+    from gnfast.bench.cases import STRONGEST, D
     from gnfast.bench.run import free, measure
 
     ready, failures = [], []
@@ -88,10 +87,11 @@ def compiled(
                     failures.append(error)
                     continue
                 print(f"{found.step}: {variant} prepared in {time.monotonic() - started:.0f} s", flush=True)
-            ready.append((_restricted(found, (*prepared, B)), prepared))
+            ready.append((found, prepared))
     context.wait()
     for found, prepared in ready:
-        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), prepared=prepared):
+        measured = {"prepared": prepared, "only": (found.ours[0], *prepared), **_rounds(context, budget_s)}
+        for row in measure(found, context.ceilings(precision), **measured):
             yield row | {"asked": precision, "search": search}
         free()
     for error in failures:
@@ -113,12 +113,6 @@ def _cases(
         batch, precision = 2, precision if max(chosen.shape) < 48 else "float32"
     setup = Setup(torch.device(context.device), precision, batch, graphs=True, compiled=compiled, search=search)
     yield from CASES[case](chosen, setup)
-
-
-def _restricted(case: "Case", names: tuple[str, ...]) -> "Case":
-    """The case with gnfast's headline and these variants alone."""
-    kept = (case.ours[0], *names)
-    return dataclasses.replace(case, variants={name: v for name, v in case.variants.items() if name in kept})
 
 
 def _rounds(context: Context, budget_s: float) -> dict[str, float]:

@@ -139,7 +139,8 @@ def critic_cases(network: Network, setup: Setup) -> Iterator[Case]:
             net, x = make.inputs(setup.tuned)
             return make.compiled(compiled_critic_step(net, setup.search), x)
 
-        variants[D] = Variant(step, setup.tuned, B, visible=False)
+        compiled = {STRONGEST: variants[STRONGEST], D: Variant(step, setup.tuned, B, visible=False)}
+        variants = compiled | variants
     yield make.case("critic step", variants, critic_step, cost.critic_step)
 
 
@@ -337,11 +338,12 @@ class _Maker:
             variants[PLAIN_CAPTURED] = self.variant(partial(step, plain), mode, checked=False, capture=True)
             variants[E] = self.variant(partial(step, repaired), mode, B, capture=True)
         return variants | {
-            C: self.variant(partial(step, repaired), mode, B),
-            B: self.variant(partial(step, double_backward), self.searched_if_small, B),
             EAGER: self.variant(partial(step, four_passes), mode, B),
-            NO_REWRITES: self.variant(partial(step, without_rewrites), mode, B),
+            C: self.variant(partial(step, repaired), mode, B),
             PLAIN: self.variant(partial(step, plain), mode, checked=False),
+            NO_REWRITES: self.variant(partial(step, without_rewrites), mode, B),
+            # Its search for kernels may take longer than all others together.
+            B: self.variant(partial(step, double_backward), self.searched_if_small, B),
         }
 
     def case(

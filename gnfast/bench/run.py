@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ def measure(
     warmup: int = 1,
     prepared: dict[str, Step] | None = None,
     kernels: bool = False,
+    only: Collection[str] | None = None,
 ) -> Iterator[Row]:
     """Measures a case, and gives each variant's row as soon as it is known.
 
@@ -51,6 +52,7 @@ def measure(
         warmup: rounds before those, beside the runs that checking and counting take.
         prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
         kernels: count kernels by torch.profiler, which may slow all that is timed afterwards.
+        only: the variants that are measured, all if None; others may be their yardsticks all the same.
 
     Yields:
         rows. `ratio` is `ours_median_ms` / `median_ms`, both of the row's own rounds, and `ours` says whose. On a GPU
@@ -64,7 +66,8 @@ def measure(
     turns = {"rounds": least, "warmup": warmup, "budget_s": budget_s, "most": most}
     ours: _Running | None = None
     done: set[str] = set()
-    while (name := _next(case, ours, done)) is not None:
+    names = [name for name in case.variants if only is None or name in only]
+    while (name := _next(case, names, ours, done)) is not None:
         done.add(name)
         running = None
         try:
@@ -81,9 +84,10 @@ def measure(
         free()
 
 
-def _next(case: Case, ours: "_Running | None", done: set[str]) -> str | None:
+def _next(case: Case, names: list[str], ours: "_Running | None", done: set[str]) -> str | None:
     """The variant whose turn it is; gnfast's own as long as the others have none to be timed with."""
-    names = [*case.ours, *case.variants] if ours is None else case.variants
+    if ours is None:
+        names = [name for name in case.ours if name in names] + names
     return next((name for name in names if name not in done), None)
 
 
