@@ -9,6 +9,7 @@ import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -346,6 +347,13 @@ def test_rows_come_as_they_are_measured_and_a_broken_variant_costs_its_own(monke
     assert third["ratio"] == pytest.approx(third["ours_median_ms"] / third["median_ms"], abs=1e-3)
     assert set(alive) <= {cases.CAPTURED, "last"}
     assert [row["variant"] for row in rows] == [cases.EAGER]
+
+
+def test_what_cannot_be_counted_is_timed_all_the_same(monkeypatch):
+    (case,) = cases.critic_cases(NETWORK, SETUP)
+    monkeypatch.setattr(run.count, "peak_bytes", mock.Mock(side_effect=RuntimeError("out of memory")))
+    row, *_ = run.measure(replace(case, variants={cases.EAGER: case.variants[cases.EAGER]}), ROOF, **QUICK)
+    assert row["median_ms"] > 0 and row["flops"] > 0 and row["not_counted"] == "RuntimeError: out of memory"
 
 
 def test_what_cannot_be_captured_leaves_the_headline_to_the_eager_step(monkeypatch):

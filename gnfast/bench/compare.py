@@ -20,7 +20,7 @@ Key = tuple[tuple[str, str], ...]
 # Parts of the names of figures that are compared; quartiles, counts of rounds and the like are not.
 FIGURES = ("median", "ratio", "fraction", "/s", "per_s", "hours", "over", "launches", "kernels", "peak", "value")
 # What a comparison found, which may differ between runs without the row being another.
-FOUND = ("gate", "note", "ours", "error", "why", "choices", "failures", "left_out")
+FOUND = ("gate", "note", "not_counted", "ours", "error", "why", "choices", "failures", "left_out")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from gnfast.bench import count
 from gnfast.bench.agree import Error, error_of, within
-from gnfast.bench.cases import Case, Step
+from gnfast.bench.cases import Case, Step, Variant
 from gnfast.bench.ceilings import Ceilings
 from gnfast.bench.clock import back_to_back_ms, device_ms, interleaved_ms
 from gnfast.bench.mode import PAPERS
@@ -75,7 +75,8 @@ def measure(
             yield from ({**_named(case), "variant": name, "note": note} for note in gate.take_notes())
             if ours is None and name in case.ours:
                 ours = running
-            yield _row(case, running, ours, turns, floor_ms, kernels)
+            row = _row(case, running, ours, turns, floor_ms)
+            yield row | _counts(case.variants[name], running, kernels)
         except Exception as error:
             ours = None if running is ours else ours
             yield {**_named(case), "variant": name, "note": f"{name}: left out, {_said(error)}"}
@@ -125,9 +126,7 @@ def _prepared(case: Case, name: str, gate: "_Gate", prepared: dict[str, Step] | 
     return _Running(name, step, active, *gate.check(name, result), variant.checked, prepare_s)
 
 
-def _row(
-    case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any], floor_ms: float | None, kernels: bool
-) -> Row:
+def _row(case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any], floor_ms: float | None) -> Row:
     variant, setup = case.variants[this.name], case.setup
     row: Row = {
         **_named(case),
@@ -167,11 +166,21 @@ def _row(
         row |= {"steps_per_s": round(1e3 / per_step, 2), "hours_200k": round(RUN * per_step / 3.6e6, 4)}
     if this.error is not None:
         row |= {"error_values": this.error.values, "error_gradients": this.error.gradients}
-    if variant.visible:
-        done = count.work(this.run, warm=True)
-        row |= {"flops": done.flops, "launches": done.launches, "peak_bytes": count.peak_bytes(this.run, warm=True)}
-    if kernels and (counted := count.kernels(this.run)) is not None:
-        row["kernels"] = counted
+    return row
+
+
+def _counts(variant: Variant, this: _Running, kernels: bool) -> Row:
+    """What is counted of a step; why not all of it was, where that is so, for its times are measured."""
+    row: Row = {}
+    try:
+        if variant.visible:
+            done = count.work(this.run, warm=True)
+            row |= {"flops": done.flops, "launches": done.launches}
+            row["peak_bytes"] = count.peak_bytes(this.run, warm=True)
+        if kernels and (counted := count.kernels(this.run)) is not None:
+            row["kernels"] = counted
+    except Exception as error:
+        row["not_counted"] = _said(error)
     return row
 
 
