@@ -103,6 +103,14 @@ def _alive(session):
     return [state for state in listed.stdout.split() if state != "Z"]
 
 
+def test_the_results_of_an_earlier_run_are_kept(tmp_path):
+    for value in range(3):
+        Record(tmp_path, run=value).say(f"run {value}")
+    found = {path.parent.name: json.loads(path.read_text())["run"] for path in tmp_path.rglob(RESULTS)}
+    assert found == {"earlier-1": 0, "earlier-2": 1, tmp_path.name: 2}
+    assert (tmp_path / "earlier-1" / "log.txt").read_text() == "run 0\n"
+
+
 def test_nothing_starts_after_the_end(record, planted):
     planted.run(["hangs", "works"], time.monotonic() + 3)
     planted.run(["works"], time.monotonic())

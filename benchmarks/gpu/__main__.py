@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.gpu import sections
 from benchmarks.gpu.crew import START_LIMIT, Crew
-from benchmarks.gpu.record import Record
+from benchmarks.gpu.record import TABLE, Record
 from benchmarks.gpu.summary import summary
 
 # The last lines of what the run prints.
@@ -156,7 +156,7 @@ def run(out: Path, chosen: dict[str, Stage], limit_s: float, seconds: float, dry
             signal.signal(ending, signal.SIG_IGN)
         crew.close()
         lines, missed = summary(record.data)
-        (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (out / TABLE).write_text("\n".join(lines) + "\n", encoding="utf-8")
         record.say("\n".join(lines[-LINES:]))
     return int(record.failed or missed > 0 or not whole)
 

@@ -1,6 +1,7 @@
 """What a run leaves in its folder, as it goes: results.json, failures.txt and log.txt."""
 
 import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -8,14 +9,16 @@ from typing import Any
 
 Row = dict[str, Any]
 
-RESULTS, FAILURES, LOG = "results.json", "failures.txt", "log.txt"
+RESULTS, FAILURES, LOG, TABLE = "results.json", "failures.txt", "log.txt", "table.txt"
+FILES = (RESULTS, FAILURES, LOG, TABLE, "metrics.jsonl", "curves.png", "samples.png")
+"""All that a run leaves."""
 
 
 class Record:
     """The results so far. Every change is on disk before the next one: a kill leaves the old file or the new one.
 
     Args:
-        folder: where the files go; made if it is not there.
+        folder: where the files go; made if it is not there. What an earlier run has left in it moves to a folder in it.
         **head: what results.json begins with.
     """
 
@@ -23,6 +26,8 @@ class Record:
         self.folder = folder
         self.data: dict[str, Any] = {**head, "stages": {}, "sections": {}}
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / RESULTS).exists():
+            _set_aside(folder)
         for name in (FAILURES, LOG):
             (folder / name).write_text("")
         self._write()
@@ -72,3 +77,11 @@ class Record:
         temporary = self.folder / f"{RESULTS}.tmp"
         temporary.write_text(json.dumps(self.data, indent=1) + "\n")
         os.replace(temporary, self.folder / RESULTS)
+
+
+def _set_aside(folder: Path) -> None:
+    earlier = next(path for n in itertools.count(1) if not (path := folder / f"earlier-{n}").exists())
+    earlier.mkdir()
+    for name in FILES:
+        with contextlib.suppress(FileNotFoundError):
+            (folder / name).rename(earlier / name)
