@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import bounds, crew, sections, tests
+from benchmarks.gpu.alone import alone, search_alone
 from benchmarks.gpu.record import FAILURES, RESULTS, Record
 from benchmarks.gpu.section import Context
 from benchmarks.gpu.summary import summary
@@ -101,6 +103,27 @@ def _alive(session):
     """The processes of a session that have not ended."""
     listed = subprocess.run(["ps", "-s", str(session), "-o", "state="], capture_output=True, text=True)
     return [state for state in listed.stdout.split() if state != "Z"]
+
+
+def test_kernels_are_tried_while_nothing_is_timed(tmp_path, monkeypatch):
+    from torch._inductor.runtime.benchmarking import benchmarker
+
+    done = []
+    monkeypatch.setattr(benchmarker, "benchmark_gpu", lambda what: done.append(what) or 1.0)
+    search_alone(tmp_path)
+    search = threading.Thread(target=benchmarker.benchmark_gpu, args=("kernel",))
+    with alone(tmp_path):
+        search.start()
+        time.sleep(0.2)
+        done.append("timed")
+    search.join()
+    assert done == ["timed", "kernel"]
+    # Nothing waits for itself, nor for ever.
+    with alone(tmp_path), alone(tmp_path, patience_s=60):
+        impatient = threading.Thread(target=lambda: alone(tmp_path, patience_s=0.1).__enter__())
+        impatient.start()
+        impatient.join(timeout=10)
+        assert not impatient.is_alive()
 
 
 def test_the_results_of_an_earlier_run_are_kept(tmp_path):

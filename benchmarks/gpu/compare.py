@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from benchmarks.gpu.alone import search_alone
 from benchmarks.gpu.section import Context, Row
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def compare(
     from gnfast.bench.run import free, measure
 
     for found in _cases(context, case, network, batch, precision):
-        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s)):
+        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), alone=context.alone):
             # The papers' code has a precision of its own.
             yield row | {"asked": precision}
         free()
@@ -70,6 +71,7 @@ def compiled(
     from gnfast.bench.cases import STRONGEST, D
     from gnfast.bench.run import free, measure
 
+    search_alone(context.out)
     ready, failures = [], []
     for name in ("critic", "generator"):
         options = {"compiled": True, "search": search and not context.quick}
@@ -90,8 +92,8 @@ def compiled(
             ready.append((found, prepared))
     context.wait()
     for found, prepared in ready:
-        measured = {"prepared": prepared, "only": (found.ours[0], *prepared), **_rounds(context, budget_s)}
-        for row in measure(found, context.ceilings(precision), **measured):
+        options = {"prepared": prepared, "only": (found.ours[0], *prepared), "alone": context.alone}
+        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), **options):
             yield row | {"asked": precision, "search": search}
         free()
     for error in failures:

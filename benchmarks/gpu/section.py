@@ -1,9 +1,12 @@
 """What a section is, and what it is told."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.alone import alone
 
 if TYPE_CHECKING:
     from gnfast.bench.ceilings import Ceilings
@@ -33,6 +36,10 @@ class Context:
     wait: Callable[[], None] = lambda: None
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps the kernels that torch.compile tries in other processes off the device."""
+        return alone(self.out)
+
     def ceilings(self, precision: str) -> "Ceilings | None":
         """The device's ceilings in a precision, measured now if no section has; None where that fails."""
         import torch
@@ -42,7 +49,8 @@ class Context:
 
         if precision not in self.rates:
             try:
-                found = ceilings.measure(torch.device(self.device), tuned(precision), self.quick)
+                with self.alone():
+                    found = ceilings.measure(torch.device(self.device), tuned(precision), self.quick)
             except Exception as error:
                 # Without them rows lack their floor, and nothing else.
                 print(f"ceilings in {precision}: {type(error).__name__}: {error}", flush=True)

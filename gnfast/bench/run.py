@@ -36,6 +36,7 @@ def measure(
     prepared: dict[str, Step] | None = None,
     kernels: bool = False,
     only: Collection[str] | None = None,
+    alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Iterator[Row]:
     """Measures a case, and gives each variant's row as soon as it is known.
 
@@ -53,6 +54,7 @@ def measure(
         prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
         kernels: count kernels by torch.profiler, which may slow all that is timed afterwards.
         only: the variants that are measured, all if None; others may be their yardsticks all the same.
+        alone: keeps other processes off the device while something is timed.
 
     Yields:
         rows. `ratio` is `ours_median_ms` / `median_ms`, both of the row's own rounds, and `ours` says whose. On a GPU
@@ -75,7 +77,8 @@ def measure(
             yield from ({**_named(case), "variant": name, "note": note} for note in gate.take_notes())
             if ours is None and name in case.ours:
                 ours = running
-            row = _row(case, running, ours, turns, floor_ms)
+            with alone():
+                row = _row(case, running, ours, turns, floor_ms)
             yield row | _counts(case.variants[name], running, kernels)
         except Exception as error:
             ours = None if running is ours else ours
