@@ -232,6 +232,17 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     assert "ResNet 32, critic step, bfloat16 1.000 ms e: c in a CUDA graph 2.000 ms 0.500 green" in text
     assert "ResNet 32 critic step / the papers' code 0.200 0.02 to 0.12 ≤ 0.15 MISSED" in text
     assert "FAILED spectral: ValueError: no (failures.txt)" in text
+    # Where another section had none but the eager step, its ratios are of that one.
+    eager = {"ours": "gnfast, eager", "search": True}
+    other = [row | eager | {"variant": "gnfast, eager", "median_ms": 4.0, "ratio": 1.0}]
+    other += [row | eager | {"variant": "strongest: c compiled", "median_ms": 1.5, "ratio": 2.7}]
+    results["sections"]["searched_resnet_bfloat16"] = {"rows": other}
+    assert "1.000 ms e: c in a CUDA graph" in " ".join(" ".join(summary(results)[0]).split())
+    alone = {"stages": {}, "sections": {"searched_resnet_bfloat16": {"rows": other}}}
+    assert "4.000 ms, not captured strongest: c compiled, searched 1.500 ms 2.700" in " ".join(
+        " ".join(summary(alone)[0]).split()
+    )
+    del results["sections"]["searched_resnet_bfloat16"]
     # A step that is fast and wrong reaches no bound.
     rows[0] |= {"gate": "red", "ratio": None}
     rows[1] |= {"ratio": None}

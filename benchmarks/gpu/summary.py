@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
-from benchmarks.gpu.bounds import BOUNDS, Row, is_baseline
+from benchmarks.gpu.bounds import BOUNDS, CAPTURED, Row, is_baseline
 from benchmarks.gpu.record import FAILURES
 
 
@@ -34,14 +34,20 @@ def _rows(sections: dict[str, Any]) -> list[str]:
                 grouped[row["network"], row["step"], row["asked"]].append(row)
     table = [("", "ours", "best baseline", "", "ratio", "gate")]
     for (network, step, precision), rows in grouped.items():
-        ours = next((row for row in rows if row["variant"] == row.get("ours")), None)
-        baselines = [row for row in rows if is_baseline(row)]
+        # The captured one, unless no section could capture it.
+        own = sorted(
+            (row for row in rows if row["variant"] == row.get("ours")), key=lambda row: row["ours"] != CAPTURED
+        )
+        ours = own[0] if own else None
+        baselines = [row for row in rows if is_baseline(row) and row["ours"] == ours["variant"]] if own else []
         best = max(baselines, key=lambda row: row["ratio"], default=None)
         table.append(
             (
                 f"{network}, {step}, {precision}",
-                "-" if ours is None else f"{ours['median_ms']:.3f} ms",
-                "-" if best is None else best["variant"],
+                "-"
+                if ours is None
+                else f"{ours['median_ms']:.3f} ms{'' if ours['ours'] == CAPTURED else ', not captured'}",
+                "-" if best is None else best["variant"] + (", searched" if best.get("search") else ""),
                 "-" if best is None else f"{best['median_ms']:.3f} ms",
                 "-" if best is None else f"{best['ratio']:.3f}",
                 "-" if ours is None else ours["gate"],
