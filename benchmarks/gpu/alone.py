@@ -48,8 +48,11 @@ def _locked(handle: int) -> bool:
 
 def search_alone(folder: Path) -> None:
     """From now on the compiler of this process times its kernels in turns with what others time."""
-    from torch._inductor.runtime.benchmarking import benchmarker
-
+    try:
+        from torch._inductor.runtime.benchmarking import benchmarker
+    except ImportError:
+        # Another version of PyTorch times elsewhere, and what is timed beside it may be a little disturbed.
+        return
     search: Callable[..., Any] = benchmarker.benchmark_gpu
 
     def taking_turns(*arguments: Any, **options: Any) -> Any:
