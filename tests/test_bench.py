@@ -244,6 +244,9 @@ def test_large_images_take_the_repaired_truth_once_and_no_search(monkeypatch):
     modes = {name: variant.mode.search for name, variant in found[0].variants.items()}
     assert not modes[cases.B] and modes[cases.C] and modes[cases.CAPTURED]
     assert next(cases.critic_cases(NETWORK, SETUP)).variants[cases.B].mode.search
+    # On a GPU PyTorch's may have no kernels in float64, whatever the size.
+    on_a_gpu = cases._Maker(NETWORK, replace(SETUP, device=torch.device("cuda")))
+    assert on_a_gpu.exact(ways.plain) is not ways.plain is cases._Maker(NETWORK, SETUP).exact(ways.plain)
 
 
 def test_rescaled_generator_step_is_exact():

@@ -279,8 +279,12 @@ class _Maker:
         return replace(self.setup.tuned, search=not self.large)
 
     def exact(self, way: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Double backward for the truth: as it is, or repaired where PyTorch's would take too long."""
-        return repair(way) if self.large else way
+        """Double backward for the truth: as it is, or repaired where PyTorch's would take too long.
+
+        On a GPU that is so of any size: in float64 its kernels for convolutions by a whole feature map are slow, where
+        there are any, and without the truth no ratio is formed.
+        """
+        return repair(way) if self.large or self.setup.device.type == "cuda" else way
 
     def inputs(self, mode: Mode, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:
         """A critic of its own and the images, as a mode lays them out."""
