@@ -36,6 +36,11 @@ def aborts(context):
     os.abort()
 
 
+def loses_a_part(context):
+    yield {"variant": "a", "note": "a: left out", "traceback": "in this line"}
+    yield {"found": 1}
+
+
 def talks(context):
     import numpy
 

@@ -345,7 +345,8 @@ def test_rows_come_as_they_are_measured_and_a_broken_variant_costs_its_own(monke
     first = next(rows)
     assert made == [cases.CAPTURED]
     assert first["variant"] == first["ours"] == cases.CAPTURED and first["ratio"] == 1
-    assert next(rows)["note"] == "broken: left out, RuntimeError: out of memory"
+    broken = next(rows)
+    assert broken["note"] == "broken: left out, RuntimeError: out of memory" and "with details" in broken["traceback"]
     third = next(rows)
     assert third["ratio"] == pytest.approx(third["ours_median_ms"] / third["median_ms"], abs=1e-3)
     assert set(alive) <= {cases.CAPTURED, "last"}

@@ -63,6 +63,13 @@ def test_a_section_that_raises_hangs_or_dies_costs_itself_alone(record, planted,
     assert "Fatal Python error: Aborted" in failures
 
 
+def test_a_part_that_fails_leaves_its_traceback(record, planted):
+    planted.run(["loses_a_part"], time.monotonic() + 60)
+    found = saved(record)["loses_a_part"]
+    assert "error" not in found and found["rows"] == [{"variant": "a", "note": "a: left out"}, {"found": 1}]
+    assert "a: left out\nin this line" in (record.folder / FAILURES).read_text()
+
+
 def test_whatever_a_section_prints_its_rows_arrive(record, planted):
     planted.run(["talks"], time.monotonic() + 60)
     found = saved(record)["talks"]
@@ -220,7 +227,7 @@ def test_the_table_tells_what_was_missed_and_what_failed():
         row | {"variant": "a: double backward as the papers run it", "median_ms": 5.0, "ratio": 0.2},
         row | {"variant": "e: c in a CUDA graph", "median_ms": 2.0, "ratio": 0.5},
         row | {"variant": "no normalisation", "median_ms": 0.9, "ratio": 1.1},
-        row | {"variant": "c: b, repaired", "note": "left out, it raised"},
+        row | {"variant": "c: b, repaired", "note": "c: left out, it raised"},
     ]
     results = {
         "stages": {"headline": {"seconds": 12.0}},
@@ -232,6 +239,7 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     assert "ResNet 32, critic step, bfloat16 1.000 ms e: c in a CUDA graph 2.000 ms 0.500 green" in text
     assert "ResNet 32 critic step / the papers' code 0.200 0.02 to 0.12 ≤ 0.15 MISSED" in text
     assert "FAILED spectral: ValueError: no (failures.txt)" in text
+    assert "critic_resnet_bfloat16: c: left out, it raised (failures.txt)" in text
     # Where another section had none but the eager step, its ratios are of that one.
     eager = {"ours": "gnfast, eager", "search": True}
     other = [row | eager | {"variant": "gnfast, eager", "median_ms": 4.0, "ratio": 1.0}]

@@ -236,6 +236,8 @@ class Crew:
             worker.go(self._limit(name))
         elif kind == "row":
             self.record.row(name, message["row"])
+        elif kind == "part":
+            self.record.lose(name, message["reason"], message["details"])
         elif kind == "failure":
             self.record.fail(name, message["reason"], message["details"])
         elif kind == "end":

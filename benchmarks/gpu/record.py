@@ -55,7 +55,11 @@ class Record:
     def fail(self, section: str, reason: str, details: str = "") -> None:
         """Notes in one line why a section ended early, and puts all that is known into failures.txt."""
         self.section(section, error=reason)
-        self.say(f"{section}: FAILED, {reason}")
+        self.lose(section, f"FAILED, {reason}", details)
+
+    def lose(self, section: str, reason: str, details: str) -> None:
+        """Notes a failure of a part of a section, which goes on."""
+        self.say(f"{section}: {reason}")
         with open(self.folder / FAILURES, "a", encoding="utf-8", errors="replace") as file:
             file.write(f"== {section}: {reason}\n{details.rstrip()}\n\n")
 

@@ -17,12 +17,20 @@ def summary(results: dict[str, Any]) -> tuple[list[str], int]:
     sections = results["sections"]
     bounds, missed = _bounds(sections)
     failures = [f"FAILED {name}: {s['error']} ({FAILURES})" for name, s in sections.items() if "error" in s]
+    lost = [f"{name}: {row['note']} ({FAILURES})" for name, s in sections.items() for row in s["rows"] if _lost(row)]
     left_out = [f"left out: {name}, {s['left_out']}" for name, s in sections.items() if "left_out" in s]
     stages = ", ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in results["stages"].items())
     device = next((row.get("device") for row in sections.get("environment", {}).get("rows", ())), "no device known")
-    lines = [*_rows(sections), "", *bounds, *_shortened(left_out, 6), *_shortened(failures, 14)]
-    counts = f"{missed} bounds missed, {len(failures)} sections failed, {len(left_out)} left out"
+    lines = [*_rows(sections), "", *bounds, *_shortened(left_out, 6), *_shortened(failures, 10), *_shortened(lost, 6)]
+    counts = (
+        f"{missed} bounds missed, {len(failures)} sections failed, {len(left_out)} left out, {len(lost)} variants too"
+    )
     return [*lines, f"{device}: {stages or 'nothing ran'}; {counts}"], missed
+
+
+def _lost(row: Row) -> bool:
+    """Whether the row says that a variant could not be measured."""
+    return "variant" in row and "left out" in row.get("note", "")
 
 
 def _rows(sections: dict[str, Any]) -> list[str]:

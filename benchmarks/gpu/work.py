@@ -92,7 +92,10 @@ def _run(name: str, section: Section, context: Context) -> bool:
     error = None
     try:
         for row in section.rows(context):
+            details = row.pop("traceback", None)
             tell("row", row=row)
+            if details is not None:
+                tell("part", reason=row["note"], details=details)
     except Exception as raised:
         error = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0][:300]}"
         tell("failure", reason=error, details=traceback.format_exc())

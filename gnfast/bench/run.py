@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,8 +43,8 @@ def measure(
 
     gnfast's own variant comes first: the best of `case.ours` that can be prepared. Every other takes turns with it, in
     rounds from which its ratio is formed, and then makes room for the next. A row without times is a note: "step",
-    "network", "note", and "variant" where it is about one, such as a variant that cannot be prepared. No ratio is
-    formed with a variant that fails the gate, nor any where gnfast's own does, nor where there is no truth.
+    "network", "note", and "variant" where it is about one; of one that raised, "traceback" too. No ratio is formed with
+    a variant that fails the gate, nor any where gnfast's own does, nor where there is no truth.
 
     Args:
         case: the comparison.
@@ -82,7 +83,8 @@ def measure(
             yield row | _counts(case.variants[name], running, kernels)
         except Exception as error:
             ours = None if running is ours else ours
-            yield {**_named(case), "variant": name, "note": f"{name}: left out, {_said(error)}"}
+            note = {"note": f"{name}: left out, {_said(error)}", "traceback": traceback.format_exc()}
+            yield {**_named(case), "variant": name, **note}
         # Of all that were measured, gnfast's own alone stays.
         del running
         free()
