@@ -63,6 +63,14 @@ def test_a_section_that_raises_hangs_or_dies_costs_itself_alone(record, planted,
     assert "Fatal Python error: Aborted" in failures
 
 
+def test_all_that_is_prepared_has_its_turn_in_the_time_that_is_spared(record, planted):
+    planted.prepare([["prepared"], ["prepared"], ["prepared"]])
+    end = time.monotonic() + 12
+    planted.run(["slow"] * 99, end, turns=True, spare_s=11.5)
+    assert len(saved(record)["prepared"]["rows"]) == 3
+    assert time.monotonic() < end and "left_out" in saved(record)["slow"]
+
+
 def test_a_part_that_fails_leaves_its_traceback(record, planted):
     planted.run(["loses_a_part"], time.monotonic() + 60)
     found = saved(record)["loses_a_part"]

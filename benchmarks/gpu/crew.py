@@ -157,16 +157,17 @@ class Crew:
         while (now := time.monotonic()) < end:
             busy = [w for w in self._workers if w.section]
             measuring = any(w.state == "measuring" for w in self._beside)
-            if turns and (turn or not pending) and not busy and not measuring:
+            more = bool(pending) and now < end - spare_s
+            if turns and (turn or not more) and not busy and not measuring:
                 waiting = next((w for w in self._beside if w.state == "waiting"), None)
                 if waiting is not None:
                     waiting.go(self._limit(waiting.section))
                     measuring = True
                 turn = False
-            while pending and now < end - spare_s and len(busy) < size and not (turns and measuring):
+            while more and pending and len(busy) < size and not (turns and measuring):
                 busy.append(self._begin(pending.popleft()))
                 turn = True
-            if not busy and not (pending and now < end - spare_s) and not (turns and self._beside):
+            if not busy and not (more and pending) and not (turns and self._beside):
                 break
             self._handle(until=min([end, *(w.deadline for w in [*self._workers, *self._beside])]))
             for worker in [w for w in [*self._workers, *self._beside] if time.monotonic() >= w.deadline]:
