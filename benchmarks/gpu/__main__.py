@@ -89,8 +89,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if not options.dry_run:
-        import torch
-
+        try:
+            import torch
+        except ImportError as error:
+            parser.error(f"{error} in {sys.executable}; put the Python that has PyTorch before it in PATH")
         if not torch.cuda.is_available():
             parser.error(
                 f"PyTorch {torch.__version__} of {sys.executable} finds no CUDA device; --dry-run does without"
