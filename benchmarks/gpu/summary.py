@@ -22,9 +22,8 @@ def summary(results: dict[str, Any]) -> tuple[list[str], int]:
     stages = ", ".join(f"{name} {stage['seconds']:.0f} s" for name, stage in results["stages"].items())
     device = next((row.get("device") for row in sections.get("environment", {}).get("rows", ())), "no device known")
     lines = [*_rows(sections), "", *bounds, *_shortened(left_out, 6), *_shortened(failures, 10), *_shortened(lost, 6)]
-    counts = (
-        f"{missed} bounds missed, {len(failures)} sections failed, {len(left_out)} left out, {len(lost)} variants too"
-    )
+    counts = f"{missed} bounds missed, {len(failures)} sections failed"
+    counts += f", {len(left_out)} sections and {len(lost)} variants left out"
     return [*lines, f"{device}: {stages or 'nothing ran'}; {counts}"], missed
 
 
