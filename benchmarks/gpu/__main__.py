@@ -36,7 +36,7 @@ class Stage:
         names: of sections, the most valuable first.
         limit_s: seconds for all of them.
         size: how many processes run them.
-        beside: groups of sections that a process each prepares from the stage's beginning on.
+        beside: groups of sections that a process each prepares as soon as the libraries are loaded.
         turns: those that were prepared measure here.
     """
 
@@ -49,7 +49,6 @@ class Stage:
 
 STAGES = {
     "load": Stage(sections.LOAD, 90),
-    # Compiling takes longest: it begins here, so that it is done when it is wanted.
     "smoke": Stage(sections.SMOKE, 40, size=6),
     "headline": Stage(sections.HEADLINE, 170, beside=sections.COMPILED, turns=True),
     "tests": Stage(sections.TESTS, 150),
