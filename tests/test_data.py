@@ -28,7 +28,8 @@ from gnfast.data import (
     to_uint8,
 )
 from gnfast.data import cifar10 as cifar10_file
-from gnfast.data.files import atomic_write, download, md5_of
+from gnfast.data.files import download, md5_of
+from gnfast.files import atomic_write
 
 CIFAR_JPEG = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 load = functools.partial(load, progress=False)

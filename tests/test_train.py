@@ -157,7 +157,7 @@ def test_a_kill_while_writing_leaves_the_previous_checkpoint(config, monkeypatch
     outcome, lines = quiet("digits", config)
     assert "continuing after step 4" in lines[0]
     assert outcome.finished
-    assert not list(outcome.run_dir.glob("checkpoints/*.partial"))
+    assert not list(outcome.run_dir.glob("checkpoints/*.part"))
 
 
 def test_checkpoints_keep_two_and_load_with_weights_only(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gnfast.analysis.figures import Rows
-from gnfast.train.logs import write_text
+from gnfast.files import write_text
 
 DPI = 130
 

@@ -25,12 +25,11 @@ from gnfast.analysis.report import write
 from gnfast.analysis.tables import Subject
 from gnfast.data import ImageDataset, to_float
 from gnfast.data import load as load_data
-from gnfast.data.files import atomic_write
 from gnfast.device import resolve_device
 from gnfast.errors import FallbackWarning
+from gnfast.files import atomic_write, write_text
 from gnfast.train.config import Config
 from gnfast.train.evaluate import sampler
-from gnfast.train.logs import write_text
 from gnfast.train.state import NonFiniteLossError, State, sample
 
 POINTS = 6

@@ -88,7 +88,7 @@ def run(words: list[str]) -> int:
     with user_errors():
         result = _evaluate(what, options)
     if options.out:
-        from gnfast.train.logs import write_text
+        from gnfast.files import write_text
 
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")

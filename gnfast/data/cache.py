@@ -28,8 +28,9 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
-from gnfast.data.files import atomic_write, cache_root, empty_part
+from gnfast.data.files import cache_root
 from gnfast.data.source import Contents, Source
+from gnfast.files import atomic_write, empty_part
 
 _FORMAT = 1
 # What every description must have.

@@ -1,12 +1,9 @@
-"""Files of data sets and caches: where they go, what identifies them, atomic writes, downloads with a checksum."""
+"""Files of data sets and caches: where they go, what identifies them, downloads with a checksum."""
 
 import hashlib
 import os
-import secrets
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gnfast.data.dataset import DataError, Request
+from gnfast.files import atomic_write
 
 _CHUNK = 1 << 20
 
@@ -23,25 +21,6 @@ def cache_root() -> Path:
     if own := os.environ.get("GNFAST_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gnfast"
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends, and vanishes when it raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = empty_part(path)
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def empty_part(path: Path) -> Path:
-    """A new empty file beside `path`, named after it, which others may read as far as the user's umask lets them."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    part.open("xb").close()
-    return part
 
 
 def md5_of(path: Path) -> str:

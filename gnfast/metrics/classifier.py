@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from gnfast.data import ImageDataset, to_float
-from gnfast.data.files import atomic_write
+from gnfast.files import atomic_write
 from gnfast.metrics.features import FeatureExtractor
 
 # Part of the cache's file names: another architecture or training gets another number.

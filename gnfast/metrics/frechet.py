@@ -9,7 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from gnfast.data.files import atomic_write
+from gnfast.files import atomic_write
 
 
 class FeatureStatistics:

@@ -12,7 +12,7 @@ import torch.distributed
 from torch import Tensor
 from tqdm import tqdm
 
-from gnfast.data.files import atomic_write
+from gnfast.files import atomic_write
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.frechet import FeatureStatistics
 from gnfast.metrics.inception_score import InceptionScore

@@ -4,13 +4,14 @@ A file is a dict of tensors and plain values, read with `torch.load(weights_only
 checksums are verified before it is believed.
 """
 
-import os
 import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from gnfast.files import atomic_write
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -32,15 +33,9 @@ def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> 
     Returns:
         The path of the file, which is complete on disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ("best.pt" if best else f"step-{step:09d}.pt")
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync_folder(folder)
+    with atomic_write(path) as part:
+        torch.save(state, part)
     for old in paths(folder)[KEEP:]:
         old.unlink()
     return path
@@ -80,16 +75,6 @@ def _load(path: Path) -> dict[str, Any]:
     if damaged is not None:
         raise OSError(f"checksum of {damaged} does not match")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename durable, where the system can flush a directory."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

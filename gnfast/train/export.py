@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import gnfast
+from gnfast.files import atomic_write
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
@@ -104,10 +105,8 @@ def export(source: Path, out: Path, weights: Weights = "ema") -> Path:
     state = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in taken.state.items()}
     about = {"gnfast": gnfast.__version__, "weights": weights, **taken.about, "sha256": _digest(state)}
     metadata = {name: json.dumps(value) for name, value in {**settings, **about}.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    save_file(state, partial, metadata=metadata)
-    partial.replace(out)
+    with atomic_write(out) as part:
+        save_file(state, part, metadata=metadata)
     return out
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from gnfast.files import write_text
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import differences
-from gnfast.train.logs import write_text
 from gnfast.train.record import Row, best, last, main_score, read_run
 from gnfast.train.signals import requested_stops
 from gnfast.train.sweep import Case, Sweep

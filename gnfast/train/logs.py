@@ -15,6 +15,7 @@ from torch import Tensor
 
 import gnfast
 from gnfast.data import to_uint8
+from gnfast.files import write_text
 
 
 class RunLog:
@@ -119,13 +120,6 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, An
 def _truncate(path: Path, step: int) -> None:
     rows = [row for row in read_metrics(path.parent, path.name) if row["step"] <= step]
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content in one step, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Image.Image:

@@ -16,13 +16,14 @@ from tqdm import tqdm
 from gnfast.analysis.live import Probe
 from gnfast.data import ImageDataset
 from gnfast.device import resolve_device
+from gnfast.files import write_text
 from gnfast.metrics import FeatureExtractor
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, differences
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
-from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics, write_text
+from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics
 from gnfast.train.parallel import Group, joined
 from gnfast.train.report import write_report
 from gnfast.train.signals import requested_stops

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gnfast.files import write_text
 from gnfast.train.charts import Series, line_chart
-from gnfast.train.logs import write_text
 from gnfast.train.page import Html, element, embedded, page, table
 from gnfast.train.record import measure_of, points
 from gnfast.train.report import duration, number, write_report

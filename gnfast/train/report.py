@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import gnfast
+from gnfast.files import write_text
 from gnfast.train.charts import Series, line_chart
 from gnfast.train.config import as_json
-from gnfast.train.logs import write_text
 from gnfast.train.page import Html, card, element, page, picture, table
 from gnfast.train.presets import PRESETS
 from gnfast.train.record import (

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gnfast.files import write_text
 from gnfast.train.checkpoint import RunError
 from gnfast.train.launch import State, read_record, state_of
-from gnfast.train.logs import write_text
 from gnfast.train.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
 from gnfast.train.report import number, steps_per_second
 from gnfast.train.sweep import Case, Sweep
