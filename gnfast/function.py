@@ -18,7 +18,7 @@ from gnfast.memory import reuse_memory
 from gnfast.once import once_differentiable
 from gnfast.plan.op import Contribution, Pending, autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
-from gnfast.plan.state import unchanged
+from gnfast.plan.state import capturing, unchanged
 from gnfast.plan.trace import Refused, record
 from gnfast.small import normalized_by_two_kernels
 
@@ -293,7 +293,7 @@ def _record(
     verdicts = _VERDICTS.setdefault(net, {})
     key = *_state_key(net, x), _static(args), _static(tuple(sorted(kwargs.items())))
     known = verdicts.get(key)
-    if known is not None and known.refusal is not None and known.holds():
+    if known is not None and known.refusal is not None and (known.holds() or capturing()):
         raise Refused(known.refusal)
     if known is None and len(verdicts) >= _VERDICTS_PER_NETWORK:
         verdicts.clear()
