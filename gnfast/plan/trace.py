@@ -484,7 +484,7 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 def _packs() -> Callable[[Tensor], Any] | None:
-    """What tensors go through that autograd saves, the innermost `saved_tensors_hooks`; PyTorch's own change nothing."""
+    """What tensors go through that autograd saves: the innermost hook; those of PyTorch itself change nothing."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return hooks and hooks[0]
 
