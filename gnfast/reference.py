@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnfast import compose
+
 
 def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """The critic's output and its gradient with respect to the input, by `torch.autograd.grad(create_graph=True)`.
@@ -21,6 +23,9 @@ def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -
     Returns:
         `f`, exactly as `net` returns it, and `g` of x's shape: the gradient of `f.sum()` with respect to x.
     """
+    if compose.transform():
+        f, pullback = torch.func.vjp(lambda x: net(x, *args, **kwargs), x)
+        return f, pullback(torch.ones_like(f))[0]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
