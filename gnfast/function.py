@@ -11,7 +11,7 @@ import torch
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
-from gnfast import heads, passes, reference
+from gnfast import compose, heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
 from gnfast.heads import Head, Method
 from gnfast.memory import reuse_memory
@@ -290,6 +290,8 @@ def _record(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
 ) -> tuple[Plan, list[Tensor]]:
     """`record`, but a network that was refused before, in the same state, is mostly refused without running it."""
+    if way := compose.transform():
+        raise Refused(Refusal("", way, "the four passes have no rule for this transform"))
     verdicts = _VERDICTS.setdefault(net, {})
     key = *_state_key(net, x), _static(args), _static(tuple(sorted(kwargs.items())))
     known = verdicts.get(key)
@@ -400,3 +402,5 @@ def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
         devices = {p.device for p in net.parameters()}
         if x.device not in devices:
             raise InputError(f"x: got a tensor on {x.device}, wanted one on the network's device {parameter.device}")
+    compose.require_unshared(net)
+    compose.require_ordinary_execution()
