@@ -35,7 +35,9 @@ def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> 
     """
     path = folder / ("best.pt" if best else f"step-{step:09d}.pt")
     with atomic_write(path) as part:
-        torch.save(state, part)
+        # By a file of ours: torch.save does not say of its own that the disk is full.
+        with part.open("wb") as file:
+            torch.save(state, file)
     for old in paths(folder)[KEEP:]:
         old.unlink()
     return path
