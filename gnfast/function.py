@@ -24,7 +24,7 @@ from gnfast.small import normalized_by_two_kernels
 
 
 def normalize_gradient(
-    net: nn.Module,
+    net_D: nn.Module,
     x: Tensor,
     *args: Any,
     method: Method = "gn",
@@ -41,9 +41,9 @@ def normalize_gradient(
     A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 9).
 
     Args:
-        net: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
-        x: (B, ...) floating point, on the device of `net`. Not modified; need not require a gradient.
-        *args, **kwargs: passed to `net` after x (labels, say).
+        net_D: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
+        x: (B, ...) floating point, on the device of `net_D`. Not modified; need not require a gradient.
+        *args, **kwargs: passed to `net_D` after x (labels, say).
         method: the normaliser: "gn", "gn0", "gn1" (GN-GAN with ζ = |f|, 0, 1), "gran" (GraN-GAN), "pgn" (PGN-GAN as its
             code has it), "pgn-table" (as its Table I has it); or a function φ(f, n) of two broadcastable tensors, or a
             `gnfast.Head`. `gnfast.heads` has the formulas.
@@ -86,7 +86,7 @@ def normalize_gradient(
         return f_hat, heads.grad_norm(g)
 
     whole = head if head.partials is not None and not return_grad_norm else None
-    return _run(finish, net, x, args, kwargs, impl, strict, rewrite, whole, fall_back)
+    return _run(finish, net_D, x, args, kwargs, impl, strict, rewrite, whole, fall_back)
 
 
 def value_and_grad_norm(
