@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import compose
+from gnfast.wide_convolutions import wide_convolutions
 
 
 def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -23,14 +24,18 @@ def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -
     Returns:
         `f`, exactly as `net` returns it, and `g` of x's shape: the gradient of `f.sum()` with respect to x.
     """
-    if compose.transform():
-        f, pullback = torch.func.vjp(lambda x: net(x, *args, **kwargs), x)
+    way = compose.transform()
+    if way in ("torch.func", "torch.autograd.forward_ad"):
+        with wide_convolutions(net, x):
+            f, pullback = torch.func.vjp(lambda x: net(x, *args, **kwargs), x)
         return f, pullback(torch.ones_like(f))[0]
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         if not (create_graph and x.requires_grad):
-            x = x.detach().requires_grad_()
-        f = net(x, *args, **kwargs)
+            # A recorded graph has no gradients behind `detach`.
+            x = (x.view_as(x) if way == "make_fx" and not x.requires_grad else x.detach()).requires_grad_()
+        with wide_convolutions(net, x):
+            f = net(x, *args, **kwargs)
         (g,) = torch.autograd.grad(f, x, torch.ones_like(f), create_graph=create_graph)
     return (f, g) if create_graph else (f.detach(), g)
 
