@@ -1,7 +1,6 @@
 """Critics to analyse: of a training run, or any module that can be imported."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,13 @@ from gnfast import reference
 from gnfast.analysis.tables import Subject
 from gnfast.data import load as load_data
 from gnfast.data import to_float
+from gnfast.data.files import expanded
+from gnfast.files import open_regular
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
-from gnfast.train.config import from_json
-from gnfast.train.networks import build_networks
+from gnfast.train.networks import build_networks, require_fit
+from gnfast.train.record import read_run
 from gnfast.train.state import sample
 
 
@@ -34,18 +35,20 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
         RunError: no run folder, no readable checkpoint, or a class-conditional critic.
         ValueError: the data do not fit the critic.
     """
-    record = folder / "config.json"
-    if not record.exists():
-        raise RunError(f"{folder} is not a run folder: there is no {record}")
-    config = from_json(json.loads(record.read_text(encoding="utf-8"))["config"])
+    config = read_run(folder).config
     if config.classes:
         raise RunError(f"{folder}: its critic is class-conditional; analyses take critics of images alone")
     saved = checkpoint.load_newest(folder / "checkpoints")
     if saved is None:
         raise RunError(f"{folder}: no checkpoint yet, looked for {folder / 'checkpoints'}/step-*.pt")
+    weights = {name: saved["state"][name] for name in ("generator", "critic")}
+    try:
+        require_fit(config, **weights)
+    except ValueError as error:
+        raise RunError(f"{folder}: the checkpoint does not fit its settings: {error}") from error
     generator, critic = build_networks(config)
-    generator.load_state_dict(saved["state"]["generator"])
-    critic.load_state_dict(saved["state"]["critic"])
+    generator.load_state_dict(weights["generator"])
+    critic.load_state_dict(weights["critic"])
     source = data or config.data
     size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
     real = _real(source, count, seed, device, root=config.data_root or None, **size)
@@ -91,7 +94,11 @@ def of_module(
     """
     net = _imported(spec)
     if weights:
-        net.load_state_dict(_state(Path(weights)))
+        path = expanded(weights)
+        try:
+            net.load_state_dict(_state(path))
+        except Exception as error:  # torch.load raises whatever the bytes lead it to.
+            raise ValueError(f"--weights: {path}: {' '.join(str(error).split())[:300]}") from error
     real = _real(data, count, seed, device)
     fake = None
     if fakes:
@@ -127,7 +134,8 @@ def _state(path: Path) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with open_regular(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _real(source: str, count: int, seed: int, device: torch.device, **options: Any) -> Tensor:

@@ -22,7 +22,7 @@ from gnfast.files import atomic_write
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
-from gnfast.train.networks import build_networks
+from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.published import load_published
 from gnfast.train.record import read_run, score_names
 
@@ -31,7 +31,7 @@ Weights = Literal["ema", "raw"]
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
 # These say where a run was made, not what its generator is.
-LOCAL = {"data_root", "run_dir", "device", "threads"}
+LOCAL = {"data_root", "extractor_weights", "run_dir", "device", "threads"}
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Snapshot:
         Raises:
             RunError: the weights are not those of the network that the settings describe.
         """
-        generator, _ = build_networks(self.config)
         try:
-            generator.load_state_dict(self.state)
-        except RuntimeError as error:
-            reason = str(error).split("\n")[-1].strip()
-            raise RunError(f"the weights do not fit a {self.config.model} generator: {reason}") from error
+            require_fit(self.config, generator=self.state)
+        except ValueError as error:
+            raise RunError(f"the weights do not fit a {self.config.model} generator: {error}") from error
+        generator, _ = build_networks(self.config)
+        generator.load_state_dict(self.state)
         return generator.requires_grad_(False).train(self.config.sample_bn == "batch")
 
 
@@ -132,7 +132,7 @@ def _of_run(run_dir: Path, weights: Weights) -> Snapshot:
     state = saved["state"]
     rows = [row for row in record.rows if row["step"] <= state["step"] and score_names([row])]
     about = {"preset": record.preset, "step": state["step"], "scores": rows[-1] if rows else {}}
-    return Snapshot(from_json(record.settings), state["generator" if weights == "raw" else "ema"], weights, about)
+    return Snapshot(record.config, state["generator" if weights == "raw" else "ema"], weights, about)
 
 
 def _of_published(path: Path, weights: Weights | None) -> Snapshot:
