@@ -44,6 +44,12 @@ def twice(h):
     return [h, F.leaky_relu(h, 0.1)]
 
 
+def stack_of_constants(net, h):
+    with torch.no_grad():
+        stack = torch.stack(twice(h))
+    return h - stack.mean(0) + torch.where(net.mask, h, stack[1]).lerp(stack[0], 0.2)[:, [0, 2, 1]]
+
+
 ACCEPTED = {
     "type_as": lambda net, h: h.type_as(net.w),
     "to another tensor": lambda net, h: h.to(net.w),
@@ -81,6 +87,7 @@ ACCEPTED = {
     "stack and sum": lambda net, h: torch.sum(torch.stack([*twice(h), net.v.expand(h.shape)]), dim=0),
     "stack and maxima": lambda net, h: torch.stack(twice(h)).max(0)[0] + torch.stack(twice(h)).amin(axis=0),
     "stack and take apart": lambda net, h: sum(torch.stack(twice(h))) - 0.3 * torch.stack(twice(h))[-1],
+    "stack under no_grad": stack_of_constants,
     "hstack": lambda net, h: torch.hstack(twice(h)),
     "dstack": lambda net, h: torch.dstack(twice(h.flatten(2))),
     "dstack of vectors": lambda net, h: torch.dstack(twice(h.flatten(1))),
