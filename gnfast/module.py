@@ -14,8 +14,9 @@ class GradientNorm(Wrapper):
     """A critic that returns f̂, f / (‖∇ₓf‖ + |f|) by default, wherever it returned f.
 
     Equivalent to calling `normalize_gradient(net, x, ...)`. Its `state_dict` has the keys of `net`, so checkpoints of
-    the plain and of the normalised critic are the same files. With DistributedDataParallel, wrap the GradientNorm:
-    `DDP(GradientNorm(net))`, and delete the DDP before `destroy_process_group`, or PyTorch may hang there.
+    the plain and of the normalised critic are the same files. What shares gradients between processes goes around
+    it: `DDP(GradientNorm(net))`, `fully_shard(GradientNorm(net))`. Delete a DDP before `destroy_process_group`, or
+    PyTorch may hang there.
 
     Args:
         net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.
