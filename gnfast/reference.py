@@ -4,6 +4,7 @@ Tests and benchmarks compare against this file, and the public functions fall ba
 apply. Everything here is differentiable any number of times.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,31 +14,46 @@ from gnfast import compose
 from gnfast.wide_convolutions import wide_convolutions
 
 
-def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The critic's output and its gradient with respect to the input, by `torch.autograd.grad(create_graph=True)`.
+def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's value y and the gradient of `y.sum()` with respect to x, by `autograd.grad(create_graph=True)`.
 
     Args:
-        net: any differentiable module.
+        function: differentiable, of one tensor.
         x: (B, ...) floating point. It is not modified, whether it requires a gradient or not.
-        *args, **kwargs: passed to `net` after x.
 
     Returns:
-        `f`, exactly as `net` returns it, and `g` of x's shape: the gradient of `f.sum()` with respect to x.
+        y, exactly as `function` returns it, and its gradient, of x's shape.
     """
     way = compose.transform()
     if way in ("torch.func", "torch.autograd.forward_ad"):
-        with wide_convolutions(net, x):
-            f, pullback = torch.func.vjp(lambda x: net(x, *args, **kwargs), x)
-        return f, pullback(torch.ones_like(f))[0]
+        y, pullback = torch.func.vjp(function, x)
+        return y, pullback(torch.ones_like(y))[0]
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    # Tensors that are made in inference mode cannot take part in autograd.
+    with torch.inference_mode(False), torch.enable_grad():
         if not (create_graph and x.requires_grad):
-            # A recorded graph has no gradients behind `detach`.
-            x = (x.view_as(x) if way == "make_fx" and not x.requires_grad else x.detach()).requires_grad_()
+            # Inference tensors stay outside autograd, and a graph of make_fx has no gradients behind `detach`.
+            leaf = x.clone() if x.is_inference() else x.view_as(x) if way == "make_fx" else x.detach()
+            x = leaf.requires_grad_()
+        y = function(x)
+        (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
+    return (y, g) if create_graph else (y.detach(), g)
+
+
+def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The critic's output and its gradient with respect to the input.
+
+    Args:
+        net: any differentiable module.
+        x, returns: as for `input_grad`.
+        *args, **kwargs: passed to `net` after x.
+    """
+
+    def critic(x: Tensor) -> Tensor:
         with wide_convolutions(net, x):
-            f = net(x, *args, **kwargs)
-        (g,) = torch.autograd.grad(f, x, torch.ones_like(f), create_graph=create_graph)
-    return (f, g) if create_graph else (f.detach(), g)
+            return net(x, *args, **kwargs)
+
+    return input_grad(critic, x)
 
 
 def value_and_grad_norm(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -325,12 +325,6 @@ def test_found_by_random_networks(name, x):
     assert torch.equal(x, before)
 
 
-def adds_what_it_then_changes(net, x):
-    h = x + net._count
-    net._count.add_(1)
-    return F.relu(h).sum((1, 2, 3))
-
-
 def uses_a_temporary_twice(net, x):
     k = net.w * 1
     h = x + k
@@ -346,7 +340,7 @@ def changes_what_contiguous_may_have_copied(net, x):
 
 
 REFUSED = {
-    "changes in place a tensor of shape": [adds_what_it_then_changes, uses_a_temporary_twice],
+    "changes in place a tensor of shape": [uses_a_temporary_twice],
     "views are in use": [changes_what_contiguous_may_have_copied],
 }
 

@@ -460,11 +460,11 @@ def forward_only(function):
         (lambda x: x / x.sum((1, 2, 3), keepdim=True), "division by an x-dependent"),
         (lambda x: (x - x.mean(0, keepdim=True)).sum((1, 2, 3)), "mixes samples"),
         (lambda x: x.sum((1, 2, 3)) if x.sum() > 0 else x.mean((1, 2, 3)), "mixes samples"),
-        (lambda x: x.sum((1, 2, 3)) * x.detach().mean(), "Tensor.detach"),
+        (lambda x: x.sum((1, 2, 3)) * x.detach().mean((1, 2, 3)), "product of two x-dependent"),
         (lambda x: x.relu_().sum((1, 2, 3)), "changes x in place"),
         (lambda x: x.view(-1).reshape(4, -1).sum(1), "moves the batch axis"),
         (lambda x: x.transpose(0, 1).sum((0, 2, 3)), "moves the batch axis"),
-        (lambda x: torch.as_tensor(x.detach().numpy()).sum((1, 2, 3)) + x.sum((1, 2, 3)), "Tensor.detach"),
+        (lambda x: torch.as_tensor(x.detach().numpy()).sum((1, 2, 3)) + x.sum((1, 2, 3)), "Tensor.numpy"),
         (lambda x: F.conv2d(torch.ones(1, 3, 5, 7, dtype=x.dtype), x).flatten(), "does not depend on x"),
         (lambda x: x.sum((1, 2, 3)).to(torch.int64).float(), "not floating point"),
         (lambda x: x.flatten(1)[0].sum().expand(4), "between samples"),
@@ -477,7 +477,7 @@ def forward_only(function):
         (lambda x: (x.new_ones(4, 4) @ x.flatten(1)).sum(1), "batch axis mixes samples"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)).sum((1, 2, 3)), "padding the batch axis"),
         (lambda x: F.rrelu(x, training=True).sum((1, 2, 3)), "drawn anew"),
-        (lambda x: x.flatten(1)[:, torch.arange(3)].sum(1), "indexing with a Tensor"),
+        (lambda x: x.flatten(1)[torch.arange(4), torch.arange(4)], "an index along the batch axis"),
         (lambda x: [x.sum((1, 2, 3))][0].sum(0), "mixes samples"),
     ],
 )
@@ -735,3 +735,32 @@ def test_x_reached_by_another_way_falls_back(leaf, other):
     assert relative_error(g, expected) < 1e-12
     with torch.no_grad():
         assert relative_error(gnfast.value_and_input_grad(net, x, guide, strict=True)[0], f) < 1e-12
+
+
+class MarksDirty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(1).masked_fill(x.flatten(1) < 0, 0).sum(1),
+        lambda x: torch.fft.fft(x).abs().sum((1, 2, 3)),
+        lambda x: MarksDirty.apply(x.sum((1, 2, 3)) * 1),
+        lambda x: torch.tanh(x).sum((1, 2, 3)).view(torch.tanh(x).shape[0], int(x.shape[1] / 3)),
+    ],
+)
+def test_trace_explains_where_it_cannot_go_on(function, x):
+    assert gnfast.trace(forward_only(function), x).refusals
+
+
+def test_trace_raises_the_networks_own_error(x):
+    with pytest.raises(RuntimeError, match="channels"):
+        gnfast.trace(cnn(), torch.randn(4, 2, 5, 7))
