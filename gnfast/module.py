@@ -15,8 +15,8 @@ class GradientNorm(Wrapper):
 
     Equivalent to calling `normalize_gradient(net, x, ...)`. Its parameters and buffers have the names that they have in
     `net`, and its `state_dict` has these keys, so checkpoints of the plain and of the normalised critic are the same
-    files. With DistributedDataParallel, wrap the GradientNorm: `DDP(GradientNorm(net))`, and delete the DDP before
-    `destroy_process_group`, or PyTorch may hang there.
+    files. What shares gradients between processes goes around it: `DDP(GradientNorm(net))`,
+    `fully_shard(GradientNorm(net))`. Delete a DDP before `destroy_process_group`, or PyTorch may hang there.
 
     Args:
         net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.
