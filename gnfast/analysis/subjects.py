@@ -15,7 +15,7 @@ from gnfast.data.files import expanded
 from gnfast.errors import InputError
 from gnfast.files import open_regular
 from gnfast.losses import LOSSES, domain_scaled
-from gnfast.tensors import load_tensors
+from gnfast.tensors import is_state, load_tensors
 from gnfast.train.checkpoint import RunError
 from gnfast.train.export import newest_state
 from gnfast.train.networks import build_networks, require_fit
@@ -137,8 +137,8 @@ def _state(path: Path) -> dict[str, Any]:
         except Exception as error:  # Damaged bytes lead to more than SafetensorError.
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from error
     found = load_tensors(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds a {type(found).__name__}, wanted a state dict")
+    if not is_state(found):
+        raise InputError(f"{path}: holds a {type(found).__name__}, wanted a state dict, names to tensors")
     return found
 
 

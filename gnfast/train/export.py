@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import gnfast
 from gnfast.errors import InputError
 from gnfast.files import atomic_write, open_regular
+from gnfast.tensors import is_state
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
@@ -31,8 +32,6 @@ from gnfast.train.record import Record, read_run, score_names
 Weights = Literal["ema", "raw"]
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
-
-_STATES = ("generator", "ema", "critic")
 
 # These say where a run was made, not what its generator is.
 LOCAL = {"data_root", "extractor_weights", "run_dir", "device", "threads"}
@@ -112,6 +111,8 @@ def export(source: Path, out: Path, weights: Weights | None = None) -> Path:
     if out.suffix != ".safetensors":
         raise ValueError(f"--out: got {str(out)!r}, want FILE.safetensors")
     taken = snapshot(source, weights)
+    # Which is refused where nothing could be drawn from it.
+    taken.build()
     settings = {name: value for name, value in as_json(taken.config).items() if name not in LOCAL}
     # A path says more about its owner than about the images.
     settings["data"] = Path(taken.config.data).name
@@ -171,16 +172,14 @@ def newest_state(run_dir: Path) -> tuple[Record, Config, dict[str, Any]]:
     if saved is None:
         raise RunError(f"{run_dir} has no checkpoint yet, looked for {run_dir / 'checkpoints'}/step-*.pt")
     state = saved.get("state") if isinstance(saved, dict) else None
-    if not isinstance(state, dict) or type(state.get("step")) is not int or not _are_states(state):
+    names = ("generator", "ema", "critic")
+    if (
+        not isinstance(state, dict)
+        or type(state.get("step")) is not int
+        or not all(is_state(state.get(n)) for n in names)
+    ):
         raise RunError(f"{run_dir}: its newest checkpoint is not one of a run")
     return record, _settings(run_dir / "config.json", record.settings), state
-
-
-def _are_states(state: dict[str, Any]) -> bool:
-    found = [state.get(name) for name in _STATES]
-    return all(isinstance(each, dict) for each in found) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for each in found for name, value in each.items()
-    )
 
 
 def _of_published(path: Path, weights: Weights | None) -> Snapshot:
@@ -219,6 +218,8 @@ def _of_file(path: Path, weights: Weights | None) -> Snapshot:
         raise RunError(f"{path} holds {about['weights']} weights, not {weights}; export those from the run")
     known = {field.name for field in dataclasses.fields(Config)}
     config = _settings(path, {name: value for name, value in about.items() if name in known})
+    # `export` writes no path, and what others wrote is not followed.
+    config = dataclasses.replace(config, data=Path(config.data).name)
     origin = {name: about[name] for name in ("preset", "step", "scores")}
     found = Snapshot(path, config, state, about["weights"], origin)
     # Before all of a file is read that may say that it is larger than any disk.
