@@ -444,8 +444,10 @@ def _kept(name: str, optimizer: torch.optim.Optimizer, saved: Any) -> dict[int, 
         require_like(f"{place}.step", torch.tensor(0.0), entry["step"])
         for moment in moments:
             require_like(f"{place}.{moment}", weight.detach(), entry[moment])
-        kept[index] = {m: torch.empty_like(weight.detach()).copy_(entry[m]) for m in sorted(moments)}
-        kept[index]["step"] = entry["step"]
+        kept[index] = {
+            key: torch.empty_like(weight.detach()).copy_(value) if key in moments else value
+            for key, value in entry.items()
+        }
     return kept
 
 
