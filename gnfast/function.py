@@ -4,9 +4,11 @@ import contextlib
 import warnings
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
 from gnfast import heads, passes, reference
@@ -16,7 +18,8 @@ from gnfast.memory import reuse_memory
 from gnfast.once import once_differentiable
 from gnfast.plan.op import Contribution, Pending, autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
-from gnfast.plan.trace import Refused, record, unchanged
+from gnfast.plan.state import unchanged
+from gnfast.plan.trace import Refused, record
 from gnfast.small import normalized_by_two_kernels
 
 
@@ -45,7 +48,8 @@ def normalize_gradient(
             code has it), "pgn-table" (as its Table I has it); or a function φ(f, n) of two broadcastable tensors, or a
             `gnfast.Head`. `gnfast.heads` has the formulas.
         tau, eps: GraN's τ (1) and ε (0.1).
-        return_grad_norm: return also ‖∇ₓf̂‖₂ (B,), which costs no further pass.
+        return_grad_norm: return also ‖∇ₓf̂‖₂ (B,), which costs no further pass; a third derivative where double
+            backward is used.
         impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
@@ -62,17 +66,27 @@ def normalize_gradient(
     """
     head = heads.find(method, tau=tau, eps=eps)
 
-    def finish(f: Tensor, g: Tensor, exact: bool) -> Tensor | tuple[Tensor, Tensor]:
-        chosen = head if exact else heads.plain(head)
-        f_hat = heads.apply_head(chosen, f, g)
+    def finish(f: Tensor, g: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        f_hat = heads.apply_head(head, f, g)
+        return (f_hat, heads.normalized_grad_norm(head, f, g)) if return_grad_norm else f_hat
+
+    def fall_back(critic: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor | tuple[Tensor, Tensor]:
+        def normalized(x: Tensor) -> Tensor:
+            f, g = critic(x)
+            if return_grad_norm and f.numel() != len(f):
+                raise InputError(
+                    f"return_grad_norm: wanted one logit per sample, got {tuple(f.shape)} from the network"
+                )
+            with _without_autocast(x):
+                return heads.apply_head(heads.plain(head), f, g)
+
         if not return_grad_norm:
-            return f_hat
-        if f.numel() != len(f):
-            raise InputError(f"return_grad_norm: wanted one logit per sample, got {tuple(f.shape)} from the network")
-        return f_hat, heads.normalized_grad_norm(head, f, g)
+            return normalized(x)
+        f_hat, g = reference.input_grad(normalized, x)
+        return f_hat, heads.grad_norm(g)
 
     whole = head if head.partials is not None and not return_grad_norm else None
-    return _run(finish, net, x, args, kwargs, impl, strict, rewrite, whole)
+    return _run(finish, net, x, args, kwargs, impl, strict, rewrite, whole, fall_back)
 
 
 def value_and_grad_norm(
@@ -87,7 +101,7 @@ def value_and_grad_norm(
         differentiable once with respect to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0
         at n = 0).
     """
-    return _run(lambda f, g, _: (f, heads.grad_norm(g)), net, x, args, kwargs, impl, strict, rewrite)
+    return _run(lambda f, g: (f, heads.grad_norm(g)), net, x, args, kwargs, impl, strict, rewrite)
 
 
 def value_and_input_grad(
@@ -100,7 +114,7 @@ def value_and_input_grad(
     Returns:
         f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
     """
-    return _run(lambda f, g, _: (f, g), net, x, args, kwargs, impl, strict, rewrite)
+    return _run(lambda f, g: (f, g), net, x, args, kwargs, impl, strict, rewrite)
 
 
 class _FourPasses(torch.autograd.Function):
@@ -169,7 +183,7 @@ def _value_and_input_grad(
 
 @torch.compiler.disable(reason="gnfast runs the network's own Python on every call")
 def _run(
-    finish: Callable[[Tensor, Tensor, bool], Any],
+    finish: Callable[[Tensor, Tensor], Any],
     net: nn.Module,
     x: Tensor,
     args: tuple[Any, ...],
@@ -178,10 +192,12 @@ def _run(
     strict: bool,
     rewrite: bool,
     head: Head | None = None,
+    fall_back: Callable[[Callable[[Tensor], tuple[Tensor, Tensor]]], Any] | None = None,
 ) -> Any:
-    """finish(f, g, True) by the four passes, or finish(f, g, False) by double backward where they do not apply.
+    """finish(f, g) by the four passes, or what is the same by double backward where they do not apply.
 
-    With `head`, the passes go on to f̂, which is then what finish(f, g, True) would return.
+    With `head`, the passes go on to f̂, which is then what finish(f, g) would return. Double backward goes through
+    fall_back(x ↦ (f, g)) where finish(f, g) would not be exact for any critic.
     """
     _validate(net, x, impl)
     refusal = None
@@ -202,11 +218,18 @@ def _run(
                         return f_hat
                     return _Normalized.apply(plan, head, keep, *_laid_out(plan, x, operands))
                 f, g = _FourPasses.apply(plan, keep, *_laid_out(plan, x, operands))
-                return finish(f, g.contiguous() if x.is_contiguous() else g, True)
+                return finish(f, g.contiguous() if x.is_contiguous() else g)
+
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
-    f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
-    with _without_autocast(x):
-        result = finish(f, g, False)
+    def critic(x: Tensor) -> tuple[Tensor, Tensor]:
+        return reference.value_and_input_grad(net, x, *args, **kwargs)
+
+    if fall_back is not None:
+        result = fall_back(critic)
+    else:
+        f, g = critic(x)
+        with _without_autocast(x):
+            result = finish(f, g)
     if refusal is not None:
         _warn_once(net, refusal)
     return result
@@ -241,33 +264,52 @@ def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if autocast_dtype(kind) else contextlib.nullcontext()
 
 
+@dataclass
+class _Verdict:
+    """What came of recording a network: why it was refused, if it was, and how many calls have relied on that."""
+
+    refusal: Refusal | None = None
+    calls: int = 0
+
+    def holds(self) -> bool:
+        """Whether a refusal stands for this call.
+
+        A network may be refused on one call alone (a first one that initialises by its data), so it is recorded again,
+        ever more rarely: the 2nd, 3rd, 5th, 9th, ... time.
+        """
+        self.calls += 1
+        return self.calls & (self.calls - 1) != 0
+
+
 _Key = tuple[Any, ...]
-_VERDICTS: "weakref.WeakKeyDictionary[nn.Module, dict[_Key, Refusal | None]]" = weakref.WeakKeyDictionary()
+_VERDICTS: "weakref.WeakKeyDictionary[nn.Module, dict[_Key, _Verdict]]" = weakref.WeakKeyDictionary()
 _VERDICTS_PER_NETWORK = 64
 
 
 def _record(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
 ) -> tuple[Plan, list[Tensor]]:
-    """`record`, but a network that was refused before, in the same state, is refused without running it."""
+    """`record`, but a network that was refused before, in the same state, is mostly refused without running it."""
     verdicts = _VERDICTS.setdefault(net, {})
     key = *_state_key(net, x), _static(args), _static(tuple(sorted(kwargs.items())))
-    if key in verdicts:
-        if (refusal := verdicts[key]) is not None:
-            raise Refused(refusal)
-        return _recorded(net, x, args, kwargs, rewrite)
-    if len(verdicts) >= _VERDICTS_PER_NETWORK:
+    known = verdicts.get(key)
+    if known is not None and known.refusal is not None and known.holds():
+        raise Refused(known.refusal)
+    if known is None and len(verdicts) >= _VERDICTS_PER_NETWORK:
         verdicts.clear()
     # A refused recording must leave no trace: the fallback is about to run the same forward again.
-    with unchanged(net) as accept:
+    accepted = known is not None and known.refusal is None
+    with unchanged(net, weights=not accepted) as accept:
         try:
             recording = _recorded(net, x, args, kwargs, rewrite)
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.
-            verdicts.update({key: error.refusal} if error.__cause__ is None else {})
+            if error.__cause__ is None:
+                verdicts[key] = _Verdict(error.refusal, known.calls if known else 0)
             raise
         accept()
-    verdicts[key] = None
+    if not accepted:
+        verdicts[key] = _Verdict()
     return recording
 
 
@@ -304,6 +346,11 @@ def _depends_on(tensor: Tensor, x: Tensor) -> bool:
 
 def _state_key(net: nn.Module, x: Tensor) -> _Key:
     """What decides, beside the network's own Python, whether it can be recorded; refuses backward hooks on the way."""
+    if torch.is_grad_enabled() and x.requires_grad and x._backward_hooks:
+        raise Refused(Refusal("", "Tensor.register_hook", "a hook on x would not see the gradient of f"))
+    if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
+        hook = "register_module_full_backward_hook"
+        raise Refused(Refusal("", hook, "a backward hook for all modules would not see their gradients"))
     modules = []
     for module in net.modules():
         modules.append((id(module), module.training))

@@ -282,17 +282,16 @@ class _ApplyHead(torch.autograd.Function):
         m = grad_norm(g, head.centre)
         logit = f.reshape(-1).to(m.dtype)
         ctx.head = head
-        ctx.save_for_backward(logit, m, g)
-        ctx.f_dtype = f.dtype
+        ctx.save_for_backward(f, m, g)
         return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        logit, m, g = ctx.saved_tensors
-        by_f, by_m = ctx.head.partials(logit, m)
+        f, m, g = ctx.saved_tensors
+        by_f, by_m = ctx.head.partials(f.reshape(-1).to(m.dtype), m)
         upstream = grad.reshape(-1).to(m.dtype)
-        grad_f = (upstream * by_f).reshape(grad.shape).to(ctx.f_dtype)
+        grad_f = (upstream * by_f).reshape(f.shape).to(f.dtype)
         # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
         m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (_safe(m), upstream * by_m))
         return None, grad_f, ((g.to(m.dtype) - ctx.head.centre) / m * along).to(g.dtype)

@@ -11,11 +11,11 @@ from gnfast.errors import UnsupportedError
 
 
 class _Final(torch.autograd.Function):
-    """Identity whose backward raises; its first argument only makes the outputs part of the graph."""
+    """Identity of its first `count` tensors, whose backward raises; the others are what those were computed from."""
 
     @staticmethod
-    def forward(ctx, anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.clone() for t in tensors)
+    def forward(ctx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.clone() for t in tensors[:count])
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> NoReturn:
@@ -26,7 +26,11 @@ class _Final(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """Decorates an autograd Function's backward: it runs without a graph, and differentiating its results raises."""
+    """Decorates an autograd Function's backward: it runs without a graph, and differentiating its results raises.
+
+    The Function saves its inputs, so that whoever differentiates with respect to them, by whatever call of autograd's,
+    passes through here.
+    """
 
     @functools.wraps(backward)
     def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -36,7 +40,8 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
         present = [r for r in results if isinstance(r, Tensor)]
         if not create_graph or not present:
             return results
-        final = iter(_Final.apply(torch.zeros((), requires_grad=True), *present))
+        sources = [t for t in (*ctx.saved_tensors, *grads) if t is not None and t.requires_grad]
+        final = iter(_Final.apply(len(present), *present, *sources))
         return tuple(next(final) if isinstance(r, Tensor) else r for r in results)
 
     return wrapper

@@ -54,7 +54,10 @@ def pending_input_gradient(
     kept: list[Tensor | None] = [None] * len(plan.nodes)
     for index in range(len(plan.nodes) - 1, -1, -1):
         node = plan.nodes[index]
-        cotangent, owned = node.op.gather([received.pop(value, []) for value in node.outputs], saved[index])
+        contributions = [received.pop(value, []) for value in node.outputs]
+        if not plan.differentiated[index]:
+            continue
+        cotangent, owned = node.op.gather(contributions, saved[index])
         if keep and plan.has_param_grads[index]:
             kept[index] = cotangent
             owned = False

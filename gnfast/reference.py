@@ -4,30 +4,42 @@ Tests and benchmarks compare against this file, and the public functions fall ba
 apply. Everything here is differentiable any number of times.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's value y and the gradient of `y.sum()` with respect to x, by `autograd.grad(create_graph=True)`.
+
+    Args:
+        function: differentiable, of one tensor.
+        x: (B, ...) floating point. It is not modified, whether it requires a gradient or not.
+
+    Returns:
+        y, exactly as `function` returns it, and its gradient, of x's shape.
+    """
+    create_graph = torch.is_grad_enabled()
+    # Tensors that are made in inference mode cannot take part in autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        if not (create_graph and x.requires_grad):
+            x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+        y = function(x)
+        (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
+    return (y, g) if create_graph else (y.detach(), g)
+
+
 def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The critic's output and its gradient with respect to the input, by `torch.autograd.grad(create_graph=True)`.
+    """The critic's output and its gradient with respect to the input.
 
     Args:
         net: any differentiable module.
-        x: (B, ...) floating point. It is not modified, whether it requires a gradient or not.
+        x, returns: as for `input_grad`.
         *args, **kwargs: passed to `net` after x.
-
-    Returns:
-        `f`, exactly as `net` returns it, and `g` of x's shape: the gradient of `f.sum()` with respect to x.
     """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        if not (create_graph and x.requires_grad):
-            x = x.detach().requires_grad_()
-        f = net(x, *args, **kwargs)
-        (g,) = torch.autograd.grad(f, x, torch.ones_like(f), create_graph=create_graph)
-    return (f, g) if create_graph else (f.detach(), g)
+    return input_grad(lambda x: net(x, *args, **kwargs), x)
 
 
 def value_and_grad_norm(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

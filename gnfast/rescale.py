@@ -18,7 +18,8 @@ from gnfast.plan.ops.linear import Linear
 from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick
 from gnfast.plan.ops.shape import Cat
 from gnfast.plan.plan import Node
-from gnfast.plan.trace import record, unchanged
+from gnfast.plan.state import unchanged
+from gnfast.plan.trace import record
 
 
 @torch.no_grad()

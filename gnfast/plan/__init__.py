@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from gnfast.plan.op import Op, records
 from gnfast.plan.plan import Node, Plan, Refusal
-from gnfast.plan.trace import record, unchanged
+from gnfast.plan.state import unchanged
+from gnfast.plan.trace import record
 
 __all__ = ["Node", "Op", "Plan", "Refusal", "records", "trace"]
 

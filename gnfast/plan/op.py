@@ -101,6 +101,9 @@ class Op:
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in low precision."""
 
+    detaches: ClassVar[bool] = False
+    """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
+
     prefers_channels_last: ClassVar[bool] = False
     """Whether it is faster on (B, C, H, W) tensors that are stored with their channels innermost."""
 

@@ -130,10 +130,22 @@ class Plan:
         return Schedule(tuple(overwrites), tuple(last_uses))
 
     @functools.cached_property
+    def differentiated(self) -> tuple[bool, ...]:
+        """Per node: whether the output's derivative passes through it."""
+        reached = {self.output}
+        result = []
+        for node in reversed(self.nodes):
+            result.append(not node.op.detaches and not reached.isdisjoint(node.outputs))
+            if result[-1]:
+                reached.update(node.inputs)
+        return tuple(reversed(result))
+
+    @functools.cached_property
     def has_param_grads(self) -> tuple[bool, ...]:
         """Per node: whether it has an operand that requires a gradient, so that its cotangent must be kept."""
         return tuple(
-            any(slot in self.trainable for slot in node.operands[: node.op.own_operands]) for node in self.nodes
+            differentiated and any(slot in self.trainable for slot in node.operands[: node.op.own_operands])
+            for node, differentiated in zip(self.nodes, self.differentiated, strict=True)
         )
 
     @functools.cached_property
@@ -154,7 +166,7 @@ class Plan:
         for node, has_grads in zip(reversed(self.nodes), reversed(self.has_param_grads), strict=True):
             result.append(not needed.isdisjoint(node.outputs))
             if result[-1]:
-                needed.update(node.inputs)
+                needed.update(() if node.op.detaches else node.inputs)
             elif has_grads:
                 needed.update(node.inputs[: node.op.param_inputs])
         return tuple(reversed(result))
@@ -173,10 +185,10 @@ class Plan:
 
     def _node_flops(self, index: int) -> dict[str, int]:
         node = self.nodes[index]
-        has_weight = node.operands[:1] and node.operands[0] in self.trainable
+        has_weight = self.has_param_grads[index] and node.operands[0] in self.trainable
         return {
             "forward": node.flops,
-            "input gradient": node.flops,
+            "input gradient": node.flops * self.differentiated[index],
             "tangent": node.flops * self.pushes_forward[index],
             "weights": node.flops * bool(has_weight),
         }

@@ -26,6 +26,7 @@ from gnfast.errors import InputError, UnsupportedError
 from gnfast.kernels.pointwise import uses_fused
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import RECORDERS, Op, Shape, autocast_dtype
+from gnfast.plan.ops.detach import Detach
 from gnfast.plan.ops.shape import Cast
 from gnfast.plan.plan import Derived, Node, Plan, Refusal
 from gnfast.plan.rewrite import rewrite
@@ -50,25 +51,32 @@ class Traced(Tensor):
     """The dtype, likewise."""
     views: "weakref.WeakSet[Traced] | None"
     """The tensors that share this one's memory, itself included; None while there is no other."""
+    tracked: bool
+    """Whether it requires a gradient in PyTorch: derivatives follow it. So that a custom autograd Function shows as
+    its grad_fn, it does here as well."""
 
     @staticmethod
-    def __new__(cls, recorder: "Recorder", value: int, shape: Shape, dtype: torch.dtype) -> "Traced":
-        # It requires a gradient so that a custom autograd Function shows as its grad_fn.
+    def __new__(cls, recorder: "Recorder", value: int, shape: Shape, dtype: torch.dtype, tracked: bool) -> "Traced":
         traced = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=dtype, device=recorder.device, requires_grad=True
+            cls, shape, dtype=dtype, device=recorder.device, requires_grad=tracked
         )
-        traced.recorder, traced.value, traced.extent, traced.scalar, traced.views = recorder, value, shape, dtype, None
+        traced.recorder, traced.value, traced.extent, traced.scalar = recorder, value, shape, dtype
+        traced.views, traced.tracked = None, tracked
         return traced
 
     __hash__ = object.__hash__
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        return _recorder_of(args, kwargs).call(func, args, kwargs or {})
+        return _recorder(args, kwargs).call(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        _recorder_of(args, kwargs).refuse("this operation bypasses recording", operation=str(func))
+        _recorder(args, kwargs).refuse("this operation bypasses recording", operation=str(func))
+
+
+def _recorder(args: Any, kwargs: Any) -> "Recorder":
+    return next(_traced((*args, *(kwargs or {}).values()))).recorder
 
 
 # What may be asked of a traced tensor without touching its values.
@@ -112,8 +120,9 @@ class Recorder:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         if func == _REQUIRES_GRAD:
-            # Module hooks that would follow gradients have none to follow here.
-            return False
+            # One of PyTorch's own observers hangs hooks on what requires a gradient, for which there is nothing to see.
+            asking = sys._getframe(2).f_globals.get("__name__")
+            return args[0].tracked and asking != "torch.utils.module_tracker"
         if func is Tensor.__len__:
             return args[0].shape[0]
         if func is Tensor.__repr__:
@@ -125,6 +134,10 @@ class Recorder:
             )
         outer, self._operation = self._operation, _name_of(func)
         try:
+            for tensor in _traced((*args, *kwargs.values())):
+                self._require_recorded(tensor)
+            if torch.is_inference_mode_enabled():
+                self.refuse("in inference mode, from which nothing returns to autograd")
             recorder = RECORDERS.get(func) or _in_place(func)
             if recorder is None:
                 return self._opaque(func, args, kwargs, "not an operation that the four passes know")
@@ -142,7 +155,6 @@ class Recorder:
         for tensor in inputs:
             if not self.depends_on_x(tensor):
                 self.refuse("its input does not depend on x while another argument does")
-            self._require_recorded(tensor)
         for tensor in operands:
             if self.depends_on_x(tensor):
                 self.refuse("its weight depends on x, so the product is not piecewise linear")
@@ -162,7 +174,11 @@ class Recorder:
         if not shape or shape[0] != self.batch:
             self.refuse(f"its output of shape {shape} does not keep the batch of {self.batch} in axis 0")
         self.nodes.append(node)
-        return self._new_value(shape, dtype)
+        parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
+        tracked = parents and not op.detaches
+        result = self._new_value(shape, dtype, tracked)
+        # What is computed under no_grad is a constant for autograd, whatever it was computed from.
+        return self.emit(Detach(), [result]) if tracked and not torch.is_grad_enabled() else result
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
         """The value in another floating-point dtype; itself where it has that dtype."""
@@ -174,10 +190,14 @@ class Recorder:
 
     def copy(self, tensor: Traced) -> Traced:
         """The same value in memory of its own."""
-        return Traced(self, tensor.value, tensor.extent, tensor.scalar)
+        if tensor.tracked and not torch.is_grad_enabled():
+            return self.emit(Detach(), [tensor])
+        return Traced(self, tensor.value, tensor.extent, tensor.scalar, tensor.tracked)
 
     def maybe_copy(self, tensor: Traced) -> Traced:
         """The same value in memory of which it depends on the layout whether it is shared."""
+        if tensor.tracked and not torch.is_grad_enabled():
+            self.refuse("under no_grad, it depends on the memory format whether derivatives follow the result")
         return self._share(tensor, self.copy(tensor))
 
     def rebind(self, tensor: Tensor, result: Traced) -> Tensor:
@@ -190,7 +210,12 @@ class Recorder:
             self.refuse("it changes x in place")
         if tensor.views is not None and len(tensor.views) > 1:
             self.refuse("it changes in place a tensor of which views are in use")
-        tensor.value = self.cast(result, tensor.scalar).value
+        if tensor.tracked and not torch.is_grad_enabled():
+            self.refuse("under no_grad, it changes in place a value and not its derivative")
+        if result.tracked and not tensor.tracked:
+            with torch._C.DisableTorchFunctionSubclass():
+                tensor.requires_grad_()
+        tensor.value, tensor.tracked = self.cast(result, tensor.scalar).value, result.tracked
         return tensor
 
     def refuse(self, reason: str, operation: str | None = None) -> NoReturn:
@@ -240,8 +265,8 @@ class Recorder:
         self._converted_from |= {id(t): s for t, s in zip(converted, operands, strict=True) if t is not s}
         return inputs, converted
 
-    def _new_value(self, shape: Sequence[int], dtype: torch.dtype) -> Traced:
-        traced = Traced(self, self._values, tuple(shape), dtype)
+    def _new_value(self, shape: Sequence[int], dtype: torch.dtype, tracked: bool = True) -> Traced:
+        traced = Traced(self, self._values, tuple(shape), dtype, tracked)
         self._values += 1
         return traced
 
@@ -328,6 +353,8 @@ def record(
         recorder._require_recorded(result)
         recorder.require_unchanged_operands()
         output, shape = result.value, result.extent
+        if not _reaches_x(recorder.nodes, output):
+            recorder.refuse("it does not depend on x in a way that derivatives follow")
         if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
             recorder.refuse(f"shape {shape} is not one logit per sample of x {tuple(x.shape)}")
     except Refused as error:
@@ -358,36 +385,6 @@ def _without_compiled_code() -> contextlib.AbstractContextManager[None]:
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
-
-
-@contextlib.contextmanager
-def unchanged(net: nn.Module) -> Iterator[Callable[[], None]]:
-    """Puts the network's buffers and the random states back afterwards, unless the yielded function is called.
-
-    While a CUDA graph is captured, a GPU's random state can be neither read nor set: there, what was drawn stays drawn.
-    It does not come to that where the step ran before, as in `CapturedStep`: the verdict on the network is known by
-    then, under a key of shapes, dtypes, modes and modules, which are those of the warm-up.
-    """
-    buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
-    random_state = torch.get_rng_state()
-    reads_cuda = torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing()
-    cuda_states = torch.cuda.get_rng_state_all() if reads_cuda else []
-    accepted = False
-
-    def accept() -> None:
-        nonlocal accepted
-        accepted = True
-
-    try:
-        yield accept
-    finally:
-        if not accepted:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            torch.set_rng_state(random_state)
-            if cuda_states:
-                torch.cuda.set_rng_state_all(cuda_states)
 
 
 @functools.lru_cache(maxsize=256)
@@ -422,6 +419,15 @@ def _reachable(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
             needed.update(node.inputs)
             kept.append(node)
     return tuple(reversed(kept))
+
+
+def _reaches_x(nodes: Sequence[Node], output: int) -> bool:
+    """Whether some derivative of the output arrives at x."""
+    reached = {output}
+    for node in reversed(nodes):
+        if node.output in reached and not node.op.detaches:
+            reached.update(node.inputs)
+    return 0 in reached
 
 
 @functools.lru_cache(maxsize=8192)
@@ -485,14 +491,13 @@ def _on_meta(value: Any) -> Any:
     return value
 
 
-def _recorder_of(args: Any, kwargs: Any) -> Recorder:
-    """The recorder of the first traced tensor among the arguments, lists and tuples included."""
-    for value in (*args, *(kwargs or {}).values()):
+def _traced(values: Sequence[Any]) -> Iterator[Traced]:
+    """The traced tensors among the arguments, lists and tuples included."""
+    for value in values:
         if isinstance(value, Traced):
-            return value.recorder
-        if isinstance(value, (tuple, list)) and (found := _recorder_of(value, None)):
-            return found
-    return None
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _traced(value)
 
 
 def _name_of(func: Callable[..., Any]) -> str:

@@ -4,6 +4,7 @@ from gnfast.plan.ops import (  # noqa: F401
     activation,
     constant,
     conv,
+    detach,
     einsum,
     elementwise,
     layers,

@@ -1,0 +1,254 @@
+"""A forward's own state advances once per call, whatever becomes of the recording."""
+
+import collections
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnfast
+from gnfast import UnsupportedError, reference
+from tests.oracle import relative_error
+
+DTYPE = torch.float64
+
+
+class Stateful(nn.Module):
+    """Changes its state before the operation for which it is refused."""
+
+    def __init__(self, refused=True):
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear = nn.Linear(6, 8, dtype=DTYPE)
+        self.refused = refused
+        self.prepare()
+
+    def prepare(self):
+        pass
+
+    def advance(self):
+        return 1.0
+
+    def forward(self, x):
+        h = self.linear(x) * self.advance()
+        return (torch.tanh(h) if self.refused else F.relu(h)).sum(1)
+
+
+class WrittenBuffer(Stateful):
+    def prepare(self):
+        self.register_buffer("u", torch.ones(8, dtype=DTYPE))
+
+    def advance(self):
+        self.u.mul_(1.5)
+        return self.u.clone()
+
+
+class ReassignedBuffer(WrittenBuffer):
+    def advance(self):
+        self.u = self.u * 1.5
+        return self.u
+
+
+class DataOfAParameter(Stateful):
+    """As the widely copied spectral norm keeps its vectors."""
+
+    def prepare(self):
+        self.u = nn.Parameter(torch.ones(8, dtype=DTYPE), requires_grad=False)
+
+    def advance(self):
+        self.u.data = self.u.data * 1.5
+        return self.u.detach()
+
+
+class DataInPlace(DataOfAParameter):
+    def advance(self):
+        self.u.data.mul_(1.5)
+        return self.u.detach().clone()
+
+
+class TrainedParameter(DataOfAParameter):
+    def prepare(self):
+        self.u = nn.Parameter(torch.ones(8, dtype=DTYPE))
+
+    def advance(self):
+        with torch.no_grad():
+            self.u.mul_(1.5)
+        return self.u.detach().clone()
+
+
+class Counter(Stateful):
+    def prepare(self):
+        self.calls = 1
+
+    def advance(self):
+        self.calls += 1
+        return self.calls
+
+
+class Lists(Stateful):
+    def prepare(self):
+        self.seen, self.by_name, self.queue = [1.0], {"tensor": torch.ones(8, dtype=DTYPE)}, collections.deque([1, 2])
+
+    def advance(self):
+        self.seen.append(self.seen[-1] + 1)
+        self.by_name["tensor"] *= 1.5
+        self.queue.rotate()
+        return self.by_name["tensor"] * sum(self.seen) * self.queue[0]
+
+
+class Object(Stateful):
+    class Box:
+        value = 1.0
+
+    def prepare(self):
+        self.box = self.Box()
+
+    def advance(self):
+        self.box.value += 1
+        return self.box.value
+
+
+class Array(Stateful):
+    def prepare(self):
+        self.array = np.ones(3)
+
+    def advance(self):
+        self.array += 1
+        return float(self.array[0])
+
+
+class Dropout(Stateful):
+    def advance(self):
+        return torch.rand(8, dtype=DTYPE)
+
+
+class OwnGenerators(Stateful):
+    def prepare(self):
+        self.generator, self.numpy, self.python = torch.Generator(), np.random.default_rng(0), random.Random(0)
+
+    def advance(self):
+        drawn = torch.rand(8, generator=self.generator, dtype=DTYPE)
+        return drawn + self.numpy.random() + self.python.random()
+
+
+class GlobalGenerators(Stateful):
+    def advance(self):
+        return random.random() + np.random.rand()  # noqa: NPY002
+
+
+KINDS = [
+    *(WrittenBuffer, ReassignedBuffer, DataOfAParameter, DataInPlace, TrainedParameter, Counter, Lists, Object, Array),
+    *(Dropout, OwnGenerators, GlobalGenerators),
+]
+
+
+def seed():
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+def run(function, net, x, calls=4):
+    seed()
+    return [function(net, x)[1].detach() for _ in range(calls)]
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 6, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "accepted"])
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_state_advances_once_per_call(kind, refused, x):
+    expected = run(reference.value_and_grad_norm, kind(refused), x)
+    actual = run(gnfast.value_and_grad_norm, kind(refused), x)
+    assert not torch.equal(expected[0], expected[1])
+    for call, wanted in zip(actual, expected, strict=True):
+        assert relative_error(call, wanted) < 1e-12
+
+
+# TrainedParameter: what a forward writes into trained weights is put back on a first refusal only.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not TrainedParameter])
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_state_advances_once_on_a_refusal_after_acceptance(kind, x):
+    def alternate(function):
+        net, norms = kind(False), []
+        seed()
+        for call in range(6):
+            net.refused = call % 3 == 2
+            norms.append(function(net, x)[1].detach())
+        return norms
+
+    expected = alternate(reference.value_and_grad_norm)
+    for call, wanted in zip(alternate(gnfast.value_and_grad_norm), expected, strict=True):
+        assert relative_error(call, wanted) < 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "accepted"])
+def test_trace_and_strict_refusals_leave_no_trace(kind, refused, x):
+    net = kind(refused)
+    expected = run(reference.value_and_grad_norm, copy.deepcopy(net), x, 1)[0]
+    seed()
+    gnfast.trace(net, x)
+    if refused:
+        for _ in range(3):
+            with pytest.raises(UnsupportedError):
+                gnfast.value_and_grad_norm(net, x, strict=True)
+    assert relative_error(reference.value_and_grad_norm(net, x)[1], expected) < 1e-12
+
+
+class ActNorm(nn.Module):
+    """Initialises by its first batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 1, dtype=DTYPE)
+        self.shift = nn.Parameter(torch.zeros(6, dtype=DTYPE))
+        self.register_buffer("ready", torch.tensor(False))
+
+    def forward(self, x):
+        if not self.ready:
+            self.shift.data.copy_(-x.mean(0))
+            self.ready.fill_(True)
+        return self.linear(F.relu(x + self.shift))
+
+
+def test_a_refusal_on_one_call_is_not_for_good(x):
+    net, twin = ActNorm(), ActNorm()
+    twin.load_state_dict(net.state_dict())
+    with pytest.warns(gnfast.FallbackWarning):
+        gnfast.value_and_grad_norm(net, x)
+    reference.value_and_grad_norm(twin, x)
+    assert relative_error(net.shift, twin.shift) < 1e-12
+    # The 2nd call is recorded again; `strict` would raise if it were not.
+    actual = gnfast.value_and_grad_norm(net, x, strict=True)[1]
+    assert relative_error(actual, reference.value_and_grad_norm(twin, x)[1]) < 1e-12
+
+
+def test_a_lasting_refusal_is_tried_ever_more_rarely(x):
+    net, forwards = Stateful(), []
+    net.register_forward_pre_hook(lambda *_: forwards.append(None))
+    with pytest.warns(gnfast.FallbackWarning) as warned:
+        for _ in range(40):
+            gnfast.value_and_grad_norm(net, x)
+    # 40 forwards of double backward, and the recordings of calls 1, 2, 3, 5, 9, 17, 33.
+    assert len(forwards) == 47 and len(warned) == 1
+
+
+def test_graphs_that_hold_the_state_stay_valid(x):
+    """Putting back a buffer that a refused forward did not touch must not count as a change of it."""
+    net = WrittenBuffer(False)
+    net.advance = lambda: net.u
+    first = gnfast.normalize_gradient(net, x, strict=True)
+    net.refused = True
+    with pytest.warns(gnfast.FallbackWarning):
+        gnfast.normalize_gradient(net, x)
+    first.sum().backward()
+    assert net.linear.weight.grad is not None
