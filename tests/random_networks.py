@@ -1,8 +1,8 @@
 """Random critics: programs of small steps that every engine of gradients must agree on.
 
-An operation is one function of (choices, weights, tensors). While a critic is drawn, its choices are those of Hypothesis
-or of a seed and are written down; when the critic runs, the same function reads them back. What is written down is the
-program: a counterexample prints as the list of its steps and shrinks to the few that matter.
+An operation is one function of (choices, weights, tensors). While a critic is drawn, its choices are those of
+Hypothesis or of a seed and are written down; when the critic runs, the same function reads them back. What is written
+down is the program: a counterexample prints as the list of its steps and shrinks to the few that matter.
 """
 
 import math

@@ -1,11 +1,10 @@
 """A random critic, how it is called, and what a user can see of the call: by gnfast, and by plain double backward."""
 
 import contextlib
-import copy
 import math
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +16,12 @@ import gnfast
 from gnfast import FallbackWarning, UnsupportedError
 from gnfast.plan.trace import Traced
 from tests.hunt.steps import HOSTILE, forget
-from tests.random_networks import CLASSES, FAMILIES, Critic, draw_critic
+from tests.random_networks import FAMILIES, Critic, draw_critic
 
 PRECISIONS = ("float64", "float32", "bfloat16", "autocast")
 
 
-# ------------------------------------------------------------------------------------------------------------ the truth
+# -------------------------------------------------------------------------------- the truth
 
 
 def _f_and_g(net: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +106,7 @@ class Engine:
     dragan = staticmethod(gnfast.penalties.dragan)
 
 
-# --------------------------------------------------------------------------------------------------- a case and its call
+# -------------------------------------------------------------------------------- a case and its call
 
 CALLS = (
     *["normalize_gradient"] * 5,
@@ -207,6 +206,10 @@ def draw_case(seed: int, precision: str) -> Case:
     )
     if case.surroundings == "global hook":
         case.detail = chance.choice(list(GLOBAL_HOOKS))
+    if case.surroundings in ("no_grad", "inference_mode"):
+        # A value without a graph has no second derivative, and its x no hook.
+        case.call = "normalize_gradient" if case.call == "second derivative" else case.call
+        case.x_kind = "plain" if case.x_kind == "hooked" else case.x_kind
     if case.surroundings == "rewritten" and any(step.arguments.get("inplace") for step in net.steps):
         case.surroundings = "nothing"
     if any(step.name in ("dropout", "noise", "draws") for step in net.steps):
@@ -412,7 +415,7 @@ def _trace(case: Case, net: Critic, dtype: torch.dtype) -> None:
         raise WrongVerdict(f"trace changed the network: {problem}")
 
 
-# ------------------------------------------------------------------------------------------------------------- its state
+# -------------------------------------------------------------------------------- its state
 
 
 def random_state() -> dict[str, Any]:
@@ -427,7 +430,7 @@ def state_of(net: nn.Module) -> dict[str, Any]:
             for key, value in vars(module)[kind].items():
                 state[f"{name}.{key}"] = None if value is None else (value.detach().clone(), value.requires_grad)
         for key, value in vars(module).items():
-            if key.startswith("_") and not key.endswith("hooks") or key in ("labels", "given", "steps", "last_uses"):
+            if (key.startswith("_") and not key.endswith("hooks")) or key in ("labels", "given", "steps", "last_uses"):
                 continue
             state[f"{name}.{key}"] = len(value) if key.endswith("hooks") else _remembered(value)
     return state
@@ -472,7 +475,9 @@ def difference(actual: Any, expected: Any, tolerance: float, name: str = "") -> 
     elif isinstance(expected, np.ndarray):
         return "" if np.array_equal(actual, expected) else f"{name} differs"
     elif isinstance(expected, float):
-        return "" if math.isclose(actual, expected, rel_tol=max(tolerance, 1e-12)) else f"{name}: {actual} for {expected}"
+        return (
+            "" if math.isclose(actual, expected, rel_tol=max(tolerance, 1e-12)) else f"{name}: {actual} for {expected}"
+        )
     else:
         return "" if actual == expected else f"{name}: {actual} for {expected}"
     return next((found for a, e, n in pairs if (found := difference(a, e, tolerance, n))), "")

@@ -1,11 +1,15 @@
 """Random critics through gnfast and through plain double backward: value, gradients and state of one to three steps.
 
-A case is exact, or falls back with a warning and agrees, or is turned away with an error of gnfast's own. Everything else
-is a failure: numbers that differ, another error where plain PyTorch works, state that advanced twice.
+A case is exact, or falls back with a warning and agrees, or is turned away with an error of gnfast's own. Everything
+else is a failure: numbers that differ, another error where plain PyTorch works, state that advanced twice.
 """
 
+import argparse
 import copy
 import dataclasses
+import itertools
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import InputError, UnsupportedError
+from tests.hunt import forked
 from tests.hunt.cases import LOW, Case, Engine, Plain, Seen, WrongVerdict, difference, draw_case, run
+from tests.hunt.tally import FAILED, Hunter, Tally
 from tests.random_networks import Critic
 
-EXACT, FELL_BACK, RAISED, VOID, KINK, FAILED = (
-    "exact",
-    "fell back",
-    "raised clearly",
-    "plain PyTorch raises",
-    "ill-conditioned",
-    "FAILED",
-)
+EXACT = "exact"
+FELL_BACK = "fallen back and right"
+RAISED = "raised clearly"
+VOID = "of which plain PyTorch makes nothing"
+KINK = "ill-conditioned"
 
 
 @dataclass
@@ -54,7 +57,7 @@ def _judge_in_float64(case: Case) -> Verdict:
         if problem := difference(ours.state, truth.state, tolerance, f"state after step {place + 1}:"):
             return Verdict(FAILED, problem)
         for name, error in _errors(ours, truth).items():
-            if error <= 1e-10 or error <= _TOLERANCE_OF_CASTS and _rounds_to_float32(case, name):
+            if error <= 1e-10 or (error <= _TOLERANCE_OF_CASTS and _rounds_to_float32(case, name)):
                 continue
             moved = moved or run(case, Plain, copy.deepcopy(case.net), dtype, nudge=1e-8)
             sensitive = _errors(moved[place], truth).get(name, 0.0)
@@ -112,9 +115,7 @@ def _judge_in_low_precision(case: Case) -> Verdict:
     return Verdict(FELL_BACK if fell_back else EXACT)
 
 
-def _errors_in_low_precision(
-    case: Case, low: torch.dtype
-) -> Verdict | tuple[dict[str, float], dict[str, float], bool]:
+def _errors_in_low_precision(case: Case, low: torch.dtype) -> Verdict | tuple[dict[str, float], dict[str, float], bool]:
     """Our errors and plain PyTorch's against float64 by name, and whether we fell back; or what came of it instead."""
     rounded = copy.deepcopy(case.net).to(low)
     try:
@@ -181,7 +182,7 @@ def _size(tensor: Tensor | None) -> float:
     return 0.0 if tensor is None else tensor.double().norm().item()
 
 
-# -------------------------------------------------------------------------------------------------- the smallest critic
+# -------------------------------------------------------------------------------- the smallest critic
 
 
 def simplest(case: Case) -> Case:
@@ -245,17 +246,49 @@ def _without(net: Critic, place: int) -> Critic | None:
     return net
 
 
-def judge_seed(seed: int, precision: str) -> Verdict:
-    return judge(draw_case(seed, precision))
+# -------------------------------------------------------------------------------- the hunter
+
+# How often each precision gets its turn.
+_TURNS = (*["float64"] * 4, *["float32"] * 2, "bfloat16", "autocast")
+_SECONDS = 60.0
+"""For one critic; those that run take milliseconds."""
 
 
-def explain(seed: int, precision: str) -> Verdict:
-    """Judges and, where it fails, prints the smallest critic that does."""
-    case = draw_case(seed, precision)
+def _judged(trial: tuple[int, str]) -> Verdict:
+    with warnings.catch_warnings():
+        # PyTorch's own, of padding and the like.
+        warnings.simplefilter("ignore")
+        return judge(draw_case(*trial))
+
+
+def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
+    turns = (options.dtype,) if options.dtype else _TURNS
+    trials = ((number, turns[number % len(turns)]) for number in itertools.count(seed))
+    reasons = Counter()
+    for (number, precision), verdict in forked.trials(
+        _judged, itertools.takewhile(lambda _: tally.goes_on(), trials), _SECONDS
+    ):
+        if isinstance(verdict, forked.Died):
+            verdict = Verdict(FAILED, verdict.how)
+        if verdict.kind == FAILED:
+            tally.fail(f"--seed {number} --dtype {precision}", verdict.reason)
+        else:
+            tally.add(f"{precision} {verdict.kind}")
+        if verdict.kind == RAISED:
+            reasons[verdict.reason] += 1
+    for reason, count in reasons.most_common():
+        print(f"{count} raised {reason}")
+
+
+def _repeat(seed: int, options: argparse.Namespace) -> bool:
+    """Judges a critic again, prints it and, where it fails, the smallest one that does."""
+    case = draw_case(seed, options.dtype or "float64")
     verdict = judge(case)
-    print(case)
-    print(f"{verdict.kind}: {verdict.reason}")
+    print(f"{case}\n{verdict.kind}: {verdict.reason}")
     if verdict.kind == FAILED:
         smallest = simplest(case)
         print(f"\nThe smallest critic that fails: {judge(smallest).reason}\n{smallest}")
-    return verdict
+    return verdict.kind == FAILED
+
+
+HUNTER = Hunter(_hunt, _repeat)

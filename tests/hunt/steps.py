@@ -51,7 +51,7 @@ def dense(w, h: Tensor, name: str = "dense") -> Tensor:
     return w.module(name, nn.Linear, h.shape[-1], h.shape[-1])(h)
 
 
-# ----------------------------------------------------------------------------------------------- curved and coupled
+# -------------------------------------------------------------------------------- curved and coupled
 
 SMOOTH: dict[str, Callable[..., Tensor]] = {
     **{name: f for name, f in SPOILERS.items() if not hasattr(f, "mixes")},
@@ -126,7 +126,7 @@ def attention(c, w, h):
     return (mixed.mT if tokens.shape[2] > 1 else mixed).reshape(h.shape)
 
 
-# ---------------------------------------------------------------------------------------------------- data-dependent
+# -------------------------------------------------------------------------------- data-dependent
 
 
 @hostile()
@@ -175,7 +175,7 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# ------------------------------------------------------------------------- what changes a derivative and not the value
+# -------------------------------------------------------------------------------- what changes a derivative and not the value
 
 
 def _inner(c, w, h: Tensor) -> Tensor:
@@ -538,7 +538,7 @@ def packed(c, w, h):
         return dense(w, h)
 
 
-# ---------------------------------------------------------------------------------------------- aliasing and in place
+# -------------------------------------------------------------------------------- aliasing and in place
 
 VIEWS_OF: dict[str, Callable[[Tensor], Tensor]] = {
     "itself": lambda h: h,
@@ -686,7 +686,7 @@ def written_into(c, w, h):
     return out * 1.1
 
 
-# ---------------------------------------------------------------------------------------------------------- stateful
+# -------------------------------------------------------------------------------- stateful
 
 
 _REMEMBERED = ("calls", "log", "notes", "moving", "moved", "last", "generator", "flips", "features", "cache", "seen")
@@ -940,7 +940,9 @@ STATEFUL: dict[str, Callable[[Any, Tensor], Tensor]] = {
 @hostile()
 def draws(c, w, h):
     """Random numbers from PyTorch's own state."""
-    kind = c("kind", "dropout", "alpha_dropout", "feature_alpha_dropout", "rand_like", "bernoulli", "normal_", "randint")
+    kind = c(
+        "kind", "dropout", "alpha_dropout", "feature_alpha_dropout", "rand_like", "bernoulli", "normal_", "randint"
+    )
     require(h.is_contiguous())
     if kind == "dropout":
         return F.dropout(h, 0.4, True)
@@ -957,7 +959,7 @@ def draws(c, w, h):
     return h * torch.randint(1, 3, h.shape[1:])
 
 
-# ------------------------------------------------------------------------------------------------------- and the rest
+# -------------------------------------------------------------------------------- and the rest
 
 
 @hostile()
