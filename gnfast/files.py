@@ -1,10 +1,14 @@
 """Reading files that others made, and writing files that outlive a kill or a power cut."""
 
+import fcntl
+import glob
 import os
 import secrets
+import signal
 import stat
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,22 +50,81 @@ def atomic_write(path: Path) -> Iterator[Path]:
     process or the machine.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = empty_part(path)
-    try:
+    with own_part(path) as part:
         yield part
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)
+
+
+@contextmanager
+def own_part(path: Path) -> Iterator[Path]:
+    """A new empty file beside `path`, named after it, that is gone after the block unless it was moved elsewhere.
+
+    Others may read it as far as the user's umask lets them. What a killed process left of the same name goes first.
+    """
+    remove_abandoned(path.parent, path.name)
+    while True:
+        # The name cannot be foreseen, and "x" follows no link that lies there.
+        part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+        file = part.open("xb")
+        # The lock tells a file that is being written from one whose process was killed. Some file systems have none.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            break
+        # Another process took it for abandoned before it was locked.
+        file.close()
+    with file:
+        try:
+            with _unwinding():
+                yield part
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def is_abandoned(part: Path) -> bool:
+    """Whether no process holds the lock of `own_part` on a file; also false where that cannot be known."""
+    try:
+        descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
     finally:
-        part.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
-def empty_part(path: Path) -> Path:
-    """A new empty file beside `path`, named after it, which others may read as far as the user's umask lets them."""
-    # The name cannot be foreseen, and "x" follows no link that lies there.
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    part.open("xb").close()
-    return part
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Delete the parts of `name`, or of any file, that processes which were killed left in `folder`."""
+    for part in folder.glob(f"{glob.escape(name) or '*'}.{'[0-9a-f]' * 8}.part"):
+        if is_abandoned(part):
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block instead of ending the process at once, unless they are handled already."""
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread only.
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    fatal = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in fatal:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in fatal:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def write_text(path: Path, text: str) -> None:

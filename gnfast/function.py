@@ -11,20 +11,20 @@ import torch
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
-from gnfast import heads, passes, reference
+from gnfast import compose, heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
 from gnfast.heads import Head, Method
 from gnfast.memory import reuse_memory
 from gnfast.once import once_differentiable
 from gnfast.plan.op import Contribution, Pending, autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
-from gnfast.plan.state import unchanged
+from gnfast.plan.state import capturing, unchanged
 from gnfast.plan.trace import Refused, record
 from gnfast.small import normalized_by_two_kernels
 
 
 def normalize_gradient(
-    net: nn.Module,
+    net_D: nn.Module,
     x: Tensor,
     *args: Any,
     method: Method = "gn",
@@ -41,9 +41,9 @@ def normalize_gradient(
     A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 9).
 
     Args:
-        net: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
-        x: (B, ...) floating point, on the device of `net`. Not modified; need not require a gradient.
-        *args, **kwargs: passed to `net` after x (labels, say).
+        net_D: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
+        x: (B, ...) floating point, on the device of `net_D`. Not modified; need not require a gradient.
+        *args, **kwargs: passed to `net_D` after x (labels, say).
         method: the normaliser: "gn", "gn0", "gn1" (GN-GAN with ζ = |f|, 0, 1), "gran" (GraN-GAN), "pgn" (PGN-GAN as its
             code has it), "pgn-table" (as its Table I has it); or a function φ(f, n) of two broadcastable tensors, or a
             `gnfast.Head`. `gnfast.heads` has the formulas.
@@ -86,7 +86,7 @@ def normalize_gradient(
         return f_hat, heads.grad_norm(g)
 
     whole = head if head.partials is not None and not return_grad_norm else None
-    return _run(finish, net, x, args, kwargs, impl, strict, rewrite, whole, fall_back)
+    return _run(finish, net_D, x, args, kwargs, impl, strict, rewrite, whole, fall_back)
 
 
 def value_and_grad_norm(
@@ -290,10 +290,12 @@ def _record(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
 ) -> tuple[Plan, list[Tensor]]:
     """`record`, but a network that was refused before, in the same state, is mostly refused without running it."""
+    if way := compose.transform():
+        raise Refused(Refusal("", way, "the four passes have no rule for this transform"))
     verdicts = _VERDICTS.setdefault(net, {})
     key = *_state_key(net, x), _static(args), _static(tuple(sorted(kwargs.items())))
     known = verdicts.get(key)
-    if known is not None and known.refusal is not None and known.holds():
+    if known is not None and known.refusal is not None and (known.holds() or capturing()):
         raise Refused(known.refusal)
     if known is None and len(verdicts) >= _VERDICTS_PER_NETWORK:
         verdicts.clear()
@@ -400,3 +402,5 @@ def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
         devices = {p.device for p in net.parameters()}
         if x.device not in devices:
             raise InputError(f"x: got a tensor on {x.device}, wanted one on the network's device {parameter.device}")
+    compose.require_unshared(net)
+    compose.require_ordinary_execution()

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from gnfast import compose
 from gnfast.errors import UnsupportedError
 
 
@@ -34,6 +35,7 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
     @functools.wraps(backward)
     def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
+        compose.require_one_gradient(*grads)
         create_graph = torch.is_grad_enabled()
         with torch.no_grad():
             results = backward(ctx, *grads)

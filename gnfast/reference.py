@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnfast import compose
+
 
 def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """A function's value y and the gradient of `y.sum()` with respect to x, by `autograd.grad(create_graph=True)`.
@@ -21,6 +23,9 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
     Returns:
         y, exactly as `function` returns it, and its gradient, of x's shape.
     """
+    if compose.transform():
+        y, pullback = torch.func.vjp(function, x)
+        return y, pullback(torch.ones_like(y))[0]
     create_graph = torch.is_grad_enabled()
     # Tensors that are made in inference mode cannot take part in autograd.
     with torch.inference_mode(False), torch.enable_grad():

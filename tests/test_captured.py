@@ -376,6 +376,23 @@ def test_no_random_state_of_a_gpu_is_read_during_a_capture(monkeypatch):
             assert gnfast.normalize_gradient(net, torch.randn(2, 4)).shape == (2, 1)
 
 
+def test_state_that_would_advance_twice_in_a_graph_raises(monkeypatch):
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), nn.ELU(), nn.Linear(3, 1))
+    x = torch.randn(2, 4)
+    with monkeypatch.context() as capture:
+        capture.setattr(torch.cuda, "is_initialized", lambda: True)
+        capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(gnfast.UnsupportedError, match="call it once before"):
+            gnfast.normalize_gradient(net, x)
+    with pytest.warns(gnfast.FallbackWarning):
+        gnfast.normalize_gradient(net, x)
+    # Known by now: whichever call is captured, the network is not recorded in it.
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for _ in range(4):
+        gnfast.normalize_gradient(net, x)
+
+
 def test_training_steps_draw_the_same_before_and_within():
     from gnfast.data import ImageDataset
     from gnfast.train.config import Config

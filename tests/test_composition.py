@@ -1,11 +1,15 @@
 """What people put around and inside a call: compilation, graphs, dropout, constants after x, in-place operations."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
+from torch.autograd.functional import jacobian
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gnfast
 from gnfast import UnsupportedError, reference
@@ -321,12 +325,6 @@ def test_found_by_random_networks(name, x):
     assert torch.equal(x, before)
 
 
-def adds_what_it_then_changes(net, x):
-    h = x + net._count
-    net._count.add_(1)
-    return F.relu(h).sum((1, 2, 3))
-
-
 def uses_a_temporary_twice(net, x):
     k = net.w * 1
     h = x + k
@@ -342,7 +340,7 @@ def changes_what_contiguous_may_have_copied(net, x):
 
 
 REFUSED = {
-    "changes in place a tensor of shape": [adds_what_it_then_changes, uses_a_temporary_twice],
+    "changes in place a tensor of shape": [uses_a_temporary_twice],
     "views are in use": [changes_what_contiguous_may_have_copied],
 }
 
@@ -378,3 +376,86 @@ def test_a_rewritten_critic_goes_through_the_passes(x):
     rewritten = gnfast.rewrite(net)
     assert_matches_double_backward(rewritten, x)
     assert relative_error(gnfast.normalize_gradient(rewritten, x), gnfast.normalize_gradient(net, x)) < 1e-12
+
+
+def dual_numbers(f, tensors, tangents):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(*map(forward_ad.make_dual, tensors, tangents))).tangent
+
+
+def of_several_critics(f, tensors, tangents):
+    stacked = [torch.stack([t, s]) for t, s in zip(tangents, tensors, strict=True)]
+    return tuple(part[1] for part in torch.func.vmap(torch.func.jacrev(f, tuple(range(len(tensors)))))(*stacked))
+
+
+TRANSFORMS = {
+    "func.jacrev": lambda f, tensors, _: torch.func.jacrev(f, tuple(range(len(tensors))))(*tensors),
+    "func.functionalize": lambda f, tensors, _: jacobian(torch.func.functionalize(f), tensors),
+    "func.vmap": of_several_critics,
+    "func.jvp": lambda f, tensors, tangents: torch.func.jvp(f, tensors, tangents)[1],
+    "forward_ad": dual_numbers,
+    "forward_ad without gradients": torch.no_grad()(dual_numbers),
+    "forward_ad by jacobian": lambda f, tensors, _: jacobian(f, tensors, vectorize=True, strategy="forward-mode"),
+    "make_fx": lambda f, tensors, tangents: jacobian(make_fx(f)(*tangents), tensors),
+}
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Softplus])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_go_through_double_backward(transform, activation, x):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), activation(), nn.AvgPool2d(3), nn.Flatten(), nn.Linear(4, 1)).double()
+    names, weights = zip(*net.named_parameters(), strict=True)
+    tensors = (x, *(weight.detach() for weight in weights))
+    tangents = tuple(torch.randn_like(t) for t in tensors)
+
+    def normalised(run):
+        def function(x, *weights):
+            given = dict(zip(names, weights, strict=True))
+            return run(Called(lambda _, x: torch.func.functional_call(net, given, x)), x)
+
+        return function
+
+    truth = jacobian(normalised(reference.normalize_gradient), tensors)
+    actual = TRANSFORMS[transform](normalised(gnfast.normalize_gradient), tensors, tangents)
+    if isinstance(actual, torch.Tensor):
+        truth = [sum((j * t).flatten(2).sum(2) for j, t in zip(truth, tangents, strict=True))]
+        actual = [actual]
+    assert all(relative_error(a, e) < 1e-12 for a, e in zip(actual, truth, strict=True))
+    with pytest.raises(UnsupportedError, match=transform.split(".")[0].split()[0]):
+        TRANSFORMS[transform](normalised(partial(gnfast.normalize_gradient, strict=True)), tensors, tangents)
+
+
+@pytest.mark.parametrize("batched", ["is_grads_batched", "vmap"])
+def test_batches_of_gradients_are_refused_by_name(batched, x):
+    net = ResNet().double()
+    for f_hat in (gnfast.normalize_gradient(net, x), gnfast.value_and_grad_norm(net, x)[1]):
+        several = torch.randn(3, *f_hat.shape, dtype=x.dtype)
+
+        def gradients(f_hat, given, **options):
+            return torch.autograd.grad(f_hat, list(net.parameters()), given, retain_graph=True, **options)
+
+        with pytest.raises(UnsupportedError, match=r"is_grads_batched.*one gradient at a time"):
+            if batched == "vmap":
+                torch.func.vmap(partial(gradients, f_hat))(several)
+            else:
+                gradients(f_hat, several, is_grads_batched=True)
+    expected = [gradients(gnfast.normalize_gradient(net, x), g) for g in several.reshape(3, 4, 1)]
+    f_hat = gnfast.normalize_gradient(net, x, impl="reference")
+    actual = gradients(f_hat, several.reshape(3, 4, 1), is_grads_batched=True)
+    assert all(
+        relative_error(a, torch.stack(e)) < 1e-12 for a, e in zip(actual, zip(*expected, strict=True), strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_recorders_of_inference_are_refused_by_name(impl, x):
+    critic = gnfast.GradientNorm(ResNet().double(), impl=impl)
+    with pytest.raises(UnsupportedError, match=r"torch.jit.trace would .*; give it the critic alone"):
+        torch.jit.trace(critic, x)
+    with pytest.raises(UnsupportedError, match=r"torch.export would .*; give it the critic alone"):
+        torch.export.export(critic, (x,), strict=False)
+    with pytest.raises(Exception, match="gnfast runs the network's own Python on every call"):
+        torch.compile(critic, backend="eager", fullgraph=True)(x)
+    assert torch.jit.trace(critic.net, x)(x).equal(critic.net(x))

@@ -81,6 +81,11 @@ def switched_off(net, h):
     return h - constant
 
 
+def kept_elsewhere(net, h):
+    with torch.autograd.graph.save_on_cpu():
+        return net.side(h)
+
+
 def written_while_off(net, h):
     with torch.no_grad():
         constant = net.side(h)
@@ -114,6 +119,7 @@ EXACT = {
     "torch.detach, weights after it": of_a_constant,
     "a constant that h is added to": written_into_a_constant,
     "detach of x's sum": lambda net, h: h + torch.cat([h.detach().max(1, keepdim=True)[0], h[:, 1:]], 1),
+    "save_on_cpu": kept_elsewhere,
     "checkpoint": lambda net, h: checkpoint(lambda h: net.side(h).relu(), h, use_reentrant=False),
     "a Function without derivative": lambda net, h: h - 0.5 * Constant.apply(h.detach()),
 }
@@ -123,6 +129,11 @@ def hooked_if_it_can_be(net, h):
     if h.requires_grad:
         h.register_hook(lambda grad: 3 * grad)
     return h
+
+
+def compressed(net, h):
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved / 2, lambda packed: packed):
+        return net.side(h)
 
 
 def in_place_while_off(net, h):
@@ -153,6 +164,7 @@ REFUSED = {
     "a Function, detached beside": (lambda net, h: h + Halve.apply(h).detach(), "custom autograd function"),
     "a Function among a list": (lambda net, h: torch.cat([h[:, :8], Halve.apply(h)[:, 8:]], 1), "custom autograd"),
     "contiguous under no_grad": (lambda net, h: h + torch.no_grad()(h.contiguous)(), "depends on the memory format"),
+    "saved tensor hooks": (compressed, "saved_tensors_hooks"),
     "retain_grad": (lambda net, h: h.retain_grad() or h, "Tensor.retain_grad"),
     "data": (lambda net, h: h + h.data, "Tensor.data"),
 }

@@ -477,7 +477,7 @@ def forward_only(function):
         (lambda x: (x.new_ones(4, 4) @ x.flatten(1)).sum(1), "batch axis mixes samples"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)).sum((1, 2, 3)), "padding the batch axis"),
         (lambda x: F.rrelu(x, training=True).sum((1, 2, 3)), "drawn anew"),
-        (lambda x: x.flatten(1)[:, torch.arange(3)].sum(1), "indexing with a Tensor"),
+        (lambda x: x.flatten(1)[torch.arange(4), torch.arange(4)], "an index along the batch axis"),
         (lambda x: [x.sum((1, 2, 3))][0].sum(0), "mixes samples"),
     ],
 )
@@ -735,3 +735,32 @@ def test_x_reached_by_another_way_falls_back(leaf, other):
     assert relative_error(g, expected) < 1e-12
     with torch.no_grad():
         assert relative_error(gnfast.value_and_input_grad(net, x, guide, strict=True)[0], f) < 1e-12
+
+
+class MarksDirty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(1).masked_fill(x.flatten(1) < 0, 0).sum(1),
+        lambda x: torch.fft.fft(x).abs().sum((1, 2, 3)),
+        lambda x: MarksDirty.apply(x.sum((1, 2, 3)) * 1),
+        lambda x: torch.tanh(x).sum((1, 2, 3)).view(torch.tanh(x).shape[0], int(x.shape[1] / 3)),
+    ],
+)
+def test_trace_explains_where_it_cannot_go_on(function, x):
+    assert gnfast.trace(forward_only(function), x).refusals
+
+
+def test_trace_raises_the_networks_own_error(x):
+    with pytest.raises(RuntimeError, match="channels"):
+        gnfast.trace(cnn(), torch.randn(4, 2, 5, 7))

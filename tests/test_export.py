@@ -85,6 +85,9 @@ def test_files_that_are_none_say_so(run, tmp_path):
     save_file({"weight": torch.zeros(2)}, broken)
     with pytest.raises(RunError, match="not one of `gnfast export`"):
         load_generator(broken)
+    for missing in ("nothing", "nothing.safetensors", "nothing.pt"):
+        with pytest.raises(RunError, match=f"{missing} is not there: want a run folder, a file of"):
+            export(tmp_path / missing, tmp_path / "G.safetensors")
     with pytest.raises(RunError, match="is not there"):
         load_generator(tmp_path / "nothing.safetensors")
     with pytest.raises(RunError, match="holds ema weights, not raw"):
@@ -92,10 +95,63 @@ def test_files_that_are_none_say_so(run, tmp_path):
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() | {"width": "0.2"}
         save_file({name: opened.get_tensor(name) for name in opened.keys()}, broken, metadata=metadata)  # noqa: SIM118
-    with pytest.raises(RunError, match=r"do not fit a small generator: .*size mismatch"):
+    with pytest.raises(RunError, match=r"do not fit a small generator: .* instead of "):
         load_generator(broken)
     with pytest.raises(ValueError, match=r"want FILE\.safetensors"):
         export(run, tmp_path / "G.pt")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"width": 1e9}, "settings are those of no small generator"),
+        ({"width": 100.0}, "do not fit a small generator: the file has .* instead of"),
+        ({"resolution": 1 << 50}, "settings are those of no small generator"),
+        ({"resolution": "8"}, "--resolution: got '8', a value of another kind"),
+        ({"model": "huge"}, "model: got 'huge', want one of"),
+        ({"sample_bn": "neither"}, "--sample-bn: got 'neither', a value of another kind"),
+        ({"batch_g": 10**9}, "--batch-g: got 1000000000, want at most 16384"),
+        ({"betas": [0.1]}, "--betas: got"),
+        ({"weights": "best"}, "damaged: its metadata are not those"),
+        ({"step": None}, "damaged: its metadata are not those"),
+        ({"step": 1 << 70, "scores": []}, "damaged: its metadata are not those"),
+    ],
+)
+def test_settings_that_a_file_cannot_have(run, tmp_path, changed, message):
+    with safe_open(export(run, tmp_path / "G.safetensors"), "pt") as file:
+        metadata = file.metadata() | {name: json.dumps(value) for name, value in changed.items()}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(state, tmp_path / "theirs.safetensors", metadata=metadata)
+    with pytest.raises(RunError, match=rf"theirs\.safetensors.*({message})"):
+        load_generator(tmp_path / "theirs.safetensors")
+
+
+def test_metadata_that_are_no_settings(run, tmp_path):
+    with safe_open(export(run, tmp_path / "G.safetensors"), "pt") as file:
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for damage in ({"step": "{"}, {"step": "[" * 100_000}, {"step": "9" * 5000}):
+        save_file(state, tmp_path / "theirs.safetensors", metadata=metadata | damage)
+        with pytest.raises(RunError, match=r"theirs\.safetensors is damaged: its metadata"):
+            load_generator(tmp_path / "theirs.safetensors")
+    del metadata["resolution"]
+    save_file(state, tmp_path / "theirs.safetensors", metadata=metadata)
+    with pytest.raises(RunError, match=r"theirs\.safetensors.*resolution: a setting is missing"):
+        load_generator(tmp_path / "theirs.safetensors")
+
+
+def test_weights_that_are_not_finite_are_not_drawn_from(run):
+    taken = sample_module.snapshot(run)
+    next(iter(taken.state.values())).view(-1)[0] = float("nan")
+    with pytest.raises(RunError, match="NaN or infinity in "):
+        taken.build()
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "in-the-way").write_text("")
+    assert main(["export", str(run), "--out", str(tmp_path / "in-the-way" / "G.safetensors")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "in-the-way" in line
 
 
 def test_a_walk_has_rows_of_ten_that_start_and_end_at_latents_of_the_seed(run, tmp_path, monkeypatch):

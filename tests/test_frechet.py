@@ -1,6 +1,9 @@
 """The Fréchet distance against closed forms and scipy, and the extractors' promises."""
 
 import functools
+import io
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from gnfast.data import ImageDataset, load
 from gnfast.metrics import (
     FeatureExtractor,
     FeatureStatistics,
+    ImageStatistics,
     evaluate,
     frechet_distance,
     load_extractor,
@@ -127,8 +131,8 @@ def test_refusals(tmp_path):
         frechet_distance(one, two)
     with pytest.raises(ValueError, match="same dimension, got 3 and 4"):
         frechet_distance(two, statistics(vectors(5, 4, 0)))
-    with pytest.raises(ValueError, match="b must be finite"):
-        frechet_distance(two, gaussian(tmp_path, "bad", [0, 0, np.nan], np.eye(3)))
+    with pytest.raises(ValueError, match=r"bad\.npz: mu must be finite"):
+        gaussian(tmp_path, "bad", [0, 0, np.nan], np.eye(3))
     with pytest.raises(ValueError, match="NaN or infinity in 1 of 2"):
         two.update(torch.tensor([[1.0, 2.0, 3.0], [1.0, float("nan"), 3.0]]))
     with pytest.raises(ValueError, match=r"shape \(N, 3\)"):
@@ -139,8 +143,65 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"must be an \.npz"):
         FeatureStatistics.load(tmp_path / "damaged.npz")
     np.savez(tmp_path / "lacking.npz", mu=np.zeros(3), n=9)
-    with pytest.raises(ValueError, match=r"with mu and sigma, but: .*sigma is not a file"):
+    with pytest.raises(ValueError, match=r"lacking\.npz must be an \.npz file with mu and sigma, but has no sigma"):
         FeatureStatistics.load(tmp_path / "lacking.npz")
+
+
+SIGMA = vectors(9, 3, 0).T.cov().numpy()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"sigma": -SIGMA}, r"without negative eigenvalues, but has -[\d.]+ \(its largest"),
+        ({"sigma": SIGMA - 0.9 * SIGMA.trace() * np.eye(3)}, "without negative eigenvalues"),
+        ({"sigma": np.triu(SIGMA)}, "symmetric, entries across its diagonal differ by"),
+        ({"sigma": SIGMA + 1j}, "real mu and sigma, got float64 and complex128"),
+        ({"mu": np.array(["1", "2", "3"])}, "real mu and sigma, got <U1"),
+        ({"sigma": SIGMA * [[np.inf, 1, 1]]}, "sigma must be finite"),
+        ({"sigma": SIGMA[:2]}, r"sigma \(D, D\), got mu \(3,\), sigma \(2, 3\)"),
+        ({"n": np.array(2.5)}, "n, an integer of at least 2"),
+        ({"n": np.array([5])}, "n, an integer of at least 2"),
+        ({"n": np.array(1)}, "n, an integer of at least 2"),
+        ({"kept": np.zeros((2, 4), np.float32)}, r"kept must be \(k, 3\) float32"),
+        ({"kept": np.zeros((9, 3), np.float32), "n": np.array(8)}, "no more than the n images"),
+        ({"kept": np.full((2, 3), np.nan, np.float32)}, "kept must be finite"),
+        ({"score": np.array([1.0])}, "score must be two finite numbers"),
+        ({"extractor": np.array([1, 2])}, "extractor must be a text"),
+    ],
+)
+def test_files_that_are_no_statistics_are_not_measured_against(tmp_path, arrays, message):
+    np.savez(tmp_path / "s.npz", **({"mu": np.zeros(3), "sigma": SIGMA} | arrays))
+    with pytest.raises(ValueError, match=r"s\.npz.*" + message):
+        ImageStatistics.load(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.dtype(">f8")])
+def test_covariances_of_less_precision_are_taken(tmp_path, dtype):
+    # Singular, so that rounding makes some eigenvalues negative.
+    sigma = np.cov(vectors(5, 40, 0).numpy().T).astype(dtype)
+    np.savez_compressed(tmp_path / "s.npz", mu=np.zeros(40, dtype), sigma=sigma)
+    loaded = ImageStatistics.load(tmp_path / "s.npz").features
+    torch.testing.assert_close(loaded.cov, torch.from_numpy(sigma.astype(float)), rtol=1e-12, atol=1e-12)
+    assert frechet_distance(loaded, loaded) < 1e-3 * sigma.trace()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_no_file_of_statistics(tmp_path):
+    os.mkfifo(tmp_path / "s.npz")
+    with pytest.raises(ValueError, match=r"s\.npz: a named pipe, wanted a regular file"):
+        ImageStatistics.load(tmp_path / "s.npz")
+
+
+def test_a_file_that_says_that_it_is_huge_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "s.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**5, 10**5)})
+        archive.writestr("mu.npy", header.getvalue() + bytes(10**6))
+    with pytest.raises(
+        ValueError, match=r"s\.npz must be .* mu claims 80,000,000,000 bytes, wanted at most 134,217,728"
+    ):
+        ImageStatistics.load(tmp_path / "s.npz")
 
 
 @pytest.fixture(scope="module")

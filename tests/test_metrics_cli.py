@@ -1,7 +1,11 @@
 """`gnfast eval`: a run, images and statistics against real images or statistics; and the scores of a training run."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +68,7 @@ def fails(capsys, *words):
 
 
 def test_a_run_against_its_own_data(capsys):
-    found = result("run", "--n", "50", "--seed", "3")
+    found = result("run", "--n", "50", "--seed", "3", EXTRACTOR)
     out = capsys.readouterr().out
     assert f"Fréchet distance in features of {__name__}:pixels" in out
     assert not any(f"{name} " in out for name in ("FID", "IS", "KID"))
@@ -72,16 +76,16 @@ def test_a_run_against_its_own_data(capsys):
     assert {"distance", "is_mean", "is_std", "kid_mean", "kid_std"} <= set(found)
     assert set(found["versions"]) == {"gnfast", "torch", "python"}
     assert set(found["timing"]) == {"distance_seconds", "images_per_second"}
-    again = result("run", "--n", "50", "--seed", "3")
+    again = result("run", "--n", "50", "--seed", "3", EXTRACTOR)
     assert all(again[key] == found[key] for key in found if key != "timing")
-    assert result("run", "--n", "50", "--seed", "4")["distance"] != found["distance"]
-    assert result("run", "--n", "50", "--seed", "3", "--raw")["distance"] != found["distance"]
+    assert result("run", "--n", "50", "--seed", "4", EXTRACTOR)["distance"] != found["distance"]
+    assert result("run", "--n", "50", "--seed", "3", "--raw", EXTRACTOR)["distance"] != found["distance"]
 
 
 def test_a_run_is_measured_as_in_training():
     row = [row for row in read_metrics(Path("run")) if "distance_ema" in row][-1]
     # Training draws its latents with the run's seed + 3.
-    found = result("run", "--seed", "3", "--kid-subsets", "10")
+    found = result("run", "--seed", "3", "--kid-subsets", "10", EXTRACTOR)
     assert found["n_fake"] == row["n_fake"] == 30
     for key in ("distance", "is", "kid"):
         name = key if key == "distance" else f"{key}_mean"
@@ -95,13 +99,94 @@ def test_images_and_statistics(capsys):
     against_file = result("images", "--reference", "digits.npz", EXTRACTOR)
     assert main(["eval", "images", "--save-stats", "images.npz", EXTRACTOR]) == 0
     two_files = result("images.npz", "--reference", "digits.npz")
-    file_and_data = result("images.npz", "--data", "digits")
+    file_and_data = result("images.npz", "--data", "digits", EXTRACTOR)
     for found in (against_file, two_files, file_and_data):
         assert found["extractor"] == against_data["extractor"]
         for key in ("distance", "is_mean", "kid_mean", "n_real", "n_fake"):
             assert found[key] == pytest.approx(against_data[key], rel=1e-9), key
     assert result("images.npz", "--reference", "images.npz")["distance"] == pytest.approx(0, abs=1e-9)
     assert "images_per_second" not in two_files["timing"]
+
+
+def test_both_sides_are_measured_as_they_are(capsys):
+    """Grey copies of coloured images are not compared with coloured ones that were made grey without a word."""
+    Path("colour").mkdir()
+    Path("grey").mkdir()
+    for i in range(20):
+        image = Image.fromarray(torch.randint(256, (12, 12, 3), dtype=torch.uint8).numpy())
+        image.save(f"colour/{i:02d}.png")
+        image.convert("L").save(f"grey/{i:02d}.png")
+    line = fails(capsys, "grey", "--data", "colour", EXTRACTOR)
+    assert "images of grey are 1x12x12 and the real ones of colour 3x12x12" in line
+    assert "--channels" in line
+    # The same pixels in three channels are as far from the coloured ones as they are when they are saved so.
+    as_colour = result("grey", "--data", "colour", EXTRACTOR, "--channels=3")
+    assert as_colour["shape"] == "3x12x12"
+    Path("saved").mkdir()
+    for path in Path("grey").iterdir():
+        Image.open(path).convert("RGB").save(f"saved/{path.name}")
+    assert result("saved", "--data", "colour", EXTRACTOR)["distance"] == as_colour["distance"] > 1e-3
+    assert result("grey", "--data", "colour", EXTRACTOR, "--channels=1")["distance"] == pytest.approx(0, abs=1e-9)
+    # Real images and statistics of them are the same thing.
+    main(["eval", "colour", "--save-stats", "colour.npz", EXTRACTOR])
+    assert "same channels and size, got 3x12x12 and 1x12x12" in fails(
+        capsys, "grey", "--reference=colour.npz", EXTRACTOR
+    )
+    against_file = result("saved", "--reference=colour.npz", EXTRACTOR)
+    assert against_file["distance"] == pytest.approx(as_colour["distance"], rel=1e-12)
+
+
+def test_images_of_several_sizes_are_brought_to_one(capsys):
+    Path("mixed").mkdir()
+    for i in range(12):
+        Image.new("L", (8 + i % 2, 8), i).save(f"mixed/{i:02d}.png")
+    assert "pass resolution=" in fails(capsys, "mixed", "--data", "digits", EXTRACTOR)
+    assert result("mixed", "--data", "digits", EXTRACTOR, "--resolution=8")["shape"] == "1x8x8"
+
+
+def test_code_is_imported_on_the_word_of_the_command_line_alone(capsys, monkeypatch):
+    """Not on that of a run, an exported file or a file of statistics."""
+    monkeypatch.syspath_prepend(".")
+    Path("planted.py").write_text("open('code-was-run', 'w')\ndef f(x): return x.flatten(1).float()\n")
+    shutil.copytree("run", "theirs")
+    config = json.loads(Path("theirs/config.json").read_text())
+    config["config"]["extractor"] = "planted:f"
+    Path("theirs/config.json").write_text(json.dumps(config))
+    assert main(["export", "theirs", "--out", "theirs.safetensors"]) == 0
+    dataclasses.replace(ImageStatistics.load(_statistics()), extractor="planted:f").save("theirs.npz")
+    for what in ("theirs", "theirs.safetensors", "theirs.npz"):
+        capsys.readouterr()
+        assert "'planted:f' names code to import" in fails(capsys, what, "--data", "digits", "--n=0")
+        assert not Path("code-was-run").exists()
+    # The statistics are of other features than that function gives.
+    assert main(["eval", "theirs", "--extractor", "planted:f"]) == 0
+    assert Path("code-was-run").exists()
+
+
+def _statistics():
+    assert main(["eval", "images", "--save-stats", "images.npz", EXTRACTOR]) == 0
+    return "images.npz"
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_the_result_is_written_before_anything_is_printed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with contextlib.suppress(BrokenPipeError):
+        main(["eval", "images", "--data", "digits", EXTRACTOR, "--out", "kept.json", "--save-stats", "kept.npz"])
+    assert json.loads(Path("kept.json").read_text())["n_fake"] == 40
+    assert ImageStatistics.load("kept.npz").features.count == 40
+
+
+def test_a_result_that_cannot_be_written_is_printed(capsys):
+    Path("in-the-way").mkdir()
+    assert main(["eval", "images", "--data", "digits", EXTRACTOR, "--out", "in-the-way"]) == 2
+    printed = capsys.readouterr()
+    assert "Fréchet distance" in printed.out
+    assert "in-the-way" in printed.err
 
 
 def test_fewer_images_and_no_kid():
@@ -117,6 +202,7 @@ def test_errors_are_one_line(capsys):
     assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")
     assert "got neither, and images has no real images of its own" in fails(capsys, "images")
     assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
+    assert "G.safetensors is not there: want a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
     assert "no-such.npz" in fails(capsys, "run", "--reference", "no-such.npz")
     assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
     assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")

@@ -76,7 +76,10 @@ def test_kernel_distance_of_all():
     x, y = random(9, 4, seed=1), 0.5 + random(9, 4, seed=2)
     mean, std = kernel_distance(x, y, subsets=3, subset_size=9)
     assert mean == pytest.approx(mmd_by_loops(x.numpy(), y.numpy()), rel=1e-12)
-    assert std == pytest.approx(0, abs=1e-12)
+    # One and the same subset again and again has no spread to tell of.
+    assert std is None
+    assert kernel_distance(x, y, subsets=1, subset_size=5)[1] is None
+    assert kernel_distance(x, y, subsets=2, subset_size=8)[1] > 0
 
 
 def test_kernel_distance_is_unbiased():
@@ -199,6 +202,8 @@ def test_names():
         "kernel distance × 1000 in features of digits-classifier 1.0000 ± 0.1000 "
         "(unknown number of real / 2000 generated images)"
     )
+    whole = Scores(3.15, "inception", 90, 90, kid_mean=0.5)
+    assert str(whole) == "FID 3.1500, KID × 1000 0.5000 (90 real / 90 generated images)"
     assert not any(word in str(Scores(1.0, "inception-0123abcd", 2, 2)) for word in ("FID", "IS", "KID"))
 
 
@@ -214,6 +219,8 @@ def test_other_extractors_and_protocols_are_not_compared():
         compare(statistics(extractor="inception", protocol="tf"), statistics(extractor="inception", protocol="torch"))
     with pytest.raises(ValueError, match="same extractor's weights, got 12 and 34"):
         compare(statistics(extractor="f", fingerprint="12"), statistics(extractor="f", fingerprint="34"))
+    with pytest.raises(ValueError, match="same channels and size, got 3x32x32 and 1x32x32"):
+        compare(statistics(shape="3x32x32"), statistics(shape="1x32x32"))
     # A file that does not say is taken at its word.
     scores = compare(statistics(), statistics(extractor="inception", protocol="tf"))
     assert (scores.extractor, scores.protocol, scores.n_real) == ("inception", "tf", 9)
@@ -228,7 +235,7 @@ def test_saved_and_loaded(tmp_path):
     assert torch.equal(after.kept, before.kept)
     assert after.kept.shape == (25, 3)
     assert (after.score, after.extractor, after.protocol) == (before.score, "f", "clean")
-    assert after.fingerprint == "7"
+    assert (after.fingerprint, after.shape) == ("7", "3x4x4")
     assert after.features.count == 40
     assert compare(before, after).distance == pytest.approx(0, abs=1e-9)
 
@@ -239,7 +246,7 @@ def test_statistics_of_the_papers_code(tmp_path):
     np.savez(tmp_path / "paper.npz", mu=features.mean(0).numpy(), sigma=features.T.cov().numpy())
     loaded = ImageStatistics.load(tmp_path / "paper.npz")
     assert loaded.features.count is None
-    torch.testing.assert_close(loaded.features.cov, features.T.cov(), rtol=0, atol=0)
+    torch.testing.assert_close(loaded.features.cov, features.T.cov(), rtol=1e-14, atol=1e-16)
     scores = evaluate(lambda n: pictures(n).images, loaded, extractor(), n_fake=20)
     assert scores.n_real is None
     assert scores.kid_mean is None
@@ -290,6 +297,11 @@ def test_refusals(tmp_path):
         evaluate(lambda n: real.images[:n], real, extractor(), n_fake=1)
     with pytest.raises(ValueError, match=r"generate\(4\) must give images of shape \(4, 3, 4, 4\), got \(3, 3, 4, 4\)"):
         evaluate(lambda n: real.images[: n - 1], real, extractor(), n_fake=4, cache_dir=tmp_path)
+    sizes = iter((4, 5))
+    with pytest.raises(ValueError, match="of one shape, got 3x4x4 and 3x5x5"):
+        generated_statistics(
+            lambda n: torch.zeros(n, 3, *[next(sizes)] * 2), 8, extractor(), batch_size=4, progress=False
+        )
     with pytest.raises(ValueError, match="from 2 to the 30 images"):
         dataset_statistics(real, extractor(), n=31)
     with pytest.raises(ValueError, match=r"logits of shape \(30, 5\), got .*\(30, 4\)"):

@@ -15,15 +15,18 @@ from gnfast.plan.ops.linear import Linear
 from gnfast.plan.ops.pool import AdaptiveAvgPool2d, AvgPool2d
 from gnfast.plan.ops.reduce import Sum
 from gnfast.plan.ops.resample import Pad, Upsample
-from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick
-from gnfast.plan.ops.shape import Cat, Permute, Reshape, index
+from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick, Where
+from gnfast.plan.ops.shape import Cat, Gather, Permute, Reshape, index
 
 B = 3
 IMAGE = (B, 6, 7, 9)
 SOUND = (B, 6, 11)
 VOLUME = (B, 4, 5, 3, 6)
 
-# name: op, input shapes, operand shapes
+MASK = torch.rand(6, 1, 9) > 0.4
+COLUMNS = torch.tensor([3, 0, 3, -1])
+
+# name: op, input shapes, operands' shapes (themselves where they are no weights)
 CASES = {
     "conv2d": (Conv((1, 1), (1, 1), (1, 1), 1), [IMAGE], [(5, 6, 3, 3), (5,)]),
     "conv2d without bias": (Conv((1, 1), (0, 0), (1, 1), 1), [IMAGE], [(5, 6, 1, 1), None]),
@@ -42,6 +45,8 @@ CASES = {
     "einsum per sample": (Einsum(("bnk", "bkm"), "bmn", 1), [(B, 4, 5)], [(B, 7, 4)]),
     "einsum projection": (Einsum(("bc", "bc"), "b", 0), [(B, 7)], [(B, 7)]),
     "einsum three factors": (Einsum(("ij", "bcjk", "k"), "bic", 1), [IMAGE], [(2, 7), (9,)]),
+    "einsum permutation": (Einsum(("bcij",), "bicj", 0), [IMAGE], []),
+    "einsum sum": (Einsum(("bcij",), "bj", 0), [IMAGE], []),
     "einsum summed alone": (Einsum(("bchw", "cd"), "bd", 0), [IMAGE], [(6, 2)]),
     "einsum summed alone in the operand": (Einsum(("bc", "cde"), "bd", 0), [(B, 4)], [(4, 2, 5)]),
     "relu": (LeakyReLU(0.0), [IMAGE], []),
@@ -74,6 +79,9 @@ CASES = {
     "maximum": (Maximum(1), [IMAGE, IMAGE], []),
     "minimum broadcast": (Maximum(-1), [IMAGE, (B, 6, 1, 9)], []),
     "maximum with a constant": (Maximum(1), [IMAGE], [(6, 1, 9)]),
+    "where": (Where((True, True)), [IMAGE, (B, 6, 1, 9)], [MASK]),
+    "where or a constant": (Where((True, False)), [(B, 1, 7, 9)], [MASK, (6, 1, 1)]),
+    "where before a constant": (Where((False, True)), [IMAGE], [MASK, ()]),
     "amax": (Extremum((2, 3), False, 1), [IMAGE], []),
     "amin keepdim": (Extremum((1,), True, -1), [IMAGE], []),
     "avg_pool2d": (AvgPool2d((2, 2), (2, 2), (0, 0), False, True, None), [IMAGE], []),
@@ -103,6 +111,9 @@ CASES = {
     "reshape": (Reshape((14, 27)), [IMAGE], []),
     "permute": (Permute((0, 2, 3, 1)), [IMAGE], []),
     "slice": (LinearCall(index, ((Ellipsis, ("slice", 1, None, 2), -3),)), [IMAGE], []),
+    "index": (Gather(index, ((Ellipsis, "index", ("slice", None, None, 2)),)), [IMAGE], [COLUMNS]),
+    "index pairs": (Gather(index, ((("slice", None, None, None), "index", "index"),)), [IMAGE], [COLUMNS, COLUMNS]),
+    "gather": (Gather(torch.gather, (3,)), [IMAGE], [torch.randint(9, (B, 2, 7, 4))]),
     "expand": (LinearCall(torch.Tensor.expand, (-1, 6, 4, -1)), [(B, 6, 1, 9)], []),
     "roll": (LinearCall(torch.roll, (2, 3)), [IMAGE], []),
     "cat": (Cat(1, (False, False)), [IMAGE, (B, 2, 7, 9)], []),
@@ -124,7 +135,12 @@ def case(request, device):
         for shape in input_shapes
     ]
     operands = [
-        None if shape is None else torch.randn(shape, dtype=torch.float64, device=device) for shape in operand_shapes
+        t.to(device)
+        if isinstance(t, torch.Tensor)
+        else t
+        if t is None
+        else torch.randn(t, dtype=torch.float64, device=device)
+        for t in operand_shapes
     ]
     return op, inputs, operands
 
@@ -180,17 +196,18 @@ def test_pushforward_scales_constants_per_sample(case):
 
 def test_param_grad_is_autograds(case):
     op, inputs, operands = case
-    leaves = [None if t is None else t.clone().requires_grad_() for t in operands]
+    needs = [t is not None and t.is_floating_point() for t in operands]
+    leaves = [t.clone().requires_grad_() if need else t for t, need in zip(operands, needs, strict=True)]
     _, saved = op.forward(inputs, leaves, overwrite=False)
     tangents, scale = tangents_of(inputs), inputs[0].new_empty(B).normal_()
     pushed = op.pushforward(tangents, leaves, saved, scale, overwrite=False)
     cotangent = torch.randn_like(pushed)
-    needs = [t is not None for t in operands]
     with torch.no_grad():
         actual = op.param_grad(cotangent, tangents, operands, saved, scale, needs)
     assert len(actual) == len(operands)
     if any(needs):
-        expected = iter(torch.autograd.grad(pushed, [t for t in leaves if t is not None], cotangent))
+        trainable = [t for t, need in zip(leaves, needs, strict=True) if need]
+        expected = iter(torch.autograd.grad(pushed, trainable, cotangent))
         for grad, need in zip(actual, needs, strict=True):
             assert (grad is not None) == need
             if need:
@@ -220,6 +237,22 @@ def test_input_is_left_alone(case):
     _, saved = op.forward(inputs, operands, overwrite=False)
     op.pushforward(inputs, operands, saved, inputs[0].new_ones(B), overwrite=False)
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
+
+
+def test_what_shares_memory_says_so(case):
+    op, inputs, operands = case
+
+    def shared(left, right):
+        storages = [{t.untyped_storage().data_ptr() for t in tensors} for tensors in (left, right)]
+        return not storages[0].isdisjoint(storages[1])
+
+    y, saved = op.forward(inputs, operands, overwrite=False)
+    tangents = tangents_of(inputs)
+    pushed = op.pushforward(tangents, operands, saved, None, overwrite=False)
+    assert op.is_view or not (shared([y], inputs) or shared([pushed], tangents))
+    cotangent = torch.randn_like(y)
+    pulled = op.pullback(cotangent, operands, saved, [t.shape for t in inputs], overwrite=False)
+    assert op.shares_cotangent or not shared(pulled, [cotangent])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checkpoints of the papers' code: networks with their keys and layer order, written out here, against gnfast's."""
 
+import zipfile
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import gnfast
 from gnfast import models
+from gnfast.tensors import load_tensors
 from gnfast.train.published import load_published
 
 
@@ -505,6 +507,22 @@ def test_mimicry_networks_compute_what_the_code_does(wrap, tmp_path):
         assert_same_networks(found, *((net, None) if role == "generator" else (None, net)))
 
 
+def test_mimicry_generators_are_exported_without_asking_in_the_mode_that_they_are_measured_in(tmp_path, capsys):
+    from gnfast.cli import main
+    from gnfast.train.export import load_generator
+
+    with torch.device("meta"):
+        shapes = mimicry_generator((256,) * 4, 4).state_dict()
+    state = {name: torch.rand(()).to(value.dtype).expand(value.shape) for name, value in shapes.items()}
+    torch.save({"model_state_dict": state, "global_step": 9}, tmp_path / "netG.pth")
+    assert main(["export", str(tmp_path / "netG.pth")]) == 0
+    file = capsys.readouterr().out.strip()
+    assert file == str(tmp_path / "netG.safetensors")
+    assert not load_generator(file).training
+    assert main(["export", str(tmp_path / "netG.pth"), "--ema"]) == 2
+    assert "holds raw, not ema weights" in capsys.readouterr().err
+
+
 def test_mimicry_critics_of_48_and_64_pixels_have_the_same_weights(tmp_path):
     torch.manual_seed(0)
     critic = stir(mimicry_critic((64, 128, 256, 512, 1024), 4, same))
@@ -556,18 +574,69 @@ def test_keys_and_shapes_that_do_not_match_are_listed(tmp_path):
         load_published(tmp_path / "model.pt")
     for line in (
         "critic has extra.weight",
-        "critic's linear.bias is (2,) instead of (1,)",
+        "critic has linear.bias of (2,) instead of (1,)",
         "critic lacks model.2.residual.1.bias",
     ):
         assert line in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"main.0.weight": torch.zeros(()).expand(1 << 40)}, "numbers, more than any network here"),
+        ({"main." + "9" * 5000 + ".gamma": torch.zeros(1)}, "net_D is not a state dict of tensors"),
+        ({"main.0.weight_u": torch.zeros(3, dtype=torch.int64)}, "keys do not match"),
+        ({"linear.bias": torch.zeros(1, dtype=torch.int64)}, "critic has linear.bias in torch.int64 instead"),
+        ({"main.0.weight": torch.zeros(64, 0, 3, 3)}, "keys do not match"),
+        ({"linear.bias": torch.zeros(1, device="meta")}, "read safely .*on meta"),
+        ({"linear.bias": torch.zeros(1).to_sparse()}, "read safely .*sparse"),
+        ({3: torch.zeros(1)}, "net_D is not a state dict of tensors"),
+    ],
+)
+def test_tensors_that_no_network_has(changed, message, tmp_path):
+    # Each number seen many times, which keeps the file small.
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in gn_cnn(32)[1].state_dict().items()}
+    critic = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    torch.save({"net_D": critic | changed}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=rf"model\.pt.*{message}"):
+        load_published(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("step", ["7", [7], float("nan"), torch.zeros(3)], ids=str)
+def test_a_step_that_is_no_number_is_none(step, tmp_path):
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in gn_cnn(32)[1].state_dict().items()}
+    critic = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    torch.save({"net_D": critic, "step": step, "fixed_z": torch.zeros(3)}, tmp_path / "model.pt")
+    assert load_published(tmp_path / "model.pt")["step"] is None
+
+
+def test_numpys_dtypes_are_not_rebuilt_from_a_file(tmp_path):
+    """A dtype with a state of somebody's choice reads and writes where it likes."""
+    torch.save({"net_G": {}, "best_FID": np.float64(12.5)}, tmp_path / "model.pt")
+    assert load_tensors(tmp_path / "model.pt") == {"net_G": {}, "best_FID": 12.5}
+    torch.save({"best_FID": np.zeros(3)}, tmp_path / "array.pt")
+    with pytest.raises(ValueError, match=r"array\.pt: .*_reconstruct"):
+        load_tensors(tmp_path / "array.pt")
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
+    torch.save({"net_G": {}}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w") as bomb:
+        for info in plain.infolist():
+            bomb.writestr(info.filename, plain.read(info), zipfile.ZIP_DEFLATED)
+        bomb.writestr("plain/data/0", bytes(1 << 20), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"bomb\.pt: .*compressed or overlap"):
+        load_tensors(tmp_path / "bomb.pt")
+
+
 def test_files_that_run_code_are_refused(tmp_path):
     torch.save({"net_G": nn.Linear(2, 2)}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="not a checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="read safely"):
         load_published(tmp_path / "model.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
-    with pytest.raises(ValueError, match="not a checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="read safely"):
         load_published(tmp_path / "text.pt")
     with pytest.raises(FileNotFoundError):
         load_published(tmp_path / "missing.pt")

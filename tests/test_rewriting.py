@@ -497,7 +497,59 @@ def convolved(net, x):
     return F.avg_pool2d(h, 2).sum() + k
 
 
+class Kept(torch.autograd.Function):
+    """Reads nothing of its input until its backward."""
+
+    @staticmethod
+    def forward(ctx, h):
+        ctx.save_for_backward(h)
+        return torch.zeros(h.shape, dtype=h.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0]
+
+
+def given_to_a_function_after(change):
+    """A critic that gives the result of a convolution to custom Functions after something was done to it."""
+
+    def function(net, x):
+        h = net.conv(x)
+        change(h)
+        k = Square.apply(h)
+        return k if k.requires_grad else k + x
+
+    return function
+
+
+def saved_before_it_is_computed(net, x):
+    h = net.conv(x)
+    return Kept.apply(h) + h.sin()
+
+
+def hooked_after_a_function_in_place(net, x):
+    h = net.conv(x)
+    DoubleInPlace.apply(h).register_hook(lambda grad: 3 * grad)
+    return Square.apply(h)
+
+
+def written_with_what_has_a_gradient(net, x):
+    h = F.conv2d(x.detach(), net.conv.weight.detach())
+    h.mul_(x.mean())
+    return Square.apply(h)
+
+
 CUSTOM = {
+    "function after a write": given_to_a_function_after(lambda h: h.mul_(2)),
+    "function after a write to a view": given_to_a_function_after(lambda h: h.view(-1).mul_(2)),
+    "function after a hook": given_to_a_function_after(lambda h: h.register_hook(lambda grad: 3 * grad)),
+    "function after a hook on its node": given_to_a_function_after(
+        lambda h: h.grad_fn.register_prehook(lambda grads: (3 * grads[0],))
+    ),
+    "function after detaching": given_to_a_function_after(torch.Tensor.detach_),
+    "function after a write with what has a gradient": written_with_what_has_a_gradient,
+    "hook after a function in place": hooked_after_a_function_in_place,
+    "function that saves what is computed later": saved_before_it_is_computed,
     "function of a convolution": lambda net, x: Square.apply(net.conv(x)),
     "function and a merge": lambda net, x: (lambda h: F.avg_pool2d(h, 2).sum() + Square.apply(h))(net.conv(x)),
     "function of a sum": lambda net, x: Square.apply(net.conv(x) + net.point(x)),
@@ -512,6 +564,30 @@ CUSTOM = {
 @pytest.mark.parametrize("name", CUSTOM)
 def test_custom_autograd_functions(name):
     assert_function_same(CUSTOM[name])
+
+
+def test_a_write_to_what_a_function_has_saved_raises_as_in_pytorch():
+    def function(net, x):
+        h = net.conv(x)
+        k = Square.apply(h)
+        h.mul_(2)
+        return k + h
+
+    for module in (Net(function), gnfast.rewrite(Net(function))):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            module(torch.randn(2, 4, 8, 8)).sum().backward()
+
+
+@pytest.mark.parametrize("ask", [torch.Tensor.retain_grad, lambda h: h.register_hook(print)], ids=["retain", "hook"])
+def test_asking_for_the_gradient_of_what_a_function_was_given_before_is_refused(ask):
+    def function(net, x):
+        h = net.conv(x)
+        k = Square.apply(h)
+        ask(h)
+        return k + h
+
+    with pytest.raises(UnsupportedError, match="given this tensor to a custom autograd Function"):
+        gnfast.rewrite(Net(function))(torch.randn(2, 4, 8, 8)).sum().backward()
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["hooks", "reentrant"])

@@ -80,6 +80,15 @@ class TrainedParameter(DataOfAParameter):
         return self.u.detach().clone()
 
 
+class Lazy(Stateful):
+    """Makes what it needs in its first forward."""
+
+    def advance(self):
+        if "scale" not in self._parameters:
+            self.scale, self.child = nn.Parameter(torch.rand(8, dtype=DTYPE)), nn.Linear(1, 8, dtype=DTYPE)
+        return (self.scale + self.child.bias) * torch.rand(8, dtype=DTYPE)
+
+
 class Counter(Stateful):
     def prepare(self):
         self.calls = 1
@@ -141,7 +150,18 @@ class GlobalGenerators(Stateful):
 
 
 KINDS = [
-    *(WrittenBuffer, ReassignedBuffer, DataOfAParameter, DataInPlace, TrainedParameter, Counter, Lists, Object, Array),
+    *(
+        WrittenBuffer,
+        ReassignedBuffer,
+        DataOfAParameter,
+        DataInPlace,
+        TrainedParameter,
+        Lazy,
+        Counter,
+        Lists,
+        Object,
+        Array,
+    ),
     *(Dropout, OwnGenerators, GlobalGenerators),
 ]
 
@@ -240,6 +260,13 @@ def test_a_lasting_refusal_is_tried_ever_more_rarely(x):
             gnfast.value_and_grad_norm(net, x)
     # 40 forwards of double backward, and the recordings of calls 1, 2, 3, 5, 9, 17, 33.
     assert len(forwards) == 47 and len(warned) == 1
+
+
+def test_an_activation_that_was_kept_is_no_state(x):
+    net = Stateful(False)
+    net.register_forward_hook(lambda module, args, output: setattr(module, "kept", output))
+    for _ in range(3):
+        gnfast.normalize_gradient(net, x, strict=True)
 
 
 def test_graphs_that_hold_the_state_stay_valid(x):

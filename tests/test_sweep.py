@@ -93,6 +93,7 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
     [
         ("preset = 'digitz'", "unknown name 'digitz'; did you mean 'digits'?"),
         ("[base]\nsteps = 3", "preset: which one?"),
+        ("preset = 'digits'\n[base]\nextractor = 'planted:f'", "'planted:f' names code to import"),
         ("preset = 'digits'\n[base]\nlrd = 3", r"\[base\]: unknown name 'lrd'; did you mean 'lr_d'?"),
         ("preset = 'digits'\n[grid]\nseeds = [3]", r"\[grid\]: unknown name 'seeds'; did you mean 'seed'?"),
         ("preset = 'digits'\n[grid]\nseed = 3", r"\[grid\] seed: want a list"),

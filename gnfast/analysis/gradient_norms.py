@@ -111,15 +111,14 @@ def _chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | Non
 
 def _curved_chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
     """By differentiation: where the critic has curvature, the norm inside f̂ depends on x as well."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.no_grad():
         f, g = value_and_input_grad(net, x, *args, impl="reference")
         _one_logit(f, x)
+        norm = heads.grad_norm(g)
         if head is None:
-            return _rows(f, heads.grad_norm(g), f, heads.grad_norm(g))
-        f_hat = normalize_gradient(net, x, *args, method=head, impl="reference")
-        (slope,) = torch.autograd.grad(f_hat.sum(), x)
-    return _rows(f, heads.grad_norm(g), f_hat, heads.grad_norm(slope))
+            return _rows(f, norm, f, norm)
+        options = {"method": head, "impl": "reference", "return_grad_norm": True}
+        return _rows(f, norm, *normalize_gradient(net, x, *args, **options))
 
 
 def _one_logit(f: Tensor, x: Tensor) -> None:

@@ -28,6 +28,7 @@ from gnfast.data import load as load_data
 from gnfast.device import resolve_device
 from gnfast.errors import FallbackWarning
 from gnfast.files import atomic_write, write_text
+from gnfast.metrics.arrays import read_arrays
 from gnfast.train.config import Config
 from gnfast.train.evaluate import sampler
 from gnfast.train.state import NonFiniteLossError, State, sample
@@ -273,9 +274,9 @@ def _prepare(scale: Scale, out: Path) -> tuple[ImageDataset, Path]:
 
 @functools.lru_cache(1)
 def _dataset(path: Path) -> ImageDataset:
-    with np.load(path) as file:
-        images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
-        return ImageDataset(str(file["name"]), images, labels, tuple(map(str, file["classes"])))
+    found = read_arrays(path, ("images", "labels", "name", "classes"))
+    images, labels = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
+    return ImageDataset(str(found["name"]), images, labels, tuple(map(str, found["classes"])))
 
 
 @functools.lru_cache(1)

@@ -1,7 +1,6 @@
 """Critics to analyse: of a training run, or any module that can be imported."""
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ from gnfast import reference
 from gnfast.analysis.tables import Subject
 from gnfast.data import load as load_data
 from gnfast.data import to_float
+from gnfast.errors import InputError
+from gnfast.files import open_regular
 from gnfast.losses import LOSSES, domain_scaled
-from gnfast.train import checkpoint
+from gnfast.tensors import load_tensors
 from gnfast.train.checkpoint import RunError
-from gnfast.train.config import from_json
+from gnfast.train.export import Snapshot, newest_state
 from gnfast.train.networks import build_networks
 from gnfast.train.state import sample
 
@@ -34,18 +35,17 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
         RunError: no run folder, no readable checkpoint, or a class-conditional critic.
         ValueError: the data do not fit the critic.
     """
-    record = folder / "config.json"
-    if not record.exists():
-        raise RunError(f"{folder} is not a run folder: there is no {record}")
-    config = from_json(json.loads(record.read_text(encoding="utf-8"))["config"])
+    _, config, state = newest_state(folder)
     if config.classes:
         raise RunError(f"{folder}: its critic is class-conditional; analyses take critics of images alone")
-    saved = checkpoint.load_newest(folder / "checkpoints")
-    if saved is None:
-        raise RunError(f"{folder}: no checkpoint yet, looked for {folder / 'checkpoints'}/step-*.pt")
-    generator, critic = build_networks(config)
-    generator.load_state_dict(saved["state"]["generator"])
-    critic.load_state_dict(saved["state"]["critic"])
+    # The generator first: with it, settings are found out that do not fit the checkpoint, and would take all memory.
+    generator = Snapshot(folder, config, state["generator"], "raw", {}).build()
+    _, critic = build_networks(config)
+    try:
+        critic.load_state_dict(state["critic"])
+    except RuntimeError as error:
+        reason = str(error).split("\n")[-1].strip()
+        raise RunError(f"{folder}: the weights do not fit a {config.model} critic: {reason}") from error
     source = data or config.data
     size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
     real = _real(source, count, seed, device, root=config.data_root or None, **size)
@@ -57,7 +57,7 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     ]
     method = None if config.method == "none" else config.method
     loss = domain_scaled(LOSSES[config.loss], config.alpha)
-    name = f"{folder.name or folder.resolve().name}, step {saved['state']['step']}"
+    name = f"{folder.name or folder.resolve().name}, step {state['step']}"
     return _checked(
         Subject(name, critic.to(device).eval(), real, torch.cat(batches), method, config.tau, config.eps, loss), source
     )
@@ -91,7 +91,11 @@ def of_module(
     """
     net = _imported(spec)
     if weights:
-        net.load_state_dict(_state(Path(weights)))
+        try:
+            net.load_state_dict(_state(Path(weights).expanduser()))
+        except (RuntimeError, TypeError, AttributeError) as error:
+            reason = str(error).split("\n")[-1].strip()
+            raise ValueError(f"--weights: {weights} does not fit {spec}: {reason}") from error
     real = _real(data, count, seed, device)
     fake = None
     if fakes:
@@ -126,8 +130,15 @@ def _state(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+        open_regular(path).close()
+        try:
+            return load_file(path)
+        except Exception as error:  # Damaged bytes lead to more than SafetensorError.
+            raise InputError(f"{path} is damaged or not a safetensors file ({error})") from error
+    found = load_tensors(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}, wanted a state dict")
+    return found
 
 
 def _real(source: str, count: int, seed: int, device: torch.device, **options: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """`gnfast eval WHAT`: scores of a run, of images or of saved statistics against real images."""
 
+import dataclasses
 import json
 import platform
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gnfast.cli.common import UsageError, columns, parse, plain, spelled_out, user_errors
+from gnfast.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,8 @@ Fréchet distance (FID with Inception's official weights), Inception score and K
 WHAT is a run folder, a file of `gnfast export` or a checkpoint of the papers' code (its generator is measured), a
 folder or zip of images, a named data set, or an .npz of statistics. It is measured against --data or --reference; for a
 run the default is the data that it was trained on. Results state how many images of both sides were measured, the
-extractor, the protocol and the seed: numbers that differ in one of them cannot be compared.
+extractor, the protocol and the seed: numbers that differ in one of them cannot be compared. Images are measured as they
+are; both sides must have the same channels and size, which --resolution and --channels can give them.
 
 Examples:
   gnfast eval runs/cifar10
@@ -48,10 +51,16 @@ class EvalOptions:
     """Which part of WHAT, where that is a named data set."""
     data_root: str = ""
     """Where a named data set's archive is kept; gnfast's cache folder if empty."""
+    resolution: int = 0
+    """Side in pixels to which images of files and data sets are resized; 0 leaves them as they are, or as a run has
+    them."""
+    channels: Literal[0, 1, 3] = 0
+    """1 makes images of files and data sets grey, 3 makes grey ones RGB; 0 leaves them, or as a run has them."""
     reference: str = ""
     """Statistics instead of real images: an .npz by --save-stats, pytorch-fid or the papers' code."""
     extractor: str = ""
-    """`inception`, `digits-classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty."""
+    """`inception`, `digits-classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty. MODULE is imported, so
+    that a run or a file that names one is not taken at its word."""
     protocol: Literal["", "tf", "torch", "clean", "paper-gn"] = ""
     """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
     extractor_weights: str = ""
@@ -60,8 +69,9 @@ class EvalOptions:
     """How many images to measure; what the run says, or all that there are, if 0."""
     seed: int = 0
     """Seed of the latent vectors and of KID's subsets."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of a run's generator, or the generator itself; --ema and --raw are short for them."""
+    weights: Literal["", "ema", "raw"] = ""
+    """The moving average of a run's generator (that, or what a file has, if empty), or the generator itself; --ema and
+    --raw are short for them."""
     bn: Literal["batch", "running", "run"] = "run"
     """A run's batch-norm statistics: each batch's own, running ones, or what the run samples with."""
     kid_subsets: int = 100
@@ -86,13 +96,15 @@ def run(words: list[str]) -> int:
     if options.data and options.reference:
         raise UsageError("--data and --reference: got both, want one")
     with user_errors():
-        result = _evaluate(what, options)
-    if options.out:
-        from gnfast.files import write_text
-
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        print(options.out)
+        result, table = _evaluate(what, options)
+    lines = [options.save_stats, options.out, table]
+    try:
+        if options.out:
+            # Before anything is printed: whoever reads it may have gone.
+            with user_errors():
+                write_text(_path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    finally:
+        print("\n".join(filter(None, lines)))
     return 0
 
 
@@ -117,32 +129,34 @@ class Subject:
     real: "Callable[[], ImageDataset] | None" = None
 
 
-def _evaluate(what: str, options: EvalOptions) -> dict[str, Any]:
-    """Measures, prints the table, and returns what goes into the JSON file."""
+def _evaluate(what: str, options: EvalOptions) -> tuple[dict[str, Any], str]:
+    """Measures; returns what goes into the JSON file, and the table of it for people."""
     from gnfast import metrics
     from gnfast.device import resolve_device
 
     device = resolve_device(options.device)
     subject = _subject(what, options, device)
-    images = None if options.reference else _real_images(options, subject)
-    if not (options.reference or images or options.save_stats):
+    real = metrics.ImageStatistics.load(_path(options.reference)) if options.reference else None
+    images = None if real else _real_images(options, subject)
+    if not (real or images or options.save_stats):
         raise ValueError(f"--data or --reference: got neither, and {what} has no real images of its own")
+    if images and subject.images:
+        _require_alike(images, subject.images)
     extractor = None
     if subject.measure or images:
         extractor = _extractor(options, subject, images, device)
+    if real and extractor:
+        # Before hours of measuring.
+        metrics.require_comparable(real.origin, metrics.origin(extractor))
     batch, keep = options.batch, metrics.KEEP if options.kid_subsets else 0
-    real = None
-    if options.reference:
-        real = metrics.ImageStatistics.load(options.reference)
-    elif images:
+    if images:
         real = metrics.reference_statistics(images, extractor, batch_size=batch, keep=keep, progress=_progress())
     started = time.perf_counter()
     fake = subject.known or subject.measure(extractor)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
     if options.save_stats:
-        fake.save(options.save_stats)
-        print(options.save_stats)
-    result = {"measured": what, **subject.facts}
+        fake.save(_path(options.save_stats))
+    result = {"measured": what, **subject.facts, **({"shape": fake.shape} if fake.shape else {})}
     if real is None:
         result |= {"extractor": fake.extractor, "protocol": fake.protocol, "n": fake.features.count}
         timing = {}
@@ -162,12 +176,11 @@ def _evaluate(what: str, options: EvalOptions) -> dict[str, Any]:
         timing["images_per_second"] = speed
     rows = [*(scores.rows() if real else ()), *((key, plain(value)) for key, value in _shown(result))]
     rows += [(key.replace("_", " "), f"{value:.3g}") for key, value in timing.items()]
-    print(columns(rows))
-    return result | {"device": str(device), "timing": timing, "versions": _versions()}
+    return result | {"device": str(device), "timing": timing, "versions": _versions()}, columns(rows)
 
 
 def _subject(what: str, options: EvalOptions, device: "torch.device") -> Subject:
-    path = Path(what).expanduser()
+    path = _path(what)
     if path.suffix == ".npz":
         return _saved_statistics(path, options)
     if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
@@ -191,7 +204,7 @@ def _run(path: Path, options: EvalOptions, device: "torch.device") -> Subject:
     from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
     from gnfast.train.export import snapshot
 
-    saved = snapshot(path, options.weights)
+    saved = snapshot(path, options.weights or None)
     config, generator = saved.config, saved.build().to(device)
     statistics = config.sample_bn if options.bn == "run" else options.bn
 
@@ -209,21 +222,25 @@ def _run(path: Path, options: EvalOptions, device: "torch.device") -> Subject:
     settings = as_json(config)
     if settings["extractor"] == "none":
         settings["extractor"] = ""
-    split = options.split or settings["eval_split"] or config.split
+    # Real images are prepared as they were for the run, whichever they are.
+    split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
+    changes = {
+        name: value for name in ("data", "data_root", "resolution", "channels") if (value := getattr(options, name))
+    }
+    real = dataclasses.replace(config, **changes)
     return Subject(
-        {"step": saved.about["step"], "weights": options.weights, "batch_norm": statistics},
+        {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics},
         settings,
         measure=measure,
         images=ImageDataset("samples", to_uint8(sampler(config, generator, 0, True)(2)).cpu()),
-        real=(lambda: load_split(config, split, _progress())) if config.data else None,
+        real=(lambda: load_split(real, split, _progress())) if real.data else None,
     )
 
 
 def _images(what: str, options: EvalOptions) -> Subject:
     from gnfast import metrics
-    from gnfast.data import load
 
-    images = load(what, split=options.what_split, root=options.data_root or None, progress=_progress())
+    images = _load(what, options.what_split, options)
 
     def measure(extractor: metrics.FeatureExtractor) -> metrics.ImageStatistics:
         return metrics.dataset_statistics(
@@ -239,19 +256,32 @@ def _images(what: str, options: EvalOptions) -> Subject:
 
 
 def _real_images(options: EvalOptions, subject: Subject) -> "ImageDataset | None":
+    if subject.real:
+        return subject.real()
+    return _load(options.data, options.split or "train", options) if options.data else None
+
+
+def _load(source: str, split: str, options: EvalOptions) -> "ImageDataset":
     from gnfast.data import load
 
-    if not options.data:
-        return subject.real() if subject.real else None
-    channels, height, width = subject.images.images.shape[1:] if subject.images else (None, None, None)
     return load(
-        options.data,
-        split=options.split or "train",
-        resolution=height if height == width else None,
-        channels=channels,
+        source,
+        split=split,
+        resolution=options.resolution or None,
+        channels=options.channels or None,
         root=options.data_root or None,
         progress=_progress(),
     )
+
+
+def _require_alike(real: "ImageDataset", measured: "ImageDataset") -> None:
+    """Before hours of measuring what `compare` would not compare."""
+    one, other = ("x".join(map(str, images.images.shape[1:])) for images in (real, measured))
+    if one != other:
+        raise ValueError(
+            f"images of {measured.name} are {other} and the real ones of {real.name} {one}: say how both are to be "
+            "prepared, --resolution and --channels"
+        )
 
 
 def _extractor(
@@ -259,7 +289,13 @@ def _extractor(
 ) -> "FeatureExtractor":
     from gnfast.metrics import load_extractor
 
-    spec = options.extractor or subject.settings.get("extractor") or "inception"
+    known = subject.settings.get("extractor") or "inception"
+    if ":" in known and not options.extractor:
+        raise ValueError(
+            f"--extractor: {known!r} names code to import, which is taken from the command line alone; repeat it there "
+            "if you trust it"
+        )
+    spec = options.extractor or known
     # A classifier is trained on real images only; a function may be tried on any.
     dataset = subject.images if real is None and ":" in spec else real
     return load_extractor(
@@ -284,6 +320,11 @@ def _versions() -> dict[str, str]:
     import gnfast
 
     return {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _path(name: str) -> Path:
+    """Shells do not expand the ~ in --out=~/result.json."""
+    return Path(name).expanduser()
 
 
 def _progress() -> bool:

@@ -15,8 +15,9 @@ class ExportOptions:
 
     out: str = ""
     """The file to write; RUN/generator-ema.safetensors or -raw.safetensors if empty, or FILE.safetensors."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average of the generator, or the generator itself; --ema and --raw are short for them."""
+    weights: Literal["", "ema", "raw"] = ""
+    """The moving average of the generator (that, or what a file has, if empty), or the generator itself; --ema and
+    --raw are short for them."""
 
 
 def run(words: list[str]) -> int:
@@ -24,7 +25,7 @@ def run(words: list[str]) -> int:
     rest = spelled_out(words)
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise UsageError(f"export: which run? {USAGE}")
-    source = None if rest[0] in ("-h", "--help") else Path(rest.pop(0))
+    source = None if rest[0] in ("-h", "--help") else Path(rest.pop(0)).expanduser()
     options = parse(
         ExportOptions,
         rest,
@@ -39,10 +40,11 @@ def run(words: list[str]) -> int:
 
     with user_errors():
         default = (
-            source.with_suffix(".safetensors")
-            if source.is_file()
-            else source / f"generator-{options.weights}.safetensors"
+            source / f"generator-{options.weights or 'ema'}.safetensors"
+            if source.is_dir()
+            else source.with_suffix(".safetensors")
         )
-        out = Path(options.out) if options.out else default
-        print(export(source, out, options.weights))
+        out = Path(options.out).expanduser() if options.out else default
+        path = export(source, out, options.weights or None)
+    print(path)
     return 0

@@ -34,6 +34,8 @@ class SweepOptions:
     """Train runs that diverged (a loss became NaN) again, too."""
     out: str = ""
     """Folder of the runs and the tables, instead of the file's."""
+    extractor: str = ""
+    """The feature extractor of all runs, instead of the file's; MODULE:FUNCTION may come from here alone."""
 
 
 def run(words: list[str]) -> int:
@@ -45,7 +47,7 @@ def run(words: list[str]) -> int:
     from gnfast.train.sweep import load_sweep
 
     with user_errors():
-        sweep = load_sweep(file, Path(options.out) if options.out else None)
+        sweep = load_sweep(file, Path(options.out) if options.out else None, options.extractor)
     _check(sweep)
     if options.dry_run:
         for case in sweep.cases:

@@ -1,14 +1,17 @@
-"""The files of a folder, zip or tar as (name, bytes), without unpacking anything to disk."""
+"""The files of a folder, zip or tar as (name, bytes), not unpacked, and in little memory whatever they say."""
 
 import bz2
+import errno
 import gzip
+import io
 import lzma
-import os
+import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,19 +19,59 @@ from typing import IO
 from tqdm import tqdm
 
 from gnfast.data.dataset import DataError
+from gnfast.data.files import open_source, printable, walk_files
+from gnfast.errors import InputError
+from gnfast.files import open_regular
 
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+ENTRY_BYTES = 1 << 27
+"""No image file is larger."""
+
 # What the readers raise on damaged input. zipfile adds RuntimeError for encryption, NotImplementedError for methods.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
-_DAMAGE += (RuntimeError, NotImplementedError)
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error, EOFError, OSError)
+_DAMAGE += (RuntimeError, ValueError, OverflowError, IndexError, KeyError, MemoryError)
+
+# Of the others zipfile decompresses 4 KiB at once, which may become gigabytes.
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
+# Dictionaries of xz -9 have 64 MiB.
+_XZ_MEMORY = 1 << 28
+# Longer names in a tar, and larger tables of attributes, are not read: tarfile holds them in memory as a whole.
+_TAR_HEADER = 1 << 20
+# Encoded images hardly compress: what grows by more than this, beyond the first GiB, was made to fill a disk.
+_GROWTH = 200
+_ENTRY_MEMORY = 2048
+_IN_MEMORY = 1 << 26
+
+
+class EntryError(Exception):
+    """One file of many cannot be read; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file inside a folder or archive: its relative name with forward slashes, and how to get its bytes."""
+    """A file inside a folder or archive.
+
+    Args:
+        name: relative, with forward slashes; bytes that are no text are written as \\xHH.
+        size: what its header says, in bytes; 0 where that is not known before it is read.
+        start: its first n bytes, or all where it is shorter.
+    """
 
     name: str
-    read: Callable[[], bytes]
+    size: int
+    start: Callable[[int], bytes]
+
+    def read(self, limit: int = ENTRY_BYTES) -> bytes:
+        """All of its bytes.
+
+        Raises:
+            EntryError: they are more than `limit`, or not a regular file's.
+            OSError: a file of a folder cannot be read.
+            DataError: the archive is damaged.
+        """
+        content = b"" if self.size > limit else self.start(limit + 1)
+        if max(self.size, len(content)) > limit:
+            raise EntryError(f"larger than {limit >> 20} MiB")
+        return content
 
 
 @contextmanager
@@ -36,7 +79,7 @@ def open_entries(path: Path, wanted: Callable[[str], bool], progress: bool = Tru
     """The files under `path`, sorted by name; of a name that comes twice in an archive, the last.
 
     Folders, zips and plain tars are read when an entry is. A compressed tar has no random access: it is read once, from
-    its start to its end, and the bytes of the wanted entries stay in memory until they are let go.
+    its start to its end, and the bytes of the wanted entries stay in memory, or from 64 MiB on in a temporary file.
 
     Args:
         path: a folder, a zip, or a tar (plain, gz, bz2 or xz); the content decides, not the name.
@@ -49,20 +92,23 @@ def open_entries(path: Path, wanted: Callable[[str], bool], progress: bool = Tru
     if path.is_dir():
         yield _sorted(_folder_entries(path))
         return
-    with path.open("rb") as file:
+    with open_source(path) as file:
         decompress = _decompressor(file)
         head = file.read(2)
     if decompress is not None:
-        yield _sorted(_stream_entries(path, wanted, progress))
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as kept:
+            yield _sorted(_stream_entries(path, wanted, progress, kept))
     elif head == b"PK":
         with clear_errors(path):
             archive = zipfile.ZipFile(path)
         with archive:
             yield _sorted(_zip_entries(path, archive))
     else:
-        if not tarfile.is_tarfile(path):
-            raise DataError(f"{path} is not a folder, zip or tar archive")
-        with tarfile.open(path, "r:") as tar:
+        with ExitStack() as stack:
+            try:
+                tar = stack.enter_context(tarfile.open(path, "r:", tarinfo=_Member))
+            except (tarfile.TarError, ValueError):
+                raise DataError(f"{path} is not a folder, zip or tar archive") from None
             yield _sorted(_tar_entries(path, tar))
 
 
@@ -73,25 +119,28 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
     `open_entries`.
 
     Raises:
-        DataError: the archive is truncated or damaged.
+        DataError: the archive is truncated or damaged, or a wanted file is not a regular one.
     """
     if path.is_dir():
-        for entry in _sorted(_folder_entries(path)):
-            if wanted(entry.name):
-                with (path / entry.name).open("rb") as file:
-                    yield entry.name, file
+        for file in walk_files(path):
+            name = printable(file)
+            if wanted(name):
+                with open_source(path / file) as content:
+                    yield name, content
         return
     size = path.stat().st_size
     bar = tqdm(total=size, desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None if progress else True)
-    with clear_errors(path), bar, path.open("rb") as raw:
+    with clear_errors(path), bar, open_source(path) as raw:
         decompress = _decompressor(raw)
         # tarfile's own decompressing streams take a truncated file for a finished one; these modules raise EOFError.
         with decompress(raw) if decompress else raw as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
+            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
                 for member in tar:
-                    if member.isfile() and wanted(member.name):
+                    # The list of members that have passed would grow without end.
+                    tar.members = []
+                    if member.isfile() and wanted(printable(member.name)):
                         with tar.extractfile(member) as file:
-                            yield member.name, file
+                            yield printable(member.name), file
                     bar.update(raw.tell() - bar.n)
             _drain(stream)
             bar.update(size - bar.n)
@@ -100,9 +149,12 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
 def first_member(path: Path) -> str:
     """The name of a tar archive's first member; "" when `path` is no tar, has none, or is damaged there."""
     try:
-        with tarfile.open(path, "r:*") as tar:
-            member = tar.next()
-            return member.name if member else ""
+        with open_source(path) as raw:
+            decompress = _decompressor(raw)
+            stream = decompress(raw) if decompress else raw
+            with stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
+                member = tar.next()
+                return member.name if member else ""
     except _DAMAGE:
         return ""
 
@@ -112,8 +164,60 @@ def clear_errors(path: Path) -> Iterator[None]:
     """What readers raise on damaged input as one `DataError`, for reading from what `stream_members` yields."""
     try:
         yield
+    except DataError:
+        raise
     except _DAMAGE as error:
         raise DataError(f"archive {path} is truncated or damaged: {error or type(error).__name__}") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar whose name fits into memory."""
+
+    _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
+    _EXTENDED += (tarfile.SOLARIS_XHDTYPE,)
+
+    @classmethod
+    def frombuf(cls, *arguments: object) -> tarfile.TarInfo:
+        member = super().frombuf(*arguments)
+        if member.type in cls._EXTENDED and not 0 <= member.size <= _TAR_HEADER:
+            raise tarfile.ReadError(f"a name or table of attributes of {member.size} bytes")
+        return member
+
+
+class _Xz(io.RawIOBase):
+    """A file compressed by xz, read in bounded memory: `lzma.open` gives it what its header asks for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._decoder = self._new()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while True:
+            more = b""
+            if self._decoder.eof:
+                more = (self._decoder.unused_data + self._file.read(1 << 16)).lstrip(b"\0")
+                if not more:
+                    return 0
+                self._decoder = self._new()
+            elif self._decoder.needs_input and not (more := self._file.read(1 << 16)):
+                raise EOFError("it ends before its end mark")
+            if data := self._decoder.decompress(more, len(buffer)):
+                buffer[: len(data)] = data
+                return len(data)
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+
+_COMPRESSED = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lambda file: io.BufferedReader(_Xz(file), 1 << 17),
+}
 
 
 def _decompressor(file: IO[bytes]) -> Callable | None:
@@ -129,33 +233,47 @@ def _sorted(entries: Iterator[Entry]) -> list[Entry]:
 
 
 def _folder_entries(root: Path) -> Iterator[Entry]:
-    for folder, _, files in os.walk(root, followlinks=True):
-        for name in files:
-            file = Path(folder, name)
-            yield Entry(file.relative_to(root).as_posix(), file.read_bytes)
+    def starter(file: str) -> Callable[[int], bytes]:
+        def start(count: int) -> bytes:
+            path = root / file
+            try:
+                with open_regular(path) as content:
+                    return content.read(count)
+            except InputError as error:
+                raise EntryError(str(error).removeprefix(f"{path}: ")) from None
+
+        return start
+
+    for file in walk_files(root):
+        yield Entry(printable(file), 0, starter(file))
 
 
 def _zip_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
-    def reader(member: zipfile.ZipInfo) -> Callable[[], bytes]:
-        def read() -> bytes:
-            with clear_errors(path):
-                return archive.read(member)
+    def starter(member: zipfile.ZipInfo) -> Callable[[int], bytes]:
+        def start(count: int) -> bytes:
+            if member.compress_type not in _ZIP_METHODS:
+                method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
+                raise DataError(
+                    f"{path}: {member.filename} is compressed by {method}; pack it with deflate or not at all"
+                )
+            with clear_errors(path), archive.open(member) as file:
+                return file.read(count)
 
-        return read
+        return start
 
     for member in archive.infolist():
         if not member.is_dir():
             # Some Windows tools write backslashes, against the format.
-            yield Entry(member.filename.replace("\\", "/"), reader(member))
+            yield Entry(printable(member.filename.replace("\\", "/")), member.file_size, starter(member))
 
 
 def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
-    def reader(member: tarfile.TarInfo) -> Callable[[], bytes]:
-        def read() -> bytes:
-            with clear_errors(path):
-                return _content(tar, member)
+    def starter(member: tarfile.TarInfo) -> Callable[[int], bytes]:
+        def start(count: int) -> bytes:
+            with clear_errors(path), tar.extractfile(member) as file:
+                return file.read(count)
 
-        return read
+        return start
 
     with clear_errors(path):
         members = tar.getmembers()
@@ -165,19 +283,45 @@ def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
             raise tarfile.ReadError("no end-of-archive mark")
     for member in members:
         if member.isfile():
-            yield Entry(member.name, reader(member))
+            yield Entry(printable(member.name), member.size, starter(member))
 
 
-def _stream_entries(path: Path, wanted: Callable, progress: bool) -> Iterator[Entry]:
-    with clear_errors(path):
-        for name, file in stream_members(path, lambda _: True, progress):
-            content = file.read() if wanted(name) else b""
-            yield Entry(name, lambda content=content: content)
+def _stream_entries(path: Path, wanted: Callable, progress: bool, kept: IO[bytes]) -> Iterator[Entry]:
+    """The entries, with the bytes of the wanted ones in the temporary file `kept`."""
+
+    def starter(at: int, size: int) -> Callable[[int], bytes]:
+        def start(count: int) -> bytes:
+            kept.seek(at)
+            return kept.read(min(count, size))
+
+        return start
+
+    most, taken, at = (1 << 30) + _GROWTH * path.stat().st_size, 0, 0
+    for name, file in stream_members(path, lambda _: True, progress):
+        content = b""
+        if wanted(name):
+            with clear_errors(path):
+                content = file.read(ENTRY_BYTES + 1)
+        yield Entry(name, len(content), starter(at, len(content)))
+        if len(content) <= ENTRY_BYTES:
+            _append(kept, content, path)
+            at += len(content)
+        # An entry without content takes memory too.
+        taken += len(content) + len(name) + _ENTRY_MEMORY
+        if taken > most:
+            raise DataError(f"{path} unpacks to more than {_GROWTH} times its size, which images do not")
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    with tar.extractfile(member) as file:
-        return file.read()
+def _append(kept: IO[bytes], content: bytes, path: Path) -> None:
+    try:
+        kept.write(content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = tempfile.gettempdir()
+        raise DataError(
+            f"no room in {where} for the images in {path}: set TMPDIR to another folder, or unpack the archive"
+        ) from error
 
 
 def _drain(stream: IO[bytes]) -> None:

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
-from gnfast.data.files import cache_root
+from gnfast.data.files import cache_root, open_source
 from gnfast.data.source import Contents, Source
-from gnfast.files import atomic_write, empty_part
+from gnfast.files import atomic_write, is_abandoned, own_part, remove_abandoned
 
 _FORMAT = 1
 # What every description must have.
@@ -40,6 +40,8 @@ _KINDS = {
     **dict.fromkeys(("format", "crop", "skipped", "modified_ns"), int),
     "labels": bool,
 }
+# Only damage makes a description larger.
+_DESCRIPTION_BYTES = 1 << 26
 # Less than this is prepared in memory, and kept only if that took longer than opening a file is worth.
 _SMALL_BYTES = 16 << 20
 _WORTH_SECONDS = 1.0
@@ -97,9 +99,13 @@ def entries() -> list[Entry]:
 
 
 def leftovers() -> list[Path]:
-    """Files in the cache that belong to no entry: of a preparation that was killed or is under way, or damaged."""
+    """Files in the cache that belong to no entry: damaged, or of a preparation that was killed."""
     known = {path for entry in entries() for path in (entry.path, entry.data)}
-    return sorted(path for path in folder().glob("*") if path not in known)
+    return sorted(path for path in folder().glob("*") if path not in known and _is_left(path))
+
+
+def _is_left(path: Path) -> bool:
+    return path.is_file() and (path.suffix != ".part" or is_abandoned(path))
 
 
 def entry_of(source: Source) -> Entry | None:
@@ -116,9 +122,9 @@ def prepared(source: Source) -> ImageDataset:
     Raises:
         DataError: what reading `source` raises, or there is no room for the prepared pixels.
     """
-    path = _path(source)
     if not source.request.cache or source.is_quick:
         return _in_memory(source)
+    path = _path(source)
     try:
         return _open(path, source.request.progress)
     except (FileNotFoundError, NotADirectoryError):
@@ -164,7 +170,10 @@ def _description(source: Source) -> dict[str, Any]:
 
 def _in_memory(source: Source) -> ImageDataset:
     canvas = Canvas()
-    return _dataset(source, canvas, source.read(canvas))
+    try:
+        return _dataset(source, canvas, source.read(canvas))
+    except MemoryError as error:
+        raise DataError(f"{source.name}: the images do not fit into memory ({error})") from error
 
 
 def _dataset(source: Source, canvas: Canvas, contents: Contents) -> ImageDataset:
@@ -263,19 +272,22 @@ class _Draft:
 @contextlib.contextmanager
 def _draft(path: Path, nbytes: int) -> Iterator[_Draft]:
     """A draft beside `path`, which is gone afterwards unless it was moved elsewhere."""
-    with _clear_about_room(path.parent, nbytes):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = empty_part(path.with_suffix(".bin"))
-    try:
-        with _clear_about_room(path.parent, nbytes), part.open("r+b") as file:
-            # All of it at once: writing through a mapping to a disk that is full would kill the process.
-            _reserve(file.fileno(), nbytes)
+    with contextlib.ExitStack() as stack:
+        with _clear_about_room(path.parent, nbytes):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Those of other data sets too: the room that they take may be what this one lacks.
+            remove_abandoned(path.parent)
+            part = stack.enter_context(own_part(path.with_suffix(".bin")))
+            with part.open("r+b") as file:
+                # All of it at once: writing through a mapping to a disk that is full would kill the process.
+                _reserve(file.fileno(), nbytes)
         yield _Draft(part, nbytes)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
+    # Reserving more than there is would fill the disk before it fails.
+    if nbytes > shutil.disk_usage(descriptor).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, nbytes)
         return
@@ -322,12 +334,20 @@ def _open(path: Path, progress: bool) -> ImageDataset:
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        with open_source(path) as file:
+            content = file.read(_DESCRIPTION_BYTES + 1)
+        if len(content) > _DESCRIPTION_BYTES:
+            raise ValueError(f"more than {_DESCRIPTION_BYTES >> 20} MiB")
+        header = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise _DamagedError(f"its description is no JSON ({error})") from error
     is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in _KINDS.items())
-    if not is_whole or header.get("format") != _FORMAT or len(header["shape"]) != 4:
+    if not is_whole or header["format"] != _FORMAT or len(header["shape"]) != 4:
         raise _DamagedError("its description is incomplete")
+    if not all(type(size) is int and size > 0 for size in header["shape"]):
+        raise _DamagedError(f"its description has the shape {header['shape']}")
+    if not all(isinstance(name, str) for name in header["classes"]):
+        raise _DamagedError("its description has classes that are no names")
     return header
 
 
@@ -343,13 +363,15 @@ def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
     nbytes = math.prod(shape)
     wanted = _labels_at(nbytes) + 8 * count * header["labels"]
     try:
-        with data.open("rb") as file:
+        with open_source(data) as file:
             got = os.fstat(file.fileno()).st_size
             if got != wanted:
                 raise _DamagedError(f"{data.name} should have {wanted} bytes and has {got}")
             content = _map(file.fileno(), wanted)
     except FileNotFoundError as error:
         raise _DamagedError(f"{data.name} is not there") from error
+    except DataError as error:
+        raise _DamagedError(str(error)) from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         pixels = torch.frombuffer(content, dtype=torch.uint8, count=nbytes).view(shape)

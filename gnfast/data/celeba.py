@@ -4,7 +4,8 @@ from pathlib import Path
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import Official, cache_root, stat_identity
+from gnfast.data.files import Official, cache_root
+from gnfast.data.images import decoded_identity
 from gnfast.data.numbered import find_first, read_numbered
 from gnfast.data.source import Contents, Source
 
@@ -59,4 +60,4 @@ def open_celeba(request: Request) -> Source:
             check()
         return read_numbered(path, request, lambda number, first: number in numbers, canvas)
 
-    return Source("celeba", request, stat_identity(path), read, check=check)
+    return Source("celeba", request, decoded_identity(path), read, check=check)

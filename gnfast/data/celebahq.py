@@ -3,7 +3,8 @@
 from gnfast.data import databases
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import cache_root, stat_identity
+from gnfast.data.files import cache_root
+from gnfast.data.images import decoded_identity
 from gnfast.data.numbered import find_first, read_numbered
 from gnfast.data.source import Contents, Source
 
@@ -39,4 +40,4 @@ def open_celebahq(request: Request) -> Source:
         # Counted from 0 or from 1; a folder with the second part alone still counts from 1.
         return read_numbered(path, request, lambda number, first: number - min(first, 1) in positions, canvas)
 
-    return Source("celebahq", request, stat_identity(path), read)
+    return Source("celebahq", request, decoded_identity(path), read)

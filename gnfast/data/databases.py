@@ -1,20 +1,26 @@
 """LMDBs of encoded images: LSUN's own, and those that the code of GN-GAN and of Faster GN-GAN makes."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from gnfast.data import lmdb_reader
+from gnfast.data.archive import ENTRY_BYTES, EntryError
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import stat_identity
-from gnfast.data.images import decode_into, decoding_bar, skipped_files
+from gnfast.data.files import printable
+from gnfast.data.images import decode_into, decoded_identity, decoding_bar, skipped_files
+from gnfast.data.lmdb_reader import ANSWER, FAILED, FOUND, MISSING, REQUEST, TOO_LARGE
 from gnfast.data.source import Contents, Source
 
 _FILE = "data.mdb"
+# ImageNet's full version has 21,841.
+_CLASSES = 100_000
 
 
 def is_database(path: Path) -> bool:
@@ -40,22 +46,22 @@ def open_database(path: Path, request: Request, name: str = "", positions: range
     """
     if positions is None and not name and request.split != "train":
         raise DataError(f"split must be 'train' for the LMDB {path}, got {request.split!r}")
-    name = name or path.resolve().name
+    name = name or printable(path.resolve().name)
     # Opening it in another way may touch lock.mdb.
-    identity = stat_identity(path / _FILE)
+    identity = decoded_identity(path / _FILE)
     return Source(name, request, identity, lambda canvas: _read(path, request, positions, canvas))
 
 
 def _read(path: Path, request: Request, positions: range | None, canvas: Canvas) -> Contents:
-    with _transaction(path) as transaction:
-        count = transaction.stat()["entries"]
-        if transaction.get(b"d0") is not None and transaction.get(b"l0") is not None:
+    with _Database(path) as database:
+        count = database.count
+        if database.has("d0") and database.has("l0"):
             count //= 2
-            rows = _rows(path, transaction, "d", range(count), positions, "l")
-        elif transaction.get(b"0") is not None:
-            rows = _rows(path, transaction, "", range(count), positions)
+            rows = _rows(database, "d", range(count), positions, "l")
+        elif database.has("0"):
+            rows = _rows(database, "", range(count), positions)
         else:
-            rows = _in_key_order(transaction, positions)
+            rows = _in_key_order(database, positions)
         count = count if positions is None else len(range(count)[positions.start : positions.stop])
         canvas.expect(count)
         with decoding_bar(path, count, request) as bar:
@@ -73,49 +79,132 @@ def _read(path: Path, request: Request, positions: range | None, canvas: Canvas)
 
 
 def _rows(
-    path: Path, transaction: Any, prefix: str, numbers: range, positions: range | None, labels: str = ""
+    database: "_Database", prefix: str, numbers: range, positions: range | None, labels: str = ""
 ) -> Iterator[tuple]:
     """For `decode_into`: the numbered images, with their labels where there are any."""
 
     def get(key: str) -> bytes:
-        value = transaction.get(key.encode())
+        value = database.get(key)
         if value is None:
-            raise DataError(f"{path}: key {key!r} is missing, although there are {len(numbers)} images")
+            raise DataError(f"{database.path}: key {key!r} is missing, although there are {len(numbers)} images")
         return value
 
+    def label_of(number: int) -> int:
+        digits = get(f"{labels}{number}")
+        if not digits.isdigit() or len(digits) > 20 or int(digits) >= _CLASSES:
+            raise DataError(
+                f"{database.path}: key '{labels}{number}' must hold a class in digits, below {_CLASSES}, "
+                f"got {digits[:20]!r}"
+            )
+        return int(digits)
+
     for number in numbers if positions is None else numbers[positions.start : positions.stop]:
-        label = None
-        if labels:
-            digits = get(f"{labels}{number}")
-            if not digits.isdigit():
-                raise DataError(f"{path}: key '{labels}{number}' must hold a class in digits, got {digits[:20]!r}")
-            label = int(digits)
         key = f"{prefix}{number}"
-        yield key, label, lambda key=key: get(key)
+        yield key, label_of(number) if labels else None, lambda key=key: get(key)
 
 
-def _in_key_order(transaction: Any, positions: range | None) -> Iterator[tuple]:
-    for position, (key, value) in enumerate(transaction.cursor()):
+def _in_key_order(database: "_Database", positions: range | None) -> Iterator[tuple]:
+    for position, (key, read) in enumerate(database.items()):
         if positions is None or position in positions:
-            yield key.decode(errors="replace"), None, lambda value=value: value
+            yield key, None, read
 
 
-@contextmanager
-def _transaction(path: Path) -> Iterator[Any]:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise DataError(f"{path} is an LMDB, and the package lmdb is not installed: pip install lmdb") from error
-    try:
-        with lmdb.open(
-            os.fspath(path), readonly=True, lock=False, readahead=False, meminit=False, create=False
-        ) as environment:
-            # A file that was cut off opens like a whole one; reading behind its end would kill the process.
-            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            size = (path / _FILE).stat().st_size
-            if size < needed:
-                raise DataError(f"{path} is truncated: {_FILE} has {size} bytes, and {needed} are in use")
-            with environment.begin(buffers=False) as transaction:
-                yield transaction
-    except lmdb.Error as error:
-        raise DataError(f"{path} cannot be read as an LMDB: {error}") from error
+class _Database:
+    """An LMDB, read by another process, so that a damaged one cannot end this one.
+
+    Args:
+        path: the folder with data.mdb.
+
+    Raises:
+        DataError: the package lmdb is not there, or the database cannot be opened; from the methods, it is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            import lmdb  # noqa: F401
+        except ImportError as error:
+            raise DataError(f"{path} is an LMDB, and the package lmdb is not installed: pip install lmdb") from error
+        # -P: the modules of this package beside the script must not stand for Python's own.
+        words = [sys.executable, "-P", lmdb_reader.__file__, os.fspath(path), str(ENTRY_BYTES)]
+        modules = os.pathsep.join(folder for folder in sys.path if folder)
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": modules},
+            # A Ctrl-C is for this process, which then ends that one.
+            start_new_session=True,
+        )
+        try:
+            self.count = int(self._answer()[1])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "_Database":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the other process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key."""
+        self._ask(key)
+        return self._answer()[0] != MISSING
+
+    def get(self, key: str) -> bytes | None:
+        """The value of a key, or None where there is none.
+
+        Raises:
+            EntryError: it is larger than any image.
+        """
+        self._ask(key)
+        status, content = self._answer()
+        return None if status == MISSING else _value(status, content)
+
+    def items(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """All keys in their order, each with what gives its value or raises `EntryError`; once."""
+        for number in range(self.count):
+            self._ask("")
+            status, key = self._answer()
+            if status != FOUND:
+                raise DataError(f"{self.path} is damaged: it ends after {number} of its {self.count} entries")
+            value = self._answer()
+            yield key.decode(errors="backslashreplace"), lambda value=value: _value(*value)
+
+    def _ask(self, key: str) -> None:
+        try:
+            self._process.stdin.write(REQUEST.pack(len(key.encode())) + key.encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._died()
+
+    def _answer(self) -> tuple[int, bytes]:
+        head = self._process.stdout.read(ANSWER.size)
+        if len(head) < ANSWER.size:
+            self._died()
+        status, length = ANSWER.unpack(head)
+        content = self._process.stdout.read(length)
+        if len(content) < length:
+            self._died()
+        if status == FAILED:
+            raise DataError(f"{self.path} cannot be read as an LMDB: {content.decode()}")
+        return status, content
+
+    def _died(self) -> None:
+        status = self._process.wait()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        raise DataError(f"{self.path} is damaged: the process that read its {_FILE} was ended {how}")
+
+
+def _value(status: int, content: bytes) -> bytes:
+    if status == TOO_LARGE:
+        raise EntryError(f"larger than {ENTRY_BYTES >> 20} MiB")
+    return content

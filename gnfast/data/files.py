@@ -4,28 +4,109 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from gnfast.data.dataset import DataError, Request
-from gnfast.files import atomic_write
+from gnfast.errors import InputError
+from gnfast.files import atomic_write, open_regular
 
 _CHUNK = 1 << 20
+# More links to one folder than this were made to be followed for ever.
+_WAYS = 100
 
 
 def cache_root() -> Path:
-    """The folder for downloads and caches: $GNFAST_CACHE, or gnfast under $XDG_CACHE_HOME or ~/.cache."""
+    """The folder for downloads and caches: $GNFAST_CACHE, or gnfast under $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        DataError: neither is set, and there is no home folder.
+    """
     if own := os.environ.get("GNFAST_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gnfast"
+        return expanded(own)
+    try:
+        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gnfast"
+    except DataError:
+        raise DataError("there is no home folder for the cache: set GNFAST_CACHE to a folder") from None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~user replaced.
+
+    Raises:
+        DataError: nobody knows that user's home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{os.fspath(path)}: {error}") from None
+
+
+def open_source(path: Path) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+        DataError: it is a pipe, a device, a socket or a folder.
+        OSError: it cannot be opened.
+    """
+    try:
+        return open_regular(path)
+    except InputError as error:
+        raise DataError(str(error)) from None
+
+
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8 become \\xHH, so that it can be printed and written to files."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def walk_files(root: Path) -> Iterator[str]:
+    """The paths of all files below a folder, relative to it and in a fixed order.
+
+    Links are followed, but not to a folder in which they lie. A folder that cannot be read stands there itself.
+
+    Raises:
+        DataError: links lead to one folder in more ways than anyone needs.
+    """
+    ways: Counter[tuple[int, int]] = Counter()
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while folders:
+        folder, above = folders.pop()
+        place = os.path.join(root, folder)
+        try:
+            status = os.stat(place)
+            with os.scandir(place) as listing:
+                children = sorted((child.name, _is_folder(child)) for child in listing)
+        except OSError:
+            yield folder or "."
+            continue
+        itself = (status.st_dev, status.st_ino)
+        if itself in above:
+            continue
+        ways[itself] += 1
+        if ways[itself] > _WAYS:
+            raise DataError(f"{root}: links lead to the folder {os.path.realpath(place)} in more than {_WAYS} ways")
+        yield from (os.path.join(folder, name) for name, is_folder in children if not is_folder)
+        folders += [
+            (os.path.join(folder, name), above | {itself}) for name, is_folder in reversed(children) if is_folder
+        ]
+
+
+def _is_folder(child: os.DirEntry) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # A link to itself.
+        return False
 
 
 def md5_of(path: Path) -> str:
     """The MD5 of a file (hex): what data sets publish; it guards against damage, not against malice."""
-    with path.open("rb") as file:
+    with open_source(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
@@ -35,20 +116,17 @@ def stat_identity(path: Path) -> dict[str, Any]:
     For a folder: the number and total size of its files, and a SHA-256 over the name, size and time of each.
     """
     path = path.resolve()
-    if path.is_file():
+    if not path.is_dir():
         status = path.stat()
         return {"path": str(path), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     digest, count, size = hashlib.sha256(), 0, 0
-    for folder, folders, names in os.walk(path, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
-            file = os.path.join(folder, name)
-            try:
-                status = os.stat(file)
-            except OSError:  # A link to nowhere: reading it will say so.
-                continue
-            count, size = count + 1, size + status.st_size
-            digest.update(f"{os.path.relpath(file, path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    for file in walk_files(path):
+        try:
+            status = os.stat(os.path.join(path, file))
+        except OSError:  # A link to nowhere: reading it will say so.
+            continue
+        count, size = count + 1, size + status.st_size
+        digest.update(os.fsencode(file) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return {"path": str(path), "files": count, "bytes": size, "listing_sha256": digest.hexdigest()}
 
 

@@ -1,7 +1,6 @@
 """A folder, zip or tar of image files as a data set, with or without folders for splits and classes."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -10,30 +9,48 @@ from torch import Tensor
 from gnfast.data.archive import Entry, open_entries
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import stat_identity
-from gnfast.data.images import decode_into, decoding_bar, skipped_files
+from gnfast.data.files import printable
+from gnfast.data.images import decode_into, decoded_identity, decoding_bar, skipped_files
 from gnfast.data.source import Contents, Source
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-_SPLITS = ("train", "test", "val", "valid", "validation", "unlabeled")
+SUFFIXES = (
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".avif",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".tif",
+    ".tiff",
+)
+SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+# Names of folders that hold a split, in any case, and the split.
+_SPLITS = {name: name for name in ("train", "test", "val", "valid", "validation", "unlabeled")}
+_SPLITS |= {"training": "train", "testing": "test", "unlabelled": "unlabeled"}
 
 
 def open_images(path: Path, request: Request) -> Source:
     """The images of a folder, zip or tar, ordered by their path.
 
     Args:
-        path: what holds them: directly, in class folders, or in split folders (train, test, …) that hold either.
-            Folders that everything lies in are passed over; at least two class folders make labels.
+        path: what holds them: directly, in class folders, or in split folders (train, test, …) that hold either, and
+            then what lies beside them is skipped. Folders that everything lies in are passed over; at least two class
+            folders make labels.
         request: what is asked; the number of channels is 1 by default where all images are grey, else 3.
 
     Reading raises:
-        DataError: no image is left, the split is not there, images differ in size and no resolution is asked for, or
-            the archive is damaged.
+        DataError: no image is left, the split is not there or cannot be told from a class, images differ in size and
+            no resolution is asked for, or the archive is damaged.
     """
-    name = path.resolve().name
+    name = printable(path.resolve().name)
     if not path.is_dir():
         name = re.sub(r"(\.tar)?\.(zip|tar|tgz|tbz2|txz|gz|bz2|xz)$", "", name)
-    return Source(name, request, stat_identity(path), lambda canvas: _read(path, request, canvas))
+    return Source(name, request, decoded_identity(path), lambda canvas: _read(path, request, canvas))
 
 
 def is_image(name: str) -> bool:
@@ -45,12 +62,15 @@ def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
     with open_entries(path, is_image, request.progress) as entries:
         entries = [entry for entry in entries if not _is_hidden(entry.name)]
         others = [f"{entry.name} (not an image)" for entry in entries if not is_image(entry.name)]
-        found = _select_split(path, [entry for entry in entries if is_image(entry.name)], request.split)
-        total = len(entries)
-        entries = None
+        images = [(_parts(entry.name), entry) for entry in entries if is_image(entry.name)]
+        found, beside = _select_split(path, images, request.split)
+        others += [f"{'/'.join(parts)} (beside the folders of the splits)" for parts, _ in beside]
+        total = len(others) + len(found)
         canvas.expect(len(found))
         with decoding_bar(path, len(found), request) as bar:
-            kept, unreadable = decode_into(canvas, _taken(found), request, bar, path)
+            kept, unreadable = decode_into(
+                canvas, (("/".join(parts), parts, entry.read) for parts, entry in found), request, bar, path
+            )
     skipped = others + unreadable
     if not kept:
         raise DataError(f"no image is left in {path}{skipped_files(skipped)}")
@@ -58,30 +78,75 @@ def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
     return Contents(*_labels(kept), len(skipped), warning)
 
 
-def _taken(found: list[tuple[tuple[str, ...], Entry]]) -> Iterator:
-    """The entries for `decode_into`, which leave the list, so that the bytes of a compressed archive are let go."""
-    found.reverse()
-    while found:
-        parts, entry = found.pop()
-        yield "/".join(parts), parts, entry.read
+_Found = list[tuple[tuple[str, ...], Entry]]
 
 
-def _select_split(path: Path, entries: list[Entry], split: str) -> list[tuple[tuple[str, ...], Entry]]:
-    """The entries of one split, each with its path below the split's folder (or below what everything lies in)."""
-    found = [(_parts(entry.name), entry) for entry in entries]
-    while True:
-        tops = {parts[0] if len(parts) > 1 else None for parts, _ in found}
-        if tops and tops <= set(_SPLITS):
-            if split not in tops:
-                there = ", ".join(repr(top) for top in sorted(tops))
-                raise DataError(f"split must be one of those in {path} ({there}), got {split!r}")
-            return [(parts[1:], entry) for parts, entry in found if parts[0] == split]
-        if len(tops) != 1 or None in tops:
-            break
-        found = [(parts[1:], entry) for parts, entry in found]
-    if split != "train":
-        raise DataError(f"split must be 'train' for {path}, which has no folder for each split, got {split!r}")
-    return found
+def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Found]:
+    """The images of one split, each with its path below the split's folder, and those that belong to no split.
+
+    Without folders for splits, all images, with their paths below what everything lies in.
+    """
+    wanted = _SPLITS.get(split.casefold(), split)
+    below: dict[tuple[str, ...], set[str]] = {(): set()}
+    for parts, _ in images:
+        for depth in range(len(parts) - 1):
+            below.setdefault(parts[:depth], set()).add(parts[depth])
+    divided = _divided(path, below)
+    if divided is None:
+        if wanted != "train":
+            raise DataError(f"split must be 'train' for {path}, which has no folder for each split, got {split!r}")
+        depth = len(_common({parts[:-1] for parts, _ in images}))
+        return [(parts[depth:], entry) for parts, entry in images], []
+    folders = {_SPLITS[name.casefold()]: name for name in sorted(below[divided]) if name.casefold() in _SPLITS}
+    named = [name for name in below[divided] if name.casefold() in _SPLITS]
+    if len(named) != len(folders):
+        raise DataError(f"{path} has more than one folder for a split: {', '.join(sorted(named))}")
+    if wanted not in folders:
+        there = ", ".join(map(repr, sorted(folders.values())))
+        raise DataError(f"split must be one of those in {path} ({there}), got {split!r}")
+    tops = {(*divided, name) for name in named}
+    depth = len(divided) + 1
+    chosen = [(parts[depth:], entry) for parts, entry in images if parts[:depth] == (*divided, folders[wanted])]
+    return chosen, [(parts, entry) for parts, entry in images if parts[:depth] not in tops or len(parts) == depth]
+
+
+def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, ...] | None:
+    """The folder that holds the splits' folders, or None where there is none.
+
+    Args:
+        path: for messages.
+        below: the names of the folders in each folder.
+    """
+
+    def splits(folder: tuple[str, ...]) -> set[str]:
+        return {_SPLITS[name.casefold()] for name in below[folder] if name.casefold() in _SPLITS}
+
+    # One name may be a class: "train" is one of Pascal's.
+    divided = [folder for folder in sorted(below) if len(splits(folder)) > 1]
+    divided = [folder for folder in divided if not any(folder[: len(top)] == top for top in divided if top != folder)]
+    if len(divided) > 1:
+        names = ", ".join("/".join(folder) or "." for folder in divided[:3])
+        raise DataError(f"{path} has folders for splits in more than one place ({names}): pass the path of one")
+    if divided:
+        return divided[0]
+    folder: tuple[str, ...] = ()
+    while not splits(folder) and len(below[folder]) == 1:
+        folder += tuple(below[folder])
+        below.setdefault(folder, set())
+    if not splits(folder) or (len(below[folder]) > 1 and splits(folder) == {"train"}):
+        return None
+    if len(below[folder]) > 1:
+        raise DataError(
+            f"{path} has the folders {', '.join(sorted(below[folder]))}: is {splits(folder).pop()!r} a split or a "
+            f"class? Rename it, or pass the path of the folder that is meant"
+        )
+    return folder
+
+
+def _common(folders: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """The folder that all of `folders` lie in."""
+    low, high = min(folders, default=()), max(folders, default=())
+    return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))]
 
 
 def _labels(paths: list[tuple[str, ...]]) -> tuple[Tensor | None, tuple[str, ...]]:

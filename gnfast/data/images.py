@@ -1,35 +1,51 @@
 """Image files as pixels on a canvas: decoding, and the preparation that all data sets share."""
 
+import contextlib
+import importlib.util
 import io
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from gnfast.data.archive import EntryError
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
+from gnfast.data.files import stat_identity
 
 Tag = TypeVar("Tag")
 
 # Pillow's other readers are for formats that nobody trains on, and one of them starts an interpreter (EPS).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Pillow before 11.3 has none.
+_FORMATS += ("AVIF",) * (importlib.util.find_spec("PIL.AvifImagePlugin") is not None)
 _GREY = ("1", "L", "LA", "La")
+# Goes up when files become other pixels than before: 2 since their orientation counts.
+_DECODING = 2
 
-_CHUNK = 256
+# Images under way at once: how many, and the memory of their bytes and pixels; one that takes more is alone.
+_MANY = 256
+_MEMORY = 1 << 28
+_PIXELS = 1 << 26
 # Bytes of an encoded image above which decoding it outside the interpreter's lock outweighs handing it to a thread.
 _THREADS_ABOVE = 8192
+
+
+def decoded_identity(path: Path) -> dict[str, Any]:
+    """What identifies pixels decoded from the image files at `path`."""
+    return {**stat_identity(path), "decoding": _DECODING}
 
 
 def prepare(image: Image.Image, request: Request) -> np.ndarray:
     """An image as (H, W) grey or (H, W, 3) RGB uint8, cropped and resized as `request` asks.
 
     The crop is the square of `request.crop` pixels in the middle, if that is not 0 or None; then comes PIL's bilinear
-    filter, to (resolution, resolution). Transparency is dropped, 16-bit grey is cut to its upper 8 bits.
+    filter, to (resolution, resolution). Transparency is dropped, 16 bits are cut to their upper 8.
 
     Raises:
         ValueError: a pixel format without a fixed range (32-bit integer or floating point), or an image smaller than
@@ -97,20 +113,28 @@ def decode_into(
     Raises:
         DataError: they differ in size, or none could be read.
     """
-    kept, skipped, first = [], [], ""
+    kept, skipped, first, brightest = [], [], "", -1
     for name, tag, result in _decoded(encoded, request):
         bar.update()
         if isinstance(result, str):
             skipped.append(f"{name} ({result})")
             continue
-        if canvas.size is not None and result.shape[:2] != canvas.size:
+        pixels, has_16_bits = result
+        if canvas.size is not None and pixels.shape[:2] != canvas.size:
             raise DataError(
                 f"images of {path} differ in size: {first} is {_size(canvas.size)} and "
-                f"{name} is {_size(result.shape)}; pass resolution=… to resize them all"
+                f"{name} is {_size(pixels.shape)}; pass resolution=… to resize them all"
             )
+        if has_16_bits:
+            brightest = max(brightest, int(pixels.max()))
         first = first or name
-        canvas.add(result)
+        canvas.add(pixels)
         kept.append(tag)
+    if 0 <= brightest < 64:
+        raise DataError(
+            f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
+            f"bits do, and would become black; scale them to 16 bits first"
+        )
     return kept, skipped
 
 
@@ -125,31 +149,38 @@ def skipped_files(skipped: list[str]) -> str:
     return f": {', '.join(skipped[:3])}{more}" if skipped else ": it holds no file"
 
 
+_Pixels = tuple[np.ndarray, bool]
+
+
 def _decoded(
     encoded: Iterable[tuple[str, Tag, Callable[[], bytes]]], request: Request
-) -> Iterator[tuple[str, Tag, np.ndarray | str]]:
-    """Each image's name, tag, and pixels or the reason why it has none."""
-
-    def decode(data: bytes | str) -> np.ndarray | str:
-        if isinstance(data, str):
-            return data
-        try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                return prepare(image, request)
-        except UnidentifiedImageError:
-            return "not an image"
-        except Exception as error:  # Pillow's readers raise nearly anything on damaged data.
-            return f"unreadable: {error}"
-
-    encoded = iter(encoded)
+) -> Iterator[tuple[str, Tag, _Pixels | str]]:
+    """Each image's name, tag, and its pixels with whether they had 16 bits, or the reason why it has none."""
+    waiting: deque[tuple[str, Tag, Callable[[], _Pixels | str], int]] = deque()
+    memory = 0
     with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(encoded, _CHUNK)):
-            names, tags = [name for name, _, _ in chunk], [tag for _, tag, _ in chunk]
-            data = [_read(read) for _, _, read in chunk]
-            # The bytes of a compressed archive are let go as they are decoded.
-            del chunk
-            threads = sum(map(len, data)) > _THREADS_ABOVE * len(data)
-            yield from zip(names, tags, (pool.map if threads else map)(decode, data), strict=True)
+        try:
+            for name, tag, read in encoded:
+                data = _read(read)
+                image = data if isinstance(data, str) else _header(data)
+                needs = len(data) + (0 if isinstance(image, str) else 4 * image.width * image.height)
+                while waiting and (len(waiting) == _MANY or memory + needs > _MEMORY):
+                    *first, result, taken = waiting.popleft()
+                    yield *first, result()
+                    memory -= taken
+                if isinstance(image, str) or len(data) <= _THREADS_ABOVE:
+                    done = image if isinstance(image, str) else _pixels([image], request)
+                    waiting.append((name, tag, lambda done=done: done, needs))
+                else:
+                    waiting.append((name, tag, pool.submit(_pixels, [image], request).result, needs))
+                memory += needs
+                # What waits for its turn must not be held from here as well.
+                del data, image, read
+            while waiting:
+                *first, result, _ = waiting.popleft()
+                yield *first, result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _read(read: Callable[[], bytes]) -> bytes | str:
@@ -157,6 +188,43 @@ def _read(read: Callable[[], bytes]) -> bytes | str:
         return read()
     except OSError as error:
         return f"unreadable: {error.strerror}"
+    except EntryError as error:
+        return f"unreadable: {error}"
+
+
+def _header(data: bytes) -> Image.Image | str:
+    """An image of which only the header has been read, or the reason why it cannot be one."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        return "not an image"
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged data.
+        return _reason(error)
+    if image.width * image.height > _PIXELS:
+        return f"unreadable: {image.width}x{image.height} is larger than {_PIXELS >> 20} megapixels"
+    return image
+
+
+def _pixels(images: list[Image.Image], request: Request) -> _Pixels | str:
+    """The pixels of the one image in the list, which is taken out, so that each step may let go of the last one's."""
+    try:
+        has_16_bits = images[0].mode.startswith("I;16") or any(";16" in str(tile.args) for tile in images[0].tile)
+        _turn_upright(images[0])
+        return prepare(images.pop(), request), has_16_bits
+    except Exception as error:
+        return _reason(error)
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Turn the image as its EXIF orientation says that it is to be seen."""
+    image.load()
+    # Damaged metadata do not make the pixels worse.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _reason(error: Exception) -> str:
+    return f"unreadable: {' '.join(str(error).split()) or type(error).__name__}"
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -12,7 +12,7 @@ from gnfast.data.images import decode_into, decoding_bar, skipped_files
 from gnfast.data.source import Contents
 
 # Of a mask that goes with an image, "00012_hair", the number is not at the end.
-_NUMBERED = re.compile(r"\D*(\d+)")
+_NUMBERED = re.compile(r"\D*(\d{1,18})")
 
 
 def read_numbered(path: Path, request: Request, is_wanted: Callable[[int, int], bool], canvas: Canvas) -> Contents:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from gnfast.data import cifar10, cifar100, databases, stl10
 from gnfast.data.archive import first_member
@@ -13,6 +13,7 @@ from gnfast.data.celebahq import open_celebahq
 from gnfast.data.dataset import DataError, ImageDataset, Request
 from gnfast.data.digits import open_digits
 from gnfast.data.fashion_mnist import open_fashion_mnist
+from gnfast.data.files import expanded, open_source
 from gnfast.data.folder import open_images
 from gnfast.data.lsun import OPEN as LSUN
 from gnfast.data.mnist import open_mnist
@@ -85,7 +86,7 @@ def load(
         channels=channels,
         crop=crop,
         download=download,
-        root=None if root is None else Path(root).expanduser(),
+        root=None if root is None else expanded(root),
         verify=verify,
         cache=cache,
         progress=progress,
@@ -103,10 +104,12 @@ def find(source: str | os.PathLike, request: Request) -> Source:
         return _OPEN[source](request)
     if not isinstance(source, str | os.PathLike) or not str(source):
         raise DataError(f"source must be a registered name ({', '.join(_OPEN)}) or a path, got {source!r}")
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         names = ", ".join(_OPEN)
         raise DataError(f"source {str(source)!r} is neither a registered data set ({names}) nor a path that exists")
+    if not path.is_dir():
+        open_source(path).close()
     if databases.is_database(path):
         return databases.open_database(path, request)
     top = PurePosixPath(first_member(path)).parts[:1] if path.is_file() else ()

@@ -67,7 +67,7 @@ def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
         for name, file in stream_members(path, lambda name: PurePosixPath(name).name in both, request.progress):
             where = f"{path}:{name}"
             if name.endswith(numbers):
-                labels = _labels(file.read(), where)
+                labels = _labels(file.read(SPLITS[request.split] + 1), where)
             elif canvas.count:
                 raise DataError(f"{path} holds {pictures} more than once")
             else:

@@ -8,8 +8,8 @@ from gnfast.metrics.inception import Inception, build_inception
 from gnfast.metrics.inception_score import InceptionScore
 from gnfast.metrics.kid import kernel_distance
 from gnfast.metrics.protocols import PROTOCOLS, Protocol, find_protocol
-from gnfast.metrics.scores import Scores, compare
-from gnfast.metrics.statistics import ImageStatistics
+from gnfast.metrics.scores import Scores, compare, require_comparable
+from gnfast.metrics.statistics import ImageStatistics, origin
 
 __all__ = [
     "KEEP",
@@ -30,6 +30,8 @@ __all__ = [
     "generated_statistics",
     "kernel_distance",
     "load_extractor",
+    "origin",
     "reference_statistics",
     "registered_extractors",
+    "require_comparable",
 ]

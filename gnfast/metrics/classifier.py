@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from tqdm import trange
 from gnfast.data import ImageDataset, to_float
 from gnfast.files import atomic_write
 from gnfast.metrics.features import FeatureExtractor
+from gnfast.tensors import load_tensors
 
 # Part of the cache's file names: another architecture or training gets another number.
 _VERSION = 1
@@ -23,8 +23,8 @@ _SEED = 20210511
 _BATCH = 64
 _EPOCHS = 12
 _MAX_STEPS = 2000
-# What torch.load and load_state_dict raise on a damaged or foreign file.
-_DAMAGE = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OSError, EOFError, pickle.UnpicklingError)
+# What a damaged or foreign file leads to.
+_DAMAGE = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OSError)
 
 
 class Classifier(nn.Module):
@@ -81,8 +81,11 @@ def load_classifier(dataset: ImageDataset, folder: Path, device: torch.device, p
         # A damaged file may have been loaded in part.
         net = _new_classifier(dataset)
         accuracy = _train(net, dataset, device, progress)
-        with atomic_write(path) as part:
-            torch.save({"net": net.state_dict(), "held_out_accuracy": accuracy}, part)
+        try:
+            with atomic_write(path) as part:
+                torch.save({"net": net.state_dict(), "held_out_accuracy": accuracy}, part)
+        except OSError as error:
+            warnings.warn(f"the classifier is not kept for next time: {error}", stacklevel=3)
     net.requires_grad_(False).eval().to(device)
 
     def features_and_logits(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +115,7 @@ def _restore(net: nn.Module, path: Path) -> float | None:
     if not path.exists():
         return None
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        kept = load_tensors(path)
         accuracy = float(kept["held_out_accuracy"])
         net.load_state_dict(kept["net"])
     except _DAMAGE as error:

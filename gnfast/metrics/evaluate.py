@@ -163,7 +163,10 @@ def reference_statistics(
             dataset, extractor, batch_size=batch_size, keep=keep, group=group, progress=progress
         )
         if path is not None and (group is None or torch.distributed.get_rank(group) == 0):
-            statistics.save(path)
+            try:
+                statistics.save(path)
+            except OSError as error:
+                warnings.warn(f"reference statistics are not kept for next time: {error}", stacklevel=2)
     known[dataset.fingerprint] = statistics
     return statistics
 

@@ -1,7 +1,6 @@
 """The Fréchet distance between two Gaussians that are fitted to features."""
 
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,12 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from gnfast.errors import InputError
 from gnfast.files import atomic_write
+from gnfast.metrics.arrays import read_arrays
+
+# Files hold covariances that were computed in float32, too.
+_ROUNDING = torch.finfo(torch.float32).eps
 
 
 class FeatureStatistics:
@@ -123,31 +127,28 @@ class FeatureStatistics:
         """Read what `save` wrote, or `mu` and `sigma` from the papers' code or pytorch-fid; their `count` is None.
 
         Raises:
-            ValueError: the file is damaged, lacks `mu` or `sigma`, or their shapes do not fit.
-            FileNotFoundError: there is no such file.
+            InputError: the file is damaged, lacks `mu` or `sigma`, or they are no mean and covariance: another shape or
+                kind of numbers, not finite, not symmetric or with negative eigenvalues.
+            OSError: the file cannot be opened.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                mu, sigma = np.asarray(file["mu"]), np.asarray(file["sigma"])
-                n = np.asarray(file["n"]) if "n" in file else None
-        except FileNotFoundError:
-            raise
-        except (KeyError, ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} must be an .npz file with mu and sigma, but: {error}") from error
-        if (
-            mu.ndim != 1
-            or not len(mu)
-            or sigma.shape != (len(mu), len(mu))
-            or (n is not None and (n.shape != () or int(n) < 2))
-        ):
-            raise ValueError(
-                f"{path} must hold mu (D,), sigma (D, D) and n >= 2 or none, "
-                f"got mu {mu.shape}, sigma {sigma.shape}, n {n}"
-            )
+        place = os.fspath(path)
+        found = read_arrays(path, ("mu", "sigma", "n"))
+        for name in ("mu", "sigma"):
+            if name not in found:
+                raise InputError(f"{place} must be an .npz file with mu and sigma, but has no {name}")
+        mu, sigma, n = found["mu"], found["sigma"], found.get("n")
+        if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
+            raise InputError(f"{place} must hold mu (D,) and sigma (D, D), got mu {mu.shape}, sigma {sigma.shape}")
+        if mu.dtype.kind not in "iuf" or sigma.dtype.kind not in "iuf":
+            raise InputError(f"{place} must hold real mu and sigma, got {mu.dtype} and {sigma.dtype}")
+        if n is not None and (n.shape != () or n.dtype.kind not in "iu" or n < 2):
+            raise InputError(f"{place} must hold n, an integer of at least 2, or none, got {n.dtype} {n.shape}: {n}")
         statistics = cls(len(mu))
         statistics.count = None if n is None else int(n)
         statistics._mean = torch.from_numpy(mu.astype(np.float64))
-        statistics._scatter = torch.from_numpy(sigma.astype(np.float64)) * statistics._divisor
+        statistics._scatter = _covariance(place, torch.from_numpy(sigma.astype(np.float64))).mul_(statistics._divisor)
+        if not torch.isfinite(statistics._mean).all():
+            raise InputError(f"{place}: mu must be finite, it has NaN or infinity")
         return statistics
 
     @property
@@ -168,6 +169,28 @@ class FeatureStatistics:
     def _require_count(self) -> None:
         if self.count is None:
             raise ValueError("statistics from a file without n cannot be added to: their count is unknown")
+
+
+def _covariance(place: str, matrix: Tensor) -> Tensor:
+    """The matrix, symmetric to the last bit, once it has been found to be a covariance but for rounding.
+
+    Raises:
+        InputError: it is not finite, not symmetric or has a negative eigenvalue.
+    """
+    if not torch.isfinite(matrix).all():
+        raise InputError(f"{place}: sigma must be finite, it has NaN or infinity")
+    largest = matrix.abs().max()
+    if (gap := (matrix - matrix.T).abs().max()) > 100 * _ROUNDING * largest:
+        raise InputError(f"{place}: sigma must be symmetric, entries across its diagonal differ by {gap:.3g}")
+    matrix = (matrix + matrix.T) / 2
+    if _cholesky(matrix) is None:
+        lowest, highest = torch.linalg.eigvalsh(matrix)[[0, -1]]
+        if lowest < -len(matrix) * _ROUNDING * highest.clamp(min=0):
+            raise InputError(
+                f"{place}: sigma must be a covariance, without negative eigenvalues, but has {lowest:.3g} "
+                f"(its largest is {highest:.3g})"
+            )
+    return matrix
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:

@@ -6,11 +6,12 @@ from torch import Tensor
 
 def kernel_distance(
     real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """Squared maximum mean discrepancy under the kernel (x·y/D + 1)³: with Inception's features, KID.
 
     The unbiased estimate on random subsets, drawn without replacement within each: mean and standard deviation over
-    them (divisor: their number). A mean a little below zero says that the sets cannot be told apart.
+    them (divisor: their number), None where there is but one: a subset of the size of both sides is all there is, and
+    is taken once. A mean a little below zero says that the sets cannot be told apart.
 
     Source: Bińkowski et al., "Demystifying MMD GANs" (2018), section 4.
 
@@ -31,6 +32,8 @@ def kernel_distance(
             f"subsets must be at least 1 and hold at least 2 vectors of each side, got {subsets} of {subset_size} "
             f"with {len(real)} real and {len(fake)} fake"
         )
+    if size == len(real) == len(fake):
+        subsets = 1
     generator = torch.Generator().manual_seed(seed)
     values = torch.stack(
         [
@@ -38,7 +41,7 @@ def kernel_distance(
             for _ in range(subsets)
         ]
     )
-    return float(values.mean()), float(values.std(correction=0))
+    return float(values.mean()), float(values.std(correction=0)) if subsets > 1 else None
 
 
 def _draw(features: Tensor, size: int, generator: torch.Generator, device: torch.device) -> Tensor:

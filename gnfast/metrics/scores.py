@@ -10,6 +10,13 @@ from gnfast.metrics.frechet import frechet_distance
 from gnfast.metrics.kid import kernel_distance
 from gnfast.metrics.statistics import ImageStatistics
 
+_IN_COMMON = {
+    "extractor": "be measured with the same extractor",
+    "protocol": "be measured with the same protocol",
+    "fingerprint": "be measured with the same extractor's weights",
+    "shape": "have the same channels and size",
+}
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -23,7 +30,8 @@ class Scores:
         protocol: how images were prepared; None where there is no choice.
         seed: of the latent vectors and of the kernel distance's draws; None where nothing was drawn.
         is_mean, is_std: the Inception score of the generated images; None without logits or with fewer than 10 images.
-        kid_mean, kid_std: the kernel distance, times 1000 as papers report it; None without features of both sides.
+        kid_mean, kid_std: the kernel distance, times 1000 as papers report it; None without features of both sides, and
+            no deviation where the one subset is all images.
         details: the extractor's figures (the classifier's "held_out_accuracy", a fraction).
         timing: "distance_seconds", and "images_per_second" of generating, preparing and mapping to features.
     """
@@ -59,7 +67,8 @@ class Scores:
             found.append((name, f"{self.is_mean:.4f} ± {self.is_std:.4f}"))
         if self.kid_mean is not None:
             name = "KID × 1000" if self.is_fid else f"kernel distance × 1000 in features of {self.extractor}"
-            found.append((name, f"{self.kid_mean:.4f} ± {self.kid_std:.4f}"))
+            spread = "" if self.kid_std is None else f" ± {self.kid_std:.4f}"
+            found.append((name, f"{self.kid_mean:.4f}{spread}"))
         return found
 
     def __str__(self) -> str:
@@ -97,14 +106,10 @@ def compare(
         details: figures about the extractor.
 
     Raises:
-        ValueError: the two are of different extractors, weights or protocols, or `frechet_distance` refuses them.
+        ValueError: the two are of different extractors, weights, protocols or shapes of images, or `frechet_distance`
+            refuses them.
     """
-    for name, what in (("extractor", "extractor"), ("protocol", "protocol"), ("fingerprint", "extractor's weights")):
-        one, other = getattr(real, name), getattr(fake, name)
-        if one is not None and other is not None and one != other:
-            raise ValueError(
-                f"real and generated images must be measured with the same {what}, got {one[:32]} and {other[:32]}"
-            )
+    require_comparable(real.origin, fake.origin)
     started = time.perf_counter()
     distance = frechet_distance(fake.features, real.features)
     timing = {"distance_seconds": time.perf_counter() - started}
@@ -113,7 +118,7 @@ def compare(
         mean, std = kernel_distance(
             real.kept, fake.kept, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed or 0
         )
-        kid = (1000 * mean, 1000 * std)
+        kid = (1000 * mean, None if std is None else 1000 * std)
     return Scores(
         distance,
         fake.extractor or real.extractor or "an unknown extractor",
@@ -126,3 +131,14 @@ def compare(
         dict(details or {}),
         timing,
     )
+
+
+def require_comparable(real: Mapping[str, str], fake: Mapping[str, str]) -> None:
+    """Refuses what `ImageStatistics.origin` tells apart; what one of them does not say is taken at the other's word.
+
+    Raises:
+        ValueError: another extractor, protocol, fingerprint or shape of images.
+    """
+    for name, wanted in _IN_COMMON.items():
+        if name in real and name in fake and real[name] != fake[name]:
+            raise ValueError(f"real and generated images must {wanted}, got {real[name][:32]} and {fake[name][:32]}")

@@ -1,7 +1,6 @@
 """What one pass over images leaves: all that the scores are computed from."""
 
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,15 @@ import torch.distributed
 from torch import Tensor
 from tqdm import tqdm
 
+from gnfast.errors import InputError
 from gnfast.files import atomic_write
+from gnfast.metrics.arrays import read_arrays
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.frechet import FeatureStatistics
 from gnfast.metrics.inception_score import InceptionScore
 
 SPLITS = 10
-# What statistics must have in common to be compared.
-_NAMES = ("extractor", "protocol", "fingerprint")
+_NAMES = ("extractor", "protocol", "fingerprint", "shape")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ImageStatistics:
         extractor: the name of the features' extractor; None for a file that does not say.
         protocol: the name of how images were prepared; None where there is no choice, or the file does not say.
         fingerprint: of the extractor's weights; None where it is unknown.
+        shape: the images' channels, height and width, as `3x32x32`; None for a file that does not say.
     """
 
     features: FeatureStatistics
@@ -41,6 +42,12 @@ class ImageStatistics:
     extractor: str | None = None
     protocol: str | None = None
     fingerprint: str | None = None
+    shape: str | None = None
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What statistics must have in common to be compared, as far as it is known: extractor, protocol, …"""
+        return {name: value for name in _NAMES if (value := getattr(self, name))}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write an .npz file, atomically: `mu`, `sigma`, `n` as others do, and the rest under the fields' names."""
@@ -49,7 +56,7 @@ class ImageStatistics:
             arrays["kept"] = self.kept.cpu().numpy()
         if self.score is not None:
             arrays["score"] = np.array(self.score)
-        arrays |= {name: np.array(value) for name in _NAMES if (value := getattr(self, name))}
+        arrays |= {name: np.array(value) for name, value in self.origin.items()}
         with atomic_write(Path(path)) as part, part.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -58,20 +65,32 @@ class ImageStatistics:
         """Read what `save` wrote, or a file with `mu` and `sigma` alone.
 
         Raises:
-            ValueError: the file is damaged or lacks those two.
-            FileNotFoundError: there is no such file.
+            InputError: the file is damaged, lacks those two, or holds what `save` would not write.
+            OSError: the file cannot be opened.
         """
+        place = os.fspath(path)
         features = FeatureStatistics.load(path)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                rest = {key: np.asarray(file[key]) for key in ("kept", "score", *_NAMES) if key in file}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
-        kept = torch.from_numpy(rest["kept"]) if "kept" in rest else None
-        if kept is not None and (kept.dim() != 2 or kept.shape[1] != features.dim or kept.dtype != torch.float32):
-            raise ValueError(f"{path} must hold kept (k, {features.dim}) float32, got {kept.dtype} {tuple(kept.shape)}")
-        score = tuple(rest["score"].tolist()) if "score" in rest else None
-        return cls(features, kept, score, **{key: str(rest[key]) for key in _NAMES if key in rest})
+        found = read_arrays(path, ("kept", "score", *_NAMES))
+        kept, score = found.get("kept"), found.get("score")
+        if kept is not None:
+            most = features.count or len(kept)
+            fits = kept.ndim == 2 and kept.shape[1] == features.dim and 0 < len(kept) <= most
+            if not fits or kept.dtype != np.float32:
+                wanted = f"(k, {features.dim}) float32 of no more than the n images"
+                raise InputError(f"{place}: kept must be {wanted}, got {kept.dtype} {kept.shape}")
+            if not np.isfinite(kept).all():
+                raise InputError(f"{place}: kept must be finite, it has NaN or infinity")
+        if score is not None and not (score.shape == (2,) and score.dtype.kind == "f" and np.isfinite(score).all()):
+            raise InputError(f"{place}: score must be two finite numbers, got {score.dtype} {score.shape}")
+        for name in _NAMES:
+            if name in found and (found[name].shape != () or found[name].dtype.kind != "U"):
+                raise InputError(f"{place}: {name} must be a text, got {found[name].dtype} {found[name].shape}")
+        return cls(
+            features,
+            None if kept is None else torch.from_numpy(kept),
+            None if score is None else tuple(score.tolist()),
+            **{name: str(found[name]) for name in _NAMES if name in found},
+        )
 
 
 def collect(
@@ -94,6 +113,9 @@ def collect(
         keep: how many images' features to keep.
         group: processes of `torch.distributed` that take turns at the batches; each gets the whole result.
         bar: is told of each batch.
+
+    Raises:
+        InputError: images of two shapes.
     """
     rank, world = 0, 1
     if group is not None:
@@ -101,12 +123,15 @@ def collect(
     statistics = FeatureStatistics(extractor.dim, extractor.device)
     # At each image's place, so that its neighbours do not depend on the number of processes.
     kept = torch.zeros(min(keep, total), extractor.dim, device=extractor.device)
-    score = None
+    score, shape = None, None
     if extractor.classes is not None and total >= SPLITS:
         score = InceptionScore(extractor.classes, total, SPLITS, extractor.device)
     for start in range(rank * batch_size, total, world * batch_size):
         n = min(batch_size, total - start)
-        features, logits = extractor.features_and_logits(images(start, n))
+        batch = images(start, n)
+        if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
+            raise InputError(f"images must be of one shape, got {before} and {shape}")
+        features, logits = extractor.features_and_logits(batch)
         statistics.update(features)
         kept[start : start + n] = features[: max(0, len(kept) - start)]
         if score is not None:
@@ -122,7 +147,16 @@ def collect(
         statistics,
         kept if len(kept) else None,
         None if score is None else score.result(),
-        extractor.name,
-        extractor.protocol.name if extractor.protocol else None,
-        extractor.fingerprint,
+        **origin(extractor),
+        shape=shape,
     )
+
+
+def origin(extractor: FeatureExtractor) -> dict[str, str]:
+    """What the statistics of an extractor say of it."""
+    known = {
+        "extractor": extractor.name,
+        "protocol": extractor.protocol and extractor.protocol.name,
+        "fingerprint": extractor.fingerprint,
+    }
+    return {name: value for name, value in known.items() if value}

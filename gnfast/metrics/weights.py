@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -12,12 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.data.files import cache_root
-from gnfast.files import atomic_write
+from gnfast.files import atomic_write, open_regular
+from gnfast.tensors import load_tensors
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
-# The file's name carries the first digits of its SHA-256, as PyTorch's hub has it.
-OFFICIAL = "6726825d"
+OFFICIAL = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True) -> tuple[dict[str, Tensor], str]:
@@ -32,14 +31,10 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
         ValueError: the file is damaged or no state dict, or the official one cannot be had.
     """
     file = Path(path).expanduser() if path else _official(progress)
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"weights must be the path of a file such as {NAME}, got {str(path)!r}")
     checksum = _sha256(file)
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError, LookupError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"weights {file} cannot be read ({reason}); remove the file and fetch it again") from error
+    state = load_tensors(file)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights {file} must hold a state dict, names to tensors, got {type(state).__name__}")
     return state, checksum
@@ -47,7 +42,7 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
 
 def is_official(checksum: str) -> bool:
     """Whether a file with this SHA-256 is the one that FID is defined by."""
-    return checksum.startswith(OFFICIAL)
+    return checksum == OFFICIAL
 
 
 def _official(progress: bool) -> Path:
@@ -73,9 +68,9 @@ def _download(path: Path, progress: bool) -> None:
         except (urllib.error.URLError, OSError, ValueError) as error:
             raise ValueError(f"the Inception weights could not be downloaded ({error}); {by_hand}") from error
         if not is_official(got := _sha256(part)):
-            raise ValueError(f"{URL}: wrong checksum, expected SHA-256 {OFFICIAL}…, got {got[:8]}…; {by_hand}")
+            raise ValueError(f"{URL}: wrong checksum, expected SHA-256 {OFFICIAL}, got {got}; {by_hand}")
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

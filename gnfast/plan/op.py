@@ -173,10 +173,7 @@ class LinearMap(Op):
 
     def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
         """Lᵀ δ per input; as autograd has it, unless a subclass knows better."""
-        with torch.inference_mode(False), torch.enable_grad():
-            # What a linear map's backward reads of its input is shape and layout.
-            inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in shapes]
-            return torch.autograd.grad(self.apply(*inputs), inputs, _without_inference_mode(cotangent))
+        return adjoint(self.apply, cotangent, shapes)
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         return self.apply(*inputs), None
@@ -213,16 +210,42 @@ class LinearCall(LinearMap):
 
 RECORDERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
+# What PyTorch's functions call their arguments, by the names of NumPy's that they take as well.
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
+
 
 def records(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions."""
 
     def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
+        def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
+            return recorder(trace, *args, **{_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()})
+
         for function in functions:
-            RECORDERS[function] = recorder
+            RECORDERS[function] = called
         return recorder
 
     return register
+
+
+def adjoint(linear: Callable[..., Tensor], cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+    """Lᵀ δ per input of a linear map, by autograd."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # What a linear map's backward reads of its input is shape and layout.
+        inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in shapes]
+        return torch.autograd.grad(linear(*inputs), inputs, _without_inference_mode(cotangent))
+
+
+def kept(constant: Tensor) -> Tensor:
+    """A constant that is added, safe from being written to until pass 3 reads it: PyTorch keeps none of these.
+
+    What requires a gradient stays itself, and is guarded by its version.
+    """
+    if constant.requires_grad:
+        return constant
+    # What is expanded stays so.
+    once = constant[tuple(slice(0, 1 if stride == 0 else None) for stride in constant.stride())]
+    return once.clone().expand(constant.shape)
 
 
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:

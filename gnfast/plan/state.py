@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnfast.errors import UnsupportedError
+from gnfast.plan.trace import Traced
+
 _Undo = Callable[[], None]
 # Of other objects than these, what they refer to is looked into, to this depth and up to so many entries.
 _DEPTH, _ENTRIES = 3, 1000
@@ -28,16 +31,16 @@ def unchanged(net: nn.Module, weights: bool = True) -> Iterator[Callable[[], Non
     `.data`; what a module's attributes refer to, with the contents of lists, dicts, sets and simple objects; random
     states, PyTorch's, NumPy's and Python's own and those of generators among the attributes.
 
-    While a CUDA graph is captured, nothing can be put back: the step ran before, as in `CapturedStep`, and the verdict
-    on the network is known by then.
+    While a CUDA graph is captured nothing can be put back, since copies would become part of the graph: what was drawn
+    stays drawn, and a change of a parameter or buffer raises.
 
     Args:
         weights: put back also what was written in place into parameters that require a gradient.
+
+    Raises:
+        UnsupportedError: a forward that is thrown away during a capture has changed the network.
     """
-    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-        yield lambda: None
-        return
-    before = _Snapshot(net, weights)
+    before = _Versions(net) if capturing() else _Snapshot(net, weights)
     accepted = False
 
     def accept() -> None:
@@ -49,6 +52,24 @@ def unchanged(net: nn.Module, weights: bool = True) -> Iterator[Callable[[], Non
     finally:
         if not accepted:
             before.restore()
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured on the present stream."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+class _Versions:
+    """In place of a snapshot, where none can be taken."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.tensors = [(t, t._version) for t in (*net.parameters(), *net.buffers()) if not t.is_inference()]
+
+    def restore(self) -> None:
+        if any(tensor._version != version for tensor, version in self.tensors):
+            raise UnsupportedError(
+                "a network with state was refused while a CUDA graph was captured; call it before, outside the graph"
+            )
 
 
 class _Snapshot:
@@ -67,9 +88,9 @@ class _Snapshot:
         self._seen: set[int] = set()
         for module in net.modules():
             parameters, buffers, attributes = module._parameters, module._buffers, module.__dict__
-            for entries in (parameters, buffers, attributes):
+            for entries in (parameters, buffers, module._modules, attributes):
                 # Those of a ScriptModule are no dicts, and its Python cannot reassign them.
-                if entries and type(entries) is dict:
+                if type(entries) is dict:
                     self.dicts.append((entries, entries.copy()))
             for parameter in parameters.values():
                 if weights or (parameter is not None and not parameter.requires_grad):
@@ -101,6 +122,9 @@ class _Snapshot:
         self._seen.add(id(value))
         inside: Collection[Any] = ()
         if isinstance(value, Tensor):
+            # What a forward has kept of an earlier recording holds no data.
+            if isinstance(value, Traced):
+                return
             if not (value.is_inference() or nn.parameter.is_lazy(value)) and value.layout == torch.strided:
                 # Shares the memory that the tensor has now, and not its version: graphs that hold it stay valid.
                 memory = value.data

@@ -112,6 +112,7 @@ class Recorder:
         self._converted_from: dict[int, Tensor] = {}
         self._values = 0
         self._operation = ""
+        self._packs = _packs()
         self.input = self._new_value(x.shape, x.dtype)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,11 +148,16 @@ class Recorder:
                 return recorder(self, *args, **kwargs)
             except Refused as error:
                 return self._opaque(func, args, kwargs, error.refusal.reason)
+            except (TypeError, ValueError, RuntimeError) as error:
+                # Arguments that PyTorch may take all the same.
+                return self._opaque(func, args, kwargs, f"recording it raised {type(error).__name__}: {error}")
         finally:
             self._operation = outer
 
     def emit(self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = ()) -> Traced:
         """Appends y = op(inputs; operands) and returns y."""
+        if (packs := _packs()) is not self._packs and not (packs and packs.__module__.startswith("torch.")):
+            self.refuse("saved_tensors_hooks, which may change what its backward reads")
         for tensor in inputs:
             if not self.depends_on_x(tensor):
                 self.refuse("its input does not depend on x while another argument does")
@@ -298,7 +304,7 @@ class Recorder:
             assert isinstance(result, Tensor)
         except Exception:
             raise Refused(refusal) from None
-        output = self._new_value(result.shape, result.dtype)
+        output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
         inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         shapes = tuple(value.extent[1:] for value in inputs)
         values = tuple(value.value for value in inputs)
@@ -362,6 +368,14 @@ def record(
             raise
         if error.refusal not in recorder.refusals:
             recorder.refusals.append(error.refusal)
+    except Exception as error:
+        if not explain or isinstance(error, InputError):
+            raise
+        if not recorder.refusals:
+            # The network's own errors come from here. Beyond a refusal the recording goes by guesses.
+            net(x.clone(), *args, **kwargs)
+        reason = f"recording it raised {type(error).__name__}: {error}"
+        recorder.refusals.append(Refusal("", "forward", reason))
     finally:
         recorder.open = False
     trainable = frozenset(slot for slot, operand in enumerate(recorder.operands) if operand.requires_grad)
@@ -470,6 +484,12 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
         return trace.rebind(input, recorder(trace, input, *args, **kwargs))
 
     return recorder and rebound
+
+
+def _packs() -> Callable[[Tensor], Any] | None:
+    """What tensors go through that autograd saves: the innermost hook; those of PyTorch itself change nothing."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks and hooks[0]
 
 
 def _version(tensor: Tensor) -> int:

@@ -40,7 +40,8 @@ def rewrite(module: nn.Module) -> nn.Module:
     Raises:
         InputError: `module` is not an `nn.Module`.
         UnsupportedError: in the forward, where a merge would not be exact: an input was written in place by a call
-            that does not show it, or a gradient hook is put on a tensor that was merged with its consumer.
+            that does not show it, or a gradient hook is put on a tensor that was merged with its consumer. In the
+            backward, where a hook was put on a tensor after a custom autograd Function had been given it.
         RuntimeError: in the backward, PyTorch's own: the input of an upsampling was written in place after a
             convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
     """
@@ -73,9 +74,13 @@ class _Rewriting(TorchFunctionMode):
         super().__init__()
         self.references: list[weakref.ref[Deferred]] = []
 
+    def alive(self) -> list[Deferred]:
+        """Those that somebody still holds."""
+        return [deferred for ref in self.references if (deferred := ref()) is not None]
+
     def stated(self) -> list[Deferred]:
-        """Those not computed yet that somebody still holds."""
-        return [deferred for ref in self.references if (deferred := ref()) is not None and deferred.result is None]
+        """Those of them that are not computed yet."""
+        return [deferred for deferred in self.alive() if deferred.result is None]
 
     # Dynamo would inline this into a compiled submodule, and could not go on.
     @torch._disable_dynamo
@@ -93,7 +98,10 @@ class _Rewriting(TorchFunctionMode):
         for deferred in self.stated() if written else []:
             if any(torch._C._is_alias_of(read, other) for read in deferred.memory() for other in written):
                 real(deferred)
-        return call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
+        result = call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
+        for deferred in self.alive() if written else []:
+            deferred.follow()
+        return result
 
 
 def _written(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import UnsupportedError
 
@@ -26,6 +26,8 @@ class Deferred(Tensor):
     result: Tensor | None
     merged: bool
     """Whether a consumer has taken the parts instead of the result."""
+    watched: list[str]
+    """How its gradient has been asked for. The graph that a custom autograd Function saw before shares this list."""
 
     @staticmethod
     def __new__(cls, recipe: Recipe, parts: Parts, shape: Sequence[int], dtype: torch.dtype, conditions: Any):
@@ -34,7 +36,7 @@ class Deferred(Tensor):
         torch._C._set_throw_on_mutable_data_ptr(deferred)
         deferred.recipe, deferred.parts, deferred.conditions = recipe, parts, conditions
         deferred.versions = [_version(part) for part in parts]
-        deferred.result, deferred.merged = None, False
+        deferred.result, deferred.merged, deferred.watched = None, False, []
         return deferred
 
     def compute(self) -> Tensor:
@@ -43,7 +45,30 @@ class Deferred(Tensor):
             with _restored(self.conditions):
                 self.result = self.recipe(*map(real, self._unchanged()))
             self.version, self.parts = _version(self.result), ()
+            self.followed = self.node, self.version
         return self.result
+
+    def follow(self) -> None:
+        """Makes its place in the graph that of the result, which may have been written to or hooked.
+
+        That is where custom autograd Functions look: they are given this, not the result.
+        """
+        if self.result is None or self.result.is_inference():
+            return
+        origin, version = _origin(self.result), _version(self.result)
+        if self.followed == (origin, version):
+            return
+        with torch._C.DisableTorchFunction(), torch.inference_mode(False), torch.enable_grad():
+            if origin is not self.followed[0]:
+                with torch.autograd._unsafe_preserve_version_counter(self):
+                    self.detach_()
+                    if origin is not None:
+                        _Follow.apply(self, self.result)
+            if version != self.followed[1]:
+                # For those who have saved this; what they were given is another value.
+                torch.autograd.graph.increment_version(self)
+                self.watched = []
+        self.followed, self.node = (origin, version), _node(self)
 
     def claim(self) -> Parts:
         """The parts, for a consumer that needs no more than them."""
@@ -102,7 +127,10 @@ def real(tensor: Any) -> Any:
         with torch.inference_mode(False), torch.enable_grad():
             tensor.result = _Relink.apply(tensor)
         tensor.node, tensor.version = _node(tensor), _version(tensor.result)
-    return tensor.compute()
+        tensor.followed, tensor.watched = (tensor.node, tensor.version), []
+    result = tensor.compute()
+    tensor.follow()
+    return result
 
 
 _METADATA = frozenset(
@@ -111,6 +139,10 @@ _METADATA = frozenset(
         *(getattr(Tensor, name) for name in ("size", "dim", "numel", "is_floating_point", "is_complex", "__len__")),
     ]
 )
+
+
+# What would miss the gradient of a custom autograd Function that was given a Deferred before.
+_WATCHING = frozenset([Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad])
 
 
 def call(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -124,8 +156,15 @@ def call(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
             f"{func.__name__}: gnfast.rewrite has merged this tensor with its consumer, so no gradient comes by; "
             "ask before it is consumed, or use the module without the rewrite"
         )
+    deferreds = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Deferred)]
+    if func in _WATCHING:
+        for deferred in deferreds:
+            deferred.watched.append(func.__name__)
     args, kwargs = tree_map_only(Deferred, real, (args, kwargs))
-    return func(*args, **kwargs)
+    result = func(*args, **kwargs)
+    for deferred in deferreds:
+        deferred.follow()
+    return result
 
 
 def eager() -> bool:
@@ -153,10 +192,17 @@ class _Link(torch.autograd.Function):
     def forward(ctx, recipe, shape, dtype, conditions, *parts: Tensor | None) -> Deferred:
         ctx.recipe, ctx.conditions = recipe, conditions
         ctx.save_for_backward(*parts)
-        return Deferred(recipe, parts, shape, dtype, conditions)
+        deferred = Deferred(recipe, parts, shape, dtype, conditions)
+        ctx.watched = deferred.watched
+        return deferred
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.watched:
+            raise UnsupportedError(
+                f"{ctx.watched[0]}: gnfast.rewrite had given this tensor to a custom autograd Function, whose gradient "
+                "would be missed; ask before that, or use the module without the rewrite"
+            )
         create_graph, needs = torch.is_grad_enabled(), ctx.needs_input_grad[4:]
         parts = [real(part) for part in ctx.saved_tensors]
         with _restored(ctx.conditions):
@@ -178,6 +224,24 @@ class _Relink(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         return grad
+
+
+class _Follow(torch.autograd.Function):
+    """The place in the graph of a computed Deferred: behind its result."""
+
+    @staticmethod
+    def forward(ctx, deferred: Deferred, result: Tensor) -> Deferred:
+        ctx.mark_dirty(deferred)
+        return deferred
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def _origin(tensor: Tensor) -> Any:
+    """What in the graph a tensor's gradient goes to: its node, itself if it is a leaf, None if it has no gradient."""
+    return (tensor.grad_fn or tensor) if tensor.requires_grad else None
 
 
 def _node(deferred: Deferred) -> Any:

@@ -34,8 +34,9 @@ def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> 
         The path of the file, which is complete on disk.
     """
     path = folder / ("best.pt" if best else f"step-{step:09d}.pt")
-    with atomic_write(path) as part:
-        torch.save(state, part)
+    # By a file of ours: torch.save does not say of its own that the disk is full.
+    with atomic_write(path) as part, part.open("wb") as file:
+        torch.save(state, file)
     for old in paths(folder)[KEEP:]:
         old.unlink()
     return path

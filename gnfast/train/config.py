@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LossName = Literal[
     "hinge",
@@ -168,6 +168,9 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("resolution", "z_dim", "steps", "n_dis", "batch_d", "batch_g", "accumulate", "log_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name, most in (("batch_d", 1 << 14), ("batch_g", 1 << 14), ("n_samples", 1 << 14), ("n_fake", 1_000_000)):
+            # A file that asks for more would take all memory, or have no end.
+            _require(self, name, getattr(self, name) <= most, f"at most {most}")
         for name in ("n_samples", "n_fake"):
             # Two images are the least that batch statistics and a covariance are defined for.
             _require(self, name, getattr(self, name) >= 2, "at least 2")
@@ -237,8 +240,32 @@ def as_json(config: Config) -> dict[str, Any]:
 
 
 def from_json(saved: dict[str, Any]) -> Config:
-    """The inverse of `as_json`."""
+    """The inverse of `as_json`.
+
+    Raises:
+        ValueError: a setting that there is not, that is missing, or of another kind or range of values.
+    """
+    kinds = get_type_hints(Config)
+    needed = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
+    for name in [*(needed - set(saved)), *(name for name in saved if name not in kinds)]:
+        raise ValueError(f"{name}: {'a setting is missing' if name in needed else 'there is no such setting'}")
+    for name, value in saved.items():
+        # Analyses train networks that have no name on the command line.
+        if not _is_of_kind(value, str if name == "model" else kinds[name]):
+            raise ValueError(f"--{name.replace('_', '-')}: got {str(value)[:80]!r}, a value of another kind")
     return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+
+
+def _is_of_kind(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is one of an annotation of `Config`."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in parts
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_is_of_kind, value, parts))
+    if parts:
+        return any(_is_of_kind(value, part) for part in parts)
+    return type(value) in ((int, float) if kind is float else (kind,))
 
 
 def _require(config: Config, name: str, ok: bool, wanted: str) -> None:

@@ -8,6 +8,7 @@ itself does not check.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,20 +19,24 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import gnfast
-from gnfast.files import atomic_write
+from gnfast import models
+from gnfast.errors import InputError
+from gnfast.files import atomic_write, open_regular
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
-from gnfast.train.networks import build_networks
-from gnfast.train.published import load_published
-from gnfast.train.record import read_run, score_names
+from gnfast.train.published import MIMICRY, load_published
+from gnfast.train.published_keys import mismatches
+from gnfast.train.record import Record, read_run, score_names
 
 Weights = Literal["ema", "raw"]
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
+_STATES = ("generator", "ema", "critic")
+
 # These say where a run was made, not what its generator is.
-LOCAL = {"data_root", "run_dir", "device", "threads"}
+LOCAL = {"data_root", "run_dir", "device", "threads", "extractor_weights"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,14 @@ class Snapshot:
     """A generator with its origin.
 
     Attributes:
+        source: the run folder or the file that it is from, for messages.
         config: the settings of its run.
         state: its state dict, on the CPU.
         weights: the moving average, or the generator itself.
         about: `preset`, `step` and `scores`.
     """
 
+    source: Path
     config: Config
     state: dict[str, Tensor]
     weights: Weights
@@ -56,13 +63,26 @@ class Snapshot:
         Raises:
             RunError: the weights are not those of the network that the settings describe.
         """
-        generator, _ = build_networks(self.config)
-        try:
-            generator.load_state_dict(self.state)
-        except RuntimeError as error:
-            reason = str(error).split("\n")[-1].strip()
-            raise RunError(f"the weights do not fit a {self.config.model} generator: {reason}") from error
+        generator = self.unbuilt()
+        if bad := [name for name, value in self.state.items() if not torch.isfinite(value).all()]:
+            raise RunError(f"{self.source}: the weights are of no use: NaN or infinity in {', '.join(bad[:3])}")
+        generator.to_empty(device="cpu").load_state_dict(self.state)
         return generator.requires_grad_(False).train(self.config.sample_bn == "batch")
+
+    def unbuilt(self) -> nn.Module:
+        """The generator without memory for its weights, which are found to fit: settings may ask for any size."""
+        config = self.config
+        sizes = {name: getattr(config, name) for name in ("resolution", "channels", "z_dim", "width", "classes")}
+        try:
+            with torch.device("meta"):
+                generator, _ = models.build(config.model, **sizes)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+            reason = str(error).partition("\n")[0]
+            raise RunError(f"{self.source}: the settings are those of no {config.model} generator: {reason}") from error
+        if wrong := mismatches(self.state, generator.state_dict()):
+            wrong = "; ".join(wrong[:3])
+            raise RunError(f"{self.source}: the weights do not fit a {config.model} generator: the file {wrong}")
+        return generator
 
 
 def snapshot(source: Path, weights: Weights | None = None) -> Snapshot:
@@ -75,25 +95,26 @@ def snapshot(source: Path, weights: Weights | None = None) -> Snapshot:
     Raises:
         RunError: neither a run with a checkpoint nor such a file, or a damaged one, or a file with the other weights.
     """
-    if source.suffix in PUBLISHED_SUFFIXES and source.is_file():
-        return _of_published(source, weights)
-    return _of_file(source, weights) if source.is_file() else _of_run(source, weights or "ema")
+    if source.is_dir():
+        return _of_run(source, weights or "ema")
+    _require_file(source)
+    return (_of_published if source.suffix in PUBLISHED_SUFFIXES else _of_file)(source, weights)
 
 
-def export(source: Path, out: Path, weights: Weights = "ema") -> Path:
+def export(source: Path, out: Path, weights: Weights | None = None) -> Path:
     """Writes a generator as a safetensors file.
 
     Args:
         source: as in `snapshot`; of a run, the newest checkpoint is taken.
         out: the file to write, FILE.safetensors; its folder is made.
-        weights: the moving average, or the generator itself.
+        weights: the moving average (a run's if None), or the generator itself.
 
     Returns:
         The file written.
 
     Raises:
         ValueError: `out` has another ending.
-        RunError: as from `snapshot`.
+        RunError: as from `snapshot`, or the file cannot be written.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"--out: got {str(out)!r}, want FILE.safetensors")
@@ -103,10 +124,13 @@ def export(source: Path, out: Path, weights: Weights = "ema") -> Path:
     settings["data"] = Path(taken.config.data).name
     # Copies, since the format knows neither strides nor tensors that share memory.
     state = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in taken.state.items()}
-    about = {"gnfast": gnfast.__version__, "weights": weights, **taken.about, "sha256": _digest(state)}
+    about = {"gnfast": gnfast.__version__, "weights": taken.weights, **taken.about, "sha256": _digest(state)}
     metadata = {name: json.dumps(value) for name, value in {**settings, **about}.items()}
-    with atomic_write(out) as part:
-        save_file(state, part, metadata=metadata)
+    try:
+        with atomic_write(out) as part:
+            save_file(state, part, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{out} cannot be written: {error}") from error
     return out
 
 
@@ -121,18 +145,49 @@ def load_generator(path: Path | str) -> nn.Module:
     Raises:
         RunError: the file is missing, damaged, or not one that `export` wrote.
     """
+    _require_file(Path(path))
     return _of_file(Path(path), None).build()
 
 
+def _require_file(path: Path) -> None:
+    try:
+        open_regular(path).close()
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} is not there: want a run folder, a file of `gnfast export` or a checkpoint of the papers' code"
+        ) from error
+    except (InputError, OSError) as error:
+        raise RunError(str(error)) from error
+
+
 def _of_run(run_dir: Path, weights: Weights) -> Snapshot:
+    record, config, state = newest_state(run_dir)
+    rows = [row for row in record.rows if row["step"] <= state["step"] and score_names([row])]
+    about = {"preset": record.preset, "step": state["step"], "scores": rows[-1] if rows else {}}
+    return Snapshot(run_dir, config, state["generator" if weights == "raw" else "ema"], weights, about)
+
+
+def newest_state(run_dir: Path) -> tuple[Record, Config, dict[str, Any]]:
+    """What a run folder says, its settings, and of its newest checkpoint `step`, `generator`, `ema` and `critic`.
+
+    Raises:
+        RunError: no run folder, or none with a readable checkpoint.
+    """
     record = read_run(run_dir)
     saved = checkpoint.load_newest(run_dir / "checkpoints")
     if saved is None:
-        raise RunError(f"{run_dir} has no checkpoint yet")
-    state = saved["state"]
-    rows = [row for row in record.rows if row["step"] <= state["step"] and score_names([row])]
-    about = {"preset": record.preset, "step": state["step"], "scores": rows[-1] if rows else {}}
-    return Snapshot(from_json(record.settings), state["generator" if weights == "raw" else "ema"], weights, about)
+        raise RunError(f"{run_dir} has no checkpoint yet, looked for {run_dir / 'checkpoints'}/step-*.pt")
+    state = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(state, dict) or type(state.get("step")) is not int or not _are_states(state):
+        raise RunError(f"{run_dir}: its newest checkpoint is not one of a run")
+    return record, _settings(run_dir / "config.json", record.settings), state
+
+
+def _are_states(state: dict[str, Any]) -> bool:
+    found = [state.get(name) for name in _STATES]
+    return all(isinstance(each, dict) for each in found) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for each in found for name, value in each.items()
+    )
 
 
 def _of_published(path: Path, weights: Weights | None) -> Snapshot:
@@ -147,28 +202,54 @@ def _of_published(path: Path, weights: Weights | None) -> Snapshot:
         raise RunError(f"{path} holds {' and '.join(present) or 'no generator'}, not {chosen} weights")
     settings = {name: found[name] for name in ("model", "resolution", "channels", "z_dim", "classes")}
     about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
-    return Snapshot(Config(data="", **settings), found[names[chosen]], chosen, about)
+    # mimicry switches its generators to evaluation before it measures them; the other codes never do.
+    settings["sample_bn"] = "running" if found["source"] == MIMICRY.name else "batch"
+    return Snapshot(path, _settings(path, {"data": "", **settings}), found[names[chosen]], chosen, about)
 
 
 def _of_file(path: Path, weights: Weights | None) -> Snapshot:
-    if not path.is_file():
-        raise RunError(f"{path} is not there: want a run folder or a file of `gnfast export`")
     try:
         with safe_open(path, "pt") as file:
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except Exception as error:  # Damaged bytes lead to more than SafetensorError.
         raise RunError(f"{path} is damaged or not a file of `gnfast export` ({error})") from error
     if "gnfast" not in metadata:
         raise RunError(f"{path} is a safetensors file, but not one of `gnfast export`")
-    if metadata.get("sha256") != _digest(state):
-        raise RunError(f"{path} is damaged: its weights are not those that were written")
-    if weights not in (None, metadata["weights"]):
-        raise RunError(f"{path} holds {metadata['weights']} weights, not {weights}; export those from the run")
+    try:
+        about = {name: json.loads(value) for name, value in metadata.items()}
+        if not set(_ABOUT) <= set(about) or not all(_ABOUT[name](about[name]) for name in _ABOUT):
+            raise ValueError(f"want {', '.join(_ABOUT)}")
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: its metadata are not those of `gnfast export` ({error})") from error
+    if weights not in (None, about["weights"]):
+        raise RunError(f"{path} holds {about['weights']} weights, not {weights}; export those from the run")
     known = {field.name for field in dataclasses.fields(Config)}
-    config = from_json({name: value for name, value in metadata.items() if name in known})
-    about = {name: metadata[name] for name in ("preset", "step", "scores")}
-    return Snapshot(config, state, metadata["weights"], about)
+    config = _settings(path, {name: value for name, value in about.items() if name in known})
+    origin = {name: about[name] for name in ("preset", "step", "scores")}
+    found = Snapshot(path, config, state, about["weights"], origin)
+    # Before all of a file is read that may say that it is larger than any disk.
+    found.unbuilt()
+    if about["sha256"] != _digest(state):
+        raise RunError(f"{path} is damaged: its weights are not those that were written")
+    return found
+
+
+# What a file says beside the settings, and how to tell.
+_ABOUT: dict[str, Callable[[Any], bool]] = {
+    "weights": lambda value: value in ("ema", "raw"),
+    "preset": lambda value: isinstance(value, str),
+    "step": lambda value: type(value) is int and value >= 0,
+    "scores": lambda value: isinstance(value, dict),
+    "sha256": lambda value: isinstance(value, str),
+}
+
+
+def _settings(path: Path, found: dict[str, Any]) -> Config:
+    try:
+        return from_json(found)
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: its settings are not those of a run: {error}") from error
 
 
 def _digest(state: dict[str, Tensor]) -> str:

@@ -5,18 +5,24 @@ GN-GAN (basiclab/Faster-GNGAN-PyTorch), and of mimicry's SN-GAN (kwotsin/mimicry
 and then compared, shapes included, with every network that the code has; the one that fits is what was trained.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gnfast import models
+from gnfast.errors import InputError
+from gnfast.tensors import load_tensors
 from gnfast.train import published_keys
 from gnfast.train.published_keys import State
+
+_LONGEST_KEY = 200
+# BigGAN's critic of 128 pixels has 88 million.
+_MOST_NUMBERS = 1 << 27
 
 
 class Published(TypedDict):
@@ -77,8 +83,8 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
         the states, and the arguments of `models.build` for them.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, of no known format, with keys or shapes that no network of the format has (they
+        OSError: no such file, or it cannot be opened.
+        InputError: not a checkpoint, of no known format, with keys or shapes that no network of the format has (they
             are listed), or one that fits networks of several resolutions.
     """
     path = Path(path)
@@ -90,7 +96,7 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
         source, state = MIMICRY, _state(path, saved, "model_state_dict")
         found = {"generator" if "l1.weight" in state else "critic": state}
     else:
-        raise ValueError(
+        raise InputError(
             f"{path}: no known format; it has {_listed(saved)}, wanted net_G, ema_G, net_D (GN-GAN, PGN-GAN), "
             "G, G_ema, D (Faster GN-GAN) or model_state_dict (mimicry)"
         )
@@ -110,9 +116,9 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
     }
     fitting = [network for network, differences in wrong.items() if not differences]
     if not fitting:
-        raise ValueError(f"{path}: {source.name}'s format, but {_nearest(wrong, states, resolution)}")
+        raise InputError(f"{path}: {source.name}'s format, but {_nearest(wrong, states, resolution)}")
     if len(fitting) > 1:
-        raise ValueError(
+        raise InputError(
             f"{path}: fits {' and '.join(f'{model} at {side} pixels' for model, side in fitting)}; give `resolution`"
         )
     [(model, side)] = fitting
@@ -123,7 +129,7 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
         resolution=side,
         **sizes,
         spectral_norm=spectral,
-        step=None if step is None else int(step),
+        step=int(step) if isinstance(step, int | float) and math.isfinite(step) else None,
         generator=states.get("generator"),
         ema=states.get("ema"),
         critic=states.get("critic"),
@@ -131,29 +137,24 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
 
 
 def _read(path: Path) -> dict[str, Any]:
-    # The codes store their best scores as numpy numbers, whose reconstruction has had two names.
-    scalar = np.float64(0).__reduce__()[0]
-    numbers = [np.dtype, *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64))]
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    try:
-        with torch.serialization.safe_globals([*numbers, *names]):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch.load raises whatever the bytes lead it to.
-        raise ValueError(
-            f"{path}: not a checkpoint that can be read safely ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path}: holds a {type(saved).__name__}, wanted a dict of states")
+    saved = load_tensors(path)
+    if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
+        raise InputError(f"{path}: holds a {type(saved).__name__}, wanted a dict of states")
     return saved
 
 
 def _state(path: Path, saved: dict[str, Any], key: str) -> State:
     """One network's state, without the prefix that DistributedDataParallel gives."""
     state = saved[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: {key} is not a state dict of tensors")
+    is_state = isinstance(state, dict) and all(
+        isinstance(name, str) and len(name) < _LONGEST_KEY and isinstance(value, Tensor)
+        for name, value in state.items()
+    )
+    if not is_state:
+        raise InputError(f"{path}: {key} is not a state dict of tensors")
+    # A tensor in a file may be one number that is seen any number of times.
+    if (count := sum(value.numel() for value in state.values())) > _MOST_NUMBERS:
+        raise InputError(f"{path}: {key} has {count:,} numbers, more than any network here")
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
@@ -173,12 +174,14 @@ def _sizes(states: dict[str, State], fixed_z: Any) -> dict[str, int]:
         ("classes", generator, "shared", 0),
     ):
         weight = state.get(f"{layer}.weight", state.get(f"{layer}.parametrizations.weight.original"))
-        if isinstance(weight, Tensor) and weight.ndim > dim:
+        if isinstance(weight, Tensor) and weight.ndim > dim and weight.shape[dim]:
             sizes[name] = weight.shape[dim]
     if "shared.weight" in generator:
         # The linear layer sees one of the parts; their length does not tell what remains of the latent vector.
         parts = 1 + len({key.split(".")[1] for key in generator if key.startswith("blocks.")})
-        sizes["z_dim"] = fixed_z.shape[1] if isinstance(fixed_z, Tensor) else sizes["z_dim"] * parts
+        sizes["z_dim"] = (
+            fixed_z.shape[1] if isinstance(fixed_z, Tensor) and fixed_z.ndim == 2 else sizes["z_dim"] * parts
+        )
     return sizes
 
 
@@ -186,20 +189,17 @@ def _differences(
     states: dict[str, State], model: str, resolution: int, spectral: bool, sizes: dict[str, int]
 ) -> list[str]:
     """What keeps the states from being those of a network, a line for each key."""
-    with torch.device("meta"):
-        generator, critic = models.build(model, resolution=resolution, **sizes)
+    try:
+        with torch.device("meta"):
+            generator, critic = models.build(model, resolution=resolution, **sizes)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        return [f"none is built with {', '.join(f'{name} {size}' for name, size in sizes.items())} ({error})"]
     lines = []
     for role, state in states.items():
         wanted = (critic if role == "critic" else generator).state_dict()
         if role == "critic" and spectral:
             wanted = _with_spectral_norm(wanted)
-        for key in sorted(wanted.keys() | state.keys()):
-            if key not in wanted:
-                lines.append(f"{role} has {key}")
-            elif key not in state:
-                lines.append(f"{role} lacks {key}")
-            elif state[key].shape != wanted[key].shape:
-                lines.append(f"{role}'s {key} is {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
+        lines += [f"{role} {line}" for line in published_keys.mismatches(state, wanted)]
     return lines
 
 

@@ -77,7 +77,11 @@ def _unscaled(state: State) -> State:
     biases, so that it does not matter where the scales are. Attention is not: before it, they are gathered in the block
     that it follows, and the biases behind it keep them.
     """
-    scales = {key.removesuffix(".module.weight_scale"): s for key, s in state.items() if key.endswith(".weight_scale")}
+    scales = {
+        key.removesuffix(".module.weight_scale"): scale
+        for key, scale in state.items()
+        if key.endswith(".weight_scale") and scale.numel() == 1
+    }
     # Sorted by the numbers in their names, layers are in their order.
     places = sorted(scales, key=_numbers)
     heads = [place for place in ("linear", "embedding") if place in scales] or places[-1:]
@@ -171,6 +175,28 @@ def parametrized(state: State) -> State:
     ]
     renamed = _renamed(state, rules)
     return {
-        key: F.normalize(value, dim=0) if re.search(r"\.parametrizations\.weight\.0\._[uv]$", key) else value
-        for key, value in renamed.items()
+        key: F.normalize(value, dim=0) if _is_singular_vector(key, value) else value for key, value in renamed.items()
     }
+
+
+def _is_singular_vector(key: str, value: Tensor) -> bool:
+    return (
+        re.search(r"\.parametrizations\.weight\.0\._[uv]$", key) is not None
+        and value.ndim == 1
+        and value.is_floating_point()
+    )
+
+
+def mismatches(state: State, wanted: State) -> list[str]:
+    """What keeps a state from being one with the keys, shapes and real numbers of `wanted`, a line for each key."""
+    lines = []
+    for key in sorted(wanted.keys() | state.keys()):
+        if key not in wanted:
+            lines.append(f"has {key}")
+        elif key not in state:
+            lines.append(f"lacks {key}")
+        elif state[key].shape != wanted[key].shape:
+            lines.append(f"has {key} of {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
+        elif state[key].is_complex() or (wanted[key].is_floating_point() and not state[key].is_floating_point()):
+            lines.append(f"has {key} in {state[key].dtype} instead of {wanted[key].dtype}")
+    return lines

@@ -80,12 +80,13 @@ class Sweep:
     threads: int
 
 
-def load_sweep(path: Path, out: Path | None = None) -> Sweep:
+def load_sweep(path: Path, out: Path | None = None, extractor: str = "") -> Sweep:
     """Reads a sweep file.
 
     Args:
         path: the TOML file.
         out: instead of the file's own `out`; runs/ and the file's name without its ending if both are missing.
+        extractor: of all runs, instead of the file's; MODULE:FUNCTION, which is imported, may not come from the file.
 
     Raises:
         ValueError: not TOML, or a name or value that it cannot have; the message names the file and the place.
@@ -93,12 +94,12 @@ def load_sweep(path: Path, out: Path | None = None) -> Sweep:
     """
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _sweep(found, out, path.stem)
+        return _sweep(found, out, path.stem, extractor)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _sweep(found: dict[str, Any], out: Path | None, stem: str) -> Sweep:
+def _sweep(found: dict[str, Any], out: Path | None, stem: str, extractor: str) -> Sweep:
     _known("the file", found, TOP)
     for name, kind in (("preset", str), ("out", str), ("score", str), ("base", dict), ("grid", dict), ("run", dict)):
         if name in found and not isinstance(found[name], kind):
@@ -106,7 +107,7 @@ def _sweep(found: dict[str, Any], out: Path | None, stem: str) -> Sweep:
     base = _options("[base]", found.get("base", {}))
     axes = [*_case_axes(found.get("case", [])), *_grid_axes(found.get("grid", {}))]
     out = out or Path(found.get("out", f"runs/{stem}"))
-    cases = tuple(_cases(found.get("preset", ""), base, axes, out))
+    cases = tuple(_cases(found.get("preset", ""), base, axes, out, extractor))
     names = [case.name for case in cases]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -148,13 +149,17 @@ def _grid_axes(found: dict[str, Any]) -> Iterator[_Axis]:
         yield name, [(value, {name: value}) for value in values]
 
 
-def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path) -> Iterator[Case]:
+def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extractor: str) -> Iterator[Case]:
     # Seeds change slowest, so that a sweep that is cut short has seen every combination.
     order = sorted(range(len(axes)), key=lambda index: axes[index][0] != "seed")
     for picked in itertools.product(*(axes[index][1] for index in order)):
         chosen = dict(zip(order, picked, strict=True))
         labels = {axes[index][0]: chosen[index][0] for index in range(len(axes))}
         options = base | {name: v for index in range(len(axes)) for name, v in chosen[index][1].items()}
+        if extractor:
+            options["extractor"] = extractor
+        elif ":" in (named := str(options.get("extractor", ""))):
+            raise ValueError(f"extractor: {named!r} names code to import, which is taken from --extractor alone")
         name = options.pop("preset", preset)
         if name not in PRESETS:
             raise ValueError(

@@ -11,13 +11,14 @@ from gnfast.plan.op import records
 
 def constant(trace: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """What a function returns that reads nothing but shape, dtype and device of its x-dependent arguments."""
+    return function(*(like(trace, a) for a in args), **{name: like(trace, value) for name, value in kwargs.items()})
 
-    def like(value: Any) -> Any:
-        if not trace.depends_on_x(value):
-            return value
-        return torch.empty((), dtype=value.dtype, device=value.device).expand(tuple(value.shape))
 
-    return function(*map(like, args), **{name: like(value) for name, value in kwargs.items()})
+def like(trace: Any, value: Any) -> Any:
+    """For an x-dependent tensor one of its shape, dtype and device, without its values; anything else is itself."""
+    if not trace.depends_on_x(value):
+        return value
+    return torch.empty((), dtype=value.dtype, device=value.device).expand(tuple(value.shape))
 
 
 def _register(function):

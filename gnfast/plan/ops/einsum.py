@@ -119,7 +119,10 @@ def _contract(trace, terms, output, tensors):
     shapes = [tuple(extents[label] for label in term) for term in terms]
     tensors = [t if t.shape == shape else t.expand(shape) for t, shape in zip(tensors, shapes, strict=True)]
     operands = [tensor for k, tensor in enumerate(tensors) if k != position]
-    return trace.emit(Einsum(tuple(terms), output, position), [tensors[position]], operands)
+    op = Einsum(tuple(terms), output, position)
+    if not operands and len(output) == len(terms[0]):
+        return trace.emit_view(op, tensors[0])
+    return trace.emit(op, [tensors[position]], operands)
 
 
 @records(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm, torch.mv)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearMap, Op, Operands, Shape, per_sample, records
+from gnfast.plan.op import LinearMap, Op, Operands, Shape, kept, per_sample, records
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _add(trace, a, b, alpha):
     if _is_number(b):
         return trace.emit(Shift(float(alpha * b)), [a])
     trace.require_constant_within_sample(b, a)
-    return trace.emit(Shift(None), [a], [b if alpha == 1 else b.to(_product_dtype(a, b)) * alpha])
+    return trace.emit(Shift(None), [a], [kept(b) if alpha == 1 else b.to(_product_dtype(a, b)) * alpha])
 
 
 def _product_dtype(tensor, constant):
@@ -181,3 +181,18 @@ def _record_div(trace, input, other, *, rounding_mode=None):
     if isinstance(other, Tensor):
         other = other.to(_product_dtype(input, other))
     return _mul(trace, input, 1 / other)
+
+
+@records(torch.positive, torch.Tensor.positive)
+def _record_positive(trace, input):
+    return input
+
+
+@records(torch.lerp, torch.Tensor.lerp)
+def _record_lerp(trace, input, end, weight):
+    return input * (1 - weight) + end * weight
+
+
+@records(torch.addcmul, torch.Tensor.addcmul)
+def _record_addcmul(trace, input, tensor1, tensor2, *, value=1):
+    return input + tensor1 * tensor2 * value

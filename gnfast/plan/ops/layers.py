@@ -63,3 +63,10 @@ def _records_dropout(*functions):
 
 
 _records_dropout(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout)
+
+
+@records(F.alpha_dropout, F.feature_alpha_dropout)
+def _alpha_dropout(trace, input, p=0.5, training=False, inplace=False):
+    if training:
+        trace.refuse("alpha dropout in training mode")
+    return input

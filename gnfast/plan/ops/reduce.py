@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -38,10 +38,7 @@ class Sum(LinearMap):
 
 
 def _record(trace, input, dim, keepdim, dtype, mean):
-    if dtype is None and not mean and (low := autocast_dtype(input.device.type)):
-        dtype = _summed_under_autocast(input.device, input.dtype, low)
-    if dtype is not None:
-        input = trace.cast(input, dtype)
+    input = trace.cast(input, dtype or (input.dtype if mean else _reduced_under_autocast(torch.sum, input)))
     if dim is None or dim == ():
         dims = tuple(range(input.dim()))
     else:
@@ -51,18 +48,47 @@ def _record(trace, input, dim, keepdim, dtype, mean):
     return trace.emit(Sum(dims, keepdim, mean), [input])
 
 
+def _reduced_under_autocast(function: Callable[[Tensor], Tensor], input: Tensor) -> torch.dtype:
+    low = autocast_dtype(input.device.type)
+    return _asked(function, input.device, input.dtype, low) if low else input.dtype
+
+
 @functools.lru_cache
-def _summed_under_autocast(device: torch.device, dtype: torch.dtype, low: torch.dtype) -> torch.dtype:
-    """The dtype of a sum, which autocast widens on some devices; asked of PyTorch."""
+def _asked(function: Callable, device: torch.device, dtype: torch.dtype, low: torch.dtype) -> torch.dtype:
+    """The dtype of a reduction, which autocast widens on some devices; asked of PyTorch."""
     with torch.autocast(device.type, dtype=low):
-        return torch.zeros(1, dtype=dtype, device=device).sum().dtype
+        return function(torch.zeros(1, dtype=dtype, device=device)).dtype
 
 
 @records(torch.sum, torch.Tensor.sum)
-def _sum(trace, input, dim=None, keepdim=False, *, axis=None, dtype=None):
-    return _record(trace, input, axis if dim is None else dim, keepdim, dtype, mean=False)
+def _sum(trace, input, dim=None, keepdim=False, *, dtype=None):
+    return _record(trace, input, dim, keepdim, dtype, mean=False)
 
 
 @records(torch.mean, torch.Tensor.mean)
-def _mean(trace, input, dim=None, keepdim=False, *, axis=None, dtype=None):
-    return _record(trace, input, axis if dim is None else dim, keepdim, dtype, mean=True)
+def _mean(trace, input, dim=None, keepdim=False, *, dtype=None):
+    return _record(trace, input, dim, keepdim, dtype, mean=True)
+
+
+@records(torch.linalg.vector_norm)
+def _vector_norm(trace, input, ord=2, dim=None, keepdim=False, *, dtype=None):
+    if ord not in (1, math.inf, -math.inf):
+        trace.refuse(f"the norm of order {ord} is not piecewise linear (those of orders 1 and inf are)")
+    size = trace.cast(input, dtype or _reduced_under_autocast(torch.linalg.vector_norm, input)).abs()
+    if ord == 1:
+        return size.sum(dim, keepdim, dtype=size.dtype)
+    dim = () if dim is None else dim
+    return size.amax(dim, keepdim) if ord > 0 else size.amin(dim, keepdim)
+
+
+@records(torch.linalg.norm)
+def _linalg_norm(trace, A, ord=None, dim=None, keepdim=False, *, dtype=None):
+    axes = A.dim() if dim is None else 1 if isinstance(dim, int) else len(dim)
+    if ord is not None and axes > 1:
+        trace.refuse("a norm of matrices")
+    return torch.linalg.vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
+
+
+@records(torch.norm, torch.Tensor.norm)
+def _norm(trace, input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    return torch.linalg.vector_norm(input, 2 if p is None or p == "fro" else p, dim, keepdim, dtype=dtype)

@@ -1,5 +1,6 @@
 """Maxima, minima and sorting: which entries they pick is the mask."""
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, per_sample, records
+from gnfast.plan.op import Op, Operands, Shape, kept, per_sample, records
 from gnfast.plan.ops.conv import Sizes, sizes
 
 
@@ -192,6 +193,58 @@ class Extremum(Op):
         return t.reshape([extent for dim, extent in enumerate(t.shape) if dim not in self.dims])
 
 
+@dataclass(frozen=True)
+class Where(Op):
+    """torch.where(mask, first, second) with a constant mask, the first operand.
+
+    `dependent` tells which of the two are inputs; the others are operands.
+    """
+
+    dependent: tuple[bool, bool]
+    promotes: ClassVar[bool] = True
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+        return torch.where(operands[0], *self._merged(inputs, operands[1:])), None
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        both = self._shares(cotangent, operands[0])
+        shares = [share for share, dependent in zip(both, self.dependent, strict=True) if dependent]
+        return [share.sum_to_size(shape) for share, shape in zip(shares, shapes, strict=True)]
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        t = tangents[0]
+        scale = t.new_zeros(t.shape[0]) if scale is None else scale
+        return torch.where(operands[0], *self._merged(tangents, [per_sample(scale, t) * k for k in operands[1:]]))
+
+    def param_grad(
+        self,
+        cotangent: Tensor,
+        tangents: Sequence[Tensor],
+        operands: Operands,
+        saved: Any,
+        scale: Tensor | None,
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        if not any(needs) or scale is None:
+            return [None] * len(operands)
+        share = self._shares(per_sample(scale, cotangent) * cotangent, operands[0])[self.dependent.index(False)]
+        return [None, share.sum_to_size(operands[1].shape)]
+
+    def label(self) -> str:
+        return "where"
+
+    def _merged(self, inputs: Sequence[Tensor], constants: Sequence[Tensor]) -> list[Tensor]:
+        inputs, constants = iter(inputs), iter(constants)
+        return [next(inputs) if dependent else next(constants) for dependent in self.dependent]
+
+    def _shares(self, cotangent: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.where(mask, cotangent, 0), torch.where(mask, 0, cotangent)
+
+
 class Indices:
     """Stands for the indices beside a maximum's values: integers that depend on x, and are not recorded."""
 
@@ -277,6 +330,35 @@ def _maximum(trace, input, other):
 @records(torch.minimum, Tensor.minimum)
 def _minimum(trace, input, other):
     return _maximum_of(trace, input, other, -1)
+
+
+@records(torch.where)
+def _where(trace, condition, input, other):
+    if trace.depends_on_x(condition):
+        trace.refuse("a condition that depends on x")
+    dependent = trace.depends_on_x(input), trace.depends_on_x(other)
+    inputs = [value for value in (input, other) if trace.depends_on_x(value)]
+    if inputs[0].dim() != inputs[-1].dim():
+        trace.refuse("x-dependent tensors with different numbers of axes")
+    operands = [condition]
+    for value in (input, other):
+        if isinstance(value, numbers.Real):
+            operands.append(torch.full((), value, dtype=inputs[0].dtype, device=inputs[0].device))
+        elif not trace.depends_on_x(value):
+            operands.append(kept(value))
+    for operand in operands:
+        trace.require_constant_within_sample(operand, inputs[0])
+    return trace.emit(Where(dependent), inputs, operands)
+
+
+@records(Tensor.where)
+def _where_method(trace, input, condition, other):
+    return torch.where(condition, input, other)
+
+
+@records(torch.masked_fill, Tensor.masked_fill)
+def _masked_fill(trace, input, mask, value):
+    return torch.where(mask, value, input)
 
 
 @records(torch.amax, Tensor.amax)

@@ -8,8 +8,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Op, Operands, Shape, frozen, is_channels_last, per_sample, records
-from gnfast.plan.ops.constant import constant
+from gnfast.plan.op import (
+    LinearCall,
+    LinearMap,
+    Op,
+    Operands,
+    Shape,
+    adjoint,
+    is_channels_last,
+    kept,
+    per_sample,
+    records,
+)
+from gnfast.plan.ops.constant import constant, like
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,7 @@ def _records_reshape(*functions):
                 return constant(trace, function, input, *args, **kwargs)
             if any(isinstance(value, torch.dtype) for value in args) or "dtype" in kwargs:
                 trace.refuse("a view as another dtype")
-            args = [tuple(a.shape) if isinstance(a, Tensor) else a for a in args]
+            args = [tuple(a.shape) if isinstance(a, Tensor) and a.dim() else a for a in args]
             shape = function(torch.empty(input.shape, device="meta"), *args, **kwargs).shape
             if not shape or shape[0] != input.shape[0]:
                 trace.refuse(f"a reshape of {tuple(input.shape)} to {tuple(shape)} moves the batch axis")
@@ -169,31 +180,45 @@ _records_reshape(
 
 
 @functools.lru_cache(maxsize=4096)
-def _moves_samples(function: Callable[..., Tensor], args: Any, kwargs: Any, shape: Shape) -> bool:
-    """Whether some entry of `function`'s output comes from another sample: tried on entries that name their sample."""
+def _tried(function: Callable[..., Tensor], args: Any, kwargs: Any, shape: Shape) -> tuple[bool, bool]:
+    """Whether some entry of `function`'s output comes from another sample, and whether it is a view.
+
+    Tried on entries that name their sample.
+    """
     names = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
     output = function(names, *args, **dict(kwargs))
+    is_view = output.untyped_storage().data_ptr() == names.untyped_storage().data_ptr()
     if output.dim() == 0 or output.shape[0] != shape[0]:
-        return True
-    return not torch.equal(
-        output, names.new_tensor(range(shape[0])).reshape(-1, *[1] * (output.dim() - 1)).expand_as(output)
-    )
+        return True, is_view
+    own = torch.arange(shape[0]).reshape(-1, *[1] * (output.dim() - 1)).expand_as(output)
+    return not torch.equal(output, own), is_view
 
 
 def _rearranged(trace, function, input, args=(), kwargs=()):
-    if _moves_samples(function, args, kwargs, tuple(input.shape)):
+    moves_samples, is_view = _tried(function, args, kwargs, tuple(input.shape))
+    if moves_samples:
         trace.refuse("it moves entries between samples")
-    return trace.emit_view(LinearCall(function, args, kwargs), input)
+    op = LinearCall(function, args, kwargs)
+    return trace.emit_view(op, input) if is_view else trace.emit(op, [input])
+
+
+def _static(trace, value):
+    """An argument of which PyTorch reads the value: a number, also where it comes as a tensor; hashable."""
+    if isinstance(value, (list, tuple)):
+        return tuple(_static(trace, entry) for entry in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() or value.is_floating_point() or trace.depends_on_x(value):
+        trace.refuse("an index that is a tensor")
+    return int(value)
 
 
 def _records_rearrange(name, owners):
     def register(function):
         @records(function)
         def recorder(trace, input, *args, **kwargs):
-            if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-                trace.refuse("an index that is a tensor")
-            kwargs = tuple((name, frozen(value)) for name, value in sorted(kwargs.items()))
-            return _rearranged(trace, function, input, frozen(args), kwargs)
+            kwargs = tuple((name, _static(trace, value)) for name, value in sorted(kwargs.items()))
+            return _rearranged(trace, function, input, _static(trace, args), kwargs)
 
     for owner in owners:
         if hasattr(owner, name):
@@ -245,29 +270,115 @@ _records_permute(
     Tensor.swapaxes,
     torch.swapdims,
     Tensor.swapdims,
+    torch.adjoint,
+    Tensor.adjoint,
     Tensor.mT.__get__,
+    Tensor.mH.__get__,
     Tensor.T.__get__,
     Tensor.t,
     torch.t,
 )
 
 
-def index(h: Tensor, key: tuple[Any, ...]) -> Tensor:
-    """h[key], with slices written as ("slice", start, stop, step)."""
-    return h[tuple(slice(*entry[1:]) if isinstance(entry, tuple) else entry for entry in key)]
+def index(h: Tensor, key: tuple[Any, ...], *indices: Tensor) -> Tensor:
+    """h[key], with slices written as ("slice", start, stop, step) and each of the `indices` as "index"."""
+    given = iter(indices)
+    entries = (next(given) if entry == "index" else entry for entry in key)
+    return h[tuple(slice(*entry[1:]) if isinstance(entry, tuple) else entry for entry in entries)]
+
+
+@dataclass(frozen=True)
+class Gather(Op):
+    """y = function(h, *args, *indices), linear in h: the indices are operands, integers that do not depend on x."""
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+
+    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+        return self.function(inputs[0], *self.args, *operands), None
+
+    def pullback(
+        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
+    ) -> Sequence[Tensor]:
+        return adjoint(lambda h: self.function(h, *self.args, *operands), cotangent, shapes)
+
+    def pushforward(
+        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
+    ) -> Tensor:
+        return self.function(tangents[0], *self.args, *operands)
+
+    def label(self) -> str:
+        return self.function.__name__
+
+
+def _index_of_zeros(h: Tensor, key: tuple[Any, ...], shapes: Sequence[Shape]) -> Tensor:
+    """What has the axes of h[key], and its batch if no index picks among samples."""
+    return index(h, key, *(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
 
 
 @records(Tensor.__getitem__)
 def _getitem(trace, input, key):
-    entries = []
+    entries, indices = [], []
     for entry in key if isinstance(key, tuple) else (key,):
         if isinstance(entry, slice):
-            entries.append(("slice", entry.start, entry.stop, entry.step))
-        elif entry is None or entry is Ellipsis or (isinstance(entry, int) and not isinstance(entry, bool)):
+            entries.append(("slice", *(_static(trace, bound) for bound in (entry.start, entry.stop, entry.step))))
+        elif entry is None or entry is Ellipsis:
+            entries.append(entry)
+        elif isinstance(entry, bool):
+            trace.refuse("indexing with one truth value")
+        elif isinstance(entry, int):
             entries.append(entry)
         else:
-            trace.refuse(f"indexing with a {type(entry).__name__}")
-    return _rearranged(trace, index, input, (tuple(entries),))
+            found = _indices(trace, entry, input.device)
+            entries += ["index"] * len(found) if isinstance(found, list) else [found]
+            indices += found if isinstance(found, list) else []
+    key = tuple(entries)
+    if not indices:
+        return _rearranged(trace, index, input, (key,))
+    moves_samples, _ = _tried(_index_of_zeros, (key, tuple(tuple(i.shape) for i in indices)), (), tuple(input.shape))
+    if moves_samples:
+        trace.refuse("an index along the batch axis, or one that moves it")
+    return trace.emit(Gather(index, (key,)), [input], indices)
+
+
+def _indices(trace, entry, device):
+    """What a tensor, list or array in a key stands for: one integer, or tensors of them for an axis each."""
+    if trace.depends_on_x(entry):
+        trace.refuse("an index that depends on x")
+    tensor = torch.as_tensor(entry, device=device)
+    is_mask = tensor.dtype in (torch.bool, torch.uint8)
+    if tensor.is_floating_point() or tensor.is_complex() or (is_mask and tensor.dim() == 0):
+        trace.refuse(f"indexing with a {type(entry).__name__} of {tensor.dtype}")
+    if tensor.dim() == 0:
+        return int(tensor)
+    return list(tensor.nonzero(as_tuple=True)) if is_mask else [tensor]
+
+
+@records(torch.index_select, Tensor.index_select)
+def _index_select(trace, input, dim, index):
+    return input[(*[slice(None)] * (dim % input.dim()), index.reshape(-1))]
+
+
+@records(torch.gather, Tensor.gather)
+def _gather(trace, input, dim, index, *, sparse_grad=False):
+    return _picked_along(trace, torch.gather, input, dim, index)
+
+
+@records(torch.take_along_dim, Tensor.take_along_dim)
+def _take_along_dim(trace, input, indices, dim=None):
+    return _picked_along(trace, _taken, input, dim, indices)
+
+
+def _taken(h, dim, indices):
+    return torch.take_along_dim(h, indices, dim)
+
+
+def _picked_along(trace, function, input, dim, indices):
+    if dim is None or dim % input.dim() == 0:
+        trace.refuse("an index along the batch axis")
+    if trace.depends_on_x(indices) or not isinstance(indices, Tensor):
+        trace.refuse("indices that depend on x")
+    return trace.emit(Gather(function, (dim,)), [input], [indices])
 
 
 def _parts(function):
@@ -295,8 +406,7 @@ def _unbind(trace, input, dim=0):
 
 
 @records(torch.cat, torch.concat, torch.concatenate)
-def _cat(trace, tensors, dim=0, *, axis=None):
-    dim = dim if axis is None else axis
+def _cat(trace, tensors, dim=0):
     first = next(tensor for tensor in tensors if trace.depends_on_x(tensor))
     dim %= first.dim()
     # PyTorch skips empty vectors whatever the others' shape.
@@ -305,13 +415,69 @@ def _cat(trace, tensors, dim=0, *, axis=None):
         trace.refuse("a concatenation along the batch axis mixes samples")
     constant = tuple(not trace.depends_on_x(tensor) for tensor in tensors)
     inputs = [tensor for tensor in tensors if trace.depends_on_x(tensor)]
-    return trace.emit(Cat(dim, constant), inputs, [tensor for tensor in tensors if not trace.depends_on_x(tensor)])
+    constants = [kept(tensor) for tensor in tensors if not trace.depends_on_x(tensor)]
+    return trace.emit(Cat(dim, constant), inputs, constants)
+
+
+@records(torch.hstack)
+def _hstack(trace, tensors):
+    return torch.cat(tensors, min(tensors[0].dim() - 1, 1))
+
+
+@records(torch.column_stack)
+def _column_stack(trace, tensors):
+    return torch.cat([tensor.unsqueeze(1) if tensor.dim() == 1 else tensor for tensor in tensors], 1)
+
+
+@records(torch.vstack, torch.row_stack)
+def _vstack(trace, tensors):
+    return torch.cat(tensors, 0)
+
+
+@records(torch.dstack)
+def _dstack(trace, tensors):
+    if min(tensor.dim() for tensor in tensors) == 1:
+        trace.refuse("it moves the batch axis")
+    return torch.cat([tensor.unsqueeze(2) if tensor.dim() == 2 else tensor for tensor in tensors], 2)
 
 
 @records(torch.stack)
 def _stack(trace, tensors, dim=0):
     dim %= next(tensor for tensor in tensors if trace.depends_on_x(tensor)).dim() + 1
+    if dim == 0:
+        return Stacked(trace, tensors)
     return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
+class Stacked:
+    """Stands for a stack along a new first axis until that axis is reduced: the mean of several critics, say.
+
+    No tensor, because the batch of an x-dependent one is its axis 0.
+    """
+
+    def __init__(self, trace: Any, tensors: Sequence[Tensor]) -> None:
+        self._trace = trace
+        # Its own memory: what is written to them later is not written to it.
+        self._tensors = tuple(trace.copy(t) if trace.depends_on_x(t) else t.clone() for t in tensors)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        if not isinstance(key, int):
+            self._trace.refuse("indexing a stack along a new first axis", operation="Tensor.__getitem__")
+        return self._tensors[key]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def reduced(dim=None, keepdim=False, *, axis=None, **kwargs):
+            dim = axis if dim is None else dim
+            if name not in ("mean", "sum", "amax", "amin", "max", "min") or dim not in (0, (0,), [0]) or keepdim:
+                self._trace.refuse("a stack along a new first axis moves the batch", operation=f"Tensor.{name}")
+            return getattr(torch.stack(self._tensors, 1), name)(1, **kwargs)
+
+        return reduced
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        stacked = next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
+        return getattr(stacked, func.__name__)(*args[1:], **(kwargs or {}))
 
 
 @records(Tensor.contiguous)
@@ -325,22 +491,25 @@ def _clone(trace, input, *, memory_format=torch.preserve_format):
 
 
 def _records_cast(*functions):
-    """Records functions that may change dtype or device; PyTorch itself says which dtype comes out."""
+    """Records functions that may change dtype or device; PyTorch itself says what comes out."""
 
     def register(function):
         def recorder(trace, input, *args, **kwargs):
             if not trace.depends_on_x(input):
                 return constant(trace, function, input, *args, **kwargs)
-            args = [a for a in args if not _is_device_of(a, input)]
-            kwargs = {k: v for k, v in kwargs.items() if not _is_device_of(v, input)}
-            converted = function(torch.empty(0, dtype=input.dtype, device="meta"), *args, **kwargs)
+            given = [like(trace, value) for value in args]
+            probe = torch.empty((0,) * input.dim(), dtype=input.dtype, device=input.device)
+            converted = function(probe, *given, **{name: like(trace, value) for name, value in kwargs.items()})
             if not isinstance(converted, Tensor) or not converted.is_floating_point():
                 trace.refuse("a change to a dtype that is not floating point")
+            if converted.device != input.device:
+                trace.refuse(f"a change of device, from {input.device} to {converted.device}")
             if converted.dtype != input.dtype:
                 return trace.cast(input, converted.dtype)
-            if kwargs.get("copy") or True in args:
-                return trace.copy(input)
-            return input if kwargs.get("memory_format") is None else trace.maybe_copy(input)
+            layout = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.memory_format)), None)
+            if layout not in (None, torch.preserve_format):
+                return trace.maybe_copy(input)
+            return input if converted is probe else trace.copy(input)
 
         return recorder
 
@@ -348,8 +517,5 @@ def _records_cast(*functions):
         records(function)(register(function))
 
 
-def _is_device_of(value, tensor):
-    return isinstance(value, (str, torch.device)) and torch.empty(0, device=value).device == tensor.device
-
-
 _records_cast(Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as)
+_records_cast(Tensor.cpu, Tensor.cuda)

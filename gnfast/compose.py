@@ -1,0 +1,72 @@
+"""What PyTorch puts around a call or inside its network: modules that share gradients, transforms, exporters."""
+
+import torch
+import torch.autograd.forward_ad
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gnfast.errors import InputError, UnsupportedError
+
+
+def require_unshared(net: nn.Module) -> None:
+    """Raises InputError for a network of which a part shares its gradients with other processes.
+
+    Such a part learns of its gradients from what happens to its own input and output, and neither the four passes nor
+    double backward go that way: processes would drift apart, or nothing would train.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    ways = {
+        DistributedDataParallel: "DistributedDataParallel",
+        FullyShardedDataParallel: "FullyShardedDataParallel",
+        FSDPModule: "fully_shard",
+    }
+    for name, module in net.named_modules():
+        way = next((way for kind, way in ways.items() if isinstance(module, kind)), None)
+        if way is not None:
+            raise InputError(
+                f"net: {f'submodule {name!r}' if name else 'it'} is wrapped by {way}, whose processes would not share "
+                f"the gradients of this call; wanted {way} around all of it: {way}(GradientNorm(net)), or around a "
+                "module whose forward makes this call"
+            )
+
+
+def require_ordinary_execution() -> None:
+    """Raises UnsupportedError where PyTorch records operations to run them later, without their second derivatives."""
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        way = "torch.jit.trace" if torch.jit.is_tracing() else "torch.export"
+        raise UnsupportedError(
+            f"{way} would keep the operations of this call without their gradients; give it the critic alone (`.net` "
+            "of a GradientNorm), or use torch.compile, which goes around calls of gnfast"
+        )
+
+
+def transform() -> str:
+    """The transform of PyTorch at work, to which the four passes are closed; empty if there is none.
+
+    They are an autograd Function with a backward: no rule for `torch.func`, none for forward-mode AD, and a graph that
+    `make_fx` makes of them has no gradients.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func"
+    if getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
+        return "torch.autograd.forward_ad"
+    return "make_fx" if _is_traced_by_make_fx() else ""
+
+
+def require_one_gradient(*gradients: Tensor | None) -> None:
+    """Raises UnsupportedError in a backward that is to go over a batch of gradients at once."""
+    wrapped = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+    if any(is_batched(g) for g in gradients if g is not None for is_batched in wrapped):
+        raise UnsupportedError(
+            "is_grads_batched (jacobian's vectorize=True): gnfast's backward takes one gradient at a time; "
+            "call it in a loop, or use impl='reference'"
+        )
+
+
+def _is_traced_by_make_fx() -> bool:
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return get_proxy_mode() is not None

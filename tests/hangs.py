@@ -1,0 +1,212 @@
+"""Whether processes that train together always end: rounds of `tests/test_ddp.py` and of a training by torchrun.
+
+    python -m tests.hangs ROUNDS    # of each kind, beside a busy process; prints a line per failure and the counts
+
+A hang at the end of a process depends on which of its threads is first, so it shows only in many rounds. Importing
+PyTorch would be nine tenths of a round: two kinds are forked from a process that has imported all and run nothing, and
+end as any Python process does, the interpreter taken down. Every tenth round starts everything anew.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+ANEW_EVERY = 10
+TRAIN = ["train", "digits", "--steps=3", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
+TRAIN += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard"]
+IMPORTED = "gnfast.cli", "tests.test_ddp", "torch.distributed.run", "sklearn.datasets", "matplotlib.figure"
+
+
+class Outcome(NamedTuple):
+    kind: str
+    seconds: float
+    failure: str
+    """Empty if the round ended as it should; else what it printed, with all threads' stacks if it hung."""
+
+
+def hangs(rounds: int, limit: float = 300) -> Iterator[Outcome]:
+    """Rounds of each of the two checks, as they end.
+
+    They are forked from a process of their own, which has run nothing yet and has no other threads.
+
+    Args:
+        rounds: of each check.
+        limit: seconds after which a round hangs.
+    """
+    command = [sys.executable, "-m", "tests.hangs", str(rounds), "--limit", str(limit), "--lines"]
+    settings = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **settings}
+    ) as process:
+        try:
+            for line in process.stdout:
+                yield Outcome(*json.loads(line))
+        finally:
+            process.terminate()
+    if process.returncode not in (0, -signal.SIGTERM):
+        yield Outcome("rounds", 0.0, f"the process that forks them ended with status {process.returncode}")
+
+
+def _rounds(count: int, limit: float) -> Iterator[Outcome]:
+    for name in IMPORTED:
+        importlib.import_module(name)
+    faulthandler.enable()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    # What was imported is not searched for cycles at every process's end, which would be most of a round.
+    gc.freeze()
+    busy = _forked(_be_busy, Path(os.devnull))
+    try:
+        for index in range(count):
+            if index % ANEW_EVERY == ANEW_EVERY - 1:
+                yield _round("DDP, started anew", _pytest, limit)
+                yield _round("torchrun, started anew", _torchrun, limit)
+            else:
+                yield _round("DDP", _two_ranks, limit)
+                yield _round("torchrun", _agent, limit)
+    finally:
+        os.kill(busy, signal.SIGKILL)
+        os.waitpid(busy, 0)
+
+
+def _round(kind: str, work: Callable[[str], None], limit: float) -> Outcome:
+    folder = tempfile.mkdtemp()
+    log = Path(folder, "log")
+    start = time.monotonic()
+    process = _forked(work, log, folder)
+    ended = 0, 0
+    try:
+        while not ended[0] and time.monotonic() - start < limit:
+            time.sleep(0.02)
+            ended = os.waitpid(process, os.WNOHANG)
+    finally:
+        if not ended[0]:
+            _dump_and_end(process)
+        printed = log.read_text(errors="replace")
+        shutil.rmtree(folder, ignore_errors=True)
+    failure = f"status {ended[1]}: {printed}" if ended[0] else f"hung: {printed}"
+    return Outcome(kind, time.monotonic() - start, failure if ended != (process, 0) else "")
+
+
+def _forked(work: Callable[..., None], log: Path, *arguments: object) -> int:
+    """The id of a process that does the work, prints into `log` and ends as a Python process ends."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        work(*arguments)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _end(status)
+
+
+def _end(status: int) -> None:
+    # Takes the interpreter down, unlike os._exit, and does not unwind the caller's frames, unlike sys.exit.
+    ctypes.pythonapi.Py_Exit(status)
+
+
+def _dump_and_end(process: int) -> None:
+    """Ends a process and all that it started; each writes the stacks of its threads first (PYTHONFAULTHANDLER)."""
+    family = [process]
+    for member in family:
+        with contextlib.suppress(OSError):
+            family += map(int, Path(f"/proc/{member}/task/{member}/children").read_text().split())
+    for sent in (signal.SIGABRT, signal.SIGKILL):
+        for member in reversed(family):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, sent)
+        time.sleep(1)
+    os.waitpid(process, 0)
+
+
+def _be_busy() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:
+        sum(range(100_000))
+
+
+def _two_ranks(folder: str) -> None:
+    from tests import test_ddp
+
+    ranks = [_forked(test_ddp.work, Path(folder, "log"), rank, folder) for rank in range(2)]
+    assert [os.waitpid(rank, 0)[1] for rank in ranks] == [0, 0]
+
+
+def _pytest(folder: str) -> None:
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "--basetemp", f"{folder}/x", "tests/test_ddp.py"])
+
+
+def _agent(folder: str) -> None:
+    """What torchrun does, with forked workers."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(1, 1, 2, rdzv_endpoint="localhost:0", rdzv_backend="c10d", start_method="fork")
+    elastic_launch(config, _worker)(folder)
+    assert "finished 3 steps" in Path(folder, "log").read_text()
+
+
+def _worker(folder: str) -> None:
+    from gnfast import cli
+
+    # Processes of multiprocessing leave out the end of the interpreter.
+    Finalize(None, _end, (0,), exitpriority=-100)
+    status = cli.main([*TRAIN, f"--run-dir={folder}/run"])
+    assert not status, status
+    sys.stdout.flush()
+
+
+def _torchrun(folder: str) -> None:
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gnfast", *TRAIN]
+    os.execv(sys.executable, [sys.executable, "-m", *words, f"--run-dir={folder}/run"])
+
+
+def _main() -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rounds", type=int, help="of each check")
+    parser.add_argument("--limit", type=float, default=300, help="seconds after which a round hangs")
+    parser.add_argument("--lines", action="store_true", help="only a line of JSON for each round")
+    options = parser.parse_args()
+    if options.lines:
+        for outcome in _rounds(options.rounds, options.limit):
+            print(json.dumps(outcome), flush=True)
+        return
+    seconds: Counter[str] = Counter()
+    counts: Counter[tuple[str, bool]] = Counter()
+    for outcome in hangs(options.rounds, options.limit):
+        counts[outcome.kind, bool(outcome.failure)] += 1
+        seconds[outcome.kind] += outcome.seconds
+        if outcome.failure:
+            print(f"{outcome.kind}: {outcome.failure}", flush=True)
+    for kind in seconds:
+        ended, failed = counts[kind, False], counts[kind, True]
+        print(f"{kind}: {ended} ended, {failed} failed, {seconds[kind] / (ended + failed):.1f} s each")
+    sys.exit(any(failed for _, failed in counts))
+
+
+if __name__ == "__main__":
+    _main()
