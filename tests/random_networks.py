@@ -1,11 +1,10 @@
-"""Random critics as Hypothesis draws them: programs of small steps that every engine of gradients must agree on.
+"""Random critics: programs of small steps that every engine of gradients must agree on.
 
-An operation is one function of (choices, weights, tensors). While a critic is drawn, its choices are Hypothesis' and
-are written down; when the critic runs, the same function reads them back. What is written down is the program: a
-counterexample prints as the list of its steps and shrinks to the few that matter.
+An operation is one function of (choices, weights, tensors). While a critic is drawn, its choices are those of
+Hypothesis or of a seed and are written down; when the critic runs, the same function reads them back. What is written
+down is the program: a counterexample prints as the list of its steps and shrinks to the few that matter.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -34,23 +32,22 @@ def require(condition: bool) -> None:
         raise Inapplicable
 
 
-@functools.cache
-def _below(count: int) -> st.SearchStrategy[int]:
-    return st.integers(0, count - 1)
+Below = Callable[[int], int]
+"""Draws a number: from 0 to less than the count that it is given."""
 
 
 class Drawing:
-    """Choices that Hypothesis makes; `made` has what they were."""
+    """Choices that are drawn; `made` has what they were."""
 
-    def __init__(self, draw: Callable[..., Any], writable: bool = False) -> None:
-        self.draw = draw
+    def __init__(self, below: Below, writable: bool = False) -> None:
+        self.below = below
         self.writable = writable
         self.made: dict[str, Any] = {}
 
     def pick(self, *options: Any) -> Any:
         """A choice that the program need not remember."""
         require(bool(options))
-        return options[self.draw(_below(len(options)))] if len(options) > 1 else options[0]
+        return options[self.below(len(options))] if len(options) > 1 else options[0]
 
     def __call__(self, name: str, *options: Any) -> Any:
         self.made[name] = self.pick(*options)
@@ -85,6 +82,8 @@ class Weights(nn.Module):
     """What a step owns: made when the step first asks for it, found by its name afterwards."""
 
     labels: Tensor
+    given: Tensor
+    """(B,), what the critic was given beside x and labels."""
 
     def parameter(self, name: str, *shape: int) -> nn.Parameter:
         if name not in self._parameters:
@@ -927,7 +926,7 @@ class Step:
 
 
 class Critic(nn.Module):
-    """A drawn program with its weights: x (B, ...) and labels (B,) ↦ one logit per sample."""
+    """A drawn program with its weights: x (B, ...), labels (B,) and another tensor (B,) ↦ one logit per sample."""
 
     def __init__(self, shape: tuple[int, ...], training: bool, seed: int) -> None:
         super().__init__()
@@ -945,11 +944,11 @@ class Critic(nn.Module):
         last.pop(self.steps[-1].output)
         self.last_uses = [[value for value, at in last.items() if at == place] for place in range(len(self.steps))]
 
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, labels: Tensor, given: Tensor | None = None) -> Tensor:
         values = {0: x}
         for step, last in zip(self.steps, self.last_uses, strict=True):
             weights = self.weights[str(step.owner)]
-            weights.labels = labels
+            weights.labels, weights.given = labels, given
             run, choices = RUNNERS[step.name], Replay(step.arguments)
             values[step.output] = run(choices, weights, *(values[i] for i in step.inputs))
             for value in last:
@@ -964,8 +963,8 @@ class Critic(nn.Module):
 class _Program:
     """A critic while it is drawn: what is alive, what shares memory, what autograd has saved."""
 
-    def __init__(self, draw: Callable[..., Any], critic: Critic, x: Tensor, labels: Tensor) -> None:
-        self.draw, self.critic, self.labels = draw, critic, labels
+    def __init__(self, below: Below, critic: Critic, x: Tensor, labels: Tensor, given: Tensor) -> None:
+        self.below, self.critic, self.labels, self.given = below, critic, labels, given
         self.values = {0: x}
         self.group = {0: 0}
         self.alive = [0]
@@ -976,11 +975,11 @@ class _Program:
         given = [self.values[i] for i in inputs]
         output = max(self.values) + 1
         weights = Weights().train(self.critic.training) if owner is None else self.critic.weights[str(owner.owner)]
-        weights.labels = self.labels
+        weights.labels, weights.given = self.labels, self.given
         group = self.group[inputs[0]]
         writable = group not in self.saved and group not in [self.group[i] for i in inputs[1:]]
         writable &= not any(stride == 0 for stride, n in zip(given[0].stride(), given[0].shape, strict=True) if n > 1)
-        choices = Drawing(self.draw, writable) if owner is None else Replay(owner.arguments)
+        choices = Drawing(self.below, writable) if owner is None else Replay(owner.arguments)
         try:
             with torch.no_grad():
                 result = RUNNERS[name](choices, weights, *given)
@@ -1037,28 +1036,30 @@ FAMILIES: dict[str, tuple[tuple[int, ...], list[str]]] = {
 }
 
 
-@st.composite
-def critics(draw: Callable[..., Any], family: str, spoil: bool = False) -> tuple[Critic, Tensor, Tensor]:
+def draw_critic(
+    below: Below, dims: Sequence[int], names: Sequence[str], *, spoil: bool = False, longest: int = 9
+) -> tuple[Critic, Tensor, Tensor]:
     """A critic in float64 with x and labels for it.
 
     Args:
-        family: a key of `FAMILIES`.
+        below: draws every choice and the seed of the weights.
+        dims, names: numbers of axes behind the channels, and operations, to draw from; `FAMILIES` has some.
         spoil: put one step from `SPOILERS` among the others.
+        longest: as many steps at most.
     """
-    choices = Drawing(draw)
-    dims, names = FAMILIES[family]
+    choices = Drawing(below)
     dims = choices.pick(*dims)
     batch = choices.pick(2, 1, 3, 4)
     channels = choices.pick(4, 2, 3, 1)
     sizes = [choices.pick(*((4, 5, 3, 6, 7) if dims < 3 else (3, 2, 4))) for _ in range(dims)]
     shape = (batch, channels * (1 if dims else 2), *sizes)
-    seed = draw(_below(1 << 16))
+    seed = below(1 << 16)
     torch.manual_seed(seed)
     x = torch.randn(shape, dtype=DTYPE)
     labels = torch.randint(CLASSES, (batch,))
     critic = Critic(shape, choices.pick(True, False), seed)
-    program = _Program(draw, critic, x, labels)
-    length = choices.pick(*range(2, 10))
+    program = _Program(below, critic, x, labels, torch.ones(batch, dtype=DTYPE))
+    length = choices.pick(*range(2, longest + 1))
     spoiled_at = choices.pick(*range(length)) if spoil else None
     for place in range(length):
         newest = program.alive[-1]

@@ -1,0 +1,1001 @@
+"""Steps of random critics that are curved, coupled, stateful, aliasing, hooked, or change a derivative and no value.
+
+They are drawn and replayed as the operations of `tests/random_networks.py` are. What such a step does must be done
+exactly, or refused by name and done by double backward: the value alone never shows the difference.
+"""
+
+import contextlib
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tests.random_networks import NUMBERS, RUNNERS, SPOILERS, Drawing, Inapplicable, require
+
+HOSTILE: list[str] = []
+"""The names of the steps, those that count for more several times."""
+
+
+def hostile(times: int = 1) -> Callable[..., Any]:
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def run(c, w, h):
+            try:
+                return function(c, w, h)
+            except (RuntimeError, IndexError, ValueError) as error:
+                # What PyTorch itself does not do is not drawn; in a critic it would be an error.
+                if isinstance(c, Drawing):
+                    raise Inapplicable from error
+                raise
+
+        RUNNERS[function.__name__] = run
+        HOSTILE.extend([function.__name__] * times)
+        return function
+
+    return register
+
+
+def rest(h: Tensor) -> tuple[int, ...]:
+    """The axes of a sample."""
+    return tuple(range(1, h.dim()))
+
+
+def dense(w, h: Tensor, name: str = "dense") -> Tensor:
+    """A linear layer of the step's own on the last axis, which leaves the shape as it is."""
+    return w.module(name, nn.Linear, h.shape[-1], h.shape[-1])(h)
+
+
+# -------------------------------------------------------------------------------- curved and coupled
+
+SMOOTH: dict[str, Callable[..., Tensor]] = {
+    **{name: f for name, f in SPOILERS.items() if not hasattr(f, "mixes")},
+    "gelu": F.gelu,
+    "selu": F.selu,
+    "mish": F.mish,
+    "logsigmoid": F.logsigmoid,
+    "hardswish": F.hardswish,
+    "sine": torch.sin,
+    "bell": lambda h: torch.exp(-h.square()),
+    "root": lambda h: torch.sqrt(h.square() + 1),
+    "cube": lambda h: 0.1 * h**3,
+    "reciprocal": lambda h: 1 / (2 + h.square()),
+    "log": lambda h: torch.log1p(h.abs()),
+    "gate": lambda h: h * torch.sigmoid(h.flip(1)),
+    "pixel norm": lambda h: h * torch.rsqrt(h.square().mean(1, keepdim=True) + 0.1),
+    "normalize": lambda h: F.normalize(h, dim=1),
+    "logsumexp": lambda h: h - torch.logsumexp(h, 1, keepdim=True),
+    "cumsum": lambda h: h.cumsum(1),
+    "spread": lambda h: h / (h.flatten(1).std(1).view(-1, *[1] * (h.dim() - 1)) + 0.5),
+    "euclid": lambda h: h + h.flatten(1).norm(dim=1).view(-1, *[1] * (h.dim() - 1)),
+    "L1": lambda h: h + torch.linalg.vector_norm(h, 1, rest(h), keepdim=True),
+    "smooth L1": lambda h: F.smooth_l1_loss(h, torch.zeros_like(h), reduction="none"),
+    "fourier": lambda h: torch.fft.rfft(h, dim=-1).abs().sum(-1, keepdim=True) + h,
+    "fourier, real": lambda h: torch.fft.fft(h, dim=-1).real,
+    "vmap": lambda h: torch.vmap(lambda row: row * row.mean())(h),
+    "lerp": lambda h: torch.lerp(h, h.relu(), 0.3),
+    "addcmul": lambda h: torch.addcmul(h, h, h, value=0.1),
+    "prod": lambda h: h + (0.3 * h[:, :2]).prod(1, keepdim=True),
+    "distance": lambda h: h + torch.cdist(h.flatten(1), h.flatten(1)).sum(1).view(-1, *[1] * (h.dim() - 1)) * 0.1,
+    "deviation of the batch": lambda h: h + h.std(0, unbiased=False).mean(),
+    "ghost": lambda h: h - h[: (len(h) + 1) // 2].mean(0, keepdim=True),
+    "matmul across": lambda h: (torch.ones(len(h), len(h), dtype=h.dtype) @ h.flatten(1)).view(h.shape) * 0.3,
+    "einsum across": lambda h: torch.einsum("bi,ci->ci", h.flatten(1), h.flatten(1)).view(h.shape) * 0.2,
+}
+
+
+@hostile(times=2)
+def smooth(c, w, h):
+    return SMOOTH[c("kind", *SMOOTH)](h)
+
+
+@hostile(times=2)
+def norms(c, w, h):
+    """Layers of statistics, with weights."""
+    kind = c("kind", "layer", "group", "instance", "batch", "batch without statistics", "rms")
+    if kind == "layer":
+        return w.module("norm", nn.LayerNorm, h.shape[1:])(h)
+    if kind == "rms":
+        return w.module("norm", nn.RMSNorm, h.shape[-1])(h)
+    if kind == "group":
+        return w.module("norm", nn.GroupNorm, 1, h.shape[1])(h)
+    if kind == "instance":
+        require(3 <= h.dim() <= 5 and h[0, 0].numel() > 1)
+        layer = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[h.dim() - 3]
+        return w.module("norm", layer, h.shape[1], affine=c("affine", True, False))(h)
+    require(h.dim() <= 5 and h[:, 0].numel() > 1)
+    layer = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[h.dim() - 2]
+    tracks = kind == "batch"
+    momentum = c("momentum", 0.1, None)
+    return w.module("norm", layer, h.shape[1], momentum=momentum, track_running_stats=tracks).train()(h)
+
+
+@hostile()
+def attention(c, w, h):
+    tokens = h.flatten(1).unsqueeze(2) if c("entries", True, False) or h.dim() < 3 else h.flatten(2).mT
+    query, key = dense(w, tokens, "query"), dense(w, tokens, "key")
+    if c("fused", False, True):
+        mixed = F.scaled_dot_product_attention(query, key, tokens)
+    else:
+        mixed = torch.softmax(query @ key.mT, -1) @ tokens
+    return (mixed.mT if tokens.shape[2] > 1 else mixed).reshape(h.shape)
+
+
+# -------------------------------------------------------------------------------- data-dependent
+
+
+@hostile()
+def by_hand(c, w, h):
+    """Piecewise-linear functions and constants as people write them by hand."""
+    kind = c("kind", *BY_HAND)
+    return BY_HAND[kind](h)
+
+
+BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
+    "mask": lambda h: (h > 0).to(h.dtype) * h,
+    "where": lambda h: torch.where(h > 0, h, 0.1 * h),
+    "where constant": lambda h: torch.where(torch.arange(h.shape[-1]) % 2 == 0, h, 0.5 * h),
+    "masked_fill": lambda h: h.masked_fill(h < 0, 0.2),
+    "masked_fill constant": lambda h: h.masked_fill(torch.arange(h.shape[-1]) % 2 == 0, 0.2),
+    "sign": lambda h: h * h.sign(),
+    "sign of a copy": lambda h: h * h.detach().sign(),
+    "gather": lambda h: h.gather(1, h.argmax(1, keepdim=True)) + h,
+    "boolean index": lambda h: h + h[h > 0].sum() * 0.1,
+    "index_select": lambda h: h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1)),
+    "list index": lambda h: h[:, list(range(h.shape[1]))[::-1]],
+    "numpy index": lambda h: h[:, np.arange(h.shape[1])[::-1].copy()],
+    "take_along": lambda h: torch.take_along_dim(h, h.argsort(1), 1),
+    "branch": lambda h: h * 2 if h.sum() > 0 else h - 1,
+    "item": lambda h: h * (1 + abs(h.mean().item())),
+    "float": lambda h: h + float(h.max()),
+    "numpy": lambda h: h + torch.as_tensor(np.tanh(h.detach().cpu().float().numpy()).sum(), dtype=h.dtype),
+    "tolist": lambda h: h * (1 + (h.flatten().tolist()[0] > 0)),
+    "nonzero": lambda h: h + (h > 0).nonzero().shape[0],
+    "round": lambda h: h + (h.round() - h).detach(),
+    "straight through": lambda h: h.sign() + h - h.detach(),
+    "type_as": lambda h: h.type_as(torch.ones((), dtype=h.dtype)),
+    "to memory": lambda h: h.to(memory_format=torch.preserve_format) * 2,
+    "cpu": lambda h: h.cpu() * 2,
+    "plus": lambda h: +h * 2,
+    "stack mean": lambda h: torch.stack([h, h.flip(1)]).mean(0),
+    "batch flipped twice": lambda h: h.flip(0).relu().flip(0),
+    "samples in a loop": lambda h: torch.stack([row.relu() for row in h]),
+    "samples in a list": lambda h: torch.cat([h[i : i + 1] * (i + 1) for i in range(len(h))]),
+    "batch last": lambda h: h.movedim(0, -1).relu().movedim(-1, 0),
+    "batch merged": lambda h: h.reshape(-1, *h.shape[2:]).relu().reshape(h.shape),
+    "hstack": lambda h: torch.hstack([h, h]),
+    "scatter": lambda h: torch.zeros_like(h).scatter(1, torch.zeros_like(h, dtype=torch.long)[:, :1], h[:, :1]) + h,
+    "new tensor": lambda h: h + torch.zeros(h.shape, dtype=h.dtype) + h.new_tensor([0.3]),
+    "list of numbers": lambda h: h * torch.tensor([0.5] * h.shape[-1], dtype=h.dtype),
+}
+
+
+# -------------------------------------------------------------------------------- what changes a derivative and not the value
+
+
+def _inner(c, w, h: Tensor) -> Tensor:
+    """What a branch computes; it broadcasts against h."""
+    kind = c("inner", "mean", "dense", "itself", "relu", "amax", "tanh", "weight", "mean of the batch")
+    if kind == "mean":
+        return h.mean(-1, keepdim=True)
+    if kind == "dense":
+        return dense(w, h)
+    if kind == "weight":
+        return w.parameter("weight", h.shape[-1]) * 1.5
+    if kind == "itself":
+        return h
+    if kind == "mean of the batch":
+        return h.mean(0, keepdim=True)
+    return {"relu": torch.relu, "amax": lambda h: h.amax(1, keepdim=True), "tanh": torch.tanh}[kind](h)
+
+
+def _closed(mode: Any) -> Callable[..., Tensor]:
+    def run(c, w, h):
+        # Weights, which are made while a critic is drawn, are no inference tensors.
+        with contextlib.nullcontext() if isinstance(c, Drawing) else mode():
+            return _inner(c, w, h)
+
+    return run
+
+
+def _decorated(mode: Any) -> Callable[..., Tensor]:
+    return lambda c, w, h: _inner(c, w, h) if isinstance(c, Drawing) else mode()(_inner)(c, w, h)
+
+
+def _switched(c, w, h):
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    try:
+        return _inner(c, w, h)
+    finally:
+        torch.set_grad_enabled(before)
+
+
+def _opened_within(c, w, h):
+    # With gradients off throughout, as in a validation, they stay off.
+    with torch.no_grad(), torch.set_grad_enabled(c("open", True, False)):
+        return _inner(c, w, h)
+
+
+BRANCHES: dict[str, Callable[..., Tensor]] = {
+    "no_grad": _closed(torch.no_grad),
+    "@no_grad": _decorated(torch.no_grad),
+    "set_grad_enabled": _closed(lambda: torch.set_grad_enabled(False)),
+    "@set_grad_enabled": _decorated(lambda: torch.set_grad_enabled(False)),
+    "set_grad_enabled, called": _switched,
+    "no_grad, enable_grad": _opened_within,
+    "inference_mode": _closed(torch.inference_mode),
+    "@inference_mode": _decorated(torch.inference_mode),
+    "detach": lambda c, w, h: _inner(c, w, h).detach(),
+    "detach before": lambda c, w, h: _inner(c, w, h.detach()),
+    "data": lambda c, w, h: _inner(c, w, h).data,
+    "detach_": lambda c, w, h: (_inner(c, w, h) * 1).detach_(),
+    "no_grad, clone": lambda c, w, h: _closed(torch.no_grad)(c, w, h).clone(),
+    "clone in no_grad": lambda c, w, h: _cloned_without_gradient(_inner(c, w, h)),
+    "out of a list": lambda c, w, h: [_closed(torch.no_grad)(c, w, h), h][0],
+}
+
+
+def _cloned_without_gradient(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return h.clone()
+
+
+@hostile(times=5)
+def branch(c, w, h):
+    """A part that autograd does not see."""
+    part = BRANCHES[c("kind", *BRANCHES)](c, w, h)
+    combine = c("combine", "subtract", "add", "product", "cat", "maximum", "in place", "alone")
+    if combine == "cat":
+        return torch.cat([h, part.expand_as(h)], 1)
+    if combine == "in place":
+        base = h * 1
+        base -= part
+        return base
+    return {
+        "subtract": lambda: h - part,
+        "add": lambda: 0.5 * h + part,
+        "product": lambda: h * part,
+        "maximum": lambda: torch.maximum(h, 0.7 * part + 0.013),
+        "alone": lambda: part.expand_as(h) + 0.1 * h.mean(rest(h), keepdim=True),
+    }[combine]()
+
+
+@hostile(times=2)
+def weight_without_gradient(c, w, h):
+    """Weights read or changed where autograd does not look."""
+    weight = w.parameter("weight", h.shape[-1], h.shape[-1])
+    kind = c("kind", "no_grad", "detach", "data", "clipped", "clipped under no_grad", "normalised", "hooked", "copied")
+    if kind == "no_grad":
+        with torch.no_grad():
+            used = weight * 0.5
+    elif kind == "detach":
+        used = weight.detach() * 0.5 + weight * 0.1
+    elif kind == "data":
+        used = weight.data * 0.5
+    elif kind == "clipped":
+        weight.data.clamp_(-0.8, 0.8)
+        used = weight
+    elif kind == "clipped under no_grad":
+        with torch.no_grad():
+            weight.clamp_(-0.8, 0.8)
+        used = weight
+    elif kind == "normalised":
+        used = weight / weight.detach().norm()
+    elif kind == "hooked":
+        used = weight * 0.5
+        if used.requires_grad:
+            used.register_hook(lambda grad: grad * 3)
+    else:
+        used = torch.empty_like(weight).copy_(weight) * 0.5
+    return F.linear(h, used * 0.5)
+
+
+def _is_in_graph(how: str, h: Tensor) -> bool:
+    """The conditions under which people register hooks."""
+    if how == "always":
+        return torch.is_grad_enabled() and h.requires_grad
+    if how == "requires_grad":
+        return h.requires_grad
+    if how == "grad_fn":
+        return h.grad_fn is not None
+    return not h.is_leaf
+
+
+@hostile(times=3)
+def hook(c, w, h):
+    """A hook on a tensor."""
+    h = h * 1.1 if c("fresh", True, True, False) else h
+    condition, kind = c("if", "always", "requires_grad", "grad_fn", "not is_leaf"), c("kind", *HOOKS)
+    if _is_in_graph(condition, h):
+        HOOKS[kind](w, h)
+    return dense(w, h)
+
+
+HOOKS: dict[str, Callable[..., Any]] = {
+    "scale": lambda w, h: h.register_hook(lambda grad: grad * 3),
+    "clip": lambda w, h: h.register_hook(lambda grad: grad.clamp(-0.1, 0.1)),
+    "observe": lambda w, h: h.register_hook(functools.partial(_observe, w)),
+    "node": lambda w, h: h.grad_fn.register_hook(lambda ins, outs: tuple(None if g is None else g * 2 for g in ins)),
+    "before node": lambda w, h: h.grad_fn.register_prehook(lambda outs: tuple(g * 2 for g in outs)),
+    "retain_grad": lambda w, h: h.retain_grad(),
+    "removed": lambda w, h: h.register_hook(lambda grad: grad * 3).remove(),
+}
+
+
+def _observe(w, grad: Tensor) -> None:
+    w.seen = [*getattr(w, "seen", []), float(grad.detach().norm())]
+
+
+def _halved(module, inputs, output):
+    return output * 0.5
+
+
+def _shifted(module, inputs):
+    return (inputs[0] + 0.3,)
+
+
+def _counts(module, *rest):
+    module.calls = getattr(module, "calls", 0) + 1
+
+
+def _doubles(module, grad_input, grad_output):
+    return tuple(None if g is None else g * 2 for g in grad_input)
+
+
+def _doubles_before(module, grad_output):
+    return tuple(None if g is None else g * 2 for g in grad_output)
+
+
+MODULE_HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "forward, changes": lambda m: m.register_forward_hook(_halved),
+    "forward, counts": lambda m: m.register_forward_hook(_counts),
+    "before forward, changes": lambda m: m.register_forward_pre_hook(_shifted),
+    "before forward, counts": lambda m: m.register_forward_pre_hook(_counts),
+    "full backward, changes": lambda m: m.register_full_backward_hook(_doubles),
+    "full backward, counts": lambda m: m.register_full_backward_hook(_counts),
+    "before full backward, changes": lambda m: m.register_full_backward_pre_hook(_doubles_before),
+    "before full backward, counts": lambda m: m.register_full_backward_pre_hook(_counts),
+    "backward, changes": lambda m: m.register_backward_hook(_doubles),
+}
+
+
+@hostile(times=2)
+def module_hook(c, w, h):
+    """A layer with hooks on it."""
+    kind = c("kind", *MODULE_HOOKS)
+    new = "layer" not in w._modules
+    layer = w.module("layer", nn.Linear, h.shape[-1], 3)
+    if new:
+        MODULE_HOOKS[kind](layer)
+    return layer(h)
+
+
+class Halve(torch.autograd.Function):
+    """The identity with half its gradient."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+class Itself(torch.autograd.Function):
+    """Returns what it was given, with half the gradient."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+class Sign(torch.autograd.Function):
+    """Binarises forward and is the identity backward."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.sign()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Rectified(torch.autograd.Function):
+    """A ReLU with the right gradient, saved by `setup_context`."""
+
+    @staticmethod
+    def forward(h):
+        return h.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0] > 0)
+
+
+class Doubled(torch.autograd.Function):
+    """In place, with three times its gradient."""
+
+    @staticmethod
+    def forward(ctx, h):
+        ctx.mark_dirty(h)
+        return h.mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 6
+
+
+class Pair(torch.autograd.Function):
+    """Two results; the gradient of the second is dropped."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h * 2, h * 3
+
+    @staticmethod
+    def backward(ctx, first, second):
+        return first * 2
+
+
+class Constant(torch.autograd.Function):
+    """Has no gradient."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h + 0.3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "halve": Halve.apply,
+    "itself": Itself.apply,
+    "sign": Sign.apply,
+    "rectified": Rectified.apply,
+    "doubled": lambda h: Doubled.apply(h * 1),
+    "doubled behind": lambda h: _ignoring(Doubled.apply, h * 1),
+    "pair": lambda h: torch.add(*Pair.apply(h)),
+    "first": lambda h: Pair.apply(h)[0],
+    "constant": lambda h: Constant.apply(h) + h,
+}
+
+
+def _ignoring(function: Callable[[Tensor], Any], h: Tensor) -> Tensor:
+    function(h)
+    return h
+
+
+AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nothing": lambda h: h,
+    "clone": lambda h: h.clone(),
+    "contiguous": lambda h: h.contiguous(),
+    "channels_last": lambda h: h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h,
+    "copy": lambda h: h.to(h.dtype, copy=True),
+    "to": lambda h: h.to(h.dtype),
+    "there and back": lambda h: h.float().to(h.dtype),
+    "flatten": lambda h: h.flatten(1),
+    "reshape": lambda h: h.reshape(len(h), -1),
+    "slice": lambda h: h[:, :1],
+    "permute": lambda h: h.transpose(1, -1),
+    "number": lambda h: h * 0.7,
+    "iadd": lambda h: _added(h),
+    "relu_": lambda h: F.relu(h, inplace=True),
+    "cat": lambda h: torch.cat([h, h], 1),
+    "stack": lambda h: torch.stack([h, h], 1).mean(1),
+    "mean": lambda h: h.mean(-1, keepdim=True),
+    "einsum": lambda h: torch.einsum("bi->bi", h.flatten(1)),
+    "view_as": lambda h: h.view_as(h),
+    "expand": lambda h: h.expand_as(h),
+    "dropout": lambda h: F.dropout(h, 0.0, True),
+    "identity": nn.Identity(),
+    "chunk": lambda h: torch.cat(h.chunk(2, -1)[::-1], -1),
+    "detached mean": lambda h: h - h.detach().mean(-1, keepdim=True),
+    "type_as": lambda h: h.type_as(h),
+    "positive": lambda h: +h,
+}
+
+
+def _added(h: Tensor) -> Tensor:
+    h += 0.3
+    return h
+
+
+@hostile(times=4)
+def function(c, w, h):
+    """A custom autograd Function and what comes behind it."""
+    h = FUNCTIONS[c("kind", *FUNCTIONS)](dense(w, h) if c("behind dense", False, True) else h)
+    return AFTERWARDS[c("after", *AFTERWARDS)](h)
+
+
+@hostile()
+def packed(c, w, h):
+    """Tensors that are saved for backward, and come out otherwise."""
+    kind = c("kind", "halved", "as they are", "checkpoint", "checkpoint with weights")
+    if kind == "checkpoint":
+        return checkpoint(torch.relu, h, use_reentrant=False)
+    if kind == "checkpoint with weights":
+        return checkpoint(lambda h: dense(w, h).relu(), h, use_reentrant=False)
+    factor = 0.5 if kind == "halved" else 1
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t * factor, lambda t: t):
+        return dense(w, h)
+
+
+# -------------------------------------------------------------------------------- aliasing and in place
+
+VIEWS_OF: dict[str, Callable[[Tensor], Tensor]] = {
+    "itself": lambda h: h,
+    "flatten": lambda h: h.flatten(1),
+    "view": lambda h: h.view(h.shape),
+    "view_as": lambda h: h.view_as(h),
+    "reshape": lambda h: h.reshape(len(h), -1),
+    "transpose": lambda h: h.transpose(1, -1),
+    "einsum": lambda h: torch.einsum("bi->bi", h.flatten(1)),
+    "einsum, itself": lambda h: torch.einsum("b...->b...", h),
+    "einsum, transposed": lambda h: torch.einsum("bij->bji", h.flatten(2)) if h.dim() > 2 else h,
+    "half": lambda h: h[:, : (h.shape[1] + 1) // 2],
+    "strided": lambda h: h[..., ::2],
+    "first": lambda h: h[:, 0],
+    "last": lambda h: h[..., -1],
+    "narrow": lambda h: h.narrow(-1, 0, 1),
+    "select": lambda h: h.select(1, 0),
+    "unsqueeze": lambda h: h.unsqueeze(1),
+    "squeeze": lambda h: h.unsqueeze(1).squeeze(1),
+    "chunk": lambda h: h.chunk(2, -1)[0],
+    "split": lambda h: h.split(1, 1)[0],
+    "unbind": lambda h: h.unbind(1)[0],
+    "tensor_split": lambda h: h.tensor_split(2, -1)[0],
+    "unfold": lambda h: h.unfold(-1, 1, 1),
+    "diagonal": lambda h: h.diagonal(0, 1, 2),
+    "expand": lambda h: h.expand_as(h),
+    "broadcast": lambda h: torch.broadcast_to(h, h.shape),
+    "permute": lambda h: h.permute(0, *reversed(range(1, h.dim()))),
+    "as_strided": lambda h: h.as_strided((len(h), 1), (h.stride(0), 1)),
+    "contiguous": lambda h: h.contiguous(),
+    "to": lambda h: h.to(h.dtype),
+    "type_as": lambda h: h.type_as(h),
+    "identity": lambda h: nn.Identity()(h),
+    "no dropout": lambda h: F.dropout(h, 0.5, False),
+    "detach": lambda h: h.detach(),
+    "data": lambda h: h.data,
+    "sample": lambda h: h[0],
+    "samples": lambda h: h[1:],
+    "real": lambda h: h.real,
+    "pad nothing": lambda h: F.pad(h, (0, 0)),
+    "atleast": lambda h: torch.atleast_2d(h),
+    "ravel": lambda h: h.flatten(1).view(h.shape),
+    "moved": lambda h: h.movedim(1, -1),
+    "rolled by nothing": lambda h: h.roll(0, 1),
+    "flattened twice": lambda h: h.flatten(1)[:, 1:].flatten(1),
+    "clone": lambda h: h.clone(),
+    "float": lambda h: h.to(h.dtype, copy=False),
+}
+
+
+def _set(view: Tensor, by: float, w) -> None:
+    view[...] = by
+
+
+def _set_part(view: Tensor, by: float, w) -> None:
+    view[:, :1] = by
+
+
+def _multiply_part(view: Tensor, by: float, w) -> None:
+    view[:, :1] *= by
+
+
+def _set_from_itself(view: Tensor, by: float, w) -> None:
+    view[:, :1] = view[:, -1:] * by
+
+
+WRITES: dict[str, Callable[[Tensor, float, Any], Any]] = {
+    "mul_": lambda view, by, w: view.mul_(by),
+    "add_": lambda view, by, w: view.add_(by),
+    "neg_": lambda view, by, w: view.neg_(),
+    "relu_": lambda view, by, w: torch.relu_(view),
+    "F.relu": lambda view, by, w: F.relu(view, inplace=True),
+    "leaky_relu_": lambda view, by, w: F.leaky_relu_(view, 0.2),
+    "clamp_": lambda view, by, w: view.clamp_(-0.5, 0.6),
+    "zero_": lambda view, by, w: view.zero_(),
+    "fill_": lambda view, by, w: view.fill_(by),
+    "copy_": lambda view, by, w: view.copy_(w.parameter("written", *view.shape[1:])),
+    "add_ weight": lambda view, by, w: view.add_(w.parameter("written", *view.shape[1:])),
+    "mul_ weight": lambda view, by, w: view.mul_(w.positive("written", *view.shape[1:])),
+    "set": _set,
+    "set part": _set_part,
+    "multiply part": _multiply_part,
+    "set from itself": _set_from_itself,
+    "masked_fill_": lambda view, by, w: view.masked_fill_(torch.arange(view.shape[-1]) % 2 == 0, by),
+    "sub_ itself": lambda view, by, w: view.sub_(view.detach() * 0.5),
+    "add_ mean": lambda view, by, w: view.add_(view.mean(-1, keepdim=True)),
+    "div_": lambda view, by, w: view.div_(by),
+    "tanh_": lambda view, by, w: view.tanh_(),
+    "index_fill_": lambda view, by, w: view.index_fill_(1, torch.tensor([0]), by),
+    "dropout_": lambda view, by, w: F.dropout(view, 0.3, True, inplace=True),
+}
+
+
+@hostile(times=6)
+def alias(c, w, h):
+    """Writes through a view, and reads what lies under it."""
+    copy = c("copy", "number", "weight", "clone", "dense", "cat")
+    base = {
+        "number": lambda: h * 1.1,
+        "weight": lambda: h + w.parameter("shift", h.shape[-1]),
+        "clone": lambda: h.clone(),
+        "dense": lambda: dense(w, h),
+        "cat": lambda: torch.cat([h, h * 0.3], 1),
+    }[copy]()
+    before = base * 0.5 if c("read before", False, False, True) else None
+    view = VIEWS_OF[c("view", *VIEWS_OF)](base)
+    if c("view of the view", False, False, True):
+        view = VIEWS_OF[c("second view", *VIEWS_OF)](view)
+    require(view.dim() > 0 and view.numel() > 0)
+    WRITES[c("write", *WRITES)](view, c("by", *NUMBERS), w)
+    read = c("read", "base", "base", "view", "both")
+    require(read == "base" or len(view) == len(base))
+    result = base if read == "base" else view
+    if read == "both":
+        result = base + 0.3 * view.reshape(len(base), -1).sum(1).view(-1, *[1] * (base.dim() - 1))
+    return result if before is None else torch.cat([result.flatten(1), before.flatten(1)], 1)
+
+
+@hostile(times=2)
+def written_into(c, w, h):
+    """An x-dependent value written into a tensor that was made for it."""
+    made = c("made", "empty_like", "zeros_like", "new_zeros", "zeros", "buffer")
+    out = {
+        "empty_like": lambda: torch.empty_like(h),
+        "zeros_like": lambda: torch.zeros_like(h),
+        "new_zeros": lambda: h.new_zeros(h.shape),
+        "zeros": lambda: torch.zeros(h.shape, dtype=h.dtype),
+        "buffer": lambda: w.buffer("out", *h.shape[1:]).clone().expand(h.shape).clone(),
+    }[made]()
+    how = c("how", "copy_", "set", "set part", "add_", "iadd", "set samples")
+    if how == "copy_":
+        out.copy_(h)
+    elif how == "set":
+        out[:] = h
+    elif how == "set part":
+        out.zero_()
+        out[:, :1] = h[:, -1:] * 0.5
+        out = out + h
+    elif how == "set samples":
+        for i in range(len(h)):
+            out[i] = h[i] * 2
+    else:
+        out.fill_(0.25)
+        out = out.add_(h) if how == "add_" else out.__iadd__(h)
+    return out * 1.1
+
+
+# -------------------------------------------------------------------------------- stateful
+
+
+_REMEMBERED = ("calls", "log", "notes", "moving", "moved", "last", "generator", "flips", "features", "cache", "seen")
+_REMEMBERED += ("initialised", "lazy")
+
+
+def forget(critic: nn.Module) -> None:
+    """Takes away what the forwards that drew the critic left, so that its first call is a first call."""
+    for module in critic.modules():
+        for name in _REMEMBERED:
+            if name in vars(module) or name in module._parameters:
+                delattr(module, name)
+        if "initialised" in module._buffers:
+            module.initialised.fill_(1)
+
+
+@hostile(times=5)
+def stateful(c, w, h):
+    """Something that moves on with every forward, and moves the result."""
+    return STATEFUL[c("kind", *STATEFUL)](w, h)
+
+
+def _counter(w, h):
+    w.calls = getattr(w, "calls", 0) + 1
+    return h / w.calls
+
+
+def _counter_in_list(w, h):
+    if not hasattr(w, "log"):
+        w.log = []
+    w.log.append(len(w.log))
+    return h * (1 + 0.1 * len(w.log))
+
+
+def _counter_in_dict(w, h):
+    if not hasattr(w, "notes"):
+        w.notes = {"calls": 0}
+    w.notes["calls"] += 1
+    return h + w.notes["calls"]
+
+
+def _tensor_attribute(w, h):
+    w.moving = getattr(w, "moving", torch.ones(h.shape[-1], dtype=h.dtype)) * 0.9
+    return h * w.moving
+
+
+def _tensor_attribute_in_place(w, h):
+    if not hasattr(w, "moved"):
+        w.moved = torch.ones(h.shape[-1], dtype=h.dtype)
+    w.moved.mul_(0.9)
+    return h + w.moved
+
+
+def _reassigned_buffer(w, h):
+    w.buffer("count", h.shape[-1])
+    w.count = w.count * 0.9 + 0.1
+    return h * w.count
+
+
+def _buffer_in_place(w, h):
+    return h * w.buffer("level", h.shape[-1]).mul_(0.9).add_(0.05)
+
+
+def _buffer_through_data(w, h):
+    level = w.buffer("level", h.shape[-1])
+    level.data = level.data * 0.9
+    return h * level
+
+
+def _buffer_refreshed(w, h):
+    """Read, then moved on in place: what the passes would read is not what the forward read."""
+    level = w.buffer("level", h.shape[-1])
+    y = h + level
+    level.mul_(0.5)
+    return y
+
+
+def _used_then_refreshed(w, h):
+    level = w.buffer("level", h.shape[-1])
+    y = h * level
+    level.mul_(0.5)
+    return y
+
+
+def _statistics(w, h):
+    mean = w.buffer("mean", h.shape[-1])
+    with torch.no_grad():
+        mean.lerp_(h.detach().flatten(0, -2).mean(0), 0.1)
+    return h - mean.clone()
+
+
+def _statistics_unused(w, h):
+    """As a running mean that only validation reads."""
+    mean = w.buffer("mean", h.shape[-1])
+    mean.copy_(0.9 * mean + 0.1 * h.detach().flatten(0, -2).mean(0))
+    return h * 1.3
+
+
+def _statistics_as_attribute(w, h):
+    w.last = float(h.detach().mean())
+    return h * 1.3
+
+
+def _own_generator(w, h):
+    if not hasattr(w, "generator"):
+        w.generator = torch.Generator().manual_seed(7)
+    return h + 0.3 * torch.rand(h.shape[1:], generator=w.generator, dtype=h.dtype)
+
+
+def _python_random(w, h):
+    return h * (1 + random.random())
+
+
+def _numpy_random(w, h):
+    return h * (1 + np.random.random())  # noqa: NPY002 (as critics do it)
+
+
+def _torch_random(w, h):
+    return h * 2 if torch.rand(()) < 0.5 else h - 1
+
+
+def _dropped_layer(w, h):
+    """Stochastic depth."""
+    layer = dense(w, h)
+    return h + layer if float(torch.rand(())) < 0.7 else h * 1
+
+
+def _power_iteration(w, h):
+    """The widely copied spectral norm, which keeps u and v in Parameters and moves them through `.data`."""
+    weight = w.parameter("weight_bar", h.shape[-1], h.shape[-1])
+    u, v = w.parameter("weight_u", h.shape[-1]), w.parameter("weight_v", h.shape[-1])
+    u.requires_grad_(False), v.requires_grad_(False)
+    v.data = F.normalize(torch.mv(weight.data.t(), u.data), dim=0, eps=1e-12)
+    u.data = F.normalize(torch.mv(weight.data, v.data), dim=0, eps=1e-12)
+    return F.linear(h, weight / u.dot(weight.mv(v)))
+
+
+def _power_iteration_in_place(w, h):
+    weight = w.parameter("weight_bar", h.shape[-1], h.shape[-1])
+    u = w.buffer("weight_u", h.shape[-1])
+    with torch.no_grad():
+        v = F.normalize(weight.t() @ u, dim=0)
+        u.copy_(F.normalize(weight @ v, dim=0))
+    return F.linear(h, weight / u.clone().dot(weight.mv(v)))
+
+
+def _hooked_spectral_norm(w, h):
+    if "layer" not in w._modules:
+        w.module("layer", nn.Linear, h.shape[-1], 3)
+        nn.utils.spectral_norm(w.layer)
+    return w.layer(h)
+
+
+def _act_norm(w, h):
+    """Sets its shift by the first batch that it sees."""
+    shift = w.parameter("shift", h.shape[-1])
+    if not getattr(w, "initialised", False):
+        shift.data.copy_(-h.detach().flatten(0, -2).mean(0))
+        w.initialised = True
+    return h + shift
+
+
+def _act_norm_by_buffer(w, h):
+    shift, done = w.parameter("shift", h.shape[-1]), w.whole("initialised", 1)
+    if done.item() < 8:
+        with torch.no_grad():
+            shift.copy_(-h.mean(rest(h)[:-1] if h.dim() > 2 else 0).reshape(-1, h.shape[-1]).mean(0))
+        done.fill_(8)
+    return h + shift
+
+
+def _lazy_weight(w, h):
+    """Makes its weight when it is first called, as lazy modules do."""
+    if not hasattr(w, "lazy"):
+        w.lazy = nn.Parameter(torch.full((h.shape[-1],), 0.7, dtype=h.dtype))
+    return h * w.lazy
+
+
+def _training_flag(w, h):
+    w.flips = not getattr(w, "flips", False)
+    return h.relu() if w.flips else h.tanh()
+
+
+def _curved_every_other_time(w, h):
+    w.calls = getattr(w, "calls", 0) + 1
+    return torch.tanh(h) if w.calls % 2 == 0 else torch.relu(h)
+
+
+def _curved_from_the_second_on(w, h):
+    w.calls = getattr(w, "calls", 0) + 1
+    return torch.tanh(h) if w.calls > 1 else torch.relu(h)
+
+
+def _curved_by_batch(w, h):
+    return torch.tanh(h) if h.shape[0] % 2 else torch.relu(h)
+
+
+def _features(w, h):
+    """Keeps an activation, for feature matching."""
+    w.features = h
+    return h.relu()
+
+
+def _frozen_now(w, h):
+    w.parameter("frozen", h.shape[-1]).requires_grad_(False)
+    return h * w.frozen
+
+
+def _cached(w, h):
+    """Draws once and keeps what it drew."""
+    if not hasattr(w, "cache"):
+        w.cache = torch.randn(h.shape[-1], dtype=h.dtype)
+    return h + w.cache
+
+
+STATEFUL: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "counter": _counter,
+    "counter in a list": _counter_in_list,
+    "counter in a dict": _counter_in_dict,
+    "tensor attribute": _tensor_attribute,
+    "tensor attribute in place": _tensor_attribute_in_place,
+    "reassigned buffer": _reassigned_buffer,
+    "buffer in place": _buffer_in_place,
+    "buffer through data": _buffer_through_data,
+    "buffer refreshed": _buffer_refreshed,
+    "buffer used, then refreshed": _used_then_refreshed,
+    "statistics": _statistics,
+    "statistics, unused": _statistics_unused,
+    "statistics as an attribute": _statistics_as_attribute,
+    "own generator": _own_generator,
+    "random": _python_random,
+    "numpy.random": _numpy_random,
+    "torch.rand": _torch_random,
+    "dropped layer": _dropped_layer,
+    "power iteration on data": _power_iteration,
+    "power iteration in place": _power_iteration_in_place,
+    "hooked spectral norm": _hooked_spectral_norm,
+    "ActNorm": _act_norm,
+    "ActNorm, flag in a buffer": _act_norm_by_buffer,
+    "lazy weight": _lazy_weight,
+    "flag": _training_flag,
+    "curved every other time": _curved_every_other_time,
+    "curved from the second on": _curved_from_the_second_on,
+    "curved by batch": _curved_by_batch,
+    "features": _features,
+    "frozen in forward": _frozen_now,
+    "cached": _cached,
+}
+
+
+@hostile()
+def draws(c, w, h):
+    """Random numbers from PyTorch's own state."""
+    kind = c(
+        "kind", "dropout", "alpha_dropout", "feature_alpha_dropout", "rand_like", "bernoulli", "normal_", "randint"
+    )
+    require(h.is_contiguous())
+    if kind == "dropout":
+        return F.dropout(h, 0.4, True)
+    if kind == "alpha_dropout":
+        return F.alpha_dropout(h, 0.4, True)
+    if kind == "feature_alpha_dropout":
+        return F.feature_alpha_dropout(h, 0.4, True)
+    if kind == "rand_like":
+        return h + torch.rand_like(h)
+    if kind == "bernoulli":
+        return h * torch.bernoulli(torch.full(h.shape, 0.6, dtype=h.dtype))
+    if kind == "normal_":
+        return h + h.new_empty(h.shape).normal_()
+    return h * torch.randint(1, 3, h.shape[1:])
+
+
+# -------------------------------------------------------------------------------- and the rest
+
+
+@hostile()
+def region(c, w, h):
+    """A part with autocast of its own."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=c("enabled", True, False)):
+        y = dense(w, h)
+        y = y if c("within", True, False) else y.to(h.dtype)
+    return y.to(h.dtype)
+
+
+@hostile()
+def argument(c, w, h):
+    """The critic's further argument."""
+    given = w.given.to(h.dtype).view(-1, *[1] * (h.dim() - 1))
+    return {
+        "add": lambda: h + given,
+        "multiply": lambda: h * given,
+        "cat": lambda: torch.cat([h, given.expand(len(h), 1, *h.shape[2:])], 1),
+        "maximum": lambda: torch.maximum(h, given),
+    }[c("how", "add", "multiply", "cat", "maximum")]()
+
+
+@hostile()
+def containers(c, w, h):
+    """Modules that hold others."""
+    kind = c("kind", "parallel", "sequential", "list", "dict", "nested call")
+    layer = w.module("layer", nn.Linear, h.shape[-1], 3)
+    if kind == "parallel":
+        if "parallel" not in w._modules:
+            w.add_module("parallel", nn.DataParallel(layer))
+        return w.parallel(h)
+    if kind == "sequential":
+        return nn.Sequential(layer, nn.ReLU())(h)
+    if kind == "list":
+        return sum(part(h) for part in nn.ModuleList([layer, layer]))
+    if kind == "dict":
+        return nn.ModuleDict({"a": layer})["a"](input=h)
+    return layer.forward(h) + layer(h)
