@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -713,6 +714,58 @@ def bound(c, w, h):
     return kind(operand, h) if c("reversed", False, True) else kind(h, operand)
 
 
+@operation(SAVES_NOTHING)
+def where(c, w, h):
+    """Some entries, others replaced."""
+    mask = w.buffer("mask", *h.shape[1 if c("per sample", False, True) else 2 :]) > 0.6
+    if c.inplace():
+        return h.masked_fill_(mask, c("by", *NUMBERS))
+    kind = c("kind", "fill", "number", "operand", "number first", "operand first")
+    other = _operand(c, w, h, w.parameter) if kind.startswith("operand") else c("by", *NUMBERS)
+    if kind == "fill":
+        return h.masked_fill(mask, other)
+    return torch.where(mask, other, h) if kind.endswith("first") else torch.where(mask, h, other)
+
+
+@operation(SAVES_NOTHING)
+def picked(c, w, h):
+    """Entries along an axis, by constant indices."""
+    dim = axis(c, h, smallest=2)
+    dim %= h.dim()
+    before, size = (slice(None),) * dim, h.shape[dim]
+    kind = c("kind", "list", "array", "mask", "pairs", "index_select", "gather")
+    if kind == "list":
+        return h[(*before, [0, -1, 0])]
+    if kind == "array":
+        return h[(*before, np.arange(size)[::-1].copy())]
+    if kind == "mask":
+        return h[(*before, torch.arange(size) % 2 == 0)]
+    if kind == "pairs":
+        require(dim > 1)
+        return h[(*before[1:], torch.tensor([0, 0, -1]), [1, 0, 1])]
+    if kind == "index_select":
+        return torch.index_select(h, dim, torch.tensor([size - 1, 0, 0]))
+    shape = [*h.shape[:dim], 2, *h.shape[dim + 1 :]]
+    return h.gather(dim, (torch.arange(math.prod(shape)) % size).reshape(shape))
+
+
+@operation()
+def norm(c, w, h):
+    dim, keepdim = axis(c, h), c("keepdim", True, False)
+    require(keepdim or h.dim() > 2)
+    order = c("order", 1, math.inf, -math.inf)
+    if c("method", False, True):
+        return h.norm(order, dim, keepdim)
+    return torch.linalg.vector_norm(h, order, dim, keepdim)
+
+
+@operation()
+def lerped(c, w, h):
+    operand = _operand(c, w, h, w.parameter).expand(h.shape)
+    weight = c("weight", *NUMBERS, None)
+    return torch.lerp(h, operand, w.parameter("weight") if weight is None else weight)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor, bool], Tensor]] = {
     "relu": lambda h, inplace: F.relu(h, inplace),
     "leaky_relu": lambda h, inplace: F.leaky_relu(h, 0.2, inplace),
@@ -773,6 +826,10 @@ def blend(c, w, h, other):
     return torch.stack([h, other], 1).mean(1) if c("mean", True, False) else torch.stack([h, other], -1).amax(-1)
 
 
+def ensemble(c, w, h, other):
+    return getattr(torch, c("kind", "mean", "sum", "amax"))(torch.stack([h, 0.83 * other + 0.017]), 0)
+
+
 def resized(c, w, h, other):
     """A skip connection of another size: fitted to h as U-Nets do it, then joined to its channels."""
     sizes = space(h)
@@ -794,6 +851,7 @@ PAIRS: dict[str, Callable[..., Tensor]] = {
     "extremum": extremum,
     "concatenate": concatenate,
     "blend": blend,
+    "ensemble": ensemble,
     "resized": resized,
 }
 SAVES_NOTHING.update(("add", "concatenate"))
