@@ -172,7 +172,8 @@ def _worker(folder: str) -> None:
     from gnfast import cli
 
     # Processes of multiprocessing leave out the end of the interpreter.
-    Finalize(None, _end, (0,), exitpriority=-100)
+    status = 1
+    Finalize(None, lambda: _end(status), exitpriority=-100)
     status = cli.main([*TRAIN, f"--run-dir={folder}/run"])
     assert not status, status
     sys.stdout.flush()

@@ -1,12 +1,14 @@
 """What people put around and inside a call: compilation, graphs, dropout, constants after x, in-place operations."""
 
 import copy
+import threading
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo import eval_frame
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -48,6 +50,34 @@ def test_compiled_critics_are_recorded_as_the_python_that_they_were(part, x):
     net(x)
     assert torch.equal(gnfast.normalize_gradient(net, x, strict=True), expected)
     assert relative_error(net(x), gnfast.value_and_input_grad(net, x)[0]) < 1e-12
+
+
+def test_calls_on_several_threads_leave_the_compiler_as_it_was(x):
+    """As DataParallel makes them; here the first to begin is the first to end."""
+    first_began, second_began, first_ended = (threading.Event() for _ in range(3))
+
+    def forward(net, x):
+        if threading.current_thread() is first:
+            first_began.set()
+            assert second_began.wait(10)
+        else:
+            second_began.set()
+            assert first_ended.wait(10)
+        return F.relu(x * net.w).sum((1, 2, 3))
+
+    net, stance, results = Called(forward, w=normal(7)), eval_frame._stance, []
+    first, second = (
+        threading.Thread(target=lambda: results.append(gnfast.normalize_gradient(net, x, strict=True)))
+        for _ in range(2)
+    )
+    first.start()
+    assert first_began.wait(10)
+    second.start()
+    first.join()
+    first_ended.set()
+    second.join()
+    assert torch.equal(*results)
+    assert eval_frame._stance == stance
 
 
 @pytest.mark.gpu

@@ -83,15 +83,26 @@ def average(group):
     return parameter.grad, unused.grad, group.any(group.rank == 1), group.any(False)
 
 
-def everything(group):
+def in_turn(group, folder):
+    """What a process finds when it has its turn, for which all but the leader take their time."""
+    with group.leader_first():
+        time.sleep(0.2 * group.rank)
+        found = sorted(os.listdir(folder))
+        (folder / f"in {group.rank}").touch()
+    (folder / f"after {group.rank}").touch()
+    return found
+
+
+def everything(group, folder):
     unsynchronised = dataclasses.replace(CONFIG, sync_bn=False)
-    return train(group, CONFIG), train(group, unsynchronised), normalise(group), average(group)
+    turns = in_turn(group, folder)
+    return train(group, CONFIG), train(group, unsynchronised), normalise(group), average(group), turns
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     """What each of two processes found."""
-    return in_processes(2, everything, tmp_path_factory.mktemp("processes"))
+    return in_processes(2, everything, tmp_path_factory.mktemp("processes"), tmp_path_factory.mktemp("shared"))
 
 
 def test_two_processes_train_as_one(parts):
@@ -122,6 +133,10 @@ def test_gradients_are_averaged(parts):
         assert unused is None
         assert any_of_them
         assert not none_of_them
+
+
+def test_others_see_what_the_leader_did_before_them_and_nothing_later(parts):
+    assert [part[4] for part in parts] == [[], ["in 0"]]
 
 
 def launch(folder, *options):

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import math
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -390,12 +391,33 @@ def record(
     return plan, plan.operands(recorder.operands, recorder._sources), shape
 
 
-def _without_compiled_code() -> contextlib.AbstractContextManager[None]:
-    """Lets what torch.compile wrapped run as the Python that it was."""
+_recordings = 0
+_first_or_last = threading.Lock()
+_compilers_stance = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def _without_compiled_code() -> Iterator[None]:
+    """Lets what torch.compile wrapped run as the Python that it was.
+
+    The compiler's stance is the process's: of recordings on several threads the last puts it back, or it would stay.
+    """
+    global _recordings
     # Importing the compiler takes seconds; without it, nothing can have been compiled.
     if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+        yield
+        return
+    with _first_or_last:
+        if _recordings == 0:
+            _compilers_stance.enter_context(torch.compiler.set_stance("force_eager"))
+        _recordings += 1
+    try:
+        yield
+    finally:
+        with _first_or_last:
+            _recordings -= 1
+            if _recordings == 0:
+                _compilers_stance.close()
 
 
 @functools.lru_cache(maxsize=256)

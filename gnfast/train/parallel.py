@@ -66,12 +66,16 @@ class Group:
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The leader runs the block before the others do, so that they find what it leaves on disk."""
+        """The leader runs the block before the others do, so that they find what it leaves on disk.
+
+        It goes on when all have: they must not find what it writes next.
+        """
         if not self.leads:
             dist.barrier()
         yield
-        if self.world > 1 and self.leads:
-            dist.barrier()
+        for _ in range(2 if self.leads else 1):
+            if self.world > 1:
+                dist.barrier()
 
 
 ALONE = Group()
