@@ -5,6 +5,7 @@ when they are imported.
 """
 
 import bz2
+import contextlib
 import functools
 import gzip
 import io
@@ -81,7 +82,7 @@ HOSTILE: list[Hostile] = []
 def attack(hostile: Hostile, seed: int, seconds: float = SECONDS, limit: int = BYTES) -> Outcome:
     """Make the file that `seed` gives, run the command on it in a fork of this process, and say what it did.
 
-    This process should have imported what commands import, and started no threads.
+    This process should have called `warm_up`, and started no threads.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"hostile-{hostile.kind}-")).resolve()
     try:
@@ -181,6 +182,8 @@ def _encoded(r: random.Random, size: tuple[int, int] | None = None, kind: str = 
     """An image file and its suffix."""
     kind = kind or r.choice(["PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM"])
     image, out = _image(r, size), io.BytesIO()
+    if kind == "BMP" and image.mode == "LA":
+        image = image.convert("L")
     if kind in ("JPEG", "PPM", "WEBP", "AVIF"):
         image = image.convert(r.choice(["RGB", "L"] if kind in ("JPEG", "PPM") else ["RGB", "RGBA"]))
     image.save(out, kind)
@@ -941,12 +944,18 @@ for _command in ("list", "verify", "clear"):
     HOSTILE.append(Hostile(f"cache-{_command}", _cache, lambda _, command=_command: ["data", command]))
 
 
+def warm_up() -> None:
+    """Import what the command imports, once for all forks."""
+    from gnfast.cli import main
+
+    Image.init()
+    with contextlib.redirect_stderr(io.StringIO()):
+        main(["data", "prepare", os.devnull])
+
+
 def main(kinds: list[str]) -> int:
     """One file of each kind, or of those named; a line of JSON for each."""
-    import gnfast.cli.data
-    import gnfast.data
-    import gnfast.train.presets  # noqa: F401
-
+    warm_up()
     if unknown := set(kinds) - {hostile.kind for hostile in HOSTILE}:
         raise SystemExit(f"no such kind: {', '.join(sorted(unknown))}")
     failed = 0

@@ -120,6 +120,9 @@ def one(*names):
         (["Train/1.png", "TEST/1.png"], 0),
         (["training/1.png", "Testing/1.png"], 0),
         (["train/1.png", "val/a/1.png", "val/b/2.png"], 0),
+        (["train2017/1.png", "val2017/1.png", "annotations/1.png"], 1),
+        (["trainA/1.png", "testA/1.png"], 0),
+        (["seg_train/seg_train/1.png", "seg_test/seg_test/1.png", "seg_pred/1.png"], 1),
     ],
 )
 @pytest.mark.parametrize("container", ["folder", "x.tar.gz"])
@@ -141,6 +144,7 @@ def test_what_lies_beside_the_splits_is_in_none(tmp_path, names, beside, contain
             ["cats/train/1.png", "cats/test/1.png", "dogs/train/1.png", "dogs/test/1.png"],
             r"more than one place \(cats, d",
         ),
+        (["trainA/1.png", "trainB/1.png", "testA/1.png"], "more than one folder for a split: testA, trainA, trainB"),
         (["train/1.png", "Train/2.png", "test/1.png"], "more than one folder for a split: Train, test, train"),
         (["test/1.png", "cover.png"], r"one of those in .* \('test'\), got 'train'"),
     ],
@@ -150,8 +154,9 @@ def test_splits_that_cannot_be_told(tmp_path, names, message):
         load(write(tmp_path / "folder", one(*names)))
 
 
-def test_train_may_be_a_class(tmp_path):
-    assert load(write(tmp_path / "pascal", one("car/1.png", "train/2.png"))).classes == ("car", "train")
+@pytest.mark.parametrize("classes", [("car", "train"), ("bullet train", "cat", "dog", "test tube", "tree")])
+def test_train_may_be_a_class(tmp_path, classes):
+    assert load(write(tmp_path / "x", one(*(f"{name}/1.png" for name in classes)))).classes == classes
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
