@@ -31,16 +31,21 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         InputError: it is a pipe, a device, a socket or a folder, which would never end or never answer.
         OSError: it cannot be opened.
     """
-    # A pipe that nobody writes to blocks whoever opens it, unless asked not to.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    _check_regular(path, os.stat(path))
+    # It may have become another since; a pipe that nobody writes to blocks whoever opens it, unless asked not to.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind != stat.S_IFREG:
-            raise InputError(f"{os.fspath(path)}: {_KINDS.get(kind, 'no regular file')}, wanted a regular file")
+        _check_regular(path, os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise InputError(f"{os.fspath(path)}: {_KINDS.get(kind, 'no regular file')}, wanted a regular file")
 
 
 @contextmanager

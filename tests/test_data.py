@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import warnings
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from gnfast.data import (
 from gnfast.data import cifar10 as cifar10_file
 from gnfast.data.files import download, md5_of
 from gnfast.files import atomic_write
+from tests import hostile_files
 
 CIFAR_JPEG = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 load = functools.partial(load, progress=False)
@@ -102,6 +104,107 @@ def test_splits(tmp_path):
         load(path, split="val")
     with pytest.raises(DataError, match="must be 'train'"):
         load(write(tmp_path / "flat", CLASSES), split="test")
+
+
+def one(*names):
+    return {name: picture(RED if "train" in name.lower() else BLUE) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "beside"),
+    [
+        (["train/1.png", "test/1.png", "extra/1.png"], 1),
+        (["train/1.png", "test/1.png", "cover.png"], 1),
+        (["train/1.png", "cover.png"], 1),
+        (["set/train/1.png", "set/test/1.png", "cover.png", "other/1.png"], 2),
+        (["Train/1.png", "TEST/1.png"], 0),
+        (["training/1.png", "Testing/1.png"], 0),
+        (["train/1.png", "val/a/1.png", "val/b/2.png"], 0),
+        (["train2017/1.png", "val2017/1.png", "annotations/1.png"], 1),
+        (["trainA/1.png", "testA/1.png"], 0),
+        (["seg_train/seg_train/1.png", "seg_test/seg_test/1.png", "seg_pred/1.png"], 1),
+    ],
+)
+@pytest.mark.parametrize("container", ["folder", "x.tar.gz"])
+def test_what_lies_beside_the_splits_is_in_none(tmp_path, names, beside, container):
+    path = write(tmp_path / container, one(*names))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = load(path)
+    assert (colours(dataset), dataset.labels, dataset.skipped) == ([0], None, beside)
+    assert all("(beside the folders of the splits)" in str(warning.message) for warning in caught)
+    assert len(caught) == (beside > 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["test/1.png", "cats/1.png"], "the folders cats, test: is 'test' a split or a class"),
+        (
+            ["cats/train/1.png", "cats/test/1.png", "dogs/train/1.png", "dogs/test/1.png"],
+            r"more than one place \(cats, d",
+        ),
+        (["trainA/1.png", "trainB/1.png", "testA/1.png"], "more than one folder for a split: testA, trainA, trainB"),
+        (["train/1.png", "Train/2.png", "test/1.png"], "more than one folder for a split: Train, test, train"),
+        (["test/1.png", "cover.png"], r"one of those in .* \('test'\), got 'train'"),
+    ],
+)
+def test_splits_that_cannot_be_told(tmp_path, names, message):
+    with pytest.raises(DataError, match=message):
+        load(write(tmp_path / "folder", one(*names)))
+
+
+@pytest.mark.parametrize("classes", [("car", "train"), ("bullet train", "cat", "dog", "test tube", "tree")])
+def test_train_may_be_a_class(tmp_path, classes):
+    assert load(write(tmp_path / "x", one(*(f"{name}/1.png" for name in classes)))).classes == classes
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    path = write(tmp_path / "folder", CLASSES)
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere", {"4.png": picture(RED)})
+    for name, target in {"a/x": ".", "a/y": "..", "b/x": "../a", "c": tmp_path / "elsewhere", "d": "d"}.items():
+        (path / name).symlink_to(target)
+    with pytest.warns(DataWarning, match=r"1 of 6 files skipped: d \(not an image\)"):
+        dataset = load(path)
+    # b/x/1.png is a/1.png once more: a link is a name, and what names mean is the user's.
+    assert (len(dataset), dataset.classes) == (5, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+def test_only_regular_files_are_read(tmp_path, kind):
+    path = write(tmp_path / "folder", {"1.png": picture(RED)})
+    for place in (path / "2.png", tmp_path / "x.zip"):
+        os.mkfifo(place) if kind == "pipe" else place.symlink_to(kind)
+    what = "a named pipe" if kind == "pipe" else "a device"
+    with pytest.warns(DataWarning, match=rf"2.png \(unreadable: {what}, wanted a regular file\)"):
+        assert len(load(path)) == 1
+    with pytest.raises(DataError, match=f"x.zip: {what}, wanted a regular file"):
+        load(tmp_path / "x.zip")
+    (tmp_path / "x.zip").rename(tmp_path / "img_align_celeba.zip")
+    with pytest.raises(DataError, match=what):
+        load("celeba", root=tmp_path, verify=False)
+
+
+def test_names_that_are_no_text(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    write(path, {os.fsdecode(b"caf\xe9/1.png"): picture(RED), "a\nb/2.png": picture(BLUE)})
+    dataset = load(path)
+    assert (dataset.name, dataset.classes) == ("\\xff", ("a\\x0ab", "caf\\xe9"))
+    assert colours(dataset) == [2, 0]
+
+
+def test_without_a_home(tmp_path, monkeypatch):
+    for name in ("HOME", "GNFAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+    path = write(tmp_path / "folder", CLASSES)
+    assert len(load("digits")) == 1797
+    assert len(load(path, cache=False)) == 3
+    with pytest.raises(DataError, match="there is no home folder for the cache: set GNFAST_CACHE"):
+        load(path)
+    with pytest.raises(DataError, match="~nobody-at-all/x: Could not determine home"):
+        load("~nobody-at-all/x")
 
 
 def test_without_class_folders(tmp_path):
@@ -214,12 +317,75 @@ def test_pixel_formats(tmp_path, name):
         assert images.unique().tolist() == [value]
 
 
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPG", "avif", "webp", "dib", "apng", "pnm"])
+def test_suffixes(tmp_path, suffix):
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "dib": "BMP", "apng": "PNG", "pnm": "PPM"}.get(suffix, suffix)
+    out = io.BytesIO()
+    Image.new("RGB", (6, 6), RED).save(out, kind)
+    assert colours(load(write(tmp_path / "f", {f"1.{suffix}": out.getvalue()}))) == [0]
+
+
+UPRIGHT = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).transpose(1, 0, 2),
+    8: np.rot90,
+    9: lambda pixels: pixels,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_orientation_is_applied(tmp_path, kind, orientation):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x112] = orientation
+    Image.fromarray(pixels).save(out, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    got = load(write(tmp_path / "f", {f"1.{kind}": out.getvalue()}), crop=4).images[0].permute(1, 2, 0)
+    upright = UPRIGHT[orientation](pixels)
+    top, left = round((upright.shape[0] - 4) / 2), round((upright.shape[1] - 4) / 2)
+    assert np.array_equal(got, upright[top : top + 4, left : left + 4])
+
+
+def png_16_bit(colour, top):
+    """A PNG of 6x6 with values of 16 bits, below `top`; `colour` is 0 for grey, 2 for RGB."""
+    values = np.random.default_rng(0).integers(0, top, (6, 6 * (1 + colour)))
+    values[0, 0] = top - 1
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return hostile_files.png(6, 6, 16, colour, content=zlib.compress(rows))
+
+
+@pytest.mark.parametrize("colour", [0, 2])
+def test_fewer_bits_in_16_do_not_become_black(tmp_path, colour):
+    path = write(tmp_path / "f", {"1.png": png_16_bit(colour, 1 << 12)})
+    with pytest.raises(DataError, match=r"values of its 16-bit images stay below 4096 of 65536, .* scale them"):
+        load(path)
+    write(path, {"2.png": png_16_bit(colour, 1 << 16)})
+    assert load(path).images.amax((1, 2, 3)).tolist() == [15, 255]
+
+
+def test_too_many_pixels(tmp_path):
+    files = {"1.png": hostile_files.png(60_000, 60_000), "2.png": hostile_files.png(9000, 9000), "3.png": picture(RED)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(load(write(tmp_path / "f", files))) == 1
+    assert len(caught) == 1
+    assert "1.png (unreadable: Image size (3600000000 pixels) exceeds limit" in str(caught[0].message)
+    assert "2.png (unreadable: 9000x9000 is larger than 64 megapixels)" in str(caught[0].message)
+
+
 def test_grey_among_colours_becomes_rgb(tmp_path):
     dataset = load(write(tmp_path / "f", {"1.png": picture(77, mode="L"), "2.png": picture(RED)}))
     assert dataset.images[:, :, 0, 0].tolist() == [[77, 77, 77], [200, 0, 0]]
 
 
-def test_large_images_go_through_threads_in_order(tmp_path):
+@pytest.mark.parametrize("memory", [1, 100_000, 1 << 28])
+def test_large_images_go_through_threads_in_order(tmp_path, monkeypatch, memory):
+    monkeypatch.setattr("gnfast.data.images._MEMORY", memory)
     generator = np.random.default_rng(0)
     files = {}
     for i in range(12):
@@ -361,6 +527,34 @@ def test_hostile_pickle_is_refused(official, tmp_path, monkeypatch, payload):
     with pytest.raises(DataError, match="does not need"):
         load(path, split="test", verify=False)
     assert not os.path.exists("hacked")
+
+
+@pytest.mark.parametrize("dtype", [b"U\x02O8", b"U\x03V99", b"U\x02f8", b"]", b"U\x02i1"])
+def test_only_bytes_become_pixels(tmp_path, dtype):
+    """numpy's own constructors would write where the pickle says."""
+    good = python2_pickle(np.zeros((4, 3072), np.uint8), [1] * 4)
+    path = tmp_path / "bad.tar.gz"
+    for content in (good, good.replace(b"U\x02u1", dtype)):
+        write(path, {"cifar-10-batches-py/test_batch": content})
+        if content == good:
+            assert load(path, split="test", verify=False).labels.tolist() == [1] * 4
+        else:
+            with pytest.raises(DataError, match="'data' must be a uint8 array of shape"):
+                load(path, split="test", verify=False)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(b"Nr\xff\xff\xff\x7f.", id="a place in the memo that takes 32 GB"),
+        pytest.param(b"\x80\x05\x96" + (1 << 34).to_bytes(8, "little") + b".", id="16 GB of bytes"),
+        pytest.param(b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", id="a tuple whose hash overflows the stack"),
+    ],
+)
+def test_steps_that_cifar_does_not_need(tmp_path, payload):
+    path = write(tmp_path / "bad.tar.gz", {"cifar-10-batches-py/test_batch": payload})
+    with pytest.raises(DataError, match="test_batch cannot be read"):
+        load(path, split="test", verify=False)
 
 
 @pytest.mark.parametrize(

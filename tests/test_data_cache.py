@@ -7,12 +7,12 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
+import signal
 import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from gnfast.data import DataError, DataWarning, Request, Source, cache, find, lo
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import fingerprint_of
 from gnfast.data.source import Contents
+from gnfast.files import own_part
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +182,34 @@ def other_shape(entry):
     entry.path.write_text(json.dumps({**entry.header, "shape": [9, 7, 5, 3]}))
 
 
+def deep_json(entry):
+    entry.path.write_text("[" * 200_000)
+
+
+def no_text(entry):
+    entry.path.write_bytes(b"\xff" + entry.path.read_bytes())
+
+
+def no_sizes(entry):
+    entry.path.write_text(json.dumps({**entry.header, "shape": [9, "3", -7, 5.0]}))
+
+
+def no_names(entry):
+    entry.path.write_text(json.dumps({**entry.header, "classes": [["a"], 1]}))
+
+
+def pipe(entry):
+    entry.path.unlink()
+    os.mkfifo(entry.path)
+
+
+def pipe_of_pixels(entry):
+    entry.data.unlink()
+    os.mkfifo(entry.data)
+
+
 DAMAGE = [truncated, longer, one_bit, one_label, no_data, no_json, no_fingerprint, other_shape]
+DAMAGE += [deep_json, no_text, no_sizes, no_names, pipe, pipe_of_pixels]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -278,6 +306,59 @@ def test_an_interrupted_preparation_leaves_nothing(pictures, monkeypatch):
         patch.setattr(cache, "_fingerprint", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(path, progress=False)
+    assert kept() == []
+
+
+def test_what_a_killed_preparation_left_goes_with_the_next_one(pictures):
+    path, _ = pictures
+    cache.folder().mkdir(parents=True)
+    left = cache.folder() / "other-train-full-0.bin.0123abcd.part"
+    left.write_bytes(b"half")
+    with own_part(cache.folder() / "under-way.bin") as busy:
+        assert cache.leftovers() == [left]
+        load(path, progress=False)
+        assert busy.exists()
+        assert not left.exists()
+        assert cache.leftovers() == []
+
+
+def forked(function):
+    """The id of a fork of this process that calls `function`, and what it prints."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        os.close(writer)
+        return child, os.fdopen(reader)
+    status = 1
+    try:
+        # The threads of this process are not in the fork.
+        torch.set_num_threads(1)
+        with os.fdopen(writer, "w") as out, contextlib.redirect_stdout(out):
+            function()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing(tmp_path, number):
+    def read(canvas):
+        canvas.expect(1 << 10)
+        canvas.extend(np.zeros((1, 3, 64, 64), np.uint8))
+        print(*kept(), flush=True)
+        time.sleep(60)
+
+    child, output = forked(lambda: cache.prepared(Source("slow", Request(progress=False), {}, read)))
+    with output:
+        assert ".part" in output.readline()
+    os.kill(child, number)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
     assert kept() == []
 
 
@@ -390,28 +471,23 @@ def test_processes_wait_for_each_other(tmp_path):
 
 def test_memory_stays_small_while_a_large_data_set_is_prepared(tmp_path):
     """Preparing 192 MB in a process that may allocate only 96 MB beside what it starts with."""
-    script = """
-import resource
-import numpy as np
-import torch
-from gnfast.data import Request, Source, cache
-from gnfast.data.source import Contents
 
-def read(canvas):
-    canvas.expect(1024)
-    block = np.empty((16, 3, 256, 256), np.uint8)
-    for i in range(64):
-        block[:] = i
-        canvas.extend(block)
-    return Contents()
+    def read(canvas):
+        canvas.expect(1024)
+        block = np.empty((16, 3, 256, 256), np.uint8)
+        for i in range(64):
+            block[:] = i
+            canvas.extend(block)
+        return Contents()
 
-data_pages = int(open("/proc/self/statm").read().split()[5])
-limit = data_pages * resource.getpagesize() + (96 << 20)
-resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
-dataset = cache.prepared(Source("large", Request(progress=False), {}, read))
-assert dataset.images.nbytes == 192 << 20
-print(int(dataset.images[-1].min()), len(dataset))
-"""
-    environment = {**os.environ, "GNFAST_CACHE": str(tmp_path / "large"), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert (result.returncode, result.stdout.split()) == (0, ["63", "1024"]), result.stderr
+    def prepare():
+        data_pages = int(Path("/proc/self/statm").read_text().split()[5])
+        limit = data_pages * resource.getpagesize() + (96 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
+        dataset = cache.prepared(Source("large", Request(progress=False), {}, read))
+        print(dataset.images.nbytes >> 20, int(dataset.images[-1].min()), len(dataset))
+
+    child, output = forked(prepare)
+    with output:
+        assert output.read().split() == ["192", "63", "1024"]
+    assert os.waitpid(child, 0)[1] == 0

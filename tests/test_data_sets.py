@@ -214,6 +214,9 @@ def test_idx_damage(four_files):
         (gzip.compress(b"\0\0\x08\x03\0"), "it ends within its header"),
         (gzip.compress(b"\0\0\x0d\x03"), "not an idx file of unsigned bytes in 3 dimensions"),
         (idx_bytes(pixels(4, 28, 28)), "a label below 10 for each of the 4 images"),
+        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12), "shape .* wanted 1 to 10000000 entries of at most"),
+        (idx_bytes(np.zeros((0, 28, 28), np.uint8)), "shape .* wanted 1 to"),
+        (gzip.compress(gzip.decompress(whole) + b"x"), r"it says \[5, 28, 28\], and holds more bytes"),
     ):
         images.write_bytes(content)
         with pytest.raises(DataError, match=message):
@@ -425,6 +428,24 @@ def test_corrupt_lmdb(tmp_path):
         load(path)
     data.write_bytes(b"hello" * 10_000)
     with pytest.raises(DataError, match="cannot be read as an LMDB"):
+        load(path)
+
+
+def test_a_damaged_page_of_an_lmdb_ends_no_process_but_its_reader(tmp_path):
+    path = database(tmp_path / "x", {str(i): bytes(5000) for i in range(5)})
+    data = path / "data.mdb"
+    # The size of the first value in the list of a page: 16 MB, where the file has less than one.
+    entry = (5000).to_bytes(4, "little") + b"\1\0\1\x000"
+    assert entry in data.read_bytes()
+    data.write_bytes(data.read_bytes().replace(entry, (5000 + (1 << 24)).to_bytes(4, "little") + entry[4:]))
+    with pytest.raises(DataError, match=r"x is damaged: the process that read its data.mdb was ended by SIG(BUS|SEGV)"):
+        load(path)
+
+
+@pytest.mark.parametrize("label", ["99999999", "9" * 5000, "-1", ""])
+def test_lmdb_labels_that_are_no_classes(tmp_path, label):
+    path = database(tmp_path / "x", {"d0": grey(1), "l0": label.encode()})
+    with pytest.raises(DataError, match="key 'l0' must hold a class in digits, below 100000, got b'"):
         load(path)
 
 

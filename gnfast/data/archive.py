@@ -36,8 +36,9 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
 _XZ_MEMORY = 1 << 28
 # Longer names in a tar, and larger tables of attributes, are not read: tarfile holds them in memory as a whole.
 _TAR_HEADER = 1 << 20
-# Encoded images hardly compress: what grows by more than this, beyond the first GiB, was made to fill a disk.
+# Encoded images hardly compress: what grows by more than this, beyond the first 256 MiB, was made to fill a disk.
 _GROWTH = 200
+_ALLOWED = 1 << 28
 _ENTRY_MEMORY = 2048
 _IN_MEMORY = 1 << 26
 
@@ -138,9 +139,10 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
                 for member in tar:
                     # The list of members that have passed would grow without end.
                     tar.members = []
-                    if member.isfile() and wanted(printable(member.name)):
+                    name = printable(member.name)
+                    if member.isfile() and wanted(name):
                         with tar.extractfile(member) as file:
-                            yield printable(member.name), file
+                            yield name, file
                     bar.update(raw.tell() - bar.n)
             _drain(stream)
             bar.update(size - bar.n)
@@ -262,7 +264,7 @@ def _zip_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
         return start
 
     for member in archive.infolist():
-        if not member.is_dir():
+        if not member.filename.endswith("/"):
             # Some Windows tools write backslashes, against the format.
             yield Entry(printable(member.filename.replace("\\", "/")), member.file_size, starter(member))
 
@@ -296,7 +298,7 @@ def _stream_entries(path: Path, wanted: Callable, progress: bool, kept: IO[bytes
 
         return start
 
-    most, taken, at = (1 << 30) + _GROWTH * path.stat().st_size, 0, 0
+    most, taken, at = _ALLOWED + _GROWTH * path.stat().st_size, 0, 0
     for name, file in stream_members(path, lambda _: True, progress):
         content = b""
         if wanted(name):

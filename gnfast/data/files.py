@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -17,6 +18,7 @@ from gnfast.errors import InputError
 from gnfast.files import atomic_write, open_regular
 
 _CHUNK = 1 << 20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # More links to one folder than this were made to be followed for ever.
 _WAYS = 100
 
@@ -61,8 +63,11 @@ def open_source(path: Path) -> BinaryIO:
 
 
 def printable(name: str) -> str:
-    """A file's name as text: bytes that are not UTF-8 become \\xHH, so that it can be printed and written to files."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as text to be printed and written: bytes that are not UTF-8, and control characters, are \\xHH."""
+    if name.isascii() and name.isprintable():
+        return name
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
 
 
 def walk_files(root: Path) -> Iterator[str]:

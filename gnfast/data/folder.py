@@ -32,6 +32,7 @@ SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
 # Names of folders that hold a split, in any case, and the split.
 _SPLITS = {name: name for name in ("train", "test", "val", "valid", "validation", "unlabeled")}
 _SPLITS |= {"training": "train", "testing": "test", "unlabelled": "unlabeled"}
+_WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")
 
 
 def open_images(path: Path, request: Request) -> Source:
@@ -97,8 +98,8 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
             raise DataError(f"split must be 'train' for {path}, which has no folder for each split, got {split!r}")
         depth = len(_common({parts[:-1] for parts, _ in images}))
         return [(parts[depth:], entry) for parts, entry in images], []
-    folders = {_SPLITS[name.casefold()]: name for name in sorted(below[divided]) if name.casefold() in _SPLITS}
-    named = [name for name in below[divided] if name.casefold() in _SPLITS]
+    named = _split_folders(below[divided])
+    folders = {split: name for name, split in sorted(named.items())}
     if len(named) != len(folders):
         raise DataError(f"{path} has more than one folder for a split: {', '.join(sorted(named))}")
     if wanted not in folders:
@@ -107,7 +108,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
     tops = {(*divided, name) for name in named}
     depth = len(divided) + 1
     chosen = [(parts[depth:], entry) for parts, entry in images if parts[:depth] == (*divided, folders[wanted])]
-    return chosen, [(parts, entry) for parts, entry in images if parts[:depth] not in tops or len(parts) == depth]
+    return chosen, [(parts, entry) for parts, entry in images if parts[:depth] not in tops]
 
 
 def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, ...] | None:
@@ -117,12 +118,8 @@ def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, .
         path: for messages.
         below: the names of the folders in each folder.
     """
-
-    def splits(folder: tuple[str, ...]) -> set[str]:
-        return {_SPLITS[name.casefold()] for name in below[folder] if name.casefold() in _SPLITS}
-
     # One name may be a class: "train" is one of Pascal's.
-    divided = [folder for folder in sorted(below) if len(splits(folder)) > 1]
+    divided = [folder for folder in sorted(below) if len(set(_split_folders(below[folder]).values())) > 1]
     divided = [folder for folder in divided if not any(folder[: len(top)] == top for top in divided if top != folder)]
     if len(divided) > 1:
         names = ", ".join("/".join(folder) or "." for folder in divided[:3])
@@ -130,17 +127,27 @@ def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, .
     if divided:
         return divided[0]
     folder: tuple[str, ...] = ()
-    while not splits(folder) and len(below[folder]) == 1:
+    while not _split_folders(below[folder]) and len(below[folder]) == 1:
         folder += tuple(below[folder])
         below.setdefault(folder, set())
-    if not splits(folder) or (len(below[folder]) > 1 and splits(folder) == {"train"}):
+    named = _split_folders(below[folder])
+    if not named or (len(below[folder]) > 1 and "train" in named.values()):
         return None
     if len(below[folder]) > 1:
         raise DataError(
-            f"{path} has the folders {', '.join(sorted(below[folder]))}: is {splits(folder).pop()!r} a split or a "
-            f"class? Rename it, or pass the path of the folder that is meant"
+            f"{path} has the folders {', '.join(sorted(below[folder]))}: is {min(named)!r} a split or a class? "
+            f"Rename it, or pass the path of the folder that is meant"
         )
     return folder
+
+
+def _split_folders(names: set[str]) -> dict[str, str]:
+    """Those of the folders beside one another that stand for splits, by name, and for which."""
+    exact = {name: _SPLITS[name.casefold()] for name in names if name.casefold() in _SPLITS}
+    # train2017 and val2017, trainA and testA, seg_train and seg_test: only together, as a class may be a bullet_train.
+    words = {name: [word for word in map(str.casefold, _WORDS.split(name)) if word in _SPLITS] for name in names}
+    loose = {name: _SPLITS[found[0]] for name, found in words.items() if len(found) == 1}
+    return loose if len(set(loose.values())) > 1 and 2 * len(loose) >= len(names) else exact
 
 
 def _common(folders: set[tuple[str, ...]]) -> tuple[str, ...]:

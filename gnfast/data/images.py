@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,22 +115,25 @@ def decode_into(
         DataError: they differ in size, or none could be read.
     """
     kept, skipped, first, brightest = [], [], "", -1
-    for name, tag, result in _decoded(encoded, request):
-        bar.update()
-        if isinstance(result, str):
-            skipped.append(f"{name} ({result})")
-            continue
-        pixels, has_16_bits = result
-        if canvas.size is not None and pixels.shape[:2] != canvas.size:
-            raise DataError(
-                f"images of {path} differ in size: {first} is {_size(canvas.size)} and "
-                f"{name} is {_size(pixels.shape)}; pass resolution=… to resize them all"
-            )
-        if has_16_bits:
-            brightest = max(brightest, int(pixels.max()))
-        first = first or name
-        canvas.add(pixels)
-        kept.append(tag)
+    with warnings.catch_warnings():
+        # Pillow warns of each odd tag; what counts is whether there are pixels.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        for name, tag, result in _decoded(encoded, request):
+            bar.update()
+            if isinstance(result, str):
+                skipped.append(f"{name} ({result})")
+                continue
+            pixels, has_16_bits = result
+            if canvas.size is not None and pixels.shape[:2] != canvas.size:
+                raise DataError(
+                    f"images of {path} differ in size: {first} is {_size(canvas.size)} and "
+                    f"{name} is {_size(pixels.shape)}; pass resolution=… to resize them all"
+                )
+            if has_16_bits:
+                brightest = max(brightest, int(pixels.max()))
+            first = first or name
+            canvas.add(pixels)
+            kept.append(tag)
     if 0 <= brightest < 64:
         raise DataError(
             f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "

@@ -24,6 +24,8 @@ def serve(folder: str, limit: int, requests, answers) -> None:
     def answer(status: int, content=b"") -> None:
         if len(content) > limit:
             status, content = TOO_LARGE, b""
+        # Copied before anything is said, so that a page that is not there leaves no half answer.
+        content = bytes(content)
         answers.write(ANSWER.pack(status, len(content)))
         answers.write(content)
 
