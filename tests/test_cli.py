@@ -1,12 +1,17 @@
 """The command line: help that teaches, one clear line and status 2 for bad input, and the commands themselves."""
 
+import io
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
 
 from gnfast.cli import main
+from gnfast.cli.output import lasting_output
 from gnfast.train.presets import PRESETS
 
 TINY = [
@@ -175,6 +180,44 @@ def test_sample(capsys, run, tmp_path):
     assert main(["sample", str(folder), "--n", "7", "--raw", "--out", str(tmp_path / "fakes")]) == 0
     assert len(list((tmp_path / "fakes").iterdir())) == 7
     assert "--n: got 0" in fails_after(capsys, "sample", str(folder), "--n", "0")
+
+
+def test_output_that_nobody_can_read_ends_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ascii_only = io.TextIOWrapper(os.fdopen(writer, "wb"), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    monkeypatch.setattr(sys, "stderr", None)
+    with lasting_output():
+        for _ in range(2):
+            print("Fréchet ± \udcff" + "x" * 100_000, flush=True)
+        print("to nobody", file=sys.stderr)
+        print("what is left in the buffer")
+    assert sys.stdout is ascii_only
+    ascii_only.close()
+
+
+def test_characters_that_a_terminal_lacks_are_spelt_out(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    with lasting_output():
+        print("± \udcff")
+    assert shown.getvalue() == b"\\xb1 \\udcff\n"
+
+
+def test_a_signal_unwinds_a_command(monkeypatch, capsys):
+    def stopped(words):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            print("taken back")
+
+    monkeypatch.setattr("gnfast.cli.info.run", stopped)
+    with pytest.raises(SystemExit) as end:
+        main(["info"])
+    assert end.value.code == 128 + signal.SIGTERM and "taken back" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_warning_is_one_line(capsys, tmp_path):

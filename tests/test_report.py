@@ -3,6 +3,9 @@
 import base64
 import io
 import json
+import os
+import struct
+import zlib
 from html.parser import HTMLParser
 
 import pytest
@@ -149,6 +152,52 @@ def test_missing_and_damaged_pieces_are_left_out(odd):
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match="not a run folder"):
         write_report(tmp_path)
+    with pytest.raises(RunError, match="nothing: no such file or folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_a_link_that_lies_there_is_not_followed(odd, tmp_path):
+    outside = tmp_path / "outside.html"
+    outside.write_text("mine")
+    for name in ("report.html", "report.html.partial"):
+        (odd / name).symlink_to(outside)
+    assert not write_report(odd).is_symlink()
+    assert outside.read_text() == "mine"
+
+
+def png_of(width, height):
+    """The beginning of a PNG that claims a size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+def test_pictures_that_no_run_makes_are_left_out(odd):
+    folder = odd / "samples"
+    folder.mkdir()
+    (folder / "ema-000001.png").write_bytes(png_of(60_000, 60_000))
+    (folder / "ema-000002.png").write_bytes(png_of(9_000, 9_000))
+    (folder / "ema-000003.png").symlink_to("/dev/zero")
+    (folder / "ema-000004.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    os.mkfifo(folder / "ema-000005.png")
+    assert not Page(write_report(odd)).pictures()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"config\.json is damaged: no JSON"),
+        (b"\xff\xfe\xff", r"config\.json is damaged: no JSON"),
+        (b"[" * 100_000, r"config\.json is damaged: no JSON"),
+        (b"[1]", r"config\.json is not one of a run"),
+        (None, r"config\.json: a named pipe, wanted a regular file"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_named(odd, content, message):
+    path = odd / "config.json"
+    path.unlink()
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        write_report(odd)
 
 
 def test_many_large_pictures_stay_small(odd):
@@ -253,7 +302,9 @@ def test_long_curves_become_means_on_a_band():
     assert "circle" not in chart
 
 
-@pytest.mark.parametrize("values", [[0.0], [3.0, 3.0], [-1e-9, 1e9], [-5.0, -4.0], [1e-30, 2e-30]])
+@pytest.mark.parametrize(
+    "values", [[0.0], [3.0, 3.0], [-1e-9, 1e9], [-5.0, -4.0], [1e-30, 2e-30], [0.0, 5e-324], [-1e99, 1e99]]
+)
 def test_any_values_can_be_drawn(values):
     for log in (False, True):
         chart = line_chart("y", [Series("a", list(enumerate(values)))], log=log)

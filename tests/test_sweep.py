@@ -111,11 +111,27 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
         ("preset = 'digits'\nbase = 3", "base: want a table, got 3"),
         ("preset = 'digits'\n[base]\ndevice='cpu'\n[run]\ndevices = ['cpu']", "give one of the two"),
         ("preset = ", "sweep.toml: Invalid value"),
+        ("preset = 'digits'\n[grid]\npreset = [['digits']]", "preset: "),
+        ("preset = 'digits'\n[[case]]\nname = '..'", r"a run cannot be called '\.\.'"),
+        ("preset = 'digits'\n[[case]]\nname = 'output'", "a run cannot be called 'output'"),
+        (f"preset = 'digits'\n[grid]\nseed = {list(range(500))}\nn_dis = {list(range(500))}", "make 250,000 runs"),
+        (f"preset = 'digits'\nx = {'[' * 5000}", "sweep.toml: lists or tables are nested too deeply"),
+        ("preset = 'digits'\n[base]\nloss = 'hing'", r"--loss: got 'hing', want one of 'hinge'"),
+        ("preset = 'digits'\n[base]\nsteps = true", "--steps: got True, want a whole number"),
     ],
 )
 def test_mistakes_are_named_with_their_place(sweep, text, message):
     with pytest.raises(ValueError, match=message):
         sweep(text)
+
+
+def test_a_record_that_a_power_cut_emptied_does_not_stop_a_sweep(tmp_path):
+    (tmp_path / "sweep.json").write_text("")
+    with pytest.warns(UserWarning, match=r"sweep\.json is damaged"):
+        assert read_record(tmp_path) == {}
+    (tmp_path / "sweep.json").write_text("[1]")
+    with pytest.raises(RunError, match=r"sweep\.json is not one of a sweep"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)

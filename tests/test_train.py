@@ -1,10 +1,12 @@
 """The training program: resume to the bit, damaged checkpoints, refused run folders, moving average, stops."""
 
+import copy
 import dataclasses
 import json
 import os
 import signal
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,15 +15,16 @@ from torch import nn
 
 from gnfast import models
 from gnfast.data import ImageDataset
-from gnfast.train import NonFiniteLossError, RunError, checkpoint
+from gnfast.train import NonFiniteLossError, RunError, checkpoint, lock
 from gnfast.train import loop as loop_module
 from gnfast.train.config import as_json, differences, from_json
 from gnfast.train.ema import Ema
-from gnfast.train.logs import grid
+from gnfast.train.logs import RunLog, grid
 from gnfast.train.networks import build_networks
 from gnfast.train.presets import PRESETS
 from gnfast.train.record import read_rows
 from gnfast.train.sample import sample_run
+from gnfast.train.signals import requested_stops
 from gnfast.train.state import State, sample
 from tests.tiny_runs import quiet, tiny
 
@@ -85,8 +88,15 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(config, tmp_pat
             outcome, lines = quiet("digits", config)
             assert (outcome.step, outcome.finished, outcome.signal) == (6, False, signal.SIGTERM)
             assert "stopped after step 6 by SIGTERM" in lines[-1]
+        if how == "killed":
+            # As a power cut may leave them.
+            for name in ("config.json", "environment.json"):
+                (tmp_path / "run" / name).write_bytes(b"")
     outcome, lines = quiet("digits", config)
-    assert f"continuing after step {4 if how == 'killed' else 6}" in lines[0]
+    if how == "killed":
+        assert "config.json is damaged" in lines[0] and "environment.json is damaged" in lines[1]
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["seed"] == 0
+    assert f"continuing after step {4 if how == 'killed' else 6}" in lines[-2]
     assert outcome.finished
     a, b = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("whole", "run"))
     assert a["state"]["step"] == 11
@@ -97,11 +107,163 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(config, tmp_pat
 
 def test_a_finished_run_says_so(config):
     quiet("digits", config)
-    before = {path: path.stat().st_mtime_ns for path in (loop_module.Path(config.run_dir) / "checkpoints").iterdir()}
+    folder = Path(config.run_dir)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").iterdir()}
+    # They come after the last checkpoint: a kill may have cut them off.
+    shown = {name: (folder / name).read_bytes() for name in ("curves.png", "report.html")}
+    for name in shown:
+        (folder / name).unlink()
     outcome, lines = quiet("digits", config)
     assert outcome.finished
     assert "has finished its 11 steps" in lines[0]
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert (folder / "curves.png").read_bytes() == shown["curves.png"] and (folder / "report.html").exists()
+
+
+def test_a_second_start_is_refused_and_touches_nothing(config, tmp_path):
+    folder = tmp_path / "run"
+    with lock.sole_user(folder, "gnfast train, process"):
+        with pytest.raises(RunError, match=rf"run: gnfast train, process {os.getpid()} on .* is still at work here"):
+            quiet("digits", config)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert not folder.exists()
+
+
+def test_a_mistake_leaves_no_folder(config, tmp_path):
+    with pytest.raises(ValueError, match="extractor"):
+        quiet("digits", dataclasses.replace(config, extractor="nose", run_dir=str(tmp_path / "a" / "b")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match=r"\.lock"), lock.sole_user(tmp_path, "x"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_damaged_row_costs_itself_and_says_so(tmp_path):
+    rows = [f'{{"step": {step}}}\n' for step in range(1, 7)]
+    content = "".join([*rows[:2], '{"step": 3, "lo\n', "[4]\n", *rows[3:], '{"step": 7, "l'])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    said = []
+    RunLog(tmp_path, 5, False, said.append).close()
+    assert path.read_text() == "".join(rows[:2] + rows[3:5])
+    assert "metrics.jsonl: line 3, 4 cannot be read" in said[0]
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == content
+    RunLog(tmp_path, 5, False, said.append).close()
+    assert len(said) == 1
+    # Of a run that has not begun no row is left: the first one would come twice.
+    path.write_text('{"step": 0}\n')
+    RunLog(tmp_path, 0, False, said.append).close()
+    assert path.read_text() == ""
+
+
+def test_files_planted_in_a_run_folder_are_not_written_through(tmp_path):
+    (tmp_path / "log.txt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"log\.txt: a link"):
+        RunLog(tmp_path, 0, False)
+    (tmp_path / "log.txt").unlink()
+    os.mkfifo(tmp_path / "log.txt")
+    with pytest.raises(ValueError, match=r"log\.txt"):
+        RunLog(tmp_path, 0, False)
+
+
+def test_paths_of_a_run_mean_the_same_from_everywhere(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings = loop_module._from_anywhere(dataclasses.replace(config, data="images.zip", extractor_weights="~/w.pt"))
+    assert (settings.data, settings.extractor_weights) == (f"{tmp_path}/images.zip", f"{tmp_path}/home/w.pt")
+    assert loop_module._from_anywhere(config).data == "digits"
+    assert loop_module.run_folder("digits", dataclasses.replace(config, run_dir="~/x")) == tmp_path / "home" / "x"
+
+
+def test_signals_that_ask_to_stop():
+    with requested_stops() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert received == [signal.SIGHUP]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        # As under nohup.
+        with requested_stops() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+NOISE = ImageDataset("noise", torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8))
+
+
+def state_of(config, steps=0):
+    state = State(config, NOISE, torch.device("cpu"))
+    for _ in range(steps):
+        state.update()
+    return state
+
+
+MOMENT = ("optim_d", "state", 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ((*MOMENT, "exp_avg"), torch.zeros(1), r"optim_d\[0\].exp_avg is \(1,\)"),
+        ((*MOMENT, "exp_avg_sq"), 3, r"optim_d\[0\].exp_avg_sq is int, want"),
+        ((*MOMENT, "max_exp_avg_sq"), torch.zeros(1), r"optim_d\[0\] must have exp_avg, exp_avg_sq and step"),
+        ((*MOMENT, "step"), torch.zeros(7), r"optim_d\[0\].step is \(7,\)"),
+        (("optim_g", "state", 999), {}, "optim_g is not of"),
+        (("optim_g",), [], "optim_g is not of"),
+        (("critic",), {}, "critic lacks"),
+        (("batches", "position"), "end", "batches.position is of type str"),
+        (("noise",), torch.zeros(5056), "noise is .*float32, want"),
+        (("pending",), [torch.zeros(9)], "pending must be a list of rows of 3 losses"),
+        (("step",), 1.5, "step is of type float"),
+    ],
+)
+def test_a_checkpoint_of_another_kind_is_refused_before_it_is_used(config, keys, value, message):
+    state = state_of(config, 1)
+    saved = state.state_dict()
+    place = saved
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    before = copy.deepcopy(state.critic.state_dict())
+    with pytest.raises(ValueError, match=message):
+        state.load_state_dict(saved)
+    assert equal(before, dict(state.critic.state_dict()))
+
+
+def test_a_run_continues_in_another_memory_layout(config):
+    """Fused optimisers go through weights and what they remember of them as they lie in memory."""
+    first = state_of(config, 2)
+    other = state_of(dataclasses.replace(config, memory_format="contiguous"))
+    other.load_state_dict(copy.deepcopy(first.state_dict()))
+    for state in (first, other):
+        state.update()
+        state.update()
+    for a, b in zip(first.critic.parameters(), other.critic.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_checkpoint_cannot_ask_for_more_than_it_holds(tmp_path):
+    weights = saved_at(1)["state"]["generator"]
+    lies = {
+        "in one place": weights["w"][:1].expand(1000),
+        "sparse": torch.eye(3).to_sparse(),
+    }
+    for name, tensor in lies.items():
+        torch.save(saved_at(1) | {"x": tensor}, tmp_path / "step-000000001.pt")
+        said = []
+        with pytest.raises(RunError, match="none of the 1"):
+            checkpoint.load_newest(tmp_path, said.append)
+        assert "it has a tensor of" in said[0], name
+    os.remove(tmp_path / "step-000000001.pt")
+    os.mkfifo(tmp_path / "step-000000001.pt")
+    with pytest.raises(RunError, match="none of the 1"):
+        checkpoint.load_newest(tmp_path, said.append)
+    assert "a named pipe" in said[-1]
 
 
 def test_the_folder_tells_the_story(config, tmp_path):
@@ -218,9 +380,7 @@ def test_a_non_finite_loss_stops_with_the_step(config, monkeypatch):
     monkeypatch.setattr(State, "generator_update", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"step 5: loss_generator is nan.*--lr-d"):
         quiet("digits", config)
-    assert [path.name for path in checkpoint.paths(loop_module.Path(config.run_dir) / "checkpoints")] == [
-        "step-000000004.pt"
-    ]
+    assert [path.name for path in checkpoint.paths(Path(config.run_dir) / "checkpoints")] == ["step-000000004.pt"]
 
 
 def test_a_dead_critic_trains_without_nan(config, monkeypatch):
@@ -239,8 +399,7 @@ def test_a_dead_critic_trains_without_nan(config, monkeypatch):
 
 
 def test_the_generator_step_leaves_the_critic_alone(config):
-    dataset = ImageDataset("noise", torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8))
-    state = State(config, dataset, torch.device("cpu"))
+    state = state_of(config)
     before = [parameter.clone() for parameter in state.critic.parameters()]
     state.generator_update()
     for parameter, value in zip(state.critic.parameters(), before, strict=True):
@@ -302,6 +461,11 @@ def test_evaluation_names_its_extractor_and_is_repeatable(config, tmp_path, monk
     )
     monkeypatch.syspath_prepend(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     monkeypatch.setenv("GNFAST_CACHE", str(tmp_path / "cache"))
+    # Stopped after the row of step 0 and before a checkpoint.
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, die)
+        with pytest.raises(Killed):
+            quiet("digits", measured)
     outcome, lines = quiet("digits", measured)
     assert [row["step"] for row in outcome.distances] == [0, 6]
     assert all(row["extractor"] == "tests.test_train:pixels" for row in outcome.distances)

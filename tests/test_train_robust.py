@@ -2,12 +2,7 @@
 
 import dataclasses
 import errno
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
@@ -15,11 +10,8 @@ import torch
 from gnfast.train import NonFiniteLossError, RunError, checkpoint
 from gnfast.train.record import read_rows
 from gnfast.train.state import State
+from tests.kills import concurrent_starts, kills
 from tests.tiny_runs import quiet, tiny
-
-# 3 in CI; `GNFAST_KILLS=20` for the figure in the documentation.
-KILLS = int(os.environ.get("GNFAST_KILLS", "3"))
-STEPS = 60 * KILLS
 
 
 @pytest.fixture
@@ -27,42 +19,15 @@ def config(tmp_path):
     return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
 
 
-def launch(folder):
-    words = ["--resolution=8", "--width=0.1", "--z-dim=5", f"--steps={STEPS}", "--batch-d=4", "--batch-g=6"]
-    words += ["--n-samples=4", "--sample-every=50", "--checkpoint-every=10", "--lr-decay=linear", "--ema-start=20"]
-    words += ["--extractor=none", "--no-tensorboard", "--device=cpu", "--threads=1", f"--run-dir={folder}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "gnfast", "train", "digits", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_killed_in_drawn_places_ends_with_the_same_weights(tmp_path, seed):
+    outcome = next(kills(random.Random(seed), tmp_path, most=3))
+    assert not outcome.faults, outcome
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
-    whole, often = tmp_path / "whole", tmp_path / "often"
-    assert launch(whole).wait(timeout=300) == 0
-    chance = random.Random(0)
-    kills = 0
-    while kills < KILLS:
-        run = launch(often)
-        start, goal = newest(often), chance.randrange(1, STEPS // KILLS)
-        deadline = time.monotonic() + 120
-        while run.poll() is None and newest(often) - start < goal and time.monotonic() < deadline:
-            time.sleep(0.01)
-        # Also in the middle of what a step writes.
-        time.sleep(chance.random() * 0.05)
-        run.send_signal(signal.SIGKILL)
-        assert run.wait(timeout=60) == -signal.SIGKILL, "the run ended before it could be killed"
-        kills += 1
-    assert launch(often).wait(timeout=300) == 0
-    a, b = (checkpoint.load_newest(folder / "checkpoints") for folder in (whole, often))
-    assert a["state"]["step"] == STEPS
-    assert_equal(a["state"], b["state"])
-    for name in ("metrics.jsonl", f"samples/ema-{STEPS:06d}.png"):
-        assert (whole / name).read_bytes() == (often / name).read_bytes()
-
-
-def newest(folder):
-    found = checkpoint.paths(folder / "checkpoints")
-    return int(found[0].stem.removeprefix("step-")) if found else 0
+def test_of_two_starts_one_does_the_work(tmp_path):
+    outcome = next(concurrent_starts(random.Random(0), tmp_path))
+    assert not outcome.faults, outcome
 
 
 def assert_equal(a, b):
