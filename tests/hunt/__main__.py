@@ -4,12 +4,13 @@ import argparse
 import sys
 import time
 
-from tests.hunt import critics
+from tests.hunt import critics, files
 from tests.hunt.cases import PRECISIONS
 from tests.hunt.tally import FAILED, Hunter, Tally
 
 HUNTERS: dict[str, Hunter] = {
     "critics": critics.HUNTER,
+    "files": files.HUNTER,
 }
 
 
