@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from gnfast.train.logs import read_metrics
+from gnfast.train.record import points, read_rows
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     over_steps, over_time = figure.subplots(1, 2, sharey=True)
     for run in arguments.runs:
-        distances = {row["step"]: row["distance_ema"] for row in read_metrics(run) if "distance_ema" in row}
-        seconds = {0: 0.0} | {row["step"]: row["seconds"] for row in read_metrics(run, "speed.jsonl")}
+        distances = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
+        seconds = {0: 0.0} | {row["step"]: row["seconds"] for row in read_rows(run / "speed.jsonl")}
         steps = [step for step in distances if step in seconds]
         values = [distances[step] for step in steps]
         over_steps.plot(steps, values, marker="o", markersize=3, label=run.name)

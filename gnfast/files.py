@@ -1,5 +1,6 @@
 """Reading files that others made, and writing files that outlive a kill or a power cut."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from gnfast.errors import InputError
 
@@ -130,7 +131,28 @@ def _unwinding() -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Replaces a file's content in one step."""
     with atomic_write(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # A file name that is not UTF-8 comes as characters that UTF-8 has no code for.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def open_append(path: Path) -> TextIO:
+    """A text file to add lines to, made where it is not there.
+
+    Raises:
+        InputError: it is a link or no regular file: what lies in a folder from elsewhere may lead anywhere.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    try:
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise InputError(f"{path}: a link, a pipe or a folder, wanted a regular file") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: no regular file")
+    return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
 def _sync(path: Path) -> None:

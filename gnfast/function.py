@@ -61,8 +61,9 @@ def normalize_gradient(
         holds at n = 0 and f = 0 is said in `gnfast.heads`.
 
     Raises:
-        UnsupportedError: `strict` and the network is outside what the four passes do, named by submodule and operation.
-        InputError: an argument of the wrong kind, shape, dtype or device.
+        UnsupportedError: `strict` and the network is outside what the four passes do, named by submodule and operation;
+            or `torch.jit.trace` or `torch.export` records the call.
+        InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
     head = heads.find(method, tau=tau, eps=eps)
 

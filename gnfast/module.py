@@ -13,9 +13,10 @@ from gnfast.wrapper import Wrapper
 class GradientNorm(Wrapper):
     """A critic that returns f̂, f / (‖∇ₓf‖ + |f|) by default, wherever it returned f.
 
-    Equivalent to calling `normalize_gradient(net, x, ...)`. Its `state_dict` has the keys of `net`, so checkpoints of
-    the plain and of the normalised critic are the same files. With DistributedDataParallel, wrap the GradientNorm:
-    `DDP(GradientNorm(net))`, and delete the DDP before `destroy_process_group`, or PyTorch may hang there.
+    Equivalent to calling `normalize_gradient(net, x, ...)`. Its parameters and buffers have the names that they have in
+    `net`, and its `state_dict` has these keys, so checkpoints of the plain and of the normalised critic are the same
+    files. What shares gradients between processes goes around it: `DDP(GradientNorm(net))`,
+    `fully_shard(GradientNorm(net))`. Delete a DDP before `destroy_process_group`, or PyTorch may hang there.
 
     Args:
         net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.
@@ -38,20 +39,12 @@ class GradientNorm(Wrapper):
     ) -> None:
         super().__init__(net)
         heads.find(method, tau=tau, eps=eps)
-        self.method = method
-        self.tau = tau
-        self.eps = eps
-        self.impl = impl
-        self.strict = strict
-        self.rewrite = rewrite
+        # One attribute, lest it hides a member of `net`.
+        self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict, "rewrite": rewrite}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""
-        return normalize_gradient(self.net, x, *args, **self._options(), **kwargs)
+        return normalize_gradient(self.net, x, *args, **self._options, **kwargs)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options().items() if value is not None)
-
-    def _options(self) -> dict[str, Any]:
-        names = ("method", "tau", "eps", "impl", "strict", "rewrite")
-        return {name: getattr(self, name) for name in names}
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value is not None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import compose
+from gnfast.wide_convolutions import wide_convolutions
 
 
 def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,14 +24,17 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
     Returns:
         y, exactly as `function` returns it, and its gradient, of x's shape.
     """
-    if compose.transform():
+    way = compose.transform()
+    if way in ("torch.func", "torch.autograd.forward_ad"):
         y, pullback = torch.func.vjp(function, x)
         return y, pullback(torch.ones_like(y))[0]
     create_graph = torch.is_grad_enabled()
     # Tensors that are made in inference mode cannot take part in autograd.
     with torch.inference_mode(False), torch.enable_grad():
         if not (create_graph and x.requires_grad):
-            x = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+            # Inference tensors stay outside autograd, and a graph of make_fx has no gradients behind `detach`.
+            leaf = x.clone() if x.is_inference() else x.view_as(x) if way == "make_fx" else x.detach()
+            x = leaf.requires_grad_()
         y = function(x)
         (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
     return (y, g) if create_graph else (y.detach(), g)
@@ -44,7 +48,12 @@ def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -
         x, returns: as for `input_grad`.
         *args, **kwargs: passed to `net` after x.
     """
-    return input_grad(lambda x: net(x, *args, **kwargs), x)
+
+    def critic(x: Tensor) -> Tensor:
+        with wide_convolutions(net, x):
+            return net(x, *args, **kwargs)
+
+    return input_grad(critic, x)
 
 
 def value_and_grad_norm(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

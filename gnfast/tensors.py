@@ -61,10 +61,14 @@ def load_tensors(path: str | os.PathLike) -> Any:
                     raise ValueError(f"it holds a tensor of {tensor.dtype} on {tensor.device.type}")
         except Exception as error:  # torch.load raises whatever the bytes lead it to.
             raise InputError(
-                f"{place}: damaged, or not a file of tensors that can be read safely "
-                f"({type(error).__name__}: {_reason(error)})"
+                f"{place}: damaged, or not a file of tensors that can be read safely ({_reason(error)})"
             ) from error
     return found
+
+
+def is_state(found: Any) -> bool:
+    """Whether it is a state dict: names to tensors."""
+    return isinstance(found, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items())
 
 
 def _require_stored(file: Any) -> None:
@@ -95,5 +99,8 @@ def _tensors(found: Any) -> Iterator[Tensor]:
 def _reason(error: Exception) -> str:
     """What PyTorch found, without its advice to load the file nevertheless."""
     text = str(error)
-    found = re.search(r"WeightsUnpickler error: (.*?)(?:\. |\n|$)", text)
-    return found[1] if found else text.strip().partition("\n")[0]
+    found = re.search(
+        r"(Unsupported global: .*?|Trying to load unsupported .*?) (?:was|whose)|WeightsUnpickler error: (.*)", text
+    )
+    said = (found[1] or found[2]) if found else text.strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

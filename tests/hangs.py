@@ -4,7 +4,7 @@
 
 A hang at the end of a process depends on which of its threads is first, so it shows only in many rounds. Importing
 PyTorch would be nine tenths of a round: two kinds are forked from a process that has imported all and run nothing, and
-end as any Python process does, the interpreter taken down. Every tenth round starts everything anew.
+end as any Python process does, the interpreter taken down. Every twentieth round starts everything anew.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-ANEW_EVERY = 10
+ANEW_EVERY = 20
 TRAIN = ["train", "digits", "--steps=3", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
 TRAIN += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard"]
 IMPORTED = "gnfast.cli", "tests.test_ddp", "torch.distributed.run", "sklearn.datasets", "matplotlib.figure"

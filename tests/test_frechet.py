@@ -167,7 +167,7 @@ SIGMA = vectors(9, 3, 0).T.cov().numpy()
         ({"kept": np.zeros((9, 3), np.float32), "n": np.array(8)}, "no more than the n images"),
         ({"kept": np.full((2, 3), np.nan, np.float32)}, "kept must be finite"),
         ({"score": np.array([1.0])}, "score must be two finite numbers"),
-        ({"extractor": np.array([1, 2])}, "extractor must be a text"),
+        ({"extractor": np.array([1, 2])}, "extractor must be a short text"),
     ],
 )
 def test_files_that_are_no_statistics_are_not_measured_against(tmp_path, arrays, message):

@@ -17,7 +17,7 @@ from gnfast.data import load
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
 from gnfast.train import Config
 from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
-from gnfast.train.logs import read_metrics
+from gnfast.train.record import read_rows
 
 EXTRACTOR = f"--extractor={__name__}:pixels"
 
@@ -83,7 +83,7 @@ def test_a_run_against_its_own_data(capsys):
 
 
 def test_a_run_is_measured_as_in_training():
-    row = [row for row in read_metrics(Path("run")) if "distance_ema" in row][-1]
+    row = [row for row in read_rows(Path("run") / "metrics.jsonl") if "distance_ema" in row][-1]
     # Training draws its latents with the run's seed + 3.
     found = result("run", "--seed", "3", "--kid-subsets", "10", EXTRACTOR)
     assert found["n_fake"] == row["n_fake"] == 30
@@ -203,7 +203,7 @@ def test_errors_are_one_line(capsys):
     assert "got neither, and images has no real images of its own" in fails(capsys, "images")
     assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
     assert "G.safetensors is not there: want a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
-    assert "no-such.npz" in fails(capsys, "run", "--reference", "no-such.npz")
+    assert "no-such.npz" in fails(capsys, "images", "--reference", "no-such.npz")
     assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
     assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")
     main(["eval", "images", "--save-stats", "some.npz", EXTRACTOR])

@@ -5,7 +5,9 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import penalties, reference
@@ -230,3 +232,53 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
     (truth,) = torch.autograd.grad(fold(wide, (2, 2)), wide, seed.double())
     assert grad.dtype == torch.float32
     assert relative_error(grad.double(), truth) < 1e-6
+
+
+class LowConvolutions(TorchDispatchMode):
+    """Counts the convolutions, forward and backward, that get something in low precision."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "convolution" in str(func):
+            given = [a for a in args if isinstance(a, torch.Tensor) and not a.is_meta]
+            self.count += any(tensor.dtype in LOW for tensor in given)
+        return func(*args, **(kwargs or {}))
+
+
+class Smooth(nn.Module):
+    """A critic of convolutions of all kinds whose double backward meets kernels as large as its maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.same = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, (3, 5), padding="same", bias=False)
+        self.up, self.line = nn.ConvTranspose2d(3, 2, 3, stride=2, groups=1), nn.Conv1d(2, 3, 3, dilation=2)
+
+    def forward(self, x):
+        h = F.softplus(self.same(F.softplus(self.first(x))))
+        return self.line(F.softplus(self.up(h)).mean(3)).cos().sum((1, 2))
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "autocast"])
+def test_the_fallback_avoids_convolutions_of_low_precision_on_cpus(precision):
+    """PyTorch's second-order weight gradient in bfloat16 is wrong by as much as its size on CPUs with AVX-512."""
+    low, x = Smooth(), torch.randn(8, 3, 32, 32)
+    if precision != "autocast":
+        low, x = low.to(getattr(torch, precision)), x.to(getattr(torch, precision))
+    exact = copy.deepcopy(low).double()
+    truth = torch.autograd.grad(reference.value_and_grad_norm(exact, x.double())[1].sum(), list(exact.parameters()))
+    with LowConvolutions() as low_convolutions:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            norms = gnfast.value_and_grad_norm(low, x)[1]
+        gradients = torch.autograd.grad(norms.sum(), list(low.parameters()), allow_unused=True)
+    assert low_convolutions.count == 0
+    for parameter, gradient, expected in zip(low.parameters(), gradients, truth, strict=True):
+        assert gradient.dtype == parameter.dtype
+        assert relative_error(gradient.double(), expected) < 0.02
+
+
+def test_convolutions_of_mixed_dtypes_stay_the_networks_own_error():
+    net = nn.Sequential(nn.Conv2d(3, 1, 4), nn.Softplus()).bfloat16()
+    with pytest.raises(RuntimeError, match=r"type|dtype"):
+        gnfast.normalize_gradient(net, torch.randn(2, 3, 4, 4))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gnfast.cli import main
-from gnfast.train import RunError, launch
+from gnfast.train import RunError, launch, lock
 from gnfast.train.config import as_json
 from gnfast.train.launch import read_record, run_sweep, state_of
 from gnfast.train.overview import write_overview
@@ -283,8 +283,7 @@ def test_devices_take_turns_and_no_more_than_wanted_run_at_once(sweep, monkeypat
 
 def test_two_sweeps_do_not_share_a_folder(sweep):
     read = sweep(TINY)
-    read.out.mkdir()
-    with launch._lock(read.out), pytest.raises(RunError, match="still at work"):
+    with lock.sole_user(read.out, "a sweep, process"), pytest.raises(RunError, match="still at work"):
         run_sweep(read, progress=False)
 
 

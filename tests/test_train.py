@@ -17,9 +17,10 @@ from gnfast.train import NonFiniteLossError, RunError, checkpoint
 from gnfast.train import loop as loop_module
 from gnfast.train.config import as_json, differences, from_json
 from gnfast.train.ema import Ema
-from gnfast.train.logs import grid, read_metrics
+from gnfast.train.logs import grid
 from gnfast.train.networks import build_networks
 from gnfast.train.presets import PRESETS
+from gnfast.train.record import read_rows
 from gnfast.train.sample import sample_run
 from gnfast.train.state import State, sample
 from tests.tiny_runs import quiet, tiny
@@ -111,7 +112,7 @@ def test_the_folder_tells_the_story(config, tmp_path):
     assert json.loads((folder / "config.json").read_text()) == {"preset": "digits", "config": as_json(config)}
     (session,) = json.loads((folder / "environment.json").read_text())
     assert session["torch"] == torch.__version__
-    assert [row["step"] for row in read_metrics(folder)] == [3, 6, 9, 11]
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [3, 6, 9, 11]
     assert sorted(path.name for path in (folder / "samples").iterdir()) == [
         f"{weights}-{step:06d}.png" for weights in ("ema", "raw") for step in (5, 10, 11)
     ]
@@ -122,14 +123,24 @@ def test_the_folder_tells_the_story(config, tmp_path):
 
 def test_the_learning_rate_follows_the_generator_updates(config, tmp_path):
     quiet("digits", dataclasses.replace(config, log_every=1))
-    rates = [row["lr_d"] for row in read_metrics(tmp_path / "run")]
+    rates = [row["lr_d"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
     assert rates == pytest.approx([2e-4 * (1 - k / 11) for k in range(11)])
+
+
+def saved_at(step):
+    """What a checkpoint holds at least."""
+    weights = {"w": torch.arange(3.0)}
+    return {
+        "preset": "x",
+        "data": "y",
+        "state": {"step": step, "generator": weights, "critic": weights, "ema": weights},
+    }
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     for step in (1, 2):
-        checkpoint.save(tmp_path, step, {"step": step, "tensor": torch.arange(1000.0)})
+        checkpoint.save(tmp_path, step, saved_at(step) | {"tensor": torch.arange(1000.0)})
     newest = checkpoint.paths(tmp_path)[0]
     content = bytearray(newest.read_bytes())
     if damage == "flipped":
@@ -138,7 +149,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
         content[place + 1000] ^= 1
     newest.write_bytes({"truncated": content[:-100], "flipped": content, "empty": b""}[damage])
     warnings = []
-    assert checkpoint.load_newest(tmp_path, warnings.append)["step"] == 1
+    assert checkpoint.load_newest(tmp_path, warnings.append)["state"]["step"] == 1
     assert "step-000000002.pt is damaged" in warnings[0]
     checkpoint.paths(tmp_path)[1].write_bytes(b"")
     with pytest.raises(RunError, match="none of the 2 checkpoints"):
@@ -264,7 +275,7 @@ def test_sampling_leaves_the_generator_as_it_was():
 
 
 def test_sample_run_writes_a_grid_or_a_folder(config, tmp_path):
-    with pytest.raises(RunError, match="not a run folder"):
+    with pytest.raises(RunError, match="no such file or folder"):
         sample_run(tmp_path / "run")
     quiet("digits", config)
     assert Image.open(sample_run(tmp_path / "run", count=4)).size == ((2 * 9 + 1) * 8,) * 2
@@ -335,7 +346,7 @@ def losses_of(folder):
     return torch.tensor(
         [
             [row[name] for name in ("loss_real", "loss_fake", "loss_generator")]
-            for row in read_metrics(folder)
+            for row in read_rows(folder / "metrics.jsonl")
             if "loss_real" in row
         ]
     )

@@ -14,7 +14,7 @@ from gnfast.captured import CapturedStep, CaptureError
 from gnfast.data import ImageDataset
 from gnfast.device import moved, pinned
 from gnfast.train import NonFiniteLossError, checkpoint, state
-from gnfast.train.logs import read_metrics
+from gnfast.train.record import read_rows
 from gnfast.train.state import State
 from tests.tiny_runs import quiet, tiny
 
@@ -40,7 +40,7 @@ def saved(config):
 
 def assert_same_run(one, other):
     """Same weights, averages, moments, random states and logs; the optimisers' rates may be kept in other forms."""
-    assert read_metrics(Path(one.run_dir)) == read_metrics(Path(other.run_dir))
+    assert read_rows(Path(one.run_dir) / "metrics.jsonl") == read_rows(Path(other.run_dir) / "metrics.jsonl")
     a, b = saved(one), saved(other)
     assert a["step"] == b["step"] == STEPS
     for name in ("generator", "critic", "ema"):
@@ -85,7 +85,7 @@ def test_a_run_that_fails_and_goes_on_ends_as_one_that_never_was_captured(modes,
     assert outcome.finished and "continuing after step 12" in lines[0]
     assert saved(second)["optim_d"]["param_groups"][0]["capturable"] == modes[1]
     assert_same_run(second, eager)
-    rows = read_metrics(Path(second.run_dir))
+    rows = read_rows(Path(second.run_dir) / "metrics.jsonl")
     assert [row["lr_d"] for row in rows if "lr_d" in row][:2] == [2**-10 * (1 - step / STEPS) for step in (4, 9)]
     for name in ("report.html", "curves.png", "samples/ema-000032.png", "config.json"):
         assert (Path(second.run_dir) / name).stat().st_size

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gnfast.train import NonFiniteLossError, RunError, checkpoint
-from gnfast.train.logs import read_metrics
+from gnfast.train.record import read_rows
 from gnfast.train.state import State
 from tests.tiny_runs import quiet, tiny
 
@@ -142,7 +142,7 @@ def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     a, b = (checkpoint.load_newest(config_folder(c) / "checkpoints")["state"] for c in (config, whole))
     assert outcome.finished
     assert_equal(a, b)
-    assert read_metrics(config_folder(config)) == read_metrics(config_folder(whole))
+    assert read_rows(config_folder(config) / "metrics.jsonl") == read_rows(config_folder(whole) / "metrics.jsonl")
 
 
 def config_folder(config):

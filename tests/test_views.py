@@ -129,7 +129,7 @@ CALLS = {
         torch.dstack([h]); torch.vstack([h]); torch.row_stack([h]); torch.stack([h]).mean(0); torch.stack([h])[0]
     """,
     "copies and casts": """
-        h.clone(); torch.clone(h); h.contiguous(); h.to(h.dtype); h.cpu();
+        h.clone(); torch.clone(h); h.detach(); torch.detach(h); h.contiguous(); h.to(h.dtype); h.cpu();
         h.contiguous(memory_format=torch.channels_last); h.to("cpu"); h.to(h); h.to(h.dtype, copy=True);
         h.to(torch.float64, False, True); h.double(); h.float(); h.half(); h.bfloat16(); h.type(torch.float64);
         h.type("torch.DoubleTensor"); h.type_as(h); h.to(ones(())); h.to(memory_format=torch.channels_last);

@@ -1,6 +1,6 @@
 """Every analysis of one critic, by name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from gnfast.analysis.live import QUANTILE_NAMES
 from gnfast.analysis.report import Panel, write
 from gnfast.analysis.tables import Subject
 
+KINDS = {"real": "real", "fake": "generated"}
 History = list[dict[str, Any]]
 
 
@@ -83,7 +84,7 @@ def _loss_domain(subject: Subject, history: History) -> list[Panel]:
 
 
 def _training(subject: Subject, history: History) -> list[Panel]:
-    rows = [row for row in history if "grad_norm_real_median" in row]
+    rows = [row for row in history if _holds(row, (f"grad_norm_{kind}_{q}" for kind in KINDS for q in QUANTILE_NAMES))]
     if not rows:
         raise NotApplicableError("needs a run that logged these figures while it trained (--probe-every)")
     return [
@@ -96,7 +97,7 @@ def _training(subject: Subject, history: History) -> list[Panel]:
 def _live_norms(history: History) -> Rows:
     return [
         {"images": kind, "step": row["step"], **{q: row[f"grad_norm_{key}_{q}"] for q in QUANTILE_NAMES}}
-        for key, kind in (("real", "real"), ("fake", "generated"))
+        for key, kind in KINDS.items()
         for row in history
     ]
 
@@ -107,7 +108,7 @@ def _live_sigmas(history: History, name: str) -> Rows:
         {"critic": name, "step": row["step"], "layer": key.removeprefix(prefix), "raw": value, "applied": value}
         for row in history
         for key, value in row.items()
-        if key.startswith(prefix)
+        if key.startswith(prefix) and _holds(row, [key])
     ]
 
 
@@ -124,8 +125,13 @@ def _live_domains(history: History, name: str) -> Rows:
         }
         for part in ("critic_real", "critic_fake", "generator")
         for row in history
-        if "omega_min" in row
+        if _holds(row, ("omega_min", "omega_max", f"slope_{part}_min", f"slope_{part}_max"))
     ]
+
+
+def _holds(row: dict[str, Any], names: Iterable[str]) -> bool:
+    """Whether a row has numbers under all the names: the file may be damaged."""
+    return all(type(row.get(name)) in (int, float) for name in names)
 
 
 def _renamed(subject: Subject, name: str) -> Subject:

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gnfast.analysis.figures import Rows
-from gnfast.files import write_text
+from gnfast.files import atomic_write, write_text
 
 DPI = 130
 
@@ -55,12 +55,14 @@ def write(folder: Path, heading: str, lead: str, panels: Sequence[Panel]) -> Pat
     Returns:
         The page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     parts = [f"<h1>{html.escape(heading)}</h1>", f"<p>{html.escape(lead)}</p>"]
     for panel in panels:
-        panel.figure.savefig(folder / f"{panel.name}.png", dpi=DPI)
+        drawn = io.BytesIO()
+        panel.figure.savefig(drawn, dpi=DPI, format="png")
+        with atomic_write(folder / f"{panel.name}.png") as part:
+            part.write_bytes(drawn.getvalue())
         write_text(folder / f"{panel.name}.csv", _csv(panel.rows))
-        picture = base64.b64encode((folder / f"{panel.name}.png").read_bytes()).decode()
+        picture = base64.b64encode(drawn.getvalue()).decode()
         parts += [
             f'<h2 id="{panel.name}">{html.escape(panel.title)}</h2>',
             f"<p>{html.escape(panel.text)}</p>",

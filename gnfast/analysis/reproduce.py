@@ -31,6 +31,7 @@ from gnfast.files import atomic_write, write_text
 from gnfast.metrics.arrays import read_arrays
 from gnfast.train.config import Config
 from gnfast.train.evaluate import sampler
+from gnfast.train.record import DamagedFileError, read_json
 from gnfast.train.state import NonFiniteLossError, State, sample
 
 POINTS = 6
@@ -237,9 +238,13 @@ def _train_and_save(run: Run, scale: Scale, out: Path, images: Path) -> str:
 
 def _saved(run: Run, scale: Scale, dataset: ImageDataset, out: Path) -> Record | None:
     """What a run gave, if it was trained with just these settings and images."""
-    if not _path(run, out).exists():
+    try:
+        content = read_json(_path(run, out))
+    except (FileNotFoundError, DamagedFileError):
         return None
-    content = json.loads(_path(run, out).read_text(encoding="utf-8"))
+    fields = {"settings", *(field.name for field in dataclasses.fields(Record))}
+    if not isinstance(content, dict) or content.keys() != fields:
+        return None
     if content.pop("settings") != _key(run, scale, dataset):
         return None
     return Record(**content)

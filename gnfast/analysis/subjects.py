@@ -11,13 +11,14 @@ from gnfast import reference
 from gnfast.analysis.tables import Subject
 from gnfast.data import load as load_data
 from gnfast.data import to_float
+from gnfast.data.files import expanded
 from gnfast.errors import InputError
 from gnfast.files import open_regular
 from gnfast.losses import LOSSES, domain_scaled
-from gnfast.tensors import load_tensors
+from gnfast.tensors import is_state, load_tensors
 from gnfast.train.checkpoint import RunError
-from gnfast.train.export import Snapshot, newest_state
-from gnfast.train.networks import build_networks
+from gnfast.train.export import newest_state
+from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.state import sample
 
 
@@ -38,14 +39,14 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     _, config, state = newest_state(folder)
     if config.classes:
         raise RunError(f"{folder}: its critic is class-conditional; analyses take critics of images alone")
-    # The generator first: with it, settings are found out that do not fit the checkpoint, and would take all memory.
-    generator = Snapshot(folder, config, state["generator"], "raw", {}).build()
-    _, critic = build_networks(config)
+    weights = {name: state[name] for name in ("generator", "critic")}
     try:
-        critic.load_state_dict(state["critic"])
-    except RuntimeError as error:
-        reason = str(error).split("\n")[-1].strip()
-        raise RunError(f"{folder}: the weights do not fit a {config.model} critic: {reason}") from error
+        require_fit(config, **weights)
+    except ValueError as error:
+        raise RunError(f"{folder}: the checkpoint does not fit its settings: {error}") from error
+    generator, critic = build_networks(config)
+    generator.load_state_dict(weights["generator"])
+    critic.load_state_dict(weights["critic"])
     source = data or config.data
     size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
     real = _real(source, count, seed, device, root=config.data_root or None, **size)
@@ -92,7 +93,7 @@ def of_module(
     net = _imported(spec)
     if weights:
         try:
-            net.load_state_dict(_state(Path(weights).expanduser()))
+            net.load_state_dict(_state(expanded(weights)))
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).split("\n")[-1].strip()
             raise ValueError(f"--weights: {weights} does not fit {spec}: {reason}") from error
@@ -136,8 +137,8 @@ def _state(path: Path) -> dict[str, Any]:
         except Exception as error:  # Damaged bytes lead to more than SafetensorError.
             raise InputError(f"{path} is damaged or not a safetensors file ({error})") from error
     found = load_tensors(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds a {type(found).__name__}, wanted a state dict")
+    if not is_state(found):
+        raise InputError(f"{path}: holds a {type(found).__name__}, wanted a state dict, names to tensors")
     return found
 
 

@@ -1,15 +1,19 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
-Every error that a user can cause is one line on stderr and exit status 2; a failed training is status 1; a run that a
-signal stopped ends with 128 + the signal's number, as shells expect.
+Every error that a user can cause is one line on stderr and exit status 2; a failed training is status 1; a command that
+a signal stopped ends with 128 + the signal's number, as shells expect.
 """
 
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from gnfast.cli.common import UsageError, unknown
+from gnfast.cli.common import UsageError, one_line, unknown
+from gnfast.cli.output import lasting_output
 
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.
 COMMANDS = {
@@ -61,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with lasting_output(), _unwound():
+        return _run(words)
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage(), end="")
         return 0 if words else 2
@@ -72,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = lambda message, *_: print(f"gnfast: warning: {message}", file=sys.stderr)
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
     except UsageError as error:
-        print(f"gnfast: {error}", file=sys.stderr)
+        print(f"gnfast: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("gnfast: interrupted", file=sys.stderr)
@@ -82,6 +91,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"gnfast: {command} needs {error.name}: pip install gnfast[train]", file=sys.stderr)
             return 2
         raise
+
+
+@contextlib.contextmanager
+def _unwound() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes back what it had begun to write."""
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        # Python delivers signals to the main thread only.
+        yield
+        return
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _usage() -> str:

@@ -1,7 +1,6 @@
 """`gnfast analyze`: what normalisation does to a critic, measured and drawn."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, user_errors
@@ -99,15 +98,17 @@ def run(words: list[str]) -> int:
 def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
     from gnfast.analysis.critic_report import analyze
+    from gnfast.data.files import expanded
     from gnfast.device import resolve_device
-    from gnfast.train.logs import read_metrics
+    from gnfast.train.record import read_rows
 
     if (folder is None) == (not options.net):
         raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())
     common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
     if folder is not None:
-        subject = subjects.of_run(Path(folder), data=options.data, **common)
-        history, out = read_metrics(Path(folder)), options.out or Path(folder, "analysis")
+        run = expanded(folder)
+        subject = subjects.of_run(run, data=options.data, **common)
+        history, out = read_rows(run / "metrics.jsonl"), options.out or run / "analysis"
     else:
         if not options.data:
             raise UsageError("analyze: --net needs --data, where the real images come from")
@@ -117,7 +118,7 @@ def _critic(folder: str | None, options: CriticOptions) -> int:
             options.net, data=options.data, fakes=options.fakes, weights=options.weights, **own, **common
         )
         history, out = [], options.out or "analysis"
-    page, left_out = analyze(subject, _names(options.what), Path(out), history)
+    page, left_out = analyze(subject, _names(options.what), expanded(out), history)
     for line in left_out:
         print(f"left out {line}")
     print(page)
@@ -134,6 +135,7 @@ def _reproduce(words: list[str]) -> int:
     )
     with user_errors():
         from gnfast.analysis.reproduce import Scale, reproduce
+        from gnfast.data.files import expanded
 
         scale = Scale(
             data=options.data,
@@ -143,7 +145,7 @@ def _reproduce(words: list[str]) -> int:
             width=options.width,
             device=options.device,
         )
-        print(reproduce(scale, _names(figures), Path(options.out), jobs=options.jobs))
+        print(reproduce(scale, _names(figures), expanded(options.out), jobs=options.jobs))
     return 0
 
 

@@ -30,12 +30,17 @@ def parse(kind: type[T], words: list[str], *, prog: str, description: str, defau
     except SystemExit as end:
         if not end.code:
             raise
-        raise UsageError(f"{_one_line(errors.getvalue())} (see {prog} --help)") from None
+        raise UsageError(f"{_unframed(errors.getvalue())} (see {prog} --help)") from None
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
-def _one_line(box: str) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, without the line breaks that a message of a library or a file name may have."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unframed(box: str) -> str:
     """What a framed message of tyro says, without its title, its frame and its repetition of the help."""
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     lines = [line for line in lines if line and line[0] not in "╭╰"]
@@ -69,6 +74,11 @@ def user_errors():
         yield
     except (ValueError, OSError, RunError, UnsupportedError) as error:
         raise UsageError(str(error)) from error
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        # Of the many errors of this kind those that a file or an option can cause.
+        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory|overflow", str(error)):
+            raise
+        raise UsageError(f"not enough memory: {str(error).partition(chr(10))[0]}") from error
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

@@ -136,6 +136,7 @@ def _evaluate(what: str, options: EvalOptions) -> tuple[dict[str, Any], str]:
 
     device = resolve_device(options.device)
     subject = _subject(what, options, device)
+    spec = _extractor_name(options, subject)
     real = metrics.ImageStatistics.load(_path(options.reference)) if options.reference else None
     images = None if real else _real_images(options, subject)
     if not (real or images or options.save_stats):
@@ -144,7 +145,7 @@ def _evaluate(what: str, options: EvalOptions) -> tuple[dict[str, Any], str]:
         _require_alike(images, subject.images)
     extractor = None
     if subject.measure or images:
-        extractor = _extractor(options, subject, images, device)
+        extractor = _extractor(spec, options, subject, images, device)
     if real and extractor:
         # Before hours of measuring.
         metrics.require_comparable(real.origin, metrics.origin(extractor))
@@ -284,18 +285,21 @@ def _require_alike(real: "ImageDataset", measured: "ImageDataset") -> None:
         )
 
 
-def _extractor(
-    options: EvalOptions, subject: Subject, real: "ImageDataset | None", device: "torch.device"
-) -> "FeatureExtractor":
-    from gnfast.metrics import load_extractor
-
+def _extractor_name(options: EvalOptions, subject: Subject) -> str:
     known = subject.settings.get("extractor") or "inception"
-    if ":" in known and not options.extractor:
+    if ":" in known and not options.extractor and not (subject.known and options.reference):
         raise ValueError(
             f"--extractor: {known!r} names code to import, which is taken from the command line alone; repeat it there "
             "if you trust it"
         )
-    spec = options.extractor or known
+    return options.extractor or known
+
+
+def _extractor(
+    spec: str, options: EvalOptions, subject: Subject, real: "ImageDataset | None", device: "torch.device"
+) -> "FeatureExtractor":
+    from gnfast.metrics import load_extractor
+
     # A classifier is trained on real images only; a function may be tried on any.
     dataset = subject.images if real is None and ":" in spec else real
     return load_extractor(

@@ -1,7 +1,6 @@
 """`gnfast report RUN…`: a page about a run, or one that compares several."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from gnfast.cli.common import UsageError, parse, user_errors
 
@@ -30,10 +29,11 @@ def run(words: list[str]) -> int:
         "environment. Several runs are compared on one page.\n\n"
         "Examples:\n  gnfast report runs/digits\n  gnfast report runs/gn runs/sn --out gn-or-sn.html",
     )
+    from gnfast.data.files import expanded
     from gnfast.train.report import write_comparison, write_report
 
-    out = Path(options.out) if options.out else None
     with user_errors():
-        paths = [Path(folder) for folder in folders]
+        out = expanded(options.out) if options.out else None
+        paths = [expanded(folder) for folder in folders]
         print(write_report(paths[0], out) if len(paths) == 1 else write_comparison(paths, out))
     return 0

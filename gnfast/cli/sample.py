@@ -1,7 +1,6 @@
 """`gnfast sample RUN`: images from the generator of a run or of an exported file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
@@ -43,15 +42,16 @@ def run(words: list[str]) -> int:
         "Examples:\n  gnfast sample runs/digits\n  gnfast sample runs/digits --n 5000 --out fakes --raw\n"
         "  gnfast sample G.safetensors --interpolate 8 --out walk.png",
     )
+    from gnfast.data.files import expanded
     from gnfast.train.sample import sample_run
 
     # A file holds one kind of weights: only a wish that was spelt out can be wrong.
     asked = any(word.partition("=")[0] == "--weights" for word in rest)
     with user_errors():
         path = sample_run(
-            Path(source),
+            expanded(source),
             count=options.n,
-            out=Path(options.out) if options.out else None,
+            out=expanded(options.out) if options.out else None,
             weights=options.weights if asked else None,
             seed=options.seed,
             batch_norm=options.bn,

@@ -44,11 +44,11 @@ def run(words: list[str]) -> int:
         raise UsageError(f"sweep: which file? {USAGE}")
     file, rest = (None, words) if words[0] in ("-h", "--help") else (Path(words[0]), words[1:])
     options = parse(SweepOptions, rest, prog="gnfast sweep FILE", description=HELP)
+    from gnfast.data.files import expanded
     from gnfast.train.sweep import load_sweep
 
     with user_errors():
-        sweep = load_sweep(file, Path(options.out) if options.out else None, options.extractor)
-    _check(sweep)
+        sweep = load_sweep(file, expanded(options.out) if options.out else None, options.extractor)
     if options.dry_run:
         for case in sweep.cases:
             print(shlex.join(["gnfast", *case.words()]))
@@ -72,20 +72,6 @@ def run(words: list[str]) -> int:
     if signal:
         return 128 + signal
     return 0 if options.table or all(run.state.status == "finished" for run in results.runs) else 1
-
-
-def _check(sweep: object) -> None:
-    """Values of the wrong kind, as `gnfast train` would refuse them, before anything is started."""
-    from gnfast.train.presets import PRESETS
-
-    for case in sweep.cases:
-        default = PRESETS[case.preset].config
-        try:
-            config = parse(type(default), case.words()[2:], prog="gnfast train", description="", default=default)
-        except UsageError as error:
-            raise UsageError(f"run {case.name}: {error}") from None
-        if not config.data:
-            raise UsageError(f"run {case.name}: {PRESETS[case.preset].needs}")
 
 
 def _where(sweep: object) -> str:

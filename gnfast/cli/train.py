@@ -10,7 +10,7 @@ Train the preset {name}: {summary}.
 
 A run lives in one folder (--run-dir): config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, samples/,
 checkpoints/, tensorboard/, curves.png, report.html. Repeating the command continues a run that stopped (Ctrl-C,
-SIGTERM, a crash) from its last checkpoint; on a CPU the numbers are those of an uninterrupted run.
+SIGTERM, a closed terminal, a crash) from its last checkpoint; on a CPU the numbers are those of an uninterrupted run.
 
 Examples:
   gnfast train {name}{data} --dry-run
@@ -68,6 +68,7 @@ def _dry_run(name: str, config: object) -> int:
 
     import gnfast
     from gnfast.train.config import Config, as_json
+    from gnfast.train.loop import run_folder
     from gnfast.train.networks import build_networks
 
     assert isinstance(config, Config)
@@ -79,7 +80,7 @@ def _dry_run(name: str, config: object) -> int:
         print(f"\n{title}: {type(net).__module__}.{type(net).__name__}, {count:,} parameters", end="")
     print(f"\n\nthe critic's plan for one update, {2 * config.batch_d} images:\n")
     print(gnfast.trace(critic, torch.zeros(2 * config.batch_d, config.channels, config.resolution, config.resolution)))
-    folder = config.run_dir or f"runs/{name}"
+    folder = run_folder(name, config)
     board = ", tensorboard/" if config.tensorboard else ""
     print(
         f"\nwould write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, "

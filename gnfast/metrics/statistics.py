@@ -1,5 +1,6 @@
 """What one pass over images leaves: all that the scores are computed from."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,15 +83,21 @@ class ImageStatistics:
                 raise InputError(f"{place}: kept must be finite, it has NaN or infinity")
         if score is not None and not (score.shape == (2,) and score.dtype.kind == "f" and np.isfinite(score).all()):
             raise InputError(f"{place}: score must be two finite numbers, got {score.dtype} {score.shape}")
-        for name in _NAMES:
-            if name in found and (found[name].shape != () or found[name].dtype.kind != "U"):
-                raise InputError(f"{place}: {name} must be a text, got {found[name].dtype} {found[name].shape}")
+        names = {name: _text(place, name, found[name]) for name in _NAMES if name in found}
         return cls(
             features,
             None if kept is None else torch.from_numpy(kept),
             None if score is None else tuple(score.tolist()),
-            **{name: str(found[name]) for name in _NAMES if name in found},
+            **names,
         )
+
+
+def _text(place: str, name: str, array: np.ndarray) -> str:
+    """An array's text, if it is one that can be shown."""
+    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are no characters.
+        if array.shape == () and array.dtype.kind == "U" and len(text := str(array)) < 200 and text.isprintable():
+            return text
+    raise InputError(f"{place}: {name} must be a short text, got {array.dtype} {array.shape}")
 
 
 def collect(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gnfast.data.files import cache_root
 from gnfast.files import atomic_write, open_regular
-from gnfast.tensors import load_tensors
+from gnfast.tensors import is_state, load_tensors
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
@@ -33,11 +33,11 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
     file = Path(path).expanduser() if path else _official(progress)
     if not file.exists():
         raise ValueError(f"weights must be the path of a file such as {NAME}, got {str(path)!r}")
-    checksum = _sha256(file)
+    # First, since this refuses what is endless.
     state = load_tensors(file)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not is_state(state):
         raise ValueError(f"weights {file} must hold a state dict, names to tensors, got {type(state).__name__}")
-    return state, checksum
+    return state, _sha256(file)
 
 
 def is_official(checksum: str) -> bool:

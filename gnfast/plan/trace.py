@@ -148,9 +148,6 @@ class Recorder:
                 return recorder(self, *args, **kwargs)
             except Refused as error:
                 return self._opaque(func, args, kwargs, error.refusal.reason)
-            except (TypeError, ValueError, RuntimeError) as error:
-                # Arguments that PyTorch may take all the same.
-                return self._opaque(func, args, kwargs, f"recording it raised {type(error).__name__}: {error}")
         finally:
             self._operation = outer
 

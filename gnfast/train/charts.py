@@ -65,7 +65,8 @@ class _Scale:
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool = False):
         self.log = log
-        if low == high:
+        # Closer than any number can tell apart: there is no tick between them.
+        if high - low < 1e-12 * max(abs(low), abs(high)) or high - low < 1e-290:
             low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
         self.low, self.high, self.start, self.end = low, high, start, end
 

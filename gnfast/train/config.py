@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -211,6 +212,9 @@ FREE = {
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
     *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
 }
+# Analyses train networks that have no name on the command line.
+_KINDS = get_type_hints(Config) | {"model": str}
+REQUIRED = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
 
 
 def differences(saved: dict[str, Any], config: Config) -> list[str]:
@@ -228,7 +232,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         # Without a schedule that depends on it, the length of a run is only where it stops.
         names.remove("steps")
     return [
-        f"--{name.replace('_', '-')}: the run has {saved.get(name)!r}, the command says {wanted[name]!r}"
+        f"--{name.replace('_', '-')}: the run has {reprlib.repr(saved.get(name))}, the command says {wanted[name]!r}"
         for name in names
         if saved.get(name) != wanted[name]
     ]
@@ -243,29 +247,56 @@ def from_json(saved: dict[str, Any]) -> Config:
     """The inverse of `as_json`.
 
     Raises:
-        ValueError: a setting that there is not, that is missing, or of another kind or range of values.
+        ValueError: an unknown name, or a value of the wrong kind; the message begins with the option.
     """
-    kinds = get_type_hints(Config)
-    needed = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
-    for name in [*(needed - set(saved)), *(name for name in saved if name not in kinds)]:
-        raise ValueError(f"{name}: {'a setting is missing' if name in needed else 'there is no such setting'}")
-    for name, value in saved.items():
-        # Analyses train networks that have no name on the command line.
-        if not _is_of_kind(value, str if name == "model" else kinds[name]):
-            raise ValueError(f"--{name.replace('_', '-')}: got {str(value)[:80]!r}, a value of another kind")
-    return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    require_kinds(settings)
+    if missing := REQUIRED - settings.keys():
+        raise ValueError(f"--{min(missing).replace('_', '-')}: missing")
+    return Config(**settings)
 
 
-def _is_of_kind(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is one of an annotation of `Config`."""
-    parts = get_args(kind)
-    if get_origin(kind) is Literal:
+def require_kinds(settings: dict[str, Any]) -> None:
+    """That settings are of the kinds that `Config` is annotated with, which Python itself does not ask for.
+
+    Raises:
+        ValueError: an unknown name, or a value of the wrong kind; the message begins with the option.
+    """
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if name not in _KINDS:
+            raise ValueError(f"{option}: this version of gnfast has no such setting")
+        if not _fits(value, _KINDS[name]):
+            raise ValueError(f"{option}: got {reprlib.repr(value)}, want {_told(_KINDS[name])}")
+
+
+def decisive(config: Config) -> dict[str, Any]:
+    """The settings, as JSON values, that decide what is learnt."""
+    return {name: value for name, value in as_json(config).items() if name not in FREE}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the kind that a field of `Config` is annotated with."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
         return isinstance(value, str) and value in parts
-    if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and len(value) == len(parts) and all(map(_is_of_kind, value, parts))
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if parts:
-        return any(_is_of_kind(value, part) for part in parts)
-    return type(value) in ((int, float) if kind is float else (kind,))
+        return any(_fits(value, part) for part in parts)
+    if kind is float:
+        return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < 1e300
+    return isinstance(value, kind) and not (kind is int and (isinstance(value, bool) or abs(value) >= 2**63))
+
+
+def _told(kind: Any) -> str:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, parts))
+    if origin is tuple:
+        return f"{len(parts)} numbers"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+    return " or ".join(names[part] for part in parts or (kind,))
 
 
 def _require(config: Config, name: str, ok: bool, wanted: str) -> None:

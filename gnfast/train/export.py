@@ -19,24 +19,22 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import gnfast
-from gnfast import models
 from gnfast.errors import InputError
 from gnfast.files import atomic_write, open_regular
+from gnfast.tensors import is_state
 from gnfast.train import checkpoint
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, from_json
+from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.published import MIMICRY, load_published
-from gnfast.train.published_keys import mismatches
 from gnfast.train.record import Record, read_run, score_names
 
 Weights = Literal["ema", "raw"]
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
-_STATES = ("generator", "ema", "critic")
-
 # These say where a run was made, not what its generator is.
-LOCAL = {"data_root", "run_dir", "device", "threads", "extractor_weights"}
+LOCAL = {"data_root", "extractor_weights", "run_dir", "device", "threads"}
 
 
 @dataclass(frozen=True)
@@ -63,26 +61,20 @@ class Snapshot:
         Raises:
             RunError: the weights are not those of the network that the settings describe.
         """
-        generator = self.unbuilt()
+        self.require_fit()
         if bad := [name for name, value in self.state.items() if not torch.isfinite(value).all()]:
             raise RunError(f"{self.source}: the weights are of no use: NaN or infinity in {', '.join(bad[:3])}")
-        generator.to_empty(device="cpu").load_state_dict(self.state)
+        generator, _ = build_networks(self.config)
+        generator.load_state_dict(self.state)
         return generator.requires_grad_(False).train(self.config.sample_bn == "batch")
 
-    def unbuilt(self) -> nn.Module:
-        """The generator without memory for its weights, which are found to fit: settings may ask for any size."""
-        config = self.config
-        sizes = {name: getattr(config, name) for name in ("resolution", "channels", "z_dim", "width", "classes")}
+    def require_fit(self) -> None:
+        """Raises RunError unless the weights are those of the network that the settings describe."""
         try:
-            with torch.device("meta"):
-                generator, _ = models.build(config.model, **sizes)
-        except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-            reason = str(error).partition("\n")[0]
-            raise RunError(f"{self.source}: the settings are those of no {config.model} generator: {reason}") from error
-        if wrong := mismatches(self.state, generator.state_dict()):
-            wrong = "; ".join(wrong[:3])
-            raise RunError(f"{self.source}: the weights do not fit a {config.model} generator: the file {wrong}")
-        return generator
+            require_fit(self.config, generator=self.state)
+        except ValueError as error:
+            message = f"{self.source}: the weights do not fit a {self.config.model} generator: {error}"
+            raise RunError(message) from error
 
 
 def snapshot(source: Path, weights: Weights | None = None) -> Snapshot:
@@ -119,6 +111,8 @@ def export(source: Path, out: Path, weights: Weights | None = None) -> Path:
     if out.suffix != ".safetensors":
         raise ValueError(f"--out: got {str(out)!r}, want FILE.safetensors")
     taken = snapshot(source, weights)
+    # Which is refused where nothing could be drawn from it.
+    taken.build()
     settings = {name: value for name, value in as_json(taken.config).items() if name not in LOCAL}
     # A path says more about its owner than about the images.
     settings["data"] = Path(taken.config.data).name
@@ -178,16 +172,14 @@ def newest_state(run_dir: Path) -> tuple[Record, Config, dict[str, Any]]:
     if saved is None:
         raise RunError(f"{run_dir} has no checkpoint yet, looked for {run_dir / 'checkpoints'}/step-*.pt")
     state = saved.get("state") if isinstance(saved, dict) else None
-    if not isinstance(state, dict) or type(state.get("step")) is not int or not _are_states(state):
+    names = ("generator", "ema", "critic")
+    if (
+        not isinstance(state, dict)
+        or type(state.get("step")) is not int
+        or not all(is_state(state.get(n)) for n in names)
+    ):
         raise RunError(f"{run_dir}: its newest checkpoint is not one of a run")
     return record, _settings(run_dir / "config.json", record.settings), state
-
-
-def _are_states(state: dict[str, Any]) -> bool:
-    found = [state.get(name) for name in _STATES]
-    return all(isinstance(each, dict) for each in found) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for each in found for name, value in each.items()
-    )
 
 
 def _of_published(path: Path, weights: Weights | None) -> Snapshot:
@@ -226,10 +218,12 @@ def _of_file(path: Path, weights: Weights | None) -> Snapshot:
         raise RunError(f"{path} holds {about['weights']} weights, not {weights}; export those from the run")
     known = {field.name for field in dataclasses.fields(Config)}
     config = _settings(path, {name: value for name, value in about.items() if name in known})
+    # `export` writes no path, and what others wrote is not followed.
+    config = dataclasses.replace(config, data=Path(config.data).name)
     origin = {name: about[name] for name in ("preset", "step", "scores")}
     found = Snapshot(path, config, state, about["weights"], origin)
     # Before all of a file is read that may say that it is larger than any disk.
-    found.unbuilt()
+    found.require_fit()
     if about["sha256"] != _digest(state):
         raise RunError(f"{path} is damaged: its weights are not those that were written")
     return found

@@ -1,26 +1,26 @@
 """The runs of a sweep as processes: several at once, each in its own folder, and repeated until all have finished."""
 
 import contextlib
-import fcntl
 import json
 import re
 import subprocess
 import sys
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from gnfast.files import write_text
-from gnfast.train import checkpoint
+from gnfast.errors import InputError
+from gnfast.files import open_regular, write_text
+from gnfast.train import checkpoint, lock
 from gnfast.train.checkpoint import RunError
 from gnfast.train.config import differences
-from gnfast.train.record import Row, best, last, main_score, read_run
-from gnfast.train.signals import requested_stops
+from gnfast.train.record import DamagedFileError, Row, best, last, main_score, read_json, read_run, tail
+from gnfast.train.signals import STOPS, requested_stops
 from gnfast.train.sweep import Case, Sweep
 
 POLL_SECONDS = 0.2
@@ -54,9 +54,22 @@ def state_of(case: Case, record: dict[str, Row]) -> State:
 
 
 def read_record(out: Path) -> dict[str, Row]:
-    """How the runs of a sweep ended, by their names: `status`, `exit`, `message`, `seconds`."""
+    """How the runs of a sweep ended, by their names: `status`, `exit`, `message`, `seconds`.
+
+    Raises:
+        RunError: the file is not a sweep's. One that was cut short reads as empty, with a warning.
+    """
     path = out / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return {}
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; runs that failed or diverged are tried again", stacklevel=2)
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise RunError(f"{path} is not one of a sweep")
+    return found
 
 
 def run_sweep(
@@ -79,9 +92,8 @@ def run_sweep(
     Raises:
         RunError: another sweep is at work in the same folder, or its runs still are.
     """
-    sweep.out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(_lock(sweep.out))
+        held = stack.enter_context(lock.sole_user(sweep.out, "a sweep (or runs that it left), process"))
         record = read_record(sweep.out)
         states = {case.name: state_of(case, record) for case in sweep.cases}
         skipped = {"finished"} if retry else {"finished", "diverged"}
@@ -98,7 +110,7 @@ def run_sweep(
         asked = False
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
-                running.append(_Job(waiting.popleft(), sweep, free.popleft(), lock))
+                running.append(_Job(waiting.popleft(), sweep, free.popleft(), held))
             if stopped and not asked:
                 asked = True
                 echo(f"{stopped[0].name}: {len(running)} runs stop after a checkpoint")
@@ -119,7 +131,7 @@ def run_sweep(
 class _Job:
     """A run's process, with its output in OUT/output/NAME.txt."""
 
-    def __init__(self, case: Case, sweep: Sweep, device: str, lock: Any):
+    def __init__(self, case: Case, sweep: Sweep, device: str, held: int):
         self.case = case
         self.device = device
         self.started = time.monotonic()
@@ -136,17 +148,17 @@ class _Job:
                 # A terminal sends Ctrl-C to a whole session: the runs are to hear of it once, from the sweep.
                 start_new_session=True,
                 # The lock is theirs too, so that runs which outlive a killed sweep are not started twice.
-                pass_fds=[lock.fileno()],
+                pass_fds=[held],
             )
 
     def end(self) -> Row:
         """How it ended: an entry of sweep.json."""
         code = self.process.returncode
-        lines = self.output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        lines = tail(self.output).strip().splitlines()
         message = lines[-1] if lines else ""
         if code == 0:
             status = "finished"
-        elif code in (-15, -2, 128 + 15, 128 + 2):
+        elif code in {sign * number + base for number in STOPS for sign, base in ((-1, 0), (1, 128))}:
             status = "stopped"
         else:
             # Status 1 is also that of a traceback, whose last line has no such beginning.
@@ -184,16 +196,6 @@ class _Bar:
         self.bar.update(sum(self.steps.values()) - self.bar.n)
 
 
-@contextlib.contextmanager
-def _lock(out: Path) -> Iterator[Any]:
-    with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"{out}: a sweep, or a run of one that was killed, is still at work here") from error
-        yield file
-
-
 def _differs(case: Case) -> bool:
     try:
         return bool(differences(read_run(case.folder).settings, case.config()))
@@ -210,11 +212,11 @@ def _checkpointed(folder: Path) -> int:
 def _logged(folder: Path) -> int:
     """The step of the last row of metrics.jsonl, 0 if there is none."""
     try:
-        with (folder / "metrics.jsonl").open("rb") as file:
+        with open_regular(folder / "metrics.jsonl") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - 4096))
             found = _STEP.findall(file.read())
-    except FileNotFoundError:
+    except (OSError, InputError):
         return 0
     return int(found[-1]) if found else 0
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from torch import Tensor
 
 import gnfast
 from gnfast.data import to_uint8
-from gnfast.files import write_text
+from gnfast.files import atomic_write, open_append, write_text
+from gnfast.train.checkpoint import RunError
+from gnfast.train.record import parsed, points, read_json, read_lines, read_rows
 
 
 class RunLog:
@@ -26,7 +29,7 @@ class RunLog:
 
     Args:
         folder: the run folder.
-        step: step to continue after; rows and events of later steps are dropped.
+        step: step to continue after; rows and events of later steps are dropped, and of a run that has not begun all.
         tensorboard: write event files.
         echo: called with each line of the log, beside the file.
         writes: whether this process leaves anything; of several, one does.
@@ -38,13 +41,14 @@ class RunLog:
         self.folder = folder
         self.echo = echo
         self.writes = writes
-        if writes:
-            for name in ("metrics.jsonl", "speed.jsonl"):
-                _truncate(folder / name, step)
-        self._metrics, self._speed, self._text = (
-            (folder / name if writes else Path(os.devnull)).open("a", encoding="utf-8")
-            for name in ("metrics.jsonl", "speed.jsonl", "log.txt")
-        )
+        names = ("log.txt", "metrics.jsonl", "speed.jsonl")
+        if not writes:
+            self._files = [open(os.devnull, "a") for _ in names]  # noqa: SIM115
+        else:
+            self._files = [open_append(folder / names[0])]
+            for name in names[1:]:
+                _cut(folder / name, step, self.say)
+                self._files.append(open_append(folder / name))
         self._board = None
         if tensorboard and writes:
             from torch.utils.tensorboard import SummaryWriter
@@ -54,11 +58,11 @@ class RunLog:
     def say(self, line: str) -> None:
         """One line for the user and for log.txt, with the time of day in the file."""
         self.echo(line)
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._text, flush=True)
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._files[0], flush=True)
 
     def row(self, step: int, **values: Any) -> None:
         """One row of metrics.jsonl; its numbers go to TensorBoard too."""
-        print(json.dumps({"step": step, **values}), file=self._metrics, flush=True)
+        print(json.dumps({"step": step, **values}), file=self._files[1], flush=True)
         self.scalars(step, **values)
 
     def scalars(self, step: int, **values: Any) -> None:
@@ -70,22 +74,35 @@ class RunLog:
 
     def speed(self, step: int, **values: float) -> None:
         """One row of speed.jsonl; its numbers go to TensorBoard too."""
-        print(json.dumps({"step": step, **values}), file=self._speed, flush=True)
+        print(json.dumps({"step": step, **values}), file=self._files[2], flush=True)
         self.scalars(step, **values)
 
     def session(self, entry: dict[str, Any]) -> None:
         """Adds an entry to environment.json."""
         if self.writes:
             path = self.folder / "environment.json"
-            sessions = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-            write_text(path, json.dumps([*sessions, entry], indent=2) + "\n")
+            write_text(path, json.dumps([*self._sessions(path), entry], indent=2) + "\n")
+
+    def _sessions(self, path: Path) -> list[Any]:
+        """The sessions before; a file that does not tell them is put aside."""
+        try:
+            found = read_json(path)
+            if not isinstance(found, list):
+                raise RunError(f"{path} is not one of a run")
+            return found
+        except FileNotFoundError:
+            return []
+        except RunError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            os.replace(path, aside)
+            self.say(f"warning: {error}; it is begun anew, {aside.name} is the file as it was")
+            return []
 
     def picture(self, name: str, step: int, images: Tensor) -> Path:
         """Saves a grid of images, (N, C, H, W) float in [-1, 1], as samples/NAME-STEP.png."""
         path = self.folder / "samples" / f"{name}-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
         picture = grid(to_uint8(images).cpu())
-        picture.save(path)
+        save_picture(picture, path)
         if self._board is not None:
             self._board.add_image(
                 name,
@@ -97,29 +114,48 @@ class RunLog:
             )
         return path
 
+    def flush(self) -> None:
+        """Brings the rows to disk, so that no checkpoint outlives the rows before it."""
+        if self.writes:
+            for file in self._files:
+                os.fsync(file.fileno())
+
     def close(self) -> None:
         """Closes the files."""
-        for file in (self._metrics, self._speed, self._text):
+        for file in self._files:
             file.close()
         if self._board is not None:
             self._board.close()
 
 
-def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl (or speed.jsonl); a last line that a kill cut short is left out."""
-    path = folder / name
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
+    """Drops the rows of later steps, and with a warning and a copy those that cannot be read."""
+    kept, damaged, changed, line = [], [], False, b"\n"
+    for number, line in enumerate(read_lines(path), 1):
+        row = parsed(line)
+        if row is None:
+            damaged.append(str(number))
+        elif 0 < step >= row["step"]:
+            kept.append(line if line.endswith(b"\n") else line + b"\n")
+        changed |= not kept or kept[-1] is not line
+    if not line.endswith(b"\n") and parsed(line) is None:
+        # As a kill leaves it: a row that was being written is no row.
+        damaged.pop()
+    if damaged:
+        copy = path.with_name(f"{path.name}.damaged")
+        with atomic_write(copy) as part:
+            shutil.copyfile(path, part)
+        lines = ", ".join(damaged[:10]) + (", …" if len(damaged) > 10 else "")
+        warn(f"warning: {path}: line {lines} cannot be read and is left out; {copy.name} is the file as it was")
+    if changed:
+        with atomic_write(path) as part:
+            part.write_bytes(b"".join(kept))
 
 
-def _truncate(path: Path, step: int) -> None:
-    rows = [row for row in read_metrics(path.parent, path.name) if row["step"] <= step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG in one step."""
+    with atomic_write(path) as part:
+        picture.save(part, format="PNG")
 
 
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Image.Image:
@@ -148,9 +184,13 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
 
 def loss_curve(folder: Path) -> Path | None:
     """Draws the losses and distances of metrics.jsonl as curves.png; None if there is nothing to draw yet."""
-    rows = read_metrics(folder)
-    losses = [row for row in rows if "loss_generator" in row]
-    distances = [row for row in rows if "distance_ema" in row]
+    rows = read_rows(folder / "metrics.jsonl")
+    losses = {
+        name: found
+        for name in dict.fromkeys(n for r in rows for n in r if n.startswith("loss_"))
+        if (found := points(rows, name))
+    }
+    distances = {name: found for name in ("raw", "ema") if (found := points(rows, f"distance_{name}"))}
     if not losses:
         return None
     # Figure, not pyplot: no global state and no display.
@@ -158,21 +198,21 @@ def loss_curve(folder: Path) -> Path | None:
 
     figure = Figure(figsize=(8, 6 if distances else 3.2), layout="constrained")
     axes = figure.subplots(2 if distances else 1, 1, sharex=True, squeeze=False)[:, 0]
-    steps = [row["step"] for row in losses]
-    for name in [name for name in losses[-1] if name.startswith("loss_")]:
-        axes[0].plot(steps, [row.get(name) for row in losses], label=name.removeprefix("loss_"), linewidth=1)
+    for name, found in losses.items():
+        axes[0].plot(*zip(*found, strict=True), label=name.removeprefix("loss_"), linewidth=1)
     axes[0].set_ylabel("loss")
     axes[0].legend(frameon=False)
     if distances:
-        steps = [row["step"] for row in distances]
-        for name in ("raw", "ema"):
-            axes[1].plot(steps, [row[f"distance_{name}"] for row in distances], label=name, marker="o", markersize=3)
+        for name, found in distances.items():
+            axes[1].plot(*zip(*found, strict=True), label=name, marker="o", markersize=3)
         axes[1].set_yscale("log")
-        axes[1].set_ylabel(f"Fréchet distance\n({distances[-1]['extractor']})")
+        extractor = next((row["extractor"] for row in reversed(rows) if "extractor" in row), "")
+        axes[1].set_ylabel(f"Fréchet distance\n({extractor})")
         axes[1].legend(frameon=False)
     axes[-1].set_xlabel("generator updates")
     path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    with atomic_write(path) as part:
+        figure.savefig(part, dpi=120, format="png")
     return path
 
 

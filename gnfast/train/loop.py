@@ -1,6 +1,7 @@
 """The training program around Algorithm 1: data, log, schedule, checkpoints, and continuing where a run stopped."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -15,16 +16,19 @@ from tqdm import tqdm
 
 from gnfast.analysis.live import Probe
 from gnfast.data import ImageDataset
+from gnfast.data.files import expanded
+from gnfast.data.registry import registered
 from gnfast.device import resolve_device
-from gnfast.files import write_text
+from gnfast.files import remove_abandoned, write_text
 from gnfast.metrics import FeatureExtractor
-from gnfast.train import checkpoint
+from gnfast.train import checkpoint, lock
 from gnfast.train.checkpoint import RunError
-from gnfast.train.config import Config, as_json, differences
+from gnfast.train.config import Config, as_json, decisive, differences
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
-from gnfast.train.logs import RunLog, environment, loss_curve, read_metrics
+from gnfast.train.logs import RunLog, environment, loss_curve
 from gnfast.train.parallel import Group, joined
+from gnfast.train.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
 from gnfast.train.report import write_report
 from gnfast.train.signals import requested_stops
 from gnfast.train.state import NonFiniteLossError, State, sample
@@ -39,7 +43,7 @@ class Outcome:
         step: generator updates done, over all sessions.
         trained: generator updates done by this call.
         finished: whether all of them are done.
-        signal: the signal that stopped it (2 or 15), or 0.
+        signal: the signal that stopped it (1, 2 or 15), or 0.
         picture: the last sample grid, if there is one.
         distances: the rows of metrics.jsonl with Fréchet distances, oldest first.
     """
@@ -66,19 +70,24 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
         echo: called with each line for the user; above the progress bar on stdout if None.
 
     Returns:
-        How it ended. SIGINT and SIGTERM end it early, after a checkpoint.
+        How it ended. SIGINT, SIGTERM and SIGHUP end it early, after a checkpoint.
 
     Raises:
         ValueError: no data given, or settings that do not fit together.
-        RunError: the run folder belongs to another preset, other settings or other data, or cannot be read; the disk is
-            full; another process of the run was lost.
+        RunError: the run folder belongs to another preset, other settings or other data, or cannot be read; another
+            process is at work in it; the disk is full; another process of the run was lost.
         NonFiniteLossError: training diverged; the state before that step is saved.
     """
     device = _own_device(resolve_device(config.device))
     _set_arithmetic(config, device)
-    folder = Path(config.run_dir or Path("runs", preset))
-    with _clear_errors(folder), joined(device) as group:
+    folder = run_folder(preset, config)
+    config = _from_anywhere(config)
+    with _clear_errors(folder), joined(device) as group, contextlib.ExitStack() as stack:
         if group.leads:
+            # From the first moment on: preparing data may take an hour.
+            stack.enter_context(lock.sole_user(folder, "gnfast train, process"))
+            # Of a run that was killed before it had written its first file.
+            remove_abandoned(folder, "config.json")
             echo = echo or (lambda line: tqdm.write(line))
         else:
             echo, progress = (lambda line: None), False
@@ -88,12 +97,13 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
         if saved is not None:
-            state.load_state_dict(saved["state"])
+            _restore(state, saved, folder)
         reference, extractor = dataset, None
         if group.leads:
             reference, extractor = open_measures(config, dataset, device, progress)
+            for place in (folder, folder / "checkpoints", folder / "samples"):
+                remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
-            folder.mkdir(parents=True, exist_ok=True)
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         with contextlib.closing(RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)) as log:
@@ -124,6 +134,8 @@ class _Session:
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
         if self.start >= config.steps:
+            # What a run shows comes after its last checkpoint, and may have been cut off.
+            self._show()
             log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
             return self._outcome()
         log.session(environment(state.device, self.start, self.group.world))
@@ -139,9 +151,7 @@ class _Session:
         with requested_stops() as received, self._bar() as bar:
             self._train(received, bar)
         self._save()
-        if self.group.leads:
-            loss_curve(self.folder)
-            self._report()
+        self._show()
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -196,10 +206,18 @@ class _Session:
         if not self.group.leads:
             return
         self.measure(self.state)
-        distances = [row["distance_ema"] for row in read_metrics(self.folder) if "distance_ema" in row]
+        distances = [value for _, value in points(self._rows(), "distance_ema")]
         self._report()
         if distances and self.state.step and distances[-1] == min(distances):
             self._save(best=True)
+
+    def _rows(self) -> list[Row]:
+        return read_rows(self.folder / "metrics.jsonl")
+
+    def _show(self) -> None:
+        if self.group.leads:
+            loss_curve(self.folder)
+            self._report()
 
     def _report(self) -> None:
         try:
@@ -211,8 +229,9 @@ class _Session:
 
     def _save(self, best: bool = False) -> None:
         if self.group.leads:
+            self.log.flush()
             content = {"preset": self.preset, "data": self.state.batches.dataset.fingerprint}
-            content["state"] = self.state.state_dict()
+            content |= {"config": decisive(self.config), "state": self.state.state_dict()}
             checkpoint.save(self.folder / "checkpoints", self.state.step, content, best=best)
 
     def _bar(self) -> tqdm:
@@ -235,7 +254,7 @@ class _Session:
             step >= self.config.steps,
             int(number),
             pictures[-1] if pictures else None,
-            [row for row in read_metrics(self.folder) if "distance_ema" in row],
+            [row for row in self._rows() if "distance_ema" in row],
         )
 
 
@@ -247,26 +266,57 @@ def open_run(
     Raises:
         RunError: the folder is not a run's, or of another preset, other settings or other data.
     """
-    record = folder / "config.json"
-    if record.exists():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if known["preset"] != preset:
-            raise RunError(f"{folder} is a run of {known['preset']}, not of {preset}; choose another --run-dir")
-        changed = differences(known["config"], config)
-        if changed:
-            raise RunError(
-                f"{folder} was started with other settings; choose another --run-dir, or repeat them: "
-                + "; ".join(changed)
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty and not a run folder (no config.json); choose another --run-dir")
-    saved = checkpoint.load_newest(folder / "checkpoints", warn)
+    checkpoints = folder / "checkpoints"
+    if folder.is_dir() and os.listdir(folder) not in ([], [lock.NAME]):
+        try:
+            found, settings = read_settings(folder)
+        except DamagedFileError as error:
+            # A power cut leaves an empty file. A checkpoint knows preset and settings as well.
+            if (folder / "config.json").stat().st_size and not checkpoint.paths(checkpoints):
+                raise RunError(f"{error}; choose another --run-dir") from error
+            warn(f"warning: {error}; it is written anew")
+        except RunError as error:
+            raise RunError(f"{error}; choose another --run-dir") from error
+        else:
+            _require_same(folder, found, settings, preset, config)
+    saved = checkpoint.load_newest(checkpoints, warn)
     if saved is not None:
-        if saved["preset"] != preset:
-            raise RunError(f"{folder}/checkpoints are of {saved['preset']}, not of {preset}; choose another --run-dir")
+        # Checkpoints of earlier versions have no settings.
+        settings = saved.get("config", decisive(config))
+        _require_same(folder, saved["preset"], settings if isinstance(settings, dict) else {}, preset, config)
         if saved["data"] != fingerprint:
             raise RunError(f"{folder} was trained on other images than {config.data!r} holds now")
     return saved
+
+
+def _require_same(folder: Path, found: str, settings: Row, preset: str, config: Config) -> None:
+    if found != preset:
+        raise RunError(f"{folder} is a run of {found[:100]}, not of {preset}; choose another --run-dir")
+    changed = differences(plain_entries(settings), config)
+    if changed:
+        raise RunError(
+            f"{folder} was started with other settings; choose another --run-dir, or repeat them: " + "; ".join(changed)
+        )
+
+
+def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
+    try:
+        state.load_state_dict(saved["state"])
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(f"{folder / 'checkpoints'}: the newest does not fit this run: {reason}") from error
+
+
+def run_folder(preset: str, config: Config) -> Path:
+    """Where a run lives."""
+    return expanded(config.run_dir or Path("runs", preset))
+
+
+def _from_anywhere(config: Config) -> Config:
+    """The settings with paths that mean the same in every working directory: config.json is read from elsewhere."""
+    names = ["data_root", "extractor_weights"] + ([] if config.data in registered() else ["data"])
+    paths = {name: getattr(config, name) for name in names}
+    return dataclasses.replace(config, **{name: str(expanded(path).absolute()) for name, path in paths.items() if path})
 
 
 def _load(config: Config, progress: bool) -> ImageDataset:
@@ -307,17 +357,27 @@ def _require_divisible(config: Config, group: Group) -> None:
             )
 
 
+_FULL = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "no space left in the quota",
+    errno.EFBIG: "no space left for a file of that size (ulimit -f)",
+}
+
+
 @contextlib.contextmanager
 def _clear_errors(folder: Path) -> Iterator[None]:
     try:
         yield
+    except RunError:
+        raise
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disk as a RuntimeError of its own, caused by the file's.
         causes = [error, error.__cause__, error.__context__]
-        if any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
+        full = next((c for c in causes if isinstance(c, OSError) and c.errno in _FULL), None)
+        if full is not None:
             raise RunError(
-                f"no space left on the disk of {folder}; free some and repeat the command: the run continues from its "
-                "last checkpoint"
+                f"{_FULL[full.errno]} on the disk of {folder}; free some and repeat the command: the run continues "
+                "from its last checkpoint"
             ) from error
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
             first = str(error).strip().partition("\n")[0]

@@ -1,12 +1,13 @@
 """The networks of a run as its settings describe them: built, initialised, normalised, merged."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnfast import GradientNorm, models, rewrite, spectral_norm_
 from gnfast.models import initialise_, weight_norm_
 from gnfast.spectral import LAYERS
 from gnfast.train.config import Config
+from gnfast.train.published_keys import mismatches
 
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
@@ -31,6 +32,26 @@ def build_networks(config: Config) -> models.Pair:
         if config.weight_norm:
             weight_norm_(critic)
         return generator, critic
+
+
+def require_fit(config: Config, **weights: dict[str, Tensor]) -> None:
+    """That weights are those of the networks that settings describe, before these take memory: a file may ask for any.
+
+    Args:
+        config: the settings.
+        weights: state dicts by `generator` or `critic`.
+
+    Raises:
+        ValueError: they are not, or there are no such networks; the message names the first difference.
+    """
+    try:
+        with torch.device("meta"):
+            networks = dict(zip(("generator", "critic"), build_networks(config), strict=True))
+    except (OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError(f"there are no such networks ({str(error).partition(chr(10))[0][:200]})") from error
+    for name, state in weights.items():
+        if wrong := mismatches(state, networks[name].state_dict()):
+            raise ValueError(f"{name}: the file {'; '.join(wrong[:3])}")
 
 
 def _normalize_spectrally(critic: nn.Module, config: Config) -> None:

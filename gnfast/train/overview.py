@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gnfast.files import write_text
+from gnfast.files import atomic_write, write_text
 from gnfast.train.charts import Series, line_chart
 from gnfast.train.page import Html, element, embedded, page, table
 from gnfast.train.record import measure_of, points
@@ -71,7 +71,8 @@ def _figure(results: Results, path: Path) -> Path | None:
     if min(means) > 0 and max(means) > 20 * min(means):
         axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, metadata={"Date": None})
+    with atomic_write(path) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None})
     return path
 
 
@@ -103,12 +104,12 @@ def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
     """Bars side by side for the labels of the first axis, at one place for each combination of the others."""
     first, *others = shown[0].labels
     hue = first if others else ""
-    places = list(dict.fromkeys(_without(one, hue) for one in shown))
+    places = {place: x for x, place in enumerate(dict.fromkeys(_without(one, hue) for one in shown))}
     hues = list(dict.fromkeys(str(one.labels.get(hue)) for one in shown))
     for index, label in enumerate(hues):
         found = [one for one in shown if str(one.labels.get(hue)) == label]
         offset = (index - (len(hues) - 1) / 2) * 0.8 / len(hues)
-        xs, (means, errors) = [places.index(_without(one, hue)) + offset for one in found], _means(found)
+        xs, (means, errors) = [places[_without(one, hue)] + offset for one in found], _means(found)
         axes.bar(xs, means, 0.75 / len(hues), yerr=errors, capsize=3, label=label)
     axes.set_xticks(range(len(places)), places)
     if sum(map(len, places)) > 70:

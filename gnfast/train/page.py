@@ -2,11 +2,15 @@
 
 import base64
 import io
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
+
+from gnfast.files import open_regular
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --text: #1d2126; --soft: #667078; --line: #e2e4e6;
@@ -68,6 +72,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 # Sides in pixels and JPEG qualities that a picture is tried with until it fits its budget.
 SIDES = ((720, 90), (720, 75), (540, 65), (400, 50))
+# 64 images of 1000 pixels: what is larger is not worth its memory on a page.
+PIXELS = 64_000_000
 
 _VOID = {"meta", "img", "br"}
 
@@ -117,11 +123,20 @@ def card(title: str, value: str, note: str = "") -> Html:
 
 
 def picture(path: Path, budget: int, alt: str) -> Html | None:
-    """An image file as an element of at most `budget` bytes of data where that is possible; None if it is damaged."""
+    """An image file as an element of at most `budget` bytes of data where that is possible.
+
+    Returns:
+        None if it is damaged, larger than any grid of samples, or no PNG or JPEG.
+    """
     try:
-        with Image.open(path) as opened:
+        with open_regular(path) as file, warnings.catch_warnings():
+            # Said below, with less to be found too large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(file, formats=("PNG", "JPEG"))
+            if math.prod(opened.size) > PIXELS:
+                return None
             kind, image = opened.format, opened.convert("L" if opened.mode == "L" else "RGB")
-    except (OSError, SyntaxError):
+    except Exception:  # Pillow raises whatever the damaged bytes lead it to.
         return None
     if kind == "PNG" and max(image.size) <= SIDES[0][0] and path.stat().st_size <= budget:
         return embedded(path.read_bytes(), "image/png", alt)

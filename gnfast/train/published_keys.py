@@ -22,6 +22,8 @@ _MIMICRY_GENERATOR = {
 }
 _MIMICRY_CRITIC = {"c1": "residual.0", "c2": "residual.2", "c_sc": "shortcut.0"}
 
+_REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
 
 def gngan_generator(state: State) -> State:
     """The CNN and the ResNets have gnfast's keys already."""
@@ -197,6 +199,6 @@ def mismatches(state: State, wanted: State) -> list[str]:
             lines.append(f"lacks {key}")
         elif state[key].shape != wanted[key].shape:
             lines.append(f"has {key} of {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
-        elif state[key].is_complex() or (wanted[key].is_floating_point() and not state[key].is_floating_point()):
+        elif state[key].dtype not in (_REAL if wanted[key].is_floating_point() else {*_REAL, wanted[key].dtype}):
             lines.append(f"has {key} in {state[key].dtype} instead of {wanted[key].dtype}")
     return lines

@@ -149,8 +149,7 @@ def _figures(record: Record) -> Html:
             lasts = ", ".join(f"{_weights(n)} {number(last(record.rows, n)[1])}" for n in names if bests[n])
             note = f"{_weights(name)}, step {bests[name][0]:,}; last: {lasts}"
             cards.append(card(f"Best {MEASURES.get(measure, measure)}", number(bests[name][1]), note))
-    steps = record.settings.get("steps")
-    cards.append(card("Steps", f"{record.step:,}", f"of {steps:,}" if isinstance(steps, int) else ""))
+    cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
     return _section("Key figures", element("div", *cards, class_="grid"))
@@ -337,6 +336,5 @@ def _command(words: Any) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     return path

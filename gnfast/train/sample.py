@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnfast.data import to_uint8
 from gnfast.device import resolve_device
 from gnfast.train.export import Weights, snapshot
-from gnfast.train.logs import grid
+from gnfast.train.logs import grid, save_picture
 from gnfast.train.state import sample
 
 # Images from one end of a latent walk to the other, both included.
@@ -106,8 +106,7 @@ def _walks(rows: int, z_dim: int, noise: torch.Generator) -> Tensor:
 
 def _write(images: Tensor, out: Path, columns: int | None) -> Path:
     if out.suffix.lower() == ".png":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        grid(images, columns).save(out)
+        save_picture(grid(images, columns), out)
         return out
     out.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, which the loop grants after a checkpoint."""
+"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop, which the loop grants after a checkpoint."""
 
 import contextlib
 import signal
@@ -6,10 +6,15 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextlib.contextmanager
 def requested_stops() -> Iterator[list[signal.Signals]]:
-    """Collects the first SIGINT or SIGTERM in the list it gives; a second one acts as it would without this."""
+    """Collects the first of `STOPS` in the list it gives; a second one acts as it would without this.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays so.
+    """
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         # Python delivers signals to the main thread only.
@@ -21,7 +26,8 @@ def requested_stops() -> Iterator[list[signal.Signals]]:
         received.append(signal.Signals(number))
         restore()
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in heard}
 
     def restore() -> None:
         for number, handler in before.items():

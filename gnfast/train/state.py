@@ -195,13 +195,24 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` gave."""
+        """Takes over what `state_dict` gave.
+
+        Raises:
+            InputError: it is not of such networks, optimisers or data; the message says what differs.
+        """
+        own = self.state_dict()
+        for name in ("step", "generator", "critic", "ema", "batches", "noise"):
+            require_like(name, own[name], state.get(name))
+        _require_rows(state.get("pending"), len(self.loss_names))
+        kept = {name: _kept(name, getattr(self, name), state.get(name)) for name in ("optim_d", "optim_g")}
         self.step = state["step"]
         self.generator.load_state_dict(state["generator"])
         self.critic.load_state_dict(state["critic"])
         self.ema.module.load_state_dict(state["ema"])
-        self.optim_d.load_state_dict(state["optim_d"])
-        self.optim_g.load_state_dict(state["optim_g"])
+        for name, values in kept.items():
+            # Rates and the like are the settings', which are the same.
+            groups = own[name]["param_groups"]
+            getattr(self, name).load_state_dict({"state": values, "param_groups": groups})
         self._prepare_optimizers()
         # Checkpoints of versions without loss scaling have none.
         self.scaler_d.load_state_dict(state.get("scaler_d", {}))
@@ -384,6 +395,60 @@ def sample(generator: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_st
     for buffer, value in zip(generator.buffers(), kept, strict=True):
         buffer.copy_(value)
     return images
+
+
+def require_like(name: str, own: Any, got: Any) -> None:
+    """That a part of a checkpoint has the kinds, keys and shapes of our own.
+
+    Raises:
+        InputError: it has not; the message names the first difference.
+    """
+    if isinstance(own, Tensor):
+        what = f"{tuple(own.shape)} of {own.dtype}"
+        if not isinstance(got, Tensor) or (got.shape, got.dtype) != (own.shape, own.dtype):
+            there = f"{tuple(got.shape)} of {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
+            raise InputError(f"{name} is {there}, want {what}")
+    elif isinstance(own, dict):
+        keys = got.keys() if isinstance(got, dict) else set()
+        if keys != own.keys():
+            odd = sorted(map(str, own.keys() ^ keys))[0]
+            raise InputError(f"{name} {'lacks' if odd in own else 'has an unknown'} {odd[:100]!r}")
+        for key, value in own.items():
+            require_like(f"{name}.{key}", value, got[key])
+    elif type(got) is not type(own):
+        raise InputError(f"{name} is of type {type(got).__name__}, want {type(own).__name__}")
+
+
+def _require_rows(pending: Any, columns: int) -> None:
+    rows = pending if isinstance(pending, list) else [None]
+    if not all(isinstance(row, Tensor) and row.is_floating_point() and row.shape == (columns,) for row in rows):
+        raise InputError(f"pending must be a list of rows of {columns} losses")
+
+
+def _kept(name: str, optimizer: torch.optim.Optimizer, saved: Any) -> dict[int, dict[str, Tensor]]:
+    """What an optimiser remembers of each weight, laid out in memory like the weight: fused kernels take that on trust.
+
+    Raises:
+        InputError: it is of another optimiser, or of other weights.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    moments = {"exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"square_avg"}
+    entries = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(entries, dict) or not all(type(i) is int and 0 <= i < len(weights) for i in entries):
+        raise InputError(f"{name} is not of {len(weights)} weights")
+    kept = {}
+    for index, entry in entries.items():
+        weight, place = weights[index], f"{name}[{index}]"
+        if not isinstance(entry, dict) or entry.keys() != {"step", *moments}:
+            raise InputError(f"{place} must have {', '.join(sorted(moments))} and step: another optimiser's?")
+        require_like(f"{place}.step", torch.tensor(0.0), entry["step"])
+        for moment in moments:
+            require_like(f"{place}.{moment}", weight.detach(), entry[moment])
+        kept[index] = {
+            key: torch.empty_like(weight.detach()).copy_(value) if key in moments else value
+            for key, value in entry.items()
+        }
+    return kept
 
 
 def _optimizer(config: Config, net: nn.Module, rate: float, device: torch.device) -> torch.optim.Optimizer:

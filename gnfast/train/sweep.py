@@ -5,21 +5,29 @@
 
 import dataclasses
 import itertools
+import math
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from gnfast.train.config import Config
+from gnfast.data.files import expanded
+from gnfast.files import open_regular
+from gnfast.train.config import Config, require_kinds
 from gnfast.train.presets import PRESETS
 
 # The run folder follows from the sweep's.
 OPTIONS = {field.name for field in dataclasses.fields(Config)} - {"run_dir"}
 TOP = ("preset", "out", "score", "base", "grid", "case", "run")
 RUN = ("processes", "devices", "threads")
+MOST_RUNS = 200_000
+_FILE_BYTES = 16 << 20
+# What the folder of a sweep holds beside its runs.
+_OWN = {"output", "sweep.json", "table.md", "table.csv", "runs.csv", "figure.svg", "report.html", ".lock"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,13 @@ class Case:
         return tuple((axis, label) for axis, label in self.labels.items() if axis != "seed")
 
     def config(self) -> Config:
-        """The settings of the run."""
+        """The settings of the run.
+
+        Raises:
+            ValueError: a value that they cannot have.
+        """
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
+        require_kinds(options)
         return dataclasses.replace(PRESETS[self.preset].config, **options, run_dir=str(self.folder))
 
     def words(self) -> list[str]:
@@ -93,10 +106,15 @@ def load_sweep(path: Path, out: Path | None = None, extractor: str = "") -> Swee
         OSError: the file cannot be read.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-        return _sweep(found, out, path.stem, extractor)
+        with open_regular(path) as file:
+            text = file.read(_FILE_BYTES + 1)
+        if len(text) > _FILE_BYTES:
+            raise ValueError(f"longer than {_FILE_BYTES >> 20} MiB")
+        return _sweep(tomllib.loads(text.decode()), out, path.stem, extractor)
+    except RecursionError as error:
+        raise ValueError(f"{path}: lists or tables are nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def _sweep(found: dict[str, Any], out: Path | None, stem: str, extractor: str) -> Sweep:
@@ -106,11 +124,10 @@ def _sweep(found: dict[str, Any], out: Path | None, stem: str, extractor: str) -
             raise ValueError(f"{name}: want a {'table' if kind is dict else 'string'}, got {found[name]!r}")
     base = _options("[base]", found.get("base", {}))
     axes = [*_case_axes(found.get("case", [])), *_grid_axes(found.get("grid", {}))]
-    out = out or Path(found.get("out", f"runs/{stem}"))
+    out = out or expanded(found.get("out", f"runs/{stem}"))
     cases = tuple(_cases(found.get("preset", ""), base, axes, out, extractor))
-    names = [case.name for case in cases]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
+    twice, count = Counter(case.name for case in cases).most_common(1)[0]
+    if count > 1:
         raise ValueError(f"two runs would be called {twice!r}: give the cases different names")
     run = found.get("run", {})
     _known("[run]", run, RUN)
@@ -150,6 +167,9 @@ def _grid_axes(found: dict[str, Any]) -> Iterator[_Axis]:
 
 
 def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extractor: str) -> Iterator[Case]:
+    count = math.prod(len(labels) for _, labels in axes)
+    if count > MOST_RUNS:
+        raise ValueError(f"cases and grid make {count:,} runs, want at most {MOST_RUNS:,}")
     # Seeds change slowest, so that a sweep that is cut short has seen every combination.
     order = sorted(range(len(axes)), key=lambda index: axes[index][0] != "seed")
     for picked in itertools.product(*(axes[index][1] for index in order)):
@@ -161,14 +181,15 @@ def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extr
         elif ":" in (named := str(options.get("extractor", ""))):
             raise ValueError(f"extractor: {named!r} names code to import, which is taken from --extractor alone")
         name = options.pop("preset", preset)
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(
                 f"preset: {_unknown(name, PRESETS)}" if name else "preset: which one? e.g. preset = 'digits'"
             )
         case = Case(labels, name, options, out / _folder(labels))
         try:
-            case.config()
-        except (ValueError, TypeError) as error:
+            if not case.config().data:
+                raise ValueError(PRESETS[name].needs)
+        except ValueError as error:
             raise ValueError(f"run {case.name}: {error}") from error
         yield case
 
@@ -179,7 +200,10 @@ def _folder(labels: dict[str, Any]) -> str:
         label if axis not in OPTIONS and axis != "preset" else f"{axis}={'+'.join(map(str, _listed(label)))}"
         for axis, label in labels.items()
     ]
-    return re.sub(r"[^\w.,=+-]", "-", ",".join(parts)) or "run"
+    name = re.sub(r"[^\w.,=+-]", "-", ",".join(parts)) or "run"
+    if name in _OWN or not name.strip(".") or len(name.encode()) > 200:
+        raise ValueError(f"a run cannot be called {name[:50]!r}: give its case another name, of at most 200 bytes")
+    return name
 
 
 def _listed(value: Any) -> list[Any]:

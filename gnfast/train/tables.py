@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnfast.files import write_text
+from gnfast.files import atomic_write, write_text
 from gnfast.train.checkpoint import RunError
 from gnfast.train.launch import State, read_record, state_of
 from gnfast.train.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
@@ -89,8 +89,10 @@ def collect(sweep: Sweep) -> Results:
     runs = [Run(case, state_of(case, record), _record(case)) for case in sweep.cases]
     score = sweep.score or main_score(row for run in runs if run.record for row in run.record.rows)
     combinations = []
-    for key in dict.fromkeys(tuple(map(str, run.case.combination)) for run in runs):
-        group = [run for run in runs if tuple(map(str, run.case.combination)) == key]
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(map(str, run.case.combination)), []).append(run)
+    for group in groups.values():
         ended = [run for run in group if run.state.status in ENDED]
         bests, lasts = ([p[1] for run in ended if (p := getattr(run, which)(score))] for which in ("best", "last"))
         combinations.append(Combination(dict(group[0].case.combination), group, bests, lasts))
@@ -185,7 +187,7 @@ def _runs_csv(results: Results) -> Iterator[Sequence[Any]]:
 
 
 def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows(lines)
 
 

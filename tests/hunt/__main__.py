@@ -4,13 +4,16 @@ import argparse
 import sys
 import time
 
-from tests.hunt import critics, files
+from tests.hunt import critics, files, processes
 from tests.hunt.cases import PRECISIONS
 from tests.hunt.tally import FAILED, Hunter, Tally
 
 HUNTERS: dict[str, Hunter] = {
     "critics": critics.HUNTER,
+    "kills": processes.KILLS,
     "files": files.HUNTER,
+    "hangs": processes.HANGS,
+    "runs": processes.RUNS,
 }
 
 

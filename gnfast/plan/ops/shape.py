@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -461,15 +461,15 @@ class Stacked:
         self._tensors = tuple(trace.copy(t) if trace.depends_on_x(t) else t.clone() for t in tensors)
 
     def __getitem__(self, key: Any) -> Tensor:
-        if not isinstance(key, int):
-            self._trace.refuse("indexing a stack along a new first axis", operation="Tensor.__getitem__")
-        return self._tensors[key]
+        return self._tensors[key] if isinstance(key, int) else self._refuse("__getitem__")
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
+    def __getattr__(self, name: str) -> Callable[..., Tensor]:
+        if name not in ("mean", "sum", "amax", "amin", "max", "min"):
+            self._refuse(name)
+
         def reduced(dim=None, keepdim=False, *, axis=None, **kwargs):
-            dim = axis if dim is None else dim
-            if name not in ("mean", "sum", "amax", "amin", "max", "min") or dim not in (0, (0,), [0]) or keepdim:
-                self._trace.refuse("a stack along a new first axis moves the batch", operation=f"Tensor.{name}")
+            if (axis if dim is None else dim) not in (0, (0,), [0]) or keepdim:
+                self._refuse(name)
             return getattr(torch.stack(self._tensors, 1), name)(1, **kwargs)
 
         return reduced
@@ -478,6 +478,14 @@ class Stacked:
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         stacked = next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
         return getattr(stacked, func.__name__)(*args[1:], **(kwargs or {}))
+
+    def _refuse(self, name: str, *_: Any) -> NoReturn:
+        self._trace.refuse("a stack along a new first axis moves the batch", operation=f"Tensor.{name}")
+
+
+for _name in ("add", "sub", "mul", "truediv", "matmul", "neg"):
+    for _operator in (f"__{_name}__", f"__r{_name}__"):
+        setattr(Stacked, _operator, functools.partialmethod(Stacked._refuse, _name))
 
 
 @records(Tensor.contiguous)
