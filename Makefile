@@ -14,7 +14,7 @@ export MAX_JOBS
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo gpu gpu-libraries venv lint build check bench clean
+.PHONY: help test demo gpu gpu-libraries venv lint build check hunt bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -61,6 +61,10 @@ $(BUILT): $(INSTALLED) $(BUILD_INPUTS)
 # One test process per core with one thread each: PyTorch's threads would only compete.
 check: $(BUILT) ## Run the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS)
+
+hunt: $(BUILT) ## Look for failures by chance: make hunt MINUTES=n [ONLY="critics files …"] [SEED=n]
+	@test -n "$(MINUTES)" || { echo "make hunt: say for how long: make hunt MINUTES=10"; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hunt $(ONLY) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \

@@ -1112,7 +1112,7 @@ def draw_critic(
     sizes = [choices.pick(*((4, 5, 3, 6, 7) if dims < 3 else (3, 2, 4))) for _ in range(dims)]
     shape = (batch, channels * (1 if dims else 2), *sizes)
     seed = below(1 << 16)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     x = torch.randn(shape, dtype=DTYPE)
     labels = torch.randint(CLASSES, (batch,))
     critic = Critic(shape, choices.pick(True, False), seed)

@@ -1,6 +1,7 @@
 """Thousands of random critics against double backward: every output, every gradient, buffers and random numbers.
 
 The same critics in every run; GNFAST_RANDOM_CASES=20000 draws that many per family instead, other ones each time.
+`make hunt` draws critics that are more hostile, for as long as one likes; some of them are here.
 """
 
 import os
@@ -15,18 +16,20 @@ from torch import Tensor
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError, reference
+from tests.hunt import cases as hunted
+from tests.hunt import critics as hunt
 from tests.oracle import loss_of
 from tests.random_networks import FAMILIES, Critic, draw_critic
 
 CASES = int(os.environ.get("GNFAST_RANDOM_CASES", "0"))
 RUN = settings(
-    max_examples=CASES or 220,
+    max_examples=CASES or 180,
     derandomize=not CASES,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-RUN_FEWER = settings(RUN, max_examples=CASES or 100)
+RUN_FEWER = settings(RUN, max_examples=CASES or 80)
 METHODS = ("gn", "gn1", "gran", "pgn", "pgn-table", "gradient", "norm")
 
 
@@ -183,3 +186,37 @@ def assert_refused(case, buffers):
         call("gnfast", case, case.x, strict=True)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(*pair) for pair in zip(case.net.buffers(), buffers, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("precision", "count"), [("float64", 100), ("float32", 20), ("bfloat16", 20), ("autocast", 20)]
+)
+def test_hostile_critics(precision, count):
+    for seed in range(count):
+        verdict = hunt.judge(hunted.draw_case(seed, precision))
+        again = f"python -m tests.hunt critics --seed {seed} --dtype {precision}"
+        assert verdict.kind != hunt.FAILED, f"{verdict.reason}\n{again}"
+
+
+def _slightly_wrong(net, x, *args, **kwargs):
+    f, g = gnfast.value_and_input_grad(net, x, *args, **kwargs)
+    return f, 1.0001 * g
+
+
+def _advancing_twice(net, x, *args, strict=False, rewrite=True, **kwargs):
+    net(x.detach(), *args, **kwargs)
+    return gnfast.value_and_input_grad(net, x, *args, strict=strict, rewrite=rewrite, **kwargs)
+
+
+def _raising(net, x, *args, **kwargs):
+    raise TypeError("not one of ours")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(_slightly_wrong, "differs by"), (_advancing_twice, "state after"), (_raising, "TypeError")]
+)
+def test_the_hunt_finds_what_is_wrong(broken, reason, monkeypatch):
+    monkeypatch.setattr(hunted.Engine, "value_and_input_grad", broken)
+    drawn = (hunted.draw_case(seed, "float64") for seed in range(100))
+    verdicts = [hunt.judge(case) for case in drawn if case.call == "value_and_input_grad"]
+    assert any(verdict.kind == hunt.FAILED and reason in verdict.reason for verdict in verdicts)

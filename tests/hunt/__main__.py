@@ -4,12 +4,16 @@ import argparse
 import sys
 import time
 
-from tests.hunt import critics
+from tests.hunt import critics, files, processes
 from tests.hunt.cases import PRECISIONS
 from tests.hunt.tally import FAILED, Hunter, Tally
 
 HUNTERS: dict[str, Hunter] = {
     "critics": critics.HUNTER,
+    "kills": processes.KILLS,
+    "files": files.HUNTER,
+    "hangs": processes.HANGS,
+    "runs": processes.RUNS,
 }
 
 

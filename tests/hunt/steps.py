@@ -175,7 +175,7 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# ---------------------------------------------------------------- what changes a derivative and not the value
+# ------------------------------------------------------------------------ what changes a derivative and not the value
 
 
 def _inner(c, w, h: Tensor) -> Tensor:

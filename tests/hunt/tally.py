@@ -22,6 +22,8 @@ class Tally:
     until: float
     most: float = float("inf")
     counts: Counter[str] = field(default_factory=Counter)
+    extra: Counter[str] = field(default_factory=Counter)
+    """What else was counted, no trials."""
 
     def goes_on(self) -> bool:
         return time.monotonic() < self.until and self.tried < self.most
@@ -38,7 +40,8 @@ class Tally:
         print(f"FAILED: {reason}\n    python -m tests.hunt {self.hunter} {arguments}", flush=True)
 
     def __str__(self) -> str:
-        parts = [f"{count:,} {outcome}" for outcome, count in sorted(self.counts.items()) if outcome != FAILED]
+        parts = [f"{count:,} {what}" for what, count in self.extra.items() if count]
+        parts += [f"{count:,} {outcome}" for outcome, count in sorted(self.counts.items()) if outcome != FAILED]
         return f"{self.hunter}: {self.tried:,} tried: " + ", ".join([*parts, f"{self.counts[FAILED]} {FAILED}"])
 
 

@@ -1,0 +1,67 @@
+"""Hostile files, every kind in turn and each time another one of it, given to the command that would read them.
+
+A command must end by itself, in bounded time and memory, without a traceback and without running what a file brings.
+"""
+
+import argparse
+import importlib
+import itertools
+import pkgutil
+from pathlib import Path
+
+import gnfast.cli
+import gnfast.train
+from tests.hostile_files import HOSTILE, Hostile, Outcome, attack
+from tests.hunt.tally import Hunter, Tally
+
+_LONGEST = 150
+"""Characters of a message in the table."""
+
+
+def _kinds(wanted: str | None) -> list[Hostile]:
+    """All kinds, or those that begin with `wanted`, from every `tests/hostile_*.py`."""
+    for path in sorted(Path(__file__).parents[1].glob("hostile_*.py")):
+        importlib.import_module(f"tests.{path.stem}")
+    # What commands import when they run is imported once, before they are forked.
+    for package in (gnfast.cli, gnfast.train):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    return [hostile for hostile in HOSTILE if hostile.kind.startswith(wanted or "")]
+
+
+def _message(outcome: Outcome) -> str:
+    """The last line that the command printed: its error, where it ended with one."""
+    lines = outcome.output.strip().splitlines() or ["(nothing)"]
+    return lines[-1] if len(lines[-1]) <= _LONGEST else f"{lines[-1][:_LONGEST]}…"
+
+
+def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
+    seen: dict[str, list[Outcome]] = {}
+    for number, hostile in ((n, h) for n in itertools.count(seed) for h in _kinds(options.kind)):
+        if not tally.goes_on():
+            break
+        outcome = attack(hostile, number)
+        seen.setdefault(outcome.kind, []).append(outcome)
+        if outcome.faults:
+            tally.fail(f"--kind {outcome.kind} --seed {number}", f"{outcome.kind} {', '.join(outcome.faults)}")
+        else:
+            tally.add("turned away" if outcome.status else "read")
+    for kind, outcomes in sorted(seen.items()):
+        peak = max(outcome.peak for outcome in outcomes) / 2**20
+        print(f"{kind} ({len(outcomes)}, at most {peak:.0f} MiB): {_message(outcomes[-1])}")
+
+
+def _repeat(seed: int, options: argparse.Namespace) -> bool:
+    """Tries one file of a kind, or of every kind, again and prints all that the command printed."""
+    failed = False
+    for hostile in _kinds(options.kind):
+        outcome = attack(hostile, seed)
+        print(f"{outcome.kind}: status {outcome.status}, {outcome.seconds:.1f} s, {outcome.peak / 2**20:.0f} MiB")
+        print(outcome.output.rstrip())
+        failed |= bool(outcome.faults)
+        for fault in outcome.faults:
+            print(f"FAILED: {fault}")
+    return failed
+
+
+HUNTER = Hunter(_hunt, _repeat)
