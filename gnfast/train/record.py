@@ -149,8 +149,8 @@ def read_settings(folder: Path) -> tuple[str, Row]:
     return str(known.get("preset", ""))[:200], plain_entries(known["config"])
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """What a JSON file of at most `most` bytes holds.
 
     Raises:
         FileNotFoundError: there is none.
@@ -159,15 +159,15 @@ def read_json(path: Path) -> Any:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(JSON_BYTES + 1)
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise
     except InputError as error:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}") from error
-    if len(content) > JSON_BYTES:
-        raise RunError(f"{path}: longer than {JSON_BYTES >> 20} MiB, which no run writes")
+    if len(content) > most:
+        raise RunError(f"{path}: longer than {most >> 20} MiB, which no run writes")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -191,6 +191,8 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 def parsed(line: bytes) -> Row | None:
     """The row in a line; None if it is damaged."""
+    if not line.startswith(b"{"):
+        return None
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
