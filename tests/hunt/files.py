@@ -7,6 +7,8 @@ import argparse
 import importlib
 import itertools
 import pkgutil
+import re
+import tempfile
 from pathlib import Path
 
 import gnfast.cli
@@ -30,8 +32,9 @@ def _kinds(wanted: str | None) -> list[Hostile]:
 
 
 def _message(outcome: Outcome) -> str:
-    """The last line that the command printed: its error, where it ended with one."""
-    lines = outcome.output.strip().splitlines() or ["(nothing)"]
+    """The last line that the command printed: its error, where it ended with one; folders of its own left out."""
+    output = re.sub(rf"{re.escape(tempfile.gettempdir())}/hostile-[^/\s]+/(made/)?", "", outcome.output)
+    lines = output.strip().splitlines() or ["(nothing)"]
     return lines[-1] if len(lines[-1]) <= _LONGEST else f"{lines[-1][:_LONGEST]}…"
 
 
