@@ -1,4 +1,4 @@
-"""Hostile files, every kind in turn and each time another one of it, given to the command that would read them.
+"""Hostile files, all kinds in turn and each time another one of it, given to the command that would read them.
 
 A command must end by itself, in bounded time and memory, without a traceback and without running what a file brings.
 """
@@ -7,6 +7,7 @@ import argparse
 import importlib
 import itertools
 import pkgutil
+import random
 import re
 import tempfile
 from pathlib import Path
@@ -40,7 +41,10 @@ def _message(outcome: Outcome) -> str:
 
 def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
     seen: dict[str, list[Outcome]] = {}
-    for number, hostile in ((n, h) for n in itertools.count(seed) for h in _kinds(options.kind)):
+    kinds = _kinds(options.kind)
+    # Shuffled, as most hunts end before all have had their turn.
+    turns = ((n, hostile) for n in itertools.count(seed) for hostile in random.Random(n).sample(kinds, len(kinds)))
+    for number, hostile in turns:
         if not tally.goes_on():
             break
         outcome = attack(hostile, number)
