@@ -134,5 +134,5 @@ def test_data_that_vanish_are_named(config, tmp_path):
     quiet("digits", dataclasses.replace(config, steps=3))
     with pytest.raises(ValueError, match="nowhere"):
         quiet("digits", dataclasses.replace(config, data=str(tmp_path / "nowhere")))
-    outcome, _ = quiet("digits", config)
+    outcome, _ = quiet("digits", dataclasses.replace(config, steps=4))
     assert outcome.finished

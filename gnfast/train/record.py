@@ -1,11 +1,12 @@
 """What a run folder says about its run, read back: settings, sessions, rows, speed, log, pictures.
 
 Whatever is missing or damaged reads as empty, so that a run can be looked at whatever happened to it; only the settings
-must be there. Values that no run writes, such as lists in lists, are left out: a folder may be anyone's.
+must be there. Values that no run writes, such as lists in lists, are not taken over: a folder may be anyone's.
 """
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -146,7 +147,9 @@ def read_settings(folder: Path) -> tuple[str, Row]:
         raise RunError(f"{folder} is not a run folder (no config.json)") from error
     if not isinstance(known, dict) or not isinstance(known.get("config"), dict):
         raise RunError(f"{path} is not one of a run (no settings)")
-    return str(known.get("preset", ""))[:200], plain_entries(known["config"])
+    # A setting that cannot be one is kept as what it looks like: left out, it would stand for its default.
+    odd = {name: reprlib.repr(value) for name, value in known["config"].items()}
+    return str(known.get("preset", ""))[:200], odd | plain_entries(known["config"])
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> Any:
