@@ -95,6 +95,17 @@ class Plain:
         return Plain.one_centered(net, x, noisy, *args, **kwargs)
 
 
+class _PlainNorm(nn.Module):
+    """`GradientNorm` in the same words: global hooks are called for it as well."""
+
+    def __init__(self, net: nn.Module, method: Any) -> None:
+        super().__init__()
+        self.net, self.method = net, method
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return Plain.normalize_gradient(self.net, x, *args, method=self.method, **kwargs)
+
+
 class Engine:
     """The same by gnfast."""
 
@@ -376,7 +387,9 @@ def _called(case: Case, way: type, net: Critic, x: Tensor, args: tuple, kwargs: 
     if call == "GradientNorm" and way is Engine:
         options = {name: kwargs.pop(name) for name in ("rewrite", "strict") if name in kwargs}
         return gnfast.GradientNorm(net, method=case.method, **options)(x, *args, **kwargs)
-    if call in ("normalize_gradient", "GradientNorm"):
+    if call == "GradientNorm":
+        return _PlainNorm(net, case.method)(x, *args, **kwargs)
+    if call == "normalize_gradient":
         return way.normalize_gradient(net, x, *args, method=case.method, **kwargs)
     if call == "normalize_gradient, norm":
         return way.normalize_gradient(net, x, *args, method=case.method, return_grad_norm=True, **kwargs)
