@@ -1,18 +1,19 @@
-// Runs CUDA kernels on the host: a block is kThreads threads with barriers, and blocks run one after the other. For
-// kernels whose only tools are threadIdx, blockIdx, gridDim, __shared__, __syncthreads, __shfl_xor_sync and
-// grid.sync().
+// Runs CUDA kernels on the host: the kThreads threads of a block take turns between its barriers, and blocks run one
+// after the other. For kernels whose only tools are threadIdx, blockIdx, gridDim, __shared__, __syncthreads,
+// __shfl_xor_sync and grid.sync().
 
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
+#include <ucontext.h>
 
 #include <algorithm>
-#include <barrier>
 #include <cmath>
-#include <memory>
-#include <thread>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
 #include <vector>
 
 #undef __global__
@@ -33,35 +34,81 @@ using std::min;
 
 namespace on_threads {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarp = 32, kStackBytes = 1 << 16;
 
-inline thread_local uint3 thread_index, block_index;
-inline uint3 grid_size;
-inline std::barrier<> block_barrier(kThreads);
-inline std::vector<std::unique_ptr<std::barrier<>>> warp_barriers = [] {
-  std::vector<std::unique_ptr<std::barrier<>>> barriers;
-  for (int warp = 0; warp < kThreads / 32; ++warp) barriers.push_back(std::make_unique<std::barrier<>>(32));
-  return barriers;
-}();
+enum class Waits { no, for_its_warp, for_its_block, for_ever };
+
+// A thread of the block: a stack of its own that goes on where it stopped.
+struct Fiber {
+  ucontext_t context;
+  Waits waits;
+  std::vector<char> stack = std::vector<char>(kStackBytes);
+};
+
+inline uint3 thread_index, block_index, grid_size;
+inline std::vector<Fiber> fibers(kThreads);
+inline ucontext_t scheduler;
+inline std::function<void()> body;
 inline double lanes[kThreads];
 inline int launches = 0;
+
+inline void wait(Waits what) {
+  Fiber& fiber = fibers[thread_index.x];
+  fiber.waits = what;
+  swapcontext(&fiber.context, &scheduler);
+}
+
+inline void run_fiber() {
+  body();
+  wait(Waits::for_ever);
+}
+
+// Lets those go on that wait for no one but each other. A barrier that some threads do not reach ends the process.
+inline bool release() {
+  bool any = false;
+  const auto all = [](int from, int to, Waits what) {
+    return std::all_of(&fibers[from], &fibers[from] + (to - from), [=](const Fiber& f) { return f.waits == what; });
+  };
+  const auto let_go = [&](int from, int to) {
+    for (int thread = from; thread < to; ++thread) fibers[thread].waits = Waits::no;
+    any = true;
+  };
+  for (int warp = 0; warp < kThreads; warp += kWarp)
+    if (all(warp, warp + kWarp, Waits::for_its_warp)) let_go(warp, warp + kWarp);
+  if (all(0, kThreads, Waits::for_its_block)) let_go(0, kThreads);
+  if (!any && !all(0, kThreads, Waits::for_ever)) {
+    std::fputs("some threads wait at a barrier that others never reach\n", stderr);
+    std::abort();
+  }
+  return any;
+}
 
 template <typename Kernel, typename Table>
 void launch(unsigned blocks, Kernel kernel, const Table& table) {
   ++launches;
   grid_size.x = blocks;
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < kThreads; ++thread) {
-    threads.emplace_back([&, thread] {
-      thread_index.x = thread;
-      for (unsigned block = 0; block < blocks; ++block) {
-        block_index.x = block;
-        kernel(table);
-        block_barrier.arrive_and_wait();
+  body = [&] { kernel(table); };
+  for (unsigned block = 0; block < blocks; ++block) {
+    block_index.x = block;
+    for (Fiber& fiber : fibers) {
+      fiber.waits = Waits::no;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.data();
+      fiber.context.uc_stack.ss_size = fiber.stack.size();
+      makecontext(&fiber.context, run_fiber, 0);
+    }
+    // Each thread runs as far as it can before the next begins, in this order or the other one: what lacks a barrier
+    // reads what is not there yet, or no longer.
+    bool forwards = true;
+    do {
+      for (int turn = 0; turn < kThreads; ++turn) {
+        thread_index.x = forwards ? turn : kThreads - 1 - turn;
+        Fiber& fiber = fibers[thread_index.x];
+        if (fiber.waits == Waits::no) swapcontext(&scheduler, &fiber.context);
       }
-    });
+      forwards = !forwards;
+    } while (release());
   }
-  for (auto& thread : threads) thread.join();
 }
 
 }  // namespace on_threads
@@ -71,16 +118,15 @@ void launch(unsigned blocks, Kernel kernel, const Table& table) {
 #define gridDim on_threads::grid_size
 
 inline void __syncthreads() {
-  on_threads::block_barrier.arrive_and_wait();
+  on_threads::wait(on_threads::Waits::for_its_block);
 }
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  auto& warp = *on_threads::warp_barriers[threadIdx.x / 32];
   on_threads::lanes[threadIdx.x] = value;
-  warp.arrive_and_wait();
+  on_threads::wait(on_threads::Waits::for_its_warp);
   const T other = static_cast<T>(on_threads::lanes[threadIdx.x ^ mask]);
-  warp.arrive_and_wait();
+  on_threads::wait(on_threads::Waits::for_its_warp);
   return other;
 }
 

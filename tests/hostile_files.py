@@ -666,7 +666,7 @@ def _(folder: Path, r: random.Random) -> Path:
     suffix = r.choice([".gz", ".xz"])
     compress = _COMPRESS[suffix]
     return _file(
-        folder, f"x.tar{suffix}", compress(_member("1.png", 0) * 4000) * r.randint(5, 30) + compress(bytes(1024))
+        folder, f"x.tar{suffix}", compress(_member("1.png", 0) * 1000) * r.randint(5, 30) + compress(bytes(1024))
     )
 
 

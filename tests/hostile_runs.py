@@ -91,6 +91,8 @@ def _add(kind: str, name: str, damage: Damage, *commands: str) -> None:
 def _content(make: Callable[[bytes, random.Random], bytes]) -> Damage:
     def damage(path: Path, rng: random.Random) -> None:
         old = path.read_bytes() if path.is_file() else b""
+        if path.is_dir():
+            shutil.rmtree(path)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(make(old, rng))
 

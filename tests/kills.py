@@ -22,7 +22,7 @@ from PIL import Image
 
 from gnfast.train import checkpoint
 
-STEPS = 12
+STEPS = 8
 SECONDS = 120
 # Calls after which the disk is another one, and those in the middle of a checkpoint.
 OPERATIONS = {
@@ -47,15 +47,16 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
 
-def kills(rng: random.Random, folder: Path, most: int = 3) -> Iterator[Outcome]:
+def kills(rng: random.Random, folder: Path, most: int = 3, whole: "Runs | None" = None) -> Iterator[Outcome]:
     """Without end: a run is killed up to `most` times, in each stage from decoding to the report, and compared.
 
     Args:
         rng: draws the places.
         folder: an empty folder for data, caches and runs.
         most: kills of one run.
+        whole: the uninterrupted run to compare with; made in `folder` if None.
     """
-    whole = _Runs(folder)
+    whole = whole or Runs(folder)
     for number in _count():
         run = folder / f"run-{number}"
         places = []
@@ -67,12 +68,12 @@ def kills(rng: random.Random, folder: Path, most: int = 3) -> Iterator[Outcome]:
         yield Outcome(what, len(places), whole.finish(run))
 
 
-def concurrent_starts(rng: random.Random, folder: Path) -> Iterator[Outcome]:
+def concurrent_starts(rng: random.Random, folder: Path, whole: "Runs | None" = None) -> Iterator[Outcome]:
     """Without end: a second command on a run folder where the first is at work, at a drawn moment.
 
     The second must say so in one line and touch nothing; the first must end as if it had been alone.
     """
-    whole = _Runs(folder)
+    whole = whole or Runs(folder)
     for number in _count():
         run, delay = folder / f"shared-{number}", rng.uniform(0.0, whole.seconds)
         first = whole.fork(run, "first")
@@ -90,8 +91,12 @@ def concurrent_starts(rng: random.Random, folder: Path) -> Iterator[Outcome]:
         yield Outcome(f"{run.name}: second start after {delay:.2f} s", 0, faults + whole.finish(run))
 
 
-class _Runs:
-    """The command, an uninterrupted run of it, and what to compare with that."""
+class Runs:
+    """The command, an uninterrupted run of it, and what to compare with that.
+
+    Args:
+        folder: an empty folder.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -192,7 +197,7 @@ class _Runs:
         # Small images are not worth a file, but these are to have one.
         gnfast.data.cache._WORTH_SECONDS = 0.0
         words = [f"--data={self.data}", "--resolution=8", "--width=0.1", "--z-dim=5", f"--steps={STEPS}", "--batch-d=4"]
-        words += ["--batch-g=6", "--n-samples=4", "--sample-every=3", "--checkpoint-every=4", "--lr-decay=linear"]
+        words += ["--batch-g=6", "--n-samples=4", "--sample-every=3", "--checkpoint-every=3", "--lr-decay=linear"]
         words += ["--ema-start=5", "--log-every=2", "--probe-every=5", "--eval-every=4", "--n-fake=12"]
         words += ["--extractor=tests.kills:pixels", "--no-tensorboard", "--device=cpu", f"--run-dir={run}"]
         counter = _Operations(int(place.get("operation", 0)))
@@ -239,7 +244,7 @@ def _content(run: Path) -> dict[str, object]:
             # Times, and names of folders.
             content[name] = None
     content["newest"] = checkpoint.load_newest(run / "checkpoints")["state"]["step"]
-    content["finished"] = "finished 12 steps" in (run / "report.html").read_text(encoding="utf-8")
+    content["finished"] = f"finished {STEPS} steps" in (run / "report.html").read_text(encoding="utf-8")
     return content
 
 

@@ -382,7 +382,7 @@ def test_state_that_would_advance_twice_in_a_graph_raises(monkeypatch):
     with monkeypatch.context() as capture:
         capture.setattr(torch.cuda, "is_initialized", lambda: True)
         capture.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        with pytest.raises(gnfast.UnsupportedError, match="call it once before"):
+        with pytest.raises(gnfast.UnsupportedError, match="call it before, outside the graph"):
             gnfast.normalize_gradient(net, x)
     with pytest.warns(gnfast.FallbackWarning):
         gnfast.normalize_gradient(net, x)

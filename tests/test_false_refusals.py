@@ -106,6 +106,7 @@ ACCEPTED = {
     "NumPy's names": lambda net, h: (
         torch.sum(h.abs(), axis=1, keepdims=True) + h.max(axis=1, keepdims=True)[0] + torch.sub(x1=h, x2=net.v)
     ),
+    "chunks along an axis": lambda net, h: torch.split(h, 2, 3)[0] + h.chunk(4, axis=3)[1],
     "cat along an axis": lambda net, h: torch.cat(twice(h), axis=2),
     "sizes that are tensors": lambda net, h: h.view(torch.tensor(4), -1).reshape(4, torch.tensor(3), -1),
     "bounds that are tensors": lambda net, h: h.narrow(1, torch.tensor(1), 2)[:, :, : torch.tensor(3)],

@@ -1,4 +1,4 @@
-"""The CUDA kernels of spectral normalisation, compiled for the host and run on threads: their arithmetic without a GPU.
+"""The CUDA kernels of spectral normalisation, compiled for the host, thread by thread: their arithmetic without a GPU.
 
 What threads of one block cannot show stays for the GPU: blocks that run side by side, and speed.
 """
@@ -73,7 +73,7 @@ def kernels(tmp_path_factory):
     directory = tmp_path_factory.mktemp("on_threads")
     file, library = directory / "kernels.cpp", directory / "kernels.so"
     file.write_text('#include "cuda_on_threads.h"\n' + source + LAUNCHERS)
-    command = [compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-isystem", str(include)]
+    command = [compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-isystem", str(include)]
     command += ["-I", str(ROOT / "csrc" / "cuda"), "-I", str(Path(__file__).parent), str(file), "-o", str(library)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]

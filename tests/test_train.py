@@ -105,9 +105,11 @@ def test_a_continued_run_equals_an_uninterrupted_one_bit_for_bit(config, tmp_pat
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
-def test_a_finished_run_says_so(config):
+def test_a_finished_run_says_so(config, tmp_path):
+    # In a folder whose name is not UTF-8.
+    folder = tmp_path / "run\udcff"
+    config = dataclasses.replace(config, run_dir=str(folder))
     quiet("digits", config)
-    folder = Path(config.run_dir)
     before = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").iterdir()}
     # They come after the last checkpoint: a kill may have cut them off.
     shown = {name: (folder / name).read_bytes() for name in ("curves.png", "report.html")}

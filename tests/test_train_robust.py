@@ -10,7 +10,7 @@ import torch
 from gnfast.train import NonFiniteLossError, RunError, checkpoint
 from gnfast.train.record import read_rows
 from gnfast.train.state import State
-from tests.kills import concurrent_starts, kills
+from tests.kills import Runs, concurrent_starts, kills
 from tests.tiny_runs import quiet, tiny
 
 
@@ -19,15 +19,10 @@ def config(tmp_path):
     return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_run_killed_in_drawn_places_ends_with_the_same_weights(tmp_path, seed):
-    outcome = next(kills(random.Random(seed), tmp_path, most=3))
-    assert not outcome.faults, outcome
-
-
-def test_of_two_starts_one_does_the_work(tmp_path):
-    outcome = next(concurrent_starts(random.Random(0), tmp_path))
-    assert not outcome.faults, outcome
+def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(tmp_path):
+    whole = Runs(tmp_path)
+    outcomes = [next(kind(random.Random(3), tmp_path, whole=whole)) for kind in (kills, concurrent_starts)]
+    assert outcomes[0].kills and not any(outcome.faults for outcome in outcomes), outcomes
 
 
 def assert_equal(a, b):
@@ -139,5 +134,5 @@ def test_data_that_vanish_are_named(config, tmp_path):
     quiet("digits", dataclasses.replace(config, steps=3))
     with pytest.raises(ValueError, match="nowhere"):
         quiet("digits", dataclasses.replace(config, data=str(tmp_path / "nowhere")))
-    outcome, _ = quiet("digits", config)
+    outcome, _ = quiet("digits", dataclasses.replace(config, steps=4))
     assert outcome.finished

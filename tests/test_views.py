@@ -66,10 +66,10 @@ CALLS = {
         torch.lerp(h, h, 0.0); h.lerp(h, 0.0); torch.addcmul(h, h, ones(()), value=0); h.addcmul(h, ones(()))
     """,
     "layers": """
-        F.batch_norm(h, ones(h.shape[1]) * 0, ones(h.shape[1]), eps=0.0);
-        torch.batch_norm(h, None, None, ones(h.shape[1]) * 0, ones(h.shape[1]), False, 0.1, 0.0, False);
+        F.batch_norm(h, ones(h.shape[1]) * 0, ones(h.shape[1]));
+        torch.batch_norm(h, None, None, ones(h.shape[1]) * 0, ones(h.shape[1]), False, 0.1, 1e-5, False);
         F.instance_norm(h, ones(h.shape[1]) * 0, ones(h.shape[1]), use_input_stats=False);
-        torch.instance_norm(h, None, None, ones(h.shape[1]) * 0, ones(h.shape[1]), False, 0.1, 0.0, False);
+        torch.instance_norm(h, None, None, ones(h.shape[1]) * 0, ones(h.shape[1]), False, 0.1, 1e-5, False);
         F.dropout(h, 0.5, False); F.dropout(h, 0.0); F.dropout(h, 0.5); torch.dropout(h, 0.5, False);
         F.dropout1d(sequence(h), 0.5, False); F.dropout2d(h, 0.5, False); F.dropout2d(h, 0.0); F.dropout2d(h, 0.5);
         F.dropout3d(volume(h), 0.5, False); torch.feature_dropout(h, 0.5, False); F.alpha_dropout(h, 0.5, False);

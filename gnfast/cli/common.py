@@ -78,7 +78,7 @@ def user_errors():
         # Of the many errors of this kind those that a file or an option can cause.
         if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory|overflow", str(error)):
             raise
-        raise UsageError(f"not enough memory: {str(error).partition(chr(10))[0]}") from error
+        raise UsageError(f"not enough memory ({str(error).partition(chr(10))[0] or type(error).__name__})") from error
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

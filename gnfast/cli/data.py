@@ -247,6 +247,7 @@ def _source(command: str, words: list[str], kind: type, description: str, option
 
 def _request(options: SourceOptions):
     from gnfast.data import Request
+    from gnfast.data.files import expanded
     from gnfast.train.presets import PRESETS
 
     if options.preset and options.preset not in PRESETS:
@@ -258,7 +259,7 @@ def _request(options: SourceOptions):
         channels=preset.channels if options.channels is None else options.channels,
         crop=options.crop,
         download=options.download,
-        root=Path(options.data_root).expanduser() if options.data_root else None,
+        root=expanded(options.data_root) if options.data_root else None,
         verify=options.verify,
     )
 

@@ -26,6 +26,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # Pillow before 11.3 has none.
 _FORMATS += ("AVIF",) * (importlib.util.find_spec("PIL.AvifImagePlugin") is not None)
 _GREY = ("1", "L", "LA", "La")
+# Where Pillow keeps what may hold an orientation.
+_ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 # Goes up when files become other pixels than before: 2 since their orientation counts.
 _DECODING = 2
 
@@ -222,9 +224,11 @@ def _pixels(images: list[Image.Image], request: Request) -> _Pixels | str:
 def _turn_upright(image: Image.Image) -> None:
     """Turn the image as its EXIF orientation says that it is to be seen."""
     image.load()
-    # Damaged metadata do not make the pixels worse.
-    with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)
+    # Asking Pillow takes as long as decoding a small image.
+    if image.format == "TIFF" or not _ORIENTED.isdisjoint(image.info):
+        # Damaged metadata do not make the pixels worse.
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """What an operation of a Plan is: four methods over batched tensors, and the PyTorch functions that record it."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -210,7 +211,7 @@ class LinearCall(LinearMap):
 
 RECORDERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
-# What PyTorch's functions call their arguments, by the names of NumPy's that they take as well.
+# What PyTorch's functions call their arguments, by NumPy's names for them, which they take as well.
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
 
 
@@ -218,8 +219,11 @@ def records(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
     """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions."""
 
     def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
+        own = inspect.signature(recorder).parameters
+        renamed = {given: name for given, name in _NUMPY_NAMES.items() if name in own and given not in own}
+
         def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
-            return recorder(trace, *args, **{_NUMPY_NAMES.get(name, name): value for name, value in kwargs.items()})
+            return recorder(trace, *args, **{renamed.get(name, name): value for name, value in kwargs.items()})
 
         for function in functions:
             RECORDERS[function] = called

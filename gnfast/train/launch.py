@@ -21,7 +21,7 @@ from gnfast.train.checkpoint import RunError
 from gnfast.train.config import differences
 from gnfast.train.record import DamagedFileError, Row, best, last, main_score, read_json, read_run, tail
 from gnfast.train.signals import STOPS, requested_stops
-from gnfast.train.sweep import Case, Sweep
+from gnfast.train.sweep import MOST_RUNS, Case, Sweep
 
 POLL_SECONDS = 0.2
 RECORD = "sweep.json"
@@ -61,7 +61,7 @@ def read_record(out: Path) -> dict[str, Row]:
     """
     path = out / RECORD
     try:
-        found = read_json(path)
+        found = read_json(path, MOST_RUNS * 500)
     except FileNotFoundError:
         return {}
     except DamagedFileError as error:

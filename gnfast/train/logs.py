@@ -53,7 +53,11 @@ class RunLog:
         if tensorboard and writes:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            try:
+                str(folder).encode()
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            except UnicodeEncodeError:
+                self.say("warning: no TensorBoard events: it takes no folder whose name is not UTF-8")
 
     def say(self, line: str) -> None:
         """One line for the user and for log.txt, with the time of day in the file."""
@@ -134,7 +138,7 @@ def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
     for number, line in enumerate(read_lines(path), 1):
         row = parsed(line)
         if row is None:
-            damaged.append(str(number))
+            damaged.append(number)
         elif 0 < step >= row["step"]:
             kept.append(line if line.endswith(b"\n") else line + b"\n")
         changed |= not kept or kept[-1] is not line
@@ -145,7 +149,7 @@ def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
         copy = path.with_name(f"{path.name}.damaged")
         with atomic_write(copy) as part:
             shutil.copyfile(path, part)
-        lines = ", ".join(damaged[:10]) + (", …" if len(damaged) > 10 else "")
+        lines = ", ".join(map(str, damaged[:10])) + (", …" if len(damaged) > 10 else "")
         warn(f"warning: {path}: line {lines} cannot be read and is left out; {copy.name} is the file as it was")
     if changed:
         with atomic_write(path) as part:

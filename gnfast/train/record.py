@@ -1,11 +1,12 @@
 """What a run folder says about its run, read back: settings, sessions, rows, speed, log, pictures.
 
 Whatever is missing or damaged reads as empty, so that a run can be looked at whatever happened to it; only the settings
-must be there. Values that no run writes, such as lists in lists, are left out: a folder may be anyone's.
+must be there. Values that no run writes, such as lists in lists, are not taken over: a folder may be anyone's.
 """
 
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -146,11 +147,13 @@ def read_settings(folder: Path) -> tuple[str, Row]:
         raise RunError(f"{folder} is not a run folder (no config.json)") from error
     if not isinstance(known, dict) or not isinstance(known.get("config"), dict):
         raise RunError(f"{path} is not one of a run (no settings)")
-    return str(known.get("preset", ""))[:200], plain_entries(known["config"])
+    # A setting that cannot be one is kept as what it looks like: left out, it would stand for its default.
+    odd = {name: reprlib.repr(value) for name, value in known["config"].items()}
+    return str(known.get("preset", ""))[:200], odd | plain_entries(known["config"])
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(path: Path, most: int = JSON_BYTES) -> Any:
+    """What a JSON file of at most `most` bytes holds.
 
     Raises:
         FileNotFoundError: there is none.
@@ -159,15 +162,15 @@ def read_json(path: Path) -> Any:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(JSON_BYTES + 1)
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise
     except InputError as error:
         raise RunError(str(error)) from error
     except OSError as error:
         raise RunError(f"{path}: {error.strerror}") from error
-    if len(content) > JSON_BYTES:
-        raise RunError(f"{path}: longer than {JSON_BYTES >> 20} MiB, which no run writes")
+    if len(content) > most:
+        raise RunError(f"{path}: longer than {most >> 20} MiB, which no run writes")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -191,6 +194,8 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 def parsed(line: bytes) -> Row | None:
     """The row in a line; None if it is damaged."""
+    if not line.startswith(b"{"):
+        return None
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

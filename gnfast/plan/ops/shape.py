@@ -387,7 +387,7 @@ def _parts(function):
     @records(function)
     def recorder(trace, input, *args, **kwargs):
         parts = function(torch.empty(input.shape, device="meta"), *args, **kwargs)
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0) % input.dim()
+        dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0)) % input.dim()
         start, cut = 0, []
         for part in parts:
             cut.append(_rearranged(trace, torch.narrow, input, (dim, start, part.shape[dim])))
