@@ -60,7 +60,7 @@ $(BUILT): $(INSTALLED) $(BUILD_INPUTS)
 
 # One test process per core with one thread each: PyTorch's threads would only compete.
 check: $(BUILT) ## Run the tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS) --dist worksteal
 
 bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
