@@ -47,7 +47,11 @@ def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
     for number, hostile in turns:
         if not tally.goes_on():
             break
-        outcome = attack(hostile, number)
+        try:
+            outcome = attack(hostile, number)
+        except Exception as error:
+            tally.fail(f"--kind {hostile.kind} --seed {number}", f"{hostile.kind} could not be made: {error!r}")
+            continue
         seen.setdefault(outcome.kind, []).append(outcome)
         if outcome.faults:
             tally.fail(f"--kind {outcome.kind} --seed {number}", f"{outcome.kind} {', '.join(outcome.faults)}")
