@@ -260,7 +260,7 @@ def test_a_checkpoint_cannot_ask_for_more_than_it_holds(tmp_path):
         said = []
         with pytest.raises(RunError, match="none of the 1"):
             checkpoint.load_newest(tmp_path, said.append)
-        assert "it has a tensor of" in said[0], name
+        assert "it holds a tensor of" in said[0], name
     os.remove(tmp_path / "step-000000001.pt")
     os.mkfifo(tmp_path / "step-000000001.pt")
     with pytest.raises(RunError, match="none of the 1"):
