@@ -7,6 +7,7 @@ size.
 
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,10 @@ def _sizes(file: BinaryIO) -> set[int]:
             raise ValueError("its parts are compressed or overlap")
         if any(e.file_size > DESCRIPTION for e in entries if e.filename.endswith("data.pkl")):
             raise ValueError("its description is too long")
+        orders = [e for e in entries if e.filename.endswith("/byteorder")]
+        if any(e.file_size > 16 or archive.read(e).decode("ascii", "replace") != sys.byteorder for e in orders):
+            # Swapping the bytes of tensors without data ends the process.
+            raise ValueError("its bytes are in another order than this machine's")
         # torch.load does not verify the checksums that torch.save writes.
         if damaged := archive.testzip():
             raise OSError(f"checksum of {damaged} does not match")
