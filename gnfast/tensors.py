@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -45,7 +46,7 @@ def load_tensors(path: str | os.PathLike, *, dense: bool = False) -> Any:
     """What `torch.save` wrote: tensors, plain values, numpy's numbers, and lists and dicts of them, on the CPU.
 
     Args:
-        dense: refuse tensors whose elements share memory, which can be larger than the file.
+        dense: take archives alone, and no tensors whose elements share memory: these can be larger than the file.
 
     Raises:
         InputError: no regular file, damaged, of other content than that, or of tensors that are not plain ones in
@@ -55,7 +56,8 @@ def load_tensors(path: str | os.PathLike, *, dense: bool = False) -> Any:
     place = os.fspath(path)
     with open_regular(path) as file:
         try:
-            if zipfile.is_zipfile(file):
+            # Files of PyTorch before 1.6 are no archives.
+            if dense or zipfile.is_zipfile(file):
                 sizes = _sizes(file)
                 # Without their data first: what a file says of its tensors need not be true.
                 for tensor in _tensors(_read(file, "meta")):
@@ -93,6 +95,10 @@ def _sizes(file: BinaryIO) -> set[int]:
             raise ValueError(f"its parts are compressed or overlap: {total:,} bytes in all")
         if any(entry.file_size > _DESCRIPTION for entry in entries if entry.filename.endswith("data.pkl")):
             raise ValueError("its description is too long")
+        orders = [entry for entry in entries if entry.filename.endswith("/byteorder")]
+        if any(e.file_size > 16 or archive.read(e).decode("ascii", "replace") != sys.byteorder for e in orders):
+            # Swapping the bytes of tensors without data ends the process.
+            raise ValueError("its bytes are in another order than this machine's")
         # torch.load does not verify the checksums that torch.save writes.
         if damaged := archive.testzip():
             raise ValueError(f"checksum of {damaged} does not match")

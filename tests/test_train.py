@@ -261,6 +261,13 @@ def test_a_checkpoint_cannot_ask_for_more_than_it_holds(tmp_path):
         with pytest.raises(RunError, match="none of the 1"):
             checkpoint.load_newest(tmp_path, said.append)
         assert "it holds a tensor of" in said[0], name
+    torch.save(saved_at(1), tmp_path / "right.pt")
+    with zipfile.ZipFile(tmp_path / "right.pt") as right, zipfile.ZipFile(tmp_path / "step-000000001.pt", "w") as wrong:
+        for entry in right.infolist():
+            wrong.writestr(entry.filename, b"big" if entry.filename.endswith("byteorder") else right.read(entry))
+    with pytest.raises(RunError, match="none of the 1"):
+        checkpoint.load_newest(tmp_path, said.append)
+    assert "in another order" in said[-1]
     os.remove(tmp_path / "step-000000001.pt")
     os.mkfifo(tmp_path / "step-000000001.pt")
     with pytest.raises(RunError, match="none of the 1"):

@@ -59,7 +59,7 @@ def load_newest(folder: Path, warn: Any = print) -> dict[str, Any] | None:
         try:
             return _load(path)
         except Exception as error:  # torch.load raises whatever the damaged bytes lead it to.
-            reason = _first_line(error.__cause__ or error)
+            reason = _first_line(error.__cause__ or error).removeprefix(f"{path}: ")
             warn(f"warning: checkpoint {path} is damaged ({reason}); trying the one before")
     if found:
         raise RunError(f"{folder}: none of the {len(found)} checkpoints can be read; start again in another --run-dir")
