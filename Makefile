@@ -60,7 +60,7 @@ $(BUILT): $(INSTALLED) $(BUILD_INPUTS)
 
 # One test process per core with one thread each: PyTorch's threads would only compete.
 check: $(BUILT) ## Run the tests alone
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(MAX_JOBS) --dist worksteal
 
 hunt: $(BUILT) ## Look for failures by chance: make hunt MINUTES=n [ONLY="critics files …"] [SEED=n]
 	@test -n "$(MINUTES)" || { echo "make hunt: say for how long: make hunt MINUTES=10"; exit 2; }

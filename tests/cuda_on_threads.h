@@ -36,9 +36,9 @@ namespace on_threads {
 
 constexpr int kThreads = 256, kWarp = 32, kStackBytes = 1 << 16;
 
-enum class Waits { no, for_its_warp, for_its_block, for_ever };
+enum class Waits { for_its_warp, for_its_block, for_ever };
 
-// A thread of the block: a stack of its own that goes on where it stopped.
+// A thread of the block: a stack of its own, and what its next barrier waits for.
 struct Fiber {
   ucontext_t context;
   Waits waits;
@@ -63,24 +63,18 @@ inline void run_fiber() {
   wait(Waits::for_ever);
 }
 
-// Lets those go on that wait for no one but each other. A barrier that some threads do not reach ends the process.
-inline bool release() {
-  bool any = false;
-  const auto all = [](int from, int to, Waits what) {
-    return std::all_of(&fibers[from], &fibers[from] + (to - from), [=](const Fiber& f) { return f.waits == what; });
-  };
-  const auto let_go = [&](int from, int to) {
-    for (int thread = from; thread < to; ++thread) fibers[thread].waits = Waits::no;
-    any = true;
-  };
-  for (int warp = 0; warp < kThreads; warp += kWarp)
-    if (all(warp, warp + kWarp, Waits::for_its_warp)) let_go(warp, warp + kWarp);
-  if (all(0, kThreads, Waits::for_its_block)) let_go(0, kThreads);
-  if (!any && !all(0, kThreads, Waits::for_ever)) {
-    std::fputs("some threads wait at a barrier that others never reach\n", stderr);
-    std::abort();
-  }
-  return any;
+inline bool all_wait(int from, int to, Waits what) {
+  return std::all_of(&fibers[from], &fibers[from] + (to - from), [=](const Fiber& f) { return f.waits == what; });
+}
+
+// The warp's threads, each as far as it can before the next begins, until they wait for other warps or have ended.
+inline void run_warp(int first, bool forwards) {
+  do {
+    for (int turn = 0; turn < kWarp; ++turn) {
+      thread_index.x = first + (forwards ? turn : kWarp - 1 - turn);
+      swapcontext(&scheduler, &fibers[thread_index.x].context);
+    }
+  } while (all_wait(first, first + kWarp, Waits::for_its_warp));
 }
 
 template <typename Kernel, typename Table>
@@ -91,23 +85,24 @@ void launch(unsigned blocks, Kernel kernel, const Table& table) {
   for (unsigned block = 0; block < blocks; ++block) {
     block_index.x = block;
     for (Fiber& fiber : fibers) {
-      fiber.waits = Waits::no;
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.data();
       fiber.context.uc_stack.ss_size = fiber.stack.size();
       makecontext(&fiber.context, run_fiber, 0);
     }
-    // Each thread runs as far as it can before the next begins, in this order or the other one: what lacks a barrier
-    // reads what is not there yet, or no longer.
+    // Each warp runs as far as it can before the next begins, in this order or the other one: what lacks a barrier
+    // reads what is not there yet, or no longer. A barrier that some threads do not reach ends the process.
     bool forwards = true;
     do {
-      for (int turn = 0; turn < kThreads; ++turn) {
-        thread_index.x = forwards ? turn : kThreads - 1 - turn;
-        Fiber& fiber = fibers[thread_index.x];
-        if (fiber.waits == Waits::no) swapcontext(&scheduler, &fiber.context);
+      for (int turn = 0; turn < kThreads; turn += kWarp) {
+        run_warp(forwards ? turn : kThreads - kWarp - turn, forwards);
       }
       forwards = !forwards;
-    } while (release());
+    } while (all_wait(0, kThreads, Waits::for_its_block));
+    if (!all_wait(0, kThreads, Waits::for_ever)) {
+      std::fputs("some threads wait at a barrier that others never reach\n", stderr);
+      std::abort();
+    }
   }
 }
 

@@ -243,7 +243,8 @@ def _changed(change: Callable[[dict[str, Any]], Any]) -> Damage:
 
     def damage(path: Path, _rng: random.Random) -> None:
         content = torch.load(path, weights_only=True)
-        content = change(content) or content
+        changed = change(content)
+        content = content if changed is None else changed
         for old in path.parent.iterdir():
             old.unlink()
         torch.save(content, path)
@@ -311,7 +312,7 @@ CHECKPOINTS: dict[str, Damage] = {
     "zip-of-nothing": _content(lambda old, rng: b"PK\x05\x06" + bytes(18)),
     "text": _content(lambda old, rng: b"a checkpoint\n" * 100),
     "compressed": _rezipped(lambda name, data: data, zipfile.ZIP_DEFLATED),
-    "bomb": _rezipped(lambda n, d: bytes(1 << 28) if "/data/" in n else d, zipfile.ZIP_DEFLATED),
+    "bomb": _rezipped(lambda n, d: bytes(1 << 30) if n.endswith("/data/0") else d, zipfile.ZIP_DEFLATED),
     "data-short": _rezipped(lambda n, d: d[:-4] if "/data/0" in n else d),
     "data-missing": _rezipped(lambda n, d: b"" if "/data/" in n else d),
     "description-noise": _rezipped(lambda n, d: random.Random(1).randbytes(len(d)) if n.endswith("data.pkl") else d),

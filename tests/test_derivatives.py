@@ -289,7 +289,7 @@ CURVED = {
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("method", ["gn", "gran", "pgn", lambda f, n: f / (n + 2)], ids=str)
+@pytest.mark.parametrize("method", ["gn", "gran", "pgn", lambda f, n: f / (n + 2)], ids=["gn", "gran", "pgn", "own"])
 @pytest.mark.parametrize("change", [*CURVED.values(), lambda net, h: net.side(h).relu()], ids=[*CURVED, "straight"])
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
 def test_the_norm_of_the_normalised_critic(change, method, impl, x):

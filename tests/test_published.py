@@ -588,7 +588,7 @@ def test_keys_and_shapes_that_do_not_match_are_listed(tmp_path):
         ({"main.0.weight_u": torch.zeros(3, dtype=torch.int64)}, "keys do not match"),
         ({"linear.bias": torch.zeros(1, dtype=torch.int64)}, "critic has linear.bias in torch.int64 instead"),
         ({"main.0.weight": torch.zeros(64, 0, 3, 3)}, "keys do not match"),
-        ({"linear.bias": torch.zeros(1, device="meta")}, "read safely .*on meta"),
+        ({"linear.bias": torch.zeros(1, device="meta")}, "read safely .*without data"),
         ({"linear.bias": torch.zeros(1).to_sparse()}, "read safely .*sparse"),
         ({3: torch.zeros(1)}, "net_D is not a state dict of tensors"),
     ],

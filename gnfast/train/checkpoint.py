@@ -1,25 +1,19 @@
 """Checkpoints that survive being killed: written beside, flushed to disk, renamed; the one before is kept.
 
-A file is a dict of tensors and plain values, read with `torch.load(weights_only=True)`, and a zip archive whose
-checksums and sizes are verified before it is believed: whatever its bytes are, it takes no more memory than its own
-size.
+A file is a dict of tensors and plain values, which `gnfast.tensors` reads without believing what it says of itself.
 """
 
-import os
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnfast.files import atomic_write, open_regular
+from gnfast.files import atomic_write
+from gnfast.tensors import load_tensors
 
 KEEP = 2
-# A description of tensors takes a hundred bytes for each.
-DESCRIPTION = 16 << 20
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
@@ -65,7 +59,7 @@ def load_newest(folder: Path, warn: Any = print) -> dict[str, Any] | None:
         try:
             return _load(path)
         except Exception as error:  # torch.load raises whatever the damaged bytes lead it to.
-            reason = _first_line(error).removeprefix(f"{path}: ")
+            reason = _first_line(error.__cause__ or error).removeprefix(f"{path}: ")
             warn(f"warning: checkpoint {path} is damaged ({reason}); trying the one before")
     if found:
         raise RunError(f"{folder}: none of the {len(found)} checkpoints can be read; start again in another --run-dir")
@@ -79,46 +73,9 @@ def paths(folder: Path) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        sizes = _sizes(file)
-        # Without their data first: what a file says of its tensors need not be true.
-        for tensor in _tensors(_read(file, "meta")):
-            _require_stored(tensor, sizes)
-        content = _read(file, "cpu")
+    content = load_tensors(path, dense=True)
     _require_run(content)
     return content
-
-
-def _read(file: BinaryIO, device: str) -> Any:
-    file.seek(0)
-    return torch.load(file, map_location=device, weights_only=True)
-
-
-def _sizes(file: BinaryIO) -> set[int]:
-    """The sizes in bytes of the data in an archive that is whole."""
-    with zipfile.ZipFile(file) as archive:
-        entries = archive.infolist()
-        length = os.fstat(file.fileno()).st_size
-        if any(e.compress_type for e in entries) or sum(e.file_size for e in entries) > length:
-            raise ValueError("its parts are compressed or overlap")
-        if any(e.file_size > DESCRIPTION for e in entries if e.filename.endswith("data.pkl")):
-            raise ValueError("its description is too long")
-        # torch.load does not verify the checksums that torch.save writes.
-        if damaged := archive.testzip():
-            raise OSError(f"checksum of {damaged} does not match")
-        return {entry.file_size for entry in entries}
-
-
-def _tensors(content: Any) -> Iterator[Tensor]:
-    waiting = [content]
-    seen = set()
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _require_run(content: Any) -> None:
@@ -133,17 +90,6 @@ def _require_run(content: Any) -> None:
         weights = state.get(name)
         if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
             raise ValueError(f"it is not one of a run: it has no {name}")
-
-
-def _require_stored(tensor: Tensor, sizes: set[int]) -> None:
-    """That each element has a place of its own in the data that is there."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise ValueError(f"it has a tensor of another layout than strided ({tensor.layout})")
-    held, item = tensor.untyped_storage().nbytes(), tensor.element_size()
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    end = tensor.storage_offset() + sum((size - 1) * stride for size, stride in steps) + 1
-    if tensor.numel() and (held not in sizes or end * item > held or tensor.numel() * item > held):
-        raise ValueError(f"it has a tensor of {tuple(tensor.shape)} with {held} bytes of data")
 
 
 def _first_line(error: Exception) -> str:

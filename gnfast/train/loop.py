@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gnfast.analysis.live import Probe
 from gnfast.data import ImageDataset
 from gnfast.data.files import expanded
 from gnfast.data.registry import registered
@@ -128,6 +127,9 @@ class _Session:
         self.progress = progress
         self.start = state.step
         self.measure = evaluation(self.config, reference, extractor, log, progress)
+        # Not above: it measures a `State`, so that each of the two would have to be imported first.
+        from gnfast.analysis.live import Probe
+
         self.probe = Probe(self.config)
         self.guard = Guard(state)
 
