@@ -227,7 +227,7 @@ def draw_case(seed: int, precision: str) -> Case:
         case.x_kind = "plain" if case.x_kind == "hooked" else case.x_kind
     if case.surroundings == "rewritten" and any(step.arguments.get("inplace") for step in net.steps):
         case.surroundings = "nothing"
-    if any(step.name in ("dropout", "noise", "draws") for step in net.steps):
+    if any(step.name in ("dropout", "noise", "draws") or "dropout_" in step.arguments.values() for step in net.steps):
         # PyTorch draws a mask in the order of memory, which the recording does not follow.
         case.x_kind = {"expanded": "plain", "strided": "plain", "channels_last": "plain", "transposed": "plain"}.get(
             case.x_kind, case.x_kind
@@ -496,7 +496,9 @@ def difference(actual: Any, expected: Any, tolerance: float, name: str = "") -> 
         pairs = [(a, e, name) for a, e in zip(actual, expected, strict=True)]
     elif isinstance(expected, float):
         return (
-            "" if math.isclose(actual, expected, rel_tol=max(tolerance, 1e-12)) else f"{name}: {actual} for {expected}"
+            ""
+            if math.isclose(actual, expected, rel_tol=max(tolerance, 1e-12), abs_tol=tolerance)
+            else f"{name}: {actual} for {expected}"
         )
     else:
         return "" if actual == expected else f"{name}: {actual} for {expected}"

@@ -5,6 +5,7 @@ else is a failure: numbers that differ, another error where plain PyTorch works,
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -87,12 +88,13 @@ def _rounds_to_float32(case: Case, name: str) -> bool:
 
 
 def _judge_in_low_precision(case: Case) -> Verdict:
-    low = LOW[case.precision] if case.precision != "bfloat16" else torch.bfloat16
+    low = LOW[case.precision]
     first = _errors_in_low_precision(case, low)
     if isinstance(first, Verdict):
         return first
     ours, theirs, fell_back = first
-    unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else low).eps
+    regions = any(step.name == "region" and step.arguments["enabled"] for step in case.net.steps)
+    unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" or regions else low).eps
 
     def worse(mine: float, other: float) -> bool:
         return not mine <= 2 * other + 8 * unit
@@ -276,6 +278,16 @@ def _judged(trial: tuple[int, str]) -> Verdict:
         return judge(draw_case(*trial))
 
 
+def _by_plain_pytorch(trial: tuple[int, str]) -> None:
+    """What of a trial gnfast has no part in: PyTorch itself may crash."""
+    case = draw_case(*trial)
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        low = LOW.get(case.precision, torch.float64)
+        for dtype in (torch.float64, low):
+            run(case, Plain, copy.deepcopy(case.net).to(low).to(dtype), dtype)
+
+
 def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
     turns = (options.dtype,) if options.dtype else _TURNS
     trials = ((number, turns[number % len(turns)]) for number in itertools.count(seed))
@@ -284,7 +296,8 @@ def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
         _judged, itertools.takewhile(lambda _: tally.goes_on(), trials), _SECONDS
     ):
         if isinstance(verdict, forked.Died):
-            verdict = Verdict(FAILED, verdict.how)
+            ((_, plain),) = forked.trials(_by_plain_pytorch, [(number, precision)], _SECONDS)
+            verdict = Verdict(VOID if isinstance(plain, forked.Died) else FAILED, verdict.how)
         if verdict.kind == FAILED:
             tally.fail(f"--seed {number} --dtype {precision}", verdict.reason, precision)
         else:

@@ -648,7 +648,10 @@ def alias(c, w, h):
     if c("view of the view", False, False, True):
         view = VIEWS_OF[c("second view", *VIEWS_OF)](view)
     require(view.dim() > 0 and view.numel() > 0)
-    WRITES[c("write", *WRITES)](view, c("by", *NUMBERS), w)
+    write, by = c("write", *WRITES), c("by", *NUMBERS)
+    # PyTorch draws a mask in the order of memory, which the recording does not follow.
+    require(write != "dropout_" or not isinstance(c, Drawing) or view.is_contiguous())
+    WRITES[write](view, by, w)
     read = c("read", "base", "base", "view", "both")
     require(read == "base" or len(view) == len(base))
     result = base if read == "base" else view
