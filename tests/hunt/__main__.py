@@ -6,7 +6,7 @@ import time
 
 from tests.hunt import critics, files, processes
 from tests.hunt.cases import PRECISIONS
-from tests.hunt.tally import FAILED, Hunter, Tally
+from tests.hunt.tally import Hunter, Tally
 
 HUNTERS: dict[str, Hunter] = {
     "critics": critics.HUNTER,
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         print(tally, flush=True)
     if len(tallies) > 1:
         print("\n".join(["", *map(str, tallies)]))
-    return int(any(tally.counts[FAILED] for tally in tallies))
+    return int(any(tally.failed for tally in tallies))
 
 
 if __name__ == "__main__":

@@ -215,6 +215,9 @@ def draw_case(seed: int, precision: str) -> Case:
         frozen=chance.choice([0, 0, 0, 0, 2, 3, -2, 1]),
         seed=chance.randrange(1 << 30),
     )
+    if any("through data" in str(step.arguments.get("kind")) for step in net.steps):
+        # PyTorch itself reads in backward what was put there since, and notices nothing.
+        case.two_before_backward = False
     if case.surroundings == "global hook":
         case.detail = chance.choice(list(GLOBAL_HOOKS))
     if case.surroundings in ("no_grad", "inference_mode"):
@@ -477,6 +480,8 @@ def difference(actual: Any, expected: Any, tolerance: float, name: str = "") -> 
             return f"{name}: {actual.dtype} {tuple(actual.shape)} for {expected.dtype} {tuple(expected.shape)}"
         if not expected.is_floating_point() or not tolerance:
             return "" if torch.equal(actual, expected) else f"{name} differs"
+        # Parameters in float32 are updated by what was rounded to it.
+        tolerance = max(tolerance, 1e-5) if expected.dtype == torch.float32 else tolerance
         gap = (actual.double() - expected.double()).norm().item()
         return "" if gap <= tolerance * max(expected.double().norm().item(), 1) else f"{name} differs by {gap:.1e}"
     if type(actual) is not type(expected):

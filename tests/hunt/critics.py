@@ -286,9 +286,9 @@ def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:
         if isinstance(verdict, forked.Died):
             verdict = Verdict(FAILED, verdict.how)
         if verdict.kind == FAILED:
-            tally.fail(f"--seed {number} --dtype {precision}", verdict.reason)
+            tally.fail(f"--seed {number} --dtype {precision}", verdict.reason, precision)
         else:
-            tally.add(f"{precision} {verdict.kind}")
+            tally.add(verdict.kind, precision)
         if verdict.kind == RAISED:
             reasons[verdict.reason] += 1
     for reason, count in reasons.most_common():

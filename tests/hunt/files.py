@@ -33,10 +33,11 @@ def _kinds(wanted: str | None) -> list[Hostile]:
 
 
 def _message(outcome: Outcome) -> str:
-    """The last line that the command printed: its error, where it ended with one; folders of its own left out."""
+    """The error or the last warning that the command printed, else its last line; folders of its own left out."""
     output = re.sub(rf"{re.escape(tempfile.gettempdir())}/hostile-[^/\s]+/(made/)?", "", outcome.output)
     lines = output.strip().splitlines() or ["(nothing)"]
-    return lines[-1] if len(lines[-1]) <= _LONGEST else f"{lines[-1][:_LONGEST]}…"
+    told = [line for line in lines if line.startswith(("gnfast:", "warning:"))] or lines
+    return told[-1] if len(told[-1]) <= _LONGEST else f"{told[-1][:_LONGEST]}…"
 
 
 def _hunt(tally: Tally, seed: int, options: argparse.Namespace) -> None:

@@ -45,9 +45,9 @@ def _of_runs(outcomes: Callable[[random.Random, Path], Iterator[kills.Outcome]])
 def _hunt_hangs(tally: Tally, seed: int, options: argparse.Namespace) -> None:
     for outcome in hangs.hangs(rounds=10**6):
         if outcome.failure:
-            tally.fail(f"--count {2 * _ROUNDS}", f"{outcome.kind}: {outcome.failure}")
+            tally.fail(f"--count {2 * _ROUNDS}", f"{outcome.kind}: {outcome.failure}", outcome.kind)
         else:
-            tally.add(f"ended ({outcome.kind})")
+            tally.add("ended", outcome.kind)
         if not tally.goes_on():
             break
 

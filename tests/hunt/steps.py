@@ -921,7 +921,7 @@ STATEFUL: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "numpy.random": _numpy_random,
     "torch.rand": _torch_random,
     "dropped layer": _dropped_layer,
-    "power iteration on data": _power_iteration,
+    "power iteration through data": _power_iteration,
     "power iteration in place": _power_iteration_in_place,
     "hooked spectral norm": _hooked_spectral_norm,
     "ActNorm": _act_norm,

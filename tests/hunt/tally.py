@@ -1,7 +1,7 @@
 """What a hunter has tried, and what came of it."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +21,8 @@ class Tally:
     hunter: str
     until: float
     most: float = float("inf")
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Of each group of trials, by outcome."""
     extra: Counter[str] = field(default_factory=Counter)
     """What else was counted, no trials."""
 
@@ -30,19 +31,27 @@ class Tally:
 
     @property
     def tried(self) -> int:
-        return self.counts.total()
+        return sum(counts.total() for counts in self.counts.values())
 
-    def add(self, outcome: str) -> None:
-        self.counts[outcome] += 1
+    @property
+    def failed(self) -> int:
+        return sum(counts[FAILED] for counts in self.counts.values())
 
-    def fail(self, arguments: str, reason: str) -> None:
-        self.counts[FAILED] += 1
+    def add(self, outcome: str, group: str = "") -> None:
+        self.counts[group][outcome] += 1
+
+    def fail(self, arguments: str, reason: str, group: str = "") -> None:
+        self.add(FAILED, group)
         print(f"FAILED: {reason}\n    python -m tests.hunt {self.hunter} {arguments}", flush=True)
 
     def __str__(self) -> str:
-        parts = [f"{count:,} {what}" for what, count in self.extra.items() if count]
-        parts += [f"{count:,} {outcome}" for outcome, count in sorted(self.counts.items()) if outcome != FAILED]
-        return f"{self.hunter}: {self.tried:,} tried: " + ", ".join([*parts, f"{self.counts[FAILED]} {FAILED}"])
+        """A line for each group: how many were tried, and what came of them."""
+        lines = []
+        for group, counts in sorted(self.counts.items()):
+            parts = [f"{counts.total():,} tried", *(f"{n:,} {what}" for what, n in self.extra.items() if n)]
+            parts += [f"{n:,} {outcome}" for outcome, n in sorted(counts.items()) if outcome != FAILED]
+            lines.append(f"{self.hunter} {group}".strip() + ": " + ", ".join([*parts, f"{counts[FAILED]} {FAILED}"]))
+        return "\n".join(lines) or f"{self.hunter}: nothing tried"
 
 
 @dataclass
