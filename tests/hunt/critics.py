@@ -95,7 +95,7 @@ def _judge_in_low_precision(case: Case) -> Verdict:
     unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" else low).eps
 
     def worse(mine: float, other: float) -> bool:
-        return not mine <= 2 * other + 4 * unit
+        return not mine <= 2 * other + 8 * unit
 
     suspects = [name for name in ours if worse(ours[name], theirs[name])]
     if suspects and (verdict := _suspected(case, low, suspects, worse)):
@@ -103,7 +103,7 @@ def _judge_in_low_precision(case: Case) -> Verdict:
     return Verdict(FELL_BACK if fell_back else EXACT)
 
 
-_DRAWS = 24
+_DRAWS = 48
 
 
 def _suspected(
