@@ -249,6 +249,13 @@ def test_a_hook_on_x(x):
     assert relative_error(doubled, 2 * gnfast.value_and_grad_norm(net, x, strict=True)[1]) < 1e-12
 
 
+def test_a_hook_that_only_looks_on(x):
+    net, x, seen = Critic(lambda net, h: h), x.requires_grad_(), []
+    torch.autograd.graph.register_multi_grad_hook([x, *net.parameters()], seen.append)
+    gnfast.normalize_gradient(net, x, strict=True).sum().backward()
+    assert len(seen) == 1
+
+
 def penalised(f_hat, x):
     (g,) = torch.autograd.grad(f_hat.sum(), x, create_graph=True)
     return f_hat.mean() + 10 * (g.norm(dim=1) - 1).square().mean()
