@@ -349,7 +349,9 @@ def _depends_on(tensor: Tensor, x: Tensor) -> bool:
 
 def _state_key(net: nn.Module, x: Tensor) -> _Key:
     """What decides, beside the network's own Python, whether it can be recorded; refuses backward hooks on the way."""
-    if torch.is_grad_enabled() and x.requires_grad and x._backward_hooks:
+    hooks = (x._backward_hooks or {}).values() if torch.is_grad_enabled() and x.requires_grad else ()
+    # PyTorch's hooks on several tensors (`register_multi_grad_hook`) look on and change nothing.
+    if any(hook.__module__ != "torch.autograd.graph" for hook in hooks):
         raise Refused(Refusal("", "Tensor.register_hook", "a hook on x would not see the gradient of f"))
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         hook = "register_module_full_backward_hook"

@@ -243,7 +243,9 @@ def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
         f: one logit per sample.
         g: (B, ...) input gradient.
     """
-    with torch.enable_grad():
+    # Tensors that were made in inference mode cannot take part in autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        f, g = (t.clone() if t.is_inference() else t for t in (f, g))
         logit, m = f.reshape(-1).to(_accumulator(f.dtype)), _measure(head, g)
         if head.partials is not None:
             by_f = head.partials(logit, m)[0]

@@ -62,7 +62,7 @@ class Outcome:
     Args:
         kind, seed: which file it was.
         status: the exit status; negative is the signal that ended it.
-        seconds, peak: time, and the most memory (bytes) that the process or one of its children had.
+        seconds, peak: time, and the most memory (bytes) that the process or one of its children took.
         output: what it printed, both streams.
         faults: what it must not have done; empty if all is well.
     """
@@ -115,6 +115,8 @@ def attack(hostile: Hostile, seed: int, seconds: float = SECONDS, limit: int = B
 
 def _forked(words: list[str], folder: Path, seconds: float) -> tuple[int, int]:
     """Exit status (negative for a signal) and peak memory of `gnfast` with `words`; its output goes to a file."""
+    # A child has what this process has, and none of that is the command's doing.
+    had = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     child = os.fork()
     if not child:
         _run(words, folder)
@@ -122,7 +124,7 @@ def _forked(words: list[str], folder: Path, seconds: float) -> tuple[int, int]:
     while True:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+            return os.waitstatus_to_exitcode(status), max(usage.ru_maxrss * 1024 - had, 0)
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
             end = float("inf")

@@ -149,7 +149,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
         stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch.object(reduce, "_summed_under_autocast", return_value=torch.float32))
+        stack.enter_context(mock.patch.object(reduce, "_asked", return_value=torch.float32))
         for module in (sign_bits, spectral_kernels):
             stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
         for cache in caches:

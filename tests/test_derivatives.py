@@ -249,6 +249,13 @@ def test_a_hook_on_x(x):
     assert relative_error(doubled, 2 * gnfast.value_and_grad_norm(net, x, strict=True)[1]) < 1e-12
 
 
+def test_a_hook_that_only_looks_on(x):
+    net, x, seen = Critic(lambda net, h: h), x.requires_grad_(), []
+    torch.autograd.graph.register_multi_grad_hook([x, *net.parameters()], seen.append)
+    gnfast.normalize_gradient(net, x, strict=True).sum().backward()
+    assert len(seen) == 1
+
+
 def penalised(f_hat, x):
     (g,) = torch.autograd.grad(f_hat.sum(), x, create_graph=True)
     return f_hat.mean() + 10 * (g.norm(dim=1) - 1).square().mean()
@@ -316,13 +323,14 @@ def test_the_norm_of_the_normalised_critic(change, method, impl, x):
     assert relative_error(alone, expected) < 1e-12
 
 
-@pytest.mark.parametrize("change", CURVED.values(), ids=CURVED)
+@pytest.mark.parametrize("change", [*CURVED.values(), lambda net, h: h], ids=[*CURVED, "straight"])
 @pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("method", ["gn", lambda f, n: f / (n + f.abs())], ids=["gn", "own"])
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
-def test_critics_that_fall_back_work_in_inference_mode(change, impl, x):
+def test_inference_mode(change, impl, method, x):
     net = Critic(change)
     expected = reference.normalize_gradient(net, x)
     with torch.inference_mode():
         for given in (x, x.clone()):
-            f_hat, norm = gnfast.normalize_gradient(net, given, impl=impl, return_grad_norm=True)
+            f_hat, norm = gnfast.normalize_gradient(net, given, method=method, impl=impl, return_grad_norm=True)
             assert relative_error(f_hat, expected) < 1e-12 and not norm.requires_grad

@@ -282,3 +282,32 @@ def test_convolutions_of_mixed_dtypes_stay_the_networks_own_error():
     net = nn.Sequential(nn.Conv2d(3, 1, 4), nn.Softplus()).bfloat16()
     with pytest.raises(RuntimeError, match=r"type|dtype"):
         gnfast.normalize_gradient(net, torch.randn(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "function"),
+    [
+        ((2, 3, 4, 4, 4), lambda h: F.avg_pool3d(h, 2)),
+        ((2, 3, 4, 4, 4), lambda h: F.adaptive_avg_pool3d(h, 2)),
+        ((2, 3, 4, 4, 4), lambda h: F.max_pool3d(h, 2)),
+        ((2, 3, 4, 4, 4), lambda h: F.adaptive_max_pool3d(h, 2)),
+        ((2, 3, 4, 4, 4), lambda h: F.pad(h, (1,) * 6, "reflect")),
+        ((2, 3, 4, 4), lambda h: F.pad(h, (1,) * 4, "reflect")),
+        ((2, 3, 4), lambda h: F.pad(h, (1, 1), "replicate")),
+        ((2, 3, 4, 4), lambda h: F.pad(h, (1,) * 4, "circular")),
+        ((2, 3, 4, 4), lambda h: F.prelu(h.float(), h.new_full((1,), 0.25, dtype=torch.float32))),
+    ],
+)
+def test_dtypes_of_autocast_on_cpus(shape, function):
+    class Net(nn.Module):
+        def forward(self, x):
+            h = function(x.bfloat16())
+            dtypes.append(h.dtype)
+            return h.flatten(1).float().sum(1)
+
+    dtypes, net, x = [], Net(), torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        f, n = gnfast.value_and_grad_norm(net, x, strict=True)
+        expected, norm = reference.value_and_grad_norm(net, x)
+    assert dtypes[0] == dtypes[1]
+    assert relative_error(f, expected) < 1e-2 and relative_error(n, norm) < 1e-2

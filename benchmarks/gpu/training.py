@@ -52,7 +52,9 @@ def training(context: Context) -> Iterator[Row]:
             for name in ("metrics.jsonl", "speed.jsonl")
         )
         for name in ("metrics.jsonl", "curves.png"):
-            shutil.copyfile(Path(folder, name), context.out / name)
+            # Without a row there are no curves.
+            if Path(folder, name).exists():
+                shutil.copyfile(Path(folder, name), context.out / name)
         # After a short run the moving average still shows much of the generator that it began with.
         sample_run(Path(folder), out=context.out / "samples.png", weights="raw", device=context.device)
     yield {

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -33,9 +34,8 @@ class _Lasting:
             if error.errno not in _GONE:
                 raise
             # The descriptor itself, so that what is still buffered and what children print go there too.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            with open(os.devnull, "wb") as nowhere, contextlib.suppress(io.UnsupportedOperation):
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

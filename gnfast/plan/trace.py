@@ -188,6 +188,11 @@ class Recorder:
         """The value in another floating-point dtype; itself where it has that dtype."""
         return tensor if tensor.scalar == dtype else self.emit(Cast(tensor.scalar, dtype), [tensor])
 
+    def autocast_to_float32(self, tensor: Traced) -> Traced:
+        """The input of an operation that autocast on CPUs runs in float32; on GPUs it leaves these alone."""
+        wide = self.device.type == "cpu" and autocast_dtype("cpu") and tensor.scalar != torch.float64
+        return self.cast(tensor, torch.float32) if wide else tensor
+
     def emit_view(self, op: Op, tensor: Traced) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
         return self._share(tensor, self.emit(op, [tensor]))

@@ -99,6 +99,7 @@ class PReLU(Op):
     """y = h where h > 0, else w · h; w (C,) or (1,) along axis 1. Keeps where h > 0, one byte per entry."""
 
     promotes: ClassVar[bool] = True
+    autocasts: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 8
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,8 @@ def _avg_pool2d(
 def _avg_pool3d(trace, input, *args, **kwargs):
     trace.require_batched(input, dims=5)
     kwargs = {name: frozen(value) for name, value in kwargs.items()}
-    return trace.emit(LinearCall(F.avg_pool3d, frozen(args), tuple(sorted(kwargs.items()))), [input])
+    op = LinearCall(F.avg_pool3d, frozen(args), tuple(sorted(kwargs.items())))
+    return trace.emit(op, [trace.autocast_to_float32(input)])
 
 
 @records(F.adaptive_avg_pool1d)
@@ -115,4 +116,4 @@ def _adaptive_avg_pool2d(trace, input, output_size):
 @records(F.adaptive_avg_pool3d)
 def _adaptive_avg_pool3d(trace, input, output_size):
     trace.require_batched(input, dims=5)
-    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [input])
+    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [trace.autocast_to_float32(input)])

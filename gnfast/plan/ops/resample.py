@@ -79,6 +79,8 @@ def _pad(trace, input, pad, mode="constant", value=None):
     pad = tuple(pad)
     if len(pad) // 2 >= input.dim():
         trace.refuse("padding the batch axis")
+    if mode == "replicate" or (mode == "reflect" and len(pad) <= 4):
+        input = trace.autocast_to_float32(input)
     if mode != "constant":
         return trace.emit(LinearCall(F.pad, (pad, mode)), [input])
     padded = trace.emit(Pad(pad), [input])
