@@ -495,11 +495,8 @@ def difference(actual: Any, expected: Any, tolerance: float, name: str = "") -> 
             return f"{name}: {len(actual)} entries for {len(expected)}"
         pairs = [(a, e, name) for a, e in zip(actual, expected, strict=True)]
     elif isinstance(expected, float):
-        return (
-            ""
-            if math.isclose(actual, expected, rel_tol=max(tolerance, 1e-12), abs_tol=tolerance)
-            else f"{name}: {actual} for {expected}"
-        )
+        close = math.isclose(actual, expected, rel_tol=max(tolerance, 1e-12), abs_tol=tolerance)
+        return "" if close else f"{name}: {actual} for {expected}"
     else:
         return "" if actual == expected else f"{name}: {actual} for {expected}"
     return next((found for a, e, n in pairs if (found := difference(a, e, tolerance, n))), "")
