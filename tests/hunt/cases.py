@@ -221,10 +221,10 @@ def draw_case(seed: int, precision: str) -> Case:
     if case.surroundings == "global hook":
         case.detail = chance.choice(list(GLOBAL_HOOKS))
     if case.surroundings in ("no_grad", "inference_mode"):
-        # A value without a graph has no second derivative, its x no hook, and what was computed from x is a constant.
+        # A value without a graph has no second derivative, its x no hook and no past, and what comes from x is a constant.
         case.given = "a tensor" if case.given == "of x" else case.given
         case.call = "normalize_gradient" if case.call == "second derivative" else case.call
-        case.x_kind = "plain" if case.x_kind == "hooked" else case.x_kind
+        case.x_kind = "plain" if case.x_kind in ("hooked", "computed") else case.x_kind
     if case.surroundings == "rewritten" and any(step.arguments.get("inplace") for step in net.steps):
         case.surroundings = "nothing"
     if any(step.name in ("dropout", "noise", "draws") or "dropout_" in step.arguments.values() for step in net.steps):
