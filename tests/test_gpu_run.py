@@ -332,7 +332,7 @@ def test_failed_tests_are_told_as_they_happen(tmp_path, monkeypatch):
     monkeypatch.setattr(tests, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(tests, "ENDING", 3)
-    rows = tests._run(Context("cpu", False, tmp_path, limit_s=9.0), [str(file)], 1)
+    rows = tests._run(Context("cpu", False, tmp_path, limit_s=15.0), [str(file)], 1)
     row = next(rows)
     assert row["failures"] == ["test_it.py::test_bad"] and row["passed"] == 1
     with pytest.raises(RuntimeError, match="1 tests failed, cut short"):

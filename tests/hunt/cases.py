@@ -221,7 +221,7 @@ def draw_case(seed: int, precision: str) -> Case:
     if case.surroundings == "global hook":
         case.detail = chance.choice(list(GLOBAL_HOOKS))
     if case.surroundings in ("no_grad", "inference_mode"):
-        # Without a graph there is no second derivative, x has no hook and no past, and what comes from x is a constant.
+        # A value without a graph has no second derivative, its x no hook and no past; what comes from x is a constant.
         case.given = "a tensor" if case.given == "of x" else case.given
         case.call = "normalize_gradient" if case.call == "second derivative" else case.call
         case.x_kind = "plain" if case.x_kind in ("hooked", "computed") else case.x_kind
