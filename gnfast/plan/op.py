@@ -223,7 +223,10 @@ def records(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
         renamed = {given: name for given, name in _NUMPY_NAMES.items() if name in own and given not in own}
 
         def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
-            return recorder(trace, *args, **{renamed.get(name, name): value for name, value in kwargs.items()})
+            # Once per operation and call of a network: most come without names.
+            if kwargs:
+                kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
+            return recorder(trace, *args, **kwargs)
 
         for function in functions:
             RECORDERS[function] = called
