@@ -351,7 +351,7 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
     """What decides, beside the network's own Python, whether it can be recorded; refuses backward hooks on the way."""
     hooks = (x._backward_hooks or {}).values() if torch.is_grad_enabled() and x.requires_grad else ()
     # PyTorch's hooks on several tensors (`register_multi_grad_hook`) look on and change nothing.
-    if any(hook.__module__ != "torch.autograd.graph" for hook in hooks):
+    if any(getattr(hook, "__module__", None) != "torch.autograd.graph" for hook in hooks):
         raise Refused(Refusal("", "Tensor.register_hook", "a hook on x would not see the gradient of f"))
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         hook = "register_module_full_backward_hook"
