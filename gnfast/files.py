@@ -24,6 +24,32 @@ _KINDS = {
 }
 
 
+def cache_root() -> Path:
+    """The folder for downloads and caches: $GNFAST_CACHE, or gnfast under $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        InputError: neither is set, and there is no home folder.
+    """
+    if own := os.environ.get("GNFAST_CACHE"):
+        return expanded(own)
+    try:
+        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gnfast"
+    except InputError:
+        raise InputError("there is no home folder for the cache: set GNFAST_CACHE to a folder") from None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ and ~user replaced.
+
+    Raises:
+        InputError: nobody knows that user's home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{os.fspath(path)}: {error}") from None
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """The file, open for reading in binary.
 

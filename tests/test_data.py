@@ -30,6 +30,7 @@ from gnfast.data import (
 )
 from gnfast.data import cifar10 as cifar10_file
 from gnfast.data.files import download, md5_of
+from gnfast.errors import InputError
 from gnfast.files import atomic_write
 from tests import hostile_files
 
@@ -201,9 +202,9 @@ def test_without_a_home(tmp_path, monkeypatch):
     path = write(tmp_path / "folder", CLASSES)
     assert len(load("digits")) == 1797
     assert len(load(path, cache=False)) == 3
-    with pytest.raises(DataError, match="there is no home folder for the cache: set GNFAST_CACHE"):
+    with pytest.raises(InputError, match="there is no home folder for the cache: set GNFAST_CACHE"):
         load(path)
-    with pytest.raises(DataError, match="~nobody-at-all/x: Could not determine home"):
+    with pytest.raises(InputError, match="~nobody-at-all/x: Could not determine home"):
         load("~nobody-at-all/x")
 
 

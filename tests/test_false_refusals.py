@@ -175,6 +175,9 @@ def test_refused_by_name_and_exact(reason, x):
         lambda net, h: h - net.noise.expand(4, 1, 5, 7),
         lambda net, h: torch.cat([h, net.noise.expand(4, 1, 5, 7)], 1),
         lambda net, h: torch.where(net.mask, h, net.noise),
+        lambda net, h: F.linear(h, torch.eye(7, dtype=h.dtype), net.noise[0, 0]),
+        lambda net, h: F.conv2d(h, torch.eye(3, dtype=h.dtype)[:, :, None, None], net.noise[0, 0, :3]),
+        lambda net, h: F.conv_transpose2d(h, torch.eye(3, dtype=h.dtype)[:, :, None, None], net.noise[0, 0, :3]),
     ],
 )
 def test_a_buffer_that_every_forward_refreshes(use, x):

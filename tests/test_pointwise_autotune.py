@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from gnfast.errors import InputError
 from gnfast.kernels import autotune
 
 CPU = torch.device("cpu")
@@ -104,6 +105,14 @@ def test_nothing_is_measured_during_capture(clock, monkeypatch, tmp_path):
     (tmp_path / "choices.json").write_text(json.dumps({json.dumps(list(KEY), default=str): "other"}))
     autotune._loaded.cache_clear()
     assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "other"
+
+
+def test_without_a_home(clock, monkeypatch):
+    for name in ("HOME", "GNFAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: {}[0])
+    with pytest.raises(InputError, match="there is no home folder for the cache: set GNFAST_CACHE"):
+        autotune.choose_fastest(KEY, {"default": candidate("default", torch.randn(5), [])}, CPU, tolerance=0.0)
 
 
 def test_choices_are_kept_on_disk(clock):

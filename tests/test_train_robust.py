@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,6 +75,15 @@ def test_a_log_on_a_full_disk_ends_the_run_clearly(config, monkeypatch):
     monkeypatch.setattr(RunLog, "row", full)
     with pytest.raises(RunError, match="no space left"):
         quiet("digits", config)
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(config):
+    quiet("digits", config)
+    page = Path(config.run_dir) / "report.html"
+    page.unlink()
+    page.mkdir()
+    outcome, lines = quiet("digits", dataclasses.replace(config, steps=35))
+    assert outcome.finished and any(line.startswith("warning: no report.html (IsADirectoryError") for line in lines)
 
 
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):

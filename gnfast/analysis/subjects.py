@@ -11,9 +11,8 @@ from gnfast import reference
 from gnfast.analysis.tables import Subject
 from gnfast.data import load as load_data
 from gnfast.data import to_float
-from gnfast.data.files import expanded
 from gnfast.errors import InputError
-from gnfast.files import open_regular
+from gnfast.files import expanded, open_regular
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.tensors import is_state, load_tensors
 from gnfast.train.checkpoint import RunError

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, user_errors
+from gnfast.files import expanded
 
 USAGE = """\
 usage: gnfast analyze RUN [--what NAMES] [--option value …]
@@ -98,7 +99,6 @@ def run(words: list[str]) -> int:
 def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
     from gnfast.analysis.critic_report import analyze
-    from gnfast.data.files import expanded
     from gnfast.device import resolve_device
     from gnfast.train.record import read_rows
 
@@ -135,7 +135,6 @@ def _reproduce(words: list[str]) -> int:
     )
     with user_errors():
         from gnfast.analysis.reproduce import Scale, reproduce
-        from gnfast.data.files import expanded
 
         scale = Scale(
             data=options.data,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnfast.cli.common import UsageError, columns, parse, unknown, user_errors
+from gnfast.files import expanded
 
 HELP = """\
 usage: gnfast data COMMAND [ARGUMENTS]
@@ -247,7 +248,6 @@ def _source(command: str, words: list[str], kind: type, description: str, option
 
 def _request(options: SourceOptions):
     from gnfast.data import Request
-    from gnfast.data.files import expanded
     from gnfast.train.presets import PRESETS
 
     if options.preset and options.preset not in PRESETS:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gnfast.cli.common import UsageError, columns, parse, plain, spelled_out, user_errors
-from gnfast.files import write_text
+from gnfast.files import expanded, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -328,7 +328,7 @@ def _versions() -> dict[str, str]:
 
 def _path(name: str) -> Path:
     """Shells do not expand the ~ in --out=~/result.json."""
-    return Path(name).expanduser()
+    return expanded(name)
 
 
 def _progress() -> bool:

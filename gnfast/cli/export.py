@@ -1,10 +1,10 @@
 """`gnfast export RUN --out FILE.safetensors`: a run's generator as one file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
+from gnfast.files import expanded
 
 USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
 
@@ -25,7 +25,7 @@ def run(words: list[str]) -> int:
     rest = spelled_out(words)
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise UsageError(f"export: which run? {USAGE}")
-    source = None if rest[0] in ("-h", "--help") else Path(rest.pop(0)).expanduser()
+    source = None if rest[0] in ("-h", "--help") else expanded(rest.pop(0))
     options = parse(
         ExportOptions,
         rest,
@@ -44,7 +44,7 @@ def run(words: list[str]) -> int:
             if source.is_dir()
             else source.with_suffix(".safetensors")
         )
-        out = Path(options.out).expanduser() if options.out else default
+        out = expanded(options.out) if options.out else default
         path = export(source, out, options.weights or None)
     print(path)
     return 0

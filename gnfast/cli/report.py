@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gnfast.cli.common import UsageError, parse, user_errors
+from gnfast.files import expanded
 
 USAGE = "usage: gnfast report RUN [RUN …] [--out FILE.html]"
 
@@ -29,7 +30,6 @@ def run(words: list[str]) -> int:
         "environment. Several runs are compared on one page.\n\n"
         "Examples:\n  gnfast report runs/digits\n  gnfast report runs/gn runs/sn --out gn-or-sn.html",
     )
-    from gnfast.data.files import expanded
     from gnfast.train.report import write_comparison, write_report
 
     with user_errors():

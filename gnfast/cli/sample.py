@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
+from gnfast.files import expanded
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ def run(words: list[str]) -> int:
         "Examples:\n  gnfast sample runs/digits\n  gnfast sample runs/digits --n 5000 --out fakes --raw\n"
         "  gnfast sample G.safetensors --interpolate 8 --out walk.png",
     )
-    from gnfast.data.files import expanded
     from gnfast.train.sample import sample_run
 
     # A file holds one kind of weights: only a wish that was spelt out can be wrong.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnfast.cli.common import UsageError, columns, parse, user_errors
+from gnfast.files import expanded
 
 USAGE = "usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
 
@@ -44,7 +45,6 @@ def run(words: list[str]) -> int:
         raise UsageError(f"sweep: which file? {USAGE}")
     file, rest = (None, words) if words[0] in ("-h", "--help") else (Path(words[0]), words[1:])
     options = parse(SweepOptions, rest, prog="gnfast sweep FILE", description=HELP)
-    from gnfast.data.files import expanded
     from gnfast.train.sweep import load_sweep
 
     with user_errors():

@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
-from gnfast.data.files import cache_root, open_source
+from gnfast.data.files import open_source
 from gnfast.data.source import Contents, Source
-from gnfast.files import atomic_write, is_abandoned, own_part, remove_abandoned
+from gnfast.files import atomic_write, cache_root, is_abandoned, own_part, remove_abandoned
 
 _FORMAT = 1
 # What every description must have.

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import Official, cache_root
+from gnfast.data.files import Official
 from gnfast.data.images import decoded_identity
 from gnfast.data.numbered import find_first, read_numbered
 from gnfast.data.source import Contents, Source
+from gnfast.files import cache_root
 
 ARCHIVE = Official(
     dataset="celeba",

@@ -15,38 +15,12 @@ from tqdm import tqdm
 
 from gnfast.data.dataset import DataError, Request
 from gnfast.errors import InputError
-from gnfast.files import atomic_write, open_regular
+from gnfast.files import atomic_write, cache_root, open_regular
 
 _CHUNK = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # More links to one folder than this were made to be followed for ever.
 _WAYS = 100
-
-
-def cache_root() -> Path:
-    """The folder for downloads and caches: $GNFAST_CACHE, or gnfast under $XDG_CACHE_HOME or ~/.cache.
-
-    Raises:
-        DataError: neither is set, and there is no home folder.
-    """
-    if own := os.environ.get("GNFAST_CACHE"):
-        return expanded(own)
-    try:
-        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gnfast"
-    except DataError:
-        raise DataError("there is no home folder for the cache: set GNFAST_CACHE to a folder") from None
-
-
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with ~ and ~user replaced.
-
-    Raises:
-        DataError: nobody knows that user's home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{os.fspath(path)}: {error}") from None
 
 
 def open_source(path: Path) -> BinaryIO:

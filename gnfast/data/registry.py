@@ -13,11 +13,12 @@ from gnfast.data.celebahq import open_celebahq
 from gnfast.data.dataset import DataError, ImageDataset, Request
 from gnfast.data.digits import open_digits
 from gnfast.data.fashion_mnist import open_fashion_mnist
-from gnfast.data.files import expanded, open_source
+from gnfast.data.files import open_source
 from gnfast.data.folder import open_images
 from gnfast.data.lsun import OPEN as LSUN
 from gnfast.data.mnist import open_mnist
 from gnfast.data.source import Source
+from gnfast.files import expanded
 
 _OPEN: dict[str, Callable[[Request], Source]] = {
     "digits": open_digits,
@@ -79,6 +80,7 @@ def load(
 
     Raises:
         DataError: anything above is not as wanted, or the data are missing, damaged or not images, or there is no room.
+        InputError: nobody knows the home folder that a path's ~, or the cache, refers to.
     """
     request = Request(
         split=split,

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gnfast.files import cache_root
+
 Candidate = Callable[[], object]
 View = Callable[[object], object]
 
@@ -67,8 +69,7 @@ def enabled() -> bool:
 
 def cache_file(device: torch.device) -> Path:
     """Where the choices for a device are kept."""
-    folder = Path(os.environ.get("GNFAST_CACHE") or Path.home() / ".cache" / "gnfast")
-    return folder / _file_name(device)
+    return cache_root() / _file_name(device)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.data import ImageDataset
-from gnfast.data.files import cache_root
+from gnfast.files import cache_root, expanded
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.scores import Scores, compare
 from gnfast.metrics.statistics import ImageStatistics, collect
@@ -203,7 +203,7 @@ def dataset_statistics(
 def _cache_path(dataset: ImageDataset, extractor: FeatureExtractor, cache_dir: str | os.PathLike | None) -> Path | None:
     if extractor.fingerprint is None:
         return None
-    folder = cache_root() / "statistics" if cache_dir is None else Path(cache_dir).expanduser()
+    folder = cache_root() / "statistics" if cache_dir is None else expanded(cache_dir)
     protocol = extractor.protocol.name if extractor.protocol else ""
     parts = (str(_VERSION), dataset.fingerprint, extractor.name, extractor.fingerprint, protocol)
     return folder / f"{dataset.name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"

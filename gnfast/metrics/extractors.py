@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gnfast.data import ImageDataset
-from gnfast.data.files import cache_root
+from gnfast.files import cache_root, expanded
 from gnfast.metrics.classifier import load_classifier
 from gnfast.metrics.features import INCEPTION, FeatureExtractor, describe, is_matrix
 from gnfast.metrics.inception import FEATURES, LOGITS, build_inception
@@ -63,7 +63,7 @@ def load_extractor(
         ValueError: `spec` or `protocol` is unknown, `spec` cannot be imported or gives no (N, D) floats, the weights
             cannot be had, or the data set is missing or does not suit it.
     """
-    folder = cache_root() / "extractors" if cache_dir is None else Path(cache_dir).expanduser()
+    folder = cache_root() / "extractors" if cache_dir is None else expanded(cache_dir)
     request = Request(dataset, find_protocol(protocol), weights, folder, torch.device(device), progress)
     if spec in _EXTRACTORS:
         return _EXTRACTORS[spec](request)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gnfast.data.files import cache_root
-from gnfast.files import atomic_write, open_regular
+from gnfast.files import atomic_write, cache_root, expanded, open_regular
 from gnfast.tensors import is_state, load_tensors
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -30,7 +29,7 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
     Raises:
         ValueError: the file is damaged or no state dict, or the official one cannot be had.
     """
-    file = Path(path).expanduser() if path else _official(progress)
+    file = expanded(path) if path else _official(progress)
     if not file.exists():
         raise ValueError(f"weights must be the path of a file such as {NAME}, got {str(path)!r}")
     # First, since this refuses what is endless.

@@ -255,6 +255,11 @@ def kept(constant: Tensor) -> Tensor:
     return once.clone().expand(constant.shape)
 
 
+def kept_bias(bias: Tensor | None) -> Tensor | None:
+    """As `kept`, but for Parameters: those of a critic that is frozen as a whole are not worth a copy per layer."""
+    return kept(bias) if type(bias) is Tensor else bias
+
+
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:
     """The (B,) tensor with as many trailing axes as `like` has, in its dtype."""
     return scale.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))

@@ -188,10 +188,12 @@ class Recorder:
         """The value in another floating-point dtype; itself where it has that dtype."""
         return tensor if tensor.scalar == dtype else self.emit(Cast(tensor.scalar, dtype), [tensor])
 
-    def autocast_to_float32(self, tensor: Traced) -> Traced:
-        """The input of an operation that autocast on CPUs runs in float32; on GPUs it leaves these alone."""
-        wide = self.device.type == "cpu" and autocast_dtype("cpu") and tensor.scalar != torch.float64
-        return self.cast(tensor, torch.float32) if wide else tensor
+    def autocast(self, function: Callable[..., Tensor], tensor: Traced, *args: Any) -> Traced:
+        """`tensor` in the dtype in which autocast runs `function`; `args` suit a tensor of size 1 in every axis."""
+        low = autocast_dtype(self.device.type)
+        if not low:
+            return tensor
+        return self.cast(tensor, _widened(function, args, tensor.dim(), self.device, tensor.scalar, low))
 
     def emit_view(self, op: Op, tensor: Traced) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
@@ -519,6 +521,15 @@ def _packs() -> Callable[[Tensor], Any] | None:
 def _version(tensor: Tensor) -> int:
     # Inference tensors have no version, and cannot be saved for a backward either.
     return 0 if tensor.is_inference() else tensor._version
+
+
+@functools.lru_cache
+def _widened(
+    function: Callable[..., Tensor], args: Any, dims: int, device: torch.device, dtype: torch.dtype, low: torch.dtype
+) -> torch.dtype:
+    """The dtype that `function` gives under autocast: asked of PyTorch, whose lists differ by device and version."""
+    with torch.autocast(device.type, dtype=low):
+        return function(torch.zeros((1,) * dims, dtype=dtype, device=device), *args).dtype
 
 
 def _is_floating(tensor: Tensor | None) -> bool:

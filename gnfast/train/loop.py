@@ -15,10 +15,9 @@ import torch
 from tqdm import tqdm
 
 from gnfast.data import ImageDataset
-from gnfast.data.files import expanded
 from gnfast.data.registry import registered
 from gnfast.device import resolve_device
-from gnfast.files import remove_abandoned, write_text
+from gnfast.files import expanded, remove_abandoned, write_text
 from gnfast.metrics import FeatureExtractor
 from gnfast.train import checkpoint, lock
 from gnfast.train.checkpoint import RunError
@@ -224,9 +223,9 @@ class _Session:
     def _report(self) -> None:
         try:
             write_report(self.folder)
-        except OSError:
-            raise
-        except Exception as error:  # A page about the run must not end it.
+        except Exception as error:  # A page about the run must not end it; a full disk does.
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise
             self.log.say(f"warning: no report.html ({type(error).__name__}: {error}); `gnfast report` makes it later")
 
     def _save(self, best: bool = False) -> None:

@@ -15,8 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from gnfast.data.files import expanded
-from gnfast.files import open_regular
+from gnfast.files import expanded, open_regular
 from gnfast.train.config import Config, require_kinds
 from gnfast.train.presets import PRESETS
 

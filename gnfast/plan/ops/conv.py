@@ -18,7 +18,7 @@ from gnfast.kernels.conv import (
     conv_input_grad_join,
     fuses,
 )
-from gnfast.plan.op import Op, Operands, Pending, Shape, per_sample, records, stand_in
+from gnfast.plan.op import Op, Operands, Pending, Shape, kept_bias, per_sample, records, stand_in
 
 Sizes = tuple[int, ...]
 
@@ -146,7 +146,7 @@ def _records_conv(function, transposed_function, dims):
                 input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
             padding = tuple(s // 2 for s in span)
         op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
-        return trace.emit(op, [input], [weight, bias])
+        return trace.emit(op, [input], [weight, kept_bias(bias)])
 
     @records(transposed_function)
     def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
@@ -154,7 +154,8 @@ def _records_conv(function, transposed_function, dims):
         stride, padding, output_padding, dilation = (
             sizes(v, dims) for v in (stride, padding, output_padding, dilation)
         )
-        return trace.emit(Conv(stride, padding, dilation, groups, True, output_padding), [input], [weight, bias])
+        op = Conv(stride, padding, dilation, groups, True, output_padding)
+        return trace.emit(op, [input], [weight, kept_bias(bias)])
 
 
 _records_conv(F.conv1d, F.conv_transpose1d, 1)

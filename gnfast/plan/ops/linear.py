@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, per_sample, records
+from gnfast.plan.op import Op, Operands, Shape, kept_bias, per_sample, records
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,4 @@ def _linear(trace, input, weight, bias=None):
         return product if bias is None else product + bias
     if bias is not None and bias.dim() != 1:
         return trace.emit(Linear(), [input], [weight, None]) + bias
-    return trace.emit(Linear(), [input], [weight, bias])
+    return trace.emit(Linear(), [input], [weight, kept_bias(bias)])

@@ -96,7 +96,7 @@ def _avg_pool3d(trace, input, *args, **kwargs):
     trace.require_batched(input, dims=5)
     kwargs = {name: frozen(value) for name, value in kwargs.items()}
     op = LinearCall(F.avg_pool3d, frozen(args), tuple(sorted(kwargs.items())))
-    return trace.emit(op, [trace.autocast_to_float32(input)])
+    return trace.emit(op, [trace.autocast(F.avg_pool3d, input, 1)])
 
 
 @records(F.adaptive_avg_pool1d)
@@ -116,4 +116,5 @@ def _adaptive_avg_pool2d(trace, input, output_size):
 @records(F.adaptive_avg_pool3d)
 def _adaptive_avg_pool3d(trace, input, output_size):
     trace.require_batched(input, dims=5)
-    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [trace.autocast_to_float32(input)])
+    input = trace.autocast(F.adaptive_avg_pool3d, input, 1)
+    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [input])

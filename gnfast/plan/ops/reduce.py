@@ -1,15 +1,14 @@
 """Sum and mean over axes other than the batch."""
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearMap, Shape, autocast_dtype, records
+from gnfast.plan.op import LinearMap, Shape, records
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,10 @@ class Sum(LinearMap):
 
 
 def _record(trace, input, dim, keepdim, dtype, mean):
-    input = trace.cast(input, dtype or (input.dtype if mean else _reduced_under_autocast(torch.sum, input)))
+    if dtype:
+        input = trace.cast(input, dtype)
+    elif not mean:
+        input = trace.autocast(torch.sum, input)
     if dim is None or dim == ():
         dims = tuple(range(input.dim()))
     else:
@@ -46,18 +48,6 @@ def _record(trace, input, dim, keepdim, dtype, mean):
     if 0 in dims:
         trace.refuse("a reduction over the batch axis mixes samples")
     return trace.emit(Sum(dims, keepdim, mean), [input])
-
-
-def _reduced_under_autocast(function: Callable[[Tensor], Tensor], input: Tensor) -> torch.dtype:
-    low = autocast_dtype(input.device.type)
-    return _asked(function, input.device, input.dtype, low) if low else input.dtype
-
-
-@functools.lru_cache
-def _asked(function: Callable, device: torch.device, dtype: torch.dtype, low: torch.dtype) -> torch.dtype:
-    """The dtype of a reduction, which autocast widens on some devices; asked of PyTorch."""
-    with torch.autocast(device.type, dtype=low):
-        return function(torch.zeros(1, dtype=dtype, device=device)).dtype
 
 
 @records(torch.sum, torch.Tensor.sum)
@@ -74,7 +64,7 @@ def _mean(trace, input, dim=None, keepdim=False, *, dtype=None):
 def _vector_norm(trace, input, ord=2, dim=None, keepdim=False, *, dtype=None):
     if ord not in (1, math.inf, -math.inf):
         trace.refuse(f"the norm of order {ord} is not piecewise linear (those of orders 1 and inf are)")
-    size = trace.cast(input, dtype or _reduced_under_autocast(torch.linalg.vector_norm, input)).abs()
+    size = (trace.cast(input, dtype) if dtype else trace.autocast(torch.linalg.vector_norm, input)).abs()
     if ord == 1:
         return size.sum(dim, keepdim, dtype=size.dtype)
     dim = () if dim is None else dim

@@ -79,9 +79,8 @@ def _pad(trace, input, pad, mode="constant", value=None):
     pad = tuple(pad)
     if len(pad) // 2 >= input.dim():
         trace.refuse("padding the batch axis")
-    if mode == "replicate" or (mode == "reflect" and len(pad) <= 4):
-        input = trace.autocast_to_float32(input)
     if mode != "constant":
+        input = trace.autocast(F.pad, input, (0,) * len(pad), mode)
         return trace.emit(LinearCall(F.pad, (pad, mode)), [input])
     padded = trace.emit(Pad(pad), [input])
     if not value:

@@ -391,7 +391,7 @@ def _records_max_pool(function, with_indices, dims, op_of):
     def pooled(trace, input, *args, return_indices=False, **kwargs):
         trace.require_batched(input, dims=dims + 2)
         op = op_of(dims, input, *args, **kwargs)
-        input = trace.autocast_to_float32(input) if dims == 3 else input
+        input = trace.autocast(function, input, 1)
         return trace.emit(op, [input]) if dims > 1 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
 
     @records(with_indices)
