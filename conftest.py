@@ -1,9 +1,32 @@
 import os
+import signal
 import sys
 
 import pytest
 import torch
 
+_LONG = {
+    *(
+        "test_analysis_cli",
+        "test_build",
+        "test_conv_fused",
+        "test_conv_triton",
+        "test_cuda_compile",
+        "test_data_hostile",
+    ),
+    *("test_ddp", "test_frechet", "test_gpu_run", "test_metrics_inception", "test_metrics_scores", "test_pointwise"),
+    *(
+        "test_pointwise_heads",
+        "test_pointwise_mlp",
+        "test_random_networks",
+        "test_report",
+        "test_reuse",
+        "test_sign_bits",
+    ),
+    *("test_spectral_triton", "test_sweep", "test_train_captured", "test_train_parallel"),
+}
+"""Files of tests that take long, or share what does. They begin first: then no process waits for one at the end, nor is
+what they share made twice."""
 _lost_in: str | None = None
 """The test after which the device no longer answered."""
 
@@ -15,6 +38,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _LONG)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device: run by make gpu")
@@ -41,6 +65,16 @@ def pytest_runtest_setup(item):
     if _lost_in is not None and hasattr(item.config, "workerinput"):
         print(f"{item.nodeid} was not run: the device was lost in {_lost_in}", file=sys.__stderr__, flush=True)
         os._exit(1)
+
+
+@pytest.fixture
+def heard():
+    """Signals as from a terminal, here and in processes started here: under nohup or a shell's & some are ignored."""
+    defaults = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, default) for number, default in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Sections that fail in every way that a section can, for `benchmarks.gpu.crew`."""
 
 import os
+import signal
 import subprocess
 import time
 
@@ -66,6 +67,14 @@ def never_ready(context):
 def dies_preparing(context):
     os._exit(1)
     yield {}
+
+
+def interrupts_itself(context):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+    except KeyboardInterrupt:
+        yield {"found": 1}
 
 
 def slow(context):

@@ -347,7 +347,7 @@ def forked(function):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_leaves_nothing(tmp_path, number):
+def test_a_signal_leaves_nothing(number, heard):
     def read(canvas):
         canvas.expect(1 << 10)
         canvas.extend(np.zeros((1, 3, 64, 64), np.uint8))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -82,6 +83,15 @@ def test_whatever_a_section_prints_its_rows_arrive(record, planted):
     planted.run(["talks"], time.monotonic() + 60)
     found = saved(record)["talks"]
     assert "error" not in found and found["rows"][0] == {"found": 1.5, "dtype": "int8"} and len(found["rows"]) == 2
+
+
+def test_sections_hear_interrupts_in_the_background_too(record, planted):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        planted.run(["interrupts_itself"], time.monotonic() + 60)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert saved(record)["interrupts_itself"]["rows"] == [{"found": 1}]
 
 
 def test_processes_of_an_earlier_stage_are_ended_and_at_once(record, planted):

@@ -181,7 +181,7 @@ def test_paths_of_a_run_mean_the_same_from_everywhere(config, tmp_path, monkeypa
     assert loop_module.run_folder("digits", dataclasses.replace(config, run_dir="~/x")) == tmp_path / "home" / "x"
 
 
-def test_signals_that_ask_to_stop():
+def test_signals_that_ask_to_stop(heard):
     with requested_stops() as received:
         os.kill(os.getpid(), signal.SIGHUP)
     assert received == [signal.SIGHUP]

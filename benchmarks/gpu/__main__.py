@@ -139,7 +139,8 @@ def run(out: Path, chosen: dict[str, Stage], limit_s: float, seconds: float, dry
         beside = beside[-1:]
     # As Ctrl-C: processes of their own sessions must not outlive this one.
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+        if signal.getsignal(ending) is not signal.SIG_IGN:
+            signal.signal(ending, signal.default_int_handler)
     whole = False
     try:
         for name, stage in chosen.items():

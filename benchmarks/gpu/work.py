@@ -40,6 +40,8 @@ def main(job: dict[str, Any]) -> int:
     Args:
         job: "device", "quick" and "out" as `Context` has them, and "table", the module whose `SECTIONS` are meant.
     """
+    # A section stops what it has started by an interrupt, which a shell's & has made processes ignore.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # The crew asks for the stacks of a section that hangs before it ends the process.
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
