@@ -1,30 +1,15 @@
 import os
+import re
 import signal
 import sys
 
 import pytest
 import torch
 
-_LONG = {
-    *(
-        "test_analysis_cli",
-        "test_build",
-        "test_conv_fused",
-        "test_conv_triton",
-        "test_cuda_compile",
-        "test_data_hostile",
-    ),
-    *("test_ddp", "test_frechet", "test_gpu_run", "test_metrics_inception", "test_metrics_scores", "test_pointwise"),
-    *(
-        "test_pointwise_heads",
-        "test_pointwise_mlp",
-        "test_random_networks",
-        "test_report",
-        "test_reuse",
-        "test_sign_bits",
-    ),
-    *("test_spectral_triton", "test_sweep", "test_train_captured", "test_train_parallel"),
-}
+_LONG = re.compile(
+    "test_(analysis_cli|build|conv_fused|conv_triton|cuda_compile|data_hostile|ddp|frechet|gpu_run|metrics_inception|"
+    "metrics_scores|pointwise.*|random_networks|report|reuse|sign_bits|spectral_triton|sweep|train_(captured|parallel))"
+)
 """Files of tests that take long, or share what does. They begin first: then no process waits for one at the end, nor is
 what they share made twice."""
 _lost_in: str | None = None
@@ -38,7 +23,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in _LONG)
+    items.sort(key=lambda item: not _LONG.fullmatch(item.path.stem))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device: run by make gpu")
