@@ -29,7 +29,6 @@ from gnfast.bench.steps import critic_step, generator_step
 from gnfast.bench.ways import Normalize, four_passes, without_rewrites
 from gnfast.kernels import backend, conv, conv_winograd, heads, mlp, pointwise, sign_bits
 from gnfast.kernels import spectral as spectral_kernels
-from gnfast.plan.ops import reduce
 from gnfast.train.state import State
 from tests.cubin import resources
 
@@ -149,7 +148,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
         stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch.object(reduce, "_asked", return_value=torch.float32))
+        stack.enter_context(mock.patch.object(sys.modules["gnfast.plan.trace"], "_widened", return_value=torch.float32))
         for module in (sign_bits, spectral_kernels):
             stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
         for cache in caches:
