@@ -13,6 +13,8 @@ from unittest import mock
 
 import pytest
 import torch
+import torch._functorch.config
+import torch._inductor.config
 from torch import nn
 
 import gnfast
@@ -211,6 +213,9 @@ def test_the_strongest_baseline_follows_the_weights(step, precision, monkeypatch
 
 
 def test_the_strongest_baseline_has_no_degenerate_convolution_and_compiles(monkeypatch):
+    # Of PyTorch's caches on disk these two give what was made for another ATEN_CPU_CAPABILITY.
+    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
+    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 1)).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     graphs, compiler = [], torch.compile

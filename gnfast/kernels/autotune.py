@@ -20,8 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gnfast.files import cache_root
-
 Candidate = Callable[[], object]
 View = Callable[[object], object]
 
@@ -69,6 +67,9 @@ def enabled() -> bool:
 
 def cache_file(device: torch.device) -> Path:
     """Where the choices for a device are kept."""
+    # Not before it is needed: locks of files are POSIX's, tensors are everywhere.
+    from gnfast.files import cache_root
+
     return cache_root() / _file_name(device)
 
 
