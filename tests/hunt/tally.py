@@ -25,6 +25,8 @@ class Tally:
     """Of each group of trials, by outcome."""
     extra: Counter[str] = field(default_factory=Counter)
     """What else was counted, no trials."""
+    told: float = field(default_factory=time.monotonic)
+    """When it last said how far it is."""
 
     def goes_on(self) -> bool:
         return time.monotonic() < self.until and self.tried < self.most
@@ -39,6 +41,9 @@ class Tally:
 
     def add(self, outcome: str, group: str = "") -> None:
         self.counts[group][outcome] += 1
+        if time.monotonic() - self.told > 60:
+            print(f"{self.hunter}: {self.tried:,} tried, {self.failed} failed so far", flush=True)
+            self.told = time.monotonic()
 
     def fail(self, arguments: str, reason: str, group: str = "") -> None:
         self.add(FAILED, group)
