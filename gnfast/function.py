@@ -19,7 +19,7 @@ from gnfast.once import once_differentiable
 from gnfast.plan.op import Contribution, Pending, autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.state import capturing, unchanged
-from gnfast.plan.trace import Refused, record
+from gnfast.plan.trace import Refused, has_own_rules, record
 from gnfast.small import normalized_by_two_kernels
 
 
@@ -302,25 +302,27 @@ def _record(
         verdicts.clear()
     # A refused recording must leave no trace: the fallback is about to run the same forward again.
     accepted = known is not None and known.refusal is None
-    with unchanged(net, weights=not accepted) as accept:
+    with unchanged(net, thorough=not accepted) as before:
         try:
-            recording = _recorded(net, x, args, kwargs, rewrite)
+            if before.irrevocable and not accepted:
+                raise Refused(Refusal("", "forward", before.irrevocable))
+            recording = _recorded(net, x, args, kwargs, rewrite, careful=not (accepted or capturing()))
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.
             if error.__cause__ is None:
                 verdicts[key] = _Verdict(error.refusal, known.calls if known else 0)
             raise
-        accept()
+        before.accept()
     if not accepted:
         verdicts[key] = _Verdict()
     return recording
 
 
 def _recorded(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool, careful: bool
 ) -> tuple[Plan, list[Tensor]]:
     try:
-        plan, operands, _ = record(net, x, args, kwargs, rewritten=rewrite)
+        plan, operands, _ = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)
     except (Refused, InputError):
         raise
     except Exception as error:
@@ -353,6 +355,8 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
     # PyTorch's hooks on several tensors (`register_multi_grad_hook`) look on and change nothing.
     if any(getattr(hook, "__module__", None) != "torch.autograd.graph" for hook in hooks):
         raise Refused(Refusal("", "Tensor.register_hook", "a hook on x would not see the gradient of f"))
+    if has_own_rules(type(x)):
+        raise Refused(Refusal("", type(x).__name__, "x is of a subclass of Tensor with rules of its own"))
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         hook = "register_module_full_backward_hook"
         raise Refused(Refusal("", hook, "a backward hook for all modules would not see their gradients"))

@@ -58,6 +58,10 @@ ACCEPTED = {
     "to a type by its name": lambda net, h: h.type("torch.DoubleTensor"),
     "to the CPU": lambda net, h: h.cpu(),
     "plus": lambda net, h: +h,
+    "minus infinity, clamped": lambda net, h: (h + torch.where(net.mask, 0.0, -math.inf)).clamp(min=-3),
+    "added with weight 0": lambda net, h: torch.addmm(
+        net.w.new_full((7,), math.nan), h[:, 0, 0], net.w.outer(net.w), beta=0, alpha=0.3
+    ),
     "where or a parameter": lambda net, h: torch.where(net.mask, h, net.v),
     "where a number": lambda net, h: torch.where(net.mask, 0.3, h),
     "where of two": lambda net, h: torch.where(net.mask, h.abs(), 0.3 * h.mean(1, keepdim=True)),
@@ -142,7 +146,27 @@ def test_written_memory_is_seen_by_all_who_share_it(function, x):
     assert all(relative_error(actual[key], value) < 1e-10 for key, value in expected.items() if value is not None)
 
 
+class Doubled(torch.Tensor):
+    """Has rules of its own."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return result * 2 if func in (torch.mul, torch.Tensor.mul) else result
+
+
+def abs_(h):
+    """Somebody else's, which only has the name of an operation of PyTorch's."""
+    if torch.overrides.has_torch_function_unary(h):
+        return torch.overrides.handle_torch_function(abs_, (h,), h)
+    return 3 * h
+
+
 REFUSED = {
+    "a Doubled, a subclass of Tensor with rules of its own": lambda net, h: h * net.w.detach().as_subclass(Doubled),
+    "a tensor of layout torch.sparse_csr": lambda net, h: h[:, 0, 0] @ torch.eye(7).to(h.dtype).to_sparse_csr(),
+    "abs_": lambda net, h: abs_(h),
     "an index along the batch axis": lambda net, h: h[[1, 0, 2, 3]],
     "one that moves it": lambda net, h: h[:, [0, 1], :, [3, 3]].transpose(0, 1),
     "Tensor.transpose in the network's own forward: a stack": lambda net, h: (
@@ -165,6 +189,15 @@ def test_refused_by_name_and_exact(reason, x):
     with pytest.raises(UnsupportedError, match=reason):
         gnfast.normalize_gradient(net, x, strict=True)
     assert relative_error(gnfast.normalize_gradient(net, x), reference.normalize_gradient(net, x)) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_an_x_with_rules_of_its_own(x):
+    net = critic(lambda net, h: h * net.w)
+    with pytest.raises(UnsupportedError, match="Doubled.*: x is of a subclass of Tensor with rules of its own"):
+        gnfast.normalize_gradient(net, x.as_subclass(Doubled), strict=True)
+    actual, expected = (f.normalize_gradient(net, x.as_subclass(Doubled)) for f in (gnfast, reference))
+    assert torch.equal(actual.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
 
 
 @pytest.mark.parametrize(

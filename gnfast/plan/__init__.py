@@ -25,6 +25,9 @@ def trace(net: nn.Module, x: Tensor, *args: Any, rewrite: bool = True, **kwargs:
         The Plan. `print(plan)` shows each operation with its submodule, shape, FLOPs per pass and bytes kept, and
         either the cost of a step in forwards or everything that was refused and why.
     """
-    with unchanged(net):
-        plan, _, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True)
+    with unchanged(net) as before:
+        if before.irrevocable:
+            refusal = Refusal("", "forward", before.irrevocable)
+            return Plan(type(net).__name__, tuple(x.shape[1:]), (), 0, frozenset(), (), 0, (refusal,))
+        plan, _, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True, careful=True)
     return plan

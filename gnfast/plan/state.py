@@ -1,10 +1,12 @@
 """What a forward may change beside its result, to be put back when a recording of it is thrown away."""
 
 import contextlib
+import copyreg
 import functools
+import io
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -16,41 +18,38 @@ from gnfast.errors import UnsupportedError
 from gnfast.plan.trace import Traced
 
 _Undo = Callable[[], None]
-# Of other objects than these, what they refer to is looked into, to this depth and up to so many entries.
-_DEPTH, _ENTRIES = 3, 1000
+# Of other objects than these, what they refer to is looked into, to a depth and up to so many entries each.
+_THOROUGH, _QUICK = (6, 100_000), (3, 1000)
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
-_OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, nn.Module)
+_OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, io.IOBase)
 _MODULE = frozenset(nn.Module().__dict__)
 
 
 @contextlib.contextmanager
-def unchanged(net: nn.Module, weights: bool = True) -> Iterator[Callable[[], None]]:
-    """Puts back, unless the yielded function is called, what the network's forward changes.
+def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
+    """Puts back, unless what it yields is told to `accept`, what the network's forward changes.
 
     That is: buffers, parameters and tensors that are attributes of a module, whether written in place or through
     `.data`; what a module's attributes refer to, with the contents of lists, dicts, sets and simple objects; random
     states, PyTorch's, NumPy's and Python's own and those of generators among the attributes.
 
+    Nobody can put back what an iterator has given: where an attribute leads to one, `irrevocable` names it.
+
     While a CUDA graph is captured nothing can be put back, since copies would become part of the graph: what was drawn
     stays drawn, and a change of a parameter or buffer raises.
 
     Args:
-        weights: put back also what was written in place into parameters that require a gradient.
+        thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
+            of attributes or among very many, attributes of classes, and modules that are no submodules.
 
     Raises:
         UnsupportedError: a forward that is thrown away during a capture has changed the network.
     """
-    before = _Versions(net) if capturing() else _Snapshot(net, weights)
-    accepted = False
-
-    def accept() -> None:
-        nonlocal accepted
-        accepted = True
-
+    before = _Versions(net) if capturing() else _Snapshot(net, thorough)
     try:
-        yield accept
+        yield before
     finally:
-        if not accepted:
+        if not before.accepted:
             before.restore()
 
 
@@ -59,7 +58,18 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-class _Versions:
+class Before:
+    """What is known of a network before its forward."""
+
+    accepted = False
+    irrevocable = ""
+
+    def accept(self) -> None:
+        """Leaves everything as the forward has left it."""
+        self.accepted = True
+
+
+class _Versions(Before):
     """In place of a snapshot, where none can be taken."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -72,10 +82,12 @@ class _Versions:
             )
 
 
-class _Snapshot:
+class _Snapshot(Before):
     """Taken on every call, hence in bulk."""
 
-    def __init__(self, net: nn.Module, weights: bool) -> None:
+    def __init__(self, net: nn.Module, thorough: bool) -> None:
+        self._thorough = thorough
+        self._depth, self._entries = _THOROUGH if thorough else _QUICK
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self.tensors: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.undos: list[_Undo] = [
@@ -87,19 +99,7 @@ class _Snapshot:
             self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
         self._seen: set[int] = set()
         for module in net.modules():
-            parameters, buffers, attributes = module._parameters, module._buffers, module.__dict__
-            for entries in (parameters, buffers, module._modules, attributes):
-                # Those of a ScriptModule are no dicts, and its Python cannot reassign them.
-                if type(entries) is dict:
-                    self.dicts.append((entries, entries.copy()))
-            for parameter in parameters.values():
-                if weights or (parameter is not None and not parameter.requires_grad):
-                    self._keep(parameter)
-            for buffer in buffers.values():
-                self._keep(buffer)
-            for name, value in attributes.items():
-                if name not in _MODULE:
-                    self._keep(value)
+            self._keep_module(module)
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -115,7 +115,35 @@ class _Snapshot:
             for undo in self.undos:
                 undo()
 
-    def _keep(self, value: Any, depth: int = _DEPTH) -> None:
+    def _keep_module(self, module: nn.Module) -> None:
+        self._seen.add(id(module))
+        parameters, buffers, attributes = module._parameters, module._buffers, module.__dict__
+        for entries in (parameters, buffers, module._modules, attributes):
+            # Those of a ScriptModule are no dicts, and its Python cannot reassign them.
+            if type(entries) is dict:
+                self.dicts.append((entries, entries.copy()))
+        for parameter in parameters.values():
+            if self._thorough or (parameter is not None and not parameter.requires_grad):
+                self._keep(parameter, self._depth)
+        for buffer in buffers.values():
+            self._keep(buffer, self._depth)
+        for name, value in attributes.items():
+            if name not in _MODULE:
+                self._keep(value, self._depth)
+        if self._thorough:
+            for kind in type(module).__mro__:
+                self._keep_class(kind)
+
+    def _keep_class(self, kind: type) -> None:
+        if kind.__module__.partition(".")[0] in ("torch", "builtins", "gnfast") or id(kind) in self._seen:
+            return
+        self._seen.add(id(kind))
+        values = {n: v for n, v in vars(kind).items() if not (n.startswith("__") or hasattr(v, "__get__"))}
+        self.undos.append(functools.partial(_reset_class, kind, values))
+        for value in values.values():
+            self._keep(value, self._depth)
+
+    def _keep(self, value: Any, depth: int) -> None:
         """Notes what would put `value` back as it is."""
         if type(value) in _PLAIN or isinstance(value, _OPAQUE) or id(value) in self._seen:
             return
@@ -125,10 +153,14 @@ class _Snapshot:
             # What a forward has kept of an earlier recording holds no data.
             if isinstance(value, Traced):
                 return
-            if not (value.is_inference() or nn.parameter.is_lazy(value)) and value.layout == torch.strided:
+            if not (nn.parameter.is_lazy(value) or value.is_inference()) and value.layout == torch.strided:
                 # Shares the memory that the tensor has now, and not its version: graphs that hold it stay valid.
                 memory = value.data
                 self.tensors.append((value, memory, memory.clone()))
+        elif isinstance(value, nn.Module):
+            if self._thorough:
+                self._keep_module(value)
+                inside = value._modules.values()
         elif isinstance(value, torch.Generator):
             self.undos.append(functools.partial(value.set_state, value.get_state()))
         elif isinstance(value, random.Random):
@@ -151,12 +183,33 @@ class _Snapshot:
             inside = value
         elif isinstance(value, tuple):
             inside = value
-        elif isinstance(own := getattr(value, "__dict__", None), dict):
-            self.dicts.append((own, own.copy()))
-            inside = own.values()
-        if depth and len(inside) <= _ENTRIES:
+        elif isinstance(value, Iterator):
+            self.irrevocable = f"a {type(value).__name__} among its attributes, which would be asked twice for its next"
+        else:
+            if isinstance(own := getattr(value, "__dict__", None), dict):
+                self.dicts.append((own, own.copy()))
+                inside = [*own.values()]
+            slots = {n: getattr(value, n) for n in copyreg._slotnames(type(value)) if hasattr(value, n)}
+            if slots:
+                self.undos.append(functools.partial(_reset_slots, value, slots))
+                inside = [*inside, *slots.values()]
+        if depth and len(inside) <= self._entries:
             for entry in inside:
                 self._keep(entry, depth - 1)
+
+
+def _reset_class(kind: type, before: Mapping[str, Any]) -> None:
+    now = {n: v for n, v in vars(kind).items() if not (n.startswith("__") or hasattr(v, "__get__"))}
+    for name in now.keys() - before.keys():
+        delattr(kind, name)
+    for name, value in before.items():
+        if name not in now or now[name] is not value:
+            setattr(kind, name, value)
+
+
+def _reset_slots(value: Any, before: Mapping[str, Any]) -> None:
+    for name, content in before.items():
+        object.__setattr__(value, name, content)
 
 
 def _refill(value: Any, before: Any) -> None:

@@ -77,7 +77,8 @@ class Traced(Tensor):
 
 
 def _recorder(args: Any, kwargs: Any) -> "Recorder":
-    return next(_traced((*args, *(kwargs or {}).values()))).recorder
+    tensors = _tensors((*args, *(kwargs or {}).values()))
+    return next(tensor for tensor in tensors if isinstance(tensor, Traced)).recorder
 
 
 # What may be asked of a traced tensor without touching its values.
@@ -98,7 +99,7 @@ _REQUIRES_GRAD = Tensor.requires_grad.__get__
 class Recorder:
     """Collects the nodes, operands and refusals of one run of a network's forward."""
 
-    def __init__(self, net: nn.Module, x: Tensor, explain: bool) -> None:
+    def __init__(self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False) -> None:
         self.net = net
         self.batch = x.shape[0]
         self.device = x.device
@@ -109,6 +110,7 @@ class Recorder:
         self.open = True
         self._slots: dict[int, int] = {}
         self._versions: list[int] = []
+        self._contents: list[Tensor] | None = [] if careful else None
         self._sources: list[Tensor] = []
         self._converted_from: dict[int, Tensor] = {}
         self._values = 0
@@ -136,8 +138,11 @@ class Recorder:
             )
         outer, self._operation = self._operation, _name_of(func)
         try:
-            for tensor in _traced((*args, *kwargs.values())):
-                self._require_recorded(tensor)
+            for tensor in _tensors((*args, *kwargs.values())):
+                if isinstance(tensor, Traced):
+                    self._require_recorded(tensor)
+                else:
+                    self._require_ordinary(tensor)
             if torch.is_inference_mode_enabled():
                 self.refuse("in inference mode, from which nothing returns to autograd")
             recorder = RECORDERS.get(func) or _in_place(func)
@@ -266,6 +271,13 @@ class Recorder:
         if function is not None:
             self.refuse(f"its input comes from the custom autograd function {function.name()}")
 
+    def _require_ordinary(self, tensor: Tensor) -> None:
+        """Refuses a constant that the passes would not use as PyTorch does."""
+        if has_own_rules(type(tensor)):
+            self.refuse(f"a {type(tensor).__name__}, a subclass of Tensor with rules of its own")
+        if tensor.layout != torch.strided:
+            self.refuse(f"a tensor of layout {tensor.layout}")
+
     def _converted(
         self, inputs: Sequence[Traced], operands: Sequence[Tensor | None], dtype: torch.dtype
     ) -> tuple[list[Traced], list[Tensor | None]]:
@@ -288,13 +300,16 @@ class Recorder:
         if slot == len(self.operands):
             self.operands.append(operand)
             self._versions.append(_version(operand))
+            if self._contents is not None:
+                self._contents.append(operand.detach().clone())
             self._sources.append(self._converted_from.pop(slot_id, operand))
         return slot
 
     def require_unchanged_operands(self) -> None:
         """Refuses a forward that has changed an operand in place after its use: the passes would read new values."""
-        for operand, version in zip(self.operands, self._versions, strict=True):
-            if _version(operand) != version:
+        contents = self._contents or [None] * len(self.operands)
+        for operand, version, content in zip(self.operands, self._versions, contents, strict=True):
+            if _version(operand) != version or not (content is None or _same(operand, content)):
                 self.refuse(f"the forward changes in place a tensor of shape {tuple(operand.shape)} that it has used")
 
     def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
@@ -338,6 +353,7 @@ def record(
     rewritten: bool = True,
     fused: bool | None = None,
     explain: bool = False,
+    careful: bool = False,
 ) -> tuple[Plan, list[Tensor], Shape]:
     """Runs the network's forward on a traced x.
 
@@ -345,6 +361,8 @@ def record(
         rewritten: merge operations where that is exact and cheaper.
         fused: put what lies between matrix products into one operation; None where x's device has a kernel for it.
         explain: note what is refused and go on, for a Plan to be printed.
+        careful: refuse as well a network that writes into what it has used by `.data` or numpy, which PyTorch does not
+            count: by comparing contents, which takes a copy of each operand.
 
     Returns:
         the Plan, all its operands in the order of their slots, and the shape of the network's output.
@@ -352,7 +370,7 @@ def record(
     Raises:
         Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
     """
-    recorder = Recorder(net, x, explain)
+    recorder = Recorder(net, x, explain, careful)
     output, shape = 0, ()
     try:
         # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
@@ -503,6 +521,9 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
     if not name.endswith("_") or name.endswith("__"):
         return None
     owners = [owner for owner in (Tensor, torch, torch.nn.functional) if getattr(owner, name, None) is func]
+    if not owners:
+        # Somebody else's, whatever it does.
+        return None
     twins = [getattr(owner, name[:-1], None) for owner in (*owners, torch.nn.functional, torch, Tensor)]
     recorder = next((RECORDERS[twin] for twin in twins if twin in RECORDERS), None)
 
@@ -521,6 +542,13 @@ def _packs() -> Callable[[Tensor], Any] | None:
 def _version(tensor: Tensor) -> int:
     # Inference tensors have no version, and cannot be saved for a backward either.
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(tensor: Tensor, content: Tensor) -> bool:
+    """Whether all entries are equal, NaN to NaN too."""
+    if torch.equal(tensor, content):
+        return True
+    return tensor.isnan().equal(content.isnan()) and torch.equal(tensor.nan_to_num(), content.nan_to_num())
 
 
 @functools.lru_cache
@@ -546,13 +574,20 @@ def _on_meta(value: Any) -> Any:
     return value
 
 
-def _traced(values: Sequence[Any]) -> Iterator[Traced]:
-    """The traced tensors among the arguments, lists and tuples included."""
+def has_own_rules(kind: type[Tensor]) -> bool:
+    """Whether a subclass of Tensor decides itself what PyTorch's functions do with it."""
+    own = kind.__torch_function__
+    plain = torch._C._disabled_torch_function_impl, Tensor.__torch_function__.__func__
+    return getattr(own, "__func__", own) not in plain
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments, lists and tuples included."""
     for value in values:
-        if isinstance(value, Traced):
+        if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (tuple, list)):
-            yield from _traced(value)
+            yield from _tensors(value)
 
 
 def _name_of(func: Callable[..., Any]) -> str:

@@ -68,24 +68,29 @@ class Piecewise(Op):
         h = inputs[0]
         passed = [h >= value if closed else h > value for value, closed in self.knots]
         piece = sum(flags.to(torch.uint8) for flags in passed)
-        y = h * self._lookup(self.slopes, piece, h.dtype)
+        # Where the function is constant, an infinite h counts for nothing; NaN is NaN everywhere.
+        y = torch.where(h.isnan(), h, self._sloped(h, piece)) if 0 in self.slopes else self._sloped(h, piece)
         return (y + self._lookup(self.intercepts, piece, h.dtype) if any(self.intercepts) else y), piece
 
     def pullback(
         self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
     ) -> Sequence[Tensor]:
-        return (cotangent * self._lookup(self.slopes, saved, cotangent.dtype),)
+        return (self._sloped(cotangent, saved),)
 
     def pushforward(
         self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
     ) -> Tensor:
-        y = tangents[0] * self._lookup(self.slopes, saved, tangents[0].dtype)
+        y = self._sloped(tangents[0], saved)
         if scale is not None and any(self.intercepts):
             y = y + per_sample(scale, y) * self._lookup(self.intercepts, saved, y.dtype)
         return y
 
     def label(self) -> str:
         return self.name
+
+    def _sloped(self, t: Tensor, piece: Tensor) -> Tensor:
+        slope = self._lookup(self.slopes, piece, t.dtype)
+        return torch.where(slope == 0, 0, t * slope) if 0 in self.slopes else t * slope
 
     def _lookup(self, values: Sequence[float], piece: Tensor, dtype: torch.dtype) -> Tensor:
         found = torch.full((), values[0], dtype=dtype, device=piece.device)

@@ -140,7 +140,7 @@ def _matmul(trace, input, mat2):
 
 @records(torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm)
 def _addmm(trace, input, mat1, mat2, *, beta=1, alpha=1):
-    if not (trace.depends_on_x(mat1) or trace.depends_on_x(mat2)):
-        return input * beta + alpha * (mat1 @ mat2)
     product = mat1 @ mat2
-    return (product if alpha == 1 else product * alpha) + (input if beta == 1 else input * beta)
+    product = product if alpha == 1 else product * alpha
+    # Without weight the input is not looked at: it may be memory that nobody has written.
+    return product if beta == 0 else product + (input if beta == 1 else input * beta)
