@@ -306,7 +306,7 @@ def _record(
         try:
             if before.irrevocable and not accepted:
                 raise Refused(Refusal("", "forward", before.irrevocable))
-            recording = _recorded(net, x, args, kwargs, rewrite, careful=not (accepted or capturing()))
+            recording = _recorded(net, x, args, kwargs, rewrite, careful=not (accepted or capturing() or x.is_meta))
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.
             if error.__cause__ is None:
