@@ -40,11 +40,11 @@ def rewrite(module: nn.Module) -> nn.Module:
     Raises:
         InputError: `module` is not an `nn.Module`.
         UnsupportedError: in the forward, where a merge would not be exact: an input was written in place by a call
-            that does not show it, or the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that
-            was merged with its consumer, or `set_` is called on one that is put off. Only writes that PyTorch counts
-            can be noticed: not those through a NumPy array or a DLPack capsule that was taken before the operation
-            was put off, nor a compiled extension's. In the backward, where a tensor's gradient was asked for after a
-            custom autograd Function had been given it.
+            that does not show it, the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that was
+            merged with its consumer, or `set_` is called on one that is put off. In the backward, where a tensor's
+            gradient was asked for after a custom autograd Function had been given it. Writes that PyTorch does not
+            count (a compiled extension's; through NumPy or DLPack, unless the memory was taken while the operation was
+            put off) are not noticed.
         RuntimeError: in the backward, PyTorch's own: the input of an upsampling was written in place after a
             convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
     """
