@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
-from gnfast.errors import InputError
+from gnfast.errors import InputError, UnsupportedError
 from gnfast.kernels.spectral import (
     as_matrix,
     spectral_norm_backward,
@@ -68,6 +68,8 @@ class SpectralNorm(TorchSpectralNorm):
     def forward(self, weight: Tensor) -> Tensor:
         """W̄ of the weight's shape and dtype. In training, u and v advance by `n_power_iterations` first."""
         prepared, self._prepared = self._prepared, None
+        if prepared is not None and not self.training:
+            _refuse(prepared.root, self)
         if prepared is not None and _still_good(prepared, weight):
             normalized = prepared.normalized
         else:
@@ -89,6 +91,10 @@ class SpectralNorm(TorchSpectralNorm):
         # Cloned, for the next forward changes them before this one's backward.
         sigma = torch.vdot(self._u.clone(), torch.mv(matrix, self._v.clone()))
         return weight / sigma * self.coeff
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies: what a forward is about to use is not theirs.
+        return self.__dict__ | {"_prepared": None}
 
     def extra_repr(self) -> str:
         options = {"coeff": (self.coeff, 1.0), "dim": (self.dim, 0), "eps": (self.eps, 1e-12)}
@@ -148,7 +154,9 @@ def spectral_norm_(
 
     Before each forward of `model`, one fused call iterates and normalises all its weights that are in training mode,
     those of layers that the forward does not use included. A layer takes its W̄ once per forward; further reads of the
-    weight, and reads outside a forward of `model`, act as PyTorch's: each iterates in training mode.
+    weight, and reads outside a forward of `model`, act as PyTorch's: each iterates in training mode. Within a forward,
+    a write to an original weight that PyTorch does not count (by `.data` or NumPy), and any write to `_u` or `_v`, is
+    not seen by a layer that has yet to take its W̄.
 
     Args:
         model: changed in place; the module whose forward is called, not one of its parts. For a `GradientNorm`, the
@@ -162,6 +170,8 @@ def spectral_norm_(
     Raises:
         InputError: nothing to normalise, or a layer for which `spectral_norm` raises it; the model is then unchanged.
         ValueError: `n_power_iterations` is not positive.
+        UnsupportedError: in the forward, where a layer was in training mode when it began and was switched to eval mode
+            before it took its weight: u and v have moved, and in eval mode they must not.
     """
     layers = {
         name: layer
@@ -211,6 +221,7 @@ def remove_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:
             raise InputError(f"module: {layer_name or name!r} has other parametrizations on {name!r} as well")
     for _, layer, norm in found:
         norm.eval()
+        norm._prepared = None
         parametrize.remove_parametrizations(layer, name)
         _drop(layer._load_state_dict_pre_hooks, lambda hook: getattr(hook, "hook", None) == _LegacyKeys(name))
     for root in module.modules():
@@ -317,12 +328,17 @@ def _prepare(root: nn.Module, args: Any) -> None:
     for layer in root.modules():
         for name, parametrizations, norm in _norms_of(layer):
             weight = parametrizations.original
-            if not (isinstance(norm, SpectralNorm) and norm.training and _fusable(weight)):
+            if not isinstance(norm, SpectralNorm):
+                continue
+            if norm._prepared is not None and norm._prepared.root is root:
+                # Ctrl-C in a forward leaves it behind.
+                norm._prepared = None
+            if not (norm.training and _fusable(weight)):
                 continue
             if parametrize._cache_enabled and (id(layer), name) in parametrize._cache:
                 continue
             # An outer model's forward has prepared it.
-            if norm._prepared is not None and norm._prepared.root is not root:
+            if norm._prepared is not None:
                 continue
             groups.setdefault((weight.dtype, weight.device), []).append((norm, weight))
     for layers in groups.values():
@@ -337,6 +353,17 @@ def _discard(root: nn.Module, args: Any, output: Any) -> None:
         for _, _, norm in _norms_of(layer):
             if isinstance(norm, SpectralNorm) and norm._prepared is not None and norm._prepared.root is root:
                 norm._prepared = None
+
+
+def _refuse(root: nn.Module, norm: SpectralNorm) -> None:
+    """Raises for a layer that was prepared for training and is in eval mode now. What u and v were is not kept."""
+    _discard(root, (), None)
+    names = (name for name, layer in root.named_modules() if any(found is norm for _, _, found in _norms_of(layer)))
+    raise UnsupportedError(
+        f"spectral_norm_: {next(names, '') or 'a layer'} was switched to eval mode in the forward of "
+        f"{type(root).__name__}, after its power iteration: switch before the forward, or leave the layer out with "
+        "filter and use spectral_norm on it"
+    )
 
 
 def _still_good(prepared: _Prepared, weight: Tensor) -> bool:

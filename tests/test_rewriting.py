@@ -1,9 +1,11 @@
 """Rewritten modules against the modules as stated, in float64: outputs, every gradient, and what must not go wrong."""
 
 import copy
+import ctypes
 import pickle
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -393,6 +395,35 @@ def write_to_a_term_that_was_read(net, x):
     return F.avg_pool2d(total, 2).sum() + h
 
 
+def handed_out(name, write):
+    """Writers to an input and to a weight through what is not a tensor: `write(alias)` of memory that was put off."""
+
+    def write_to_the_input(net, x):
+        y = x * 1
+        h = F.interpolate(y, scale_factor=2)
+        write(y.detach())
+        return net.conv(h).detach() + y.mean()
+
+    def write_to_the_kernel(net, x):
+        weight = net.conv.weight.detach().clone()
+        h = F.conv2d(x.detach(), weight, padding=1)
+        write(weight)
+        return F.avg_pool2d(h, 2) + x.mean() * weight.mean()
+
+    for function in write_to_the_input, write_to_the_kernel:
+        function.__name__ += f"_by_{name}"
+    return [write_to_the_input, write_to_the_kernel]
+
+
+HANDED_OUT = {
+    "numpy": lambda alias: alias.numpy().fill(2),
+    "array": lambda alias: np.asarray(alias).fill(2),
+    "dlpack": lambda alias: torch.from_dlpack(alias).fill_(2),
+    "storage": lambda alias: alias.untyped_storage().fill_(0),
+    "pointer": lambda alias: ctypes.memset(alias.data_ptr(), 0, alias.nbytes),
+}
+
+
 def change_the_shape_in_place(net, x):
     h = net.conv(x)
     h.unsqueeze_(0)
@@ -401,11 +432,19 @@ def change_the_shape_in_place(net, x):
 
 
 WRITERS = [value for name, value in list(globals().items()) if name.startswith(("write_", "change_"))]
+WRITERS += [function for name, write in HANDED_OUT.items() for function in handed_out(name, write)]
 
 
 @pytest.mark.parametrize("function", WRITERS, ids=lambda function: function.__name__)
 def test_writing_in_place(function):
     assert_function_same(function)
+
+
+def test_other_memory_for_what_is_put_off_is_refused():
+    net = Net(lambda net, x: net.conv(x).set_(x) if x.requires_grad else F.avg_pool2d(net.conv(x).set_(x * 1), 2))
+    for x in torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(2, 4, 8, 8):
+        with pytest.raises(UnsupportedError, match=r"set_: gnfast\.rewrite has put off Conv"):
+            gnfast.rewrite(net)(x)
 
 
 def test_batch_norm_of_the_input_does_not_hinder_a_merge():
@@ -578,13 +617,41 @@ def test_a_write_to_what_a_function_has_saved_raises_as_in_pytorch():
             module(torch.randn(2, 4, 8, 8)).sum().backward()
 
 
-@pytest.mark.parametrize("ask", [torch.Tensor.retain_grad, lambda h: h.register_hook(print)], ids=["retain", "hook"])
-def test_asking_for_the_gradient_of_what_a_function_was_given_before_is_refused(ask):
+# What asks for the gradient of h before y's backward; it returns that gradient where it is there at once.
+ASKING = {
+    "retain_grad": lambda h, y: h.retain_grad(),
+    "register_hook": lambda h, y: h.register_hook(print),
+    "register_multi_grad_hook": lambda h, y: torch.autograd.graph.register_multi_grad_hook([h], print),
+    "hook on the node": lambda h, y: h.grad_fn.register_prehook(print),
+    "autograd.grad": lambda h, y: torch.autograd.grad(y.sum(), h, retain_graph=True)[0],
+    "autograd.grad by keywords": lambda h, y: torch.autograd.grad(outputs=[y.sum()], inputs=[h], retain_graph=True)[0],
+    "autograd.backward": lambda h, y: torch.autograd.backward(y.sum(), retain_graph=True, inputs=[h]) or h.grad,
+    "backward": lambda h, y: y.sum().backward(retain_graph=True, inputs=h) or h.grad,
+}
+AT_ONCE = [name for name in ASKING if "backward" in name or "autograd.grad" in name]
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_gradients_of_what_is_put_off(name):
+    """As PyTorch's where it has not been merged, and no Function has seen it."""
+
+    def function(net, x):
+        h, other = net.conv(x), net.conv(x)
+        k = Square.apply(other)
+        return k + ASKING[name](h, h * h.detach() + F.avg_pool2d(other, 2).mean() + k)
+
+    torch.manual_seed(0)
+    net, x = Net(function).double(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(gnfast.rewrite(net)(x), net(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_asking_for_the_gradient_of_what_a_function_was_given_before_is_refused(name):
     def function(net, x):
         h = net.conv(x)
-        k = Square.apply(h)
-        ask(h)
-        return k + h
+        y = Square.apply(h) + h
+        ASKING[name](h, y)
+        return y
 
     with pytest.raises(UnsupportedError, match="given this tensor to a custom autograd Function"):
         gnfast.rewrite(Net(function))(torch.randn(2, 4, 8, 8)).sum().backward()
@@ -620,12 +687,13 @@ def test_tensor_hooks_before_the_pooling():
     assert_function_same(function, [PLAIN])
 
 
-@pytest.mark.parametrize("ask", [torch.Tensor.retain_grad, lambda h: h.register_hook(print)], ids=["retain", "hook"])
-def test_asking_for_the_gradient_of_what_is_gone_is_refused(ask):
+@pytest.mark.parametrize("name", ASKING)
+@pytest.mark.parametrize("wholly", [True, False], ids=["wholly", "in part"])
+def test_asking_for_the_gradient_of_what_is_gone_is_refused(name, wholly):
     def function(net, x):
         h = net.conv(x)
-        y = F.avg_pool2d(h, 2)
-        ask(h)
+        y = F.avg_pool2d(h, 2) + (0 if wholly else h.sum())
+        ASKING[name](h, y)
         return y
 
     with pytest.raises(UnsupportedError, match="merged"):

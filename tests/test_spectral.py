@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 import gnfast
-from gnfast import InputError, models
+from gnfast import InputError, UnsupportedError, models
 from gnfast.kernels import spectral as kernels
 from gnfast.spectral import LAYERS
 
@@ -358,6 +358,59 @@ def test_weight_changed_within_a_forward():
         assert (seen[0] - wanted).norm() < 0.1 * wanted.norm()
 
 
+class Switching(nn.Module):
+    """Switches modes within its forward: `switch(net)` before the second of its two layers."""
+
+    def __init__(self, switch) -> None:
+        super().__init__()
+        self.switch, self.first, self.second = switch, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).sin()
+        self.switch(self)
+        h = self.first(h)
+        return self.second(h)
+
+
+@pytest.mark.parametrize(
+    ("training", "switch"),
+    [
+        (False, nn.Module.train),
+        (False, lambda net: net.second.train()),
+        (True, lambda net: net.first.eval()),
+        (True, lambda net: net.eval().train()),
+    ],
+    ids=["all to training", "one to training", "one that was read to evaluation", "there and back"],
+)
+def test_modes_switched_within_a_forward(training, switch):
+    torch.manual_seed(0)
+    plain, x = Switching(switch).double(), torch.randn(2, 4, dtype=torch.float64)
+    nets = []
+    for whole in (False, True):
+        torch.manual_seed(1)
+        net = copy.deepcopy(plain)
+        if whole:
+            gnfast.spectral_norm_(net)
+        else:
+            torch_spectral_norm(net.first)
+            torch_spectral_norm(net.second)
+        nets.append(net)
+    expected, actual = nets
+    for _ in range(3):
+        assert_equal(*(net.train(training)(x) for net in (actual, expected)))
+        assert_same_state(actual, expected)
+
+
+@pytest.mark.parametrize("switch", [nn.Module.eval, lambda net: net.second.eval()], ids=["all", "one"])
+def test_eval_within_a_forward_is_refused(switch):
+    """The layer has iterated by then, and would divide by another σ than PyTorch's."""
+    net, x = gnfast.spectral_norm_(Switching(switch)), torch.randn(2, 4)
+    with pytest.raises(UnsupportedError, match="spectral_norm_: second was switched to eval mode in the forward of Sw"):
+        net(x)
+    assert not prepared(net)
+    assert not iterated(net.second, lambda: net.second.eval()(x))
+
+
 def prepared(net: nn.Module) -> list[nn.Module]:
     return [m for m in net.modules() if getattr(m, "_prepared", None) is not None]
 
@@ -378,7 +431,12 @@ def test_nothing_stays_behind():
     assert weights[0]() is None
 
 
-def test_interrupted_forward_does_not_go_stale():
+@pytest.mark.parametrize(
+    "follow",
+    [nn.Module.train, nn.Module.eval, copy.deepcopy, lambda net: gnfast.remove_spectral_norm(net).eval()],
+    ids=["train", "eval", "copy", "remove"],
+)
+def test_interrupted_forward_does_not_go_stale(follow):
     net, (x, y) = normalized_net(), batch()
 
     def interrupt(*_):
@@ -392,7 +450,9 @@ def test_interrupted_forward_does_not_go_stale():
         net.head.parametrizations.weight.original.add_(1)
     fresh = normalized_net()
     fresh.load_state_dict(net.state_dict())
-    assert_equal(net(x, y), fresh(x, y))
+    assert prepared(net)
+    after = follow(net)
+    assert_equal(after(x, y), fresh.train(after.training)(x, y))
 
 
 def test_nested_models():

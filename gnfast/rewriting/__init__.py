@@ -40,8 +40,11 @@ def rewrite(module: nn.Module) -> nn.Module:
     Raises:
         InputError: `module` is not an `nn.Module`.
         UnsupportedError: in the forward, where a merge would not be exact: an input was written in place by a call
-            that does not show it, or a gradient hook is put on a tensor that was merged with its consumer. In the
-            backward, where a hook was put on a tensor after a custom autograd Function had been given it.
+            that does not show it, the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that was
+            merged with its consumer, or `set_` is called on one that is put off. In the backward, where a tensor's
+            gradient was asked for after a custom autograd Function had been given it. Writes that PyTorch does not
+            count (a compiled extension's; through NumPy or DLPack, unless the memory was taken while the operation was
+            put off) are not noticed.
         RuntimeError: in the backward, PyTorch's own: the input of an upsampling was written in place after a
             convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
     """
@@ -104,10 +107,15 @@ class _Rewriting(TorchFunctionMode):
         return result
 
 
+_HANDING_OUT = frozenset(["numpy", "__array__", "__dlpack__", "untyped_storage", "data_ptr"])
+"""Names of the methods that hand a tensor's memory to code that PyTorch does not see write."""
+
+
 def _written(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that a call may write to; rather too many."""
     name = getattr(func, "__name__", "_")
     by_name = name.startswith(("__i", "__set")) if name.startswith("__") else name.endswith("_")
+    by_name = by_name or name in _HANDING_OUT
     by_argument = kwargs.get("out") is not None or kwargs.get("inplace") or any(value is True for value in args)
     if func in (F.batch_norm, F.instance_norm):
         args, kwargs = args[1:3], {}  # The running statistics.

@@ -88,6 +88,13 @@ class Deferred(Tensor):
             elif part is not None:
                 yield part
 
+    def set_(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Refused here, as PyTorch does not offer this call to `__torch_function__`."""
+        raise UnsupportedError(
+            f"set_: gnfast.rewrite has put off {self.recipe}, and its result cannot be given other memory; "
+            "clone it first, or use the module without the rewrite"
+        )
+
     # Dynamo would inline this into a compiled submodule, and could not go on.
     @classmethod
     @torch._disable_dynamo
@@ -141,8 +148,14 @@ _METADATA = frozenset(
 )
 
 
-# What would miss the gradient of a custom autograd Function that was given a Deferred before.
-_WATCHING = frozenset([Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad])
+# What asks for a tensor's gradient, and its name: as a method, or by a list of inputs.
+_ASKING = {
+    Tensor.register_hook: "register_hook",
+    Tensor.retain_grad: "retain_grad",
+    Tensor.grad.__get__: "grad",
+    Tensor.grad_fn.__get__: "grad_fn",
+}
+_ASKING_FOR_INPUTS = {torch.autograd.grad: "autograd.grad", torch.autograd.backward: "autograd.backward"}
 
 
 def call(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -151,20 +164,52 @@ def call(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) 
     if subject is not None and subject.result is None and func in _METADATA:
         with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
-    if subject is not None and subject.merged and func in (Tensor.register_hook, Tensor.retain_grad):
-        raise UnsupportedError(
-            f"{func.__name__}: gnfast.rewrite has merged this tensor with its consumer, so no gradient comes by; "
-            "ask before it is consumed, or use the module without the rewrite"
-        )
+    if subject is not None and func in _ASKING:
+        _check_asked(_ASKING[func], [subject])
+    if func in _ASKING_FOR_INPUTS:
+        asked = [leaf for leaf in tree_leaves(kwargs.get("inputs", args[1:2])) if isinstance(leaf, Deferred)]
+        _check_asked(_ASKING_FOR_INPUTS[func], asked)
+        seen = _lists_in_graph([real(leaf).grad_fn for leaf in tree_leaves(args[0]) if isinstance(leaf, Tensor)])
+        if any(deferred.watched is other for deferred in asked for other in seen):
+            raise _missed(_ASKING_FOR_INPUTS[func])
     deferreds = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Deferred)]
-    if func in _WATCHING:
+    if func in _ASKING:
+        # A custom autograd Function that was given it before would be missed.
         for deferred in deferreds:
-            deferred.watched.append(func.__name__)
+            deferred.watched.append(_ASKING[func])
     args, kwargs = tree_map_only(Deferred, real, (args, kwargs))
     result = func(*args, **kwargs)
     for deferred in deferreds:
         deferred.follow()
     return result
+
+
+def _check_asked(how: str, asked: Sequence[Deferred]) -> None:
+    with torch._C.DisableTorchFunction():
+        gone = any(deferred.merged and deferred.requires_grad for deferred in asked)
+    if gone:
+        raise UnsupportedError(
+            f"{how}: gnfast.rewrite has merged this tensor with its consumer, so no gradient comes by; "
+            "ask before it is consumed, or use the module without the rewrite"
+        )
+
+
+def _lists_in_graph(roots: Sequence[Any]) -> list[list[str]]:
+    """`watched` of the Deferreds that custom autograd Functions were given, as far as a backward from here gets."""
+    nodes, todo = set(), list(roots)
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            todo += [following for following, _ in node.next_functions]
+    return [node.watched for node in nodes if isinstance(node, _Link._backward_cls)]
+
+
+def _missed(how: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{how}: gnfast.rewrite had given this tensor to a custom autograd Function, whose gradient "
+        "would be missed; ask before that, or use the module without the rewrite"
+    )
 
 
 def eager() -> bool:
@@ -199,10 +244,7 @@ class _Link(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.watched:
-            raise UnsupportedError(
-                f"{ctx.watched[0]}: gnfast.rewrite had given this tensor to a custom autograd Function, whose gradient "
-                "would be missed; ask before that, or use the module without the rewrite"
-            )
+            raise _missed(ctx.watched[0])
         create_graph, needs = torch.is_grad_enabled(), ctx.needs_input_grad[4:]
         parts = [real(part) for part in ctx.saved_tensors]
         with _restored(ctx.conditions):
