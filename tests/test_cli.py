@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -168,6 +169,24 @@ def test_train_then_again_then_with_other_settings(capsys, run):
     assert f"{folder} is a run of digits" in fails(
         capsys, "train", "gngan-cifar10-cnn", "--data", "digits", "--run-dir", str(folder)
     )
+
+
+@pytest.mark.parametrize("command", [["train", "digits", "--run-dir"], ["sweep", "s.toml", "--table", "--out"]])
+def test_a_place_for_a_folder_that_something_else_has_is_named(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text('preset = "digits"')
+    Path("file").write_text("")
+    Path("link").symlink_to("nowhere")
+    os.mkfifo("pipe")
+    for name, there in (
+        ("file", "file: a file"),
+        ("file/below", "file: a file"),
+        ("link", "link: a link to nothing"),
+        ("link/below", "link: a link to nothing"),
+        ("pipe", "pipe: a named pipe"),
+        ("/dev/null", "/dev/null: a device"),
+    ):
+        assert fails(capsys, *command, name) == f"gnfast: {there}, wanted a folder"
 
 
 def test_sample(capsys, run, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gnfast.files import atomic_write, write_text
+from gnfast.files import atomic_write, make_folder, write_text
 from gnfast.train.charts import Series, line_chart
 from gnfast.train.page import Html, element, embedded, page, table
 from gnfast.train.record import measure_of, points
@@ -23,7 +23,7 @@ def write_overview(results: Results) -> Path:
         The page, which links to the runs' own.
     """
     out = results.sweep.out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for run in results.runs:
         _refresh_report(run)
     drawn = _figure(results, out / "figure.svg")
