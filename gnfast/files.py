@@ -96,11 +96,10 @@ def output_folder(name: str | os.PathLike[str]) -> Path:
     """The folder that a user wants written into, which need not be there yet.
 
     Raises:
-        OccupiedError: there is something else.
+        OccupiedError: it, or one above it, is something else.
     """
     path = expanded(name)
-    if os.path.lexists(path):
-        make_folder(path)
+    _check_folder(path)
     return path
 
 
@@ -114,10 +113,14 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        there = next(place for place in (path, *path.parents) if os.path.lexists(place))
-        if not there.exists():
-            raise OccupiedError(f"{there}: a link to nothing, wanted a folder") from None
-        kind = _KINDS.get(stat.S_IFMT(there.stat().st_mode), "a file")
+        _check_folder(path)
+        raise
+
+
+def _check_folder(path: Path) -> None:
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if not there.is_dir() and os.path.lexists(there):
+        kind = _KINDS.get(stat.S_IFMT(there.stat().st_mode), "a file") if there.exists() else "a link to nothing"
         raise OccupiedError(f"{there}: {kind}, wanted a folder") from None
 
 

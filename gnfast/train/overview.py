@@ -102,8 +102,9 @@ def _draw_lines(axes: Any, shown: Sequence[Combination], axis: str) -> None:
 
 def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
     """Bars side by side for the labels of the first axis, at one place for each combination of the others."""
-    first, *others = shown[0].labels
-    hue = first if others else ""
+    labels = list(shown[0].labels)
+    # One axis has a place for each label, and runs that differ in their seed alone have one for all.
+    hue = labels[0] if len(labels) > 1 else ""
     places = {place: x for x, place in enumerate(dict.fromkeys(_without(one, hue) for one in shown))}
     hues = list(dict.fromkeys(str(one.labels.get(hue)) for one in shown))
     for index, label in enumerate(hues):
