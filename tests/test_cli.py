@@ -1,5 +1,6 @@
 """The command line: help that teaches, one clear line and status 2 for bad input, and the commands themselves."""
 
+import errno
 import io
 import os
 import signal
@@ -214,6 +215,36 @@ def test_output_that_nobody_can_read_ends_nothing(monkeypatch):
         print("what is left in the buffer")
     assert sys.stdout is ascii_only
     ascii_only.close()
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("words", [["info"], ["--help"], ["train", "--help"], ["train", "digits", "--help"], ["train"]])
+def test_a_full_stdout_ends_nothing_before_it_is_done(capsys, monkeypatch, tmp_path, words):
+    run = tmp_path / "run"
+    if words == ["train"]:
+        words = ["train", "digits", *TINY, "--run-dir", str(run)]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words) == 2
+    assert capsys.readouterr().err == f"gnfast: stdout: {os.strerror(errno.ENOSPC)}\n"
+    if str(run) in words:
+        assert "finished 4 steps" in (run / "log.txt").read_text()
+
+
+@FULL
+@pytest.mark.parametrize("status", [0, 1, 130])
+def test_a_full_stderr_leaves_the_status_of_what_failed(monkeypatch, status):
+    def told(_words):
+        print("a warning", file=sys.stderr, flush=True)
+        return status
+
+    monkeypatch.setattr("gnfast.cli.info.run", told)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["info"]) == (status or 2)
 
 
 def test_characters_that_a_terminal_lacks_are_spelt_out(monkeypatch):
