@@ -86,6 +86,21 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(config):
     assert outcome.finished and any(line.startswith("warning: no report.html (OccupiedError") for line in lines)
 
 
+def test_rows_that_a_continued_run_lacks_are_told(config):
+    config = dataclasses.replace(config, steps=11)
+    quiet("digits", config)
+    path = Path(config.run_dir) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    for kept, missing in ((None, "1 to 11"), (0, "1 to 11"), (1, "6 to 11"), (2, ""), (3, "")):
+        path.unlink()
+        if kept is not None:
+            path.write_text("".join(lines[:kept]))
+        _, said = quiet("digits", config)
+        told = f"warning: {path} has no rows of steps {missing}"
+        assert [line for line in said if "no rows" in line] == ([told] if missing else []), kept
+
+
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     """The critic's weights are poisoned in update 13: seen at 15, found in 13, saved after 12."""
     original = State.critic_update

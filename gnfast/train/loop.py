@@ -134,6 +134,8 @@ class _Session:
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
+        if self.group.leads:
+            self._warn_of_lost_rows()
         if self.start >= config.steps:
             # What a run shows comes after its last checkpoint, and may have been cut off.
             self._show()
@@ -159,6 +161,12 @@ class _Session:
         else:
             log.say(f"finished {config.steps} steps in {self.folder}")
         return self._outcome(received[0] if received else 0)
+
+    def _warn_of_lost_rows(self) -> None:
+        last = max((row["step"] for row in self._rows()), default=0)
+        if self.start - last >= self.config.log_every:
+            path = self.folder / "metrics.jsonl"
+            self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
 
     def _train(self, received: list, bar: tqdm) -> None:
         config, state, log = self.config, self.state, self.log
