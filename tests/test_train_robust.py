@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,22 @@ def test_rows_that_a_continued_run_lacks_are_told(config):
         _, said = quiet("digits", config)
         told = f"warning: {path} has no rows of steps {missing}"
         assert [line for line in said if "no rows" in line] == ([told] if missing else []), kept
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_a_run_folder_that_is_deleted_is_named(config, tensorboard, capfd, monkeypatch):
+    folder = Path(config.run_dir)
+    update = State.update
+
+    def deleting(state):
+        update(state)
+        if state.step == 7:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(State, "update", deleting)
+    with pytest.raises(RunError, match=f"{folder} was deleted or moved"):
+        quiet("digits", dataclasses.replace(config, tensorboard=tensorboard))
+    assert not folder.exists() and "Traceback" not in capfd.readouterr().err
 
 
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):

@@ -38,10 +38,11 @@ def sole_user(folder: Path, what: str) -> Iterator[int]:
         os.write(descriptor, f"{what} {os.getpid()} on {socket.gethostname()}\n".encode())
         yield descriptor
     finally:
-        if made and os.listdir(folder) == [NAME]:
-            # The file goes before it is free: who waits for it sees that it is no longer there, and makes another.
-            (folder / NAME).unlink()
-            with contextlib.suppress(OSError):
+        # Nothing is there to take back where someone deleted the folder.
+        with contextlib.suppress(OSError):
+            if made and os.listdir(folder) == [NAME]:
+                # The file goes before it is free: who waits for it sees that it is no longer there, and makes another.
+                (folder / NAME).unlink()
                 for path in made:
                     path.rmdir()
         os.close(descriptor)

@@ -24,7 +24,7 @@ from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, decisive, differences
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
-from gnfast.train.logs import RunLog, environment, loss_curve
+from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
 from gnfast.train.parallel import Group, joined
 from gnfast.train.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
 from gnfast.train.report import write_report
@@ -388,10 +388,16 @@ def _clear_errors(folder: Path) -> Iterator[None]:
                 f"{_FULL[full.errno]} on the disk of {folder}; free some and repeat the command: the run continues "
                 "from its last checkpoint"
             ) from error
+        if isinstance(error, FileNotFoundError) and _is_in(error.filename, folder):
+            require_rows(folder)
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
             first = str(error).strip().partition("\n")[0]
             raise RunError(f"another process of the run was lost ({first}); repeat the command to continue") from error
         raise
+
+
+def _is_in(name: str | bytes | None, folder: Path) -> bool:
+    return name is not None and Path(os.fsdecode(name)).is_relative_to(folder)
 
 
 def _due(step: int, every: int) -> bool:
