@@ -24,6 +24,10 @@ _KINDS = {
 }
 
 
+class OccupiedError(InputError, OSError):
+    """Where a file or a folder is to be written there is something else, which is not replaced."""
+
+
 def cache_root() -> Path:
     """The folder for downloads and caches: $GNFAST_CACHE, or gnfast under $XDG_CACHE_HOME or ~/.cache.
 
@@ -68,10 +72,56 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise
 
 
-def _check_regular(path: str | os.PathLike[str], status: os.stat_result) -> None:
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result, error: type[InputError] = InputError) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        raise InputError(f"{os.fspath(path)}: {_KINDS.get(kind, 'no regular file')}, wanted a regular file")
+        raise error(f"{os.fspath(path)}: {_KINDS.get(kind, 'no regular file')}, wanted a regular file")
+
+
+def output_file(name: str | os.PathLike[str]) -> Path:
+    """Where to write the file that a user wants at `name`: a link there is the user's own, and is followed.
+
+    Raises:
+        OccupiedError: there is a device, a pipe, a socket or a folder.
+        OSError: links in circles, or a folder that cannot be looked into.
+    """
+    path = expanded(name)
+    with suppress(FileNotFoundError):
+        # Before links are followed: where /dev/stdout leads may have a name that is no path.
+        _check_regular(path, os.stat(path), OccupiedError)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def output_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder that a user wants written into, which need not be there yet.
+
+    Raises:
+        OccupiedError: it, or one above it, is something else.
+    """
+    path = expanded(name)
+    _check_folder(path)
+    return path
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, where it is not there.
+
+    Raises:
+        OccupiedError: it, or one above it, is something else.
+        OSError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        _check_folder(path)
+        raise
+
+
+def _check_folder(path: Path) -> None:
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if not there.is_dir() and os.path.lexists(there):
+        kind = _KINDS.get(stat.S_IFMT(there.stat().st_mode), "a file") if there.exists() else "a link to nothing"
+        raise OccupiedError(f"{there}: {kind}, wanted a folder") from None
 
 
 @contextmanager
@@ -79,11 +129,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends, and vanishes when it raises.
 
     What is there afterwards is the old content or the new one, whole and on disk, whatever stops the
-    process or the machine.
+    process or the machine. A link at `path` is replaced, not followed: it may have been planted there.
+
+    Raises:
+        OccupiedError: at `path` is a device, a pipe, a socket or a folder, or above it something else than a folder.
+        OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with suppress(FileNotFoundError):
+        status = os.lstat(path)
+        if not stat.S_ISLNK(status.st_mode):
+            _check_regular(path, status, OccupiedError)
     with own_part(path) as part:
+        mode = stat.S_IMODE(part.stat().st_mode)
         yield part
+        if stat.S_IMODE(part.stat().st_mode) != mode:
+            # Some writers put a file of their own in its place.
+            part.chmod(mode)
         _sync(part)
         os.replace(part, path)
         _sync(path.parent)

@@ -1,11 +1,13 @@
 """The command line: help that teaches, one clear line and status 2 for bad input, and the commands themselves."""
 
+import errno
 import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -170,6 +172,24 @@ def test_train_then_again_then_with_other_settings(capsys, run):
     )
 
 
+@pytest.mark.parametrize("command", [["train", "digits", "--run-dir"], ["sweep", "s.toml", "--table", "--out"]])
+def test_a_place_for_a_folder_that_something_else_has_is_named(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text('preset = "digits"')
+    Path("file").write_text("")
+    Path("link").symlink_to("nowhere")
+    os.mkfifo("pipe")
+    for name, there in (
+        ("file", "file: a file"),
+        ("file/below", "file: a file"),
+        ("link", "link: a link to nothing"),
+        ("link/below", "link: a link to nothing"),
+        ("pipe", "pipe: a named pipe"),
+        ("/dev/null", "/dev/null: a device"),
+    ):
+        assert fails(capsys, *command, name) == f"gnfast: {there}, wanted a folder"
+
+
 def test_sample(capsys, run, tmp_path):
     _, folder = run
     capsys.readouterr()
@@ -195,6 +215,36 @@ def test_output_that_nobody_can_read_ends_nothing(monkeypatch):
         print("what is left in the buffer")
     assert sys.stdout is ascii_only
     ascii_only.close()
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("words", [["info"], ["--help"], ["train", "--help"], ["train", "digits", "--help"], ["train"]])
+def test_a_full_stdout_ends_nothing_before_it_is_done(capsys, monkeypatch, tmp_path, words):
+    run = tmp_path / "run"
+    if words == ["train"]:
+        words = ["train", "digits", *TINY, "--run-dir", str(run)]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words) == 2
+    assert capsys.readouterr().err == f"gnfast: stdout: {os.strerror(errno.ENOSPC)}\n"
+    if str(run) in words:
+        assert "finished 4 steps" in (run / "log.txt").read_text()
+
+
+@FULL
+@pytest.mark.parametrize("status", [0, 1, 130])
+def test_a_full_stderr_leaves_the_status_of_what_failed(monkeypatch, status):
+    def told(_words):
+        print("a warning", file=sys.stderr, flush=True)
+        return status
+
+    monkeypatch.setattr("gnfast.cli.info.run", told)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["info"]) == (status or 2)
 
 
 def test_characters_that_a_terminal_lacks_are_spelt_out(monkeypatch):

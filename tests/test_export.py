@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gnfast.cli import main
+from gnfast.errors import InputError
+from gnfast.files import atomic_write
 from gnfast.train import RunError, checkpoint
 from gnfast.train import sample as sample_module
 from gnfast.train.export import Snapshot, export, load_generator
@@ -152,6 +155,43 @@ def test_a_file_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(tmp_path / "in-the-way" / "G.safetensors")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "in-the-way" in line
+
+
+def test_outputs_replace_files_alone(run, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for words in (["sample", run, "--n=1"], ["export", run], ["report", run], ["data", "stats", "digits"]):
+        name = tmp_path / ("pipe.safetensors" if words[0] == "export" else "pipe.png")
+        assert main([*map(str, words), "--out", str(name)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"gnfast: {name}: a named pipe, wanted a regular file" and name.is_fifo()
+        with pytest.raises(InputError, match="a named pipe, wanted a regular file"), atomic_write(name):
+            pass
+    (tmp_path / "file").write_text("kept")
+    for words in (["sample", run], ["analyze", run]):
+        assert main([*map(str, words), "--out", str(tmp_path / "file")]) == 2
+        assert "/file: a file, wanted a folder" in capsys.readouterr().err
+
+
+def test_a_link_that_the_user_names_is_followed_and_one_that_lies_in_the_run_is_not(run, tmp_path):
+    places = [tmp_path / name for name in ("elsewhere.html", "planted.html")]
+    for place in places:
+        place.write_text("old")
+    (tmp_path / "link.html").symlink_to("elsewhere.html")
+    (run / "report.html").unlink(missing_ok=True)
+    (run / "report.html").symlink_to(places[1])
+    assert main(["report", str(run), "--out", str(tmp_path / "link.html")]) == 0
+    assert (tmp_path / "link.html").is_symlink() and "<html" in places[0].read_text()
+    assert main(["report", str(run)]) == 0
+    assert not (run / "report.html").is_symlink() and places[1].read_text() == "old"
+
+
+def test_files_have_the_mode_that_the_umask_gives(run, tmp_path):
+    before = os.umask(0o027)
+    try:
+        assert export(run, tmp_path / "G.safetensors").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_a_walk_has_rows_of_ten_that_start_and_end_at_latents_of_the_seed(run, tmp_path, monkeypatch):

@@ -116,13 +116,27 @@ def test_singular_covariances():
 
 
 def test_saved_and_loaded(tmp_path):
-    before = statistics(vectors(50, 3, 0))
+    # Chunks of unequal means, and a product whose triangles differ by rounding.
+    before, whole = FeatureStatistics(33), vectors(150, 33, 0, shift=3)
+    for chunk in whole.split(37):
+        before.update(chunk)
     before.save(tmp_path / "s.npz")
     after = FeatureStatistics.load(tmp_path / "s.npz")
-    assert after.count == 50
-    torch.testing.assert_close(after.mean, before.mean, rtol=0, atol=0)
-    torch.testing.assert_close(after.cov, before.cov, rtol=1e-14, atol=0)
+    assert after.count == 150
+    # Bit for bit: a run that finds its reference in the cache must log what the one that computed it logs.
+    assert torch.equal(after.mean, before.mean)
+    assert torch.equal(after.cov, before.cov)
+    assert torch.equal(after.cov, after.cov.T)
+    other = statistics(vectors(120, 33, 1))
+    assert frechet_distance(after, other) == frechet_distance(before, other)
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+    after.save(tmp_path / "s.npz")
+    assert torch.equal(FeatureStatistics.load(tmp_path / "s.npz").cov, before.cov)
+    # What was loaded can be added to, and be added.
+    more = vectors(30, 33, 2)
+    for one, two in ((after, statistics(more)), (statistics(more), FeatureStatistics.load(tmp_path / "s.npz"))):
+        one.merge(two)
+        torch.testing.assert_close(one.cov, torch.cat([whole, more]).T.cov(), rtol=1e-10, atol=1e-10)
 
 
 def test_refusals(tmp_path):

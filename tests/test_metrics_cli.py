@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -181,12 +183,29 @@ def test_the_result_is_written_before_anything_is_printed(monkeypatch):
     assert ImageStatistics.load("kept.npz").features.count == 40
 
 
-def test_a_result_that_cannot_be_written_is_printed(capsys):
-    Path("in-the-way").mkdir()
-    assert main(["eval", "images", "--data", "digits", EXTRACTOR, "--out", "in-the-way"]) == 2
+def test_a_result_that_cannot_be_written_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr("gnfast.cli.eval.write_text", raising(OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["eval", "images", "--data", "digits", EXTRACTOR, "--out", "full.json"]) == 2
     printed = capsys.readouterr()
     assert "Fréchet distance" in printed.out
-    assert "in-the-way" in printed.err
+    assert "No space left on device" in printed.err
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("option", ["--out", "--save-stats"])
+def test_what_is_no_file_is_not_replaced_and_nothing_is_measured_before(capsys, monkeypatch, option):
+    monkeypatch.setattr("gnfast.cli.eval._evaluate", raising(AssertionError("measured")))
+    os.mkfifo(f"pipe{option}")
+    os.symlink(f"pipe{option}", f"link{option}")
+    for name in (f"pipe{option}", f"link{option}"):
+        line = fails(capsys, "images", option, name, "--data", "digits")
+        assert line == f"gnfast: {name}: a named pipe, wanted a regular file"
 
 
 def test_fewer_images_and_no_kid():

@@ -101,6 +101,7 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
         ("preset = 'digits'\n[[case]]\nseed = 3", r"\[\[case\]\]: each needs a name"),
         ("preset = 'digits'\n[[case.a]]\nname = 'x'\nfoo = 1", r"\[\[case.a\]\]: unknown name 'foo'"),
         ("preset = 'digits'\n[case]\na = 1", r"\[\[case.a\]\]: want tables"),
+        ("preset = 'digits'\n[case]\na = []", r"\[\[case.a\]\]: want tables"),
         ("preset = 'digits'\n[grid]\nseed = [1, 1]", "two runs would be called 'seed=1'"),
         ("preset = 'digits'\n[base]\nsteps = 0", "run run: --steps: got 0, want at least 1"),
         ("preset = 'digits'\n[base]\nlr_d = 'much'", "run run: "),
@@ -364,6 +365,27 @@ def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
     write_overview(collect(read))
     figure = (read.out / "figure.svg").read_text()
     assert all(f"<!-- {text} -->" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "runs"),
+    [
+        ("", (), 1),
+        ("[grid]\nseed = [0, 1]", (), 2),
+        ("[grid]\nseed = [5]\nk_sn = [1.0]", ("1.0",), 1),
+        ("[grid]\nseed = [0, 1, 2, 3]\n[[case]]\nname = 'SN'", ("SN",), 4),
+    ],
+    ids=("no-grid", "seeds", "one-value", "one-case"),
+)
+def test_a_sweep_of_one_combination_has_tables_and_a_figure(sweep, text, labels, runs):
+    read = sweep(TINY + text)
+    for case in read.cases:
+        pretend(case, (2.0,))
+    results = collect(read)
+    write_tables(results)
+    Page(write_overview(results)).assert_self_contained()
+    assert rows(results)[1:] == [(*labels, str(runs), "2", "2")]
+    assert f"<!-- {results.combinations[0].name} -->" in (read.out / "figure.svg").read_text()
 
 
 def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):

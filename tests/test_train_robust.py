@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,38 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(config):
     page.unlink()
     page.mkdir()
     outcome, lines = quiet("digits", dataclasses.replace(config, steps=35))
-    assert outcome.finished and any(line.startswith("warning: no report.html (IsADirectoryError") for line in lines)
+    assert outcome.finished and any(line.startswith("warning: no report.html (OccupiedError") for line in lines)
+
+
+def test_rows_that_a_continued_run_lacks_are_told(config):
+    config = dataclasses.replace(config, steps=11)
+    quiet("digits", config)
+    path = Path(config.run_dir) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    for kept, missing in ((None, "1 to 11"), (0, "1 to 11"), (1, "6 to 11"), (2, ""), (3, "")):
+        path.unlink()
+        if kept is not None:
+            path.write_text("".join(lines[:kept]))
+        _, said = quiet("digits", config)
+        told = f"warning: {path} has no rows of steps {missing}"
+        assert [line for line in said if "no rows" in line] == ([told] if missing else []), kept
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_a_run_folder_that_is_deleted_is_named(config, tensorboard, capfd, monkeypatch):
+    folder = Path(config.run_dir)
+    update = State.update
+
+    def deleting(state):
+        update(state)
+        if state.step == 7:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(State, "update", deleting)
+    with pytest.raises(RunError, match=f"{folder} was deleted or moved"):
+        quiet("digits", dataclasses.replace(config, tensorboard=tensorboard))
+    assert not folder.exists() and "Traceback" not in capfd.readouterr().err
 
 
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):

@@ -1,7 +1,7 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
-Every error that a user can cause is one line on stderr and exit status 2; a failed training is status 1; a command that
-a signal stopped ends with 128 + the signal's number, as shells expect.
+Every error that a user can cause is one line on stderr and exit status 2, a full disk behind stdout too; a failed
+training is status 1; a command that a signal stopped ends with 128 + the signal's number, as shells expect.
 """
 
 import contextlib
@@ -65,8 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with lasting_output(), _unwound():
-        return _run(words)
+    try:
+        with lasting_output() as lost, _unwound():
+            status = _run(words)
+    except SystemExit as end:
+        # The parser's is 0, after it has printed help.
+        if end.code or not lost:
+            raise
+        status = 0
+    return status or (2 if lost else 0)
 
 
 def _run(words: list[str]) -> int:

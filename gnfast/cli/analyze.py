@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, user_errors
-from gnfast.files import expanded
+from gnfast.files import expanded, output_folder
 
 USAGE = """\
 usage: gnfast analyze RUN [--what NAMES] [--option value …]
@@ -104,11 +104,13 @@ def _critic(folder: str | None, options: CriticOptions) -> int:
 
     if (folder is None) == (not options.net):
         raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())
+    # Before minutes of measuring.
+    out = output_folder(options.out) if options.out else None
     common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
     if folder is not None:
         run = expanded(folder)
         subject = subjects.of_run(run, data=options.data, **common)
-        history, out = read_rows(run / "metrics.jsonl"), options.out or run / "analysis"
+        history, out = read_rows(run / "metrics.jsonl"), out or run / "analysis"
     else:
         if not options.data:
             raise UsageError("analyze: --net needs --data, where the real images come from")
@@ -117,8 +119,8 @@ def _critic(folder: str | None, options: CriticOptions) -> int:
         subject = subjects.of_module(
             options.net, data=options.data, fakes=options.fakes, weights=options.weights, **own, **common
         )
-        history, out = [], options.out or "analysis"
-    page, left_out = analyze(subject, _names(options.what), expanded(out), history)
+        history, out = [], out or output_folder("analysis")
+    page, left_out = analyze(subject, _names(options.what), out, history)
     for line in left_out:
         print(f"left out {line}")
     print(page)
@@ -144,7 +146,7 @@ def _reproduce(words: list[str]) -> int:
             width=options.width,
             device=options.device,
         )
-        print(reproduce(scale, _names(figures), expanded(options.out), jobs=options.jobs))
+        print(reproduce(scale, _names(figures), output_folder(options.out), jobs=options.jobs))
     return 0
 
 

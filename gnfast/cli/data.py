@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from gnfast.cli.common import UsageError, columns, parse, unknown, user_errors
-from gnfast.files import expanded
+from gnfast.files import expanded, make_folder, output_file
 
 HELP = """\
 usage: gnfast data COMMAND [ARGUMENTS]
@@ -167,6 +166,7 @@ def _stats(words: list[str]) -> None:
     source, options = parsed
     if options.n < 1:
         raise UsageError(f"--n: got {options.n}, want at least 1")
+    out = output_file(options.out) if options.out else None
     dataset = cache.prepared(find(source, _request(options)))
     count, channels, height, width = dataset.images.shape
     mean, deviation = ([f"{value:.4f}" for value in row.tolist()] for row in channel_statistics(dataset))
@@ -186,14 +186,13 @@ def _stats(words: list[str]) -> None:
         named = zip(dataset.classes, shares.tolist(), strict=True)
         bars = [(f"  {name}", f"{number:,}", "▇" * round(30 * number / widest)) for name, number in named]
         print("classes\n" + columns(bars))
-    if options.out:
+    if out:
         from gnfast.train.logs import grid
 
         chosen = torch.randperm(count, generator=torch.Generator().manual_seed(options.seed))[: options.n]
-        path = Path(options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid(dataset.images[chosen.sort().values]).save(path)
-        print(path)
+        make_folder(out.parent)
+        grid(dataset.images[chosen.sort().values]).save(out)
+        print(out)
 
 
 def _clear(words: list[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gnfast.cli.common import UsageError, columns, parse, plain, spelled_out, user_errors
-from gnfast.files import expanded, write_text
+from gnfast.files import expanded, output_file, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -96,13 +96,16 @@ def run(words: list[str]) -> int:
     if options.data and options.reference:
         raise UsageError("--data and --reference: got both, want one")
     with user_errors():
+        # Before hours of measuring.
+        places = {name: str(output_file(path)) for name in ("out", "save_stats") if (path := getattr(options, name))}
+        options = dataclasses.replace(options, **places)
         result, table = _evaluate(what, options)
     lines = [options.save_stats, options.out, table]
     try:
         if options.out:
             # Before anything is printed: whoever reads it may have gone.
             with user_errors():
-                write_text(_path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+                write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     finally:
         print("\n".join(filter(None, lines)))
     return 0
@@ -156,7 +159,7 @@ def _evaluate(what: str, options: EvalOptions) -> tuple[dict[str, Any], str]:
     fake = subject.known or subject.measure(extractor)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
     if options.save_stats:
-        fake.save(_path(options.save_stats))
+        fake.save(options.save_stats)
     result = {"measured": what, **subject.facts, **({"shape": fake.shape} if fake.shape else {})}
     if real is None:
         result |= {"extractor": fake.extractor, "protocol": fake.protocol, "n": fake.features.count}

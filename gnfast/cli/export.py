@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
-from gnfast.files import expanded
+from gnfast.files import expanded, output_file
 
 USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
 
@@ -44,7 +44,7 @@ def run(words: list[str]) -> int:
             if source.is_dir()
             else source.with_suffix(".safetensors")
         )
-        out = expanded(options.out) if options.out else default
+        out = output_file(options.out) if options.out else default
         path = export(source, out, options.weights or None)
     print(path)
     return 0

@@ -1,4 +1,4 @@
-"""What a command prints must not end it: a reader that is gone, a closed terminal, characters that it cannot show."""
+"""What a command prints must not end it: a reader that is gone, a full disk, characters that a terminal cannot show."""
 
 import contextlib
 import errno
@@ -12,27 +12,32 @@ _GONE = (errno.EPIPE, errno.EIO)
 
 
 class _Lasting:
-    """A text stream whose reader may go away: from then on it leads to nowhere."""
+    """A text stream that may fail: from then on it leads to nowhere.
+
+    Attributes:
+        error: what made it fail, if it was anything but a reader that went away.
+    """
 
     def __init__(self, stream: TextIO):
         self._stream = stream
+        self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        with self._if_gone():
+        with self._kept_up():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._if_gone():
+        with self._kept_up():
             self._stream.flush()
 
     @contextlib.contextmanager
-    def _if_gone(self) -> Iterator[None]:
+    def _kept_up(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno not in _GONE:
-                raise
+                self.error = self.error or error
             # The descriptor itself, so that what is still buffered and what children print go there too.
             with open(os.devnull, "wb") as nowhere, contextlib.suppress(io.UnsupportedOperation):
                 os.dup2(nowhere.fileno(), self._stream.fileno())
@@ -42,8 +47,13 @@ class _Lasting:
 
 
 @contextlib.contextmanager
-def lasting_output() -> Iterator[None]:
-    """Prints to stdout and stderr in this block do not fail, whatever happens to who reads them."""
+def lasting_output() -> Iterator[list[OSError]]:
+    """Prints to stdout and stderr in this block do not fail, whatever happens to who reads them.
+
+    Yields:
+        A list that has, after the block, what was lost to anything but a reader that went away; stderr was told.
+    """
+    lost: list[OSError] = []
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as stack:
         # Python has no stream where the descriptor was closed.
@@ -52,11 +62,14 @@ def lasting_output() -> Iterator[None]:
             # In ASCII a name would be an error, and everywhere one that is not UTF-8.
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        sys.stdout, sys.stderr = map(_Lasting, streams)
+        sys.stdout, sys.stderr = out, err = [_Lasting(stream) for stream in streams]
         try:
-            yield
+            yield lost
         finally:
             # Here, not when Python ends: that would say that it failed.
-            sys.stdout.flush()
-            sys.stderr.flush()
+            out.flush()
+            if out.error:
+                print(f"gnfast: stdout: {out.error.strerror}", file=err)
+            err.flush()
+            lost += [stream.error for stream in (out, err) if stream.error]
             sys.stdout, sys.stderr = before

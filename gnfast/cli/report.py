@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gnfast.cli.common import UsageError, parse, user_errors
-from gnfast.files import expanded
+from gnfast.files import expanded, output_file
 
 USAGE = "usage: gnfast report RUN [RUN …] [--out FILE.html]"
 
@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
     from gnfast.train.report import write_comparison, write_report
 
     with user_errors():
-        out = expanded(options.out) if options.out else None
+        out = output_file(options.out) if options.out else None
         paths = [expanded(folder) for folder in folders]
         print(write_report(paths[0], out) if len(paths) == 1 else write_comparison(paths, out))
     return 0

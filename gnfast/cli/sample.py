@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
-from gnfast.files import expanded
+from gnfast.files import expanded, output_file, output_folder
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,12 @@ def run(words: list[str]) -> int:
     # A file holds one kind of weights: only a wish that was spelt out can be wrong.
     asked = any(word.partition("=")[0] == "--weights" for word in rest)
     with user_errors():
+        kind = output_file if options.out.lower().endswith(".png") else output_folder
+        out = kind(options.out) if options.out else None
         path = sample_run(
             expanded(source),
             count=options.n,
-            out=expanded(options.out) if options.out else None,
+            out=out,
             weights=options.weights if asked else None,
             seed=options.seed,
             batch_norm=options.bn,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnfast.cli.common import UsageError, columns, parse, user_errors
-from gnfast.files import expanded
+from gnfast.files import output_folder
 
 USAGE = "usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
 
@@ -48,7 +48,8 @@ def run(words: list[str]) -> int:
     from gnfast.train.sweep import load_sweep
 
     with user_errors():
-        sweep = load_sweep(file, expanded(options.out) if options.out else None, options.extractor)
+        out = output_folder(options.out) if options.out else None
+        sweep = load_sweep(file, out, options.extractor)
     if options.dry_run:
         for case in sweep.cases:
             print(shlex.join(["gnfast", *case.words()]))

@@ -34,7 +34,9 @@ class FeatureStatistics:
         self.dim = dim
         self.count: int | None = 0
         self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        # The sum of outer products of the vectors' deviations, or the covariance, as a file has it.
+        self._second = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self._is_sum = True
 
     @property
     def mean(self) -> Tensor:
@@ -48,13 +50,13 @@ class FeatureStatistics:
 
     @property
     def cov(self) -> Tensor:
-        """(D, D) float64, with the divisor count - 1.
+        """(D, D) float64, with the divisor count - 1; symmetric, and the same after saving and loading, bit for bit.
 
         Raises:
             ValueError: there are fewer than two vectors.
         """
         self._require(2)
-        return self._scatter / self._divisor
+        return _symmetric(self._second / (self.count - 1)) if self._is_sum else self._second.clone()
 
     def update(self, features: Tensor) -> None:
         """Add vectors.
@@ -92,7 +94,7 @@ class FeatureStatistics:
         other._require_count()
         if other.count:
             device = self._mean.device
-            self._merge(other.count, other._mean.to(device), other._scatter.to(device))
+            self._merge(other.count, other._mean.to(device), other._scatter().to(device))
 
     def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
         """Add what the other processes of a `torch.distributed` group have seen, in each of them."""
@@ -104,9 +106,9 @@ class FeatureStatistics:
         mean = self._mean * (self.count / count)
         torch.distributed.all_reduce(mean, group=group)
         step = self._mean - mean
-        self._scatter += torch.outer(step, step) * self.count
-        torch.distributed.all_reduce(self._scatter, group=group)
-        self._mean, self.count = mean, int(count)
+        scatter = self._scatter() + torch.outer(step, step) * self.count
+        torch.distributed.all_reduce(scatter, group=group)
+        self._mean, self._second, self._is_sum, self.count = mean, scatter, True, int(count)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `mu` (D,), `sigma` (D, D) and, where it is known, `n` as an .npz file, atomically.
@@ -146,19 +148,20 @@ class FeatureStatistics:
         statistics = cls(len(mu))
         statistics.count = None if n is None else int(n)
         statistics._mean = torch.from_numpy(mu.astype(np.float64))
-        statistics._scatter = _covariance(place, torch.from_numpy(sigma.astype(np.float64))).mul_(statistics._divisor)
+        statistics._second = _covariance(place, torch.from_numpy(sigma.astype(np.float64)))
+        statistics._is_sum = False
         if not torch.isfinite(statistics._mean).all():
             raise InputError(f"{place}: mu must be finite, it has NaN or infinity")
         return statistics
 
-    @property
-    def _divisor(self) -> int:
-        return 1 if self.count is None else self.count - 1
+    def _scatter(self) -> Tensor:
+        return self._second if self._is_sum else self._second * (self.count - 1)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         step = mean - self._mean
-        self._scatter += scatter + torch.outer(step, step) * (self.count * count / total)
+        self._second, self._is_sum = self._scatter(), True
+        self._second += scatter + torch.outer(step, step) * (self.count * count / total)
         self._mean += step * (count / total)
         self.count = total
 
@@ -182,7 +185,7 @@ def _covariance(place: str, matrix: Tensor) -> Tensor:
     largest = matrix.abs().max()
     if (gap := (matrix - matrix.T).abs().max()) > 100 * _ROUNDING * largest:
         raise InputError(f"{place}: sigma must be symmetric, entries across its diagonal differ by {gap:.3g}")
-    matrix = (matrix + matrix.T) / 2
+    matrix = _symmetric(matrix)
     if _cholesky(matrix) is None:
         lowest, highest = torch.linalg.eigvalsh(matrix)[[0, -1]]
         if lowest < -len(matrix) * _ROUNDING * highest.clamp(min=0):
@@ -246,7 +249,12 @@ def _cholesky(matrix: Tensor) -> Tensor | None:
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
     """Of a matrix that is symmetric but for rounding; eigvalsh would read one triangle."""
-    return torch.linalg.eigvalsh((matrix + matrix.T) / 2)
+    return torch.linalg.eigvalsh(_symmetric(matrix))
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    """The symmetric part; a matrix that is symmetric already does not change by a bit."""
+    return (matrix + matrix.T) / 2
 
 
 def _roots(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from gnfast.files import make_folder
 from gnfast.train.checkpoint import RunError
 
 NAME = ".lock"
@@ -28,6 +29,7 @@ def sole_user(folder: Path, what: str) -> Iterator[int]:
 
     Raises:
         RunError: another process has it.
+        OccupiedError: there is something else than a folder.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     descriptor = _taken(folder)
@@ -36,10 +38,11 @@ def sole_user(folder: Path, what: str) -> Iterator[int]:
         os.write(descriptor, f"{what} {os.getpid()} on {socket.gethostname()}\n".encode())
         yield descriptor
     finally:
-        if made and os.listdir(folder) == [NAME]:
-            # The file goes before it is free: who waits for it sees that it is no longer there, and makes another.
-            (folder / NAME).unlink()
-            with contextlib.suppress(OSError):
+        # Nothing is there to take back where someone deleted the folder.
+        with contextlib.suppress(OSError):
+            if made and os.listdir(folder) == [NAME]:
+                # The file goes before it is free: who waits for it sees that it is no longer there, and makes another.
+                (folder / NAME).unlink()
                 for path in made:
                     path.rmdir()
         os.close(descriptor)
@@ -48,7 +51,7 @@ def sole_user(folder: Path, what: str) -> Iterator[int]:
 def _taken(folder: Path) -> int:
     path = folder / NAME
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             # Neither through a link nor into a pipe, which could lie there in a folder that someone else made.
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,12 +51,14 @@ class RunLog:
                 _cut(folder / name, step, self.say)
                 self._files.append(open_append(folder / name))
         self._board = None
+        self._thread_errors = threading.excepthook
         if tensorboard and writes:
             from torch.utils.tensorboard import SummaryWriter
 
             try:
                 str(folder).encode()
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+                threading.excepthook = self._failed_thread
             except UnicodeEncodeError:
                 self.say("warning: no TensorBoard events: it takes no folder whose name is not UTF-8")
 
@@ -119,17 +122,34 @@ class RunLog:
         return path
 
     def flush(self) -> None:
-        """Brings the rows to disk, so that no checkpoint outlives the rows before it."""
+        """Brings the rows to disk, so that no checkpoint outlives the rows before it.
+
+        Raises:
+            RunError: the run folder has gone.
+        """
         if self.writes:
+            require_rows(self.folder)
             for file in self._files:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
+        threading.excepthook = self._thread_errors
         for file in self._files:
             file.close()
         if self._board is not None:
             self._board.close()
+
+    def _failed_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard raises what failed in its thread where the next number is given to it, too: once is enough."""
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            self._thread_errors(args)
+
+
+def require_rows(folder: Path) -> None:
+    """Raises RunError where metrics.jsonl, and with it most likely the folder, was deleted during a run."""
+    if not (folder / "metrics.jsonl").exists():
+        raise RunError(f"{folder} was deleted or moved, or its metrics.jsonl, while the run was at work in it")
 
 
 def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:

@@ -24,7 +24,7 @@ from gnfast.train.checkpoint import RunError
 from gnfast.train.config import Config, as_json, decisive, differences
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
-from gnfast.train.logs import RunLog, environment, loss_curve
+from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
 from gnfast.train.parallel import Group, joined
 from gnfast.train.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
 from gnfast.train.report import write_report
@@ -134,6 +134,8 @@ class _Session:
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
+        if self.group.leads:
+            self._warn_of_lost_rows()
         if self.start >= config.steps:
             # What a run shows comes after its last checkpoint, and may have been cut off.
             self._show()
@@ -159,6 +161,12 @@ class _Session:
         else:
             log.say(f"finished {config.steps} steps in {self.folder}")
         return self._outcome(received[0] if received else 0)
+
+    def _warn_of_lost_rows(self) -> None:
+        last = max((row["step"] for row in self._rows()), default=0)
+        if self.start - last >= self.config.log_every:
+            path = self.folder / "metrics.jsonl"
+            self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
 
     def _train(self, received: list, bar: tqdm) -> None:
         config, state, log = self.config, self.state, self.log
@@ -380,10 +388,16 @@ def _clear_errors(folder: Path) -> Iterator[None]:
                 f"{_FULL[full.errno]} on the disk of {folder}; free some and repeat the command: the run continues "
                 "from its last checkpoint"
             ) from error
+        if isinstance(error, FileNotFoundError) and _is_in(error.filename, folder):
+            require_rows(folder)
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
             first = str(error).strip().partition("\n")[0]
             raise RunError(f"another process of the run was lost ({first}); repeat the command to continue") from error
         raise
+
+
+def _is_in(name: str | bytes | None, folder: Path) -> bool:
+    return name is not None and Path(os.fsdecode(name)).is_relative_to(folder)
 
 
 def _due(step: int, every: int) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from gnfast.files import atomic_write, write_text
+from gnfast.files import atomic_write, make_folder, write_text
 from gnfast.train.charts import Series, line_chart
 from gnfast.train.page import Html, element, embedded, page, table
 from gnfast.train.record import measure_of, points
@@ -23,7 +23,7 @@ def write_overview(results: Results) -> Path:
         The page, which links to the runs' own.
     """
     out = results.sweep.out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for run in results.runs:
         _refresh_report(run)
     drawn = _figure(results, out / "figure.svg")
@@ -102,8 +102,9 @@ def _draw_lines(axes: Any, shown: Sequence[Combination], axis: str) -> None:
 
 def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
     """Bars side by side for the labels of the first axis, at one place for each combination of the others."""
-    first, *others = shown[0].labels
-    hue = first if others else ""
+    labels = list(shown[0].labels)
+    # One axis has a place for each label, and runs that differ in their seed alone have one for all.
+    hue = labels[0] if len(labels) > 1 else ""
     places = {place: x for x, place in enumerate(dict.fromkeys(_without(one, hue) for one in shown))}
     hues = list(dict.fromkeys(str(one.labels.get(hue)) for one in shown))
     for index, label in enumerate(hues):

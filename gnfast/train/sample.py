@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnfast.data import to_uint8
 from gnfast.device import resolve_device
+from gnfast.files import make_folder
 from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import grid, save_picture
 from gnfast.train.state import sample
@@ -108,7 +109,7 @@ def _write(images: Tensor, out: Path, columns: int | None) -> Path:
     if out.suffix.lower() == ".png":
         save_picture(grid(images, columns), out)
         return out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for index, image in enumerate(images):
         pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
         Image.fromarray(pixels.contiguous().numpy()).save(out / f"{index:06d}.png")

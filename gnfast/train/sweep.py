@@ -149,7 +149,7 @@ def _case_axes(found: Any) -> Iterator[_Axis]:
     """`[[case]]` is one axis of that name; `[[case.NAME]]` is one axis each."""
     for axis, entries in ({"case": found} if isinstance(found, list) else found).items() if found else ():
         place = f"[[case.{axis}]]" if isinstance(found, dict) else "[[case]]"
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{place}: want tables, got {entries!r}")
         for entry in entries:
             if not isinstance(entry.get("name"), str) or not entry["name"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gnfast.files import atomic_write, write_text
+from gnfast.files import atomic_write, make_folder, write_text
 from gnfast.train.checkpoint import RunError
 from gnfast.train.launch import State, read_record, state_of
 from gnfast.train.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
@@ -124,7 +124,7 @@ def spread(values: Sequence[float]) -> str:
 def write_tables(results: Results) -> None:
     """Writes table.csv, runs.csv and table.md into the sweep's folder."""
     out = results.sweep.out
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _write_csv(out / "table.csv", _table_csv(results))
     _write_csv(out / "runs.csv", _runs_csv(results))
     write_text(out / "table.md", _markdown(results))
