@@ -194,7 +194,7 @@ def test_refused_by_name_and_exact(reason, x):
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
 def test_an_x_with_rules_of_its_own(x):
     net = critic(lambda net, h: h * net.w)
-    with pytest.raises(UnsupportedError, match="Doubled.*: x is of a subclass of Tensor with rules of its own"):
+    with pytest.raises(UnsupportedError, match=r"Doubled.*: x is of a subclass of Tensor with rules of its own"):
         gnfast.normalize_gradient(net, x.as_subclass(Doubled), strict=True)
     actual, expected = (f.normalize_gradient(net, x.as_subclass(Doubled)) for f in (gnfast, reference))
     assert torch.equal(actual.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))

@@ -1,7 +1,6 @@
 """A forward's own state advances once per call, whatever becomes of the recording."""
 
 import collections
-import copy
 import itertools
 import random
 
