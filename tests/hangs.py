@@ -27,6 +27,8 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.forks import fork
+
 ROOT = Path(__file__).parents[1]
 ANEW_EVERY = 20
 TRAIN = ["train", "digits", "--steps=3", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
@@ -106,7 +108,7 @@ def _round(kind: str, work: Callable[[str], None], limit: float) -> Outcome:
 
 def _forked(work: Callable[..., None], log: Path, *arguments: object) -> int:
     """The id of a process that does the work, prints into `log` and ends as a Python process ends."""
-    process = os.fork()
+    process = fork()
     if process:
         return process
     status = 1

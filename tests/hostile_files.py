@@ -32,6 +32,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.forks import fork
+
 CANARY = "code-was-run"
 """A file of this name in the folder that `make` was given, or in the working directory, shows that code was run."""
 
@@ -117,7 +119,7 @@ def _forked(words: list[str], folder: Path, seconds: float) -> tuple[int, int]:
     """Exit status (negative for a signal) and peak memory of `gnfast` with `words`; its output goes to a file."""
     # A child has what this process has, and none of that is the command's doing.
     had = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    child = os.fork()
+    child = fork()
     if not child:
         _run(words, folder)
     end = time.monotonic() + seconds

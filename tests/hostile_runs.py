@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from tests.forks import fork
 from tests.hostile_files import CANARY, HOSTILE, Hostile
 
 TRAIN = [
@@ -53,7 +54,7 @@ def _stopped() -> Path:
     """A run of four steps, made in a process of its own: training starts threads, after which none should fork."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    child = os.fork()
+    child = fork()
     if not child:
         status = 1
         try:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from gnfast.train import checkpoint
+from tests.forks import fork
 
 STEPS = 8
 SECONDS = 120
@@ -166,7 +167,7 @@ class Runs:
 
     def fork(self, run: Path, name: str, **place: float) -> int:
         """The process of `gnfast train` in `run`: a fork, which need not import PyTorch again."""
-        child = os.fork()
+        child = fork()
         if child:
             return child
         status = 1

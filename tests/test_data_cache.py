@@ -24,6 +24,7 @@ from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import fingerprint_of
 from gnfast.data.source import Contents
 from gnfast.files import own_part
+from tests.forks import fork
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +328,7 @@ def forked(function):
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+        child = fork()
     if child:
         os.close(writer)
         return child, os.fdopen(reader)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import gnfast
 from gnfast.bench.count import peak_bytes
 from gnfast.memory import _library, memory_use, release_memory, reuse_memory
+from tests.forks import fork
 
 pytestmark = pytest.mark.skipif(_library() is None, reason="the C++ library is not built, or reuse is turned off")
 BLOCK = 64 << 10
@@ -218,7 +219,7 @@ def test_never_more_than_the_machine_has():
 def test_a_fork_has_its_own():
     with reuse_memory():
         tensor = torch.ones(1 << 20)
-        child = os.fork()
+        child = fork()
         if child == 0:
             # OpenMP's other threads do not exist in a child.
             torch.set_num_threads(1)

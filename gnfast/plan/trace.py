@@ -312,6 +312,10 @@ class Recorder:
             if _version(operand) != version or not (content is None or _same(operand, content)):
                 self.refuse(f"the forward changes in place a tensor of shape {tuple(operand.shape)} that it has used")
 
+    def close(self) -> None:
+        """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
+        self.open, self._contents = False, None
+
     def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
         """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""
         if not self.explain:
@@ -400,7 +404,7 @@ def record(
         reason = f"recording it raised {type(error).__name__}: {error}"
         recorder.refusals.append(Refusal("", "forward", reason))
     finally:
-        recorder.open = False
+        recorder.close()
     trainable = frozenset(slot for slot, operand in enumerate(recorder.operands) if operand.requires_grad)
     plan = _plan(
         type(net).__name__,

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tests.forks import fork
+
 
 def trials(function: Callable[[Any], Any], inputs: Iterable[Any], limit: float) -> Iterator[tuple[Any, Any]]:
     """(input, function(input)) one after another; (input, Died) where the process died or took longer.
@@ -46,7 +48,7 @@ class _Child:
         (to_read, self.to), (self.back, to_write) = os.pipe(), os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        self.pid = fork()
         if self.pid == 0:
             try:
                 os.close(self.to), os.close(self.back)
