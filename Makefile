@@ -12,6 +12,8 @@ MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 export MAX_JOBS
 export PYTHONUNBUFFERED := 1
+# Tests start a hundred processes: what they import is compiled by the first, and all that they never import by none.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo gpu gpu-libraries venv lint build check hunt bench clean
@@ -44,7 +46,7 @@ $(INSTALLED): requirements/lock.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo "gnfast needs Python 3.11 or newer; choose one with make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements/lock.txt
 	touch $@
 
 lint: $(INSTALLED) ## Check style: ruff and clang-format
