@@ -149,17 +149,12 @@ class GlobalGenerators(Stateful):
         return random.random() + np.random.rand()  # noqa: NPY002
 
 
-class Slots(Stateful):
+class Slots(Object):
     class Box:
         __slots__ = ("value",)
 
-    def prepare(self):
-        self.box = self.Box()
-        self.box.value = 1.0
-
-    def advance(self):
-        self.box.value += 1
-        return self.box.value
+        def __init__(self):
+            self.value = 1.0
 
 
 class Count(Stateful):

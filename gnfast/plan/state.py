@@ -138,7 +138,7 @@ class _Snapshot(Before):
         if kind.__module__.partition(".")[0] in ("torch", "builtins", "gnfast") or id(kind) in self._seen:
             return
         self._seen.add(id(kind))
-        values = {n: v for n, v in vars(kind).items() if not (n.startswith("__") or hasattr(v, "__get__"))}
+        values = _values_of(kind)
         self.undos.append(functools.partial(_reset_class, kind, values))
         for value in values.values():
             self._keep(value, self._depth)
@@ -198,8 +198,13 @@ class _Snapshot(Before):
                 self._keep(entry, depth - 1)
 
 
+def _values_of(kind: type) -> dict[str, Any]:
+    """The attributes of a class that are neither methods nor properties."""
+    return {n: v for n, v in vars(kind).items() if not (n.startswith("__") or hasattr(v, "__get__"))}
+
+
 def _reset_class(kind: type, before: Mapping[str, Any]) -> None:
-    now = {n: v for n, v in vars(kind).items() if not (n.startswith("__") or hasattr(v, "__get__"))}
+    now = _values_of(kind)
     for name in now.keys() - before.keys():
         delattr(kind, name)
     for name, value in before.items():

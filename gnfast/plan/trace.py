@@ -578,6 +578,7 @@ def _on_meta(value: Any) -> Any:
     return value
 
 
+@functools.lru_cache
 def has_own_rules(kind: type[Tensor]) -> bool:
     """Whether a subclass of Tensor decides itself what PyTorch's functions do with it."""
     own = kind.__torch_function__
