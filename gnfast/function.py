@@ -21,6 +21,7 @@ from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.state import capturing, unchanged
 from gnfast.plan.trace import Refused, has_own_rules, record
 from gnfast.small import normalized_by_two_kernels
+from gnfast.uncompiled import uncompiled
 
 
 def normalize_gradient(
@@ -182,7 +183,7 @@ def _value_and_input_grad(
     return f, g, masks, cotangents
 
 
-@torch.compiler.disable(reason="gnfast runs the network's own Python on every call")
+@uncompiled("gnfast runs the network's own Python on every call")
 def _run(
     finish: Callable[[Tensor, Tensor], Any],
     net: nn.Module,

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 ANEW_EVERY = 20
 TRAIN = ["train", "digits", "--steps=3", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
 TRAIN += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard"]
-IMPORTED = "gnfast.cli", "tests.test_ddp", "torch.distributed.run", "sklearn.datasets", "matplotlib.figure"
+IMPORTED = "gnfast.cli", "tests.test_ddp", "torch.distributed.run", "matplotlib.figure"
 
 
 class Outcome(NamedTuple):

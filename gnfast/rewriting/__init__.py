@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from gnfast.errors import InputError
 from gnfast.rewriting.deferred import Deferred, call, eager, real
 from gnfast.rewriting.merges import RULES
+from gnfast.uncompiled import uncompiled
 from gnfast.wrapper import Wrapper
 
 
@@ -85,8 +86,7 @@ class _Rewriting(TorchFunctionMode):
         """Those of them that are not computed yet."""
         return [deferred for deferred in self.alive() if deferred.result is None]
 
-    # Dynamo would inline this into a compiled submodule, and could not go on.
-    @torch._disable_dynamo
+    @uncompiled("Dynamo could not go on in a compiled submodule")
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         rule = RULES.get(func)

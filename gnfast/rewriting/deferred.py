@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import UnsupportedError
+from gnfast.uncompiled import uncompiled
 
 Recipe = Callable[..., Tensor]
 Parts = Sequence[Tensor | None]
@@ -95,9 +96,8 @@ class Deferred(Tensor):
             "clone it first, or use the module without the rewrite"
         )
 
-    # Dynamo would inline this into a compiled submodule, and could not go on.
     @classmethod
-    @torch._disable_dynamo
+    @uncompiled("Dynamo could not go on in a compiled submodule")
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         return call(func, args, kwargs or {})
 
