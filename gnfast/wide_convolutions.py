@@ -1,10 +1,10 @@
 """Convolutions in bfloat16 and float16 on CPUs, computed in float32, for the sake of their second derivatives.
 
 PyTorch computes the second-order weight gradient of a convolution by a convolution whose kernel is a whole feature map.
-oneDNN, which does it in bfloat16 on CPUs with AVX-512, gives wrong numbers for such kernels (PyTorch issue 163347 has
-the smallest, 2x2 on 2x2; 3x3 kernels on 32x32 maps were off by as much as their size). In float32 it is right. Results
-and gradients are rounded as before; on CPUs without AVX-512, where PyTorch has only a slow loop for bfloat16, this is
-several times faster.
+oneDNN, which does it in bfloat16 on CPUs with AMX, gives wrong numbers for such kernels (PyTorch issue 163347 has the
+smallest, 2x2 on 2x2; on 32x32 maps 3x3 weights' gradients were off by as much as their size at batches of 2, 4, 6, 8,
+10 and 12). In float32 it is right. Results and gradients are rounded as before; on CPUs without AVX-512, where PyTorch
+has only a slow loop for bfloat16, this is several times faster.
 """
 
 import contextlib

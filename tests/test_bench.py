@@ -497,7 +497,7 @@ def test_weight_gradients_are_held_against_float64_not_against_pytorchs(dtype):
             x, weight = (torch.randn(shape).to(dtype) for shape in ((2, *node.input_shapes[0]), node.operand_shapes[0]))
             delta = torch.randn_like(node.op.forward([x], (weight, None), False)[0])
             errors = weight_gradient_errors(node.op, x, weight, delta)
-            # PyTorch's is reported, no more: in bfloat16 it is wrong on CPUs with AVX-512.
+            # PyTorch's is reported, no more: in bfloat16 it is wrong on CPUs with AMX.
             assert set(errors) == {"gnfast", "PyTorch, second order"}
             assert errors["gnfast"] < (1e-2 if dtype == torch.bfloat16 else 1e-5)
 

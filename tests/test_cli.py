@@ -290,7 +290,8 @@ def test_the_library_does_not_import_the_training_side():
     # torch itself imports tqdm where it is there. Its compiler alone takes as long as the rest of it.
     code = (
         "import sys, gnfast, gnfast.models, gnfast.losses, gnfast.cli\n"
-        "print([m for m in ('tyro', 'tensorboard', 'matplotlib', 'PIL', 'sklearn', 'torch._dynamo') if m in sys.modules])"
+        "names = 'tyro', 'tensorboard', 'matplotlib', 'PIL', 'sklearn', 'torch._dynamo'\n"
+        "print([name for name in names if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

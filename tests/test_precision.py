@@ -262,7 +262,7 @@ class Smooth(nn.Module):
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "autocast"])
 def test_the_fallback_avoids_convolutions_of_low_precision_on_cpus(precision):
-    """PyTorch's second-order weight gradient in bfloat16 is wrong by as much as its size on CPUs with AVX-512."""
+    """PyTorch's second-order weight gradient is wrong on CPUs with AMX in bfloat16, at even batches below 16."""
     low, x = Smooth(), torch.randn(8, 3, 32, 32)
     if precision != "autocast":
         low, x = low.to(getattr(torch, precision)), x.to(getattr(torch, precision))
