@@ -4,6 +4,8 @@ import torch
 import torch.autograd.forward_ad
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from gnfast.errors import InputError, UnsupportedError
 
@@ -44,7 +46,7 @@ def require_ordinary_execution() -> None:
 
 
 def transform() -> str:
-    """The transform of PyTorch at work, to which the four passes are closed; empty if there is none.
+    """The transform or mode at work, to which the four passes are closed; empty if there is none.
 
     They are an autograd Function with a backward: no rule for `torch.func`, none for forward-mode AD, and a graph that
     `make_fx` makes of them has no gradients.
@@ -53,7 +55,18 @@ def transform() -> str:
         return "torch.func"
     if getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
         return "torch.autograd.forward_ad"
-    return "make_fx" if _is_traced_by_make_fx() else ""
+    return "make_fx" if _is_traced_by_make_fx() else function_mode()
+
+
+def function_mode() -> str:
+    """The name of a `TorchFunctionMode` that other code has put around this; empty if there is none.
+
+    What it changes in a call, the passes would miss or do twice. That of `torch.set_default_device` does not matter.
+    """
+    for mode in _get_current_function_mode_stack():
+        if not isinstance(mode, DeviceContext) and not type(mode).__module__.startswith("gnfast."):
+            return type(mode).__name__
+    return ""
 
 
 def require_one_gradient(*gradients: Tensor | None) -> None:
@@ -70,3 +83,8 @@ def _is_traced_by_make_fx() -> bool:
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     return get_proxy_mode() is not None
+
+
+def saved_tensor_hooks() -> bool:
+    """Whether somebody watches what autograd saves, as checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from gnfast import compose, heads, passes, reference
 from gnfast.errors import FallbackWarning, InputError
@@ -277,10 +279,11 @@ class _Verdict:
         """Whether a refusal stands for this call.
 
         A network may be refused on one call alone (a first one that initialises by its data), so it is recorded again,
-        ever more rarely: the 2nd, 3rd, 5th, 9th, ... time.
+        ever more rarely: the 2nd, 3rd, 5th, 9th, ... time. Under hooks on saved tensors it is every time:
+        `torch.utils.checkpoint` takes what a second run saves for what the first has, in the order of saving.
         """
         self.calls += 1
-        return self.calls & (self.calls - 1) != 0
+        return self.calls & (self.calls - 1) != 0 and not compose.saved_tensor_hooks()
 
 
 _Key = tuple[Any, ...]
@@ -294,6 +297,8 @@ def _record(
     """`record`, but a network that was refused before, in the same state, is mostly refused without running it."""
     if way := compose.transform():
         raise Refused(Refusal("", way, "the four passes have no rule for this transform"))
+    if not (torch.is_grad_enabled() and x.requires_grad) and any(leaf is x for leaf in tree_leaves((args, kwargs))):
+        raise Refused(Refusal("", "forward", "x itself is among its further arguments"))
     verdicts = _VERDICTS.setdefault(net, {})
     key = *_state_key(net, x), _static(args), _static(tuple(sorted(kwargs.items())))
     known = verdicts.get(key)
@@ -338,15 +343,16 @@ def _depends_on(tensor: Tensor, x: Tensor) -> bool:
     """Whether autograd leads from `tensor` back to x: then the input gradient has a part that the recording misses."""
     if tensor is x or tensor.grad_fn is None:
         return tensor is x
-    source = torch.autograd.graph.get_gradient_edge(x).node
-    pending, seen = [tensor.grad_fn], set()
+    source = tuple(torch.autograd.graph.get_gradient_edge(x)[:2])
+    pending, seen = [(tensor.grad_fn, tensor.output_nr)], set()
     while pending:
-        node = pending.pop()
-        if node is source:
+        edge = pending.pop()
+        if edge == source:
             return True
+        node, _ = edge
         if node is not None and node not in seen:
             seen.add(node)
-            pending += [following for following, _ in node.next_functions]
+            pending += node.next_functions
     return False
 
 
@@ -358,6 +364,8 @@ def _state_key(net: nn.Module, x: Tensor) -> _Key:
         raise Refused(Refusal("", "Tensor.register_hook", "a hook on x would not see the gradient of f"))
     if has_own_rules(type(x)):
         raise Refused(Refusal("", type(x).__name__, "x is of a subclass of Tensor with rules of its own"))
+    if isinstance(x, FakeTensor):
+        raise Refused(Refusal("", "FakeTensor", "it has no values, which a recording compares"))
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         hook = "register_module_full_backward_hook"
         raise Refused(Refusal("", hook, "a backward hook for all modules would not see their gradients"))

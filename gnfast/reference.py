@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from gnfast import compose
 from gnfast.wide_convolutions import wide_convolutions
@@ -46,12 +47,13 @@ def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -
     Args:
         net: any differentiable module.
         x, returns: as for `input_grad`.
-        *args, **kwargs: passed to `net` after x.
+        *args, **kwargs: passed to `net` after x. Where x itself is among them, it counts with x.
     """
 
-    def critic(x: Tensor) -> Tensor:
-        with wide_convolutions(net, x):
-            return net(x, *args, **kwargs)
+    def critic(leaf: Tensor) -> Tensor:
+        more, named = tree_map_only(Tensor, lambda t: leaf if t is x else t, (args, kwargs))
+        with wide_convolutions(net, leaf):
+            return net(leaf, *more, **named)
 
     return input_grad(critic, x)
 

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._dynamo import eval_frame
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import gnfast
 from gnfast import UnsupportedError, reference
@@ -277,8 +281,8 @@ class Called(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
-    def forward(self, x, **options):
-        return self.function(self, x, **options)
+    def forward(self, *args, **options):
+        return self.function(self, *args, **options)
 
 
 def normal(*shape):
@@ -489,3 +493,91 @@ def test_recorders_of_inference_are_refused_by_name(impl, x):
     with pytest.raises(Exception, match="gnfast runs the network's own Python on every call"):
         torch.compile(critic, backend="eager", fullgraph=True)(x)
     assert torch.jit.trace(critic.net, x)(x).equal(critic.net(x))
+
+
+class Halved(TorchFunctionMode):
+    """A mode of somebody else's, which changes what functions compute."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        return 0.5 * result if func in (F.linear, F.conv2d) else result
+
+
+def test_modes_around_a_call_are_left_to_double_backward():
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)).double(), normal(4, 6)
+    ordinary = gnfast.normalize_gradient(net, x, strict=True)
+    with Halved():
+        expected = reference.normalize_gradient(net, x)
+        with pytest.warns(gnfast.FallbackWarning, match="Halved"):
+            assert torch.equal(gnfast.normalize_gradient(net, x), expected)
+        with pytest.raises(UnsupportedError, match="Halved"):
+            gnfast.normalize_gradient(net, x, strict=True)
+    assert relative_error(ordinary, expected) > 0.1
+    with torch.device("cpu"):
+        assert torch.equal(gnfast.normalize_gradient(net, x, strict=True), ordinary)
+
+
+def test_modes_around_a_rewritten_module_see_its_functions():
+    net, x = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AvgPool2d(2)).double(), normal(2, 3, 6, 6)
+    with Halved():
+        torch.testing.assert_close(gnfast.rewrite(net)(x), net(x))
+
+
+def test_fake_tensors_go_through_double_backward():
+    with FakeTensorMode(), pytest.warns(gnfast.FallbackWarning, match="FakeTensor"):
+        net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1))
+        assert gnfast.normalize_gradient(net, torch.randn(5, 6)).shape == (5, 1)
+
+
+def test_modes_that_count_do_not_see_the_recording():
+    net, x = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(45, 1)), torch.randn(2, 3, 5, 5)
+    counts = []
+    for _ in range(2):
+        with FlopCounterMode(display=False) as counter:
+            gnfast.normalize_gradient(net, x).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_checkpointing_around_a_network_that_is_refused(x):
+    """The tensors that a recording saves are the same the second time, or checkpointing takes them for others."""
+
+    def forward(net, x):
+        # Computed, and square: one that is saved fits in another's place.
+        return (F.elu((x @ (net.a * net._mask)).relu() @ (net.b * net._mask)) @ (net.c * net._mask)).sum(1)
+
+    net, x = Called(forward, a=normal(8, 8), b=normal(8, 8), c=normal(8, 8), _mask=normal(8, 8)), normal(8, 8)
+    expected = outputs_and_gradients(reference.normalize_gradient, net, x)
+
+    def checkpointed(net, x):
+        return checkpoint(lambda x: gnfast.normalize_gradient(net, x), x, use_reentrant=False)
+
+    for _ in range(5):
+        actual = outputs_and_gradients(checkpointed, net, x)
+        assert all(relative_error(actual[key], value) < 1e-12 for key, value in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize("call", [gnfast.normalize_gradient, reference.normalize_gradient])
+def test_x_among_the_further_arguments_counts_with_x(call):
+    net = Called(lambda net, x, target: (x * net.w - target).abs().sum(1), w=normal(6))
+    x = normal(4, 6)
+    x_with_gradient = x.clone().requires_grad_()
+    g = torch.autograd.grad(net(x_with_gradient, x_with_gradient).sum(), x_with_gradient)[0]
+    f = net(x, x)
+    expected = f / (g.norm(dim=1) + f.abs())
+    for given in (x, x_with_gradient):
+        torch.testing.assert_close(call(net, given, given), expected)
+        torch.testing.assert_close(call(net, given, target=given), expected)
+        with torch.no_grad():
+            torch.testing.assert_close(call(net, given, given), expected)
+
+
+def test_another_output_of_the_same_node_does_not_depend_on_x():
+    net = Called(lambda net, x, other: F.relu(x * net.w).sum(1) * other.sum(1), w=normal(6))
+    x, other = (normal(4, 12).requires_grad_() * 2).chunk(2, 1)
+    actual = gnfast.normalize_gradient(net, x, other, strict=True)
+    assert relative_error(actual, reference.normalize_gradient(net, x, other)) < 1e-12
+    with pytest.raises(UnsupportedError, match="computed from x"):
+        gnfast.normalize_gradient(net, x, x * 2, strict=True)

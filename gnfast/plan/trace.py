@@ -503,7 +503,9 @@ def _node(
     """The node, the same object for the same arguments; its output's shape and dtype from a run without data."""
     on_meta = [torch.empty(shape, dtype=dtype, device="meta") for _, shape, dtype in inputs]
     constants = [None if o is None else torch.empty(o[1], dtype=o[2], device="meta") for o in operands]
-    y, _ = op.forward(on_meta, constants, overwrite=False)
+    # Whatever counts or logs operations is to see those that are run, and sees this only the first time.
+    with torch._C._DisableTorchDispatch():
+        y, _ = op.forward(on_meta, constants, overwrite=False)
     node = Node(
         op,
         tuple(value for value, *_ in inputs),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnfast.compose import function_mode
 from gnfast.errors import InputError
 from gnfast.rewriting.deferred import Deferred, call, eager, real
 from gnfast.rewriting.merges import RULES
@@ -59,7 +60,7 @@ class Rewritten(Wrapper):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `net` returns."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or function_mode():
             return self.net(*args, **kwargs)
         with _Rewriting() as mode:
             output = self.net(*args, **kwargs)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from gnfast.compose import saved_tensor_hooks
 from gnfast.errors import UnsupportedError
 from gnfast.uncompiled import uncompiled
 
@@ -220,11 +221,6 @@ def eager() -> bool:
         or torch.autograd.forward_ad._current_level >= 0
         or saved_tensor_hooks()
     )
-
-
-def saved_tensor_hooks() -> bool:
-    """Whether somebody watches what autograd saves, as checkpointing does."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class _Link(torch.autograd.Function):
