@@ -1,6 +1,7 @@
 """Low precision and autocast: an error budget against plain double backward at the same precision."""
 
 import copy
+import operator
 import warnings
 
 import pytest
@@ -311,3 +312,53 @@ def test_dtypes_of_autocast_on_cpus(shape, function):
         expected, norm = reference.value_and_grad_norm(net, x)
     assert dtypes[0] == dtypes[1]
     assert relative_error(f, expected) < 1e-2 and relative_error(n, norm) < 1e-2
+
+
+class Divided(nn.Module):
+    def __init__(self, divide, divisor):
+        super().__init__()
+        self.divide, self.divisor = divide, divisor
+
+    def forward(self, x):
+        return self.divide(x * 1, self.divisor).sum(1)
+
+
+@pytest.mark.parametrize(
+    "divide", [torch.div, torch.true_divide, torch.Tensor.div_, operator.truediv, operator.itruediv], ids=str
+)
+@pytest.mark.parametrize(
+    ("dtype", "value", "divisor"),
+    [
+        (torch.float16, 1e-3, torch.full((6,), 1e-5).half()),
+        (torch.float16, 4e4, torch.full((6,), 4e4).half()),
+        (torch.float16, 4e4, torch.tensor(4e4).half()),
+        (torch.float16, 1e-3, torch.full((6,), 1e-5)),
+        (torch.bfloat16, 1.0, torch.tensor([3, 7, 11, 13, 17, 19])),
+        (torch.float32, 1e-39, 1e-39),
+        (torch.float64, 1e-309, 1e-309),
+        (torch.float64, 1.0, 0),
+    ],
+    ids=str,
+)
+def test_a_divisor_divides(dtype, value, divisor, divide):
+    """Its reciprocal would be rounded once more, or infinite."""
+    net, x = Divided(divide, divisor), torch.full((2, 6), value, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        f, g = gnfast.value_and_input_grad(net, x, strict=True)
+        expected_f, expected_g = reference.value_and_input_grad(net, x)
+    assert f.dtype == expected_f.dtype
+    assert torch.equal(f, expected_f) and torch.equal(g, expected_g)
+
+
+@pytest.mark.parametrize("shape", [(6,), (), (4, 6)], ids=str)
+def test_a_trained_divisor_in_low_precision(shape):
+    fast, plain = budget(
+        lambda: (
+            Divided(torch.div, nn.Parameter(torch.rand(shape, dtype=torch.float64) + 0.5)),
+            torch.randn(4, 6, dtype=torch.float64),
+        ),
+        strict,
+        reference.normalize_gradient,
+        lambda net: net.half(),
+    )
+    assert fast <= 2 * plain
