@@ -296,6 +296,20 @@ def test_convolutions_of_mixed_dtypes_stay_the_networks_own_error():
         ((2, 3, 4, 4), lambda h: F.pad(h, (1,) * 4, "reflect")),
         ((2, 3, 4), lambda h: F.pad(h, (1, 1), "replicate")),
         ((2, 3, 4, 4), lambda h: F.pad(h, (1,) * 4, "circular")),
+        ((2, 3, 4, 4, 4), lambda h: F.max_pool3d(h, 2, return_indices=True)[0]),
+        ((2, 3, 4, 4, 4), lambda h: F.interpolate(h, size=2, mode="area")),
+        ((2, 3), lambda h: torch.addmm(torch.ones(4), h, torch.ones(3, 4), beta=2, alpha=3)),
+        ((2, 3), lambda h: torch.addmm(h.float(), h, torch.ones(3, 3))),
+        ((2, 3), lambda h: torch.addmm(h, torch.ones(2, 4), torch.ones(4, 3))),
+        ((2, 3), lambda h: h.float().addmm_(h.float(), torch.ones(3, 3))),
+        ((2, 3, 4), lambda h: torch.baddbmm(torch.ones(2, 3, 5), h, torch.ones(2, 4, 5))),
+        ((2, 3, 4), lambda h: h.float().baddbmm(torch.ones(2, 3, 5), torch.ones(2, 5, 4))),
+        ((2, 3), lambda h: torch.mv(h.float(), torch.ones(3))[:, None]),
+        ((2, 3), lambda h: (h.float() @ torch.ones(3))[:, None]),
+        ((2, 3), lambda h: torch.einsum("bi,i->bi", h, torch.ones(3))),
+        ((2, 3), lambda h: torch.einsum("bi,ij->bj", h, torch.ones(3, 4))),
+        ((2, 3), lambda h: torch.einsum("bi,ij->bj", h, torch.ones(3, 1))),
+        ((2, 3), lambda h: torch.einsum("bi->b", h.float())[:, None]),
         ((2, 3, 4, 4), lambda h: F.prelu(h.float(), h.new_full((1,), 0.25, dtype=torch.float32))),
     ],
 )
@@ -310,7 +324,7 @@ def test_dtypes_of_autocast_on_cpus(shape, function):
     with torch.autocast("cpu", torch.bfloat16):
         f, n = gnfast.value_and_grad_norm(net, x, strict=True)
         expected, norm = reference.value_and_grad_norm(net, x)
-    assert dtypes[0] == dtypes[1]
+    assert dtypes[0] == dtypes[1] and (f.dtype, n.dtype) == (expected.dtype, norm.dtype)
     assert relative_error(f, expected) < 1e-2 and relative_error(n, norm) < 1e-2
 
 

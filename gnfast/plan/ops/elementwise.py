@@ -127,6 +127,8 @@ def _is_number(value: Any) -> bool:
 
 def _add(trace, a, b, alpha):
     """a + alpha · b for any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
+    if isinstance(alpha, bool):
+        trace.refuse("a truth value for alpha")
     if trace.depends_on_x(a) and trace.depends_on_x(b):
         if a.dim() != b.dim():
             trace.refuse("adding x-dependent tensors with different numbers of axes")
@@ -164,12 +166,14 @@ def _record_add(trace, input, other, *, alpha=1):
 
 @records(torch.sub, torch.Tensor.sub, torch.subtract, torch.Tensor.subtract)
 def _record_sub(trace, input, other, *, alpha=1):
+    if any(isinstance(t, bool) or (isinstance(t, Tensor) and t.dtype == torch.bool) for t in (input, other, alpha)):
+        trace.refuse("subtraction with truth values, which PyTorch does not have")
     return _add(trace, input, other, -alpha)
 
 
 @records(torch.rsub, torch.Tensor.__rsub__)
-def _record_rsub(trace, input, other):
-    return _add(trace, other, input, -1)
+def _record_rsub(trace, input, other, *, alpha=1):
+    return torch.sub(other, input, alpha=alpha)
 
 
 @records(torch.mul, torch.Tensor.mul, torch.multiply, torch.Tensor.multiply)
