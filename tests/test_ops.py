@@ -350,8 +350,9 @@ def test_what_pytorch_refuses_has_no_numbers(name):
         lambda h: F.adaptive_avg_pool2d(h[:, :, None, None], (None, 3)),
         lambda h: h.index_select(-1, torch.tensor([2, 2, 0])),
         lambda h: torch.rsub(h, 2 * torch.ones(6), alpha=3) + torch.addmm(h, h, torch.eye(6), beta=2),
+        lambda h: torch.add(h, h, alpha=torch.tensor(2)),
     ],
-    ids=["hardshrink", "hardtanh_", "adaptive pooling", "index_select", "rsub"],
+    ids=["hardshrink", "hardtanh_", "adaptive pooling", "index_select", "rsub", "a number that comes as a tensor"],
 )
 def test_arguments_at_the_edge_of_what_pytorch_takes(function):
     net, x = Called(lambda h: h + function(h.clone()).flatten(1).sum(1, keepdim=True)), torch.randn(VECTOR)

@@ -560,9 +560,13 @@ def _run_on_meta(
             return torch.empty(value.shape, dtype=dtype, device="meta")
         return tuple(map(tensors, value)) if type(value) is tuple else value
 
-    # Some functions cannot do without data.
-    with contextlib.suppress(NotImplementedError), torch._C._DisableTorchDispatch():
-        func(*tensors(args), **{name: tensors(value) for name, value in kwargs})
+    try:
+        with torch._C._DisableTorchDispatch():
+            func(*tensors(args), **{name: tensors(value) for name, value in kwargs})
+    except (NotImplementedError, RuntimeError) as error:
+        # Some functions cannot do without data, nor any with a number that comes as a tensor.
+        if not isinstance(error, NotImplementedError) and "meta tensors" not in str(error):
+            raise
 
 
 @functools.cache
