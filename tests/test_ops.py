@@ -108,6 +108,9 @@ CASES = {
     "scale": (Scale(-0.7), [IMAGE], []),
     "scale by tensor": (Scale(None), [IMAGE], [(1, 9)]),
     "scale by batch": (Scale(None), [IMAGE], [(B, 6, 1, 1)]),
+    "divide": (Scale(-0.7, True), [IMAGE], []),
+    "divide by tensor": (Scale(None, True), [IMAGE], [(1, 9)]),
+    "divide by batch": (Scale(None, True), [IMAGE], [(B, 6, 1, 1)]),
     "reshape": (Reshape((14, 27)), [IMAGE], []),
     "permute": (Permute((0, 2, 3, 1)), [IMAGE], []),
     "slice": (LinearCall(index, ((Ellipsis, ("slice", 1, None, 2), -3),)), [IMAGE], []),
@@ -274,3 +277,88 @@ def test_flops_agree_with_pytorchs_counter(module):
         module(x)
     plan = gnfast.trace(module, x, rewrite=False)
     assert B * plan.nodes[0].flops == counter.get_total_flops()
+
+
+class Called(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x.clone()).flatten(1).sum(1)
+
+
+VECTOR, FOUR = (B, 6), torch.ones(4)
+# What PyTorch refuses, though the passes would have numbers for it.
+WRONG = {
+    "padding same with strides": (IMAGE, lambda h: F.conv2d(h, h.new_ones(2, 6, 3, 3), padding="same", stride=2)),
+    "padding by another name": (IMAGE, lambda h: F.conv2d(h, h.new_ones(2, 6, 3, 3), padding="none")),
+    "negative lambda": (VECTOR, lambda h: F.softshrink(h, -1.0)),
+    "bounds the wrong way": (VECTOR, lambda h: F.hardtanh(h, 1.0, -1.0)),
+    "slopes the wrong way": (VECTOR, lambda h: F.rrelu(h, 0.5, 0.1)),
+    "negative slope in place": (VECTOR, lambda h: F.leaky_relu_(h, -0.1)),
+    "no stride": (IMAGE, lambda h: F.max_pool2d(h, 2, stride=0)),
+    "no stride of means": (SOUND, lambda h: F.avg_pool1d(h, 2, stride=0)),
+    "padding above half the window": (IMAGE, lambda h: F.avg_pool2d(h, 2, padding=2)),
+    "nothing to pool to": (IMAGE, lambda h: F.adaptive_avg_pool2d(h, (0, 2))),
+    "a fraction to pool to": (IMAGE, lambda h: F.adaptive_avg_pool2d(h, (2.5, 2))),
+    "no size to pool to": (SOUND, lambda h: F.adaptive_max_pool1d(h, None)),
+    "a probability above 1 in eval mode": (VECTOR, lambda h: F.dropout(h, 1.5, False)),
+    "statistics of one channel": (IMAGE, lambda h: F.batch_norm(h, FOUR[:1], FOUR[:1])),
+    "a weight of one channel": (IMAGE, lambda h: F.batch_norm(h, torch.zeros(6), torch.ones(6), FOUR[:1])),
+    "mm of a vector": (VECTOR, lambda h: torch.mm(h, torch.ones(6))),
+    "mm that broadcasts": (VECTOR, lambda h: torch.mm(h, torch.ones(1, 2))),
+    "bmm that broadcasts": ((B, 4, 5), lambda h: torch.bmm(h, torch.ones(1, 5, 2))),
+    "mv of a matrix": (VECTOR, lambda h: torch.mv(h, torch.ones(6, 2))),
+    "addmm that widens the product": ((B, 1), lambda h: torch.addmm(h, FOUR[:1, None], torch.ones(1, 2))),
+    "addmm with an unused input": (VECTOR, lambda h: torch.addmm(FOUR[:2], h, torch.ones(6, 3), beta=0)),
+    "an axis twice": (IMAGE, lambda h: h.sum((1, -3))),
+    "an axis that is not there": (IMAGE, lambda h: h.sort(5)[0]),
+    "a mean over an axis that is not there": (IMAGE, lambda h: h.mean(5)),
+    "a narrowing norm": (IMAGE, lambda h: torch.linalg.vector_norm(h.double(), 1, 1, dtype=torch.float32)),
+    "antialiasing without a filter": (IMAGE, lambda h: F.interpolate(h, scale_factor=2, antialias=True)),
+    "a value for a reflection": (IMAGE, lambda h: F.pad(h, (1, 1, 1, 1), "reflect", 2.0)),
+    "minus truth values": (VECTOR, lambda h: h - torch.ones(6, dtype=torch.bool)),
+    "a truth value for alpha": (VECTOR, lambda h: torch.sub(h, torch.ones(6), alpha=True)),
+    "slopes of another dtype": (VECTOR, lambda h: F.prelu(h, torch.ones(1, dtype=torch.float64))),
+    "a weight of another dtype": (VECTOR, lambda h: torch.lerp(h, torch.ones(6, dtype=torch.float64), 0.5)),
+    "a filling that is a vector": (VECTOR, lambda h: h.masked_fill(torch.ones(6) > 0, torch.ones(6))),
+    "negative indices": (VECTOR, lambda h: h.index_select(1, torch.tensor([-1]))),
+    "a table of indices": (VECTOR, lambda h: h.index_select(1, torch.zeros(2, 2, dtype=torch.int64))),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_pytorch_refuses_has_no_numbers(name):
+    shape, function = WRONG[name]
+    net, x = Called(function), torch.randn(shape)
+    with pytest.raises(Exception) as own:  # noqa: PT011
+        gnfast.reference.value_and_grad_norm(net, x)
+    with pytest.raises(type(own.value)) as raised:
+        gnfast.value_and_grad_norm(net, x)
+    assert str(raised.value) == str(own.value)
+    # Indices are only looked at where there is data.
+    with pytest.raises((gnfast.UnsupportedError, type(own.value))):
+        gnfast.value_and_grad_norm(net, x, strict=True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h: F.hardshrink(h, -1.0),
+        lambda h: F.hardtanh_(h, 1.0, -1.0) + h.detach(),
+        lambda h: F.adaptive_avg_pool2d(h[:, :, None, None], (None, 3)),
+        lambda h: h.index_select(-1, torch.tensor([2, 2, 0])),
+        lambda h: torch.rsub(h, 2 * torch.ones(6), alpha=3) + torch.addmm(h, h, torch.eye(6), beta=2),
+        lambda h: torch.add(h, h, alpha=torch.tensor(2)),
+    ],
+    ids=["hardshrink", "hardtanh_", "adaptive pooling", "index_select", "rsub", "a number that comes as a tensor"],
+)
+def test_arguments_at_the_edge_of_what_pytorch_takes(function):
+    net, x = Called(lambda h: h + function(h.clone()).flatten(1).sum(1, keepdim=True)), torch.randn(VECTOR)
+    for actual, expected in zip(
+        gnfast.value_and_input_grad(net, x, strict=True),
+        gnfast.reference.value_and_input_grad(net, x),
+        strict=True,
+    ):
+        torch.testing.assert_close(actual, expected)

@@ -1,6 +1,7 @@
 """Low precision and autocast: an error budget against plain double backward at the same precision."""
 
 import copy
+import operator
 import warnings
 
 import pytest
@@ -295,6 +296,20 @@ def test_convolutions_of_mixed_dtypes_stay_the_networks_own_error():
         ((2, 3, 4, 4), lambda h: F.pad(h, (1,) * 4, "reflect")),
         ((2, 3, 4), lambda h: F.pad(h, (1, 1), "replicate")),
         ((2, 3, 4, 4), lambda h: F.pad(h, (1,) * 4, "circular")),
+        ((2, 3, 4, 4, 4), lambda h: F.max_pool3d(h, 2, return_indices=True)[0]),
+        ((2, 3, 4, 4, 4), lambda h: F.interpolate(h, size=2, mode="area")),
+        ((2, 3), lambda h: torch.addmm(torch.ones(4), h, torch.ones(3, 4), beta=2, alpha=3)),
+        ((2, 3), lambda h: torch.addmm(h.float(), h, torch.ones(3, 3))),
+        ((2, 3), lambda h: torch.addmm(h, torch.ones(2, 4), torch.ones(4, 3))),
+        ((2, 3), lambda h: h.float().addmm_(h.float(), torch.ones(3, 3))),
+        ((2, 3, 4), lambda h: torch.baddbmm(torch.ones(2, 3, 5), h, torch.ones(2, 4, 5))),
+        ((2, 3, 4), lambda h: h.float().baddbmm(torch.ones(2, 3, 5), torch.ones(2, 5, 4))),
+        ((2, 3), lambda h: torch.mv(h.float(), torch.ones(3))[:, None]),
+        ((2, 3), lambda h: (h.float() @ torch.ones(3))[:, None]),
+        ((2, 3), lambda h: torch.einsum("bi,i->bi", h, torch.ones(3))),
+        ((2, 3), lambda h: torch.einsum("bi,ij->bj", h, torch.ones(3, 4))),
+        ((2, 3), lambda h: torch.einsum("bi,ij->bj", h, torch.ones(3, 1))),
+        ((2, 3), lambda h: torch.einsum("bi->b", h.float())[:, None]),
         ((2, 3, 4, 4), lambda h: F.prelu(h.float(), h.new_full((1,), 0.25, dtype=torch.float32))),
     ],
 )
@@ -309,5 +324,55 @@ def test_dtypes_of_autocast_on_cpus(shape, function):
     with torch.autocast("cpu", torch.bfloat16):
         f, n = gnfast.value_and_grad_norm(net, x, strict=True)
         expected, norm = reference.value_and_grad_norm(net, x)
-    assert dtypes[0] == dtypes[1]
+    assert dtypes[0] == dtypes[1] and (f.dtype, n.dtype) == (expected.dtype, norm.dtype)
     assert relative_error(f, expected) < 1e-2 and relative_error(n, norm) < 1e-2
+
+
+class Divided(nn.Module):
+    def __init__(self, divide, divisor):
+        super().__init__()
+        self.divide, self.divisor = divide, divisor
+
+    def forward(self, x):
+        return self.divide(x * 1, self.divisor).sum(1)
+
+
+@pytest.mark.parametrize(
+    "divide", [torch.div, torch.true_divide, torch.Tensor.div_, operator.truediv, operator.itruediv], ids=str
+)
+@pytest.mark.parametrize(
+    ("dtype", "value", "divisor"),
+    [
+        (torch.float16, 1e-3, torch.full((6,), 1e-5).half()),
+        (torch.float16, 4e4, torch.full((6,), 4e4).half()),
+        (torch.float16, 4e4, torch.tensor(4e4).half()),
+        (torch.float16, 1e-3, torch.full((6,), 1e-5)),
+        (torch.bfloat16, 1.0, torch.tensor([3, 7, 11, 13, 17, 19])),
+        (torch.float32, 1e-39, 1e-39),
+        (torch.float64, 1e-309, 1e-309),
+        (torch.float64, 1.0, 0),
+    ],
+    ids=str,
+)
+def test_a_divisor_divides(dtype, value, divisor, divide):
+    """Its reciprocal would be rounded once more, or infinite."""
+    net, x = Divided(divide, divisor), torch.full((2, 6), value, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        f, g = gnfast.value_and_input_grad(net, x, strict=True)
+        expected_f, expected_g = reference.value_and_input_grad(net, x)
+    assert f.dtype == expected_f.dtype
+    assert torch.equal(f, expected_f) and torch.equal(g, expected_g)
+
+
+@pytest.mark.parametrize("shape", [(6,), (), (4, 6)], ids=str)
+def test_a_trained_divisor_in_low_precision(shape):
+    fast, plain = budget(
+        lambda: (
+            Divided(torch.div, nn.Parameter(torch.rand(shape, dtype=torch.float64) + 0.5)),
+            torch.randn(4, 6, dtype=torch.float64),
+        ),
+        strict,
+        reference.normalize_gradient,
+        lambda net: net.half(),
+    )
+    assert fast <= 2 * plain

@@ -31,9 +31,9 @@ def volume(h):
 # Every function that is recorded, in the calls in which it is likeliest to return its argument or a view of it.
 CALLS = {
     "activations that leave every entry as it is": """
-        F.relu(h); torch.relu(h); h.relu(); F.leaky_relu(h, 1.0); F.rrelu(h); torch.abs(h); h.abs();
-        F.hardtanh(h, -99, 99); torch.clamp(h, -99); h.clamp(-99); torch.clip(h, -99); h.clip(max=99);
-        torch.clamp_min(h, -99); h.clamp_min(-99); torch.clamp_max(h, 99); h.clamp_max(99); F.relu6(h);
+        F.relu(h); torch.relu(h); h.relu(); F.leaky_relu(h, 1.0); F.leaky_relu_(h.clone(), 1.0); F.rrelu(h);
+        torch.abs(h); h.abs(); F.hardtanh(h, -99, 99); torch.clamp(h, -99); h.clamp(-99); torch.clip(h, -99);
+        h.clip(max=99); torch.clamp_min(h, -99); h.clamp_min(-99); torch.clamp_max(h, 99); h.clamp_max(99); F.relu6(h);
         F.threshold(h, -99, 0); F.softshrink(h, 0.0); torch.hardshrink(h, 0); h.hardshrink(0); F.hardsigmoid(h);
         F.prelu(h, ones(1)); h.prelu(ones(1))
     """,

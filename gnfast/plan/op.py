@@ -210,13 +210,22 @@ class LinearCall(LinearMap):
 
 
 RECORDERS: dict[Callable[..., Any], Callable[..., Any]] = {}
+SELF_CHECKED: set[Callable[..., Any]] = set()
+"""Those of which the recorder asks PyTorch itself, or where there is nothing to ask."""
 
 # What PyTorch's functions call their arguments, by NumPy's names for them, which they take as well.
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
 
 
-def records(*functions: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions."""
+def records(
+    *functions: Callable[..., Any], self_checked: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions.
+
+    Unless it is `self_checked`, it sees only arguments that PyTorch has accepted, on tensors without data.
+    """
+    if self_checked:
+        SELF_CHECKED.update(functions)
 
     def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
         own = inspect.signature(recorder).parameters

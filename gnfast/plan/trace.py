@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.kernels.pointwise import uses_fused
 from gnfast.plan.fuse import fuse
-from gnfast.plan.op import RECORDERS, Op, Shape, autocast_dtype
+from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, autocast_dtype
 from gnfast.plan.ops.detach import Detach
 from gnfast.plan.ops.shape import Cast
 from gnfast.plan.plan import Derived, Node, Plan, Refusal
@@ -138,16 +138,15 @@ class Recorder:
             )
         outer, self._operation = self._operation, _name_of(func)
         try:
-            for tensor in _tensors((*args, *kwargs.values())):
-                if isinstance(tensor, Traced):
-                    self._require_recorded(tensor)
-                else:
-                    self._require_ordinary(tensor)
+            given = self._signature(args)
+            named = tuple([(name, self._signature(value)) for name, value in kwargs.items()]) if kwargs else ()
             if torch.is_inference_mode_enabled():
                 self.refuse("in inference mode, from which nothing returns to autograd")
             recorder = RECORDERS.get(func) or _in_place(func)
             if recorder is None:
                 return self._opaque(func, args, kwargs, "not an operation that the four passes know")
+            if func not in SELF_CHECKED:
+                _run_on_meta(func, given, named, autocast_dtype(self.device.type) is None)
             if not self.explain:
                 return recorder(self, *args, **kwargs)
             try:
@@ -198,7 +197,15 @@ class Recorder:
         low = autocast_dtype(self.device.type)
         if not low:
             return tensor
-        return self.cast(tensor, _widened(function, args, tensor.dim(), self.device, tensor.scalar, low))
+        small = _Like((1,) * tensor.dim(), tensor.scalar)
+        return self.cast(tensor, _widened(function, (small, *args), self.device, low))
+
+    def runs_low(self, function: Callable[..., Tensor], *args: Any) -> bool:
+        """Whether autocast is on and runs `function` of these arguments in low precision."""
+        low = autocast_dtype(self.device.type)
+        # What it does with an axis may depend on whether that has one entry, and on no more.
+        small = (_Like(tuple([min(n, 2) for n in a.shape]), a.dtype) if isinstance(a, Tensor) else a for a in args)
+        return low is not None and _widened(function, tuple(small), self.device, low) == low
 
     def emit_view(self, op: Op, tensor: Traced) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
@@ -277,6 +284,19 @@ class Recorder:
             self.refuse(f"a {type(tensor).__name__}, a subclass of Tensor with rules of its own")
         if tensor.layout != torch.strided:
             self.refuse(f"a tensor of layout {tensor.layout}")
+
+    def _signature(self, value: Any) -> Any:
+        """Arguments with a `_Like` in place of each tensor, which has to be one that can be recorded."""
+        kind = type(value)
+        if kind is int or value is None:
+            return value
+        if kind is Traced:
+            self._require_recorded(value)
+            return _Like(value.extent, value.scalar)
+        if isinstance(value, Tensor):
+            self._require_ordinary(value)
+            return _Like(tuple(value.shape), value.dtype)
+        return tuple([self._signature(entry) for entry in value]) if isinstance(value, (tuple, list)) else value
 
     def _converted(
         self, inputs: Sequence[Traced], operands: Sequence[Tensor | None], dtype: torch.dtype
@@ -520,6 +540,37 @@ def _node(
     return node, tuple(y.shape), y.dtype
 
 
+class _Like(NamedTuple):
+    """Stands for a tensor of this shape and dtype."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+
+@functools.lru_cache(maxsize=8192)
+def _run_on_meta(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...], with_dtypes: bool
+) -> None:
+    """Runs a function without data, for the errors that it raises.
+
+    Without dtypes under autocast, which would convert what does not fit, and which meta tensors do not have.
+    """
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, _Like):
+            dtype = value.dtype if with_dtypes or not value.dtype.is_floating_point else torch.float32
+            return torch.empty(value.shape, dtype=dtype, device="meta")
+        return tuple(map(tensors, value)) if type(value) is tuple else value
+
+    try:
+        with torch._C._DisableTorchDispatch():
+            func(*tensors(args), **{name: tensors(value) for name, value in kwargs})
+    except (NotImplementedError, RuntimeError) as error:
+        # Some functions cannot do without data, nor any with a number that comes as a tensor.
+        if not isinstance(error, NotImplementedError) and "meta tensors" not in str(error):
+            raise
+
+
 @functools.cache
 def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
     """What records `relu_` and the like: its twin that is not in place, whose result the tensor then stands for."""
@@ -534,7 +585,10 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
     recorder = next((RECORDERS[twin] for twin in twins if twin in RECORDERS), None)
 
     def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return trace.rebind(input, recorder(trace, input, *args, **kwargs))
+        # As autocast leaves it alone.
+        low = autocast_dtype(trace.device.type)
+        with torch.autocast(trace.device.type, enabled=False) if low else contextlib.nullcontext():
+            return trace.rebind(input, recorder(trace, input, *args, **kwargs))
 
     return recorder and rebound
 
@@ -557,13 +611,15 @@ def _same(tensor: Tensor, content: Tensor) -> bool:
     return tensor.isnan().equal(content.isnan()) and torch.equal(tensor.nan_to_num(), content.nan_to_num())
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=4096)
 def _widened(
-    function: Callable[..., Tensor], args: Any, dims: int, device: torch.device, dtype: torch.dtype, low: torch.dtype
+    function: Callable[..., Any], args: tuple[Any, ...], device: torch.device, low: torch.dtype
 ) -> torch.dtype:
     """The dtype that `function` gives under autocast: asked of PyTorch, whose lists differ by device and version."""
+    given = (torch.zeros(a.shape, dtype=a.dtype, device=device) if isinstance(a, _Like) else a for a in args)
     with torch.autocast(device.type, dtype=low):
-        return function(torch.zeros((1,) * dims, dtype=dtype, device=device), *args).dtype
+        result = function(*given)
+    return (result if isinstance(result, Tensor) else result[0]).dtype
 
 
 def _is_floating(tensor: Tensor | None) -> bool:

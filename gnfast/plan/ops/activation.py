@@ -164,6 +164,9 @@ def _clamp(min: Any = None, max: Any = None) -> Piecewise:
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Piecewise:
+    if min_val > max_val:
+        # Only hardtanh_ lets this pass.
+        return _clamp(min_val, max_val)
     # Unlike clamp's, its derivative at the bounds is 0.
     return Piecewise("hardtanh", ((min_val, False), (max_val, True)), (0, 1, 0), (min_val, 0, max_val))
 
@@ -173,6 +176,8 @@ def _softshrink(lambd: float = 0.5) -> Piecewise:
 
 
 def _hardshrink(lambd: float = 0.5) -> Piecewise:
+    if not lambd >= 0:
+        return Piecewise("hardshrink", ((0, True),), (1, 1), (0, 0))
     return Piecewise("hardshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (0, 0, 0))
 
 
@@ -220,6 +225,8 @@ def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> 
         op = op_of(*args, **kwargs)
         if op is None:
             trace.refuse("slopes that are drawn anew for every entry")
+        if inplace and isinstance(op, LeakyReLU) and op.slope < 0:
+            trace.refuse("a negative slope in place, of which PyTorch has no gradient")
         y = trace.emit(op, [input])
         return trace.rebind(input, y) if inplace else y
 
@@ -229,6 +236,11 @@ def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> 
 
 for _function, _op_of in ACTIVATIONS.items():
     _register(_function, _op_of)
+
+
+@records(F.leaky_relu_)
+def _leaky_relu_(trace, input, negative_slope=0.01):
+    return F.leaky_relu(input, negative_slope, inplace=True)
 
 
 @records(F.prelu, Tensor.prelu)

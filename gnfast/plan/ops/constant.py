@@ -22,7 +22,7 @@ def like(trace: Any, value: Any) -> Any:
 
 
 def _register(function):
-    @records(function)
+    @records(function, self_checked=True)
     def recorder(trace, *args, **kwargs):
         return constant(trace, function, *args, **kwargs)
 

@@ -30,6 +30,6 @@ class Detach(Op):
         return "detach"
 
 
-@records(Tensor.detach, torch.detach)
+@records(Tensor.detach, torch.detach, self_checked=True)
 def _detach(trace, input):
     return trace.emit_view(Detach(), input)

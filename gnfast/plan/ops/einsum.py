@@ -19,15 +19,17 @@ class Einsum(Op):
     Attributes:
         terms: one string of axis labels per factor, the x-dependent one at `position`; its first label is the batch's.
         output: the labels of y, the batch's first.
+        autocasts: whether autocast runs it in low precision: not where it multiplies without a sum, say.
     """
 
     terms: tuple[str, ...]
     output: str
     position: int
+    autocasts: bool = True
     # einsum of one factor is a view.
     is_view: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
-    autocasts: ClassVar[bool] = True
+    promotes: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
         return self._product(inputs[0], operands), None
@@ -102,10 +104,10 @@ def _einsum(trace, equation, *tensors):
         output = "".join(sorted(label for label in set(left) - {","} if left.count(label) == 1))
     if "." in equation or any(len(set(term)) < len(term) for term in terms):
         trace.refuse("einsum with an ellipsis or a diagonal")
-    return _contract(trace, terms, output, tensors)
+    return _contract(trace, terms, output, tensors, trace.runs_low(torch.einsum, equation, *tensors))
 
 
-def _contract(trace, terms, output, tensors):
+def _contract(trace, terms, output, tensors, autocasts):
     dependent = [k for k, tensor in enumerate(tensors) if trace.depends_on_x(tensor)]
     if len(dependent) > 1:
         trace.refuse("the product of two x-dependent tensors is not piecewise linear")
@@ -119,15 +121,25 @@ def _contract(trace, terms, output, tensors):
     shapes = [tuple(extents[label] for label in term) for term in terms]
     tensors = [t if t.shape == shape else t.expand(shape) for t, shape in zip(tensors, shapes, strict=True)]
     operands = [tensor for k, tensor in enumerate(tensors) if k != position]
-    op = Einsum(tuple(terms), output, position)
+    op = Einsum(tuple(terms), output, position, autocasts)
     if not operands and len(output) == len(terms[0]):
         return trace.emit_view(op, tensors[0])
     return trace.emit(op, [tensors[position]], operands)
 
 
-@records(torch.matmul, torch.Tensor.matmul, torch.mm, torch.Tensor.mm, torch.bmm, torch.Tensor.bmm, torch.mv)
-@records(torch.Tensor.mv)
-def _matmul(trace, input, mat2):
+def _records_product(function, *others):
+    @records(function, *others)
+    def recorder(trace, input, mat2):
+        return _product(trace, input, mat2, trace.runs_low(function, input, mat2))
+
+
+_records_product(torch.matmul, torch.Tensor.matmul)
+_records_product(torch.mm, torch.Tensor.mm)
+_records_product(torch.bmm, torch.Tensor.bmm)
+_records_product(torch.mv, torch.Tensor.mv)
+
+
+def _product(trace, input, mat2, autocasts):
     """The axes from the right: n × k times k × m, everything before them in parallel."""
     left_dims, right_dims = input.dim(), mat2.dim()
     parallel = max(left_dims, right_dims, 2) - 2
@@ -135,12 +147,23 @@ def _matmul(trace, input, mat2):
     left = labels[parallel - max(left_dims - 2, 0) :] + ("NK" if left_dims > 1 else "K")
     right = labels[parallel - max(right_dims - 2, 0) :] + ("KM" if right_dims > 1 else "K")
     output = labels + ("N" if left_dims > 1 else "") + ("M" if right_dims > 1 else "")
-    return _contract(trace, [left, right], output, [input, mat2])
+    return _contract(trace, [left, right], output, [input, mat2], autocasts)
 
 
-@records(torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm)
-def _addmm(trace, input, mat1, mat2, *, beta=1, alpha=1):
-    product = mat1 @ mat2
-    product = product if alpha == 1 else product * alpha
-    # Without weight the input is not looked at: it may be memory that nobody has written.
-    return product if beta == 0 else product + (input if beta == 1 else input * beta)
+def _records_sum_with_product(function, *others):
+    @records(function, *others)
+    def recorder(trace, input, mat1, mat2, *, beta=1, alpha=1):
+        low = trace.runs_low(function, input, mat1, mat2)
+        product = mat1 @ mat2
+        product = product if alpha == 1 else product * alpha
+        # PyTorch widens the input to the product's shape, and not the other way.
+        torch.empty(tuple(input.shape), device="meta").expand(tuple(product.shape))
+        # Without weight the input is not looked at: it may be memory that nobody has written.
+        if beta == 0:
+            return product
+        input = input.to(product.dtype) if low else input
+        return product + (input if beta == 1 else input * beta)
+
+
+_records_sum_with_product(torch.addmm, torch.Tensor.addmm)
+_records_sum_with_product(torch.baddbmm, torch.Tensor.baddbmm)

@@ -75,9 +75,13 @@ class Shift(Op):
 
 @dataclass(frozen=True)
 class Scale(Op):
-    """y = factor · h, a Python number or a tensor operand."""
+    """y = factor · h, or h / factor where it `divides`; a Python number or a tensor operand.
+
+    The reciprocal of a divisor is rounded, and may overflow.
+    """
 
     factor: float | None
+    divides: bool = False
     promotes: ClassVar[bool] = True
 
     def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
@@ -104,13 +108,17 @@ class Scale(Op):
     ) -> Sequence[Tensor | None]:
         if not operands:
             return ()
-        return ((cotangent * tangents[0]).sum_to_size(operands[0].shape),) if needs[0] else (None,)
+        if not needs[0]:
+            return (None,)
+        t = tangents[0] / operands[0] / -operands[0] if self.divides else tangents[0]
+        return ((cotangent * t).sum_to_size(operands[0].shape),)
 
     def label(self) -> str:
-        return "multiply constant" if self.factor is None else f"multiply {self.factor:g}"
+        return f"{'divide' if self.divides else 'multiply'} {'constant' if self.factor is None else f'{self.factor:g}'}"
 
     def _scaled(self, t: Tensor, operands: Operands) -> Tensor:
-        return t * (operands[0] if operands else self.factor)
+        factor = operands[0] if operands else self.factor
+        return t / factor if self.divides else t * factor
 
 
 def _is_number(value: Any) -> bool:
@@ -119,6 +127,8 @@ def _is_number(value: Any) -> bool:
 
 def _add(trace, a, b, alpha):
     """a + alpha · b for any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
+    if isinstance(alpha, bool):
+        trace.refuse("a truth value for alpha")
     if trace.depends_on_x(a) and trace.depends_on_x(b):
         if a.dim() != b.dim():
             trace.refuse("adding x-dependent tensors with different numbers of axes")
@@ -139,12 +149,14 @@ def _product_dtype(tensor, constant):
 def _mul(trace, a, b):
     if trace.depends_on_x(a) and trace.depends_on_x(b):
         trace.refuse("the product of two x-dependent tensors is not piecewise linear")
-    if not trace.depends_on_x(a):
-        a, b = b, a
+    return _scaled(trace, a, b) if trace.depends_on_x(a) else _scaled(trace, b, a)
+
+
+def _scaled(trace, a, b, divides=False):
     if _is_number(b):
-        return trace.emit(Scale(float(b)), [a])
+        return trace.emit(Scale(float(b), divides), [a])
     trace.require_constant_within_sample(b, a)
-    return trace.emit(Scale(None), [a], [b])
+    return trace.emit(Scale(None, divides), [a], [b])
 
 
 @records(torch.add, torch.Tensor.add)
@@ -154,12 +166,14 @@ def _record_add(trace, input, other, *, alpha=1):
 
 @records(torch.sub, torch.Tensor.sub, torch.subtract, torch.Tensor.subtract)
 def _record_sub(trace, input, other, *, alpha=1):
+    if any(isinstance(t, bool) or (isinstance(t, Tensor) and t.dtype == torch.bool) for t in (input, other, alpha)):
+        trace.refuse("subtraction with truth values, which PyTorch does not have")
     return _add(trace, input, other, -alpha)
 
 
 @records(torch.rsub, torch.Tensor.__rsub__)
-def _record_rsub(trace, input, other):
-    return _add(trace, other, input, -1)
+def _record_rsub(trace, input, other, *, alpha=1):
+    return torch.sub(other, input, alpha=alpha)
 
 
 @records(torch.mul, torch.Tensor.mul, torch.multiply, torch.Tensor.multiply)
@@ -178,9 +192,7 @@ def _record_div(trace, input, other, *, rounding_mode=None):
         trace.refuse(f"division with rounding_mode={rounding_mode!r}")
     if trace.depends_on_x(other):
         trace.refuse("division by an x-dependent tensor is not piecewise linear")
-    if isinstance(other, Tensor):
-        other = other.to(_product_dtype(input, other))
-    return _mul(trace, input, 1 / other)
+    return _scaled(trace, input, other, divides=True)
 
 
 @records(torch.positive, torch.Tensor.positive)

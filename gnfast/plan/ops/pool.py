@@ -63,6 +63,16 @@ class AdaptiveAvgPool2d(LinearMap):
         return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
 
 
+def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor) -> Sizes:
+    """The extents that an adaptive pooling gives: the input's own for None."""
+    own = tuple(input.shape[2:])
+    wanted = own if output_size is None else sizes(output_size, len(own))
+    wanted = tuple(o if w is None else w for w, o in zip(wanted, own, strict=True))
+    if 0 in wanted:
+        raise ValueError(f"output_size: got {output_size}, of which PyTorch has no gradient")
+    return wanted
+
+
 @records(F.avg_pool1d)
 def _avg_pool1d(trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
     trace.require_batched(input, dims=3)
@@ -102,15 +112,13 @@ def _avg_pool3d(trace, input, *args, **kwargs):
 @records(F.adaptive_avg_pool1d)
 def _adaptive_avg_pool1d(trace, input, output_size):
     trace.require_batched(input, dims=3)
-    return trace.emit(AdaptiveAvgPool2d((1, *sizes(output_size, 1))), [input.unsqueeze(2)]).squeeze(2)
+    return trace.emit(AdaptiveAvgPool2d((1, *adaptive_sizes(output_size, input))), [input.unsqueeze(2)]).squeeze(2)
 
 
 @records(F.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(trace, input, output_size):
     trace.require_batched(input, dims=4)
-    given = (None, None) if output_size is None else sizes(output_size, 2)
-    size = tuple(int(wanted or own) for wanted, own in zip(given, input.shape[2:], strict=True))
-    return trace.emit(AdaptiveAvgPool2d(size), [input])
+    return trace.emit(AdaptiveAvgPool2d(adaptive_sizes(output_size, input)), [input])
 
 
 @records(F.adaptive_avg_pool3d)

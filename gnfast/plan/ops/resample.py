@@ -56,6 +56,7 @@ def _interpolate(
     antialias=False,
 ):
     dims = input.dim() - 2
+    input = trace.autocast(F.interpolate, input, 1, None, mode)
     shape = F.interpolate(
         torch.empty(input.shape, device="meta"), size, scale_factor, mode, align_corners, recompute_scale_factor
     ).shape

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gnfast.plan.op import Op, Operands, Shape, kept, per_sample, records
 from gnfast.plan.ops.conv import Sizes, sizes
+from gnfast.plan.ops.pool import adaptive_sizes
 
 
 class _Picks(Op):
@@ -261,8 +262,9 @@ class Indices:
 
 
 def _axes(trace, input, dim):
-    dims = range(input.dim()) if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
-    dims = tuple(sorted({d % input.dim() for d in dims}))
+    axes = range(input.dim())
+    dims = axes if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
+    dims = tuple(sorted({axes[d] for d in dims}))
     if 0 in dims:
         trace.refuse("a choice along the batch axis mixes samples")
     return dims
@@ -381,22 +383,23 @@ def _max_pool_op(dims, input, kernel_size, stride=None, padding=0, dilation=1, c
 
 
 def _adaptive_max_pool_op(dims, input, output_size):
-    given = (None,) * dims if output_size is None else sizes(output_size, dims)
-    size = tuple(own if wanted is None else wanted for wanted, own in zip(given, input.shape[2:], strict=True))
-    return AdaptiveMaxPool((1,) * (2 - min(dims, 2)) + size)
+    return AdaptiveMaxPool((1,) * (2 - min(dims, 2)) + adaptive_sizes(output_size, input))
 
 
 def _records_max_pool(function, with_indices, dims, op_of):
-    @records(function)
-    def pooled(trace, input, *args, return_indices=False, **kwargs):
+    def pooled(trace, as_function, input, *args, return_indices=False, **kwargs):
         trace.require_batched(input, dims=dims + 2)
         op = op_of(dims, input, *args, **kwargs)
-        input = trace.autocast(function, input, 1)
+        input = trace.autocast(as_function, input, 1)
         return trace.emit(op, [input]) if dims > 1 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
 
+    @records(function)
+    def pooled_alone(trace, *args, **kwargs):
+        return pooled(trace, function, *args, **kwargs)
+
     @records(with_indices)
-    def pooled_with_indices(trace, input, *args, **kwargs):
-        return pooled(trace, input, *args, **kwargs), Indices(trace)
+    def pooled_with_indices(trace, *args, **kwargs):
+        return pooled(trace, with_indices, *args, **kwargs), Indices(trace)
 
 
 _records_max_pool(F.max_pool1d, F.max_pool1d_with_indices, 1, _max_pool_op)

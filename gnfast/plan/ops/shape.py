@@ -159,7 +159,7 @@ def _records_reshape(*functions):
     # A view may be impossible in one memory format and possible in another; reshape gives the same values in all.
     shaped = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape, Tensor.reshape_as: Tensor.reshape}
     for function in functions:
-        records(function)(register(shaped.get(function, function)))
+        records(function, self_checked=True)(register(shaped.get(function, function)))
 
 
 _records_reshape(
@@ -215,7 +215,7 @@ def _static(trace, value):
 
 def _records_rearrange(name, owners):
     def register(function):
-        @records(function)
+        @records(function, self_checked=True)
         def recorder(trace, input, *args, **kwargs):
             kwargs = tuple((name, _static(trace, value)) for name, value in sorted(kwargs.items()))
             return _rearranged(trace, function, input, _static(trace, args), kwargs)
@@ -233,7 +233,7 @@ for _names in (
         _records_rearrange(_name, [torch, Tensor])
 
 
-@records(Tensor.expand_as)
+@records(Tensor.expand_as, self_checked=True)
 def _expand_as(trace, input, other):
     if not trace.depends_on_x(input):
         return constant(trace, Tensor.expand_as, input, other)
@@ -244,7 +244,7 @@ def _records_permute(*functions):
     """Records functions of which PyTorch itself says in what order the axes come out."""
 
     def register(function):
-        @records(function)
+        @records(function, self_checked=True)
         def recorder(trace, input, *args, **kwargs):
             # Strides that tell the axes apart.
             probe = torch.empty(0).as_strided([0] * input.dim(), list(range(1, input.dim() + 1)))
@@ -316,7 +316,7 @@ def _index_of_zeros(h: Tensor, key: tuple[Any, ...], shapes: Sequence[Shape]) ->
     return index(h, key, *(torch.zeros(shape, dtype=torch.int64) for shape in shapes))
 
 
-@records(Tensor.__getitem__)
+@records(Tensor.__getitem__, self_checked=True)
 def _getitem(trace, input, key):
     entries, indices = [], []
     for entry in key if isinstance(key, tuple) else (key,):
@@ -356,7 +356,7 @@ def _indices(trace, entry, device):
 
 @records(torch.index_select, Tensor.index_select)
 def _index_select(trace, input, dim, index):
-    return input[(*[slice(None)] * (dim % input.dim()), index.reshape(-1))]
+    return _picked_along(trace, torch.index_select, input, dim, index)
 
 
 @records(torch.gather, Tensor.gather)
@@ -374,7 +374,7 @@ def _taken(h, dim, indices):
 
 
 def _picked_along(trace, function, input, dim, indices):
-    if dim is None or dim % input.dim() == 0:
+    if dim is None or range(input.dim())[dim] == 0:
         trace.refuse("an index along the batch axis")
     if trace.depends_on_x(indices) or not isinstance(indices, Tensor):
         trace.refuse("indices that depend on x")
@@ -384,7 +384,7 @@ def _picked_along(trace, function, input, dim, indices):
 def _parts(function):
     """Records a function that cuts a tensor along one axis into consecutive parts; PyTorch itself says which."""
 
-    @records(function)
+    @records(function, self_checked=True)
     def recorder(trace, input, *args, **kwargs):
         parts = function(torch.empty(input.shape, device="meta"), *args, **kwargs)
         dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0)) % input.dim()
@@ -488,12 +488,12 @@ for _name in ("add", "sub", "mul", "truediv", "matmul", "neg"):
         setattr(Stacked, _operator, functools.partialmethod(Stacked._refuse, _name))
 
 
-@records(Tensor.contiguous)
+@records(Tensor.contiguous, self_checked=True)
 def _contiguous(trace, input, memory_format=torch.contiguous_format):
     return trace.maybe_copy(input)
 
 
-@records(Tensor.clone, torch.clone)
+@records(Tensor.clone, torch.clone, self_checked=True)
 def _clone(trace, input, *, memory_format=torch.preserve_format):
     return trace.copy(input)
 
@@ -522,7 +522,7 @@ def _records_cast(*functions):
         return recorder
 
     for function in functions:
-        records(function)(register(function))
+        records(function, self_checked=True)(register(function))
 
 
 _records_cast(Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as)
