@@ -338,7 +338,9 @@ class Divided(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "divide", [torch.div, torch.true_divide, torch.Tensor.div_, operator.truediv, operator.itruediv], ids=str
+    "divide",
+    [torch.div, torch.true_divide, torch.Tensor.div_, operator.truediv, operator.itruediv],
+    ids=lambda function: function.__name__,
 )
 @pytest.mark.parametrize(
     ("dtype", "value", "divisor"),
@@ -352,7 +354,6 @@ class Divided(nn.Module):
         (torch.float64, 1e-309, 1e-309),
         (torch.float64, 1.0, 0),
     ],
-    ids=str,
 )
 def test_a_divisor_divides(dtype, value, divisor, divide):
     """Its reciprocal would be rounded once more, or infinite."""
