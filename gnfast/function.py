@@ -77,7 +77,7 @@ def normalize_gradient(
     def fall_back(critic: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor | tuple[Tensor, Tensor]:
         def normalized(x: Tensor) -> Tensor:
             f, g = critic(x)
-            if return_grad_norm and f.numel() != len(f):
+            if return_grad_norm and f.numel() != len(x):
                 raise InputError(
                     f"return_grad_norm: wanted one logit per sample, got {tuple(f.shape)} from the network"
                 )

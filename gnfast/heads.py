@@ -181,7 +181,7 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
         f: (B, ...) output of the critic.
         g: (B, ...) input gradient.
     """
-    if head.partials is not None and f.numel() == f.shape[0]:
+    if head.partials is not None and f.dim() and f.numel() == f.shape[0]:
         return _ApplyHead.apply(head, f, g)
     return _plain(head, f, g)
 
@@ -267,9 +267,12 @@ def _measure(head: Head, g: Tensor) -> Tensor:
 
 
 def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
+    if not f.dim() and len(g) != 1:
+        raise InputError(f"net: got a number from the network for a batch of {len(g)}, wanted one logit per sample")
     measure = _measure(head, g)
     if not head.takes_gradient:
-        measure = measure.reshape(-1, *[1] * (f.dim() - 1))
+        # A network may squeeze the last batch of an epoch, of one sample, to a number.
+        measure = measure.reshape(-1, *[1] * (f.dim() - 1)) if f.dim() else measure.reshape(())
     f_hat = head.value(f.to(_accumulator(f.dtype)), measure)
     if f_hat.shape != f.shape:
         raise InputError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gnfast import compose
+from gnfast.errors import InputError
 from gnfast.wide_convolutions import wide_convolutions
 
 
@@ -37,6 +38,8 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
             leaf = x.clone() if x.is_inference() else x.view_as(x) if way == "make_fx" else x.detach()
             x = leaf.requires_grad_()
         y = function(x)
+        if not isinstance(y, Tensor):
+            raise InputError(f"net: got a {type(y).__name__} from the network, wanted a tensor of one logit per sample")
         (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
     return (y, g) if create_graph else (y.detach(), g)
 

@@ -200,6 +200,7 @@ def test_sample(capsys, run, tmp_path):
     assert main(["sample", str(folder), "--n", "7", "--raw", "--out", str(tmp_path / "fakes")]) == 0
     assert len(list((tmp_path / "fakes").iterdir())) == 7
     assert "--n: got 0" in fails_after(capsys, "sample", str(folder), "--n", "0")
+    assert "--raw and --ema: wanted one" in fails_after(capsys, "sample", str(folder), "--raw", "--ema")
 
 
 def test_output_that_nobody_can_read_ends_nothing(monkeypatch):

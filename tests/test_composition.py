@@ -574,6 +574,28 @@ def test_x_among_the_further_arguments_counts_with_x(call):
             torch.testing.assert_close(call(net, given, given), expected)
 
 
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("method", ["gn", "gn1", "gran", "pgn", "pgn-table", lambda f, n: f / (n + f.abs())])
+def test_a_batch_of_one_may_be_squeezed_to_a_number(method, impl):
+    net = Called(lambda net, x: F.elu(x @ net.a).matmul(net.b).squeeze(), a=normal(6, 5), b=normal(5, 1))
+    x = normal(2, 6)
+    whole = gnfast.normalize_gradient(net, x, method=method, impl=impl)
+    one = gnfast.normalize_gradient(net, x[:1], method=method, impl=impl)
+    assert one.shape == ()
+    torch.testing.assert_close(one, whole[0])
+    expected = torch.autograd.grad(whole[0], net.a)[0]
+    torch.testing.assert_close(torch.autograd.grad(one, net.a)[0], expected)
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_outputs_that_are_no_logits_are_named():
+    x = normal(3, 6)
+    for forward, message in ((lambda net, x: x.sum(), "a number"), (lambda net, x: (x, x), "got a tuple")):
+        with pytest.raises(gnfast.InputError, match=message):
+            gnfast.normalize_gradient(Called(forward), x)
+
+
 def test_another_output_of_the_same_node_does_not_depend_on_x():
     net = Called(lambda net, x, other: F.relu(x * net.w).sum(1) * other.sum(1), w=normal(6))
     x, other = (normal(4, 12).requires_grad_() * 2).chunk(2, 1)

@@ -553,6 +553,10 @@ def test_distributed_checkpoints_of_128_pixels(tmp_path):
     ("content", "message"),
     [
         ({"epoch": 3, "weights": {}}, "no known format; it has epoch, weights, wanted net_G"),
+        (
+            {"preset": "digits", "data": "", "config": {}, "state": {}},
+            "a checkpoint of gnfast train; wanted its run folder",
+        ),
         ([1, 2], "holds a list, wanted a dict of states"),
         ({"net_G": [1]}, "net_G is not a state dict of tensors"),
         ({"net_D": {"main.0.weight": 3}}, "net_D is not a state dict of tensors"),

@@ -122,6 +122,15 @@ def test_a_finished_run_says_so(config, tmp_path):
     assert (folder / "curves.png").read_bytes() == shown["curves.png"] and (folder / "report.html").exists()
 
 
+def test_fewer_steps_than_a_run_has_done_are_refused(config, tmp_path):
+    config = dataclasses.replace(config, lr_decay="none", steps=3)
+    quiet("digits", config)
+    settings = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(RunError, match=r"--steps: got 2, but .* has done 3"):
+        quiet("digits", dataclasses.replace(config, steps=2))
+    assert (tmp_path / "run" / "config.json").read_bytes() == settings
+
+
 def test_a_second_start_is_refused_and_touches_nothing(config, tmp_path):
     folder = tmp_path / "run"
     with lock.sole_user(folder, "gnfast train, process"):

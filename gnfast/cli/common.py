@@ -61,6 +61,9 @@ def _unframed(box: str) -> str:
 def spelled_out(words: list[str]) -> list[str]:
     """The words with --ema and --raw as the option --weights that they are short for."""
     short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
+    given = [word for word in words if word in short or word.partition("=")[0] == "--weights"]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)}: wanted one of --ema, --raw, --weights")
     return [part for word in words for part in short.get(word, [word])]
 
 

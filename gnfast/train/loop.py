@@ -96,6 +96,8 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
         state = State(config, dataset, device, group)
         if saved is not None:
             _restore(state, saved, folder)
+            if state.step > config.steps:
+                raise RunError(f"--steps: got {config.steps}, but {folder} has done {state.step}; nothing is changed")
         reference, extractor = dataset, None
         if group.leads:
             reference, extractor = open_measures(config, dataset, device, progress)
