@@ -28,7 +28,7 @@ CASES = {
     "one channel": ((2, 1, 6, 5), 1, (3, 3), (1, 1), (2, 2)),
     "blocks of channels": ((2, 128, 3, 5), 32, (3, 1), (1, 1), (1, 0)),
     "blocks of positions and outputs": ((2, 3, 5, 9), 96, (1, 3), (1, 1), (0, 1)),
-    "4x4 stride 2": ((2, 17, 8, 10), 64, (4, 4), (2, 2), (1, 1)),
+    "4x4 stride 2": ((1, 17, 8, 10), 64, (4, 4), (2, 2), (1, 1)),
     "2x4 stride 2, odd": ((3, 32, 5, 7), 32, (2, 4), (2, 2), (0, 1)),
     "3x3 stride 2": ((2, 64, 7, 6), 3, (3, 3), (2, 2), (1, 1)),
     "3x3 stride 3": ((1, 17, 11, 10), 32, (3, 3), (3, 3), (0, 0)),
@@ -235,8 +235,11 @@ def test_interpreted_configurations(configuration):
         for channels in (64, 5):
             case = ((1, channels, 4, 3), 32, (2, 1), (1, 1), (1, 0))
             problem = Problem(case, dtype, "cpu", "channels_last")
-            check_convolution(problem, configuration)
-            check_joins(problem, configuration, JOINS[(index + channels) % 4], 1e-5)
+            # The interpreter is slow: every second configuration has its joins with the one, the others with the other.
+            if channels % 2 == index % 2:
+                check_joins(problem, configuration, JOINS[(index // 2 + channels) % 4], 1e-5)
+            else:
+                check_convolution(problem, configuration)
 
 
 @in_the_interpreter

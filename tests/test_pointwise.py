@@ -159,7 +159,9 @@ COMBINATIONS = [(1, 1, 0.0, False), (2, 2, 0.2, True), (2, 1, -0.5, False), (1, 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_interpreted_kernels_match_the_twin(name, dtype):
-    for combination in COMBINATIONS:
+    # The interpreter is slow: all of them in one dtype, in the others some, different ones for each shape.
+    start = list(SHAPES).index(name) % 3
+    for combination in COMBINATIONS if dtype == torch.float64 else COMBINATIONS[start::3]:
         check_join(*SHAPES[name], dtype, *combination, "cpu")
 
 

@@ -96,10 +96,9 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
         source, state = MIMICRY, _state(path, saved, "model_state_dict")
         found = {"generator" if "l1.weight" in state else "critic": state}
     elif {"preset", "data", "state"} <= saved.keys():
-        run = path.absolute().parents[1]
-        raise InputError(
-            f"{path}: a checkpoint of gnfast train; wanted its run folder, {run}, or a file of gnfast export"
-        )
+        folder = path.absolute().parent
+        run = f" ({folder.parent})" if folder.name == "checkpoints" else ""
+        raise InputError(f"{path}: a checkpoint of gnfast train; wanted its run folder{run} or an exported generator")
     else:
         raise InputError(
             f"{path}: no known format; it has {_listed(saved)}, wanted net_G, ema_G, net_D (GN-GAN, PGN-GAN), "
