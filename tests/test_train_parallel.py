@@ -1,5 +1,6 @@
 """Training by several processes: the numbers of one process, one run folder, one wish to stop for all."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -185,6 +186,9 @@ def rows(folder):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_batches_must_be_divisible():
-    with pytest.raises(ValueError, match="--batch-d: got 6, want a multiple of processes times --accumulate, 2 x 2"):
-        loop._require_divisible(dataclasses.replace(CONFIG, batch_d=6, accumulate=2), Group(0, 2))
+def test_batches_must_be_divisible(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "joined", lambda device: contextlib.nullcontext(Group(0, 2)))
+    config = dataclasses.replace(CONFIG, data="digits", batch_d=5, run_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="--batch-d: got 5, want a multiple of processes"):
+        loop.train("digits", config, progress=False)
+    assert not (tmp_path / "run").exists()

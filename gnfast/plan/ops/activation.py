@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.plan.op import Op, Operands, Shape, per_sample, records
+from gnfast.plan.op import SELF_CHECKED, Op, Operands, Shape, per_sample, records
 
 Saved = tuple[Tensor, tuple[int, ...]]
 
@@ -236,6 +236,8 @@ def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> 
 
 for _function, _op_of in ACTIVATIONS.items():
     _register(_function, _op_of)
+# PyTorch 2.11 refuses bounds the wrong way without data, and takes them with data.
+SELF_CHECKED.add(F.hardtanh_)
 
 
 @records(F.leaky_relu_)
