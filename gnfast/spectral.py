@@ -92,6 +92,11 @@ class SpectralNorm(TorchSpectralNorm):
         sigma = torch.vdot(self._u.clone(), torch.mv(matrix, self._v.clone()))
         return weight / sigma * self.coeff
 
+    def _power_method(self, weight_mat: Tensor, n_power_iterations: int) -> None:
+        # On the meta device there are no numbers to iterate, and PyTorch takes a millisecond for each of 15 iterations.
+        if not weight_mat.is_meta:
+            super()._power_method(weight_mat, n_power_iterations)
+
     def __getstate__(self) -> dict[str, Any]:
         # For copies: what a forward is about to use is not theirs.
         return self.__dict__ | {"_prepared": None}

@@ -23,13 +23,13 @@ from tests.random_networks import FAMILIES, Critic, draw_critic
 
 CASES = int(os.environ.get("GNFAST_RANDOM_CASES", "0"))
 RUN = settings(
-    max_examples=CASES or 100,
+    max_examples=CASES or 60,
     derandomize=not CASES,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-RUN_FEWER = settings(RUN, max_examples=CASES or 50)
+RUN_FEWER = settings(RUN, max_examples=CASES or 30)
 METHODS = ("gn", "gn1", "gran", "pgn", "pgn-table", "gradient", "norm")
 
 
