@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from gnfast.bench import libraries
 from gnfast.kernels import backends, build_info
 from gnfast.kernels.sign_bits import leaky_relu_pack_torch
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,15 +26,9 @@ def setup_py(tmp_path):
     (project / "gnfast" / "__init__.py").touch()
     shutil.copy(ROOT / "setup.py", project)
 
-    def run(**environment):
-        inherited = {k: v for k, v in os.environ.items() if k not in ("CXX", "GNFAST_BUILD")}
-        run = subprocess.run(
-            [sys.executable, "setup.py", "--quiet", "build"],
-            cwd=project,
-            env={**inherited, **environment},
-            capture_output=True,
-            text=True,
-        )
+    def run(before="pass", **environment):
+        code = f"{before}; import runpy, sys; sys.argv = ['setup.py', '--quiet', 'build']; runpy.run_path('setup.py')"
+        run = run_python("-c", code, cwd=project, **{"CXX": None, "GNFAST_BUILD": None} | environment)
         if run.returncode == 0:
             assert "Traceback" not in run.stderr
         said = [line for line in run.stderr.splitlines() if line.startswith("gnfast: ")]
@@ -69,10 +63,8 @@ def test_missing_compiler_installs_pure(setup_py, environment):
     assert line.startswith("gnfast: GNFAST_BUILD=cpu: ")
 
 
-def test_missing_torch_installs_pure(setup_py, tmp_path):
-    (tmp_path / "hidden").mkdir()
-    (tmp_path / "hidden" / "torch.py").write_text("raise ImportError('hidden')\n")
-    code, (line,), _ = setup_py(PYTHONPATH=str(tmp_path / "hidden"))
+def test_missing_torch_installs_pure(setup_py):
+    code, (line,), _ = setup_py("import sys; sys.modules['torch'] = None")
     assert code == 0
     assert line.startswith("gnfast: torch is not importable here")
 
@@ -114,24 +106,18 @@ def test_cuda_library_is_in_use():
     assert in_use == {**dict.fromkeys(in_use, "cuda"), **written_in_triton, "conv2d": "torch"}
 
 
-def run_python(code: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-
-
 def test_backend_override():
     code = "import json; from gnfast.kernels import backends; print(json.dumps(backends()))"
-    run = run_python(code, GNFAST_BACKEND="torch")
+    run = run_python("-c", code, GNFAST_BACKEND="torch")
     assert {b for devices in json.loads(run.stdout).values() for b in devices.values()} == {"torch"}
 
-    run = run_python(code, GNFAST_BACKEND="vulkan")
+    run = run_python("-c", code, GNFAST_BACKEND="vulkan")
     assert "ValueError: GNFAST_BACKEND must be one of auto, torch, cpp, cuda, triton; got 'vulkan'" in run.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
 def test_backend_override_needs_that_backend():
-    run = run_python("from gnfast.kernels import backends; backends()", GNFAST_BACKEND="cuda")
+    run = run_python("-c", "from gnfast.kernels import backends; backends()", GNFAST_BACKEND="cuda")
     assert "RuntimeError: GNFAST_BACKEND=cuda, but that backend is unavailable" in run.stderr
 
 
@@ -144,7 +130,7 @@ def test_unloadable_library_is_reported_not_raised(tmp_path):
         "import torch; from gnfast.kernels import build_info, backends, leaky_relu_pack\n"
         "print(build_info()['cpp']['status'], backends()['leaky_relu_pack'], leaky_relu_pack(torch.ones(3))[1].item())"
     )
-    run = run_python(code, cwd=tmp_path)
+    run = run_python("-c", code, cwd=tmp_path)
     assert run.stdout.strip() == (
         "cannot be loaded: undefined symbol: elsewhere {'cpu': 'torch', 'cuda': 'torch'} 7"
     ), run.stderr
@@ -196,7 +182,6 @@ def test_check_of_the_libraries_runs_an_operator(monkeypatch):
 
 @pytest.mark.gpu
 def test_libraries_serve_here():
-    command = [sys.executable, "-m", "gnfast.bench.libraries"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    run = run_python("-m", "gnfast.bench.libraries", cwd=ROOT)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "run on" in run.stdout

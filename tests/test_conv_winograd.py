@@ -1,9 +1,6 @@
 """Winograd convolutions: values, both gradients and the choice of algorithm against PyTorch's own, in float64."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from gnfast import models, normalize_gradient
 from gnfast.kernels import conv_winograd
 from gnfast.kernels.conv_winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 from gnfast.reference import normalize_gradient as double_backward
+from tests.processes import run_python
 
 NHWC = torch.channels_last
 NAN = float("nan")
@@ -340,6 +338,5 @@ def test_operators_refuse_what_does_not_fit():
 @pytest.mark.parametrize("variable", ["GNFAST_BACKEND=torch", "ATEN_CPU_CAPABILITY=default"])
 def test_switched_off(variable):
     code = "from gnfast.kernels import conv_winograd; print(conv_winograd._enabled)"
-    environment = os.environ | dict([variable.split("=")])
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False"]
+    run = run_python("-c", code, **dict([variable.split("=")]))
+    assert run.stdout.split() == ["False"], run.stderr

@@ -1,14 +1,12 @@
 """Hostile files: a sample of what `make hunt` tries, and what must not happen."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.hostile_files import HOSTILE, SECONDS
+from tests.hostile_files import HOSTILE
+from tests.processes import run_python
 
 # Those that show something within a second; the bombs that take longer are left to the hunt.
 SAMPLE = [
@@ -37,14 +35,7 @@ SAMPLE = [
 def outcomes():
     """What the command did with one file of each kind."""
     root = Path(__file__).parents[1]
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.hostile_files", *SAMPLE],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=len(SAMPLE) * SECONDS,
-    )
+    result = run_python("-m", "tests.hostile_files", *SAMPLE, cwd=root, OMP_NUM_THREADS="1")
     assert not result.stderr, result.stderr
     return {outcome["kind"]: outcome for outcome in map(json.loads, result.stdout.splitlines())}
 

@@ -3,16 +3,17 @@
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 import gnfast
 from gnfast import GradientNorm, penalties
 from tests.oracle import relative_error
+from tests.processes import START
 
 
 def make_net(activation=nn.ReLU):
@@ -116,7 +117,7 @@ def work(rank, folder):
 def seen(tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    start_processes(work, args=(str(folder),), nprocs=2, start_method=START)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing
+from torch.multiprocessing import start_processes
 
 from gnfast.data import ImageDataset, to_uint8
 from gnfast.metrics import (
@@ -23,6 +23,7 @@ from gnfast.metrics import (
     kernel_distance,
     reference_statistics,
 )
+from tests.processes import START
 
 evaluate = functools.partial(evaluate, progress=False)
 
@@ -327,7 +328,7 @@ def work(rank, folder):
 
 
 def test_two_processes_give_the_statistics_of_one(tmp_path):
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    start_processes(work, args=(str(tmp_path),), nprocs=2, start_method=START)
     images = iter(pictures(75, 2).images.split(16))
     fake = generated_statistics(lambda n: next(images), 75, extractor(), batch_size=16, progress=False)
     real = dataset_statistics(pictures(90, 1), extractor(), batch_size=16, keep=80, progress=False)

@@ -1,8 +1,6 @@
 """Sign bits: every implementation against PyTorch's own operations and against words made from 0/1 digits."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import backends, leaky_relu_mask, leaky_relu_pack, sign_bits
+from tests.processes import run_python
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SLOPES = [0.0, 0.2]
@@ -201,8 +200,7 @@ def test_portable_kernels(device, implementation):
     if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
         pytest.skip("is the inner run")
     select = "cpu-operators and (33 or selects)"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", select]
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", select]
+    run = run_python(*words, ATEN_CPU_CAPABILITY="default")
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout

@@ -2,8 +2,6 @@
 
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from gnfast.kernels import backends, spectral, spectral_norm_backward, spectral_norm_iterate, spectral_norm_scale
 from gnfast.kernels.spectral import as_matrix
+from tests.processes import run_python
 
 NAN = float("nan")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -278,8 +277,7 @@ def test_portable_kernels(device, implementation):
     if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
         pytest.skip("is the inner run")
     select = "operators and cpu and (many_weights or zero or threads)"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", select]
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", select]
+    run = run_python(*words, ATEN_CPU_CAPABILITY="default")
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout

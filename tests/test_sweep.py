@@ -215,11 +215,10 @@ def test_runs_that_fail_or_diverge_are_recorded_and_do_not_stop_the_others(tmp_p
     assert (out / "good" / "report.html").exists()
 
     # The second time only the run that failed is started.
-    started = []
-    popen = launch.subprocess.Popen
-    monkeypatch.setattr(launch.subprocess, "Popen", lambda words, **k: (started.append(words), popen(words, **k))[1])
+    monkeypatch.setattr(launch.subprocess, "Popen", Process)
+    monkeypatch.setattr(Process, "commands", [], raising=False)
     assert main(command) == 1
-    (words,) = started
+    (words,) = Process.commands
     assert f"--run-dir={out / 'broken'}" in words
     assert "2 of 3 runs" in capsys.readouterr().out
 

@@ -11,13 +11,15 @@ import time
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
+from torch.multiprocessing import start_processes
 
+from gnfast.cli import main
 from gnfast.data import ImageDataset
 from gnfast.train import Config, loop
 from gnfast.train.parallel import ALONE, Group, SyncBatchNorm2d, joined, synchronise_batch_norm
 from gnfast.train.state import State
+from tests.processes import START
 
 STEPS = 3
 CONFIG = Config(
@@ -52,7 +54,8 @@ def in_process(rank, world, port, work, folder, *arguments):
 def in_processes(world, work, folder, *arguments):
     """What `work(group, *arguments)` gives in each of `world` processes."""
     port = 20000 + os.getpid() % 20000
-    torch.multiprocessing.spawn(in_process, args=(world, port, work, str(folder), *arguments), nprocs=world)
+    arguments = (world, port, work, str(folder), *arguments)
+    start_processes(in_process, args=arguments, nprocs=world, start_method=START)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
 
@@ -140,45 +143,30 @@ def test_others_see_what_the_leader_did_before_them_and_nothing_later(parts):
     assert [part[4] for part in parts] == [[], ["in 0"]]
 
 
-def launch(folder, *options):
-    words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6", "--n-samples=4"]
-    words += ["--extractor=none", "--device=cpu", "--no-tensorboard", f"--run-dir={folder}", *options]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    return subprocess.Popen(
-        [*command, "-m", "gnfast", "train", "digits", *words],
+def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = ["train", "digits", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
+    words += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard", f"--run-dir={folder}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gnfast"]
+    run = subprocess.Popen(
+        [*torchrun, *words, "--steps=100000", "--checkpoint-every=1000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def test_torchrun_writes_one_run_and_a_signal_stops_all(tmp_path):
-    folder = tmp_path / "run"
-    run = launch(folder, "--steps=100000", "--checkpoint-every=1000")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(rows(folder)) < 3:
         assert run.poll() is None, run.stdout.read()
         time.sleep(0.2)
     run.send_signal(signal.SIGTERM)
     text = run.communicate(timeout=60)[0]
-    assert "saved; repeat the command to continue" in text
+    assert text.count("saved; repeat the command to continue") == 1 and "2 processes" in text
     (checkpoint,) = (folder / "checkpoints").iterdir()
     assert json.loads((folder / "environment.json").read_text())[0]["processes"] == 2
     step = int(checkpoint.stem.removeprefix("step-"))
-    run = launch(folder, f"--steps={step + 5}")
-    text = run.communicate(timeout=120)[0]
-    assert run.returncode == 0, text
-    assert f"2 processes, continuing after step {step}" in text
-    assert text.count(f"finished {step + 5} steps") == 1
+    assert main([*words, f"--steps={step + 5}"]) == 0
+    assert f"continuing after step {step}" in (text := capsys.readouterr().out) and f"finished {step + 5} steps" in text
 
 
 def rows(folder):

@@ -1,0 +1,49 @@
+"""Python processes for tests, forked from one that has imported PyTorch: that alone takes three seconds in each.
+
+The process that they are forked from has imported nothing of gnfast and run nothing: what a variable of the environment
+changes in gnfast, or in PyTorch's first operation, it changes here too.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+START = "forkserver"
+_context = multiprocessing.get_context(START)
+_context.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed.fsdp", "torch.testing", "numpy.testing"])
+
+
+def run_python(*words: str, cwd: Path | None = None, **environment: str | None) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run([sys.executable, *words], capture_output=True, text=True)`.
+
+    Args:
+        words: "-c" and code, or "-m", a module and its arguments.
+        cwd: where it runs; None: here.
+        environment: what differs from this process's; None: not set.
+    """
+    variables = {name: value for name, value in (os.environ | environment).items() if value is not None}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("stdout", "stderr")]
+        child = _context.Process(target=_become, args=(words, cwd or Path.cwd(), variables, files), daemon=True)
+        child.start()
+        child.join()
+        return subprocess.CompletedProcess(words, child.exitcode, *(file.read_text() for file in files))
+
+
+def _become(words: tuple[str, ...], cwd: Path, environment: dict[str, str], files: list[Path]) -> None:
+    for number, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    kind, *arguments = words
+    if kind == "-c":
+        exec(compile(arguments[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = arguments
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
