@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import gnfast
 from gnfast import InputError, UnsupportedError, models
 from gnfast.kernels import spectral as kernels
-from gnfast.spectral import LAYERS
+from gnfast.spectral import LAYERS, SpectralNorm
 
 # id -> layer, name of the parameter, options
 CASES = {
@@ -107,7 +107,7 @@ def random_layer(generator: torch.Generator) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_shapes_train_as_pytorchs(seed):
     """u, v, W̄, gradients and weights of ten random layers through 100 steps of the whole model."""
     generator = torch.Generator().manual_seed(seed)
@@ -689,7 +689,7 @@ def test_autocast_keeps_float32():
 def test_four_passes(whole):
     """A spectrally normalised critic through gnfast's engine: each weight read once, gradients through σ."""
     torch.manual_seed(0)
-    _, critic = models.build("dcgan", resolution=32)
+    _, critic = models.build("dcgan", resolution=32, width=0.2)
     critic = critic.double()
     if whole:
         gnfast.spectral_norm_(critic)
@@ -855,8 +855,10 @@ def test_checkpointed_layers(use_reentrant):
             assert_equal(got[name], wanted[name])
 
 
-def test_meta_device_and_inference_mode():
-    with torch.device("meta"):
+def test_meta_device_and_inference_mode(monkeypatch):
+    with monkeypatch.context() as patched, torch.device("meta"):
+        # Published checkpoints are recognised by networks made there for their shapes alone: nothing is iterated.
+        patched.setattr(SpectralNorm.__base__, "_power_method", None)
         net = gnfast.spectral_norm_(nn.Sequential(nn.Linear(3, 2)))
     assert net(torch.ones(1, 3, device="meta")).shape == (1, 2)
     net, (x, y) = normalized_net(), batch()
