@@ -603,6 +603,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     assert "--device: got 'abacus'" in fails(capsys, "--device", "abacus")
     assert "critic: got 'cnn-33'" in fails(capsys, "--critics", "cnn-33")
     assert "its folder does not exist" in fails(capsys, "--json", "/nowhere/rows.json")
+    assert "/dev/null: a device, wanted a regular file" in fails(capsys, "--json", "/dev/null")
 
 
 def test_help_teaches(capsys):

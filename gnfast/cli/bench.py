@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gnfast.cli.common import UsageError, parse, unknown, user_errors
+from gnfast.files import output_file, write_text
 
 if TYPE_CHECKING:
     from gnfast.bench.cases import Setup
@@ -104,8 +104,10 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
         raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, want at least 1 and 0")
     if not 0 <= options.seconds < float("inf"):
         raise UsageError(f"--seconds: got {options.seconds}, want 0 or more")
-    for path in filter(None, (options.json, options.plot)):
-        if not Path(path).absolute().parent.is_dir():
+    with user_errors():
+        out, plot = (output_file(name) if name else None for name in (options.json, options.plot))
+    for path in filter(None, (out, plot)):
+        if not path.absolute().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist")
     # The profiler, which counts memory, would write its own log between the lines.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -125,9 +127,9 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     rows: list[Row] = []
 
     def record() -> None:
-        if options.json:
+        if out:
             found = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
-            Path(options.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write_text(out, json.dumps(found, indent=1) + "\n")
 
     for network in networks:
         for name in chosen:
@@ -146,8 +148,8 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
             except ImportError as error:
                 print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
             run.free()
-    if options.plot and rows:
-        plots.draw(rows, roof, Path(options.plot), title)
+    if plot and rows:
+        plots.draw(rows, roof, plot, title)
     ours_red = any(row["variant"] == row["ours"] and row["gate"] == "red" for row in rows)
     if ours_red:
         print("\ngnfast's results differ from double backward's: see the rows with a red gate.")
