@@ -10,7 +10,9 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import BinaryIO
 
 START = "forkserver"
 _context = multiprocessing.get_context(START)
@@ -28,10 +30,28 @@ def run_python(*words: str, cwd: Path | None = None, **environment: str | None) 
     variables = {name: value for name, value in (os.environ | environment).items() if value is not None}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("stdout", "stderr")]
-        child = _context.Process(target=_become, args=(words, cwd or Path.cwd(), variables, files), daemon=True)
-        child.start()
+        child = _fork(words, cwd or Path.cwd(), variables, files)
         child.join()
         return subprocess.CompletedProcess(words, child.exitcode, *(file.read_text() for file in files))
+
+
+class Popen:
+    """What sweeps need of `subprocess.Popen`."""
+
+    def __init__(self, words: list[str], stdout: BinaryIO, **_: object) -> None:
+        self._child = _fork(tuple(words[1:]), Path.cwd(), dict(os.environ), [Path(stdout.name)] * 2)
+        self.terminate, self.kill, self.wait = self._child.terminate, self._child.kill, self._child.join
+
+    def poll(self) -> int | None:
+        return self._child.exitcode
+
+    returncode = property(poll)
+
+
+def _fork(words: tuple[str, ...], cwd: Path, environment: dict[str, str], files: list[Path]) -> BaseProcess:
+    child = _context.Process(target=_become, args=(words, cwd, environment, files), daemon=True)
+    child.start()
+    return child
 
 
 def _become(words: tuple[str, ...], cwd: Path, environment: dict[str, str], files: list[Path]) -> None:

@@ -21,6 +21,7 @@ from gnfast.train.presets import PRESETS
 from gnfast.train.record import read_run
 from gnfast.train.sweep import load_sweep
 from gnfast.train.tables import collect, rows, spread, write_tables
+from tests import processes
 from tests.test_report import Page
 
 TINY = """
@@ -197,6 +198,7 @@ def test_runs_that_fail_or_diverge_are_recorded_and_do_not_stop_the_others(tmp_p
     file.write_text(MIXED)
     out = tmp_path / "out"
     command = ["sweep", str(file), "--out", str(out)]
+    monkeypatch.setattr(launch.subprocess, "Popen", processes.Popen)
     assert main(command) == 1
     text = capsys.readouterr().out
     record = read_record(out)
@@ -223,7 +225,7 @@ def test_runs_that_fail_or_diverge_are_recorded_and_do_not_stop_the_others(tmp_p
     assert "2 of 3 runs" in capsys.readouterr().out
 
 
-def test_a_stopped_sweep_is_continued(sweep):
+def test_a_stopped_sweep_is_continued(sweep, monkeypatch):
     long = TINY.replace("steps = 4", "steps = 1000000").replace("checkpoint_every = 2", "checkpoint_every = 1000")
     read = sweep(long + "[grid]\nseed = [3, 4]\n")
     rows_file = read.cases[0].folder / "metrics.jsonl"
@@ -246,6 +248,7 @@ def test_a_stopped_sweep_is_continued(sweep):
     assert step > 0
 
     # Without a schedule, a run's length is only where it stops.
+    monkeypatch.setattr(launch.subprocess, "Popen", processes.Popen)
     shorter = sweep(TINY.replace("steps = 4", f"steps = {step + 3}") + "[grid]\nseed = [3]\n")
     assert run_sweep(shorter, progress=False, echo=lines.append) == 0
     (case,) = shorter.cases
