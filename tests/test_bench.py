@@ -346,7 +346,8 @@ def test_rows_come_as_they_are_measured_and_a_broken_variant_costs_its_own(monke
         return replace(case.variants[cases.EAGER], make=make, budget=None)
 
     names = {cases.CAPTURED: False, "broken": True, "last": False, cases.EAGER: False}
-    rows = run.measure(replace(case, variants={name: variant(name, fails) for name, fails in names.items()}), ROOF)
+    case = replace(case, variants={name: variant(name, fails) for name, fails in names.items()})
+    rows = run.measure(case, ROOF, **QUICK)
     first = next(rows)
     assert made == [cases.CAPTURED]
     assert first["variant"] == first["ours"] == cases.CAPTURED and first["ratio"] == 1
