@@ -116,7 +116,7 @@ def _cases(
         width, batch, precision = (0.05, 2, precision) if small else (0.02, 2, "float32")
     setup = Setup(torch.device(context.device), precision, batch, graphs=True, compiled=compiled, search=search)
     with _brief_iterations() if context.quick and case == "iteration" else contextlib.nullcontext():
-        for found in CASES[case](shipped(network, width), setup):
+        for found in CASES[case](shipped(network, width=width), setup):
             if context.quick and (case == "iteration" or not small):
                 # To count what is done takes longer than to do it, and is tried on smaller ones.
                 uncounted = {name: dataclasses.replace(v, visible=False) for name, v in found.variants.items()}
