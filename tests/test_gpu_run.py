@@ -20,7 +20,7 @@ from benchmarks.gpu.summary import summary
 from tests import planted_sections
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ["load", "smoke", "headline", "tests", "rest", "run", "1"]
+STAGES = ["load", "smoke", "headline", "tests", "rest", "run", "0.5"]
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_what_is_prepared_beside_measures_alone(record, planted):
     planted.prepare([["prepared"], ["dies_preparing", "works"], ["never_ready"]])
     planted.run(["slow"], time.monotonic() + 20)
     assert "measured" not in str(saved(record)["prepared"])
-    planted.run(["slow", "slow", "works"], time.monotonic() + 4, turns=True)
+    planted.run(["slow", "slow", "works"], time.monotonic() + 3, turns=True)
     planted.close()
     found = saved(record)
     (turn,) = found["prepared"]["rows"]
@@ -203,6 +203,7 @@ def test_every_stage_leaves_rows(dry_run):
     rows = [
         row for section in results["sections"].values() for row in section["rows"] if {"gate", "variant"} <= row.keys()
     ]
+    assert not any("not_counted" in row for row in rows)
     # In bfloat16, double backward through networks as small as these loses all digits.
     assert {row["gate"] for row in rows if row["variant"].startswith("gnfast")} <= {"green", "not checked"}
     assert len(list(out.iterdir())) <= 8 and (out / "samples.png").stat().st_size > 1000
@@ -210,7 +211,7 @@ def test_every_stage_leaves_rows(dry_run):
     (kernels,) = results["sections"]["smoke_kernels"]["rows"]
     assert kernels["skipped"] == kernels["tests"] == len(tests.SMOKE)
     (smoke,) = results["sections"]["smoke_training"]["rows"]
-    assert smoke["finished"] and smoke["steps"] == 12
+    assert smoke["finished"] and smoke["steps"] == 8
     table = (out / "table.txt").read_text().splitlines()
     assert done.stdout.splitlines()[-len(table[-gpu.LINES :]) :] == table[-gpu.LINES :]
 
@@ -281,7 +282,7 @@ def test_the_table_tells_what_was_missed_and_what_failed():
 
 def test_a_run_that_is_ended_leaves_its_table_and_nothing_else(tmp_path):
     out = tmp_path / "a folder"
-    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), out.name, "load", "headline", "--dry-run"]
+    command = ["bash", str(ROOT / "benchmarks" / "run_gpu.sh"), out.name, "headline", "--dry-run"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # In a locale that has no sign of the table's.
     environment = os.environ | {"PATH": path, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
@@ -341,8 +342,8 @@ def test_failed_tests_are_told_as_they_happen(tmp_path, monkeypatch):
     # Where there is no GPU these would be skipped by the project's conftest; here there is none.
     monkeypatch.setattr(tests, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(tests, "ENDING", 3)
-    rows = tests._run(Context("cpu", False, tmp_path, limit_s=15.0), [str(file)], 1)
+    monkeypatch.setattr(tests, "ENDING", 1)
+    rows = tests._run(Context("cpu", False, tmp_path, limit_s=6.0), [str(file)], 1)
     row = next(rows)
     assert row["failures"] == ["test_it.py::test_bad"] and row["passed"] == 1
     with pytest.raises(RuntimeError, match="1 tests failed, cut short"):

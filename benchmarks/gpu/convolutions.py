@@ -37,7 +37,7 @@ def convolutions(context: Context) -> Iterator[Row]:
                     "data gradient": partial(op.pullback, delta, (weight, None), None, [x.shape], False),
                     "weight gradient": partial(op.param_grad, delta, [x], (weight, None), None, None, (True, False)),
                 }
-                times = {name: device_us(way, device, budget_s=0.03) for name, way in ways.items()}
+                times = {name: device_us(way, device, budget_s=context.budget(0.03)) for name, way in ways.items()}
                 row: Row = {
                     "network": network,
                     "input": [batch, *shape],
@@ -52,7 +52,7 @@ def convolutions(context: Context) -> Iterator[Row]:
                         *(x, None, None, delta, weight, x),
                         *(*op.arguments(), (False, False, True)),
                     )
-                    times["second-order weight gradient"] = device_us(second, device, budget_s=0.03)
+                    times["second-order weight gradient"] = device_us(second, device, budget_s=context.budget(0.03))
                     row["weight_gradient_errors"] = weight_gradient_errors(op, x, weight, delta)
             flops = 2 * y.numel() * weight[0].numel()
             rates = {name: round(flops / t["median_us"] / 1e6, 3) for name, t in times.items()}
@@ -93,11 +93,11 @@ def tiles(context: Context) -> Iterator[Row]:
                     ),
                 ),
             ):
-                times = {"PyTorch": device_us(pytorch, device, budget_s=0.03)["median_us"]}
+                times = {"PyTorch": device_us(pytorch, device, budget_s=context.budget(0.03))["median_us"]}
                 errors = {}
                 for tile, call in _triton_ways(context, result, triton):
                     errors[tile] = relative_error(call(), pytorch())
-                    times[tile] = device_us(call, device, budget_s=0.03)["median_us"]
+                    times[tile] = device_us(call, device, budget_s=context.budget(0.03))["median_us"]
                 yield {
                     "network": network,
                     "pass": name,

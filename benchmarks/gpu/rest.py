@@ -21,7 +21,7 @@ def evaluation(context: Context) -> Iterator[Row]:
     for tf32 in (False, True):
         with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True, allow_tf32=tf32):
             first = net(x)
-            times = device_us(partial(net, x), device, budget_s=0.05 if context.quick else 1.0)
+            times = device_us(partial(net, x), device, budget_s=context.budget(1.0))
         values = first[0] if isinstance(first, tuple) else first
         if not torch.isfinite(values).all():
             raise AssertionError("features are not finite")

@@ -36,6 +36,10 @@ class Context:
     wait: Callable[[], None] = lambda: None
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def budget(self, seconds: float) -> float:
+        """The seconds in which to repeat what is timed; a dry run does not."""
+        return 0.0 if self.quick else seconds
+
     def alone(self) -> AbstractContextManager[None]:
         """Keeps the kernels that torch.compile tries in other processes off the device."""
         return alone(self.out)

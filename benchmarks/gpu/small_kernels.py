@@ -38,7 +38,7 @@ def _sign_bit_rows(context: Context, shape: tuple[int, ...], dtype: Any) -> Iter
         ("mask_", "t * (x > 0)"): (lambda: leaky_relu_mask(in_place, bits, inplace=True), lambda: t * (x > 0)),
     }
     for (name, baseline), (ours, theirs) in rows.items():
-        times, base = (device_us(function, context.device, budget_s=0.1) for function in (ours, theirs))
+        times, base = (device_us(function, context.device, budget_s=context.budget(0.1)) for function in (ours, theirs))
         yield {
             "name": name,
             "shape": list(shape),
@@ -70,7 +70,7 @@ def launches(context: Context) -> Iterator[Row]:
             x.add_(1)
 
     for name, function in (("eager", additions), ("graph", captured(additions, torch.device(context.device)))):
-        times = device_us(function, context.device, budget_s=0.1)
+        times = device_us(function, context.device, budget_s=context.budget(0.1))
         yield {"name": name, "launches": count, "us_per_launch": round(times["median_us"] / count, 3), **times}
 
     for inputs in (2, 12):
@@ -78,5 +78,5 @@ def launches(context: Context) -> Iterator[Row]:
         step = gnfast.CapturedStep(lambda given: {"loss": given[0].sum(), "score": given[1].sum()}, context.device)
         for _ in range(step.warmup + 1):
             step(tensors)
-        times = device_us(partial(step, tensors), "cpu", budget_s=0.1)
+        times = device_us(partial(step, tensors), "cpu", budget_s=context.budget(0.1))
         yield {"name": "CapturedStep, time of the host", "inputs": inputs, **times}

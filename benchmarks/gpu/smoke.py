@@ -71,7 +71,7 @@ def training(context: Context) -> Iterator[Row]:
     from gnfast.train.config import Config
     from gnfast.train.loop import train
 
-    last = 12 if context.quick else 60
+    last, every = (8, 4) if context.quick else (60, 10)
     with tempfile.TemporaryDirectory() as folder, graph_mode(context):
         settings: dict[str, Any] = {
             "data": "digits",
@@ -86,7 +86,7 @@ def training(context: Context) -> Iterator[Row]:
             "run_dir": folder,
             "data_root": folder,
         }
-        often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), last // 6)
+        often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), every)
         for steps in (last // 2, last):
             outcome = train("smoke", Config(**settings, **often, steps=steps), progress=False, echo=print)
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]

@@ -38,6 +38,7 @@ def _spectral_row(context: Context, network: str, layout: Any, dtype: Any) -> Ro
     ways = spectral.make(layers, layout, dtype, device)
     directions = spectral.directions_for(ways[spectral.PYTORCH])
     weight_bytes = sum(direction.nbytes for direction in directions)
+    budget_s = context.budget(0.1)
     row: Row = {"weight_bytes": weight_bytes, "gate": "not checked"}
     if dtype == torch.float32:  # PyTorch's own σ is as rough as bfloat16; the tests bound that error.
         try:
@@ -50,10 +51,10 @@ def _spectral_row(context: Context, network: str, layout: Any, dtype: Any) -> Ro
         ("forward and backward", lambda net: spectral.step(net, directions), 5),
     ):
         with context.alone():
-            eager = {way: device_us(partial(function, net), device, budget_s=0.1) for way, net in ways.items()}
+            eager = {way: device_us(partial(function, net), device, budget_s=budget_s) for way, net in ways.items()}
         graphs = {way: captured(partial(function, net), device) for way, net in ways.items()}
         with context.alone():
-            times = {way: device_us(graph, device, budget_s=0.1) for way, graph in graphs.items()}
+            times = {way: device_us(graph, device, budget_s=budget_s) for way, graph in graphs.items()}
         baseline, ours = times[spectral.PYTORCH]["median_us"], times[spectral.MODEL]["median_us"]
         row[part] = {
             "times": times,

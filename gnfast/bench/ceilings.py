@@ -43,7 +43,7 @@ def product_rate(device: torch.device, mode: Mode, quick: bool = False) -> float
     """FLOP/s of a square matrix product: 8192³ on a GPU, 1536³ on a CPU."""
     side = 256 if quick else 8192 if device.type == "cuda" else 1536
     a, b = torch.randn(2, side, side, device=device).to(mode.autocast or torch.float32)
-    return 2 * side**3 / device_us(lambda: a @ b, device)["median_us"] * 1e6
+    return 2 * side**3 / device_us(lambda: a @ b, device, _budget_s(quick))["median_us"] * 1e6
 
 
 def convolution_rate(device: torch.device, mode: Mode, quick: bool = False) -> float:
@@ -52,7 +52,7 @@ def convolution_rate(device: torch.device, mode: Mode, quick: bool = False) -> f
     dtype = mode.autocast or torch.float32
     x = torch.randn(batch, channels, 32, 32, device=device).to(dtype, memory_format=mode.layout)
     weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=mode.layout)
-    times = device_us(lambda: torch.conv2d(x, weight, padding=1), device)
+    times = device_us(lambda: torch.conv2d(x, weight, padding=1), device, _budget_s(quick))
     return 2 * batch * 32**2 * channels**2 * 9 / times["median_us"] * 1e6
 
 
@@ -61,4 +61,8 @@ def copy_rate(device: torch.device, quick: bool = False) -> float:
     size = 1 << (22 if quick else 30 if device.type == "cuda" else 28)
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / device_us(lambda: target.copy_(source), device)["median_us"] * 1e6
+    return 2 * size / device_us(lambda: target.copy_(source), device, _budget_s(quick))["median_us"] * 1e6
+
+
+def _budget_s(quick: bool) -> float:
+    return 0.05 if quick else 0.3
