@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 import time
 import weakref
 from dataclasses import replace
@@ -13,8 +11,6 @@ from unittest import mock
 
 import pytest
 import torch
-import torch._functorch.config
-import torch._inductor.config
 from torch import nn
 
 import gnfast
@@ -28,6 +24,7 @@ from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
 from gnfast.plan.ops.conv import Conv
 from gnfast.train import loop
+from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -213,15 +210,12 @@ def test_the_strongest_baseline_follows_the_weights(step, precision, monkeypatch
 
 
 def test_the_strongest_baseline_has_no_degenerate_convolution_and_compiles(monkeypatch):
-    # Vectors, which are none of ours, take the compiler twice as long.
-    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", 1)
-    # Of PyTorch's caches on disk these two give what was made for another ATEN_CPU_CAPABILITY.
-    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
-    monkeypatch.setattr(torch._functorch.config, "enable_autograd_cache", False)
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3), nn.Flatten(), nn.Linear(8, 1)).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     graphs, compiler = [], torch.compile
-    monkeypatch.setattr(torch, "compile", lambda graph, mode: graphs.append(graph) or compiler(graph, mode=mode))
+    # All of the compiler but the last stage, whose C++ takes twenty seconds to compile.
+    backend = "aot_eager_decomp_partition"
+    monkeypatch.setattr(torch, "compile", lambda graph, mode: graphs.append(graph) or compiler(graph, backend=backend))
     result = baselines.compiled_step(steps.critic_step, net, x)(x)
     error = agree.error_of(result, steps.critic_step(ways.double_backward, net, x))
     assert max(error.values, error.gradients) < 1e-10
@@ -622,8 +616,7 @@ def test_help_teaches(capsys):
 
 def test_make_bench_finds_its_benchmarks():
     options = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", *options]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = run_python("-m", "pytest", "benchmarks", "--collect-only", "-q", *options, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:]
     files = [file for file in (ROOT / "benchmarks").glob("bench_*.py") if "\ndef bench_" in file.read_text()]
     assert len(files) >= 4

@@ -169,7 +169,7 @@ def test_what_is_prepared_beside_measures_alone(record, planted):
     planted.prepare([["prepared"], ["dies_preparing", "works"], ["never_ready"]])
     planted.run(["slow"], time.monotonic() + 20)
     assert "measured" not in str(saved(record)["prepared"])
-    planted.run(["slow", "slow", "works"], time.monotonic() + 3, turns=True)
+    planted.run(["slow", "slow", "works"], time.monotonic() + 4, turns=True)
     planted.close()
     found = saved(record)
     (turn,) = found["prepared"]["rows"]
@@ -343,7 +343,7 @@ def test_failed_tests_are_told_as_they_happen(tmp_path, monkeypatch):
     monkeypatch.setattr(tests, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(tests, "ENDING", 1)
-    rows = tests._run(Context("cpu", False, tmp_path, limit_s=6.0), [str(file)], 1)
+    rows = tests._run(Context("cpu", False, tmp_path, limit_s=9.0), [str(file)], 1)
     row = next(rows)
     assert row["failures"] == ["test_it.py::test_bad"] and row["passed"] == 1
     with pytest.raises(RuntimeError, match="1 tests failed, cut short"):
