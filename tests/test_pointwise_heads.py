@@ -8,7 +8,6 @@ import torch
 import gnfast
 from gnfast import heads, models, reference
 from gnfast.kernels import heads as head_kernels
-from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracle import outputs_and_gradients, relative_error
 from tests.test_engine import ResNet
 
@@ -55,14 +54,14 @@ def check_head(name, dtype, device, layout=torch.channels_last):
             torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", HEADS)
 def test_interpreted_kernels_match_the_twin(name, dtype):
     check_head(name, dtype, "cpu")
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name", HEADS)
 def test_interpreted_kernels_under_the_engine(name, monkeypatch):
     from gnfast.kernels import heads_triton
@@ -77,11 +76,6 @@ def check_engine(name, net, x):
     fast = outputs_and_gradients(lambda net, x: gnfast.normalize_gradient(net, x, strict=True, **method), net, x)
     for key, value in expected.items():
         assert relative_error(fast[key], value) <= 1e-10, key
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is the inner run")
-def test_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 def test_every_named_method_has_a_formula():
