@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import re
 import signal
@@ -6,9 +7,10 @@ import sys
 import pytest
 import torch
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _LONG = re.compile(
-    "test_(analysis_cli|build|conv_fused|conv_triton|cuda_compile|data_hostile|ddp|frechet|gpu_run|metrics_inception|"
-    "metrics_scores|pointwise.*|random_networks|report|reuse|sign_bits|spectral_triton|sweep|train_(captured|parallel))"
+    "test_(analysis_cli|build|conv_fused|cuda_compile|data_hostile|ddp|frechet|gpu_run|interpreter|metrics_inception|"
+    "metrics_scores|pointwise.*|random_networks|report|reuse|sign_bits|sweep|train_(captured|parallel))"
 )
 """Files of tests that take long, or share what does. They begin first: then no process waits for one at the end, nor is
 what they share made twice."""
@@ -20,16 +22,23 @@ def pytest_configure(config):
     # One worker per core: more threads than that only wait for each other.
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
+    if INTERPRETED:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        # Half of all time would go into checks for integers that overflow, which with small tensors none does.
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not _LONG.fullmatch(item.path.stem))
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device: run by make gpu")
+    missing = {}
+    if not torch.cuda.is_available():
+        missing["gpu"] = "needs a CUDA device: run by make gpu"
+    if not INTERPRETED:
+        missing["interpreted"] = "needs Triton's interpreter: run by test_interpreter.py"
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for name in missing.keys() & item.keywords:
+            item.add_marker(pytest.mark.skip(reason=missing[name]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,6 @@ from gnfast.kernels import autotune, backend, conv
 from gnfast.plan import fuse
 from gnfast.plan.ops.conv_join import ConvJoin
 from tests.conv_twin import ConvTwin
-from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracle import assert_matches_double_backward, outputs_and_gradients, relative_error
 from tests.test_engine import NETWORKS
 from tests.test_pointwise import Joints
@@ -507,7 +506,7 @@ def ieee():
     place.fp32_precision = before
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("fused", "ieee")
 @pytest.mark.parametrize("model", ["joints", "readers", "cnn"])
 def test_interpreted_kernels_under_the_engine(model, monkeypatch):
@@ -524,11 +523,6 @@ def test_interpreted_kernels_under_the_engine(model, monkeypatch):
         assert relative_error(fast[name].double(), value) <= 2e-5, name
     assert {"conv_join_forward", "conv_join_pushforward", "conv_input_grad_join"} <= called or model == "cnn"
     assert "conv2d_input_grad_squares" in called
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is the inner run")
-def test_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 def check_errors(make, dtype, device):

@@ -10,7 +10,6 @@ import gnfast
 from gnfast import heads, reference, small
 from gnfast.kernels import mlp
 from gnfast.plan.chain import chain_of
-from tests.interpreter import INTERPRETED, run_interpreted
 from tests.oracle import outputs_and_gradients, relative_error
 
 
@@ -58,15 +57,14 @@ def interpreted(monkeypatch):
     assert calls
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_chains(case):
-    for method in ("gn", "pgn", "gran"):
-        check(case, method, "cpu")
+    check(case, ("gn", "pgn", "gran")[list(CASES).index(case) % 3], "cpu")
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("interpreted")
 def test_interpreted_frozen_weights():
     net = perceptron(2, 16, 16).requires_grad_(False)
@@ -77,11 +75,6 @@ def test_interpreted_frozen_weights():
     net[1].weight.requires_grad_(True)
     gnfast.normalize_gradient(net, x).sum().backward()
     assert net[1].weight.grad is not None and net[1].bias.grad is None
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is the inner run")
-def test_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 def test_which_plans_are_chains():

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from gnfast.kernels import spectral
-from tests.interpreter import INTERPRETED, run_interpreted
 
 pytest.importorskip("triton")
 EPS = 1e-12
@@ -26,7 +25,7 @@ def weights(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[int]]:
     return [torch.empty_strided(w.shape, w.stride(), dtype=dtype).copy_(w) for w, _ in made], [dim for _, dim in made]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="runs inside test_in_the_interpreter")
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_interpreted_kernels_match_the_plain_twin(dtype):
     from gnfast.kernels import spectral_triton
@@ -49,8 +48,3 @@ def test_interpreted_kernels_match_the_plain_twin(dtype):
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 4e-3}[dtype]
     for expected, actual in zip(*seen, strict=True):
         assert (actual.double() - expected.double()).norm() <= tolerance * expected.double().norm()
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is the inner run")
-def test_in_the_interpreter():
-    run_interpreted(__file__)
