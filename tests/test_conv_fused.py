@@ -7,6 +7,7 @@ against double backward; their own numbers are checked in `test_conv_triton.py`.
 import copy
 import importlib
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -248,7 +249,7 @@ def test_no_more_is_done_for_one_parameter_alone(name, monkeypatch):
 
 
 @pytest.mark.usefixtures("fused")
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_graphs_match_double_backward(seed):
     assert_matches_double_backward(Graph(seed).double(), torch.randn(3, 3, 5, 4, dtype=torch.float64))
 
@@ -285,7 +286,7 @@ FUNCTIONS = {
 
 
 def test_fused_kernels_in_any_graph_match_double_backward(twin):
-    for seed in range(150):
+    for seed in range(60):
         x = images(3, 3, 5, 4)
         assert_matches_double_backward(in_doubles(Graph(seed)), x.contiguous() if seed % 10 == 9 else x)
     assert_matches_double_backward(in_doubles(Readers()), images(3, 3, 8, 8))
@@ -429,8 +430,11 @@ SPOILT = {
 
 
 @pytest.mark.usefixtures("fused")
-@pytest.mark.parametrize("spoil", SPOILT)
-@pytest.mark.parametrize("function", sorted(FUNCTIONS))
+@pytest.mark.parametrize(
+    ("function", "spoil"),
+    # Each function says itself which of its tensors are compared; what else there is, is the same for all.
+    [*product(sorted(FUNCTIONS), ("off", "nan")), *product(("conv2d", "conv_join_forward"), ("raises", "rounded"))],
+)
 def test_a_wrong_candidate_is_never_chosen(function, spoil, tuner, monkeypatch):
     """Each tensor of each result in turn is spoilt, in the fastest configuration."""
     tuner |= {"right": 0.8, "spoilt": 0.1}
