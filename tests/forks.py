@@ -18,9 +18,14 @@ def fork() -> int:
     parent = os.getpid()
     child = os.fork()
     if not child:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        end_with(parent)
         if "tqdm" in sys.modules:
             sys.modules["tqdm"].tqdm.set_lock(threading.RLock())
     return child
+
+
+def end_with(parent: int) -> None:
+    """Has this process ended when that parent of it does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

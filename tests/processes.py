@@ -1,7 +1,8 @@
 """Python processes for tests, forked from one that has imported PyTorch: that alone takes three seconds in each.
 
 The process that they are forked from has imported nothing of gnfast and run nothing: what a variable of the environment
-changes in gnfast, or in PyTorch's first operation, it changes here too.
+changes in gnfast, or in PyTorch's first operation, it changes here too. Not for tests that use a GPU: importing PyTorch
+may ask the driver, and then forks cannot.
 """
 
 import multiprocessing
@@ -13,6 +14,8 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import BinaryIO
+
+from tests.forks import end_with
 
 START = "forkserver"
 _context = multiprocessing.get_context(START)
@@ -55,8 +58,12 @@ def _fork(words: tuple[str, ...], cwd: Path, environment: dict[str, str], files:
 
 
 def _become(words: tuple[str, ...], cwd: Path, environment: dict[str, str], files: list[Path]) -> None:
+    end_with(os.getppid())
     for number, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    # Like subprocess. One of the others would keep the process alive that this was forked from, and so this one.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    sys.stdin = os.fdopen(0, closefd=False)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

@@ -1,7 +1,6 @@
 """gnfast's steps against baselines, by the cases of `gnfast.bench`; and what the device reaches at its best."""
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -115,28 +114,7 @@ def _cases(
         # Through many layers of few channels, nothing of a gradient is left in bfloat16.
         width, batch, precision = (0.05, 2, precision) if small else (0.02, 2, "float32")
     setup = Setup(torch.device(context.device), precision, batch, graphs=True, compiled=compiled, search=search)
-    with _brief_iterations() if context.quick and case == "iteration" else contextlib.nullcontext():
-        for found in CASES[case](shipped(network, width=width), setup):
-            if context.quick and (case == "iteration" or not small):
-                # To count what is done takes longer than to do it, and is tried on smaller ones.
-                uncounted = {name: dataclasses.replace(v, visible=False) for name, v in found.variants.items()}
-                found = dataclasses.replace(found, variants=uncounted)
-            yield found
-
-
-@contextlib.contextmanager
-def _brief_iterations() -> Iterator[None]:
-    """Where an iteration has five updates of the critic, two."""
-    from gnfast.bench import iteration
-
-    settings = iteration.settings
-
-    def brief(network: Any, batch: int) -> Any:
-        config = settings(network, batch)
-        return dataclasses.replace(config, n_dis=min(config.n_dis, 2))
-
-    with mock.patch.object(iteration, "settings", brief):
-        yield
+    yield from CASES[case](shipped(network, width=width), setup)
 
 
 def _rounds(context: Context, budget_s: float) -> dict[str, float]:
