@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import gnfast
-from gnfast import models, passes
+from gnfast import models
 from gnfast.bench.agree import error_of, relative_error, typical_error
 from gnfast.bench.baselines import compiled_critic_step, repaired
 from gnfast.bench.clock import interleaved_ms
@@ -27,7 +27,8 @@ from gnfast.bench.environment import environment
 from gnfast.bench.networks import shipped
 from gnfast.bench.steps import PENALTIES, Penalty, Result, critic_step, generator_step, penalty_step
 from gnfast.bench.ways import double_backward, four_passes, plain, without_rewrites
-from gnfast.heads import METHODS
+from gnfast.engine import passes
+from gnfast.engine.heads import METHODS
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 LAYOUT_NAMES = {NCHW: "contiguous", NHWC: "channels_last"}

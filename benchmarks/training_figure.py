@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from gnfast.train.record import points, read_rows
+from gnfast.runs.record import points, read_rows
 
 
 def main() -> None:

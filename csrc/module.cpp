@@ -58,7 +58,7 @@ py::dict arena_use() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "gnfast's operators for the CPU.";
   m.def("build_info", &build_info, "How this library was built, and the instruction set it found at run time.");
-  // gnfast/memory.py says what these do.
+  // gnfast/steps/memory.py says what these do.
   m.def("install_arena", &gnfast::cpu::install_arena);
   m.def("open_arena", &gnfast::cpu::open_arena);
   m.def("close_arena", &gnfast::cpu::close_arena);

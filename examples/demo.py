@@ -15,10 +15,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from gnfast import normalize_gradient
+from gnfast.config.config import Config
 from gnfast.data import ImageDataset, load, to_float, to_uint8
 from gnfast.losses import LOSSES
-from gnfast.train import PRESETS, RunError, checkpoint, train
-from gnfast.train.config import Config
+from gnfast.runs import checkpoint
+from gnfast.train import PRESETS, RunError, train
 from gnfast.train.logs import grid
 from gnfast.train.networks import FORMATS, build_networks
 from gnfast.train.state import sample

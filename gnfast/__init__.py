@@ -1,17 +1,17 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
-from gnfast import heads, penalties, reference
-from gnfast.captured import CapturedStep, CaptureError
+from gnfast.engine import heads, penalties, reference
+from gnfast.engine.functional import normalize_gradient, value_and_grad_norm, value_and_input_grad
+from gnfast.engine.heads import Head
+from gnfast.engine.module import GradientNorm
+from gnfast.engine.rescale import rescale_
 from gnfast.errors import FallbackWarning, InputError, UnsupportedError
-from gnfast.function import normalize_gradient, value_and_grad_norm, value_and_input_grad
-from gnfast.grouped import grouped_batch_norm
-from gnfast.heads import Head
-from gnfast.memory import memory_use, release_memory, reuse_memory
-from gnfast.module import GradientNorm
 from gnfast.plan import Plan, trace
-from gnfast.rescale import rescale_
 from gnfast.rewriting import rewrite
 from gnfast.spectral import remove_spectral_norm, spectral_norm, spectral_norm_, spectral_values
+from gnfast.steps.captured import CapturedStep, CaptureError
+from gnfast.steps.grouped import grouped_batch_norm
+from gnfast.steps.memory import memory_use, release_memory, reuse_memory
 
 __version__ = "0.1.0"
 

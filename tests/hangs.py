@@ -1,4 +1,4 @@
-"""Whether processes that train together always end: rounds of `tests/test_ddp.py` and of a training by torchrun.
+"""Whether processes that train together always end: rounds of `tests/engine/test_ddp.py` and of a training by torchrun.
 
     python -m tests.hangs ROUNDS    # of each kind, beside a busy process; prints a line per failure and the counts
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 ANEW_EVERY = 20
 TRAIN = ["train", "digits", "--steps=3", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
 TRAIN += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard"]
-IMPORTED = "gnfast.cli", "tests.test_ddp", "torch.distributed.run", "matplotlib.figure"
+IMPORTED = "gnfast.cli", "tests.engine.test_ddp", "torch.distributed.run", "matplotlib.figure"
 
 
 class Outcome(NamedTuple):
@@ -151,14 +151,16 @@ def _be_busy() -> None:
 
 
 def _two_ranks(folder: str) -> None:
-    from tests import test_ddp
+    from tests.engine import test_ddp
 
     ranks = [_forked(test_ddp.work, Path(folder, "log"), rank, folder) for rank in range(2)]
     assert [os.waitpid(rank, 0)[1] for rank in ranks] == [0, 0]
 
 
 def _pytest(folder: str) -> None:
-    os.execv(sys.executable, [sys.executable, "-m", "pytest", "-q", "--basetemp", f"{folder}/x", "tests/test_ddp.py"])
+    os.execv(
+        sys.executable, [sys.executable, "-m", "pytest", "-q", "--basetemp", f"{folder}/x", "tests/engine/test_ddp.py"]
+    )
 
 
 def _agent(folder: str) -> None:

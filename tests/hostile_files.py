@@ -730,7 +730,7 @@ def _(folder: Path, r: random.Random) -> Path:
         b'cbuiltins\nexec\n(S\'open("code-was-run", "w")\'\ntR.',
         b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x12touch code-was-run\x85R.",
         b"(S'touch code-was-run'\nios\nsystem\n.",
-        b"cgnfast.files\nwrite_text\n(S'code-was-run'\nS'x'\ntR.",
+        b"cgnfast.io.files\nwrite_text\n(S'code-was-run'\nS'x'\ntR.",
         b"cnumpy\nload\n(S'x'\ntR.",
         b"Nr\xff\xff\xff\x7f.",
         b"\x80\x05\x96" + struct.pack("<Q", 1 << 34) + b".",

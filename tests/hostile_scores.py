@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save
 
 from gnfast import models
-from gnfast.train import checkpoint
-from gnfast.train.config import Config, as_json
+from gnfast.config.config import Config, as_json
+from gnfast.runs import checkpoint
 from gnfast.train.export import _digest
 from tests.hostile_files import CANARY, HOSTILE, Hostile
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from gnfast.train import checkpoint
+from gnfast.runs import checkpoint
 from tests.forks import fork
 
 STEPS = 8

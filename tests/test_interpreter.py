@@ -20,7 +20,7 @@ def test_in_the_interpreter():
         if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
             pytest.skip(f"the interpreter of Triton {triton.__version__} cannot loop with NumPy {np.__version__}")
     marked = re.compile("^@pytest.mark.interpreted$", re.MULTILINE)
-    files = [str(path) for path in sorted(Path(__file__).parent.glob("test_*.py")) if marked.search(path.read_text())]
+    files = [str(path) for path in sorted(Path(__file__).parent.rglob("test_*.py")) if marked.search(path.read_text())]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "interpreted", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     # A kernel that writes out of bounds may end the process, which is said on stderr.

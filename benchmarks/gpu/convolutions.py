@@ -133,7 +133,7 @@ def tuner(context: Context) -> Iterator[Row]:
     from gnfast.bench.graph import captured
     from gnfast.bench.mode import tuned
     from gnfast.bench.networks import shipped
-    from gnfast.function import normalize_gradient
+    from gnfast.engine.functional import normalize_gradient
 
     device, batch = torch.device(context.device), 2 if context.quick else 128
     layout = torch.channels_last

@@ -68,7 +68,7 @@ def training(context: Context) -> Iterator[Row]:
     """`train()` with all that it does on the way, stopped in the middle and continued."""
     import json
 
-    from gnfast.train.config import Config
+    from gnfast.config.config import Config
     from gnfast.train.loop import train
 
     last, every = (8, 4) if context.quick else (60, 10)

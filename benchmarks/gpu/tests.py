@@ -24,9 +24,9 @@ ENDING = 10
 # The Triton twins of what the CUDA library does: they run only where it is not built.
 REPLACED = "not (test_spectral_kernels and triton)"
 
-SIGN_BITS, SPECTRAL = "tests/test_sign_bits.py::test_matches_pytorch", "tests/test_spectral_kernels.py"
-JOIN, HEAD = (f"tests/test_{file}.py::test_kernels_match_the_twin" for file in ("pointwise", "pointwise_heads"))
-MLP, CONV = "tests/test_pointwise_mlp.py::test_chains", "tests/test_conv_triton.py::test_kernels"
+SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_kernels.py"
+JOIN, HEAD = (f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("pointwise", "pointwise_heads"))
+MLP, CONV = "tests/kernels/test_pointwise_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
 # Each kernel on two shapes.
 SMOKE = (
     f"{SIGN_BITS}[torch.float32-100003-contiguous-0.0-cuda-operators]",
@@ -48,7 +48,7 @@ SMOKE = (
 def all_tests(context: Context) -> Iterator[Row]:
     """Every test that needs a GPU, except those of kernels that the built library replaces."""
     # Only the files with GPU tests: the others may import packages that are not here.
-    files = sorted(p for p in (ROOT / "tests").glob("test_*.py") if re.search(r"mark\.gpu", p.read_text()))
+    files = sorted(p for p in (ROOT / "tests").rglob("test_*.py") if re.search(r"mark\.gpu", p.read_text()))
     files = [path for path in files if path.name == "test_data_augment.py" or not context.quick]
     chosen = ["-k", REPLACED, *(str(path.relative_to(ROOT)) for path in files)]
     yield from _run(context, chosen, 14)

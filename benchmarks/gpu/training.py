@@ -22,8 +22,8 @@ NAME = "gngan-cifar10-cnn"
 
 def training(context: Context) -> Iterator[Row]:
     """Trains `NAME` in bfloat16 for `context.seconds`, and leaves its curves, samples and log in the folder."""
+    from gnfast.config.presets import PRESETS
     from gnfast.train.loop import train
-    from gnfast.train.presets import PRESETS
     from gnfast.train.sample import sample_run
 
     config = PRESETS[NAME].config

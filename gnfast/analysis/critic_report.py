@@ -6,9 +6,9 @@ from typing import Any
 
 from gnfast.analysis import panels, tables
 from gnfast.analysis.figures import Rows
-from gnfast.analysis.live import QUANTILE_NAMES
 from gnfast.analysis.report import Panel, write
 from gnfast.analysis.tables import Subject
+from gnfast.train.probe import QUANTILE_NAMES
 
 KINDS = {"real": "real", "fake": "generated"}
 History = list[dict[str, Any]]

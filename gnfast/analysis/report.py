@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gnfast.analysis.figures import Rows
-from gnfast.files import atomic_write, write_text
+from gnfast.io.files import atomic_write, write_text
 
 DPI = 130
 

@@ -19,19 +19,19 @@ from gnfast import metrics
 from gnfast.analysis import tables
 from gnfast.analysis.experiments import BASE, FIGURES, Record, Run
 from gnfast.analysis.figures import Rows
-from gnfast.analysis.gradient_norms import evaluation
-from gnfast.analysis.live import layer_sigmas
 from gnfast.analysis.report import write
 from gnfast.analysis.tables import Subject
+from gnfast.config.config import Config
 from gnfast.data import ImageDataset, to_float
 from gnfast.data import load as load_data
-from gnfast.device import resolve_device
 from gnfast.errors import FallbackWarning
-from gnfast.files import atomic_write, write_text
+from gnfast.interop.device import resolve_device
+from gnfast.io.files import atomic_write, write_text
+from gnfast.measure.gradient_norms import evaluation
 from gnfast.metrics.arrays import read_arrays
-from gnfast.train.config import Config
+from gnfast.runs.record import DamagedFileError, read_json
 from gnfast.train.evaluate import sampler
-from gnfast.train.record import DamagedFileError, read_json
+from gnfast.train.probe import layer_sigmas
 from gnfast.train.state import NonFiniteLossError, State, sample
 
 POINTS = 6

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import reference
 from gnfast.analysis.tables import Subject
 from gnfast.data import load as load_data
 from gnfast.data import to_float
+from gnfast.engine import reference
 from gnfast.errors import InputError
-from gnfast.files import expanded, open_regular
+from gnfast.io.files import expanded, open_regular
+from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
-from gnfast.tensors import is_state, load_tensors
-from gnfast.train.checkpoint import RunError
+from gnfast.runs.checkpoint import RunError
 from gnfast.train.export import newest_state
 from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.state import sample

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import heads
 from gnfast.analysis.figures import Rows
-from gnfast.analysis.finite_differences import finite_differences
-from gnfast.analysis.gradient_norms import gradient_norms, quantiles
-from gnfast.analysis.lipschitz import distributions, model_lipschitz, prefix_lipschitz
-from gnfast.analysis.loss_domain import PARTS, loss_domain, slopes
-from gnfast.analysis.singular_values import layer_spectra
+from gnfast.engine import heads
 from gnfast.losses import Loss
+from gnfast.measure.finite_differences import finite_differences
+from gnfast.measure.gradient_norms import gradient_norms, quantiles
+from gnfast.measure.lipschitz import distributions, model_lipschitz, prefix_lipschitz
+from gnfast.measure.loss_domain import PARTS, loss_domain, slopes
+from gnfast.measure.singular_values import layer_spectra
 
 QUANTILE_NAMES = ("min", "q25", "median", "q75", "max")
 DECADES = (-4, 2)

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from gnfast.captured import record_graph
+from gnfast.steps.captured import record_graph
 
 T = TypeVar("T")
 

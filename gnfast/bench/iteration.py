@@ -18,8 +18,8 @@ from gnfast.bench.cost import Cost
 from gnfast.bench.mode import PAPERS, Mode
 from gnfast.bench.networks import SHIPPED, Z_DIM, Network
 from gnfast.bench.steps import Result
+from gnfast.config.config import Config
 from gnfast.data.dataset import ImageDataset
-from gnfast.train.config import Config
 from gnfast.train.state import State
 
 PAPERS_WAY: dict[str, Any] = {"impl": "reference", "rewrite": False, "cuda_graph": False}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import penalties
 from gnfast.bench.ways import Normalize
+from gnfast.engine import penalties
 
 Penalty = Callable[..., Tensor]
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import gnfast
-from gnfast import reference
+from gnfast.engine import reference
 
 Normalize = Callable[..., Tensor]
 

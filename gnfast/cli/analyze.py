@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, user_errors
-from gnfast.files import expanded, output_folder
+from gnfast.io.files import expanded, output_folder
 
 USAGE = """\
 usage: gnfast analyze RUN [--what NAMES] [--option value …]
@@ -99,8 +99,8 @@ def run(words: list[str]) -> int:
 def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
     from gnfast.analysis.critic_report import analyze
-    from gnfast.device import resolve_device
-    from gnfast.train.record import read_rows
+    from gnfast.interop.device import resolve_device
+    from gnfast.runs.record import read_rows
 
     if (folder is None) == (not options.net):
         raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())

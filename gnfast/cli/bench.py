@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 from gnfast.cli.common import UsageError, parse, unknown, user_errors
-from gnfast.files import output_file, write_text
+from gnfast.io.files import output_file, write_text
 
 if TYPE_CHECKING:
     from gnfast.bench.cases import Setup
@@ -98,7 +98,7 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     from gnfast.bench.cases import CASES, NEED_A_GENERATOR
     from gnfast.bench.environment import environment
     from gnfast.bench.mode import tuned
-    from gnfast.device import resolve_device
+    from gnfast.interop.device import resolve_device
 
     if options.rounds < 1 or options.batch < 0:
         raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, want at least 1 and 0")

@@ -71,7 +71,7 @@ def spelled_out(words: list[str]) -> list[str]:
 def user_errors():
     """Errors that say what the user gave and what was wanted become one line; a bug keeps its traceback."""
     from gnfast.errors import UnsupportedError
-    from gnfast.train.checkpoint import RunError
+    from gnfast.runs.checkpoint import RunError
 
     try:
         yield

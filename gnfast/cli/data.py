@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gnfast.cli.common import UsageError, columns, parse, unknown, user_errors
-from gnfast.files import expanded, make_folder, output_file
+from gnfast.io.files import expanded, make_folder, output_file
 
 HELP = """\
 usage: gnfast data COMMAND [ARGUMENTS]
@@ -246,8 +246,8 @@ def _source(command: str, words: list[str], kind: type, description: str, option
 
 
 def _request(options: SourceOptions):
+    from gnfast.config.presets import PRESETS
     from gnfast.data import Request
-    from gnfast.train.presets import PRESETS
 
     if options.preset and options.preset not in PRESETS:
         raise UsageError(unknown("preset", options.preset, PRESETS))

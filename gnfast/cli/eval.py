@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gnfast.cli.common import UsageError, columns, parse, plain, spelled_out, user_errors
-from gnfast.files import expanded, output_file, write_text
+from gnfast.io.files import expanded, output_file, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +135,7 @@ class Subject:
 def _evaluate(what: str, options: EvalOptions) -> tuple[dict[str, Any], str]:
     """Measures; returns what goes into the JSON file, and the table of it for people."""
     from gnfast import metrics
-    from gnfast.device import resolve_device
+    from gnfast.interop.device import resolve_device
 
     device = resolve_device(options.device)
     subject = _subject(what, options, device)
@@ -203,8 +203,8 @@ def _saved_statistics(path: Path, options: EvalOptions) -> Subject:
 
 def _run(path: Path, options: EvalOptions, device: "torch.device") -> Subject:
     from gnfast import metrics
+    from gnfast.config.config import as_json
     from gnfast.data import ImageDataset, to_uint8
-    from gnfast.train.config import as_json
     from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
     from gnfast.train.export import snapshot
 

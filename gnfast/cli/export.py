@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
-from gnfast.files import expanded, output_file
+from gnfast.io.files import expanded, output_file
 
 USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
 

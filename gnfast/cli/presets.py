@@ -17,7 +17,7 @@ Examples:
 
 def run(words: list[str]) -> int:
     """`gnfast presets [NAME]`."""
-    from gnfast.train.presets import PRESETS
+    from gnfast.config.presets import PRESETS
 
     if words and words[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -36,7 +36,7 @@ def run(words: list[str]) -> int:
 
 def table(prefix: str = "") -> str:
     """The presets whose names begin with `prefix`, grouped by paper."""
-    from gnfast.train.presets import GROUPS
+    from gnfast.config.presets import GROUPS
 
     header = ("preset", "networks", "loss", "lr D / G", "n_dis", "batch D / G", "steps", "reported")
     rows, starts = [header], {}
@@ -58,8 +58,8 @@ def table(prefix: str = "") -> str:
 
 
 def _show(name: str) -> None:
-    from gnfast.train.config import as_json
-    from gnfast.train.presets import PRESETS
+    from gnfast.config.config import as_json
+    from gnfast.config.presets import PRESETS
 
     preset = PRESETS[name]
     print(f"{name}: {preset.summary}\n")

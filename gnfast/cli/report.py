@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gnfast.cli.common import UsageError, parse, user_errors
-from gnfast.files import expanded, output_file
+from gnfast.io.files import expanded, output_file
 
 USAGE = "usage: gnfast report RUN [RUN …] [--out FILE.html]"
 
@@ -30,7 +30,7 @@ def run(words: list[str]) -> int:
         "environment. Several runs are compared on one page.\n\n"
         "Examples:\n  gnfast report runs/digits\n  gnfast report runs/gn runs/sn --out gn-or-sn.html",
     )
-    from gnfast.train.report import write_comparison, write_report
+    from gnfast.runs.report import write_comparison, write_report
 
     with user_errors():
         out = output_file(options.out) if options.out else None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
-from gnfast.files import expanded, output_file, output_folder
+from gnfast.io.files import expanded, output_file, output_folder
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnfast.cli.common import UsageError, columns, parse, user_errors
-from gnfast.files import output_folder
+from gnfast.io.files import output_folder
 
 USAGE = "usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
 
@@ -45,7 +45,7 @@ def run(words: list[str]) -> int:
         raise UsageError(f"sweep: which file? {USAGE}")
     file, rest = (None, words) if words[0] in ("-h", "--help") else (Path(words[0]), words[1:])
     options = parse(SweepOptions, rest, prog="gnfast sweep FILE", description=HELP)
-    from gnfast.train.sweep import load_sweep
+    from gnfast.runs.sweep import load_sweep
 
     with user_errors():
         out = output_folder(options.out) if options.out else None
@@ -57,9 +57,9 @@ def run(words: list[str]) -> int:
             f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{_where(sweep)}; nothing was started."
         )
         return 0
-    from gnfast.train.launch import run_sweep
-    from gnfast.train.overview import write_overview
-    from gnfast.train.tables import collect, rows, write_tables
+    from gnfast.runs.launch import run_sweep
+    from gnfast.runs.overview import write_overview
+    from gnfast.runs.tables import collect, rows, write_tables
 
     signal = 0
     with user_errors():

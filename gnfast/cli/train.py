@@ -23,7 +23,7 @@ Examples:
 
 def run(words: list[str]) -> int:
     """`gnfast train PRESET [--option value …]`."""
-    from gnfast.train.presets import PRESETS
+    from gnfast.config.presets import PRESETS
 
     if not words or words[0] in ("-h", "--help"):
         print("usage: gnfast train PRESET [--dry-run] [--option value …]\n")
@@ -67,7 +67,7 @@ def _dry_run(name: str, config: object) -> int:
     import torch
 
     import gnfast
-    from gnfast.train.config import Config, as_json
+    from gnfast.config.config import Config, as_json
     from gnfast.train.loop import run_folder
     from gnfast.train.networks import build_networks
 

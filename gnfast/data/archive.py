@@ -21,7 +21,7 @@ from tqdm import tqdm
 from gnfast.data.dataset import DataError
 from gnfast.data.files import open_source, printable, walk_files
 from gnfast.errors import InputError
-from gnfast.files import open_regular
+from gnfast.io.files import open_regular
 
 ENTRY_BYTES = 1 << 27
 """No image file is larger."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.data.dataset import DataError
-from gnfast.device import moved
+from gnfast.interop.device import moved
 
 
 class Shifts(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnfast.data.dataset import DataError, ImageDataset
-from gnfast.device import moved
+from gnfast.interop.device import moved
 
 
 def to_float(images: Tensor, device: torch.device | str = "cpu") -> Tensor:

@@ -30,7 +30,7 @@ from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
 from gnfast.data.files import open_source
 from gnfast.data.source import Contents, Source
-from gnfast.files import atomic_write, cache_root, is_abandoned, own_part, remove_abandoned
+from gnfast.io.files import atomic_write, cache_root, is_abandoned, own_part, remove_abandoned
 
 _FORMAT = 1
 # What every description must have.

@@ -8,7 +8,7 @@ from gnfast.data.files import Official
 from gnfast.data.images import decoded_identity
 from gnfast.data.numbered import find_first, read_numbered
 from gnfast.data.source import Contents, Source
-from gnfast.files import cache_root
+from gnfast.io.files import cache_root
 
 ARCHIVE = Official(
     dataset="celeba",

@@ -6,7 +6,7 @@ from gnfast.data.dataset import DataError, Request
 from gnfast.data.images import decoded_identity
 from gnfast.data.numbered import find_first, read_numbered
 from gnfast.data.source import Contents, Source
-from gnfast.files import cache_root
+from gnfast.io.files import cache_root
 
 # By position in the order of the files' numbers: images before 27001, and 27001 to 30000.
 SPLITS = {"train": range(27_000), "test": range(27_000, 30_000), "all": range(30_000)}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from gnfast.data.dataset import DataError, Request
 from gnfast.errors import InputError
-from gnfast.files import atomic_write, cache_root, open_regular
+from gnfast.io.files import atomic_write, cache_root, open_regular
 
 _CHUNK = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from gnfast.data import databases
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.source import Source
-from gnfast.files import cache_root
+from gnfast.io.files import cache_root
 
 _SCENES = "http://dl.yf.io/lsun/scenes/"
 

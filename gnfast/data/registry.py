@@ -18,7 +18,7 @@ from gnfast.data.folder import open_images
 from gnfast.data.lsun import OPEN as LSUN
 from gnfast.data.mnist import open_mnist
 from gnfast.data.source import Source
-from gnfast.files import expanded
+from gnfast.io.files import expanded
 
 _OPEN: dict[str, Callable[[Request], Source]] = {
     "digits": open_digits,

@@ -68,7 +68,7 @@ def enabled() -> bool:
 def cache_file(device: torch.device) -> Path:
     """Where the choices for a device are kept."""
     # Not before it is needed: locks of files are POSIX's, tensors are everywhere.
-    from gnfast.files import cache_root
+    from gnfast.io.files import cache_root
 
     return cache_root() / _file_name(device)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gnfast.errors import InputError
-from gnfast.files import open_regular
+from gnfast.io.files import open_regular
 
 # An array may take what its whole file has, and in a compressed file this much: a covariance of 4096 features.
 MOST_BYTES = 1 << 27

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from gnfast.data import ImageDataset, to_float
-from gnfast.files import atomic_write
+from gnfast.io.files import atomic_write
+from gnfast.io.tensors import load_tensors
 from gnfast.metrics.features import FeatureExtractor
-from gnfast.tensors import load_tensors
 
 # Part of the cache's file names: another architecture or training gets another number.
 _VERSION = 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.data import ImageDataset
-from gnfast.files import cache_root, expanded
+from gnfast.io.files import cache_root, expanded
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.scores import Scores, compare
 from gnfast.metrics.statistics import ImageStatistics, collect

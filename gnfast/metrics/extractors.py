@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gnfast.data import ImageDataset
-from gnfast.files import cache_root, expanded
+from gnfast.io.files import cache_root, expanded
 from gnfast.metrics.classifier import load_classifier
 from gnfast.metrics.features import INCEPTION, FeatureExtractor, describe, is_matrix
 from gnfast.metrics.inception import FEATURES, LOGITS, build_inception

@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from gnfast.errors import InputError
-from gnfast.files import atomic_write
+from gnfast.io.files import atomic_write
 from gnfast.metrics.arrays import read_arrays
 
 # Files hold covariances that were computed in float32, too.

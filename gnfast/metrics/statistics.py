@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.errors import InputError
-from gnfast.files import atomic_write
+from gnfast.io.files import atomic_write
 from gnfast.metrics.arrays import read_arrays
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.frechet import FeatureStatistics

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gnfast.files import atomic_write, cache_root, expanded, open_regular
-from gnfast.tensors import is_state, load_tensors
+from gnfast.io.files import atomic_write, cache_root, expanded, open_regular
+from gnfast.io.tensors import is_state, load_tensors
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"

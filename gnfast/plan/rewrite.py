@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
-from gnfast.folding import fold_avg_pool, fold_pays, fold_upsample
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.resample import Upsample
 from gnfast.plan.plan import Derived, Node, readers
+from gnfast.rewriting.folding import fold_avg_pool, fold_pays, fold_upsample
 
 
 def rewrite(nodes: Sequence[Node], output: int, slots: int) -> tuple[tuple[Node, ...], tuple[Derived, ...]]:

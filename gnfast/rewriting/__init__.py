@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gnfast.compose import function_mode
 from gnfast.errors import InputError
+from gnfast.interop.surroundings import function_mode
+from gnfast.interop.uncompiled import uncompiled
+from gnfast.interop.wrapper import Wrapper
 from gnfast.rewriting.deferred import Deferred, call, eager, real
 from gnfast.rewriting.merges import RULES
-from gnfast.uncompiled import uncompiled
-from gnfast.wrapper import Wrapper
 
 
 def rewrite(module: nn.Module) -> nn.Module:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gnfast.compose import saved_tensor_hooks
 from gnfast.errors import UnsupportedError
-from gnfast.uncompiled import uncompiled
+from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.interop.uncompiled import uncompiled
 
 Recipe = Callable[..., Tensor]
 Parts = Sequence[Tensor | None]

@@ -2,10 +2,10 @@
 
 Convolutions, nearest upsamplings and sums of such are put off, and those who can, merge with them:
 
-    conv k×k, then avg_pool m×m             one convolution with stride m (gnfast/folding.py)
+    conv k×k, then avg_pool m×m             one convolution with stride m (folding.py)
     conv 1×1, then avg_pool m×m             the pooling first
     sum of such, then avg_pool m×m          the sum of the pooled terms
-    upsample m×m, then conv k×k             one transposed convolution with stride m (gnfast/folding.py)
+    upsample m×m, then conv k×k             one transposed convolution with stride m (folding.py)
     upsample m×m, then conv 1×1             the convolution first
 
 What is computed in the end is Winograd's algorithm where that serves (products.py).
@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnfast.folding import Pair, fold_avg_pool, fold_pays, fold_upsample
 from gnfast.rewriting.deferred import Deferred, defer, real
-from gnfast.rewriting.products import convolution
+from gnfast.rewriting.folding import Pair, fold_avg_pool, fold_pays, fold_upsample
+from gnfast.rewriting.winograd import convolution
 
 
 @dataclass(frozen=True)

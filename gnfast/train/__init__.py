@@ -3,10 +3,10 @@
 This side imports the library as a user would; it needs the packages of `pip install gnfast[train]`.
 """
 
-from gnfast.train.checkpoint import RunError
-from gnfast.train.config import Config
+from gnfast.config.config import Config
+from gnfast.config.presets import PRESETS, Preset
+from gnfast.runs.checkpoint import RunError
 from gnfast.train.loop import Outcome, train
-from gnfast.train.presets import PRESETS, Preset
 from gnfast.train.state import NonFiniteLossError
 
 __all__ = ["PRESETS", "Config", "NonFiniteLossError", "Outcome", "Preset", "RunError", "train"]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import metrics
+from gnfast.config.config import Config
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
-from gnfast.device import moved
-from gnfast.train.config import Config
+from gnfast.interop.device import moved
 from gnfast.train.logs import RunLog
 from gnfast.train.state import State, latents, sample
 

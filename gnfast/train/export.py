@@ -19,15 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import gnfast
+from gnfast.config.config import Config, as_json, from_json
 from gnfast.errors import InputError
-from gnfast.files import atomic_write, open_regular
-from gnfast.tensors import is_state
-from gnfast.train import checkpoint
-from gnfast.train.checkpoint import RunError
-from gnfast.train.config import Config, as_json, from_json
+from gnfast.io.files import atomic_write, open_regular
+from gnfast.io.tensors import is_state
+from gnfast.runs import checkpoint
+from gnfast.runs.checkpoint import RunError
+from gnfast.runs.record import Record, read_run, score_names
 from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.published import MIMICRY, load_published
-from gnfast.train.record import Record, read_run, score_names
 
 Weights = Literal["ema", "raw"]
 

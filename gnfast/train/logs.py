@@ -17,9 +17,9 @@ from torch import Tensor
 
 import gnfast
 from gnfast.data import to_uint8
-from gnfast.files import atomic_write, open_append, write_text
-from gnfast.train.checkpoint import RunError
-from gnfast.train.record import parsed, points, read_json, read_lines, read_rows
+from gnfast.io.files import atomic_write, open_append, write_text
+from gnfast.runs.checkpoint import RunError
+from gnfast.runs.record import parsed, points, read_json, read_lines, read_rows
 
 
 class RunLog:

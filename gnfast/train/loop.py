@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from gnfast.config.config import Config, as_json, decisive, differences
 from gnfast.data import ImageDataset
 from gnfast.data.registry import registered
-from gnfast.device import resolve_device
-from gnfast.files import expanded, remove_abandoned, write_text
+from gnfast.interop.device import resolve_device
+from gnfast.io.files import expanded, remove_abandoned, write_text
 from gnfast.metrics import FeatureExtractor
-from gnfast.train import checkpoint, lock
-from gnfast.train.checkpoint import RunError
-from gnfast.train.config import Config, as_json, decisive, differences
+from gnfast.runs import checkpoint, lock
+from gnfast.runs.checkpoint import RunError
+from gnfast.runs.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
+from gnfast.runs.report import write_report
+from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
 from gnfast.train.parallel import Group, joined
-from gnfast.train.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
-from gnfast.train.report import write_report
-from gnfast.train.signals import requested_stops
 from gnfast.train.state import NonFiniteLossError, State, sample
 
 
@@ -129,7 +129,7 @@ class _Session:
         self.start = state.step
         self.measure = evaluation(self.config, reference, extractor, log, progress)
         # Not above: it measures a `State`, so that each of the two would have to be imported first.
-        from gnfast.analysis.live import Probe
+        from gnfast.train.probe import Probe
 
         self.probe = Probe(self.config)
         self.guard = Guard(state)

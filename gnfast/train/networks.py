@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import GradientNorm, models, rewrite, spectral_norm_
+from gnfast.config.config import Config
 from gnfast.models import initialise_, weight_norm_
 from gnfast.spectral import LAYERS
-from gnfast.train.config import Config
 from gnfast.train.published_keys import mismatches
 
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gnfast import models
 from gnfast.errors import InputError
-from gnfast.tensors import load_tensors
+from gnfast.io.tensors import load_tensors
 from gnfast.train import published_keys
 from gnfast.train.published_keys import State
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from gnfast.penalties import centered
+from gnfast.engine.penalties import centered
 
 
 def gradient_penalty(

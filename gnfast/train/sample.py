@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gnfast.data import to_uint8
-from gnfast.device import resolve_device
-from gnfast.files import make_folder
+from gnfast.interop.device import resolve_device
+from gnfast.io.files import make_folder
 from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import grid, save_picture
 from gnfast.train.state import sample

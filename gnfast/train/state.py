@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import CapturedStep, InputError, grouped_batch_norm, rewrite, value_and_grad_norm
-from gnfast.captured import CaptureError
+from gnfast.config.config import Config
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts
-from gnfast.device import moved, pinned
+from gnfast.engine.rescale import rescaling
+from gnfast.interop.device import moved, pinned
 from gnfast.losses import LOSSES, domain_scaled
-from gnfast.memory import reuse_memory
-from gnfast.rescale import rescaling
-from gnfast.train.config import Config
+from gnfast.steps.captured import CaptureError
+from gnfast.steps.memory import reuse_memory
 from gnfast.train.ema import Ema
 from gnfast.train.networks import DTYPES, FORMATS, build_networks, merged, normalized
 from gnfast.train.parallel import ALONE, Group, synchronise_batch_norm

@@ -1,0 +1,46 @@
+"""What a preset is: settings with a name, where each comes from, and what was reported with them."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from gnfast.config.config import Config
+
+OURS = "gnfast"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named `Config` with its origin.
+
+    Attributes:
+        summary: one line for the table.
+        config: the settings.
+        source: where the published settings come from.
+        published: names of the settings that `source` gives; all others are gnfast's choice.
+        reported: the scores that the paper gives, with what they were measured on.
+        open: what the paper leaves open, or where paper and code differ, and what is assumed here.
+        needs: what the user has to provide, as a message, if `config.data` is empty.
+    """
+
+    summary: str
+    config: Config
+    source: str = OURS
+    published: tuple[str, ...] = ()
+    reported: str = ""
+    open: str = ""
+    needs: str = ""
+
+    def source_of(self, name: str) -> str:
+        """Where the value of one setting comes from."""
+        return self.source if name in self.published else OURS
+
+    def but(self, summary: str, *, reported: str = "", **changes: Any) -> "Preset":
+        """The same experiment with other settings, each of them published too; scores are not carried over."""
+        return dataclasses.replace(
+            self,
+            summary=summary,
+            config=dataclasses.replace(self.config, **changes),
+            published=tuple(dict.fromkeys([*self.published, *changes])),
+            reported=reported,
+        )

@@ -1,0 +1,81 @@
+"""SN-GAN (Miyato et al., ICLR 2018): spectral normalisation, hinge and non-saturating losses, its settings A to F."""
+
+import dataclasses
+
+from gnfast.config.config import Config
+from gnfast.config.presets.preset import Preset
+
+PAPER = "paper (Miyato et al., ICLR 2018)"
+# What the paper states; flips, the moving average, the size of the generator's batch and sampling are not there.
+PUBLISHED = (
+    *("data", "resolution", "split", "model", "width", "z_dim", "method", "spectral_norm", "k_sn", "learn_scale"),
+    *("loss", "steps", "n_dis", "batch_d", "optimizer", "lr_d", "lr_g", "betas"),
+)
+# Table 1 of the paper: learning rate, β₁, β₂, n_dis.
+SETTINGS = {
+    "a": (1e-4, 0.5, 0.9, 5),
+    "b": (1e-4, 0.5, 0.999, 1),
+    "c": (2e-4, 0.5, 0.999, 1),
+    "d": (1e-3, 0.5, 0.9, 5),
+    "e": (1e-3, 0.5, 0.999, 5),
+    "f": (1e-3, 0.9, 0.999, 5),
+}
+CNN = Config(
+    data="cifar10",
+    resolution=32,
+    flip=False,
+    model="dcgan",
+    method="none",
+    spectral_norm=True,
+    loss="hinge",
+    steps=100_000,
+    batch_d=64,
+    batch_g=64,
+    lr_d=2e-4,
+    lr_g=2e-4,
+    betas=(0.5, 0.999),
+    ema_decay=0.0,
+)
+RESNET = dataclasses.replace(CNN, model="sngan-resnet", betas=(0.0, 0.9), n_dis=5)
+DATA = {
+    "cifar10": ("CIFAR-10", {}),
+    "stl10": ("STL-10 at 48x48", {"data": "stl10", "split": "unlabeled", "resolution": 48}),
+}
+REPORTED = {
+    "cifar10-cnn": "IS 7.58, FID 25.5 (10k real, 5k generated)",
+    "stl10-cnn": "IS 8.79, FID 43.2 (10k real, 5k generated)",
+    "cifar10-resnet": "IS 8.22, FID 21.7 (10k real, 5k generated)",
+    "stl10-resnet": "IS 9.10, FID 40.1 (10k real, 5k generated)",
+}
+
+
+def presets() -> dict[str, Preset]:
+    """CNN and ResNet with both losses; the CNN also with each of the paper's settings, name-a to name-f."""
+    found = {}
+    for data, (where, settings) in DATA.items():
+        cnn, resnet = f"{data}-cnn", f"{data}-resnet"
+        plain = Preset(
+            f"SN-GAN on {where}, CNN pair, setting C",
+            dataclasses.replace(CNN, **settings),
+            PAPER,
+            PUBLISHED,
+            REPORTED[cnn],
+            "The paper varies the learning rate; the scores are of its best setting.",
+        )
+        found[f"sngan-{cnn}"] = plain
+        found[f"sngan-{cnn}-ns"] = plain.but(f"{plain.summary}, non-saturating loss", loss="non-saturating")
+        for letter, (rate, beta1, beta2, n_dis) in SETTINGS.items():
+            found[f"sngan-{cnn}-{letter}"] = plain.but(
+                f"SN-GAN on {where}, CNN pair, setting {letter.upper()}",
+                lr_d=rate,
+                lr_g=rate,
+                betas=(beta1, beta2),
+                n_dis=n_dis,
+            )
+        summary = f"SN-GAN on {where}, ResNet pair"
+        config = dataclasses.replace(RESNET, **settings)
+        found[f"sngan-{resnet}"] = Preset(summary, config, PAPER, PUBLISHED, REPORTED[resnet])
+        found[f"sngan-{resnet}-ns"] = found[f"sngan-{resnet}"].but(
+            f"{summary}, non-saturating loss", loss="non-saturating"
+        )
+    return found

@@ -1,0 +1,306 @@
+"""Normalisers as data: f̂ = φ(f, m) with its two partial derivatives, where m is a norm of the input gradient.
+
+Adding one means adding an entry to `METHODS`.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gnfast.engine.once_differentiable import once_differentiable
+from gnfast.errors import InputError
+from gnfast.kernels.heads import Formula, head_kernels
+
+Value = Callable[[Tensor, Tensor], Tensor]
+Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A normaliser f̂ = value(f, m), m = ‖∇ₓf − centre‖₂ per sample over all its entries.
+
+    `value` is elementwise in two tensors that broadcast, float32 or float64: f of the critic's output shape, m with one
+    entry per sample.
+
+    Attributes:
+        name: what messages call it.
+        value: f̂.
+        partials: (∂f̂/∂f, ∂f̂/∂m), with the same arguments; autograd differentiates `value` where it is None.
+        centre: every entry of the gradient from which m measures the distance; 0 for the plain norm n.
+        takes_gradient: `value` takes the input gradient (B, ...) itself in place of m.
+        formula: what the fused kernels know it by, where they do.
+    """
+
+    name: str
+    value: Value
+    partials: Partials | None = None
+    centre: float = 0.0
+    takes_gradient: bool = False
+    formula: Formula | None = None
+
+
+def _safe(total: Tensor) -> Tensor:
+    return torch.where(total == 0, 1, total)
+
+
+def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    # Two divisions: the square of a small float32 total would underflow.
+    total = _safe(n + f.abs())
+    return n / total / total, -f / total / total
+
+
+GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials, formula=Formula("gn"))
+"""f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
+
+
+def _gn0_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    alive, safe = n != 0, _safe(n)
+    return alive / safe, -(alive * f) / safe / safe
+
+
+def _gn0(f: Tensor, n: Tensor) -> Tensor:
+    at_zero = torch.where(f == 0, 0, f.detach() * torch.inf)
+    return torch.where(n == 0, at_zero, f / _safe(n))
+
+
+GN0 = Head("gn0", _gn0, _gn0_partials, formula=Formula("gn0"))
+"""f̂ = f / n (GN-GAN's ablation ζ = 0): ±∞ with zero gradient where n = 0, and 0 where f is 0 as well."""
+
+GN1 = Head(
+    "gn1",
+    lambda f, n: f / (n + 1),
+    lambda f, n: (1 / (n + 1), -f / (n + 1) / (n + 1)),
+    formula=Formula("gn1"),
+)
+"""f̂ = f / (n + 1) (GN-GAN's ablation ζ = 1)."""
+
+
+@functools.lru_cache
+def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
+    """f̂ = f n / (τ (n² + ε)) (GraN-GAN, Bhaskara et al., WACV 2022): the Lipschitz constant is at most 1/τ; 0 at n = 0.
+
+    Args:
+        tau: positive; the paper writes K = 1/τ and uses K = 0.83 on CIFAR-10.
+        eps: positive; the smoothing of small gradients.
+    """
+    for name, given in (("tau", tau), ("eps", eps)):
+        if not given > 0:
+            raise InputError(f"{name}: got {given!r}, wanted a positive number")
+
+    # 1 / (n + ε/n) is n / (n² + ε) without n², which overflows and underflows where n does not.
+    def inverse(n: Tensor) -> Tensor:
+        safe = _safe(n)
+        return torch.where(n == 0, 0, 1 / (safe + eps / safe))
+
+    def partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        # ∂/∂n of n / (n² + ε), from whichever of n²/ε and ε/n² is at most 1.
+        small, large = (n / eps**0.5).clamp(max=1).square(), (eps**0.5 / _safe(n)).clamp(max=1).square()
+        of_small = (1 - small) / (1 + small).square() / eps
+        of_large = (large - 1) / (1 + large).square() / _safe(n) / _safe(n)
+        by_n = torch.where(n <= eps**0.5, of_small, of_large)
+        return inverse(n) / tau, f / tau * by_n
+
+    formula = Formula("gran", tau=float(tau), eps=float(eps))
+    return Head("gran", lambda f, n: f * inverse(n) / tau, partials, formula=formula)
+
+
+def _of_complement(head: Head, name: str, centre: float) -> Head:
+    """The head of 1 − f."""
+
+    def partials(f: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        by_f, by_m = head.partials(1 - f, m)
+        return -by_f, by_m
+
+    formula = head.formula._replace(complement=True, centre=centre)
+    return Head(name, lambda f, m: head.value(1 - f, m), partials, centre, formula=formula)
+
+
+PGN = _of_complement(GN, "pgn", centre=1.0)
+"""f̂ = (1 − f) / (‖1 − ∇f‖ + |1 − f|), 1 an image of ones (PGN-GAN, Xia 2023: its code and Algorithm 1)."""
+
+PGN_TABLE = _of_complement(GN, "pgn-table", centre=0.0)
+"""f̂ = (1 − f) / (‖∇f‖ + |1 − f|) (PGN-GAN, Xia 2023: Table I and eqs. 11–14)."""
+
+# name: the head for the options that it takes.
+METHODS: dict[str, Callable[..., Head]] = {
+    "gn": lambda: GN,
+    "gn0": lambda: GN0,
+    "gn1": lambda: GN1,
+    "gran": gran,
+    "pgn": lambda: PGN,
+    "pgn-table": lambda: PGN_TABLE,
+}
+
+Method = str | Head | Value
+
+
+def find(method: Method, **options: float | None) -> Head:
+    """The head that `method` names, is, or computes; options that are None are left at the method's default.
+
+    Raises:
+        InputError: an unknown name, or an option that the method does not take.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise InputError(f"method: got {method!r}, wanted one of {', '.join(METHODS)}, a gnfast.Head or a function")
+        if given and (unknown := sorted(given.keys() - inspect.signature(METHODS[method]).parameters.keys())):
+            raise InputError(f"{unknown[0]}: method {method!r} does not take it")
+        return METHODS[method](**given)
+    if given:
+        raise InputError(f"{next(iter(given))}: only named methods take options")
+    if isinstance(method, Head):
+        return method
+    if callable(method):
+        return Head(getattr(method, "__name__", type(method).__name__), method)
+    raise InputError(f"method: got a {type(method).__name__}, wanted a name, a gnfast.Head or a function of (f, n)")
+
+
+def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
+    """‖g − centre‖₂ per sample (B,), in float32 or better; its own gradient at 0 is 0."""
+    wide = g.to(_accumulator(g.dtype))
+    # Squares of float32 numbers leave its range where the numbers do not: they are added up in float64.
+    return torch.linalg.vector_norm(
+        wide - centre if centre else wide, dim=tuple(range(1, g.dim())), dtype=torch.float64
+    ).to(wide.dtype)
+
+
+def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
+    """f̂ of f's shape, in the wider of the two dtypes.
+
+    Differentiable with respect to f and g: once where the head has partial derivatives of its own, as often as they and
+    the head are otherwise.
+
+    Args:
+        f: (B, ...) output of the critic.
+        g: (B, ...) input gradient.
+    """
+    if head.partials is not None and f.dim() and f.numel() == f.shape[0]:
+        return _ApplyHead.apply(head, f, g)
+    return _plain(head, f, g)
+
+
+def normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """f̂ of f's shape, in the wider of the two dtypes, and what `pull` needs; without a graph.
+
+    Args:
+        head: one with partial derivatives of its own.
+        f: one logit per sample.
+        g: (B, ...) input gradient.
+        squares: float64 (B, parts), which add up to ‖g − centre‖² per sample, where they are known.
+    """
+    if kernels := _kernels(head, g):
+        f_hat, partials = kernels.normalize(head.formula, f, g, squares)
+        return f_hat, (partials,)
+    m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(_accumulator(g.dtype))
+    logit = f.reshape(-1).to(m.dtype)
+    return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
+
+
+def pull(
+    head: Head, saved: tuple[Tensor, ...], upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What the passes need for the gradient of f̂ (docs/algorithm.md, One merged tangent).
+
+    Args:
+        saved: from `normalize`.
+        upstream: ∂L/∂f̂, of f's shape.
+        x, g: (B, ...) the input and its gradient.
+
+    Returns:
+        s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
+    """
+    if kernels := _kernels(head, g):
+        return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
+    logit, m = saved
+    by_f, by_m = head.partials(logit, m)
+    upstream = upstream.reshape(-1).to(m.dtype)
+    scale = upstream * by_f
+    # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
+    s, m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (scale, _safe(m), upstream * by_m))
+    start = grad_x = None
+    if wants_start:
+        start = torch.empty_like(x).copy_(x * s + (g - head.centre) / m * along)
+    if wants_grad_x:
+        grad_x = torch.empty_like(x).copy_(s * g)
+    return scale, start, grad_x
+
+
+def _kernels(head: Head, g: Tensor) -> ModuleType | None:
+    return None if head.formula is None else head_kernels(g.device.type)
+
+
+def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
+    """‖∇ₓf̂‖₂ (B,) = |∂f̂/∂f| n: where the critic is piecewise linear, the norm in f̂ does not depend on x.
+
+    Args:
+        f: one logit per sample.
+        g: (B, ...) input gradient.
+    """
+    # Tensors that were made in inference mode cannot take part in autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        f, g = (t.clone() if t.is_inference() else t for t in (f, g))
+        logit, m = f.reshape(-1).to(_accumulator(f.dtype)), _measure(head, g)
+        if head.partials is not None:
+            by_f = head.partials(logit, m)[0]
+        else:
+            logit = logit if logit.requires_grad else logit.detach().requires_grad_()
+            (by_f,) = torch.autograd.grad(head.value(logit, m).sum(), logit, create_graph=True)
+    norm = by_f.abs() * grad_norm(g)
+    return norm if torch.is_grad_enabled() else norm.detach()
+
+
+def plain(head: Head) -> Head:
+    """The head without partial derivatives of its own, so that it is differentiable any number of times."""
+    return dataclasses.replace(head, partials=None, formula=None)
+
+
+def _measure(head: Head, g: Tensor) -> Tensor:
+    """What `head.value` takes beside f: m (B,) or the gradient itself."""
+    return g.to(_accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
+
+
+def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
+    if not f.dim() and len(g) != 1:
+        raise InputError(f"net: got a number from the network for a batch of {len(g)}, wanted one logit per sample")
+    measure = _measure(head, g)
+    if not head.takes_gradient:
+        # A network may squeeze the last batch of an epoch, of one sample, to a number.
+        measure = measure.reshape(-1, *[1] * (f.dim() - 1)) if f.dim() else measure.reshape(())
+    f_hat = head.value(f.to(_accumulator(f.dtype)), measure)
+    if f_hat.shape != f.shape:
+        raise InputError(
+            f"method: {head.name} returned shape {tuple(f_hat.shape)} for f of shape {tuple(f.shape)}; wanted f's"
+        )
+    return f_hat.to(torch.promote_types(f.dtype, g.dtype))
+
+
+class _ApplyHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, head: Head, f: Tensor, g: Tensor) -> Tensor:
+        m = grad_norm(g, head.centre)
+        logit = f.reshape(-1).to(m.dtype)
+        ctx.head = head
+        ctx.save_for_backward(f, m, g)
+        return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor]:
+        f, m, g = ctx.saved_tensors
+        by_f, by_m = ctx.head.partials(f.reshape(-1).to(m.dtype), m)
+        upstream = grad.reshape(-1).to(m.dtype)
+        grad_f = (upstream * by_f).reshape(f.shape).to(f.dtype)
+        # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
+        m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (_safe(m), upstream * by_m))
+        return None, grad_f, ((g.to(m.dtype) - ctx.head.centre) / m * along).to(g.dtype)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

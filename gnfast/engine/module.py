@@ -1,0 +1,50 @@
+"""Gradient normalisation as a module around a critic."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gnfast.engine import heads
+from gnfast.engine.functional import normalize_gradient
+from gnfast.engine.heads import Method
+from gnfast.interop.wrapper import Wrapper
+
+
+class GradientNorm(Wrapper):
+    """A critic that returns f̂, f / (‖∇ₓf‖ + |f|) by default, wherever it returned f.
+
+    Equivalent to calling `normalize_gradient(net, x, ...)`. Its parameters and buffers have the names that they have in
+    `net`, and its `state_dict` has these keys, so checkpoints of the plain and of the normalised critic are the same
+    files. What shares gradients between processes goes around it: `DDP(GradientNorm(net))`,
+    `fully_shard(GradientNorm(net))`. Delete a DDP before `destroy_process_group`, or PyTorch may hang there.
+
+    Args:
+        net: the critic, x (B, ...) ↦ one logit per sample; available as `.net`.
+        method, tau, eps: the normaliser, as in `normalize_gradient`.
+        impl: "auto" or "reference", as in `normalize_gradient`.
+        strict: raise UnsupportedError instead of falling back to double backward.
+        rewrite: merge operations where that is exact and cheaper.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        method: Method = "gn",
+        tau: float | None = None,
+        eps: float | None = None,
+        impl: str = "auto",
+        strict: bool = False,
+        rewrite: bool = True,
+    ) -> None:
+        super().__init__(net)
+        heads.find(method, tau=tau, eps=eps)
+        # One attribute, lest it hides a member of `net`.
+        self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict, "rewrite": rewrite}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""
+        return normalize_gradient(self.net, x, *args, **self._options, **kwargs)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value is not None)

@@ -1,0 +1,49 @@
+"""Gradients that must not be differentiated again, with an error that says what to do instead."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from gnfast.errors import UnsupportedError
+from gnfast.interop import surroundings
+
+
+class _Final(torch.autograd.Function):
+    """Identity of its first `count` tensors, whose backward raises; the others are what those were computed from."""
+
+    @staticmethod
+    def forward(ctx, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.clone() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> NoReturn:
+        raise UnsupportedError(
+            "second derivative: gnfast's four passes are differentiable once; "
+            "use impl='reference' to differentiate their gradients again"
+        )
+
+
+def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Decorates an autograd Function's backward: it runs without a graph, and differentiating its results raises.
+
+    The Function saves its inputs, so that whoever differentiates with respect to them, by whatever call of autograd's,
+    passes through here.
+    """
+
+    @functools.wraps(backward)
+    def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
+        surroundings.require_one_gradient(*grads)
+        create_graph = torch.is_grad_enabled()
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        present = [r for r in results if isinstance(r, Tensor)]
+        if not create_graph or not present:
+            return results
+        sources = [t for t in (*ctx.saved_tensors, *grads) if t is not None and t.requires_grad]
+        final = iter(_Final.apply(len(present), *present, *sources))
+        return tuple(next(final) if isinstance(r, Tensor) else r for r in results)
+
+    return wrapper

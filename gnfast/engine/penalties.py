@@ -1,0 +1,82 @@
+"""Gradient penalties on a critic, by the four passes: no penalty here goes through double backward.
+
+Each returns a scalar to be added to the critic's loss with a weight of the user's. Arguments after the images go to the
+network, and the options of `gnfast.normalize_gradient` (impl, strict, rewrite) do what they do there; a network outside
+what the passes do exactly falls back with a warning.
+
+On a normalised critic no further pass is needed:
+
+    f_hat, norm = gnfast.normalize_gradient(net, x, return_grad_norm=True)
+    penalty = gnfast.penalties.centered(norm, target=1.0)
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnfast.engine.functional import value_and_grad_norm
+from gnfast.errors import InputError
+
+
+def r1(net: nn.Module, real: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """½ E‖∇ₓf‖² at real images (Mescheder et al., ICML 2018, eq. 9, without its γ).
+
+    Args:
+        net: the critic, one logit per sample.
+        real: (B, ...) real images.
+        *args, **kwargs: passed to `net` after the images, and options.
+    """
+    return 0.5 * zero_centered(net, real, *args, **kwargs)
+
+
+def zero_centered(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """E‖∇ₓf‖² at the images given (0-GP).
+
+    Arguments as for `r1`.
+    """
+    return centered(value_and_grad_norm(net, x, *args, **kwargs)[1], target=0.0)
+
+
+def one_centered(net: nn.Module, real: Tensor, fake: Tensor, *args: Any, target: float = 1.0, **kwargs: Any) -> Tensor:
+    """E(‖∇ₓf‖ − k)² between real and generated images (WGAN-GP, Gulrajani et al., NeurIPS 2017, eq. 3).
+
+    Args:
+        net: the critic, one logit per sample.
+        real, fake: (B, ...) images of the same shape; the penalty is taken at a random point on each line between them.
+        target: k, the gradient norm that costs nothing (k_GP of Qin et al., ECCV 2020).
+        *args, **kwargs: passed to `net` after the images, and options.
+    """
+    return centered(value_and_grad_norm(net, interpolate(real, fake), *args, **kwargs)[1], target)
+
+
+def dragan(
+    net: nn.Module, real: Tensor, *args: Any, strength: float = 0.5, target: float = 1.0, **kwargs: Any
+) -> Tensor:
+    """E(‖∇ₓf‖ − k)² around real images (DRAGAN, Kodali et al., 2017, its code).
+
+    Args:
+        net: the critic, one logit per sample.
+        real: (B, ...) real images; the penalty is taken at a random point between each and the same with noise.
+        strength: the noise is uniform in [0, strength · standard deviation of the batch).
+        target: k, the gradient norm that costs nothing.
+        *args, **kwargs: passed to `net` after the images, and options.
+    """
+    noisy = real + strength * real.detach().std() * torch.rand_like(real)
+    return centered(value_and_grad_norm(net, interpolate(real, noisy), *args, **kwargs)[1], target)
+
+
+def centered(norm: Tensor, target: float = 0.0) -> Tensor:
+    """E(norm − target)² over the samples, for a gradient norm (B,) that is at hand."""
+    return (norm - target).square().mean()
+
+
+def interpolate(real: Tensor, fake: Tensor) -> Tensor:
+    """A point on the line between each pair of images, at a place drawn uniformly per sample; of their shape.
+
+    It carries no gradient to the images, as penalties are for the critic's weights.
+    """
+    if real.shape != fake.shape:
+        raise InputError(f"fake: got shape {tuple(fake.shape)}, wanted that of real, {tuple(real.shape)}")
+    place = torch.rand(len(real), *[1] * (real.dim() - 1), dtype=real.dtype, device=real.device)
+    return torch.lerp(real.detach(), fake.detach().to(real.dtype), place)

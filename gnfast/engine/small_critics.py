@@ -1,0 +1,67 @@
+"""f̂ of a small multilayer perceptron in two kernels, forward and backward (`gnfast.kernels.mlp_triton`)."""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from gnfast.engine.heads import Head
+from gnfast.engine.once_differentiable import once_differentiable
+from gnfast.kernels.heads import Formula
+from gnfast.kernels.mlp import Chain, fits, mlp_kernels
+from gnfast.plan.chain import chain_of
+from gnfast.plan.plan import Plan
+
+
+def normalized_by_two_kernels(plan: Plan, head: Head, keep: bool, x: Tensor, operands: list[Tensor]) -> Tensor | None:
+    """f̂ of the Plan's output shape, differentiable once; None where the passes are to run operation by operation."""
+    if head.formula is None or mlp_kernels(x.device.type) is None:
+        return None
+    chain = _chain(plan)
+    if chain is None or not fits([tuple(operands[slot].shape) for slot in chain.weights], x.dtype):
+        return None
+    f_hat = _Normalized.apply(chain, head.formula, keep, x, *operands)
+    return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
+
+
+class _Normalized(torch.autograd.Function):
+    """(x, operands) ↦ f̂ (B,)."""
+
+    @staticmethod
+    def forward(ctx, chain: Chain, formula: Formula, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
+        kernels = mlp_kernels(x.device.type)
+        ctx.chain, ctx.formula, ctx.kernels = chain, formula, kernels
+        layers = _layers(chain, operands)
+        f_hat, *saved = kernels.forward(formula, chain.slope, _rows(x), *layers, keep)
+        ctx.save_for_backward(x, *saved, *operands)
+        return f_hat
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, g, partials, masks, deltas, *operands = ctx.saved_tensors
+        _, _, _, needs_x, *needs = ctx.needs_input_grad
+        grad_x, of_weights, of_biases = ctx.kernels.backward(
+            *(ctx.formula, ctx.chain.slope, grad, _rows(x), g, partials, masks, deltas),
+            *(*_layers(ctx.chain, operands), needs_x, any(needs)),
+        )
+        grads: list[Tensor | None] = [None] * len(operands)
+        if any(needs):
+            pairs = [*zip(ctx.chain.weights, of_weights, strict=True), *zip(ctx.chain.biases, of_biases, strict=True)]
+            for slot, gradient in pairs:
+                if slot is not None and needs[slot]:
+                    grads[slot] = gradient.to(operands[slot].dtype)
+        return None, None, None, None if grad_x is None else grad_x.reshape(x.shape), *grads
+
+
+_chain = functools.lru_cache(maxsize=256)(chain_of)
+
+
+def _layers(chain: Chain, operands: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
+    biases = [None if slot is None else operands[slot] for slot in chain.biases]
+    return [operands[slot] for slot in chain.weights], biases
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(len(x), math.prod(x.shape[1:]))

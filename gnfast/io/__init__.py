@@ -1,0 +1,1 @@
+"""Files that others made, read without trust; files that outlive a kill."""

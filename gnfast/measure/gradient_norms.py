@@ -1,0 +1,130 @@
+"""Logits and gradient norms of a critic, plain and normalised, over any number of images.
+
+Source: the box plots of GraN-GAN (Bhaskara et al., WACV 2022, fig. 3).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnfast.engine import heads
+from gnfast.engine.functional import normalize_gradient, value_and_input_grad
+from gnfast.engine.heads import Head
+from gnfast.errors import UnsupportedError
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class GradientNorms:
+    """What a critic gives for N images, on the CPU in float32 or better.
+
+    Attributes:
+        logit: (N,) f.
+        norm: (N,) ‖∇ₓf‖₂.
+        normalized: (N,) f̂; f where there is no normaliser.
+        normalized_norm: (N,) ‖∇ₓf̂‖₂; ‖∇ₓf‖₂ where there is no normaliser.
+    """
+
+    logit: Tensor
+    norm: Tensor
+    normalized: Tensor
+    normalized_norm: Tensor
+
+
+def gradient_norms(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    method: heads.Method | None = None,
+    tau: float | None = None,
+    eps: float | None = None,
+    chunk: int = CHUNK,
+) -> GradientNorms:
+    """The logits and gradient norms of a critic in evaluation mode, which is left as it was.
+
+    A piecewise linear critic costs a forward and an input gradient: the norm of its normalised gradient is a function
+    of the two (`gnfast.heads.normalized_grad_norm`). Any other critic is differentiated twice.
+
+    Args:
+        net: (B, ...) floating point to one logit per sample.
+        images: (N, ...) in the network's dtype, on its device; N >= 1.
+        labels: (N,) for a class-conditional critic, its second argument; None for others.
+        method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for the plain critic.
+        chunk: images at a time.
+
+    Raises:
+        ValueError: no images, or a critic that does not give one logit per sample.
+        RuntimeError: the critic's output does not depend differentiably on its input.
+    """
+    if not len(images):
+        raise ValueError("images: got none, want at least 1")
+    head = None if method is None else heads.find(method, tau=tau, eps=eps)
+    with evaluation(net):
+        parts = [_chunk(net, *part, head) for part in _chunks(images, labels, chunk)]
+    joined = (torch.cat([getattr(part, field.name) for part in parts]).cpu() for field in fields(GradientNorms))
+    return GradientNorms(*joined)
+
+
+def quantiles(values: Tensor) -> Tensor:
+    """Least value, lower quartile, median, upper quartile and largest value of (N,): (5,) float64 on the CPU."""
+    return torch.quantile(values.double().cpu(), torch.tensor(QUANTILES, dtype=torch.float64))
+
+
+@contextlib.contextmanager
+def evaluation(net: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; afterwards each submodule is in the mode that it had."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _chunks(images: Tensor, labels: Tensor | None, size: int) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Images and the network's further arguments, `size` at a time."""
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
+        yield images[part], () if labels is None else (labels[part],)
+
+
+def _chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
+    try:
+        with torch.no_grad():
+            f, g = value_and_input_grad(net, x, *args, strict=True)
+            _one_logit(f, x)
+            norm = heads.grad_norm(g)
+            if head is None:
+                return _rows(f, norm, f, norm)
+            return _rows(f, norm, heads.apply_head(head, f, g), heads.normalized_grad_norm(head, f, g))
+    except UnsupportedError:
+        return _curved_chunk(net, x, args, head)
+
+
+def _curved_chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
+    """By differentiation: where the critic has curvature, the norm inside f̂ depends on x as well."""
+    with torch.no_grad():
+        f, g = value_and_input_grad(net, x, *args, impl="reference")
+        _one_logit(f, x)
+        norm = heads.grad_norm(g)
+        if head is None:
+            return _rows(f, norm, f, norm)
+        options = {"method": head, "impl": "reference", "return_grad_norm": True}
+        return _rows(f, norm, *normalize_gradient(net, x, *args, **options))
+
+
+def _one_logit(f: Tensor, x: Tensor) -> None:
+    if f.numel() != len(x):
+        raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, want one logit each")
+
+
+def _rows(*values: Any) -> GradientNorms:
+    return GradientNorms(*(value.detach().reshape(-1) for value in values))

@@ -1,0 +1,110 @@
+"""Singular values of a critic's layers: raw and normalised weights as matrices, and the convolutions as operators.
+
+Source: the spectra of SN-GAN (Miyato et al., ICLR 2018, figs. 3 and 9).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gnfast.measure.convolution_operator import circular_singular_values, operator_norm
+from gnfast.measure.gradient_norms import evaluation
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """The singular values of one layer.
+
+    Attributes:
+        layer: its name in the critic.
+        kind: "linear" or "convolution".
+        raw: (min(rows, columns),) of the parameter as a matrix with one row per output channel, largest first.
+        normalized: the same of the weight that the layer applies; `raw` again where no parametrisation acts.
+        circular: the largest of the convolution as an operator on a map that wraps around; None unless it is
+            two-dimensional with stride 1.
+        operator: the largest of the layer as it acts on its input, zero padding and stride included.
+    """
+
+    layer: str
+    kind: str
+    raw: Tensor
+    normalized: Tensor
+    circular: float | None
+    operator: float
+
+
+def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[LayerSpectrum]:
+    """The spectra of every convolution and linear layer that a forward meets, in the order of the forward.
+
+    Args:
+        net: the critic; left as it was.
+        image: (1, ...) in the network's dtype, on its device; what sizes the layers work at is read from its forward.
+        steps: at most so many applications of each operator and of its adjoint.
+
+    Raises:
+        ValueError: the critic has no such layer.
+    """
+    spectra = []
+    with torch.no_grad(), evaluation(net):
+        for name, layer, shape in _layers_met(net, image):
+            weight = layer.weight.detach()
+            circular = None
+            if isinstance(layer, nn.Conv2d) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1:
+                circular = float(circular_singular_values(weight.double(), shape[-2:])[0])
+            spectra.append(
+                LayerSpectrum(
+                    name,
+                    "linear" if isinstance(layer, nn.Linear) else "convolution",
+                    _spectrum(layer, raw_weight(layer)),
+                    _spectrum(layer, weight),
+                    circular,
+                    operator_norm(layer, shape, steps=steps),
+                )
+            )
+    if not spectra:
+        raise ValueError(f"net: {type(net).__name__} has no convolution or linear layer")
+    return spectra
+
+
+def raw_weight(layer: nn.Module) -> Tensor:
+    """The parameter behind a parametrised weight; of weight norm, which has two, the direction."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer.weight
+    held = layer.parametrizations.weight
+    return held.original if held.is_tensor else held.original1
+
+
+def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A layer's weight as (out, in · kernel size), without a graph."""
+    rows = weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else weight
+    return rows.detach().flatten(1)
+
+
+def _spectrum(layer: nn.Module, weight: Tensor) -> Tensor:
+    return torch.linalg.svdvals(as_matrix(layer, weight).double()).cpu()
+
+
+def _layers_met(net: nn.Module, image: Tensor) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+    """Name, layer and input shape (without the batch) in the order of a forward; a shared layer once."""
+    met: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+    handles = [
+        layer.register_forward_pre_hook(
+            lambda layer, args, name=name: met.setdefault(name, (layer, tuple(args[0].shape[1:]))) and None
+        )
+        for name, layer in net.named_modules()
+        if isinstance(layer, LAYERS)
+    ]
+    try:
+        net(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, (layer, shape) in met.items():
+        yield name, layer, shape

@@ -1,0 +1,97 @@
+"""Checkpoints that survive being killed: written beside, flushed to disk, renamed; the one before is kept.
+
+A file is a dict of tensors and plain values, which `gnfast.io.tensors` reads without believing what it says of itself.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnfast.io.files import atomic_write
+from gnfast.io.tensors import load_tensors
+
+KEEP = 2
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+class RunError(RuntimeError):
+    """A run folder that this command cannot continue or read; the message says why and what to do."""
+
+
+def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> Path:
+    """Writes `state` as the checkpoint of `step` and deletes all but the newest two.
+
+    Args:
+        folder: the run's checkpoint folder; made if missing.
+        step: generator updates done.
+        state: tensors, numbers, strings, and lists and dicts of them: `preset`, `data` (a fingerprint) and `state`, a
+            dict with `step` and the weights `generator`, `critic` and `ema`.
+        best: write it as the best so far instead, beside those; the one before goes.
+
+    Returns:
+        The path of the file, which is complete on disk.
+    """
+    path = folder / ("best.pt" if best else f"step-{step:09d}.pt")
+    # Into a file of ours: by itself torch.save does not say that the disk is full.
+    with atomic_write(path) as part, part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+    for old in paths(folder)[KEEP:]:
+        old.unlink()
+    return path
+
+
+def load_newest(folder: Path, warn: Any = print) -> dict[str, Any] | None:
+    """The newest readable checkpoint, on the CPU, or None if there is no checkpoint at all.
+
+    Args:
+        folder: the run's checkpoint folder, which need not exist.
+        warn: called with one line for each newer file that is damaged.
+
+    Raises:
+        RunError: there are checkpoints and none can be read.
+    """
+    found = paths(folder)
+    for path in found:
+        try:
+            return _load(path)
+        except Exception as error:  # torch.load raises whatever the damaged bytes lead it to.
+            reason = _first_line(error.__cause__ or error).removeprefix(f"{path}: ")
+            warn(f"warning: checkpoint {path} is damaged ({reason}); trying the one before")
+    if found:
+        raise RunError(f"{folder}: none of the {len(found)} checkpoints can be read; start again in another --run-dir")
+    return None
+
+
+def paths(folder: Path) -> list[Path]:
+    """The checkpoint files in a folder, newest first."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    return sorted((f for f in files if _NAME.fullmatch(f.name)), reverse=True)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    content = load_tensors(path, dense=True)
+    _require_run(content)
+    return content
+
+
+def _require_run(content: Any) -> None:
+    """That a checkpoint has what every reader takes for granted; whether it fits a network, that network tells."""
+    kinds = {"preset": str, "data": str, "state": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"it is not one of a run: it lacks {', '.join(kinds)}")
+    state = content["state"]
+    if type(state.get("step")) is not int or state["step"] < 0:
+        raise ValueError("it is not one of a run: it has no step")
+    for name in ("generator", "critic", "ema"):
+        weights = state.get(name)
+        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError(f"it is not one of a run: it has no {name}")
+
+
+def _first_line(error: Exception) -> str:
+    """Of torch's long messages the first sentence, which says what is wrong."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

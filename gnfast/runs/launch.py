@@ -1,0 +1,234 @@
+"""The runs of a sweep as processes: several at once, each in its own folder, and repeated until all have finished."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gnfast.errors import InputError
+from gnfast.io.files import open_regular, write_text
+from gnfast.runs import checkpoint, lock
+from gnfast.runs.checkpoint import RunError
+from gnfast.config.config import differences
+from gnfast.runs.record import DamagedFileError, Row, best, last, main_score, read_json, read_run, tail
+from gnfast.runs.signals import STOPS, requested_stops
+from gnfast.runs.sweep import MOST_RUNS, Case, Sweep
+
+POLL_SECONDS = 0.2
+RECORD = "sweep.json"
+_STEP = re.compile(rb'"step": (\d+)')
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a run of a sweep is.
+
+    Attributes:
+        status: `waiting` (never started or stopped before its first checkpoint), `stopped`, `finished`, `diverged`
+            (a loss became NaN) or `failed`.
+        message: what a run that failed or diverged said last.
+    """
+
+    status: str
+    message: str = ""
+
+
+def state_of(case: Case, record: dict[str, Row]) -> State:
+    """The state of a run, by its folder and by what `read_record` says about its last end."""
+    done = _checkpointed(case.folder)
+    if done >= case.config().steps and not _differs(case):
+        return State("finished")
+    ended = record.get(case.name, {})
+    if ended.get("status") in ("diverged", "failed"):
+        return State(ended["status"], str(ended.get("message", "")))
+    return State("stopped" if done else "waiting")
+
+
+def read_record(out: Path) -> dict[str, Row]:
+    """How the runs of a sweep ended, by their names: `status`, `exit`, `message`, `seconds`.
+
+    Raises:
+        RunError: the file is not a sweep's. One that was cut short reads as empty, with a warning.
+    """
+    path = out / RECORD
+    try:
+        found = read_json(path, MOST_RUNS * 500)
+    except FileNotFoundError:
+        return {}
+    except DamagedFileError as error:
+        warnings.warn(f"{error}; runs that failed or diverged are tried again", stacklevel=2)
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise RunError(f"{path} is not one of a sweep")
+    return found
+
+
+def run_sweep(
+    sweep: Sweep, *, retry: bool = False, progress: bool = True, echo: Callable[[str], None] = tqdm.write
+) -> int:
+    """Trains the runs of a sweep that have not finished, each in a process of its own.
+
+    A run that fails is recorded and does not stop the others. SIGINT and SIGTERM end the sweep: its runs are asked to
+    stop, and save a checkpoint; a second signal ends them at once.
+
+    Args:
+        sweep: what to train.
+        retry: train runs that diverged again, too.
+        progress: show a bar over the steps of all runs on stderr.
+        echo: called with each line for the user.
+
+    Returns:
+        The signal that stopped it, or 0.
+
+    Raises:
+        RunError: another sweep is at work in the same folder, or its runs still are.
+    """
+    with contextlib.ExitStack() as stack:
+        held = stack.enter_context(lock.sole_user(sweep.out, "a sweep (or runs that it left), process"))
+        record = read_record(sweep.out)
+        states = {case.name: state_of(case, record) for case in sweep.cases}
+        skipped = {"finished"} if retry else {"finished", "diverged"}
+        waiting = deque(case for case in sweep.cases if states[case.name].status not in skipped)
+        kept = len(sweep.cases) - len(waiting)
+        if kept:
+            echo(f"{kept} of {len(sweep.cases)} runs in {sweep.out} have ended before; {len(waiting)} to do")
+        devices = sweep.devices or ("",)
+        free = deque(devices[index % len(devices)] for index in range(sweep.processes))
+        running: list[_Job] = []
+        stack.callback(lambda: [job.kill() for job in running])
+        stopped = stack.enter_context(requested_stops())
+        bar = stack.enter_context(_Bar(sweep, progress))
+        asked = False
+        while running or (waiting and not stopped):
+            while waiting and free and not stopped:
+                running.append(_Job(waiting.popleft(), sweep, free.popleft(), held))
+            if stopped and not asked:
+                asked = True
+                echo(f"{stopped[0].name}: {len(running)} runs stop after a checkpoint")
+                for job in running:
+                    job.process.terminate()
+            time.sleep(POLL_SECONDS)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                free.append(job.device)
+                record[job.case.name] = ended = job.end()
+                write_text(sweep.out / RECORD, json.dumps(record, indent=2) + "\n")
+                kept += ended["status"] != "stopped"
+                echo(f"[{kept}/{len(sweep.cases)}] {job.case.name}: {_told(job.case, ended, sweep.score)}")
+            bar.show(running)
+        return int(stopped[0]) if stopped else 0
+
+
+class _Job:
+    """A run's process, with its output in OUT/output/NAME.txt."""
+
+    def __init__(self, case: Case, sweep: Sweep, device: str, held: int):
+        self.case = case
+        self.device = device
+        self.started = time.monotonic()
+        self.output = sweep.out / "output" / f"{case.name}.txt"
+        self.output.parent.mkdir(exist_ok=True)
+        words = case.words() + ([f"--device={device}"] if device else [])
+        words += [f"--threads={sweep.threads}"] if sweep.threads else []
+        with self.output.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gnfast", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                # A terminal sends Ctrl-C to a whole session: the runs are to hear of it once, from the sweep.
+                start_new_session=True,
+                # The lock is theirs too, so that runs which outlive a killed sweep are not started twice.
+                pass_fds=[held],
+            )
+
+    def end(self) -> Row:
+        """How it ended: an entry of sweep.json."""
+        code = self.process.returncode
+        lines = tail(self.output).strip().splitlines()
+        message = lines[-1] if lines else ""
+        if code == 0:
+            status = "finished"
+        elif code in {sign * number + base for number in STOPS for sign, base in ((-1, 0), (1, 128))}:
+            status = "stopped"
+        else:
+            # Status 1 is also that of a traceback, whose last line has no such beginning.
+            status = "diverged" if code == 1 and message.startswith("gnfast: ") else "failed"
+        seconds = round(time.monotonic() - self.started, 1)
+        return {"status": status, "exit": code, "message": "" if code == 0 else message, "seconds": seconds}
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class _Bar:
+    """A progress bar over the steps of all runs."""
+
+    def __init__(self, sweep: Sweep, shown: bool):
+        self.folders = [case.folder for case in sweep.cases]
+        self.steps = {folder: _logged(folder) for folder in self.folders} if shown else {}
+        total = sum(case.config().steps for case in sweep.cases)
+        self.bar = tqdm(
+            total=total, initial=sum(self.steps.values()), unit="step", disable=not shown, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def show(self, running: list[_Job]) -> None:
+        if self.bar.disable:
+            return
+        self.steps.update({job.case.folder: _logged(job.case.folder) for job in running})
+        self.bar.set_postfix_str(f"{len(running)} running", refresh=False)
+        self.bar.update(sum(self.steps.values()) - self.bar.n)
+
+
+def _differs(case: Case) -> bool:
+    try:
+        return bool(differences(read_run(case.folder).settings, case.config()))
+    except RunError:
+        return True
+
+
+def _checkpointed(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 if there is none."""
+    saved = checkpoint.paths(folder / "checkpoints")
+    return int(saved[0].stem.removeprefix("step-")) if saved else 0
+
+
+def _logged(folder: Path) -> int:
+    """The step of the last row of metrics.jsonl, 0 if there is none."""
+    try:
+        with open_regular(folder / "metrics.jsonl") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 4096))
+            found = _STEP.findall(file.read())
+    except (OSError, InputError):
+        return 0
+    return int(found[-1]) if found else 0
+
+
+def _told(case: Case, ended: Row, score: str) -> str:
+    text = f"{ended['status']} after {ended['seconds']:g} s"
+    if ended["status"] in ("failed", "diverged"):
+        return f"{text}: {ended['message']}"
+    with contextlib.suppress(RunError):
+        rows = read_run(case.folder).rows
+        name = score or main_score(rows)
+        top, end = best(rows, name), last(rows, name)
+        if top and end:
+            return f"{text}, {name} {end[1]:.4g}, best {top[1]:.4g} at step {top[0]:,}"
+    return text

@@ -1,0 +1,307 @@
+"""The command line: help that teaches, one clear line and status 2 for bad input, and the commands themselves."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gnfast.cli import main
+from gnfast.cli.output import lasting_output
+from gnfast.config.presets import PRESETS
+
+TINY = [
+    *("--resolution=8", "--width=0.1", "--z-dim=5", "--steps=4", "--batch-d=4", "--batch-g=6", "--extractor=none"),
+    *("--checkpoint-every=2", "--sample-every=0", "--n-samples=4", "--no-tensorboard", "--device=cpu"),
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A tiny finished run; `run[0]` is its command."""
+    folder = tmp_path / "run"
+    command = ["train", "digits", *TINY, "--run-dir", str(folder)]
+    assert main(command) == 0
+    return command, folder
+
+
+def fails(capsys, *words):
+    """The one line that a bad command prints."""
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    (line,) = captured.err.splitlines()
+    assert line.startswith("gnfast: ")
+    return line
+
+
+def test_usage(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {command} " in text for command in ("train", "sample", "presets", "info"))
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("command", [["train", "digits"], ["sample"]])
+def test_help_explains_every_option_with_its_value(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert not end.value.code
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Examples:" in text
+    if command[0] == "train":
+        assert "--lr-d FLOAT The critic's learning rate. (default: 0.001)" in text
+        assert "--dry-run" in text
+    else:
+        assert "--weights {ema,raw}" in text
+
+
+def test_presets_table_and_one_preset(capsys):
+    assert main(["presets"]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in PRESETS)
+    assert "IS 8.49, FID 11.13 (train), 15.33 (test)" in table
+    assert main(["presets", "gngan-cifar10-r"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("gngan")]
+    assert names == ["gngan-cifar10-resnet", "gngan-cifar10-resnet-cr"]
+    assert main(["presets", "gngan-cifar10-resnet"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("--")}
+    assert lines["--lr-d"].split()[1] == "0.0004"
+    assert "basiclab/GNGAN-PyTorch" in lines["--lr-d"]
+    assert lines["--seed"].split()[1:] == ["0", "gnfast"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gngan-cifar10-cnn", ("dcgan", 32, "non-saturating", 2e-4, 2e-4, 1, "none")),
+        ("gngan-cifar10-resnet", ("resnet", 32, "hinge", 4e-4, 2e-4, 5, "linear")),
+        ("gngan-stl10-cnn", ("dcgan", 48, "non-saturating", 2e-4, 2e-4, 1, "none")),
+        ("gngan-stl10-resnet", ("resnet", 48, "hinge", 4e-4, 2e-4, 5, "linear")),
+    ],
+)
+def test_presets_hold_the_published_values(name, expected):
+    c = PRESETS[name].config
+    assert (c.model, c.resolution, c.loss, c.lr_d, c.lr_g, c.n_dis, c.lr_decay) == expected
+    assert (c.betas, c.batch_d, c.batch_g, c.steps, c.ema_decay, c.ema_start) == (
+        (0.0, 0.9),
+        64,
+        128,
+        200_000,
+        0.9999,
+        0,
+    )
+    assert (c.z_dim, c.flip, c.width, c.sample_bn, c.n_fake) == (128, True, 1.0, "batch", 50_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sngan-cifar10-cnn", ("dcgan", 32, 2e-4, (0.5, 0.999), 1)),
+        ("sngan-cifar10-cnn-a", ("dcgan", 32, 1e-4, (0.5, 0.9), 5)),
+        ("sngan-cifar10-cnn-b", ("dcgan", 32, 1e-4, (0.5, 0.999), 1)),
+        ("sngan-cifar10-cnn-d", ("dcgan", 32, 1e-3, (0.5, 0.9), 5)),
+        ("sngan-cifar10-cnn-e", ("dcgan", 32, 1e-3, (0.5, 0.999), 5)),
+        ("sngan-stl10-cnn-f", ("dcgan", 48, 1e-3, (0.9, 0.999), 5)),
+        ("sngan-cifar10-resnet", ("sngan-resnet", 32, 2e-4, (0.0, 0.9), 5)),
+        ("sngan-stl10-resnet", ("sngan-resnet", 48, 2e-4, (0.0, 0.9), 5)),
+    ],
+)
+def test_spectral_presets_hold_the_published_values(name, expected):
+    c = PRESETS[name].config
+    assert (c.model, c.resolution, c.lr_d, c.betas, c.n_dis) == expected
+    assert (c.method, c.spectral_norm, c.k_sn, c.learn_scale) == ("none", True, 1.0, False)
+    assert (c.loss, c.lr_g, c.steps, c.batch_d, c.z_dim) == ("hinge", c.lr_d, 100_000, 64, 128)
+    assert "Miyato" in PRESETS[name].source_of("lr_d") and PRESETS[name].source_of("flip") == "gnfast"
+
+
+def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "gngan-stl10-resnet", "--dry-run", "--width", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert "Rewrites shrink a forward" in text
+    assert "runs/gngan-stl10-resnet/" in text
+    assert not list(tmp_path.iterdir())
+    assert main(["train", "gngan-cifar10-cnn", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "4.00 forwards" in text
+    assert "3,813,379" in text
+    assert "5,860,865" in text
+
+
+def test_info_names_versions_and_backends(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("gnfast", "torch", "CPU", "built", "backends"))
+
+
+def test_bad_input_is_one_line(capsys, tmp_path):
+    assert "did you mean 'train'" in fails(capsys, "trian")
+    assert "did you mean 'digits'" in fails(capsys, "train", "digitz")
+    assert "did you mean --lr-d" in fails(capsys, "train", "digits", "--lrd", "3")
+    assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
+    assert "'hinge', 'soft-hinge', 'non-saturating'" in fails(capsys, "train", "digits", "--loss", "foo")
+    assert "--steps: got 0, want at least 1" in fails(capsys, "train", "digits", "--steps", "0")
+    assert "ImageNet" in fails(capsys, "train", "faster-gngan-imagenet-64")
+    assert "not a run folder" in fails(capsys, "sample", str(tmp_path))
+    assert "which run?" in fails(capsys, "sample")
+    assert "takes no arguments" in fails(capsys, "info", "all")
+    assert "unknown preset" in fails(capsys, "presets", "zzz")
+    run_dir = ["--run-dir", str(tmp_path / "run")]
+    assert "/nowhere" in fails(capsys, "train", "digits", "--data", "/nowhere", *run_dir)
+    assert "--device" in fails(capsys, "train", "digits", "--device", "abacus", *run_dir)
+    assert "resolution" in fails(capsys, "train", "digits", "--resolution", "9", *run_dir)
+    assert "extractor" in fails(capsys, "train", "digits", *TINY, "--extractor", "nose", *run_dir)
+
+
+def test_train_then_again_then_with_other_settings(capsys, run):
+    command, folder = run
+    assert "samples/ema-000004.png" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "has finished its 4 steps" in capsys.readouterr().out
+    line = fails(capsys, *command, "--batch-g", "8", "--seed", "1")
+    assert "--batch-g: the run has 6, the command says 8; --seed: the run has 0" in line
+    assert f"{folder} is a run of digits" in fails(
+        capsys, "train", "gngan-cifar10-cnn", "--data", "digits", "--run-dir", str(folder)
+    )
+
+
+@pytest.mark.parametrize("command", [["train", "digits", "--run-dir"], ["sweep", "s.toml", "--table", "--out"]])
+def test_a_place_for_a_folder_that_something_else_has_is_named(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("s.toml").write_text('preset = "digits"')
+    Path("file").write_text("")
+    Path("link").symlink_to("nowhere")
+    os.mkfifo("pipe")
+    for name, there in (
+        ("file", "file: a file"),
+        ("file/below", "file: a file"),
+        ("link", "link: a link to nothing"),
+        ("link/below", "link: a link to nothing"),
+        ("pipe", "pipe: a named pipe"),
+        ("/dev/null", "/dev/null: a device"),
+    ):
+        assert fails(capsys, *command, name) == f"gnfast: {there}, wanted a folder"
+
+
+def test_sample(capsys, run, tmp_path):
+    _, folder = run
+    capsys.readouterr()
+    assert main(["sample", str(folder), "--n", "4"]) == 0
+    path = capsys.readouterr().out.strip()
+    assert path == str(folder / "sample-ema.png")
+    assert Image.open(path).mode == "L"
+    assert main(["sample", str(folder), "--n", "7", "--raw", "--out", str(tmp_path / "fakes")]) == 0
+    assert len(list((tmp_path / "fakes").iterdir())) == 7
+    assert "--n: got 0" in fails_after(capsys, "sample", str(folder), "--n", "0")
+    assert "--raw and --ema: wanted one" in fails_after(capsys, "sample", str(folder), "--raw", "--ema")
+
+
+def test_output_that_nobody_can_read_ends_nothing(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    ascii_only = io.TextIOWrapper(os.fdopen(writer, "wb"), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    monkeypatch.setattr(sys, "stderr", None)
+    with lasting_output():
+        for _ in range(2):
+            print("Fréchet ± \udcff" + "x" * 100_000, flush=True)
+        print("to nobody", file=sys.stderr)
+        print("what is left in the buffer")
+    assert sys.stdout is ascii_only
+    ascii_only.close()
+
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+
+@FULL
+@pytest.mark.parametrize("words", [["info"], ["--help"], ["train", "--help"], ["train", "digits", "--help"], ["train"]])
+def test_a_full_stdout_ends_nothing_before_it_is_done(capsys, monkeypatch, tmp_path, words):
+    run = tmp_path / "run"
+    if words == ["train"]:
+        words = ["train", "digits", *TINY, "--run-dir", str(run)]
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words) == 2
+    assert capsys.readouterr().err == f"gnfast: stdout: {os.strerror(errno.ENOSPC)}\n"
+    if str(run) in words:
+        assert "finished 4 steps" in (run / "log.txt").read_text()
+
+
+@FULL
+@pytest.mark.parametrize("status", [0, 1, 130])
+def test_a_full_stderr_leaves_the_status_of_what_failed(monkeypatch, status):
+    def told(_words):
+        print("a warning", file=sys.stderr, flush=True)
+        return status
+
+    monkeypatch.setattr("gnfast.cli.info.run", told)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        assert main(["info"]) == (status or 2)
+
+
+def test_characters_that_a_terminal_lacks_are_spelt_out(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    with lasting_output():
+        print("± \udcff")
+    assert shown.getvalue() == b"\\xb1 \\udcff\n"
+
+
+def test_a_signal_unwinds_a_command(monkeypatch, capsys):
+    def stopped(words):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            print("taken back")
+
+    monkeypatch.setattr("gnfast.cli.info.run", stopped)
+    with pytest.raises(SystemExit) as end:
+        main(["info"])
+    assert end.value.code == 128 + signal.SIGTERM and "taken back" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_warning_is_one_line(capsys, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(4):
+        Image.new("L", (8, 8), 60 * index).save(images / f"{index}.png")
+    (images / "broken.png").write_text("not an image")
+    assert main(["train", "digits", *TINY, "--data", str(images), "--run-dir", str(tmp_path / "run")]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith("gnfast: warning: ")
+
+
+def fails_after(capsys, *words):
+    capsys.readouterr()
+    return fails(capsys, *words)
+
+
+def test_the_library_does_not_import_the_training_side():
+    # torch itself imports tqdm where it is there. Its compiler alone takes as long as the rest of it.
+    code = (
+        "import sys, gnfast, gnfast.models, gnfast.losses, gnfast.cli\n"
+        "names = 'tyro', 'tensorboard', 'matplotlib', 'PIL', 'sklearn', 'torch._dynamo'\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_a_missing_extra_is_named_and_info_works_without(capsys, monkeypatch):
+    for name in ("tyro", "tqdm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in [name for name in sys.modules if name.startswith(("gnfast.train", "gnfast.metrics", "gnfast.data"))]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install gnfast[train]" in fails(capsys, "train", "digits")
+    assert main(["info"]) == 0

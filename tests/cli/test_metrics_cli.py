@@ -1,0 +1,294 @@
+"""`gnfast eval`: a run, images and statistics against real images or statistics; and the scores of a training run."""
+
+import contextlib
+import dataclasses
+import errno
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gnfast.cli import main
+from gnfast.data import load
+from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
+from gnfast.runs.record import read_rows
+from gnfast.train import Config
+from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
+
+EXTRACTOR = f"--extractor={__name__}:pixels"
+
+
+def pixels(images):
+    flat = images.float().flatten(1) / 255
+    return flat[:, 20:24], flat[:, 30:33]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny finished run, and a folder and a zip of images beside it."""
+    folder = tmp_path_factory.mktemp("eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNFAST_CACHE", str(folder / "cache"))
+        words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--steps=4", "--batch-d=4", "--batch-g=6", "--n-fake=30"]
+        words += [
+            "--checkpoint-every=2",
+            "--sample-every=0",
+            "--n-samples=4",
+            "--no-tensorboard",
+            "--device=cpu",
+            "--ema-start=0",
+        ]
+        assert main(["train", "digits", *words, EXTRACTOR, "--run-dir", str(folder / "run")]) == 0
+    (folder / "images").mkdir()
+    for i, image in enumerate(load("digits", progress=False).images[:40]):
+        Image.fromarray(image[0].numpy()).save(folder / "images" / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _cache(folder, monkeypatch):
+    monkeypatch.setenv("GNFAST_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+
+
+def result(*words):
+    assert main(["eval", *words, "--out", "result.json"]) == 0
+    with open("result.json", encoding="utf-8") as file:
+        return json.load(file)
+
+
+def fails(capsys, *words):
+    assert main(["eval", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_run_against_its_own_data(capsys):
+    found = result("run", "--n", "50", "--seed", "3", EXTRACTOR)
+    out = capsys.readouterr().out
+    assert f"Fréchet distance in features of {__name__}:pixels" in out
+    assert not any(f"{name} " in out for name in ("FID", "IS", "KID"))
+    assert (found["n_real"], found["n_fake"], found["seed"], found["step"], found["weights"]) == (1797, 50, 3, 4, "ema")
+    assert {"distance", "is_mean", "is_std", "kid_mean", "kid_std"} <= set(found)
+    assert set(found["versions"]) == {"gnfast", "torch", "python"}
+    assert set(found["timing"]) == {"distance_seconds", "images_per_second"}
+    again = result("run", "--n", "50", "--seed", "3", EXTRACTOR)
+    assert all(again[key] == found[key] for key in found if key != "timing")
+    assert result("run", "--n", "50", "--seed", "4", EXTRACTOR)["distance"] != found["distance"]
+    assert result("run", "--n", "50", "--seed", "3", "--raw", EXTRACTOR)["distance"] != found["distance"]
+
+
+def test_a_run_is_measured_as_in_training():
+    row = [row for row in read_rows(Path("run") / "metrics.jsonl") if "distance_ema" in row][-1]
+    # Training draws its latents with the run's seed + 3.
+    found = result("run", "--seed", "3", "--kid-subsets", "10", EXTRACTOR)
+    assert found["n_fake"] == row["n_fake"] == 30
+    for key in ("distance", "is", "kid"):
+        name = key if key == "distance" else f"{key}_mean"
+        assert found[name] == pytest.approx(row[f"{key}_ema"], rel=1e-9)
+
+
+def test_images_and_statistics(capsys):
+    against_data = result("images", "--data", "digits", EXTRACTOR)
+    assert (against_data["n_real"], against_data["n_fake"]) == (1797, 40)
+    assert main(["eval", "digits", "--save-stats", "digits.npz", EXTRACTOR]) == 0
+    against_file = result("images", "--reference", "digits.npz", EXTRACTOR)
+    assert main(["eval", "images", "--save-stats", "images.npz", EXTRACTOR]) == 0
+    two_files = result("images.npz", "--reference", "digits.npz")
+    file_and_data = result("images.npz", "--data", "digits", EXTRACTOR)
+    for found in (against_file, two_files, file_and_data):
+        assert found["extractor"] == against_data["extractor"]
+        for key in ("distance", "is_mean", "kid_mean", "n_real", "n_fake"):
+            assert found[key] == pytest.approx(against_data[key], rel=1e-9), key
+    assert result("images.npz", "--reference", "images.npz")["distance"] == pytest.approx(0, abs=1e-9)
+    assert "images_per_second" not in two_files["timing"]
+
+
+def test_both_sides_are_measured_as_they_are(capsys):
+    """Grey copies of coloured images are not compared with coloured ones that were made grey without a word."""
+    Path("colour").mkdir()
+    Path("grey").mkdir()
+    for i in range(20):
+        image = Image.fromarray(torch.randint(256, (12, 12, 3), dtype=torch.uint8).numpy())
+        image.save(f"colour/{i:02d}.png")
+        image.convert("L").save(f"grey/{i:02d}.png")
+    line = fails(capsys, "grey", "--data", "colour", EXTRACTOR)
+    assert "images of grey are 1x12x12 and the real ones of colour 3x12x12" in line
+    assert "--channels" in line
+    # The same pixels in three channels are as far from the coloured ones as they are when they are saved so.
+    as_colour = result("grey", "--data", "colour", EXTRACTOR, "--channels=3")
+    assert as_colour["shape"] == "3x12x12"
+    Path("saved").mkdir()
+    for path in Path("grey").iterdir():
+        Image.open(path).convert("RGB").save(f"saved/{path.name}")
+    assert result("saved", "--data", "colour", EXTRACTOR)["distance"] == as_colour["distance"] > 1e-3
+    assert result("grey", "--data", "colour", EXTRACTOR, "--channels=1")["distance"] == pytest.approx(0, abs=1e-9)
+    # Real images and statistics of them are the same thing.
+    main(["eval", "colour", "--save-stats", "colour.npz", EXTRACTOR])
+    assert "same channels and size, got 3x12x12 and 1x12x12" in fails(
+        capsys, "grey", "--reference=colour.npz", EXTRACTOR
+    )
+    against_file = result("saved", "--reference=colour.npz", EXTRACTOR)
+    assert against_file["distance"] == pytest.approx(as_colour["distance"], rel=1e-12)
+
+
+def test_images_of_several_sizes_are_brought_to_one(capsys):
+    Path("mixed").mkdir()
+    for i in range(12):
+        Image.new("L", (8 + i % 2, 8), i).save(f"mixed/{i:02d}.png")
+    assert "pass resolution=" in fails(capsys, "mixed", "--data", "digits", EXTRACTOR)
+    assert result("mixed", "--data", "digits", EXTRACTOR, "--resolution=8")["shape"] == "1x8x8"
+
+
+def test_code_is_imported_on_the_word_of_the_command_line_alone(capsys, monkeypatch):
+    """Not on that of a run, an exported file or a file of statistics."""
+    monkeypatch.syspath_prepend(".")
+    Path("planted.py").write_text("open('code-was-run', 'w')\ndef f(x): return x.flatten(1).float()\n")
+    shutil.copytree("run", "theirs")
+    config = json.loads(Path("theirs/config.json").read_text())
+    config["config"]["extractor"] = "planted:f"
+    Path("theirs/config.json").write_text(json.dumps(config))
+    assert main(["export", "theirs", "--out", "theirs.safetensors"]) == 0
+    dataclasses.replace(ImageStatistics.load(_statistics()), extractor="planted:f").save("theirs.npz")
+    for what in ("theirs", "theirs.safetensors", "theirs.npz"):
+        capsys.readouterr()
+        assert "'planted:f' names code to import" in fails(capsys, what, "--data", "digits", "--n=0")
+        assert not Path("code-was-run").exists()
+    # The statistics are of other features than that function gives.
+    assert main(["eval", "theirs", "--extractor", "planted:f"]) == 0
+    assert Path("code-was-run").exists()
+
+
+def _statistics():
+    assert main(["eval", "images", "--save-stats", "images.npz", EXTRACTOR]) == 0
+    return "images.npz"
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_the_result_is_written_before_anything_is_printed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with contextlib.suppress(BrokenPipeError):
+        main(["eval", "images", "--data", "digits", EXTRACTOR, "--out", "kept.json", "--save-stats", "kept.npz"])
+    assert json.loads(Path("kept.json").read_text())["n_fake"] == 40
+    assert ImageStatistics.load("kept.npz").features.count == 40
+
+
+def test_a_result_that_cannot_be_written_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr("gnfast.cli.eval.write_text", raising(OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["eval", "images", "--data", "digits", EXTRACTOR, "--out", "full.json"]) == 2
+    printed = capsys.readouterr()
+    assert "Fréchet distance" in printed.out
+    assert "No space left on device" in printed.err
+
+
+def raising(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("option", ["--out", "--save-stats"])
+def test_what_is_no_file_is_not_replaced_and_nothing_is_measured_before(capsys, monkeypatch, option):
+    monkeypatch.setattr("gnfast.cli.eval._evaluate", raising(AssertionError("measured")))
+    os.mkfifo(f"pipe{option}")
+    os.symlink(f"pipe{option}", f"link{option}")
+    for name in (f"pipe{option}", f"link{option}"):
+        line = fails(capsys, "images", option, name, "--data", "digits")
+        assert line == f"gnfast: {name}: a named pipe, wanted a regular file"
+
+
+def test_fewer_images_and_no_kid():
+    found = result("images", "--data", "digits", EXTRACTOR, "--n", "25", "--kid-subsets", "0")
+    assert found["n_fake"] == 25
+    assert "kid_mean" not in found
+    assert main(["eval", "images", EXTRACTOR, "--kid-subsets", "0", "--save-stats", "small.npz"]) == 0
+    assert ImageStatistics.load("small.npz").kept is None
+
+
+def test_errors_are_one_line(capsys):
+    assert "usage: gnfast eval" in fails(capsys)
+    assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")
+    assert "got neither, and images has no real images of its own" in fails(capsys, "images")
+    assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
+    assert "G.safetensors is not there: want a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
+    assert "no-such.npz" in fails(capsys, "images", "--reference", "no-such.npz")
+    assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
+    assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")
+    main(["eval", "images", "--save-stats", "some.npz", EXTRACTOR])
+    capsys.readouterr()
+    assert "holds statistics already" in fails(capsys, "some.npz", "--reference", "some.npz", "--n", "5")
+    assert "same extractor" in fails(capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner")
+
+
+def corner(images):
+    return images.float().flatten(1)[:, 20:24]
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["eval", "--help"])
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert "Examples:" in text
+    assert all(name in text for name in ("--protocol", "--reference", "--save-stats"))
+
+
+def test_rows_of_metrics_jsonl():
+    from gnfast.metrics import Scores
+
+    raw = Scores(2.0, "inception", 5, 4, "tf", 0, 8.0, 0.1, 1.0, 0.1)
+    ema = dataclasses.replace(raw, distance=1.0, is_mean=9.0, kid_mean=0.5)
+    assert as_row(raw, ema) == {
+        "distance_raw": 2.0,
+        "distance_ema": 1.0,
+        "is_raw": 8.0,
+        "is_ema": 9.0,
+        "kid_raw": 1.0,
+        "kid_ema": 0.5,
+        "extractor": "inception",
+        "n_real": 5,
+        "n_fake": 4,
+        "protocol": "tf",
+    }
+    plain = Scores(2.0, "f", 5, 4)
+    assert set(as_row(plain, plain)) == {"distance_raw", "distance_ema", "extractor", "n_real", "n_fake"}
+
+
+def test_measures_of_a_run():
+    digits = load("digits", progress=False)
+    settings = Config(data="digits", resolution=8, channels=1, extractor=f"{__name__}:pixels")
+
+    def measures(**changes):
+        config = dataclasses.replace(settings, **changes)
+        return open_measures(config, digits, torch.device("cpu"), False)
+
+    assert measures(extractor="none") == (digits, None)
+    reference, extractor = measures()
+    assert reference is digits
+    assert extractor.dim == 4
+    split, _ = measures(eval_split="train")
+    assert split is not digits
+    assert split.fingerprint == digits.fingerprint
+    with pytest.raises(ValueError, match="split"):
+        measures(eval_split="nothing")
+    with pytest.raises(ValueError, match="protocol must be one of"):
+        measures(protocol="other")
+
+
+def test_the_papers_protocol_insists_on_batch_statistics():
+    make = lambda protocol: FeatureExtractor("f", 4, pixels, protocol=protocol)  # noqa: E731
+    assert not samples_with_batch_statistics("running", make(None))
+    assert not samples_with_batch_statistics("running", make(PROTOCOLS["tf"]))
+    assert samples_with_batch_statistics("running", make(PROTOCOLS["paper-gn"]))
+    assert samples_with_batch_statistics("batch", make(None))

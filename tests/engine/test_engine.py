@@ -1,0 +1,768 @@
+"""The four passes against double backward in float64: networks of all kinds, and what surrounds a call."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gnfast
+from gnfast import FallbackWarning, InputError, UnsupportedError, reference
+from gnfast.engine import functional as engine
+from gnfast.engine import passes
+from tests.oracle import assert_matches_double_backward, loss_of, outputs_and_gradients, relative_error
+
+
+class Residual(nn.Module):
+    def __init__(self, channels_in, channels_out, downsample, inplace=False):
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.ReLU(inplace),
+            nn.Conv2d(channels_in, channels_out, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, 1, 1),
+        )
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1)
+        self.downsample = downsample
+
+    def forward(self, x):
+        h = self.main(x) + self.shortcut(x)
+        return F.avg_pool2d(h, 2) if self.downsample else h
+
+
+class ResNet(nn.Module):
+    def __init__(self, inplace=False):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.blocks = nn.Sequential(Residual(6, 9, True, inplace), Residual(9, 9, False, inplace))
+        self.out = nn.Linear(9, 1)
+
+    def forward(self, x):
+        h = self.blocks(self.stem(x))
+        return self.out(torch.relu(h).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One convolution used three times, one tensor read three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.act = nn.LeakyReLU(0.2)
+
+    def forward(self, x):
+        h = self.act(self.conv(x))
+        h = h + self.act(self.conv(h)) - 0.5 * self.conv(h)
+        return (h + h).sum((1, 2, 3))
+
+
+class Arithmetic(nn.Module):
+    """Constants in every position, reversed and in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(4, 1, 1))
+        self.shift = nn.Parameter(torch.randn(4, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("mask", torch.rand(1, 4, 3, 5))
+
+    def forward(self, x):
+        h = self.conv(1 - x / 2)
+        h = self.shift - (h * self.gain + self.shift) * self.mask
+        h += 0.3
+        h *= 2
+        h -= F.relu(h)
+        h = -h.contiguous().view(x.size(0), -1)
+        h = F.leaky_relu_(h.clone(), 0.3) + h
+        return h.mean(dim=1, keepdim=True) / self.gain.mean() - 0.1
+
+
+class Labelled(nn.Module):
+    """A critic that adds a class-dependent term, constant in x."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.embed = nn.Embedding(5, 4)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x, y=None):
+        return self.out(F.relu(self.body(x.flatten(1)) + self.embed(y)))
+
+
+def cnn(inplace=False):
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.LeakyReLU(0.1, inplace),
+        nn.Conv2d(5, 8, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.1, inplace),
+        nn.AdaptiveAvgPool2d((2, 3)),
+        nn.Flatten(),
+        nn.Linear(48, 1),
+    )
+
+
+class UnusedBranch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(105, 1), nn.Linear(105, 7)
+
+    def forward(self, x):
+        self.unused(x.flatten(1)).relu()
+        return self.used(x.flatten(1))
+
+
+class Pooled(nn.Module):
+    """Convolutions before average poolings: those that are merged, moved, and left alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.three, self.one = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.grouped, self.read_twice = nn.Conv2d(6, 6, 2, groups=2, bias=False), nn.Conv2d(6, 6, 1, padding=1)
+        self.wide = nn.Conv2d(3, 6, 5, padding=2)
+
+    def forward(self, x):
+        h = F.relu(F.avg_pool2d(self.three(x), (1, 2)))
+        h = F.relu(F.avg_pool2d(self.one(h), 2, 1))
+        h = self.read_twice(F.avg_pool2d(self.grouped(h), (3, 1), ceil_mode=True))
+        h = F.relu(h).sum((1, 2, 3)) + F.avg_pool2d(h, 2).mean((1, 2, 3))
+        return h + F.leaky_relu(F.avg_pool2d(self.wide(x), 3), 0.2).sum((1, 2, 3))
+
+
+NETWORKS = {
+    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(105, 16), nn.ReLU(), nn.Linear(16, 1)),
+    "cnn": cnn,
+    "cnn-inplace": lambda: cnn(inplace=True),
+    "cnn-without-bias": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1, bias=False)
+    ),
+    "resnet": ResNet,
+    "resnet-inplace-shortcut-sees-relu": lambda: ResNet(inplace=True),
+    "pooled": Pooled,
+    "shared": Shared,
+    "arithmetic": Arithmetic,
+    "linear-only": lambda: nn.Sequential(nn.Flatten(), nn.Linear(105, 1)),
+    "activation-first": lambda: nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(105, 1)),
+    "output-b-1-1-1": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, (3, 5))),
+    "spectral-norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1)
+    ).eval(),
+    "unused-branch": UnusedBranch,
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    return NETWORKS[request.param]().double()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
+
+
+def test_everything_matches_double_backward(network, x):
+    assert_matches_double_backward(network, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_everything_matches_double_backward_on_a_gpu(network, x, layout):
+    net = network.cuda().to(memory_format=layout)
+    assert_matches_double_backward(net, x.cuda().contiguous(memory_format=layout))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, "sliced", "transposed"], ids=str)
+def test_any_memory_format(x, layout):
+    net = ResNet().double()
+    if layout == "sliced":
+        x = torch.randn(8, 5, 5, 14, dtype=torch.float64)[::2, 1:4, :, ::2]
+    elif layout == "transposed":
+        x = torch.randn(4, 3, 7, 5, dtype=torch.float64).transpose(2, 3)
+    else:
+        x, net = x.contiguous(memory_format=layout), net.to(memory_format=layout)
+    assert_matches_double_backward(net, x)
+
+
+class Convolved(TorchDispatchMode):
+    """Notes the 4-D tensors that PyTorch's convolutions are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
+            self.tensors += [t for t in args if isinstance(t, torch.Tensor) and t.dim() == 4]
+        return func(*args, **(kwargs or {}))
+
+
+def assert_laid_out(device, dtype):
+    """Contiguous images and weights: convolutions have both in channels_last, and gradients come back contiguous."""
+    net, x = ResNet().to(device, dtype), torch.randn(4, 3, 8, 8, dtype=dtype, device=device, requires_grad=True)
+    with Convolved() as seen:
+        g = gnfast.value_and_input_grad(net, x, strict=True)[1]
+        gnfast.normalize_gradient(net, x, strict=True).sum().backward()
+    # Images and weights of 7 convolutions in 2 calls of 2 passes.
+    assert len(seen.tensors) >= 2 * 7 * 2 * 2
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen.tensors)
+    assert g.is_contiguous()
+    for tensor in (x, *net.parameters()):
+        assert tensor.is_contiguous() and tensor.grad.is_contiguous()
+
+
+def test_contiguous_images_and_weights_are_converted_once_where_that_pays(monkeypatch):
+    monkeypatch.setitem(engine._CHANNELS_LAST_DTYPES, "cpu", (torch.float64,))
+    monkeypatch.setattr(engine, "_CHANNELS_LAST_WEIGHTS", ("cpu",))
+    torch.manual_seed(0)
+    for net in (ResNet(), cnn(), Shared(), nn.Sequential(nn.Flatten(), nn.Linear(192, 1))):
+        assert_matches_double_backward(net.double(), torch.randn(4, 3, 8, 8, dtype=torch.float64))
+    assert_laid_out("cpu", torch.float64)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_contiguous_images_and_weights_are_converted_once_on_a_gpu(dtype):
+    assert_laid_out("cuda", dtype)
+
+
+def test_float64_stays_as_it_is(x):
+    with Convolved() as seen:
+        gnfast.normalize_gradient(ResNet().double(), x, strict=True)
+    assert seen.tensors and all(t.is_contiguous() for t in seen.tensors)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_any_batch_size(batch):
+    assert_matches_double_backward(ResNet().double(), torch.randn(batch, 3, 6, 6, dtype=torch.float64))
+
+
+def test_labels_and_their_embedding_get_gradients():
+    net, x = Labelled().double(), torch.randn(4, 6, dtype=torch.float64)
+    y = torch.tensor([0, 3, 3, 1])
+    assert_matches_double_backward(net, x, y=y)
+    assert_matches_double_backward(net, x, y)
+
+
+def test_gradient_of_another_tensor_argument():
+    class Shifted(nn.Module):
+        def forward(self, x, shift):
+            return F.relu(x + shift).sum(1)
+
+    x, shift = torch.randn(4, 6, dtype=torch.float64), torch.randn(6, dtype=torch.float64, requires_grad=True)
+    grads = []
+    for function in (gnfast.normalize_gradient, reference.normalize_gradient):
+        grads.append(torch.autograd.grad(loss_of(function(Shifted(), x, shift)), shift)[0])
+    assert relative_error(*grads) < 1e-10
+
+
+def test_frozen_and_partly_frozen_weights(x):
+    net = cnn().double()
+    for frozen in (["0.weight"], ["0.bias", "6.weight", "6.bias"], [name for name, _ in net.named_parameters()]):
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        assert_matches_double_backward(net, x)
+
+
+def test_frozen_weights_keep_no_cotangents(x):
+    net = cnn().double().requires_grad_(False)
+    f_hat = gnfast.normalize_gradient(net, x.requires_grad_(), strict=True)
+    cotangents = f_hat.grad_fn.saved_tensors[-len(gnfast.trace(net, x).nodes) :]
+    assert not any(isinstance(t, torch.Tensor) for t in cotangents)
+
+
+def test_x_without_gradient_and_no_grad(x):
+    net = ResNet().double()
+    expected = reference.normalize_gradient(net, x).detach()
+    assert not x.requires_grad
+    with torch.no_grad():
+        result = gnfast.normalize_gradient(net, x, strict=True)
+        assert not result.requires_grad
+        assert relative_error(result, expected) < 1e-12
+        f, g = reference.value_and_input_grad(net, x)
+        assert not f.requires_grad and not g.requires_grad
+    with torch.inference_mode():
+        assert relative_error(gnfast.normalize_gradient(net, x, strict=True), expected) < 1e-12
+    f_hat = gnfast.normalize_gradient(net, x, strict=True)
+    f_hat.sum().backward()
+    assert x.grad is None and not x.requires_grad
+
+
+def test_x_is_not_modified(x):
+    before = x.clone()
+    gnfast.normalize_gradient(cnn(inplace=True).double(), x).sum().backward()
+    assert torch.equal(x, before) and not x.requires_grad
+
+
+def test_non_leaf_x_passes_its_gradient_on(x):
+    net, generator = ResNet().double(), nn.Conv2d(3, 3, 1).double()
+    grads = []
+    for function in (gnfast.normalize_gradient, reference.normalize_gradient):
+        generator.zero_grad()
+        loss_of(function(net, generator(x))).backward()
+        grads.append(generator.weight.grad.clone())
+    assert relative_error(*grads) < 1e-10
+
+
+def test_several_forwards_before_one_backward(x):
+    net = ResNet().double()
+    grads = []
+    for function in (gnfast.normalize_gradient, reference.normalize_gradient):
+        net.zero_grad()
+        (function(net, x).relu().mean() - function(net, x.flip(0) + 1).mean() * function(net, 2 * x).sum()).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert relative_error(*grads) < 1e-10
+
+
+def test_gradients_accumulate_and_graph_can_be_retained(x):
+    net = ResNet().double()
+    loss = loss_of(gnfast.normalize_gradient(net, x))
+    loss.backward(retain_graph=True)
+    once = torch.cat([p.grad.flatten() for p in net.parameters()])
+    loss.backward()
+    twice = torch.cat([p.grad.flatten() for p in net.parameters()])
+    assert relative_error(twice, 2 * once) < 1e-12
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_losses_of_one_output_only(x):
+    net = ResNet().double()
+    for index in (0, 1):
+        grads = []
+        for function in (gnfast.value_and_input_grad, reference.value_and_input_grad):
+            loss = loss_of(function(net, x)[index])
+            grads.append(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True))
+        for actual, expected in zip(*grads, strict=True):
+            # Double backward gives a zero to some biases that do not take part; the four passes give None.
+            if expected is not None and expected.any():
+                assert relative_error(actual, expected) < 1e-10
+
+
+def test_spectral_norm_advances_once_per_call(x):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1)
+    ).double()
+    twin = copy.deepcopy(net)
+    for _ in range(3):
+        a = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
+        b = outputs_and_gradients(reference.normalize_gradient, twin, x)
+        assert all(relative_error(a[key], b[key]) < 1e-10 for key in b)
+    assert all(torch.equal(p, q) for p, q in zip(net.buffers(), twin.buffers(), strict=True))
+
+
+def test_refused_call_advances_state_once(x):
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)
+    ).double()
+    twin = copy.deepcopy(net)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FallbackWarning)
+            fast = gnfast.normalize_gradient(net, x)
+        assert relative_error(fast, reference.normalize_gradient(twin, x)) == 0
+    assert all(torch.equal(p, q) for p, q in zip(net.buffers(), twin.buffers(), strict=True))
+
+
+def test_weight_changed_in_place_between_forward_and_backward_raises(x):
+    net = ResNet().double()
+    f_hat = gnfast.normalize_gradient(net, x)
+    with torch.no_grad():
+        net.stem.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        f_hat.sum().backward()
+
+
+def test_x_changed_in_place_between_forward_and_backward_raises(x):
+    f_hat = gnfast.normalize_gradient(ResNet().double(), x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        f_hat.sum().backward()
+
+
+def test_second_differentiation_points_to_the_reference(x):
+    net, x = ResNet().double(), x.requires_grad_()
+    f_hat = gnfast.normalize_gradient(net, x)
+    (gradient,) = torch.autograd.grad(f_hat.sum(), x, create_graph=True)
+    with pytest.raises(UnsupportedError, match="impl='reference'"):
+        gradient.square().sum().backward()
+    exact = gnfast.normalize_gradient(net, x, impl="reference")
+    (twin,) = torch.autograd.grad(exact.sum(), x, create_graph=True)
+    assert relative_error(gradient, twin) < 1e-10
+    twin.square().sum().backward()
+
+
+def test_zero_input_gradient_gives_sign_and_zero_gradients(x):
+    class Dead(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.conv, self.bias = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor(bias))
+            nn.init.constant_(self.conv.weight, 0)
+            nn.init.constant_(self.conv.bias, -1)
+
+        def forward(self, x):
+            return F.relu(self.conv(x)).sum((1, 2, 3)) + self.bias
+
+    for bias, expected in ((3.0, 1.0), (-2.0, -1.0), (0.0, 0.0)):
+        net = Dead(bias).double()
+        f_hat = gnfast.normalize_gradient(net, x.requires_grad_(), strict=True)
+        assert torch.equal(f_hat, torch.full_like(f_hat, expected))
+        f_hat.sum().backward()
+        assert all(torch.isfinite(p.grad).all() and not p.grad.any() for p in net.parameters())
+        f, n = gnfast.value_and_grad_norm(net, x, strict=True)
+        (f.sum() + n.sum()).backward()
+        assert not n.any() and all(torch.isfinite(p.grad).all() for p in net.parameters())
+
+
+REFUSED = {
+    "F.elu in submodule '1'": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)),
+    "F.batch_norm in submodule '1'": nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(60, 1)
+    ),
+    "its output in": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refused_networks_fall_back_exactly_with_one_warning(message, x):
+    net = copy.deepcopy(REFUSED[message]).double()
+    twin = copy.deepcopy(net)
+    with pytest.warns(FallbackWarning, match=message) as record:
+        actual = outputs_and_gradients(gnfast.normalize_gradient, net, x)
+        gnfast.normalize_gradient(twin, x)
+    assert len([w for w in record if w.category is FallbackWarning]) == 2, "one warning per network"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gnfast.normalize_gradient(net, x)
+    expected = outputs_and_gradients(reference.normalize_gradient, copy.deepcopy(REFUSED[message]).double(), x)
+    assert all(relative_error(actual[key], expected[key]) < 1e-12 for key in expected)
+    with pytest.raises(UnsupportedError, match=message):
+        gnfast.normalize_gradient(net, x, strict=True)
+
+
+def forward_only(function):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    return Net()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.sum((1, 2, 3)) * x.sum((1, 2, 3)), "product of two x-dependent"),
+        (lambda x: x / x.sum((1, 2, 3), keepdim=True), "division by an x-dependent"),
+        (lambda x: (x - x.mean(0, keepdim=True)).sum((1, 2, 3)), "mixes samples"),
+        (lambda x: x.sum((1, 2, 3)) if x.sum() > 0 else x.mean((1, 2, 3)), "mixes samples"),
+        (lambda x: x.sum((1, 2, 3)) * x.detach().mean((1, 2, 3)), "product of two x-dependent"),
+        (lambda x: x.relu_().sum((1, 2, 3)), "changes x in place"),
+        (lambda x: x.view(-1).reshape(4, -1).sum(1), "moves the batch axis"),
+        (lambda x: x.transpose(0, 1).sum((0, 2, 3)), "moves the batch axis"),
+        (lambda x: torch.as_tensor(x.detach().numpy()).sum((1, 2, 3)) + x.sum((1, 2, 3)), "Tensor.numpy"),
+        (lambda x: F.conv2d(torch.ones(1, 3, 5, 7, dtype=x.dtype), x).flatten(), "does not depend on x"),
+        (lambda x: x.sum((1, 2, 3)).to(torch.int64).float(), "not floating point"),
+        (lambda x: x.flatten(1)[0].sum().expand(4), "between samples"),
+        (lambda x: x[:, 0].roll(1, 0).sum((1, 2)), "between samples"),
+        (lambda x: torch.cat([x[:2], x[2:]]).sum((1, 2, 3)), "between samples"),
+        (lambda x: x.flatten(1).sort(0)[0].sum(1), "batch axis mixes samples"),
+        (lambda x: torch.add(x.flatten(1).max(1)[1], 1) + x.sum((1, 2, 3)), "indices of a maximum"),
+        (lambda x: (x.flatten(1)[:, :4].t() @ x.new_ones(4, 2)).sum(1), "moves the batch axis"),
+        (lambda x: torch.einsum("bi,ci->c", x.flatten(1), x.new_ones(4, 105)), "batch axis mixes samples"),
+        (lambda x: (x.new_ones(4, 4) @ x.flatten(1)).sum(1), "batch axis mixes samples"),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)).sum((1, 2, 3)), "padding the batch axis"),
+        (lambda x: F.rrelu(x, training=True).sum((1, 2, 3)), "drawn anew"),
+        (lambda x: x.flatten(1)[torch.arange(4), torch.arange(4)], "an index along the batch axis"),
+        (lambda x: [x.sum((1, 2, 3))][0].sum(0), "mixes samples"),
+    ],
+)
+def test_what_is_not_piecewise_linear_per_sample_is_refused(function, reason, x):
+    with pytest.raises(UnsupportedError, match=reason):
+        gnfast.normalize_gradient(forward_only(function), x, strict=True)
+
+
+class ReversedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.relu(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -grad
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_custom_autograd_functions_are_refused(last, mode, x):
+    def function(x):
+        h = ReversedGradient.apply(x * 2)
+        return ReversedGradient.apply(x.sum((1, 2, 3))) if last else h.sum((1, 2, 3))
+
+    with mode(), pytest.raises(UnsupportedError, match="custom autograd function ReversedGradientBackward"):
+        gnfast.normalize_gradient(forward_only(function), x, strict=True)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False)
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Checkpointed,
+        nn.DataParallel,
+        torch.jit.script,
+        lambda net: torch.jit.trace(net, torch.zeros(2, 3, 5, 7).double()),
+    ],
+    ids=["checkpoint", "data-parallel", "script", "traced-script"],
+)
+def test_wrapped_networks_are_exact(wrap, x):
+    net = wrap(NETWORKS["mlp"]().double())
+    actual = outputs_and_gradients(gnfast.normalize_gradient, net, x)
+    expected = outputs_and_gradients(reference.normalize_gradient, net, x)
+    assert all(relative_error(actual[key], expected[key]) < 1e-10 for key in expected)
+
+
+def test_views_changed_in_place_are_refused(x):
+    class Aliased(nn.Module):
+        def forward(self, x):
+            h = x * 2
+            flat = h.flatten(1)
+            flat.relu_()
+            return h.sum((1, 2, 3))
+
+    with pytest.raises(UnsupportedError, match="views are in use"):
+        gnfast.normalize_gradient(Aliased(), x, strict=True)
+
+
+def test_control_flow_on_shapes_and_changed_mode(x):
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.extra = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            h = F.relu(self.conv(x))
+            if x.shape[-1] > 8:
+                h = F.avg_pool2d(h, 2)
+            if self.training:
+                h = F.leaky_relu(self.extra(h), 0.2)
+            return h.mean((1, 2, 3))
+
+    net = Flow().double()
+    for mode in (True, False, True):
+        net.train(mode)
+        assert_matches_double_backward(net, x)
+        assert_matches_double_backward(net, torch.randn(3, 3, 9, 10, dtype=torch.float64))
+    net.conv = nn.Conv2d(3, 3, 5, padding=1).double()
+    assert_matches_double_backward(net, x)
+
+
+def test_forward_hooks_are_honoured(x):
+    net = cnn().double()
+    net[1].register_forward_hook(lambda module, args, output: 2 * output - 1)
+    net[3].register_forward_pre_hook(lambda module, args: (args[0] + 0.5,))
+    assert_matches_double_backward(net, x)
+
+
+def test_kept_activations_cannot_be_used(x):
+    net, kept = cnn().double(), []
+    net[1].register_forward_hook(lambda module, args, output: kept.append(output))
+    gnfast.normalize_gradient(net, x, strict=True)
+    with pytest.raises(UnsupportedError, match="holds no data"):
+        kept[0].sum()
+
+
+def test_backward_hooks_are_refused(x):
+    net = cnn().double()
+    seen = []
+    net[2].register_full_backward_hook(lambda module, grad_in, grad_out: seen.append(grad_out))
+    with pytest.raises(UnsupportedError, match="submodule '2'"):
+        gnfast.normalize_gradient(net, x, strict=True)
+    with pytest.warns(FallbackWarning):
+        gnfast.normalize_gradient(net, x).sum().backward()
+    assert seen
+
+
+def test_the_networks_own_error_comes_through_without_a_warning():
+    net = cnn().double()
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="channels"):
+        warnings.simplefilter("error")
+        gnfast.normalize_gradient(net, torch.randn(4, 2, 5, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(3, 5, 7), "x: .*batch in axis 0"),
+        (torch.randn(5), r"x: got shape \(5,\)"),
+        (torch.ones(2, 3, 5, 7, dtype=torch.uint8), "x: got dtype torch.uint8"),
+        (torch.ones(2, 3, 5, 7, device="meta"), "x: got a tensor on meta"),
+        ([[1.0]], "x: got a list"),
+    ],
+)
+def test_bad_input_names_the_argument(x, message):
+    with pytest.raises(InputError, match=message):
+        gnfast.normalize_gradient(cnn(), x)
+
+
+def test_bad_options(x):
+    with pytest.raises(InputError, match="impl: got 'fast'"):
+        gnfast.normalize_gradient(cnn().double(), x, impl="fast")
+    with pytest.raises(InputError, match="net: got a function"):
+        gnfast.normalize_gradient(lambda x: x, x)
+
+
+def test_module_has_the_state_dict_of_its_network(x):
+    net = cnn().double()
+    normalized = gnfast.GradientNorm(net, strict=True)
+    assert list(normalized.state_dict()) == list(net.state_dict())
+    outer = nn.ModuleDict({"critic": normalized})
+    assert list(outer.state_dict()) == [f"critic.{key}" for key in net.state_dict()]
+    other = gnfast.GradientNorm(cnn().double())
+    other.load_state_dict(net.state_dict())
+    assert relative_error(other(x), normalized(x)) == 0
+    nn.ModuleDict({"critic": gnfast.GradientNorm(cnn().double())}).load_state_dict(outer.state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*net\.0\.weight"):
+        other.load_state_dict({k: v for k, v in net.state_dict().items() if k != "0.weight"})
+
+
+def test_module_copies_and_pickles(x):
+    normalized = gnfast.GradientNorm(cnn().double(), strict=True)
+    normalized(x)
+    for twin in (copy.deepcopy(normalized), pickle.loads(pickle.dumps(normalized))):
+        assert relative_error(twin(x), normalized(x)) == 0
+
+
+def test_reference_is_the_papers_formula(x):
+    net, x = ResNet().double(), x.requires_grad_()
+    f = net(x)
+    gradient = torch.autograd.grad(f, [x], torch.ones_like(f), create_graph=True)[0]
+    norm = torch.norm(torch.flatten(gradient, start_dim=1), p=2, dim=1).view(-1, 1)
+    assert torch.equal(reference.normalize_gradient(net, x), f / (norm + torch.abs(f)))
+
+
+def test_trace_does_not_touch_the_network(x):
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Flatten()
+    ).double()
+    before = copy.deepcopy(net.state_dict())
+    gnfast.trace(net, x)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_plan_prints_costs_and_refusals(x):
+    text = str(gnfast.trace(ResNet().double(), x))
+    assert "blocks.0.main.1" in text and "Exact in four passes" in text and "kept" in text
+    plan = gnfast.trace(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1), nn.Tanh()).double(), x
+    )
+    assert [refusal.submodule for refusal in plan.refusals] == ["1", "4"]
+    assert "✗ F.elu" in str(plan)
+    assert "F.elu in submodule '1'" in str(plan) and "torch.tanh in submodule '4'" in str(plan)
+
+
+def test_plan_costs_are_what_pytorch_counts(x):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net = ResNet().double()
+    plan = gnfast.trace(net, x)
+    with FlopCounterMode(display=False) as counter:
+        f_hat = gnfast.normalize_gradient(net, x)
+    forward = counter.get_total_flops()
+    assert forward == len(x) * (plan.flops()["forward"] + plan.flops()["input gradient"])
+    with FlopCounterMode(display=False) as counter:
+        f_hat.sum().backward()
+    # PyTorch also counts the matrix-vector products that give the bias gradients.
+    assert counter.get_total_flops() == pytest.approx(
+        len(x) * (plan.flops()["tangent"] + plan.flops()["weights"]), rel=1e-2
+    )
+    assert sum(plan.flops().values()) / plan.flops()["forward"] <= 4.05
+
+
+def test_rewrites_change_the_cost_and_not_the_result(x):
+    net = Pooled().double()
+    assert_matches_double_backward(net, x, rewrite=True)
+    assert_matches_double_backward(net, x, rewrite=False)
+    plain, merged = gnfast.trace(net, x, rewrite=False), gnfast.trace(net, x)
+    labels = [node.op.label() for node in merged.nodes]
+    assert "conv2d s(1, 2) p1" in labels and "conv2d s3 p2" in labels
+    names = [node.submodule for node in merged.nodes]
+    assert labels[names.index("one") - 1] == "avg_pool2d 2", "the pooling comes before the 1x1 convolution"
+    assert merged.flops()["forward"] < 0.8 * plain.flops()["forward"]
+
+
+def test_one_plan_serves_every_batch_size():
+    net = ResNet().double()
+    first, again, larger = (gnfast.trace(net, torch.randn(batch, 3, 6, 6, dtype=torch.float64)) for batch in (2, 2, 7))
+    assert first is again
+    assert str(first) == str(larger)
+    x = torch.randn(7, 3, 6, 6, dtype=torch.float64)
+    weights = list(net.parameters())
+    operands = first.operands(weights, weights)
+    assert relative_error(passes.forward(first, x, operands)[0], net(x)) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize("leaf", [True, False])
+@pytest.mark.parametrize("other", [lambda x: x, lambda x: (2 * x).tanh()], ids=["x itself", "computed from x"])
+def test_x_reached_by_another_way_falls_back(leaf, other):
+    class Guided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 1)
+
+        def forward(self, x, guide):
+            return self.linear(F.relu(x + guide))
+
+    net = Guided().double()
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    x = x if leaf else x * 1.5
+    guide = other(x)
+    with pytest.warns(FallbackWarning, match="computed from x"):
+        f, g = gnfast.value_and_input_grad(net, x, guide)
+    (expected,) = torch.autograd.grad(net(x, guide).sum(), x, retain_graph=True)
+    assert relative_error(g, expected) < 1e-12
+    with torch.no_grad():
+        assert relative_error(gnfast.value_and_input_grad(net, x, guide)[0], f) < 1e-12
+
+
+class MarksDirty(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(1).masked_fill(x.flatten(1) < 0, 0).sum(1),
+        lambda x: torch.fft.fft(x).abs().sum((1, 2, 3)),
+        lambda x: MarksDirty.apply(x.sum((1, 2, 3)) * 1),
+        lambda x: torch.tanh(x).sum((1, 2, 3)).view(torch.tanh(x).shape[0], int(x.shape[1] / 3)),
+    ],
+)
+def test_trace_explains_where_it_cannot_go_on(function, x):
+    assert gnfast.trace(forward_only(function), x).refusals
+
+
+def test_trace_raises_the_networks_own_error(x):
+    with pytest.raises(RuntimeError, match="channels"):
+        gnfast.trace(cnn(), torch.randn(4, 2, 5, 7))

@@ -1,0 +1,220 @@
+"""Normalisers: formulas, partial derivatives, limits, gradient norms, heads of the user's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnfast
+from gnfast import FallbackWarning, Head, InputError, heads, reference
+from tests.engine.test_engine import NETWORKS, ResNet
+from tests.oracle import loss_of, outputs_and_gradients, relative_error
+
+METHODS = {name: {} for name in heads.METHODS} | {"gran, options": {"method": "gran", "tau": 1.2, "eps": 0.03}}
+
+
+def options_of(name):
+    return {"method": name, **METHODS[name]}
+
+
+@pytest.fixture(params=METHODS)
+def options(request):
+    return options_of(request.param)
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
+
+
+def assert_same(fast, oracle, net, x, tolerance=1e-10):
+    actual, expected = outputs_and_gradients(fast, net, x), outputs_and_gradients(oracle, net, x)
+    for key, value in expected.items():
+        assert relative_error(actual[key], value) <= tolerance, key
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn", "resnet", "output-b-1-1-1", "arithmetic"])
+def test_every_method_matches_double_backward(options, network, x):
+    def fast(net, x):
+        return gnfast.normalize_gradient(net, x, strict=True, **options)
+
+    def oracle(net, x):
+        return reference.normalize_gradient(net, x, **options)
+
+    assert_same(fast, oracle, NETWORKS[network]().double(), x)
+
+
+def normalized_by_autograd(net, x, **options):
+    """f̂ and ‖∇ₓf̂‖ where nothing is known but f̂'s formula: third derivatives when it is differentiated."""
+    x = x if x.requires_grad else x.requires_grad_()
+    f_hat = reference.normalize_gradient(net, x, **options)
+    (g,) = torch.autograd.grad(f_hat.sum(), x, create_graph=True)
+    return f_hat, g.flatten(1).norm(dim=1)
+
+
+def test_norm_of_the_normalised_critics_gradient(options, x):
+    def fast(net, x):
+        return gnfast.normalize_gradient(net, x, strict=True, return_grad_norm=True, **options)
+
+    net = ResNet().double()
+    assert_same(fast, lambda net, x: normalized_by_autograd(net, x, **options), net, x)
+    with torch.no_grad():
+        norm = fast(net, x)[1]
+    assert not norm.requires_grad and norm.shape == (4,)
+    if options["method"] in ("gn", "pgn-table"):
+        assert norm.max() <= 1, "GN's bound"
+
+
+def test_partials_are_those_of_the_value(options):
+    head = heads.find(**options)
+    f = torch.tensor([-3.0, -0.2, 0.7, 1.0, 5.0, 1e3], dtype=torch.float64, requires_grad=True)
+    m = torch.tensor([1e-3, 0.3, 1.0, 2.5, 1e3, 7.0], dtype=torch.float64, requires_grad=True)
+    expected = torch.autograd.grad(head.value(f, m).sum(), [f, m])
+    for actual, wanted in zip(head.partials(f, m), expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=0)
+
+
+def test_known_norms():
+    f, n = torch.tensor([2.0, -0.5]), torch.tensor([3.0, 0.1])
+    g = torch.zeros(2, 4)
+    g[:, 1] = n
+    torch.testing.assert_close(heads.normalized_grad_norm(heads.GN, f, g), (n / (n + f.abs())) ** 2)
+    expected = n**2 / (1.2 * (n**2 + 0.1))
+    torch.testing.assert_close(heads.normalized_grad_norm(heads.gran(1.2, 0.1), f, g), expected)
+
+
+AT_ZERO = {
+    "gn": (lambda f: f.sign()),
+    "gn0": (lambda f: torch.where(f == 0, 0, f * torch.inf)),
+    "gn1": (lambda f: f),
+    "gran": torch.zeros_like,
+    "pgn": None,
+    "pgn-table": (lambda f: (1 - f).sign()),
+}
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("method", AT_ZERO)
+@pytest.mark.parametrize("bias", [0.0, 1.0, -2.0])
+def test_dead_critics_have_defined_values_and_gradients(method, bias, impl, x):
+    class Dead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bias = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor(bias))
+            nn.init.constant_(self.conv.bias, -100.0)
+
+        def forward(self, x):
+            return F.relu(self.conv(x)).sum((1, 2, 3)) + self.bias
+
+    net, x = Dead().double(), x.requires_grad_()
+    f_hat, norm = gnfast.normalize_gradient(net, x, method=method, impl=impl, return_grad_norm=True)
+    if AT_ZERO[method] is not None:
+        expected = AT_ZERO[method](torch.full_like(f_hat, bias))
+        assert torch.equal(f_hat, expected)
+    (f_hat.clamp(-5, 5).sum() + norm.sum()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters()) and torch.isfinite(x.grad).all()
+    assert not norm.isnan().any() and not f_hat.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [1e-25, 1e-6, 1.0, 1e4, 1e25])
+def test_extreme_norms_keep_their_precision(options, dtype, size):
+    if not torch.finfo(dtype).tiny < size < torch.finfo(dtype).max:
+        pytest.skip("outside the dtype's range")
+    torch.manual_seed(0)
+    f = (torch.randn(5, 1) * min(size, 100.0)).to(dtype).requires_grad_()
+    g = (torch.randn(5, 3, 4) * size / 3).to(dtype).requires_grad_()
+    head = heads.find(**options)
+    f_hat, exact = heads.apply_head(head, f, g), heads.apply_head(head, f.double(), g.double())
+    assert f_hat.dtype == dtype and torch.isfinite(f_hat).all()
+    bound, smallest = 8 * torch.finfo(dtype).eps, 2 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    torch.testing.assert_close(f_hat.double(), exact, rtol=bound, atol=smallest)
+    for actual, wanted in zip(*(torch.autograd.grad(out.sum(), [f, g]) for out in (f_hat, exact)), strict=True):
+        if wanted.isfinite().all():
+            atol = max(bound * wanted.abs().max().item(), smallest)
+            torch.testing.assert_close(actual, wanted, rtol=bound, atol=atol)
+
+
+USERS = {
+    "function": lambda f, n: f / (n + 0.3).sqrt(),
+    "head of the norm": Head("mine", lambda f, n: f.tanh() / (1 + n)),
+    "head of the gradient": Head(
+        "entries",
+        lambda f, g: f / (1 + g.abs().flatten(1).sum(1)).reshape(f.shape[0], *[1] * (f.dim() - 1)),
+        takes_gradient=True,
+    ),
+    "another centre": Head("centred", lambda f, m: f / (1 + m), centre=-0.5),
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+@pytest.mark.parametrize("network", ["cnn", "output-b-1-1-1"])
+def test_a_users_own_head(name, network, x):
+    method = USERS[name]
+
+    def fast(net, x):
+        return gnfast.normalize_gradient(net, x, method=method, strict=True, return_grad_norm=True)
+
+    def oracle(net, x):
+        x = x if x.requires_grad else x.requires_grad_()
+        f, g = reference.value_and_input_grad(net, x)
+        head = method if isinstance(method, Head) else Head("", method)
+        measure = g
+        if not head.takes_gradient:
+            measure = (g - head.centre).flatten(1).norm(dim=1).reshape(-1, *[1] * (f.dim() - 1))
+        f_hat = head.value(f, measure)
+        return f_hat, torch.autograd.grad(f_hat.sum(), x, create_graph=True)[0].flatten(1).norm(dim=1)
+
+    assert_same(fast, oracle, NETWORKS[network]().double(), x)
+
+
+def test_the_module_takes_methods_too(options, x):
+    net = ResNet().double()
+    normalized = gnfast.GradientNorm(net, strict=True, **options)
+    assert torch.equal(normalized(x), gnfast.normalize_gradient(net, x, **options))
+    assert repr(options["method"]) in repr(normalized)
+    f_hat, norm = normalized(x, return_grad_norm=True)
+    assert torch.equal(f_hat, normalized(x)) and norm.shape == (4,)
+
+
+def test_maps_of_outputs_fall_back_for_every_method(options, x):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 2)).double()
+    with pytest.warns(FallbackWarning, match="not one logit per sample"):
+        assert_same(
+            lambda net, x: gnfast.normalize_gradient(net, x, **options),
+            lambda net, x: reference.normalize_gradient(net, x, **options),
+            net,
+            x,
+        )
+    with pytest.raises(InputError, match="return_grad_norm: wanted one logit"):
+        gnfast.normalize_gradient(net, x, return_grad_norm=True, **options)
+
+
+def test_the_reference_is_differentiable_twice(options, x):
+    net = NETWORKS["cnn"]().double()
+    f_hat, norm = gnfast.normalize_gradient(net, x, impl="reference", return_grad_norm=True, **options)
+    (gradient,) = torch.autograd.grad(loss_of(f_hat, norm), net[0].weight, create_graph=True)
+    gradient.square().sum().backward()
+    assert torch.isfinite(net[0].weight.grad).all() and net[0].weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "sn"}, "method: got 'sn', wanted one of gn, gn0"),
+        ({"method": 3}, "method: got a int"),
+        ({"tau": 2.0}, "tau: method 'gn' does not take it"),
+        ({"method": "gran", "eps": 0.0}, "eps: got 0.0, wanted a positive number"),
+        ({"method": "gran", "tau": -1.0}, "tau: got -1.0"),
+        ({"method": heads.GN, "tau": 1.0}, "tau: only named methods"),
+        ({"method": lambda f, n: f.sum()}, r"method: <lambda> returned shape"),
+    ],
+)
+def test_bad_methods(options, message, x):
+    net = ResNet().double()
+    with pytest.raises(InputError, match=message):
+        gnfast.normalize_gradient(net, x, **options)
+    if callable(options.get("method")) and not isinstance(options["method"], Head):
+        return
+    with pytest.raises(InputError, match=message):
+        gnfast.GradientNorm(net, **options)

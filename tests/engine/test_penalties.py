@@ -1,0 +1,127 @@
+"""Gradient penalties against double backward, on plain and on normalised critics."""
+
+import pytest
+import torch
+from torch import nn
+
+import gnfast
+from gnfast import InputError, penalties, reference
+from tests.engine.test_engine import NETWORKS, Labelled, ResNet
+from tests.oracle import relative_error
+
+
+@pytest.fixture(params=["mlp", "cnn", "resnet", "spectral-norm"])
+def net(request):
+    return NETWORKS[request.param]().double()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 4, 3, 5, 7, dtype=torch.float64)
+
+
+def norm_by_double_backward(net, x, *args, **kwargs):
+    _, g = reference.value_and_input_grad(net, x, *args, **kwargs)
+    return g.flatten(1).norm(dim=1)
+
+
+def between(real, fake):
+    return real + torch.rand(len(real), 1, 1, 1, dtype=real.dtype) * (fake - real)
+
+
+# name: gnfast's, and the same written out with autograd
+PENALTIES = {
+    "r1": (
+        lambda net, real, fake, **o: penalties.r1(net, real, **o),
+        lambda net, real, fake: 0.5 * norm_by_double_backward(net, real).square().mean(),
+    ),
+    "zero_centered": (
+        lambda net, real, fake, **o: penalties.zero_centered(net, torch.cat([real, fake]), **o),
+        lambda net, real, fake: norm_by_double_backward(net, torch.cat([real, fake])).square().mean(),
+    ),
+    "one_centered": (
+        lambda net, real, fake, **o: penalties.one_centered(net, real, fake, **o),
+        lambda net, real, fake: (norm_by_double_backward(net, between(real, fake)) - 1).square().mean(),
+    ),
+    "one_centered with target": (
+        lambda net, real, fake, **o: penalties.one_centered(net, real, fake, target=0.2, **o),
+        lambda net, real, fake: (norm_by_double_backward(net, between(real, fake)) - 0.2).square().mean(),
+    ),
+    "dragan": (
+        lambda net, real, fake, **o: penalties.dragan(net, real, **o),
+        lambda net, real, fake: (
+            (norm_by_double_backward(net, between(real, real + 0.5 * real.std() * torch.rand_like(real))) - 1)
+            .square()
+            .mean()
+        ),
+    ),
+}
+
+
+def with_gradients(function, net, images):
+    net.zero_grad()
+    torch.manual_seed(7)
+    penalty = function(net, *images)
+    penalty.backward()
+    return [
+        penalty.detach(),
+        *(p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in net.parameters()),
+    ]
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_value_and_gradients(name, net, images):
+    fast, oracle = PENALTIES[name]
+    net.eval()
+    actual = with_gradients(lambda *a: fast(*a, strict=True), net, images)
+    for a, e in zip(actual, with_gradients(oracle, net, images), strict=True):
+        assert relative_error(a, e) <= 1e-10
+
+
+@pytest.mark.parametrize("method", ["gn", "gn0", "gn1", "gran", "pgn", "pgn-table"])
+def test_penalty_on_a_normalised_critic(method, net, images):
+    net.eval()
+
+    def fast(net, real, fake):
+        _, norm = gnfast.normalize_gradient(net, real, method=method, strict=True, return_grad_norm=True)
+        return penalties.centered(norm, target=0.7)
+
+    def oracle(net, real, fake):
+        x = real.clone().requires_grad_()
+        f_hat = reference.normalize_gradient(net, x, method=method)
+        (g,) = torch.autograd.grad(f_hat.sum(), x, create_graph=True)
+        return (g.flatten(1).norm(dim=1) - 0.7).square().mean()
+
+    actual = with_gradients(fast, net, images)
+    for a, e in zip(actual, with_gradients(oracle, net, images), strict=True):
+        assert relative_error(a, e) <= 1e-10
+
+
+def test_labels_reach_the_critic():
+    net, y = Labelled().double(), torch.tensor([0, 3, 3, 1])
+    real, fake = torch.randn(2, 4, 6, dtype=torch.float64)
+    torch.manual_seed(0)
+    actual = penalties.one_centered(net, real, fake, y, strict=True)
+    torch.manual_seed(0)
+    points = real + torch.rand(4, 1, dtype=torch.float64) * (fake - real)
+    expected = (norm_by_double_backward(net, points, y) - 1).square().mean()
+    assert relative_error(actual, expected) <= 1e-12
+
+
+def test_images_get_no_gradient(images):
+    real, fake = images[0].requires_grad_(), images[1].clone().requires_grad_()
+    penalties.one_centered(ResNet().double(), real, fake).backward()
+    assert real.grad is None and fake.grad is None
+
+
+def test_penalties_of_what_the_passes_do_not_do(images):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)).double()
+    with pytest.warns(gnfast.FallbackWarning, match=r"F\.elu"):
+        actual = with_gradients(lambda net, real, fake: penalties.r1(net, real), net, images)
+    for a, e in zip(actual, with_gradients(PENALTIES["r1"][1], net, images), strict=True):
+        assert relative_error(a, e) <= 1e-10
+
+
+def test_images_of_different_shapes(images):
+    with pytest.raises(InputError, match="fake: got shape"):
+        penalties.one_centered(ResNet().double(), images[0], images[1][:3])

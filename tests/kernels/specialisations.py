@@ -1,0 +1,248 @@
+"""Which specialisations of the Triton kernels the steps of a GPU run launch, found and compiled without a GPU:
+
+    python -m tests.kernels.specialisations [step ...]   a table: registers, spills, shared memory, seconds of compiling
+
+Steps run on the CPU with full sizes, and every launch only compiles its kernel for a GPU, by Triton's own reading of
+the arguments: dtypes, addresses and sizes divisible by 16, constants. What would take long on a CPU is left uncomputed.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from gnfast.bench import iteration, spectral
+from gnfast.bench.mode import tuned
+from gnfast.bench.networks import shipped
+from gnfast.bench.steps import critic_step, generator_step
+from gnfast.bench.ways import Normalize, four_passes, without_rewrites
+from gnfast.kernels import backend, conv, conv_winograd, heads, mlp, pointwise, sign_bits
+from gnfast.kernels import spectral as spectral_kernels
+from gnfast.train.state import State
+from tests.kernels.cubin import resources
+
+aten = torch.ops.aten
+IN_TRITON = ("join", "head", "mlp")
+"""The operations that have no CUDA kernel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Specialisation:
+    """A kernel as it was compiled, and how long that took."""
+
+    name: str
+    module: str
+    compiled: Any
+    seconds: float
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Argument: its constant."""
+        names, constants = self.compiled.src.fn.arg_names, self.compiled.src.constants
+        return {names[path[0]]: value for path, value in constants.items()}
+
+    @property
+    def arguments(self) -> str:
+        """Types of the arguments that are no constants, those divisible by 16 marked."""
+        source = self.compiled.src
+        words = []
+        for index, (name, kind) in enumerate(source.signature.items()):
+            if kind != "constexpr":
+                words.append(f"{name}:{kind}{'/16' if source.attrs.get((index,)) else ''}")
+        return " ".join(words)
+
+    def __str__(self) -> str:
+        used, metadata = resources(self.compiled.asm["cubin"]), self.compiled.metadata
+        constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
+        numbers = f"{used['REG']:4} {used['LOCAL'] + used['STACK']:4} {metadata.shared:7} {self.seconds:6.2f}"
+        return f"{self.name:36} {numbers}  {constants} num_warps={metadata.num_warps} | {self.arguments}"
+
+
+class _Target:
+    """What Triton asks of a driver before it launches."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self.capability, self.target = capability, GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        # Kernels are kept by device.
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+
+class _Uncomputed(TorchDispatchMode):
+    """Products and batch norms give memory of the shape and strides that they have on a GPU, whatever it holds."""
+
+    PRODUCTS = (aten.mm.default, aten.addmm.default)
+    CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
+    """Channels_last where the input or the weight is, gradients too (cuDNN)."""
+    BATCH_NORMS = (aten.native_batch_norm.default, aten.native_batch_norm_backward.default)
+    """Of the first argument's strides."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func not in (*self.PRODUCTS, *self.CONVOLUTIONS, *self.BATCH_NORMS):
+            return func(*args, **(kwargs or {}))
+        given = [t for t in args[:3] if isinstance(t, Tensor)]
+        given = given[1:] if func is aten.convolution_backward.default else given[:2]
+        if func in self.BATCH_NORMS:
+            given = given[:1]
+        last = func not in self.PRODUCTS and any(suggest_memory_format(t) == torch.channels_last for t in given)
+
+        def memory(result: Tensor) -> Tensor:
+            layout = torch.channels_last if last and result.dim() == 4 else torch.contiguous_format
+            return torch.empty(result.shape, dtype=result.dtype, memory_format=layout)
+
+        on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs or {}))
+        return tree_map_only(Tensor, memory, func(*on_meta[0], **on_meta[1]))
+
+
+@contextlib.contextmanager
+def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[dict[str, Specialisation]]:
+    """Inside, tensors on the CPU go the ways of a GPU's as far as kernels are concerned, which are compiled, not run.
+
+    Args:
+        capability: of the GPU: 90.
+        triton: the operations that Triton's kernels do.
+
+    Yields:
+        hash: specialisation, in the order of the first launches.
+    """
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    found: dict[str, Specialisation] = {}
+    run, unavailable = JITFunction.run, backend._unavailable
+
+    def compile_alone(self, *args, grid, warmup, **kwargs):
+        started = time.perf_counter()
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        seconds = time.perf_counter() - started
+        found.setdefault(compiled.hash, Specialisation(self.__name__, self.module, compiled, seconds))
+
+    caches = pointwise._implementation, heads.head_kernels, mlp.mlp_kernels, conv._backends
+    with contextlib.ExitStack() as stack:
+        table = {operation: {**row, **({"cpu": ("triton",)} if operation in triton else {})}
+                 for operation, row in backend.TABLE.items()}  # fmt: skip
+        stack.enter_context(mock.patch.dict(backend.TABLE, table))
+        stack.enter_context(
+            mock.patch.object(backend, "_unavailable", lambda name: None if name == "triton" else unavailable(name))
+        )
+        stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
+        stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
+        # Autocast sums in float32 on GPUs, not on CPUs.
+        stack.enter_context(mock.patch.object(sys.modules["gnfast.plan.trace"], "_widened", return_value=torch.float32))
+        for module in (sign_bits, spectral_kernels):
+            stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
+        for cache in caches:
+            cache.cache_clear()
+            stack.callback(cache.cache_clear)
+        stack.enter_context(mock.patch.object(driver, "_active", _Target(capability)))
+        stack.enter_context(_Uncomputed())
+        yield found
+
+
+def part_step(
+    step: Callable[..., Any], way: Normalize, name: str, batch: int, precision: str, device: str = "cpu"
+) -> None:
+    """A critic's step, or its part of a generator's, as `gnfast.bench.cases` runs it."""
+    network, mode = shipped(name), tuned(precision)
+    with mode.active(torch.device(device)):
+        net = network.critic(torch.float32, mode.layout, device)
+        step(way, net, network.images(batch, torch.float32, mode.layout, device))
+
+
+def training_step(name: str, batch: int, precision: str) -> None:
+    """A whole iteration of training."""
+    network = shipped(name)
+    config = dataclasses.replace(iteration.settings(network, batch), precision=precision, memory_format="channels_last")
+    state = State(config, iteration.noise(network, batch), torch.device("cpu"))
+    state.generates_ahead = config.n_dis > 1
+    state.update()
+
+
+def spectral_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """Spectral normalisation of a critic's layers, forward and backward."""
+    layers = spectral.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
+    net = spectral.make(layers, layout, dtype, "cpu")[spectral.MODEL]
+    spectral.step(net, spectral.directions_for(net))
+
+
+BATCHES = {"CNN 32": 128, "ResNet 32": 128, "ResNet 256": 16}
+"""Sixteen images of 256×256 specialise as thirty-two do."""
+
+STEPS: dict[str, Callable[[], None]] = {
+    **{
+        f"{kind}, {name}, {precision}": partial(part_step, step, way, name, batch, precision)
+        for name, batch in BATCHES.items()
+        for precision in ("bfloat16", "tf32")
+        for kind, step, way in (
+            ("critic step", critic_step, four_passes),
+            ("generator step", generator_step, four_passes),
+            ("critic step without rewrites", critic_step, without_rewrites),
+        )
+    },
+    **{
+        f"iteration, {name}, {precision}": partial(training_step, name, 64, precision)
+        for name in ("CNN 32", "ResNet 32")
+        for precision in ("bfloat16", "float32")
+    },
+    **{
+        f"spectral norm, {name}, {str(dtype)[6:]}, {str(layout)[6:]}": partial(spectral_step, name, dtype, layout)
+        for name in ("CNN 32", "ResNet 32")
+        for dtype in (torch.float32, torch.bfloat16)
+        for layout in (torch.channels_last, torch.contiguous_format)
+    },
+}
+"""What a GPU run measures and trains. Spectral normalisation is Triton's only where the CUDA library is missing."""
+
+
+def specialisations(step: str, capability: int) -> dict[str, Specialisation]:
+    """What one of `STEPS` launches: hash: specialisation."""
+    spectral = ("spectral_norm",) if step.startswith("spectral") else ()
+    with recording(capability, (*IN_TRITON, *spectral)) as found:
+        STEPS[step]()
+    return found
+
+
+def main(words: list[str]) -> None:
+    """Prints the table, each specialisation with the first step that launches it."""
+    import triton
+
+    total = 0.0
+    seen: set[str] = set()
+    print(f"Triton {triton.__version__}, sm_90; first launched in: kernel, registers, spills, shared memory, seconds")
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder
+        for step in STEPS:
+            if words and not any(word in step for word in words):
+                continue
+            found = specialisations(step, 90)
+            new = {key: made for key, made in found.items() if key not in seen}
+            print(f"\n{step}: {len(found)} specialisations, {len(new)} of them new", flush=True)
+            for made in new.values():
+                print(f"  {made}", flush=True)
+            seen |= new.keys()
+            total += sum(made.seconds for made in new.values())
+    print(f"\n{len(seen)} specialisations, {total:.1f} s of compiling one after the other")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,90 @@
+"""What the steps of a GPU run launch compiles without spills, within each kernel's registers."""
+
+import os
+import sys
+from unittest import mock
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from gnfast.bench.steps import critic_step
+from gnfast.bench.ways import four_passes
+from gnfast.kernels import backends
+from tests.kernels import specialisations
+from tests.kernels.cubin import resources
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled"
+)
+
+HEAD = {"_head_normalize_kernel", "_head_pull_kernel"}
+JOIN = {"_join_forward_kernel", "_join_masked_kernel"}
+SPECTRAL = {f"_spectral_norm_{part}_kernel" for part in ("products", "finish", "scale", "inner_product", "project")}
+# The others launch what these do: `python -m tests.kernels.specialisations` compiles them all.
+DRAWN = [
+    *((f"{kind} step, {name}, {precision}", 90) for kind in ("critic", "generator")
+      for name in ("CNN 32", "ResNet 32") for precision in ("bfloat16", "tf32")),
+    *(("critic step, ResNet 32, bfloat16", 80), ("iteration, CNN 32, bfloat16", 90)),
+]  # fmt: skip
+
+
+def assert_fit(found, element):
+    for made in found.values():
+        used = resources(made.compiled.asm["cubin"])
+        budget = sys.modules[made.module].REGISTER_BUDGET[element]
+        assert used["LOCAL"] == used["STACK"] == 0, f"{made.name} spills: {used}"
+        assert used["REG"] <= budget, f"{made.name}: {used['REG']} registers, budget {budget}"
+
+
+@pytest.mark.parametrize(("step", "capability"), DRAWN)
+def test_launched_kernels_stay_in_registers(step, capability):
+    found = specialisations.specialisations(step, capability)
+    assert {made.name for made in found.values()} == JOIN | HEAD
+    assert_fit(found, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "capability"),
+    [
+        (torch.float32, torch.channels_last, 90),
+        (torch.bfloat16, torch.channels_last, 80),
+        (torch.float16, torch.contiguous_format, 90),
+        (torch.float64, torch.contiguous_format, 80),
+    ],
+    ids=str,
+)
+def test_spectral_kernels_stay_in_registers(dtype, layout, capability):
+    with specialisations.recording(capability, ("spectral_norm",)) as found:
+        specialisations.spectral_step("CNN 32", dtype, layout)
+    assert {made.name for made in found.values()} == SPECTRAL
+    assert_fit(found, "fp64" if dtype == torch.float64 else "fp32")
+
+
+def test_layers_share_what_is_compiled_for_spectral_normalisation():
+    found = specialisations.specialisations("spectral norm, ResNet 32, float32, channels_last", 90)
+    assert len(found) <= 8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+def test_a_gpu_launches_what_is_found_without_one(precision):
+    from triton.runtime.jit import JITFunction
+
+    capability = torch.cuda.get_device_capability()
+    in_triton = [name for name, chosen in backends().items() if chosen.get("cuda") == "triton"]
+    step = critic_step, four_passes, "ResNet 32", 128, precision
+    with specialisations.recording(10 * capability[0] + capability[1], in_triton) as found:
+        specialisations.part_step(*step)
+
+    run, launched = JITFunction.run, set()
+
+    def launch(self, *args, **kwargs):
+        compiled = run(self, *args, **kwargs)
+        launched.add(compiled.hash)
+        return compiled
+
+    with mock.patch.object(JITFunction, "run", launch):
+        specialisations.part_step(*step, device="cuda")
+    assert launched == set(found)

@@ -1,0 +1,312 @@
+"""Reports: pages that parse, refer to nothing outside, escape what they are given and bear with missing pieces."""
+
+import base64
+import io
+import json
+import os
+import struct
+import zlib
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from gnfast.cli import main
+from gnfast.train import Config, RunError, train
+from gnfast.runs.charts import BINS, Series, line_chart
+from gnfast.config.config import as_json
+from gnfast.runs.record import best, last, points, read_run, score_names
+from gnfast.runs.report import SHOTS, duration, write_comparison, write_report
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page as its elements: fails on tags that do not match, collects texts, attributes and pictures."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if not self.open or self.open[-1] not in ("script", "style"):
+            self.texts.append(text)
+
+    def pictures(self):
+        return [
+            Image.open(io.BytesIO(base64.b64decode(attributes["src"].partition("base64,")[2])))
+            for tag, attributes in self.elements
+            if tag == "img"
+        ]
+
+    def assert_self_contained(self):
+        for tag, attributes in self.elements:
+            assert tag not in ("link", "iframe", "object", "base")
+            assert not any(name.startswith("on") for name in attributes)
+            assert attributes.get("src", "data:").startswith("data:")
+            assert tag != "script" or not attributes
+        assert not any("http" in attributes.get("href", "") for _, attributes in self.elements)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two real tiny runs that differ in a learning rate and the seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, changes in (("one", {}), ("two", {"seed": 1, "lr_d": 5e-3})):
+        settings = {"model": "small", "width": 0.1, "z_dim": 5, "steps": 6, "batch_d": 4, "batch_g": 4} | changes
+        config = Config(
+            data="digits",
+            resolution=8,
+            channels=1,
+            **settings,
+            n_samples=4,
+            log_every=2,
+            sample_every=2,
+            eval_every=3,
+            extractor="tests.train.test_train:pixels",
+            n_fake=20,
+            device="cpu",
+            tensorboard=False,
+            run_dir=str(folder / name),
+        )
+        train("digits", config, progress=False, echo=lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """The folder of a run that was only begun, with names that a careless page would run as code."""
+    folder = tmp_path / "a&b <i>"
+    folder.mkdir()
+    settings = as_json(Config(data="<script>alert(1)</script>", resolution=8)) | {"future": 'a "new" <option>'}
+    (folder / "config.json").write_text(json.dumps({"preset": "<b>odd</b>", "config": settings}))
+    return folder
+
+
+def texts(page):
+    return " ".join(page.texts)
+
+
+def test_a_report_tells_the_run(runs):
+    path = write_report(runs / "one")
+    assert path == runs / "one" / "report.html"
+    page = Page(path)
+    page.assert_self_contained()
+    text = texts(page)
+    rows = read_run(runs / "one").rows
+    step, value = min((best(rows, name) for name in ("distance_ema", "distance_raw")), key=lambda point: point[1])
+    assert "finished 6 steps" in text
+    assert f"{value:.4g}" in text and f", step {step:,}; last: " in text
+    assert "tests.train.test_train:pixels; 1797 real, 20 generated" in text
+    assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
+    # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
+    assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6
+
+
+def test_settings_that_differ_from_the_preset_are_marked_with_its_value(runs):
+    page = Page(write_report(runs / "two"))
+    cells = texts(page).split()
+    at = cells.index("--lr-d")
+    assert cells[at : at + 3] == ["--lr-d", "0.005", "0.001"]
+    assert ("tr", {"class": "changed"}) in page.elements
+
+
+def test_odd_names_are_escaped(odd):
+    page = Page(write_report(odd))
+    page.assert_self_contained()
+    assert "<script>alert(1)</script>" in texts(page) and "<b>odd</b>" in texts(page)
+    assert '"new" <option>' in texts(page) and "a&b <i>" in texts(page)
+    assert len([tag for tag, _ in page.elements if tag == "script"]) == 1
+    assert not any(tag in ("i", "option") for tag, _ in page.elements)
+
+
+def test_missing_and_damaged_pieces_are_left_out(odd):
+    Page(write_report(odd))
+    (odd / "environment.json").write_text("[{")
+    (odd / "metrics.jsonl").write_text(
+        '{"step": 1, "loss_real": NaN}\n[]\n{"step": 2, "loss_real": 1.0}\n{"step": 3, "lo\x00'
+    )
+    (odd / "speed.jsonl").write_text('{"step": 1}\n{"step": 2, "seconds": 3.0, "steps_per_second": 5}\n')
+    (odd / "log.txt").write_bytes(b"\xff\xfe not text <p>\n")
+    (odd / "samples").mkdir()
+    (odd / "samples" / "ema-000002.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (odd / "samples" / "notes.txt").write_text("")
+    page = Page(write_report(odd))
+    page.assert_self_contained()
+    assert "step 2 of 200,000" in texts(page)
+    assert "3.0 s" in texts(page)
+    assert not page.pictures()
+
+
+def test_no_run_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="not a run folder"):
+        write_report(tmp_path)
+    with pytest.raises(RunError, match="nothing: no such file or folder"):
+        write_report(tmp_path / "nothing")
+
+
+def test_a_link_that_lies_there_is_not_followed(odd, tmp_path):
+    outside = tmp_path / "outside.html"
+    outside.write_text("mine")
+    for name in ("report.html", "report.html.partial"):
+        (odd / name).symlink_to(outside)
+    assert not write_report(odd).is_symlink()
+    assert outside.read_text() == "mine"
+
+
+def png_of(width, height):
+    """The beginning of a PNG that claims a size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+def test_pictures_that_no_run_makes_are_left_out(odd):
+    folder = odd / "samples"
+    folder.mkdir()
+    (folder / "ema-000001.png").write_bytes(png_of(60_000, 60_000))
+    (folder / "ema-000002.png").write_bytes(png_of(9_000, 9_000))
+    (folder / "ema-000003.png").symlink_to("/dev/zero")
+    (folder / "ema-000004.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    os.mkfifo(folder / "ema-000005.png")
+    assert not Page(write_report(odd)).pictures()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"config\.json is damaged: no JSON"),
+        (b"\xff\xfe\xff", r"config\.json is damaged: no JSON"),
+        (b"[" * 100_000, r"config\.json is damaged: no JSON"),
+        (b"[1]", r"config\.json is not one of a run"),
+        (None, r"config\.json: a named pipe, wanted a regular file"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_named(odd, content, message):
+    path = odd / "config.json"
+    path.unlink()
+    os.mkfifo(path) if content is None else path.write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        write_report(odd)
+
+
+def test_many_large_pictures_stay_small(odd):
+    folder = odd / "samples"
+    folder.mkdir()
+    noise = Image.effect_noise((1100, 1100), 100).convert("RGB")
+    for step in range(30):
+        noise.save(folder / f"ema-{step:06d}.png", compress_level=0)
+    path = write_report(odd)
+    page = Page(path)
+    captions = [text for text in page.texts if text.startswith("step ") and " of " not in text]
+    assert len(page.pictures()) == SHOTS == len(captions)
+    assert (captions[0], captions[-1]) == ("step 0", "step 29")
+    assert path.stat().st_size < 8_000_000
+    assert max(page.pictures()[0].size) >= 400
+
+
+def test_a_stopped_run_says_by_what(odd):
+    (odd / "metrics.jsonl").write_text('{"step": 5, "loss_real": 1}\n')
+    (odd / "log.txt").write_text("2026-01-01 10:00:00 stopped after step 5 by SIGTERM; saved x; repeat\n")
+    assert read_run(odd).status == "stopped at step 5 of 200,000 by SIGTERM"
+
+
+def test_time_adds_the_sessions(odd):
+    rows = [(1, 10.0), (2, 20.0), (3, 4.0), (4, 8.0)]
+    (odd / "speed.jsonl").write_text(
+        "".join(json.dumps({"step": s, "seconds": t, "steps_per_second": 1}) + "\n" for s, t in rows)
+    )
+    assert read_run(odd).seconds == 28.0
+    assert [duration(s) for s in (None, 4.25, 75, 3725)] == ["–", "4.2 s", "1 min 15 s", "1 h 02 min"]
+
+
+def test_scores_are_found_by_name_and_ranked_by_kind():
+    rows = [
+        {"step": 1, "distance_ema": 3.0, "is_ema": 7.0, "is_std_ema": 0.1, "loss_real": 1.0, "kid_raw": float("nan")},
+        {"step": 2, "distance_ema": 2.0, "is_ema": 6.0, "extractor": "x"},
+        {"step": 3, "distance_ema": 2.0, "is_ema": None},
+    ]
+    assert score_names(rows) == ["distance_ema", "is_ema", "kid_raw"]
+    assert (best(rows, "distance_ema"), best(rows, "is_ema"), best(rows, "kid_raw")) == ((2, 2.0), (1, 7.0), None)
+    assert (last(rows, "is_ema"), points(rows, "kid_raw")) == ((2, 6.0), [])
+
+
+def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
+    assert main(["report", str(runs / "one"), str(runs / "two")]) == 0
+    path = runs / "comparison.html"
+    assert capsys.readouterr().out.strip() == str(path)
+    page = Page(path)
+    page.assert_self_contained()
+    cells = texts(page).split("Settings that differ ")[1].split()
+    for option, a, b in (("--lr-d", "0.0002", "0.005"), ("--seed", "0", "1")):
+        at = cells.index(option)
+        assert cells[at + 1 : at + 3] == [a, b]
+    assert "--z-dim" not in cells and "--run-dir" not in cells
+    assert len(page.pictures()) == 2
+    assert texts(page).count("two") >= 5
+
+
+def test_the_command_takes_a_run_and_a_file(runs, tmp_path, capsys):
+    assert main(["report", str(runs / "one"), "--out", str(tmp_path / "new" / "one.html")]) == 0
+    Page(tmp_path / "new" / "one.html").assert_self_contained()
+    capsys.readouterr()
+    for words, message in (([], "which run?"), ([str(tmp_path)], "not a run folder")):
+        assert main(["report", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_comparison_of_odd_names_is_escaped(odd, tmp_path):
+    other = tmp_path / "plain"
+    other.mkdir()
+    (other / "config.json").write_bytes((odd / "config.json").read_bytes())
+    page = Page(write_comparison([odd, other]))
+    page.assert_self_contained()
+    assert "a&b <i>" in texts(page)
+
+
+def path_points(chart, kind):
+    """The points of the paths of a class in a chart."""
+    found = []
+    for part in chart.split("<path ")[1:]:
+        if f'class="{kind}"' in part:
+            found.append(
+                [tuple(map(float, p.split())) for p in part.split('d="M')[1].split('"')[0].strip("Z").split("L")]
+            )
+    return found
+
+
+def test_a_curve_is_drawn_to_scale():
+    (curve,) = path_points(line_chart("y", [Series("a", [(0, 0.0), (5, 5.0), (10, 10.0)])]), "curve")
+    (x0, y0), (x1, y1), (x2, y2) = curve
+    assert x0 < x1 < x2 and y0 > y1 > y2
+    assert x1 - x0 == pytest.approx(x2 - x1) and y0 - y1 == pytest.approx(y1 - y2)
+    (curve,) = path_points(line_chart("y", [Series("a", [(0, 1.0), (5, 10.0), (10, 100.0)])], log=True), "curve")
+    assert curve[0][1] - curve[1][1] == pytest.approx(curve[1][1] - curve[2][1], abs=0.2)
+
+
+def test_long_curves_become_means_on_a_band():
+    chart = line_chart("y", [Series("a", [(x, x % 2) for x in range(10_000)])])
+    (curve,), (band,) = path_points(chart, "curve"), path_points(chart, "band")
+    assert len(curve) <= BINS and len(band) == 2 * len(curve)
+    assert len({y for _, y in curve}) == 1
+    assert "circle" not in chart
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [3.0, 3.0], [-1e-9, 1e9], [-5.0, -4.0], [1e-30, 2e-30], [0.0, 5e-324], [-1e99, 1e99]]
+)
+def test_any_values_can_be_drawn(values):
+    for log in (False, True):
+        chart = line_chart("y", [Series("a", list(enumerate(values)))], log=log)
+        assert "nan" not in chart and "inf" not in chart
+    assert line_chart("y", [Series("a", [])]) == ""

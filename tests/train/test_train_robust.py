@@ -1,0 +1,181 @@
+"""Runs that are killed, run out of disk or diverge: a clear end, and nothing lost."""
+
+import dataclasses
+import errno
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnfast.runs import checkpoint
+from gnfast.runs.record import read_rows
+from gnfast.train import NonFiniteLossError, RunError
+from gnfast.train.state import State
+from tests.kills import Runs, concurrent_starts, kills
+from tests.tiny_runs import quiet, tiny
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
+
+
+def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(tmp_path):
+    whole = Runs(tmp_path)
+    outcomes = [next(kind(random.Random(3), tmp_path, whole=whole)) for kind in (kills, concurrent_starts)]
+    assert outcomes[0].kills and not any(outcome.faults for outcome in outcomes), outcomes
+
+
+def assert_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_full_disk_ends_the_run_clearly_and_it_continues(config, monkeypatch):
+    class FullDisk:
+        """A file on a disk with no room for it."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    save = torch.save
+
+    def fail_at_16(state, file):
+        save(state, FullDisk(file) if state["state"]["step"] == 16 else file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", fail_at_16)
+        with pytest.raises(RunError, match=r"no space left on the disk of .*run; free some and repeat the command"):
+            quiet("digits", config)
+    outcome, lines = quiet("digits", config)
+    assert "continuing after step 8" in lines[0]
+    assert outcome.finished
+
+
+def test_a_log_on_a_full_disk_ends_the_run_clearly(config, monkeypatch):
+    from gnfast.train.logs import RunLog
+
+    def full(self, step, **values):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunLog, "row", full)
+    with pytest.raises(RunError, match="no space left"):
+        quiet("digits", config)
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(config):
+    quiet("digits", config)
+    page = Path(config.run_dir) / "report.html"
+    page.unlink()
+    page.mkdir()
+    outcome, lines = quiet("digits", dataclasses.replace(config, steps=35))
+    assert outcome.finished and any(line.startswith("warning: no report.html (OccupiedError") for line in lines)
+
+
+def test_rows_that_a_continued_run_lacks_are_told(config):
+    config = dataclasses.replace(config, steps=11)
+    quiet("digits", config)
+    path = Path(config.run_dir) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 3
+    for kept, missing in ((None, "1 to 11"), (0, "1 to 11"), (1, "6 to 11"), (2, ""), (3, "")):
+        path.unlink()
+        if kept is not None:
+            path.write_text("".join(lines[:kept]))
+        _, said = quiet("digits", config)
+        told = f"warning: {path} has no rows of steps {missing}"
+        assert [line for line in said if "no rows" in line] == ([told] if missing else []), kept
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_a_run_folder_that_is_deleted_is_named(config, tensorboard, capfd, monkeypatch):
+    folder = Path(config.run_dir)
+    update = State.update
+
+    def deleting(state):
+        update(state)
+        if state.step == 7:
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(State, "update", deleting)
+    with pytest.raises(RunError, match=f"{folder} was deleted or moved"):
+        quiet("digits", dataclasses.replace(config, tensorboard=tensorboard))
+    assert not folder.exists() and "Traceback" not in capfd.readouterr().err
+
+
+def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
+    """The critic's weights are poisoned in update 13: seen at 15, found in 13, saved after 12."""
+    original = State.critic_update
+
+    def poisoned(self):
+        if self.step == 12:
+            next(self.critic.parameters()).data.fill_(float("nan"))
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "critic_update", poisoned)
+        with pytest.raises(NonFiniteLossError, match="step 13: loss_real is nan") as caught:
+            quiet("digits", config)
+    assert caught.value.step == 13
+    saved = checkpoint.load_newest(config_folder(config) / "checkpoints")["state"]
+    assert saved["step"] == 12
+    assert all(value.isfinite().all() for value in saved["critic"].values())
+    assert "the state after step 12 is saved" in (config_folder(config) / "log.txt").read_text()
+    # What is saved is the state of a run that nothing happened to.
+    outcome, lines = quiet("digits", config)
+    assert "continuing after step 12" in lines[0]
+    whole = dataclasses.replace(config, run_dir=config.run_dir + "-whole")
+    quiet("digits", whole)
+    a, b = (checkpoint.load_newest(config_folder(c) / "checkpoints")["state"] for c in (config, whole))
+    assert outcome.finished
+    assert_equal(a, b)
+    assert read_rows(config_folder(config) / "metrics.jsonl") == read_rows(config_folder(whole) / "metrics.jsonl")
+
+
+def config_folder(config):
+    from pathlib import Path
+
+    return Path(config.run_dir)
+
+
+def test_the_best_checkpoint_is_kept(config, monkeypatch):
+    from gnfast.train import loop
+
+    distances = iter([9.0, 5.0, 7.0, 6.0])
+
+    def evaluation(config, dataset, extractor, log, progress):
+        def evaluate(state):
+            value = next(distances)
+            log.row(state.step, distance_raw=value, distance_ema=value, extractor="none", n_real=2, n_fake=2)
+
+        return evaluate
+
+    monkeypatch.setattr(loop, "evaluation", evaluation)
+    quiet("digits", dataclasses.replace(config, eval_every=10))
+    folder = config_folder(config) / "checkpoints"
+    assert torch.load(folder / "best.pt", weights_only=True)["state"]["step"] == 10
+    assert [path.name for path in checkpoint.paths(folder)] == ["step-000000030.pt", "step-000000024.pt"]
+
+
+def test_data_that_vanish_are_named(config, tmp_path):
+    quiet("digits", dataclasses.replace(config, steps=3))
+    with pytest.raises(ValueError, match="nowhere"):
+        quiet("digits", dataclasses.replace(config, data=str(tmp_path / "nowhere")))
+    outcome, _ = quiet("digits", dataclasses.replace(config, steps=4))
+    assert outcome.finished
