@@ -98,7 +98,7 @@ def weights(dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
 
 
 def matrix_layout(weight: Tensor, dim: int):
-    from gnfast.kernels.spectral_triton import layout_of
+    from gnfast.kernels.spectral.triton import layout_of
 
     rows, cols, inner, major, minor = layout_of(weight, dim)
     return MatrixLayout(rows, cols, cols // inner, inner, major, minor)

@@ -188,7 +188,7 @@ def _select(device_type: str) -> _Implementation:
     if backend == "torch":
         return _TORCH
     if backend == "triton":
-        from gnfast.kernels import spectral_triton
+        from gnfast.kernels.spectral import triton as spectral_triton
 
         return _Implementation(spectral_triton.iterate, spectral_triton.scale, spectral_triton.backward)
     operators = torch.ops.gnfast

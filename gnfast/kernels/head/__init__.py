@@ -26,6 +26,6 @@ def head_kernels(device_type: str) -> ModuleType | None:
     """The module with `normalize` and `pull` for that device; None where plain PyTorch does it."""
     if choose("head", device_type) != "triton":
         return None
-    from gnfast.kernels import heads_triton
+    from gnfast.kernels.head import triton as heads_triton
 
     return heads_triton

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnfast.kernels.heads import Formula
-from gnfast.kernels.pointwise import batch_major, with_strides
+from gnfast.kernels.head import Formula
+from gnfast.kernels.join import batch_major, with_strides
 
 BLOCK = 2048
 NUM_WARPS = 8

@@ -187,7 +187,7 @@ def _select(device_type: str) -> _Implementation:
     if backend == "torch":
         return _TORCH
     if backend == "triton":
-        from gnfast.kernels import pointwise_triton as triton
+        from gnfast.kernels.join import triton
 
         return _Implementation(
             triton.leaky_relu_pack, triton.leaky_relu_pack_, triton.leaky_relu_mask, triton.leaky_relu_mask_

@@ -9,7 +9,7 @@
 A convolution is a matrix product whose left factor is read from the source as it is needed: position (b, i, j) and tap
 (t, u) stand for the source's pixel (b, i · step + offset ± t, j · step + offset ± u). A data gradient with stride s
 falls into s × s phases, the positions that leave the same remainders, each a convolution with stride 1 by the taps that
-reach it. Sums are float32, joins those of `gnfast.kernels.pointwise` on sums that were not rounded in between.
+reach it. Sums are float32, joins those of `gnfast.kernels.join` on sums that were not rounded in between.
 
 Every function takes the name of one of `CONFIGURATIONS`, among which `gnfast.kernels.conv` chooses. Tensors are as
 `supports` says, channels_last, and of one dtype, weights with any strides; biases have any floating-point dtype.
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnfast.kernels.conv_winograd import Arguments
+from gnfast.kernels.winograd import Arguments
 
 # name: positions, output channels and reduction of a tile in 16-bit numbers, warps, stages; the first is the default.
 CONFIGURATIONS = {
@@ -324,7 +324,7 @@ def conv_join_forward(
     keep_sum: bool,
     configuration: str,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`gnfast.kernels.pointwise.join_forward` of the convolution and at most one more term of its shape.
+    """`gnfast.kernels.join.join_forward` of the convolution and at most one more term of its shape.
 
     Args:
         x, weight, arguments: as for `conv2d`.
@@ -355,7 +355,7 @@ def conv_join_pushforward(
     keep_sum: bool,
     configuration: str,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gnfast.kernels.pointwise.join_pushforward` of the convolution of a tangent and at most one more tangent.
+    """`gnfast.kernels.join.join_pushforward` of the convolution of a tangent and at most one more tangent.
 
     Args:
         x: the tangent of the convolution's input.
@@ -386,7 +386,7 @@ def conv_input_grad_join(
     slope: float,
     configuration: str,
 ) -> Tensor:
-    """`gnfast.kernels.pointwise.join_pullback` of the data gradient.
+    """`gnfast.kernels.join.join_pullback` of the data gradient.
 
     Args:
         cotangent, shape, weight, arguments: as for `conv2d_input_grad`.

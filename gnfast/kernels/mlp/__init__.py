@@ -1,4 +1,4 @@
-"""Which Plans are small chains of linear layers and (leaky) ReLUs, and their kernels (`mlp_triton`)."""
+"""Which Plans are small chains of linear layers and (leaky) ReLUs, and their kernels (`mlp.triton`)."""
 
 import functools
 from types import ModuleType
@@ -27,7 +27,7 @@ def mlp_kernels(device_type: str) -> ModuleType | None:
     """The module with `forward` and `backward` for that device; None where the passes run operation by operation."""
     if choose("mlp", device_type) != "triton":
         return None
-    from gnfast.kernels import mlp_triton
+    from gnfast.kernels.mlp import triton as mlp_triton
 
     return mlp_triton
 

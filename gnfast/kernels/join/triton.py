@@ -1,4 +1,4 @@
-"""`gnfast.kernels.pointwise` in Triton, and the sign bits on their own for GPUs without the CUDA library.
+"""`gnfast.kernels.join` in Triton, and the sign bits on their own for GPUs without the CUDA library.
 
 Imported when it is chosen, as Triton may be missing. Every program takes `WORDS` rows of 32 consecutive entries, so
 that a row's signs make one word; entries are found by their place in memory, whatever the order of the axes.
@@ -124,7 +124,7 @@ def forward(
     target: Tensor | None,
     configuration: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`gnfast.kernels.pointwise.join_forward`; the result, s where it is kept, may lie in `target`."""
+    """`gnfast.kernels.join.join_forward`; the result, s where it is kept, may lie in `target`."""
     first = terms[0]
     if configuration is None:
         configuration = _tuned(
@@ -153,7 +153,7 @@ def pullback(
     target: Tensor | None,
     configuration: str | None = None,
 ) -> Tensor:
-    """`gnfast.kernels.pointwise.join_pullback`."""
+    """`gnfast.kernels.join.join_pullback`."""
     first = of_y[0]
     if configuration is None:
         configuration = _tuned(
@@ -176,7 +176,7 @@ def pushforward(
     target: Tensor | None,
     configuration: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gnfast.kernels.pointwise.join_pushforward`; the result, ṡ where it is kept, may lie in `target`."""
+    """`gnfast.kernels.join.join_pushforward`; the result, ṡ where it is kept, may lie in `target`."""
     first = tangents[0]
     if configuration is None:
         configuration = _tuned(

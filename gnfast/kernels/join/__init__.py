@@ -160,7 +160,7 @@ def uses_fused(device_type: str) -> bool:
 @functools.cache
 def _implementation(device_type: str):
     if choose("join", device_type) == "triton":
-        from gnfast.kernels import pointwise_triton
+        from gnfast.kernels.join import triton as pointwise_triton
 
         return pointwise_triton
     return TorchJoin

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnfast.kernels.heads import Formula
-from gnfast.kernels.heads_triton import KINDS, _value_and_partials
+from gnfast.kernels.head import Formula
+from gnfast.kernels.head.triton import KINDS, _value_and_partials
 
 ROWS = 16
 NUM_WARPS = 8

@@ -8,8 +8,8 @@
     ṡ = W * ẋ + Σ tangents + scale · Σ biases,   ẏ = mask · ṡ                (conv_join_pushforward)
     δs = mask · (Wᵀ * δ + Σ before) + Σ after                                (conv_input_grad_join)
 
-Convolutions are those of `gnfast.kernels.conv_winograd`, which on GPUs are PyTorch's, and what follows one is a kernel
-of its own (`gnfast.kernels.pointwise`). With the tuner on (`gnfast.kernels.autotune`), the kernels of `conv_triton`,
+Convolutions are those of `gnfast.kernels.winograd`, which on GPUs are PyTorch's, and what follows one is a kernel
+of its own (`gnfast.kernels.join`). With the tuner on (`gnfast.kernels.autotune`), those of `conv.triton`,
 which do both at once, compete with that in the configuration that convolves the shape fastest; compiling each of them
 in each would take too long. GNFAST_BACKEND=triton takes the first configuration without asking. They know
 two-dimensional convolutions of channels_last tensors without groups and dilation.
@@ -26,12 +26,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from gnfast.kernels import conv_winograd
+from gnfast.kernels import winograd as conv_winograd
 from gnfast.kernels.autotune import choose_fastest, enabled
 from gnfast.kernels.backend import choices
-from gnfast.kernels.conv_winograd import Arguments, conv2d_weight_grad
-from gnfast.kernels.pointwise import Strides, join_forward, join_pullback, join_pushforward, with_strides
+from gnfast.kernels.join import Strides, join_forward, join_pullback, join_pushforward, with_strides
 from gnfast.kernels.sign_bits import _unpack
+from gnfast.kernels.winograd import Arguments, conv2d_weight_grad
 
 __all__ = [
     "Arguments",
@@ -322,6 +322,6 @@ def _backends(device_type: str) -> tuple[str, ...]:
 
 @functools.cache
 def _kernels() -> ModuleType:
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     return conv_triton
