@@ -1,5 +1,5 @@
-// The one place where gnfast's operators are declared. csrc/cpu registers their CPU implementations in the same shared
-// object, csrc/cuda registers the CUDA ones from a second, and gnfast/kernels registers the fake ones from Python.
+// The one place where gnfast's operators are declared. `cpu.cpp` of each folder registers the CPU implementations in
+// the same shared object, `cuda_binding.cpp` the CUDA ones from a second, and gnfast/kernels the fake ones from Python.
 
 #include <torch/library.h>
 

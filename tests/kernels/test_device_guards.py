@@ -11,7 +11,7 @@ import gnfast
 
 ROOT = Path(gnfast.__file__).parent.parent
 TRITON = sorted((ROOT / "gnfast" / "kernels").glob("*/triton.py"))
-BINDINGS = sorted((ROOT / "csrc" / "cuda").glob("*_binding.cpp"))
+BINDINGS = sorted((ROOT / "csrc").rglob("cuda_binding.cpp"))
 
 
 def launches(node, guarded=False):

@@ -1,6 +1,6 @@
 """Spectral normalisation in Triton: what runs on a GPU where the CUDA library was not built.
 
-Layer by layer, with the steps of csrc/cuda/spectral.cu. Imported when it is chosen, as Triton may be missing.
+Layer by layer, with the steps of csrc/spectral/cuda.cu. Imported when it is chosen, as Triton may be missing.
 """
 
 import math
@@ -154,7 +154,7 @@ def _spectral_norm_project_kernel(
 
 
 class Layout(NamedTuple):
-    """As in csrc/spectral_layout.h: [outer, rows, inner] in memory; `major` and `minor` give the columns' order."""
+    """As in csrc/spectral/layout.h: [outer, rows, inner] in memory; `major` and `minor` give the columns' order."""
 
     rows: int
     cols: int

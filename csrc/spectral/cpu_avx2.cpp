@@ -1,6 +1,6 @@
 // Compiled with AVX2 flags and CPU_CAPABILITY=AVX2 (see setup.py).
 
-#include "spectral_loops.h"
+#include "cpu_loops.h"
 
 namespace gnfast::cpu {
 

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "sign_bits.h"
+#include "cpu.h"
 
 namespace gnfast::cpu {
 namespace {

@@ -1,6 +1,6 @@
 // Compiled with the flags of any processor.
 
-#include "spectral_loops.h"
+#include "cpu_loops.h"
 
 namespace gnfast::cpu {
 

@@ -3,7 +3,7 @@
 // The blocks depend on the shapes alone and their partial sums are added in order, so results do not depend on the
 // number of threads.
 
-#include "spectral.h"
+#include "cpu.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -17,8 +17,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../spectral_checks.h"
-#include "capability.h"
+#include "../common/capability.h"
+#include "checks.h"
 
 namespace gnfast::cpu {
 namespace {

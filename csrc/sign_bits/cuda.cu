@@ -1,5 +1,5 @@
-#include "convert.h"
-#include "sign_bits.h"
+#include "../common/cuda_convert.h"
+#include "cuda.h"
 
 namespace gnfast::cuda {
 namespace {

@@ -10,9 +10,9 @@
 
 #include <tuple>
 
-#include "../sign_bits_checks.h"
-#include "kernel_dtype.h"
-#include "sign_bits.h"
+#include "../common/cuda_kernel_dtype.h"
+#include "checks.h"
+#include "cuda.h"
 
 namespace gnfast::cuda {
 namespace {

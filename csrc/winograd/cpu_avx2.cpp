@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "conv_winograd.h"
+#include "cpu.h"
 
 namespace gnfast::cpu {
 namespace {

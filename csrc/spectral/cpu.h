@@ -1,4 +1,4 @@
-// Serial loops over a block of a weight's matrix, one set per instruction set, chosen at run time in spectral.cpp.
+// Serial loops over a block of a weight's matrix, one set per instruction set, chosen at run time in cpu.cpp.
 
 #pragma once
 

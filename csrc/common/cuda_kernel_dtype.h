@@ -5,7 +5,7 @@
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 
-#include "dtype.h"
+#include "cuda_dtype.h"
 
 namespace gnfast::cuda {
 

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "dtype.h"
+#include "../common/cuda_dtype.h"
 
 namespace gnfast::cuda {
 
@@ -18,7 +18,7 @@ constexpr int kMaxLayers = 32;
 constexpr int kBlockRows = 8;
 constexpr int kBlockColumns = 32;
 
-// Where the entries of a matrix lie: see ../spectral_layout.h. Products of these fit in 31 bits.
+// Where the entries of a matrix lie: see layout.h. Products of these fit in 31 bits.
 struct MatrixLayout {
   uint32_t rows, cols, outer, inner, major, minor;
 };

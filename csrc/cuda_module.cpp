@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "sign_bits.h"
+#include "sign_bits/cuda.h"
 
 namespace py = pybind11;
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "convert.h"
-#include "spectral.h"
+#include "../common/cuda_convert.h"
+#include "cuda.h"
 
 namespace gnfast::cuda {
 namespace {

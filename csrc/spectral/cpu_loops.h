@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "spectral.h"
+#include "cpu.h"
 
 namespace gnfast::cpu {
 namespace {

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "dtype.h"
+#include "../common/cuda_dtype.h"
 
 namespace gnfast::cuda {
 

@@ -1,4 +1,4 @@
-// Serial sign-bit kernels over a flat range, one set per instruction set, chosen at run time in sign_bits.cpp.
+// Serial sign-bit kernels over a flat range, one set per instruction set, chosen at run time in cpu.cpp.
 
 #pragma once
 

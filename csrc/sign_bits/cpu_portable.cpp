@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "sign_bits.h"
+#include "cpu.h"
 
 namespace gnfast::cpu {
 namespace {

@@ -1,6 +1,6 @@
 // leaky_relu_pack and leaky_relu_mask on the CPU: argument checks, choice of kernel, threads.
 
-#include "sign_bits.h"
+#include "cpu.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../sign_bits_checks.h"
-#include "capability.h"
+#include "../common/capability.h"
+#include "checks.h"
 
 namespace gnfast::cpu {
 namespace {

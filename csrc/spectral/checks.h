@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "spectral_layout.h"
+#include "layout.h"
 
 namespace gnfast {
 

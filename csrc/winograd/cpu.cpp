@@ -3,7 +3,7 @@
 // Every output is the work of one thread, in an order that depends on the shapes alone, so results do not depend on the
 // number of threads.
 
-#include "conv_winograd.h"
+#include "cpu.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "capability.h"
+#include "../common/capability.h"
 
 namespace gnfast::cpu {
 namespace {

@@ -11,9 +11,9 @@
 #include <tuple>
 #include <vector>
 
-#include "../spectral_checks.h"
-#include "kernel_dtype.h"
-#include "spectral.h"
+#include "../common/cuda_kernel_dtype.h"
+#include "checks.h"
+#include "cuda.h"
 
 namespace gnfast::cuda {
 namespace {
