@@ -27,7 +27,7 @@ CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 def sources(pattern: str) -> list[str]:
-    """Files below csrc/: cuda* belong to the CUDA library, the others to that for the CPU, *_avx2.cpp with AVX2_FLAGS."""
+    """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's, *_avx2.cpp with AVX2_FLAGS."""
     return sorted(map(str, Path("csrc").rglob(pattern)))
 
 
