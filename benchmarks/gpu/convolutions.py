@@ -114,7 +114,7 @@ def _triton_ways(context: Context, result: Any, call: Callable[..., Any]) -> Ite
     """The call with each configuration that promises something for that result; none where there is no GPU."""
     if context.device != "cuda":
         return
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     for tile in conv_triton.promising(result.numel() // result.shape[1], result.shape[1]):
         yield tile, partial(call, conv_triton, tile)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.errors import InputError
-from gnfast.kernels.heads import Formula, head_kernels
+from gnfast.kernels.head import Formula, head_kernels
 
 Value = Callable[[Tensor, Tensor], Tensor]
 Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

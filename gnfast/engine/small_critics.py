@@ -1,4 +1,4 @@
-"""f̂ of a small multilayer perceptron in two kernels, forward and backward (`gnfast.kernels.mlp_triton`)."""
+"""f̂ of a small multilayer perceptron in two kernels, forward and backward (`gnfast.kernels.mlp.triton`)."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
-from gnfast.kernels.heads import Formula
+from gnfast.kernels.head import Formula
 from gnfast.kernels.mlp import Chain, fits, mlp_kernels
 from gnfast.plan.chain import chain_of
 from gnfast.plan.plan import Plan

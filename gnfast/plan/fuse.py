@@ -7,7 +7,7 @@ which every pointwise step is a kernel of its own. Exact up to rounding: fewer i
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from gnfast.kernels.pointwise import MAX_TERMS
+from gnfast.kernels.join import MAX_TERMS
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.conv_join import ConvJoin

@@ -43,7 +43,7 @@ class Pending:
     def joined(
         self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
     ) -> Tensor:
-        """mask · (tensor + Σ before) + Σ after, as `gnfast.kernels.pointwise.join_pullback` has it."""
+        """mask · (tensor + Σ before) + Σ after, as `gnfast.kernels.join.join_pullback` has it."""
         raise NotImplementedError
 
     def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.kernels.pointwise import uses_fused
+from gnfast.kernels.join import uses_fused
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, autocast_dtype
 from gnfast.plan.ops.detach import Detach

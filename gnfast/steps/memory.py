@@ -1,7 +1,7 @@
 """Memory that CPU tensors hand on to each other: a steady step takes none from the system.
 
 malloc maps blocks above 32 MiB anew each time, and the system clears their pages one by one as they are first touched.
-Inside `reuse_memory`, blocks of 64 KiB and more come from a range of memory (`csrc/cpu/arena.h`) that grows to what is
+Inside `reuse_memory`, blocks of 64 KiB and more come from a range of memory (`csrc/arena/`) that grows to what is
 in use at one time and is then reused. gnfast's passes open it themselves.
 
 A tensor keeps its memory for as long as it lives, inside or outside. `GNFAST_REUSE_MEMORY=0` in the environment turns

@@ -27,8 +27,11 @@ from gnfast.bench.mode import tuned
 from gnfast.bench.networks import shipped
 from gnfast.bench.steps import critic_step, generator_step
 from gnfast.bench.ways import Normalize, four_passes, without_rewrites
-from gnfast.kernels import backend, conv, conv_winograd, heads, mlp, pointwise, sign_bits
+from gnfast.kernels import backend, conv, mlp, sign_bits
+from gnfast.kernels import head as heads
+from gnfast.kernels import join as pointwise
 from gnfast.kernels import spectral as spectral_kernels
+from gnfast.kernels import winograd as conv_winograd
 from gnfast.train.state import State
 from tests.kernels.cubin import resources
 

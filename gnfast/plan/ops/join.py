@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gnfast.kernels.pointwise import join_forward, join_pullback, join_pushforward
+from gnfast.kernels.join import join_forward, join_pullback, join_pushforward
 from gnfast.plan.op import Contribution, Op, Operands, Pending, Shape
 
 Saved = tuple[Tensor, tuple[int, ...]]
