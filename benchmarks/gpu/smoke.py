@@ -66,9 +66,9 @@ def iteration(context: Context) -> Iterator[Row]:
 
 def training(context: Context) -> Iterator[Row]:
     """`train()` with all that it does on the way, stopped in the middle and continued."""
-    import json
 
     from gnfast.config.config import Config
+    from gnfast.io.rows import read_rows
     from gnfast.train.loop import train
 
     last, every = (8, 4) if context.quick else (60, 10)
@@ -89,7 +89,7 @@ def training(context: Context) -> Iterator[Row]:
         often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), every)
         for steps in (last // 2, last):
             outcome = train("smoke", Config(**settings, **often, steps=steps), progress=False, echo=print)
-        rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(Path(folder, "metrics.jsonl"))
     yield {"steps": outcome.step, "finished": outcome.finished, "rows": len(rows), "last": rows[-1]}
     if outcome.step != last or not any("loss_generator" in row and row["step"] == last for row in rows):
         raise AssertionError(f"train() ended after step {outcome.step} of {last} with {len(rows)} rows")

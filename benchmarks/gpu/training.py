@@ -1,7 +1,6 @@
 """A real training run for a while: what it learns, how fast it is, and what the GPU waits for."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ NAME = "gngan-cifar10-cnn"
 def training(context: Context) -> Iterator[Row]:
     """Trains `NAME` in bfloat16 for `context.seconds`, and leaves its curves, samples and log in the folder."""
     from gnfast.config.presets import PRESETS
+    from gnfast.io.rows import read_rows
     from gnfast.train.loop import train
     from gnfast.train.sample import sample_run
 
@@ -47,10 +47,7 @@ def training(context: Context) -> Iterator[Row]:
             outcome = train(NAME, config, progress=False, echo=echo)
         finally:
             timer.cancel()
-        rows, speeds = (
-            [json.loads(line) for line in Path(folder, name).read_text().splitlines()]
-            for name in ("metrics.jsonl", "speed.jsonl")
-        )
+        rows, speeds = (read_rows(Path(folder, name)) for name in ("metrics.jsonl", "speed.jsonl"))
         for name in ("metrics.jsonl", "curves.png"):
             # Without a row there are no curves.
             if Path(folder, name).exists():

@@ -100,7 +100,7 @@ def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
     from gnfast.analysis.critic_report import analyze
     from gnfast.interop.device import resolve_device
-    from gnfast.runs.record import read_rows
+    from gnfast.io.rows import read_rows
 
     if (folder is None) == (not options.net):
         raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())

@@ -19,7 +19,8 @@ from gnfast.io.files import open_regular, write_text
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.config.config import differences
-from gnfast.runs.record import DamagedFileError, Row, best, last, main_score, read_json, read_run, tail
+from gnfast.io.rows import Row
+from gnfast.runs.record import DamagedFileError, best, last, main_score, read_json, read_run, tail
 from gnfast.runs.signals import STOPS, requested_stops
 from gnfast.runs.sweep import MOST_RUNS, Case, Sweep
 

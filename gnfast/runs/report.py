@@ -11,7 +11,8 @@ from gnfast.runs.charts import Series, line_chart
 from gnfast.config.config import as_json
 from gnfast.runs.page import Html, card, element, page, picture, table
 from gnfast.config.presets import PRESETS
-from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, Row, best, last, measure_of, points, read_run, score_names
+from gnfast.io.rows import Row
+from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, best, last, measure_of, points, read_run, score_names
 
 # Steps that the samples are shown of, and what their pictures may weigh together, in bytes before base64.
 SHOTS = 12

@@ -19,10 +19,11 @@ from gnfast.data import ImageDataset
 from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
+from gnfast.io.rows import Row, plain_entries, read_rows
 from gnfast.metrics import FeatureExtractor
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
+from gnfast.runs.record import DamagedFileError, points, read_settings
 from gnfast.runs.report import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import evaluation, load_split, open_measures

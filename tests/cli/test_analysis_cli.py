@@ -154,7 +154,7 @@ def test_a_critic_that_is_imported(critics, tmp_path):
         (["my_critics:Sign"], "is not differentiable with respect to its input"),
         (["my_critics:number"], "cannot be built without arguments"),
         (["my_critics:nothing"], "cannot be imported"),
-        (["my_critics"], "want module:Class"),
+        (["my_critics"], "wanted module:Class"),
         (["my_critics:critic", "--what", ","], "empty selection"),
         (["my_critics:critic", "--what", "colours"], f"want some of {', '.join(ANALYSES)}"),
         (["my_critics:critic", "--what", "loss-domain"], "needs a run"),

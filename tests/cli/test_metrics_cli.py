@@ -16,8 +16,8 @@ from PIL import Image
 
 from gnfast.cli import main
 from gnfast.data import load
+from gnfast.io.rows import read_rows
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
-from gnfast.runs.record import read_rows
 from gnfast.train import Config
 from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
 

@@ -335,7 +335,7 @@ def test_own_extractor_with_logits(digits):
 
 def test_extractor_refusals(digits, cache):
     assert "digits-classifier" in registered_extractors()
-    with pytest.raises(ValueError, match=r"digits-classifier.*got 'vgg'"):
+    with pytest.raises(ValueError, match=r"extractor: got 'vgg', wanted .*digits-classifier.*module:function"):
         load_extractor("vgg", digits)
     with pytest.raises(ValueError, match="needs a data set"):
         load_extractor("digits-classifier")

@@ -208,7 +208,7 @@ def test_runs_that_fail_or_diverge_are_recorded_and_do_not_stop_the_others(tmp_p
         "broken": "failed",
         "nan": "diverged",
     }
-    assert "extractor must be a registered name" in record["broken"]["message"]
+    assert "extractor: got" in record["broken"]["message"]
     assert "is nan" in record["nan"]["message"] or "is inf" in record["nan"]["message"]
     assert "[3/3]" in text and "1 diverged" in text and "1 failed" in text
     assert read_run(out / "good").settings["threads"] == 1

@@ -17,8 +17,8 @@ from gnfast import models
 from gnfast.config.config import as_json, differences, from_json
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
+from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint, lock
-from gnfast.runs.record import read_rows
 from gnfast.runs.signals import requested_stops
 from gnfast.train import NonFiniteLossError, RunError
 from gnfast.train import loop as loop_module

@@ -12,8 +12,8 @@ import torch
 
 from gnfast.data import ImageDataset
 from gnfast.interop.device import moved, pinned
+from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint
-from gnfast.runs.record import read_rows
 from gnfast.steps.captured import CapturedStep, CaptureError
 from gnfast.train import NonFiniteLossError, state
 from gnfast.train.state import State

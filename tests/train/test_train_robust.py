@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint
-from gnfast.runs.record import read_rows
 from gnfast.train import NonFiniteLossError, RunError
 from gnfast.train.state import State
 from tests.kills import Runs, concurrent_starts, kills
