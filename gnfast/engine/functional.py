@@ -162,7 +162,7 @@ def _warn_once(net: nn.Module, refusal: Refusal) -> None:
         warned.add(refusal)
         name = type(net).__name__
         message = f"{name} goes through exact double backward, not the four passes: {refusal}"
-        warnings.warn(message, FallbackWarning, stacklevel=4)
+        warnings.warn(message, FallbackWarning, stacklevel=5)
 
 
 def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
