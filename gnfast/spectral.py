@@ -22,6 +22,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from gnfast.errors import InputError, UnsupportedError
+from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.kernels.spectral import (
     as_matrix,
     spectral_norm_backward,
@@ -380,7 +381,7 @@ def _still_good(prepared: _Prepared, weight: Tensor) -> bool:
 
 def _saving() -> Any:
     """The hooks on tensors saved for backward. A checkpoint sets its own, and must see the division that it repeats."""
-    return None if torch.compiler.is_compiling() else torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return None if torch.compiler.is_compiling() else saved_tensor_hooks()
 
 
 def _version(weight: Tensor) -> int | None:

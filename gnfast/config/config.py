@@ -6,6 +6,9 @@ import reprlib
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from gnfast.engine.heads import METHODS
+from gnfast.engine.penalties import PENALTIES
+
 LossName = Literal[
     "hinge",
     "soft-hinge",
@@ -54,7 +57,7 @@ class Config:
     z_dim: int = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
-    method: Literal["gn", "gn0", "gn1", "gran", "pgn", "pgn-table", "none"] = "gn"
+    method: Literal[*METHODS, "none"] = "gn"
     """The critic's normaliser: GN-GAN's (ζ = |f|, 0, 1), GraN-GAN's, PGN-GAN's by its code or its table; or none."""
     tau: float | None = None
     """GraN's τ: the normalised critic's Lipschitz constant is at most 1/τ; 1 if not given."""
@@ -77,7 +80,7 @@ class Config:
     """GAN loss on the critic's normalised output."""
     alpha: float = 1.0
     """Domain scaling: L(αx) / α in place of L(x)."""
-    penalty: Literal["none", "r1", "0-gp", "1-gp"] = "none"
+    penalty: Literal["none", *PENALTIES] = "none"
     """Gradient penalty on the critic before its normalisation: ½‖∇f‖² at real images, ‖∇f‖² or (‖∇f‖ - k)² between real
     and generated ones."""
     penalty_weight: float = 10.0

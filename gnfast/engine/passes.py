@@ -122,11 +122,10 @@ def tangent(
 
 
 def merged_tangent(x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None) -> Tensor:
-    """c₀ = s·x + ∂L/∂g, in x's memory format."""
-    if scale is None:
-        return torch.empty_like(x).copy_(input_grad_cotangent)
-    start = x * scale.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-    return start if input_grad_cotangent is None else start.add_(input_grad_cotangent)
+    """c₀ = s·x + ∂L/∂g, of x's shape, dtype and memory format; s (B,) and ∂L/∂g may be wider, None stands for 0."""
+    parts = [] if scale is None else [x * scale.reshape(-1, *[1] * (x.dim() - 1))]
+    parts += [] if input_grad_cotangent is None else [input_grad_cotangent]
+    return torch.empty_like(x).copy_(sum(parts))
 
 
 def _select(operands: Sequence[Tensor], slots: Sequence[int | None]) -> list[Tensor | None]:

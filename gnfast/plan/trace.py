@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
+from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.kernels.join import uses_fused
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, autocast_dtype
@@ -115,7 +116,7 @@ class Recorder:
         self._converted_from: dict[int, Tensor] = {}
         self._values = 0
         self._operation = ""
-        self._packs = _packs()
+        self._hooks = saved_tensor_hooks()
         self.input = self._new_value(x.shape, x.dtype)
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -158,7 +159,8 @@ class Recorder:
 
     def emit(self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = ()) -> Traced:
         """Appends y = op(inputs; operands) and returns y."""
-        if (packs := _packs()) is not self._packs and not (packs and packs.__module__.startswith("torch.")):
+        # Those of PyTorch itself change nothing.
+        if (hooks := saved_tensor_hooks()) != self._hooks and not (hooks and hooks[0].__module__.startswith("torch.")):
             self.refuse("saved_tensors_hooks, which may change what its backward reads")
         for tensor in inputs:
             if not self.depends_on_x(tensor):
@@ -591,12 +593,6 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
             return trace.rebind(input, recorder(trace, input, *args, **kwargs))
 
     return recorder and rebound
-
-
-def _packs() -> Callable[[Tensor], Any] | None:
-    """What tensors go through that autograd saves: the innermost hook; those of PyTorch itself change nothing."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks and hooks[0]
 
 
 def _version(tensor: Tensor) -> int:

@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import FallbackWarning, InputError, UnsupportedError, reference
-from gnfast.engine import functional as engine
-from gnfast.engine import passes
+from gnfast.engine import autograd, passes
 from tests.oracle import assert_matches_double_backward, loss_of, outputs_and_gradients, relative_error
 
 
@@ -217,8 +216,8 @@ def assert_laid_out(device, dtype):
 
 
 def test_contiguous_images_and_weights_are_converted_once_where_that_pays(monkeypatch):
-    monkeypatch.setitem(engine._CHANNELS_LAST_DTYPES, "cpu", (torch.float64,))
-    monkeypatch.setattr(engine, "_CHANNELS_LAST_WEIGHTS", ("cpu",))
+    monkeypatch.setitem(autograd._CHANNELS_LAST_DTYPES, "cpu", (torch.float64,))
+    monkeypatch.setattr(autograd, "_CHANNELS_LAST_WEIGHTS", ("cpu",))
     torch.manual_seed(0)
     for net in (ResNet(), cnn(), Shared(), nn.Sequential(nn.Flatten(), nn.Linear(192, 1))):
         assert_matches_double_backward(net.double(), torch.randn(4, 3, 8, 8, dtype=torch.float64))
