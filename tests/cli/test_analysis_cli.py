@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gnfast import analysis
+from gnfast import measure
 from gnfast.analysis import experiments, reproduce
 from gnfast.analysis.critic_report import ANALYSES
 from gnfast.analysis.experiments import FIGURES, Run
@@ -213,7 +213,7 @@ def test_the_probe_measures_what_the_analyses_do_and_changes_nothing(name):
     if name == "gn":
         assert row["grad_norm_fake_max"] <= 1
         assert -1 <= row["omega_min"] < row["omega_max"] <= 1
-    spectra = analysis.layer_spectra(state.critic, torch.zeros(1, 1, 8, 8))
+    spectra = measure.layer_spectra(state.critic, torch.zeros(1, 1, 8, 8))
     for spectrum in spectra:
         assert row[f"sigma/{spectrum.layer}"] == pytest.approx(spectrum.raw[0].item(), rel=1e-3)
     if "alpha" in PROBED[name]:
@@ -241,7 +241,7 @@ def test_the_probe_of_a_class_conditional_critic():
             return (self.linear(x.flatten(1)) * self.embed(y)).sum(1)
 
     net, x, y = Pair().double(), torch.randn(5, 1, 8, 8).double(), torch.tensor([1, 2, 3, 1, 9])
-    norms = analysis.gradient_norms(net, x, y, method="gn", chunk=2)
+    norms = measure.gradient_norms(net, x, y, method="gn", chunk=2)
     wanted = (net.embed(y) @ net.linear.weight).norm(dim=1)
     torch.testing.assert_close(norms.norm, wanted.detach())
 

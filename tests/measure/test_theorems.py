@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import gnfast
-from gnfast import analysis
+from gnfast import measure
 from gnfast.data import load, to_float
 from gnfast.losses import LOSSES
 from gnfast.models import build
@@ -41,7 +41,7 @@ def images(dtype=torch.float64):
     """Digits, noise and points between them."""
     torch.manual_seed(1)
     real = digits()[:COUNT]
-    return torch.cat(list(analysis.distributions(real, torch.rand_like(real) * 2 - 1).values())).to(dtype)
+    return torch.cat(list(measure.distributions(real, torch.rand_like(real) * 2 - 1).values())).to(dtype)
 
 
 def trained(net, method=None, loss="hinge", **options):
@@ -126,7 +126,7 @@ def test_gran_lies_within_1e_5_of_k_where_eps_is_small_beside_the_gradient(make,
     _, _, norm = slopes(net, images(torch.float32), method="gran", tau=tau, eps=eps)
     assert (norm * tau - 1).abs().max().item() < 1e-5
     # What the analysis reports, without double backward, is as close.
-    measured = analysis.gradient_norms(net, images(torch.float32), method="gran", tau=tau, eps=eps)
+    measured = measure.gradient_norms(net, images(torch.float32), method="gran", tau=tau, eps=eps)
     assert (measured.normalized_norm * tau - 1).abs().max().item() < 1e-5
     _, n, norm = slopes(net, images(torch.float32), method="gran", tau=tau, eps=0.1)
     torch.testing.assert_close(1 - norm * tau, 0.1 / (n**2 + 0.1), rtol=1e-3, atol=1e-6)
@@ -134,7 +134,7 @@ def test_gran_lies_within_1e_5_of_k_where_eps_is_small_beside_the_gradient(make,
 
 def lipschitz_bound(net, shape):
     """The product of the layers' norms as operators; the activations have slopes of at most 1."""
-    return math.prod(spectrum.operator for spectrum in analysis.layer_spectra(net, torch.zeros(1, *shape).double()))
+    return math.prod(spectrum.operator for spectrum in measure.layer_spectra(net, torch.zeros(1, *shape).double()))
 
 
 @both
@@ -148,7 +148,7 @@ def test_the_range_of_a_lipschitz_critic_is_bounded(make, training, k):
 
     net = critic(normalised, training=training).eval()
     shape = (1, 8, 8)
-    bound = analysis.range_bound(lipschitz_bound(net, shape), shape)
+    bound = measure.range_bound(lipschitz_bound(net, shape), shape)
     # The images furthest apart: where the gradient points, and the opposite corner.
     x = images()
     _, g = gnfast.value_and_input_grad(net, x)
@@ -161,8 +161,8 @@ def test_the_range_of_a_lipschitz_critic_is_bounded(make, training, k):
 def test_the_range_of_a_normalised_critic_is_smaller_still(training, method):
     """GN and PGN are in [-1, 1] by construction, which is below √(12 m n)."""
     net = critic(cnn, method, training)
-    values = analysis.gradient_norms(net, images(), method=method).normalized
-    assert values.abs().max().item() <= 1 < analysis.range_bound(1.0, (1, 8, 8)) / 2
+    values = measure.gradient_norms(net, images(), method=method).normalized
+    assert values.abs().max().item() <= 1 < measure.range_bound(1.0, (1, 8, 8)) / 2
 
 
 def settled(net, shape=(1, 8, 8)):
@@ -180,7 +180,7 @@ def settled(net, shape=(1, 8, 8)):
 def test_the_constants_of_deeper_parts_fall_under_spectral_normalisation(training, depth):
     """GN-GAN, Theorem 5: a layer of Lipschitz constant 1 cannot raise that of what is before it."""
     net = settled(critic(lambda: gnfast.spectral_norm_(mlp(depth)), training=training, loss="wasserstein"))
-    constants = list(analysis.prefix_lipschitz(net, images()[::8], iterations=200).values())
+    constants = list(measure.prefix_lipschitz(net, images()[::8], iterations=200).values())
     assert len(constants) == depth + 1
     assert constants[0] == pytest.approx(1, abs=1e-6)
     for before, after in itertools.pairwise(constants):
@@ -191,8 +191,8 @@ def test_the_constants_of_deeper_parts_fall_under_spectral_normalisation(trainin
 def test_the_constants_of_convolutions_rise_at_most_by_their_operators(training):
     """The same for convolutions, whose Lipschitz constant is that of the operator, not of the reshaped weight."""
     net = settled(critic(lambda: gnfast.spectral_norm_(cnn()), training=training, loss="wasserstein"))
-    constants = list(analysis.prefix_lipschitz(net, images()[::8], iterations=200).values())
-    operators = [spectrum.operator for spectrum in analysis.layer_spectra(net, images()[:1])]
+    constants = list(measure.prefix_lipschitz(net, images()[::8], iterations=200).values())
+    operators = [spectrum.operator for spectrum in measure.layer_spectra(net, images()[:1])]
     assert constants[0] == pytest.approx(operators[0], rel=1e-3)
     for before, after, operator in zip(constants, constants[1:], operators[1:], strict=False):
         assert after <= operator * before * (1 + 1e-9)
@@ -204,6 +204,6 @@ def test_theorem_5_needs_the_operator_for_convolutions():
     for layer in net:
         nn.init.ones_(layer.weight)
     net = settled(gnfast.spectral_norm_(net))
-    first, second = analysis.prefix_lipschitz(net, images()[:4], iterations=200).values()
+    first, second = measure.prefix_lipschitz(net, images()[:4], iterations=200).values()
     assert 2.5 < first < 3
     assert second > 2.5 * first

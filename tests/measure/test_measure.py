@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import gnfast
-from gnfast import analysis
+from gnfast import measure
 from gnfast.losses import LOSSES
 from gnfast.measure.gradient_norms import quantiles
 from gnfast.measure.lanczos import largest_singular_value
@@ -41,7 +41,7 @@ def dense(apply, shape):
 @pytest.mark.parametrize("make", [small_critic, curved_critic])
 def test_gradient_norms_are_those_of_double_backward(make, method):
     net, images = make(), torch.randn(7, 3, 8, 8, dtype=torch.float64)
-    measured = analysis.gradient_norms(net, images, method=method, chunk=3)
+    measured = measure.gradient_norms(net, images, method=method, chunk=3)
     x = images.clone().requires_grad_()
     f, g = gnfast.reference.value_and_input_grad(net, x)
     f_hat = f if method is None else gnfast.normalize_gradient(net, x, method=method, impl="reference")
@@ -61,10 +61,10 @@ def test_gradient_norms_leave_the_critic_as_it_was():
     net.main[0].eval()
     modes = [module.training for module in net.modules()]
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    analysis.gradient_norms(net, torch.randn(5, 3, 8, 8), method="gn")
-    analysis.layer_spectra(net, torch.randn(1, 3, 8, 8))
-    analysis.prefix_lipschitz(net, torch.randn(5, 3, 8, 8))
-    analysis.finite_differences(net, torch.randn(5, 3, 8, 8), torch.tensor([1.0]), method="gn")
+    measure.gradient_norms(net, torch.randn(5, 3, 8, 8), method="gn")
+    measure.layer_spectra(net, torch.randn(1, 3, 8, 8))
+    measure.prefix_lipschitz(net, torch.randn(5, 3, 8, 8))
+    measure.finite_differences(net, torch.randn(5, 3, 8, 8), torch.tensor([1.0]), method="gn")
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -73,10 +73,10 @@ def test_gradient_norms_leave_the_critic_as_it_was():
 def test_gradient_norms_refuse_what_they_cannot_measure():
     net = small_critic()
     with pytest.raises(ValueError, match="images: got none"):
-        analysis.gradient_norms(net, torch.zeros(0, 3, 8, 8, dtype=torch.float64))
+        measure.gradient_norms(net, torch.zeros(0, 3, 8, 8, dtype=torch.float64))
     patches = nn.Conv2d(3, 1, 3).double()
     with pytest.raises(ValueError, match=r"want one logit each"):
-        analysis.gradient_norms(patches, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
+        measure.gradient_norms(patches, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
 
 
 def test_quantiles():
@@ -86,7 +86,7 @@ def test_quantiles():
 def test_finite_differences_of_a_linear_critic_are_its_slope_at_every_distance():
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
     distances = torch.tensor([1e-6, 1e-3, 1.0, 1e3])
-    found = analysis.finite_differences(net, torch.randn(4, 3, 2, 2), distances)
+    found = measure.finite_differences(net, torch.randn(4, 3, 2, 2), distances)
     assert found.shape == (4, 4)
     torch.testing.assert_close(found, net[1].weight.double().norm().expand(4, 4), rtol=1e-8, atol=0)
 
@@ -94,14 +94,14 @@ def test_finite_differences_of_a_linear_critic_are_its_slope_at_every_distance()
 @pytest.mark.parametrize("method", ["gn", "gran"])
 def test_finite_differences_begin_at_the_gradient_norm(method):
     net, images = small_critic(), torch.randn(9, 3, 8, 8, dtype=torch.float64)
-    found = analysis.finite_differences(net, images, torch.tensor([1e-7]), method=method)
-    wanted = analysis.gradient_norms(net, images, method=method).normalized_norm
+    found = measure.finite_differences(net, images, torch.tensor([1e-7]), method=method)
+    wanted = measure.gradient_norms(net, images, method=method).normalized_norm
     torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=0)
 
 
 def test_finite_differences_refuse_a_distance_of_0():
     with pytest.raises(ValueError, match="distances: got"):
-        analysis.finite_differences(small_critic(), torch.zeros(1, 3, 8, 8), torch.tensor([0.0]))
+        measure.finite_differences(small_critic(), torch.zeros(1, 3, 8, 8), torch.tensor([0.0]))
 
 
 @pytest.mark.parametrize("shape", [(7, 7), (5, 11), (40, 23), (1, 6)])
@@ -140,7 +140,7 @@ def test_circular_singular_values_are_those_of_the_dense_operator(size, kernel, 
         return found
 
     wanted = torch.linalg.svdvals(dense(apply, (channels[0], *size)))
-    got = analysis.circular_singular_values(weight, size)
+    got = measure.circular_singular_values(weight, size)
     assert abs(got[0] / wanted[0] - 1) <= 1e-8
     torch.testing.assert_close(got, wanted[: len(got)], rtol=1e-8, atol=1e-10)
 
@@ -165,19 +165,19 @@ def test_operator_norm_is_that_of_the_dense_matrix(name):
     bias = layer(torch.zeros(1, *shape, dtype=torch.float64))
     with torch.no_grad():
         wanted = torch.linalg.svdvals(dense(lambda x: layer(x) - bias, shape))[0].item()
-    assert abs(analysis.operator_norm(layer, shape) / wanted - 1) <= 1e-8
+    assert abs(measure.operator_norm(layer, shape) / wanted - 1) <= 1e-8
     assert layer.bias is not None
 
 
 def test_the_circular_operator_is_the_layer_with_circular_padding():
     layer, shape = LAYERS["circular padding"]
-    circular = analysis.circular_singular_values(layer.weight.double(), shape[1:])[0].item()
-    assert analysis.operator_norm(layer, shape) == pytest.approx(circular, rel=1e-8)
+    circular = measure.circular_singular_values(layer.weight.double(), shape[1:])[0].item()
+    assert measure.operator_norm(layer, shape) == pytest.approx(circular, rel=1e-8)
 
 
 def test_layer_spectra_of_a_critic():
     net = small_critic()
-    spectra = analysis.layer_spectra(net, torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    spectra = measure.layer_spectra(net, torch.randn(1, 3, 8, 8, dtype=torch.float64))
     assert [s.layer for s in spectra] == ["main.0", "main.2", "main.4", "main.6", "linear"]
     assert [s.circular is None for s in spectra] == [True, False, True, False, True]
     for spectrum, layer in zip(spectra, [*net.main[::2], net.linear], strict=True):
@@ -193,24 +193,24 @@ def test_layer_spectra_know_raw_and_normalised_weights():
     net = gnfast.spectral_norm_(small_critic(), coeff=0.5)
     for _ in range(200):
         net(torch.randn(1, 3, 8, 8, dtype=torch.float64))
-    for spectrum in analysis.layer_spectra(net, torch.randn(1, 3, 8, 8, dtype=torch.float64)):
+    for spectrum in measure.layer_spectra(net, torch.randn(1, 3, 8, 8, dtype=torch.float64)):
         assert spectrum.normalized[0].item() == pytest.approx(0.5, rel=1e-3)
         torch.testing.assert_close(spectrum.raw / spectrum.raw[0], spectrum.normalized / spectrum.normalized[0])
     normed = weight_norm(nn.Linear(4, 3).double())
-    (spectrum,) = analysis.layer_spectra(normed, torch.randn(1, 4, dtype=torch.float64))
+    (spectrum,) = measure.layer_spectra(normed, torch.randn(1, 4, dtype=torch.float64))
     direction = normed.parametrizations.weight.original1.detach()
     torch.testing.assert_close(spectrum.raw, torch.linalg.svdvals(direction))
 
 
 def test_layer_spectra_need_layers():
     with pytest.raises(ValueError, match="no convolution or linear layer"):
-        analysis.layer_spectra(nn.Flatten(), torch.zeros(1, 3, 8, 8))
+        measure.layer_spectra(nn.Flatten(), torch.zeros(1, 3, 8, 8))
 
 
 def test_prefix_lipschitz_of_a_network_is_the_norm_of_its_jacobians():
     net = small_critic()
     images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    found = analysis.prefix_lipschitz(net, images, iterations=300, chunk=2)
+    found = measure.prefix_lipschitz(net, images, iterations=300, chunk=2)
     stops = {"main.0": 1, "main.2": 3, "main.4": 5, "main.6": 7}
     for name, stop in stops.items():
         part = net.main[:stop]
@@ -220,25 +220,25 @@ def test_prefix_lipschitz_of_a_network_is_the_norm_of_its_jacobians():
         ]
         wanted = max(torch.linalg.matrix_norm(jacobian, 2).item() for jacobian in jacobians)
         assert found[name] == pytest.approx(wanted, rel=1e-5)
-    assert found["linear"] == pytest.approx(analysis.gradient_norms(net, images).norm.max().item(), rel=1e-12)
+    assert found["linear"] == pytest.approx(measure.gradient_norms(net, images).norm.max().item(), rel=1e-12)
 
 
 def test_prefix_lipschitz_sees_outputs_before_in_place_activations():
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(inplace=True), nn.Linear(8, 1)).double()
-    found = analysis.prefix_lipschitz(net, torch.randn(5, 12, dtype=torch.float64), iterations=300)
+    found = measure.prefix_lipschitz(net, torch.randn(5, 12, dtype=torch.float64), iterations=300)
     assert found["1"] == pytest.approx(torch.linalg.matrix_norm(net[1].weight, 2).item(), rel=1e-6)
 
 
 def test_distributions_and_the_largest_norm_on_each():
     net = small_critic()
     real, fake = torch.rand(2, 6, 3, 8, 8, dtype=torch.float64).mul(2).sub(1)
-    images = analysis.distributions(real, fake)
+    images = measure.distributions(real, fake)
     assert list(images) == ["real", "generated", "between", "noise"]
-    assert list(analysis.distributions(real)) == ["real", "noise"]
+    assert list(measure.distributions(real)) == ["real", "noise"]
     low, high = torch.minimum(real, fake), torch.maximum(real, fake)
     assert bool(((low <= images["between"]) & (images["between"] <= high)).all())
-    found = analysis.model_lipschitz(net, images, method="gn")
-    assert found["real"] == analysis.gradient_norms(net, real, method="gn").normalized_norm.max().item()
+    found = measure.model_lipschitz(net, images, method="gn")
+    assert found["real"] == measure.gradient_norms(net, real, method="gn").normalized_norm.max().item()
     assert all(value <= 1 + 1e-12 for value in found.values())
 
 
@@ -252,7 +252,7 @@ DERIVATIVES = {
 @pytest.mark.parametrize("name", DERIVATIVES)
 def test_slopes_and_domain_of_a_loss(name):
     loss, real, fake = LOSSES[name], torch.randn(50).double() + 1, torch.randn(50).double() - 1
-    domain = analysis.loss_domain(loss, real, fake)
+    domain = measure.loss_domain(loss, real, fake)
     both = torch.cat([real, fake])
     assert domain.omega.tolist() == [both.min().item(), both.max().item()]
     assert domain.width == both.max().item() - both.min().item()
@@ -265,12 +265,12 @@ def test_slopes_and_domain_of_a_loss(name):
 
 def test_the_domain_of_a_loss_needs_finite_logits():
     with pytest.raises(ValueError, match="want at least one, and all finite"):
-        analysis.loss_domain(LOSSES["hinge"], torch.tensor([math.nan]), torch.zeros(2))
+        measure.loss_domain(LOSSES["hinge"], torch.tensor([math.nan]), torch.zeros(2))
     with pytest.raises(ValueError, match="got 0 logits"):
-        analysis.loss_domain(LOSSES["hinge"], torch.zeros(0), torch.zeros(0))
+        measure.loss_domain(LOSSES["hinge"], torch.zeros(0), torch.zeros(0))
 
 
 def test_range_bound_is_the_diameter_of_the_images_times_the_constant():
-    assert analysis.range_bound(2.0, (3, 5, 7)) == pytest.approx(2 * math.sqrt(12 * 5 * 7))
+    assert measure.range_bound(2.0, (3, 5, 7)) == pytest.approx(2 * math.sqrt(12 * 5 * 7))
     black, white = -torch.ones(3, 5, 7), torch.ones(3, 5, 7)
-    assert analysis.range_bound(1.0, (3, 5, 7)) == pytest.approx((white - black).norm().item())
+    assert measure.range_bound(1.0, (3, 5, 7)) == pytest.approx((white - black).norm().item())

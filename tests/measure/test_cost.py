@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnfast import analysis
+from gnfast import measure
 from gnfast.config.presets import PRESETS
 from gnfast.data import load
 from gnfast.models import build
@@ -33,7 +33,7 @@ def test_gradient_norms_cost_two_forwards(method):
     images = torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         forward = flops(lambda: net(images))
-    assert flops(lambda: analysis.gradient_norms(net, images, method=method)) <= 2.02 * forward
+    assert flops(lambda: measure.gradient_norms(net, images, method=method)) <= 2.02 * forward
 
 
 @pytest.mark.parametrize("preset", ["digits", "gngan-cifar10-cnn"])
