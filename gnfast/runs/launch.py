@@ -22,7 +22,7 @@ from gnfast.config.config import differences
 from gnfast.io.rows import Row
 from gnfast.runs.record import DamagedFileError, best, last, main_score, read_json, read_run, tail
 from gnfast.runs.signals import STOPS, requested_stops
-from gnfast.runs.sweep import MOST_RUNS, Case, Sweep
+from gnfast.runs.sweep_file import MOST_RUNS, Case, Sweep
 
 POLL_SECONDS = 0.2
 RECORD = "sweep.json"

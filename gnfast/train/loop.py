@@ -24,7 +24,7 @@ from gnfast.metrics import FeatureExtractor
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import DamagedFileError, points, read_settings
-from gnfast.runs.report import write_report
+from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard

@@ -17,11 +17,11 @@ from gnfast.train import RunError
 from gnfast.runs import launch, lock
 from gnfast.config.config import as_json
 from gnfast.runs.launch import read_record, run_sweep, state_of
-from gnfast.runs.overview import write_overview
+from gnfast.runs.sweep_page import write_overview
 from gnfast.config.presets import PRESETS
 from gnfast.runs.record import read_run
-from gnfast.runs.sweep import load_sweep
-from gnfast.runs.tables import collect, rows, spread, write_tables
+from gnfast.runs.sweep_file import load_sweep
+from gnfast.runs.sweep_results import collect, rows, spread, write_tables
 from tests import processes
 from tests.runs.test_report import Page
 
@@ -367,7 +367,7 @@ def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
         pretend(case, (case.labels["seed"] + 1.0 + (case.labels["critic"] == "SN"),))
     write_overview(collect(read))
     figure = (read.out / "figure.svg").read_text()
-    assert all(f"<!-- {text} -->" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
+    assert all(f">{text}</text>" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_sweep_of_one_combination_has_tables_and_a_figure(sweep, text, labels,
     write_tables(results)
     Page(write_overview(results)).assert_self_contained()
     assert rows(results)[1:] == [(*labels, str(runs), "2", "2")]
-    assert f"<!-- {results.combinations[0].name} -->" in (read.out / "figure.svg").read_text()
+    assert f">{results.combinations[0].name}</text>" in (read.out / "figure.svg").read_text()
 
 
 def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):

@@ -12,8 +12,8 @@ from gnfast.io.files import atomic_write, make_folder, write_text
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.launch import State, read_record, state_of
 from gnfast.runs.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
-from gnfast.runs.report import number, steps_per_second
-from gnfast.runs.sweep import Case, Sweep
+from gnfast.runs.run_page import number, steps_per_second
+from gnfast.runs.sweep_file import Case, Sweep
 
 # Runs with these states count in means: a run that diverged has scores of the checkpoints before.
 ENDED = ("finished", "diverged")

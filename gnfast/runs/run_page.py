@@ -7,9 +7,9 @@ from typing import Any
 
 import gnfast
 from gnfast.io.files import write_text
-from gnfast.runs.charts import Series, line_chart
+from gnfast.runs.curves import Series, line_chart
 from gnfast.config.config import as_json
-from gnfast.runs.page import Html, card, element, page, picture, table
+from gnfast.runs.page import Html, card, element, page, picture, section, table
 from gnfast.config.presets import PRESETS
 from gnfast.io.rows import Row
 from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, best, last, measure_of, points, read_run, score_names
@@ -43,14 +43,14 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record),
-        _section("Curves over generator updates", _curves(record)),
-        _section("Samples", _samples(record)),
-        _section("Settings", _settings(record)),
-        _section("Sessions", _sessions(record)),
-        _section("Log", element("pre", "\n".join(record.log[-LOG_LINES:])) if record.log else None),
+        section("Curves over generator updates", _curves(record)),
+        section("Samples", _samples(record)),
+        section("Settings", _settings(record)),
+        section("Sessions", _sessions(record)),
+        section("Log", element("pre", "\n".join(record.log[-LOG_LINES:])) if record.log else None),
         _footer(),
     )
-    return _write(out or run_dir / "report.html", text)
+    return _written(out or run_dir / "report.html", text)
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
@@ -75,15 +75,15 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         f"{len(records)} runs",
         element("h1", f"{len(records)} runs"),
         element("p", f"in {shared}", class_="soft"),
-        _section("Scores", _score_table(records, names, scores)),
-        _section(
+        section("Scores", _score_table(records, names, scores)),
+        section(
             "Curves over generator updates", element("div", *_overlaid(records, names, scores), class_="grid wide")
         ),
-        _section("Settings that differ", _differing(records, names)),
-        _section("Last samples", _last_samples(records, names)),
+        section("Settings that differ", _differing(records, names)),
+        section("Last samples", _last_samples(records, names)),
         _footer(),
     )
-    return _write(out or shared / "comparison.html", text)
+    return _written(out or shared / "comparison.html", text)
 
 
 def number(value: float | None) -> str:
@@ -142,7 +142,7 @@ def _figures(record: Record) -> Html:
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
-    return _section("Key figures", element("div", *cards, class_="grid"))
+    return section("Key figures", element("div", *cards, class_="grid"))
 
 
 def _curves(record: Record) -> Html | None:
@@ -287,10 +287,6 @@ def _last_samples(records: Sequence[Record], names: Sequence[str]) -> Html | Non
     return element("div", *figures, class_="grid wide") if figures else None
 
 
-def _section(title: str, content: Html | None) -> Html:
-    return element("section", element("h2", title), content) if content else Html("")
-
-
 def _footer() -> Html:
     return element("p", f"gnfast {gnfast.__version__}", class_="soft")
 
@@ -325,6 +321,6 @@ def _command(words: Any) -> str:
     return " ".join(map(str, words)) if isinstance(words, list) else str(words)
 
 
-def _write(path: Path, text: str) -> Path:
+def _written(path: Path, text: str) -> Path:
     write_text(path, text)
     return path

@@ -1,4 +1,4 @@
-"""What a sweep found, to look at: a figure of the best scores, and a page that leads to those of the runs."""
+"""The page of a sweep: its table, a figure of the best scores, the curves, and a way to the pages of its runs."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ from typing import Any
 from urllib.parse import quote
 
 from gnfast.io.files import atomic_write, make_folder, write_text
-from gnfast.runs.charts import Series, line_chart
-from gnfast.runs.page import Html, element, embedded, page, table
+from gnfast.runs.curves import Series, line_chart
+from gnfast.runs.drawing import canvas, colour, drawing, legend_outside, log_scale, log_values, svg
+from gnfast.runs.page import Html, element, embedded, page, section, table
 from gnfast.runs.record import measure_of, points
-from gnfast.runs.report import duration, number, write_report
-from gnfast.runs.tables import Combination, Results, Run, rows, winner
+from gnfast.runs.run_page import duration, number, write_report
+from gnfast.runs.sweep_results import Combination, Results, Run, rows, winner
 
 CURVES = 10
 
@@ -29,18 +30,17 @@ def write_overview(results: Results) -> Path:
     drawn = _figure(results, out / "figure.svg")
     head, *body = rows(results)
     title = f"Sweep {out.name}"
-    curves = [element("div", _embedded(drawn), _curves(results), class_="grid wide")] if drawn else []
     text = page(
         title,
         element("h1", title),
         element("p", f"{len(results.runs)} runs of {len(results.combinations)} combinations", class_="soft"),
-        element("h2", "Scores"),
-        element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
-        table(head, body, winner(results)),
-        element("h2", "Curves") if curves else Html(""),
-        *curves,
-        element("h2", "Runs"),
-        _run_table(results),
+        section(
+            "Scores",
+            element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
+            table(head, body, winner(results)),
+        ),
+        section("Curves", element("div", drawn, _curves(results), class_="grid wide") if drawn else ""),
+        section("Runs", _run_table(results)),
     )
     write_text(out / "report.html", text)
     return out / "report.html"
@@ -55,25 +55,24 @@ def _refresh_report(run: Run) -> None:
         write_report(run.case.folder)
 
 
-def _figure(results: Results, path: Path) -> Path | None:
+def _figure(results: Results, path: Path) -> Html | None:
     """Lines over the axis of numbers if there is one of three values or more, otherwise bars; None without scores."""
     shown = [one for one in results.combinations if one.best]
     if not shown:
         return None
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axis = _numeric_axis(shown)
-    _draw_lines(axes, shown, axis) if axis else _draw_bars(axes, shown)
-    axes.set_ylabel(f"best {results.score}")
-    means, _ = _means(shown)
-    if min(means) > 0 and max(means) > 20 * min(means):
-        axes.set_yscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
+    with drawing():
+        figure, (axes,) = canvas(1, 1, 3.6, width=7)
+        axis = _numeric_axis(shown)
+        _draw_lines(axes, shown, axis) if axis else _draw_bars(axes, shown)
+        axes.set_ylabel(f"best {results.score}")
+        log_values(axes, _means(shown)[0], 20)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            legend_outside(figure, axes, "upper left", columns=4)
+        image = svg(figure)
     with atomic_write(path) as part:
-        figure.savefig(part, format="svg", metadata={"Date": None})
-    return path
+        part.write_bytes(image)
+    caption = element("figcaption", element("b", "Best scores"))
+    return element("figure", caption, embedded(image, "image/svg+xml", "best scores", class_="plot"))
 
 
 def _numeric_axis(shown: Sequence[Combination]) -> str | None:
@@ -88,16 +87,14 @@ def _draw_lines(axes: Any, shown: Sequence[Combination], axis: str) -> None:
     curves: dict[str, list[Combination]] = {}
     for one in shown:
         curves.setdefault(_without(one, axis), []).append(one)
-    for label, found in curves.items():
+    for index, (label, found) in enumerate(curves.items()):
         found = sorted(found, key=lambda one: one.labels[axis])
         xs, (means, errors) = [one.labels[axis] for one in found], _means(found)
-        axes.errorbar(xs, means, errors, marker="o", markersize=4, capsize=3, label=label)
+        axes.errorbar(xs, means, errors, color=colour(index), marker="o", markersize=4, capsize=3, label=label)
     xs = [one.labels[axis] for one in shown]
     if min(xs) > 0 and max(xs) >= 10 * min(xs):
-        axes.set_xscale("log")
+        log_scale(axes.xaxis)
     axes.set_xlabel(axis)
-    if len(curves) > 1:
-        _legend(axes)
 
 
 def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
@@ -111,17 +108,10 @@ def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
         found = [one for one in shown if str(one.labels.get(hue)) == label]
         offset = (index - (len(hues) - 1) / 2) * 0.8 / len(hues)
         xs, (means, errors) = [places[_without(one, hue)] + offset for one in found], _means(found)
-        axes.bar(xs, means, 0.75 / len(hues), yerr=errors, capsize=3, label=label)
+        axes.bar(xs, means, 0.75 / len(hues), yerr=errors, color=colour(index), capsize=3, label=label)
     axes.set_xticks(range(len(places)), places)
     if sum(map(len, places)) > 70:
         axes.tick_params("x", rotation=45)
-    if len(hues) > 1:
-        _legend(axes)
-
-
-def _legend(axes: Any) -> None:
-    """Above the axes, where it hides nothing."""
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
 
 
 def _without(one: Combination, axis: str) -> str:
@@ -135,11 +125,6 @@ def _means(found: Sequence[Combination]) -> tuple[list[float], list[float]]:
         [statistics.mean(one.best) for one in found],
         [statistics.stdev(one.best) if len(one.best) > 1 else 0.0 for one in found],
     )
-
-
-def _embedded(path: Path) -> Html:
-    image = embedded(path.read_bytes(), "image/svg+xml", "best scores", class_="plot")
-    return element("figure", element("figcaption", element("b", "Best scores")), image)
 
 
 def _curves(results: Results) -> Html:
