@@ -28,8 +28,9 @@ from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
+from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
-from gnfast.train.state import NonFiniteLossError, State, sample
+from gnfast.train.state import NonFiniteLossError, State
 
 
 @dataclass(frozen=True)

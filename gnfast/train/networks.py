@@ -7,6 +7,7 @@ from gnfast import GradientNorm, models, rewrite, spectral_norm_
 from gnfast.config.config import Config
 from gnfast.models import initialise_, weight_norm_
 from gnfast.spectral import LAYERS
+from gnfast.steps.memory import reuse_memory
 from gnfast.train.published_keys import mismatches
 
 DTYPES = {"float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,3 +78,32 @@ def normalized(critic: nn.Module, config: Config) -> nn.Module:
         return merged(critic, config)
     options = {"method": config.method, "tau": config.tau, "eps": config.eps}
     return GradientNorm(critic, **options, impl=config.impl, rewrite=config.rewrite)
+
+
+def present(images: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+    """The arguments of a network: labels only where there are any."""
+    return (images,) if labels is None else (images, labels)
+
+
+@torch.no_grad()
+def sample(generator: nn.Module, z: Tensor, y: Tensor | None = None, *, batch_statistics: bool = True) -> Tensor:
+    """Images of a generator, which is left as it was; merged (`gnfast.rewrite`) where that saves products.
+
+    Args:
+        generator: latent vectors, and labels where it takes them, to images.
+        z: (B, z_dim) latent vectors.
+        y: (B,) labels, or None.
+        batch_statistics: batch norm uses this batch's statistics, as the papers' code does, instead of running ones.
+
+    Returns:
+        (B, C, H, W) in [-1, 1].
+    """
+    was_training = generator.training
+    kept = [buffer.clone() for buffer in generator.buffers()]
+    generator.train(batch_statistics)
+    with reuse_memory(z.device):
+        images = rewrite(generator)(*present(z, y))
+    generator.train(was_training)
+    for buffer, value in zip(generator.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    return images

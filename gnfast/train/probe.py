@@ -11,7 +11,8 @@ from gnfast.measure.gradient_norms import gradient_norms, quantiles
 from gnfast.measure.lanczos import largest_singular_value
 from gnfast.measure.loss_domain import loss_domain
 from gnfast.measure.singular_values import LAYERS, as_matrix, raw_weight
-from gnfast.train.state import State, sample
+from gnfast.train.networks import sample
+from gnfast.train.state import State
 
 IMAGES = 64
 QUANTILE_NAMES = ("min", "q25", "median", "q75", "max")

@@ -13,7 +13,7 @@ from gnfast.interop.device import resolve_device
 from gnfast.io.files import make_folder
 from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import grid, save_picture
-from gnfast.train.state import sample
+from gnfast.train.networks import sample
 
 # Images from one end of a latent walk to the other, both included.
 WALK = 10
