@@ -364,7 +364,7 @@ def _require_divisible(config: Config, group: Group) -> None:
         size = getattr(config, name)
         if size % (group.world * config.accumulate):
             raise ValueError(
-                f"--{name.replace('_', '-')}: got {size}, want a multiple of processes times --accumulate, "
+                f"--{name.replace('_', '-')}: got {size}, wanted a multiple of processes times --accumulate, "
                 f"{group.world} x {config.accumulate}"
             )
 

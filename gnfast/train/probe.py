@@ -34,7 +34,7 @@ class Probe:
 
     def __init__(self, config: Config, images: int = IMAGES):
         if images < 2:
-            raise ValueError(f"images: got {images}, want at least 2")
+            raise ValueError(f"images: got {images}, wanted at least 2")
         self.config = config
         self.images = images
         self._method = None if config.method == "none" else config.method

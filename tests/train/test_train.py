@@ -512,9 +512,9 @@ def test_config_survives_json():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "--steps: got 0, want at least 1"),
+        ({"steps": 0}, "--steps: got 0, wanted a whole number of at least 1"),
         ({"lr_d": -1.0}, "--lr-d: got -1.0"),
-        ({"channels": 2}, "--channels: got 2, want 1 or 3"),
+        ({"channels": 2}, "--channels: got 2, wanted one of 1, 3"),
         ({"ema_decay": 1.0}, "--ema-decay"),
         ({"betas": (0.0, 1.0)}, "--betas"),
     ],
