@@ -195,7 +195,7 @@ def _of_published(path: Path, weights: Weights | None) -> Snapshot:
     settings = {name: found[name] for name in ("model", "resolution", "channels", "z_dim", "classes")}
     about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
     # mimicry switches its generators to evaluation before it measures them; the other codes never do.
-    settings["sample_bn"] = "running" if found["source"] == MIMICRY.name else "batch"
+    settings["sample_bn"] = "running" if found["source"] == MIMICRY else "batch"
     return Snapshot(path, _settings(path, {"data": "", **settings}), found[names[chosen]], chosen, about)
 
 
