@@ -88,7 +88,7 @@ def _waiting(context: Context, config) -> Row:
         wall = time.perf_counter() - started
         started = time.perf_counter()
         for _ in range(steps):
-            state._draw_all()
+            list(state.draws())
         drawing = time.perf_counter() - started
         row = {"what": "one step, ms", "wall": wall, "host": host, "host_drawing": drawing}
         row = {name: value if isinstance(value, str) else round(1e3 * value / steps, 4) for name, value in row.items()}

@@ -17,8 +17,7 @@ from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.runs.checkpoint import RunError
 from gnfast.train.export import newest_state
-from gnfast.train.networks import build_networks, require_fit
-from gnfast.train.state import sample
+from gnfast.train.networks import build_networks, require_fit, sample
 
 
 def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, seed: int = 0) -> Subject:

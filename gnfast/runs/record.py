@@ -13,12 +13,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from gnfast.config.config import Config, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import open_regular
 from gnfast.io.rows import MOST_STEPS, Row, plain_entries, read_rows
 from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
-from gnfast.config.config import Config, from_json
 
 WEIGHTS = ("ema", "raw")
 # Every other score (Fréchet and kernel distances) is better the lower it is.
@@ -114,7 +114,7 @@ def read_run(folder: Path) -> Record:
     if not folder.exists():
         raise RunError(f"{folder}: no such file or folder")
     if not folder.is_dir():
-        raise RunError(f"{folder}: {'a file' if folder.is_file() else 'no regular file'}, want a run folder")
+        raise RunError(f"{folder}: {'a file' if folder.is_file() else 'no regular file'}, wanted a run folder")
     preset, settings = read_settings(folder)
     try:
         sessions = read_json(folder / "environment.json")

@@ -29,8 +29,9 @@ from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
+from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
-from gnfast.train.state import NonFiniteLossError, State, sample
+from gnfast.train.state import NonFiniteLossError, State
 
 
 @dataclass(frozen=True)
@@ -364,7 +365,7 @@ def _require_divisible(config: Config, group: Group) -> None:
         size = getattr(config, name)
         if size % (group.world * config.accumulate):
             raise ValueError(
-                f"--{name.replace('_', '-')}: got {size}, want a multiple of processes times --accumulate, "
+                f"--{name.replace('_', '-')}: got {size}, wanted a multiple of processes times --accumulate, "
                 f"{group.world} x {config.accumulate}"
             )
 

@@ -24,6 +24,7 @@ from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
 from gnfast.plan.ops.conv import Conv
 from gnfast.train import loop
+from gnfast.train.step import critic_update
 from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -475,7 +476,7 @@ def test_the_second_update_scores_with_the_weights_of_the_first_in_bfloat16():
 
         state.normalized = scored
         for _ in range(2):
-            state.critic_update()
+            critic_update(state, next(state.draws()))
     (_, stale, _), (x, updated, scores) = seen
     errors = [
         agree.typical_error(scores.detach(), gnfast.normalize_gradient(net, x, impl="reference").detach())

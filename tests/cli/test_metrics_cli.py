@@ -221,7 +221,7 @@ def test_errors_are_one_line(capsys):
     assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")
     assert "got neither, and images has no real images of its own" in fails(capsys, "images")
     assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
-    assert "G.safetensors is not there: want a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
+    assert "G.safetensors is not there: wanted a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
     assert "no-such.npz" in fails(capsys, "images", "--reference", "no-such.npz")
     assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
     assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")

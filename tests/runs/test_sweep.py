@@ -105,7 +105,7 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
         ("preset = 'digits'\n[case]\na = 1", r"\[\[case.a\]\]: want tables"),
         ("preset = 'digits'\n[case]\na = []", r"\[\[case.a\]\]: want tables"),
         ("preset = 'digits'\n[grid]\nseed = [1, 1]", "two runs would be called 'seed=1'"),
-        ("preset = 'digits'\n[base]\nsteps = 0", "run run: --steps: got 0, want at least 1"),
+        ("preset = 'digits'\n[base]\nsteps = 0", "run run: --steps: got 0, wanted a whole number of at least 1"),
         ("preset = 'digits'\n[base]\nlr_d = 'much'", "run run: "),
         ("preset = 'digits'\n[base]\nrun_dir = 'x'", "run_dir: follows from"),
         ("preset = 'digits'\n[run]\nprocesses = 0", "processes: got 0"),
@@ -119,8 +119,8 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
         ("preset = 'digits'\n[[case]]\nname = 'output'", "a run cannot be called 'output'"),
         (f"preset = 'digits'\n[grid]\nseed = {list(range(500))}\nn_dis = {list(range(500))}", "make 250,000 runs"),
         (f"preset = 'digits'\nx = {'[' * 5000}", "sweep.toml: lists or tables are nested too deeply"),
-        ("preset = 'digits'\n[base]\nloss = 'hing'", r"--loss: got 'hing', want one of 'hinge'"),
-        ("preset = 'digits'\n[base]\nsteps = true", "--steps: got True, want a whole number"),
+        ("preset = 'digits'\n[base]\nloss = 'hing'", r"--loss: got 'hing', wanted one of 'hinge'"),
+        ("preset = 'digits'\n[base]\nsteps = true", "--steps: got True, wanted a whole number"),
     ],
 )
 def test_mistakes_are_named_with_their_place(sweep, text, message):
