@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from gnfast.cli import main
-from gnfast.train import Config, RunError, train
-from gnfast.runs.charts import BINS, Series, line_chart
 from gnfast.config.config import as_json
+from gnfast.runs.charts import BINS, Series, line_chart
 from gnfast.runs.record import best, last, points, read_run, score_names
 from gnfast.runs.report import SHOTS, duration, write_comparison, write_report
+from gnfast.train import Config, RunError, train
 
 VOID = {"meta", "img", "br"}
 
