@@ -78,8 +78,8 @@ def _own(spec: str, function: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
     features, logits = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not is_matrix(features, len(sample)) or (logits is not None and not is_matrix(logits, len(sample))):
         raise ValueError(
-            f"extractor {spec} must give floats of shape ({len(sample)}, D), or a pair of them and logits "
-            f"({len(sample)}, K), got {describe(result)}"
+            f"extractor {spec}: got {describe(result)}, wanted floats of shape ({len(sample)}, D), or a pair of them "
+            f"and logits ({len(sample)}, K)"
         )
     classes = None if logits is None else logits.shape[1]
     return FeatureExtractor(spec, features.shape[1], function, request.device, classes=classes)
@@ -117,7 +117,7 @@ _EXTRACTORS: dict[str, Callable[[Request], FeatureExtractor]] = {
 
 def _dataset(spec: str, request: Request) -> ImageDataset:
     if request.dataset is None:
-        raise ValueError(f"extractor {spec} needs a data set of real images, got none")
+        raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")
     return request.dataset
 
 

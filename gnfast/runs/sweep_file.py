@@ -15,9 +15,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from gnfast.io.files import expanded, open_regular
 from gnfast.config.config import Config, require_kinds
 from gnfast.config.presets import PRESETS
+from gnfast.io.files import expanded, open_regular
 
 # The run folder follows from the sweep's.
 OPTIONS = {field.name for field in dataclasses.fields(Config)} - {"run_dir"}

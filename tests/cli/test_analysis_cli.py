@@ -171,7 +171,7 @@ def test_bad_input_about_a_run(run, tmp_path, capsys):
     assert f"{tmp_path / 'none'}: no such file or folder" in fails(capsys, str(tmp_path / "none"))
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     assert f"has no checkpoint yet, looked for {tmp_path}/checkpoints/step-*.pt" in fails(capsys, str(tmp_path))
-    assert "neither a registered data set" in fails(capsys, str(run), "--data", "nowhere")
+    assert "wanted a path that exists or one of" in fails(capsys, str(run), "--data", "nowhere")
     assert "want either a run folder or --net" in fails(capsys, "--data", "digits")
     assert "want either a run folder or --net" in fails(capsys, str(run), "--net", "a:b")
     assert "--net needs --data" in fails(capsys, "--net", "torch.nn:Flatten")

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from gnfast.cli import main
-from gnfast.train import Config, RunError, train
-from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.config.config import as_json
+from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.record import best, last, points, read_run, score_names
 from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
+from gnfast.train import Config, RunError, train
 
 VOID = {"meta", "img", "br"}
 
@@ -316,7 +316,8 @@ def test_short_curves_show_their_values_and_the_same_chart_is_the_same_bytes():
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(
-    "values", [[0.0], [3.0, 3.0], [-1e-9, 1e9], [-5.0, -4.0], [1e-30, 2e-30], [0.0, 5e-324], [-1e99, 1e99], [5e-324, 1.0]]
+    "values",
+    [[0.0], [3.0, 3.0], [-1e-9, 1e9], [-5.0, -4.0], [1e-30, 2e-30], [0.0, 5e-324], [-1e99, 1e99], [5e-324, 1.0]],
 )
 def test_any_values_can_be_drawn(values, log):
     ((name, curve),) = drawn(list(enumerate(values)), log=log).items()

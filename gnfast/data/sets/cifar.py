@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,69 +16,46 @@ from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import Official
 from gnfast.data.images import add_arrays
-from gnfast.data.source import Contents, Source
+from gnfast.data.source import Contents, DataSet, Source, published
 
 # The largest batch is CIFAR-100's for training.
 _BATCH_BYTES = 200 << 20
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What differs between the two.
+@dataclass(frozen=True, kw_only=True)
+class Cifar(DataSet):
+    """One of the two. Each split has the names of its files in the archive's folder.
 
     Args:
         archive: the published file.
-        folder: the folder within it.
-        batches: the files in that folder for each split.
         labels: the key of a batch's labels.
         classes: what the labels stand for.
     """
 
     archive: Official
-    folder: str
-    batches: dict[str, tuple[str, ...]]
     labels: str
     classes: tuple[str, ...]
+    resolution: int = 32
+
+    def open(self, request: Request) -> Source:
+        """`request.root` is the archive, or has it."""
+        return published([self.archive], request, lambda paths, canvas: _read(self, paths[0], request, canvas))
 
 
-def open_cifar(layout: Layout, request: Request) -> Source:
-    """One of the two from its archive, which `request.root` is or has in it; by default it is in the cache folder.
-
-    Raises:
-        DataError: an unknown split; on reading, the archive is not there and `download` is False, its checksum is wrong
-            (unless `verify` is False), or a batch is missing or malformed.
-    """
-    archive = layout.archive
-    if request.split not in layout.batches:
-        raise DataError(f"split must be 'train' or 'test' for {archive.dataset}, got {request.split!r}")
-    request = request.filled(channels=3, resolution=32)
-    identity = archive.identity(request)
-    return Source(
-        archive.dataset,
-        request,
-        identity,
-        lambda canvas: _read(layout, request, canvas),
-        check=lambda: archive.check_if_there(request),
-    )
-
-
-def _read(layout: Layout, request: Request, canvas: Canvas) -> Contents:
-    path = layout.archive.checked(request)
-    names = [f"{layout.folder}/{batch}" for batch in layout.batches[request.split]]
+def _read(cifar: Cifar, path: Path, request: Request, canvas: Canvas) -> Contents:
+    names = [f"{cifar.folder}/{batch}" for batch in cifar.splits[request.split]]
     with open_entries(path, names.__contains__, request.progress) as entries:
         content = {entry.name: entry.read(_BATCH_BYTES) for entry in entries if entry.name in names}
     if missing := [name for name in names if name not in content]:
-        raise DataError(
-            f"{path} has no {', '.join(missing)}: it is not the official archive of {layout.archive.dataset}"
-        )
-    batches = [_batch(content.pop(name), f"{path}:{name}", layout) for name in names]
+        raise DataError(f"{path} has no {', '.join(missing)}: it is not the official archive of {cifar.name}")
+    batches = [_batch(content.pop(name), f"{path}:{name}", cifar) for name in names]
     canvas.expect(sum(len(data) for data, _ in batches))
     for data, _ in batches:
         add_arrays(canvas, data.reshape(-1, 3, 32, 32), request)
-    return Contents(torch.cat([labels for _, labels in batches]), layout.classes)
+    return Contents(torch.cat([labels for _, labels in batches]), cifar.classes)
 
 
-def _batch(content: bytes, where: str, layout: Layout) -> tuple[np.ndarray, torch.Tensor]:
+def _batch(content: bytes, where: str, cifar: Cifar) -> tuple[np.ndarray, torch.Tensor]:
     """One batch: (n, 3072) uint8 and its labels (n,) int64."""
     try:
         # A pickle can hold nearly any damage, and an unpickler raise nearly anything.
@@ -85,14 +63,14 @@ def _batch(content: bytes, where: str, layout: Layout) -> tuple[np.ndarray, torc
         batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
         raise DataError(f"{where} cannot be read: {error}") from error
-    data, labels = (batch.get("data"), batch.get(layout.labels)) if type(batch) is dict else (None, None)
+    data, labels = (batch.get("data"), batch.get(cifar.labels)) if type(batch) is dict else (None, None)
     pixels = data.pixels() if isinstance(data, _Array) else None
     if pixels is None:
-        raise DataError(f"{where}: 'data' must be a uint8 array of shape (n, 3072)")
-    count = len(layout.classes)
+        raise DataError(f"{where}: 'data' is not a uint8 array of shape (n, 3072)")
+    count = len(cifar.classes)
     numbers = type(labels) is list and len(labels) == len(pixels) and all(type(label) is int for label in labels)
     if not numbers or not all(0 <= label < count for label in labels):
-        raise DataError(f"{where}: {layout.labels!r} must be a list of {len(pixels)} ints from 0 to {count - 1}")
+        raise DataError(f"{where}: {cifar.labels!r} is not a list of {len(pixels)} ints from 0 to {count - 1}")
     return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
@@ -169,3 +147,48 @@ class _Unpickler(pickle.Unpickler):
             return _ADMITTED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need") from None
+
+
+# CIFAR-100's fine labels.
+_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+
+SETS = [
+    Cifar(
+        name="cifar10",
+        description="60,000 photographs in ten classes, 32x32, RGB (Krizhevsky, 2009); 170 MB.",
+        splits={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        folder="cifar-10-batches-py",
+        archive=Official(
+            dataset="cifar10",
+            name="cifar-10-python.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            md5="c58f30108f718f92721af3b95e74349a",
+            size="170 MB",
+        ),
+        labels="labels",
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    Cifar(
+        name="cifar100",
+        description="60,000 photographs in a hundred classes, 32x32, RGB (Krizhevsky, 2009); 169 MB.",
+        splits={"train": ("train",), "test": ("test",)},
+        folder="cifar-100-python",
+        archive=Official(
+            dataset="cifar100",
+            name="cifar-100-python.tar.gz",
+            url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            md5="eb9058c3a382ffc7106e4002c42a8d85",
+            size="169 MB",
+        ),
+        labels="fine_labels",
+        classes=tuple(_FINE.split()),
+    ),
+]

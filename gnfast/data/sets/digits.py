@@ -9,21 +9,18 @@ import torch
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.images import add_arrays
-from gnfast.data.source import Contents, Source
+from gnfast.data.source import Contents, DataSet, Source
 
 
-def open_digits(request: Request) -> Source:
-    """1797 handwritten digits, 8x8, grey; comes with scikit-learn, no download.
+class Digits(DataSet):
+    """The values 0..16 become 0..255.
 
-    The values 0..16 become 0..255. Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998),
-    its test part.
-
-    Raises:
-        DataError: a split other than train is asked for; on reading, scikit-learn is not there.
+    Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998), its test part.
     """
-    if request.split != "train":
-        raise DataError(f"split must be 'train' for digits, got {request.split!r}")
-    return Source("digits", request, {}, lambda canvas: _read(request, canvas), is_quick=True)
+
+    def open(self, request: Request) -> Source:
+        """Needs scikit-learn when it is read."""
+        return Source(self.name, request, {}, lambda canvas: _read(request, canvas), is_quick=True)
 
 
 def _read(request: Request, canvas: Canvas) -> Contents:
@@ -36,3 +33,14 @@ def _read(request: Request, canvas: Canvas) -> Contents:
     canvas.expect(len(pixels))
     add_arrays(canvas, pixels, request)
     return Contents(torch.from_numpy(table[:, -1].astype(np.int64)), tuple("0123456789"))
+
+
+SETS = [
+    Digits(
+        name="digits",
+        description="1797 handwritten digits, 8x8, grey; comes with scikit-learn, no download.",
+        splits={"train": None},
+        channels=1,
+        resolution=8,
+    )
+]
