@@ -56,7 +56,12 @@ def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     return n / total / total, -f / total / total
 
 
-GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials, formula=Formula("gn"))
+def _gn(f: Tensor, n: Tensor) -> Tensor:
+    total = n + f.abs()
+    return torch.where(total == 0, 0, f / _safe(total))
+
+
+GN = Head("gn", _gn, _gn_partials, formula=Formula("gn"))
 """f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
 
 
