@@ -20,10 +20,13 @@ from gnfast.engine.small_critics import normalized_by_two_kernels
 from gnfast.errors import FallbackWarning, InputError
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
-from gnfast.plan.op import Contribution, Pending, autocast_dtype, per_sample
+from gnfast.plan.fused import Contribution, Pending
+from gnfast.plan.op import autocast_dtype, per_sample
 from gnfast.plan.plan import Plan, Refusal
+from gnfast.plan.recorder import Refused
 from gnfast.plan.state import capturing, unchanged
-from gnfast.plan.trace import Refused, has_own_rules, record
+from gnfast.plan.trace import record
+from gnfast.plan.traced import has_own_rules
 from gnfast.steps.memory import reuse_memory
 
 
@@ -329,7 +332,7 @@ def _recorded(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool, careful: bool
 ) -> tuple[Plan, list[Tensor]]:
     try:
-        plan, operands, _ = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)
+        plan, operands = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)
     except (Refused, InputError):
         raise
     except Exception as error:
