@@ -148,8 +148,8 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
     @torch.no_grad()
     def kernels() -> None:
         f, masks = passes.forward(plan, x, operands)
-        g, cotangents = passes.input_gradient(plan, 4, torch.ones_like(f), operands, masks, keep=True)
-        passes.tangent(plan, passes.merged_tangent(x, scale, g), scale, operands, wanted, masks, cotangents)
+        g, cotangents = passes.pending_input_gradient(plan, 4, torch.ones_like(f), operands, masks, keep=True)
+        passes.tangent(plan, passes.merged_tangent(x, scale, g.tensor), scale, operands, wanted, masks, cotangents)
 
     steps = {
         "step": lambda: critic_step(four_passes, net, x),

@@ -20,6 +20,7 @@ def convolutions(context: Context) -> Iterator[Row]:
     from gnfast.bench.clock import device_us
     from gnfast.bench.convolutions import weight_gradient_errors
     from gnfast.bench.mode import tuned
+    from gnfast.plan.op import Context
 
     device = torch.device(context.device)
     for network, shape, weight_shape, op in _convolutions_of(context):
@@ -30,12 +31,13 @@ def convolutions(context: Context) -> Iterator[Row]:
             x = fresh(batch, *shape).contiguous(memory_format=torch.channels_last)
             weight = fresh(*weight_shape).contiguous(memory_format=torch.channels_last)
             with tuned(precision).active(device), torch.autocast(device.type, enabled=False), torch.no_grad():
-                y, _ = op.forward([x], (weight, None), False)
+                ctx = Context((weight, None), shapes=[x.shape], needs=(True, False))
+                y, _ = op.forward(ctx, x)
                 delta = torch.randn_like(y)
                 ways = {
-                    "forward": partial(op.forward, [x], (weight, None), False),
-                    "data gradient": partial(op.pullback, delta, (weight, None), None, [x.shape], False),
-                    "weight gradient": partial(op.param_grad, delta, [x], (weight, None), None, None, (True, False)),
+                    "forward": partial(op.forward, ctx, x),
+                    "data gradient": partial(op.pullback, ctx, delta),
+                    "weight gradient": partial(op.param_grad, ctx, delta, x),
                 }
                 times = {name: device_us(way, device, budget_s=context.budget(0.03)) for name, way in ways.items()}
                 row: Row = {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gnfast.bench.agree import relative_error
+from gnfast.plan.op import Context
 
 aten = torch.ops.aten
 
@@ -29,7 +30,7 @@ def weight_gradient_errors(op: Any, x: Tensor, weight: Tensor, delta: Tensor) ->
     mask = (False, True, False)
     wide = (t.double() for t in (delta, x, weight))
     truth = aten.convolution_backward(*wide, None, *op.arguments(), mask)[1]
-    ours = op.param_grad(delta, [x], (weight, None), None, None, (True, False))[0]
+    ours = op.param_grad(Context((weight, None), needs=(True, False)), delta, x)[0]
     theirs = aten._convolution_double_backward(x, None, None, delta, weight, x, *op.arguments(), (False, False, True))[
         2
     ]

@@ -14,7 +14,7 @@ from gnfast.errors import FallbackWarning, InputError
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
-from gnfast.plan.trace import Refused
+from gnfast.plan.recorder import Refused
 from gnfast.steps.memory import reuse_memory
 
 

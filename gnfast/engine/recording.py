@@ -15,8 +15,10 @@ from gnfast.errors import InputError
 from gnfast.interop import surroundings
 from gnfast.plan.op import autocast_dtype
 from gnfast.plan.plan import Plan, Refusal
+from gnfast.plan.recorder import Refused
 from gnfast.plan.state import capturing, unchanged
-from gnfast.plan.trace import Refused, has_own_rules, record
+from gnfast.plan.trace import record
+from gnfast.plan.traced import has_own_rules
 
 
 @dataclass

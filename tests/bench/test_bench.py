@@ -22,6 +22,7 @@ from gnfast.bench.convolutions import weight_gradient_errors
 from gnfast.bench.count import kernels, peak_bytes, work
 from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
+from gnfast.plan.op import Context
 from gnfast.plan.ops.conv import Conv
 from gnfast.train import loop
 from gnfast.train.step import critic_update
@@ -493,7 +494,7 @@ def test_weight_gradients_are_held_against_float64_not_against_pytorchs(dtype):
     for node in gnfast.trace(net, torch.randn(1, 3, 32, 32)).nodes:
         if isinstance(node.op, Conv):
             x, weight = (torch.randn(shape).to(dtype) for shape in ((2, *node.input_shapes[0]), node.operand_shapes[0]))
-            delta = torch.randn_like(node.op.forward([x], (weight, None), False)[0])
+            delta = torch.randn_like(node.op.forward(Context((weight, None)), x)[0])
             errors = weight_gradient_errors(node.op, x, weight, delta)
             # PyTorch's is reported, no more: in bfloat16 it is wrong on CPUs with AMX.
             assert set(errors) == {"gnfast", "PyTorch, second order"}

@@ -151,7 +151,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
         stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch.object(sys.modules["gnfast.plan.trace"], "_widened", return_value=torch.float32))
+        stack.enter_context(mock.patch("gnfast.plan.recorder.widened", return_value=torch.float32))
         for module in (sign_bits, spectral_kernels):
             stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
         for cache in caches:

@@ -194,7 +194,7 @@ def test_the_larger_convolution_goes_with_the_join():
     assert [node.op.label() for node in plan.nodes][:2] == ["conv2d", "conv2d p1 + add + relu (fused)"]
     node = plan.nodes[1]
     assert node.submodule == "large" and node.inputs == (0, plan.nodes[0].output)
-    assert len(node.operands) == 4 and node.operands[1] in node.operands[2:]
+    assert len(node.biases) == 2 and node.operands[1] in node.biases
 
 
 @pytest.mark.usefixtures("fused")
