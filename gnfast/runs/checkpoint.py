@@ -1,4 +1,4 @@
-"""Checkpoints that survive being killed: written beside, flushed to disk, renamed; the one before is kept.
+"""Checkpoints that survive a kill: each is written beside the others, flushed to disk and renamed, and two are kept.
 
 A file is a dict of tensors and plain values, which `gnfast.io.tensors` reads without believing what it says of itself.
 """
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gnfast.io.files import atomic_write
-from gnfast.io.tensors import load_tensors
+from gnfast.io.tensors import is_state, load_tensors
 
 KEEP = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -73,13 +72,8 @@ def paths(folder: Path) -> list[Path]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """A checkpoint with what every reader takes for granted; whether it fits a network, that network tells."""
     content = load_tensors(path, dense=True)
-    _require_run(content)
-    return content
-
-
-def _require_run(content: Any) -> None:
-    """That a checkpoint has what every reader takes for granted; whether it fits a network, that network tells."""
     kinds = {"preset": str, "data": str, "state": dict}
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
         raise ValueError(f"it is not one of a run: it lacks {', '.join(kinds)}")
@@ -87,9 +81,9 @@ def _require_run(content: Any) -> None:
     if type(state.get("step")) is not int or state["step"] < 0:
         raise ValueError("it is not one of a run: it has no step")
     for name in ("generator", "critic", "ema"):
-        weights = state.get(name)
-        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        if not is_state(state.get(name)):
             raise ValueError(f"it is not one of a run: it has no {name}")
+    return content
 
 
 def _first_line(error: Exception) -> str:

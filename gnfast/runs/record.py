@@ -5,11 +5,11 @@ must be there. Values that no run writes, such as lists in lists, are not taken 
 """
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class DamagedFileError(RunError):
 
 @dataclass(frozen=True)
 class Record:
-    """A run, as its folder tells it.
+    """What a run folder says about its run.
 
     Attributes:
         folder: the run folder.
@@ -67,7 +67,7 @@ class Record:
         """The settings.
 
         Raises:
-            RunError: they are not such as a run has.
+            RunError: they are not those of a run.
         """
         try:
             return from_json(self.settings)
@@ -76,13 +76,13 @@ class Record:
 
     @property
     def steps(self) -> int | None:
-        """Generator updates in the whole run; None where the settings do not tell."""
+        """Generator updates in the whole run; None where the settings do not say."""
         steps = self.settings.get("steps")
         return steps if type(steps) is int and 0 < steps < MOST_STEPS else None
 
     @property
     def status(self) -> str:
-        """`finished 300 steps`, `stopped at step 5 of 300 by SIGTERM`, or `step 5 of 300` without word."""
+        """`finished 300 steps`, `stopped at step 5 of 300 by SIGTERM`, or `step 5 of 300` where the log is silent."""
         if self.steps is not None and self.step >= self.steps:
             return f"finished {self.steps:,} steps"
         ends = (re.search(rf"stopped after step {self.step} by (\w+)", line) for line in reversed(self.log))
@@ -94,8 +94,8 @@ class Record:
     def seconds(self) -> float | None:
         """Training time over all sessions; None where it was not recorded."""
         # Each session counts from its own start.
-        pairs = zip_longest(self.speed, self.speed[1:])
-        ends = [row["seconds"] for row, later in pairs if later is None or later["seconds"] < row["seconds"]]
+        seconds = [row["seconds"] for row in self.speed]
+        ends = [now for now, later in zip(seconds, [*seconds[1:], -math.inf], strict=False) if later < now]
         return sum(ends) if ends else None
 
     def pictures(self, weights: str) -> list[tuple[int, Path]]:
@@ -136,7 +136,7 @@ def read_settings(folder: Path) -> tuple[str, Row]:
 
     Raises:
         RunError: there is none, or it is not a run's.
-        DamagedFileError: it is no JSON.
+        DamagedFileError: it is not JSON.
     """
     path = folder / "config.json"
     try:
@@ -155,7 +155,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedFileError: it is no JSON.
+        DamagedFileError: it is not JSON.
         RunError: it cannot be read, or is longer than any that a run writes.
     """
     try:
@@ -172,7 +172,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged: no JSON ({' '.join(str(error).split())[:100]})") from error
+        raise DamagedFileError(f"{path} is damaged: not JSON ({' '.join(str(error).split())[:100]})") from error
 
 
 def tail(path: Path) -> str:

@@ -22,7 +22,6 @@ import gnfast
 from gnfast.config.config import Config, as_json, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import atomic_write, open_regular
-from gnfast.io.tensors import is_state
 from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import Record, read_run, score_names
@@ -171,15 +170,7 @@ def newest_state(run_dir: Path) -> tuple[Record, Config, dict[str, Any]]:
     saved = checkpoint.load_newest(run_dir / "checkpoints")
     if saved is None:
         raise RunError(f"{run_dir} has no checkpoint yet, looked for {run_dir / 'checkpoints'}/step-*.pt")
-    state = saved.get("state") if isinstance(saved, dict) else None
-    names = ("generator", "ema", "critic")
-    if (
-        not isinstance(state, dict)
-        or type(state.get("step")) is not int
-        or not all(is_state(state.get(n)) for n in names)
-    ):
-        raise RunError(f"{run_dir}: its newest checkpoint is not one of a run")
-    return record, _settings(run_dir / "config.json", record.settings), state
+    return record, record.config, saved["state"]
 
 
 def _of_published(path: Path, weights: Weights | None) -> Snapshot:
@@ -187,16 +178,16 @@ def _of_published(path: Path, weights: Weights | None) -> Snapshot:
         found = load_published(path)
     except ValueError as error:
         raise RunError(str(error)) from error
-    names = {"ema": "ema", "raw": "generator"}
-    present: list[Weights] = [weights for weights, name in names.items() if found[name] is not None]
+    present = {"ema": found["ema"], "raw": found["generator"]}
+    present = {name: state for name, state in present.items() if state is not None}
     chosen = weights or next(iter(present), "ema")
     if chosen not in present:
         raise RunError(f"{path} holds {' and '.join(present) or 'no generator'}, not {chosen} weights")
     settings = {name: found[name] for name in ("model", "resolution", "channels", "z_dim", "classes")}
-    about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
     # mimicry switches its generators to evaluation before it measures them; the other codes never do.
-    settings["sample_bn"] = "running" if found["source"] == MIMICRY else "batch"
-    return Snapshot(path, _settings(path, {"data": "", **settings}), found[names[chosen]], chosen, about)
+    config = Config(data="", **settings, sample_bn="running" if found["source"] == MIMICRY else "batch")
+    about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
+    return Snapshot(path, config, present[chosen], chosen, about)
 
 
 def _of_file(path: Path, weights: Weights | None) -> Snapshot:
@@ -217,7 +208,10 @@ def _of_file(path: Path, weights: Weights | None) -> Snapshot:
     if weights not in (None, about["weights"]):
         raise RunError(f"{path} holds {about['weights']} weights, not {weights}; export those from the run")
     known = {field.name for field in dataclasses.fields(Config)}
-    config = _settings(path, {name: value for name, value in about.items() if name in known})
+    try:
+        config = from_json({name: value for name, value in about.items() if name in known})
+    except ValueError as error:
+        raise RunError(f"{path}: its settings are not those of a run: {error}") from error
     # `export` writes no path, and what others wrote is not followed.
     config = dataclasses.replace(config, data=Path(config.data).name)
     origin = {name: about[name] for name in ("preset", "step", "scores")}
@@ -237,13 +231,6 @@ _ABOUT: dict[str, Callable[[Any], bool]] = {
     "scores": lambda value: isinstance(value, dict),
     "sha256": lambda value: isinstance(value, str),
 }
-
-
-def _settings(path: Path, found: dict[str, Any]) -> Config:
-    try:
-        return from_json(found)
-    except (ValueError, TypeError) as error:
-        raise RunError(f"{path}: its settings are not those of a run: {error}") from error
 
 
 def _digest(state: dict[str, Tensor]) -> str:

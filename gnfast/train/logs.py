@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,8 +20,12 @@ import gnfast
 from gnfast.data import to_uint8
 from gnfast.io.files import atomic_write, open_append, write_text
 from gnfast.io.rows import parsed, read_lines, read_rows
+from gnfast.runs import drawing
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import points, read_json
+
+
+LOG, METRICS, SPEED = "log.txt", "metrics.jsonl", "speed.jsonl"
 
 
 class RunLog:
@@ -43,14 +48,11 @@ class RunLog:
         self.folder = folder
         self.echo = echo
         self.writes = writes
-        names = ("log.txt", "metrics.jsonl", "speed.jsonl")
-        if not writes:
-            self._files = [open(os.devnull, "a") for _ in names]  # noqa: SIM115
-        else:
-            self._files = [open_append(folder / names[0])]
-            for name in names[1:]:
+        self._files: dict[str, TextIO] = {}
+        for name in (LOG, METRICS, SPEED):
+            if writes and name != LOG:
                 _cut(folder / name, step, self.say)
-                self._files.append(open_append(folder / name))
+            self._files[name] = open_append(folder / name) if writes else open(os.devnull, "a")  # noqa: SIM115
         self._board = None
         self._thread_errors = threading.excepthook
         if tensorboard and writes:
@@ -66,24 +68,21 @@ class RunLog:
     def say(self, line: str) -> None:
         """One line for the user and for log.txt, with the time of day in the file."""
         self.echo(line)
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._files[0], flush=True)
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._files[LOG], flush=True)
 
     def row(self, step: int, **values: Any) -> None:
         """One row of metrics.jsonl; its numbers go to TensorBoard too."""
-        print(json.dumps({"step": step, **values}), file=self._files[1], flush=True)
-        self.scalars(step, **values)
-
-    def scalars(self, step: int, **values: Any) -> None:
-        """Numbers for TensorBoard only."""
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        self._write(METRICS, step, values)
 
     def speed(self, step: int, **values: float) -> None:
         """One row of speed.jsonl; its numbers go to TensorBoard too."""
-        print(json.dumps({"step": step, **values}), file=self._files[2], flush=True)
-        self.scalars(step, **values)
+        self._write(SPEED, step, values)
+
+    def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
+        print(json.dumps({"step": step, **values}), file=self._files[name], flush=True)
+        for key, value in values.items():
+            if self._board is not None and isinstance(value, int | float):
+                self._board.add_scalar(key, value, step)
 
     def session(self, entry: dict[str, Any]) -> None:
         """Adds an entry to environment.json."""
@@ -106,21 +105,12 @@ class RunLog:
             self.say(f"warning: {error}; it is begun anew, {aside.name} is the file as it was")
             return []
 
-    def picture(self, name: str, step: int, images: Tensor) -> Path:
+    def picture(self, name: str, step: int, images: Tensor) -> None:
         """Saves a grid of images, (N, C, H, W) float in [-1, 1], as samples/NAME-STEP.png."""
-        path = self.folder / "samples" / f"{name}-{step:06d}.png"
         picture = grid(to_uint8(images).cpu())
-        save_picture(picture, path)
+        save_picture(picture, self.folder / "samples" / f"{name}-{step:06d}.png")
         if self._board is not None:
-            self._board.add_image(
-                name,
-                torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).reshape(
-                    picture.height, picture.width, -1
-                ),
-                step,
-                dataformats="HWC",
-            )
-        return path
+            self._board.add_image(name, np.atleast_3d(picture), step, dataformats="HWC")
 
     def flush(self) -> None:
         """Brings the rows to disk, so that no checkpoint outlives the rows before it.
@@ -130,13 +120,13 @@ class RunLog:
         """
         if self.writes:
             require_rows(self.folder)
-            for file in self._files:
+            for file in self._files.values():
                 os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
         threading.excepthook = self._thread_errors
-        for file in self._files:
+        for file in self._files.values():
             file.close()
         if self._board is not None:
             self._board.close()
@@ -149,7 +139,7 @@ class RunLog:
 
 def require_rows(folder: Path) -> None:
     """Raises RunError where metrics.jsonl, and with it most likely the folder, was deleted during a run."""
-    if not (folder / "metrics.jsonl").exists():
+    if not (folder / METRICS).exists():
         raise RunError(f"{folder} was deleted or moved, or its metrics.jsonl, while the run was at work in it")
 
 
@@ -207,38 +197,27 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def loss_curve(folder: Path) -> Path | None:
-    """Draws the losses and distances of metrics.jsonl as curves.png; None if there is nothing to draw yet."""
-    rows = read_rows(folder / "metrics.jsonl")
-    losses = {
-        name: found
-        for name in dict.fromkeys(n for r in rows for n in r if n.startswith("loss_"))
-        if (found := points(rows, name))
-    }
-    distances = {name: found for name in ("raw", "ema") if (found := points(rows, f"distance_{name}"))}
-    if not losses:
-        return None
-    # Figure, not pyplot: no global state and no display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 6 if distances else 3.2), layout="constrained")
-    axes = figure.subplots(2 if distances else 1, 1, sharex=True, squeeze=False)[:, 0]
-    for name, found in losses.items():
-        axes[0].plot(*zip(*found, strict=True), label=name.removeprefix("loss_"), linewidth=1)
-    axes[0].set_ylabel("loss")
-    axes[0].legend(frameon=False)
-    if distances:
-        for name, found in distances.items():
-            axes[1].plot(*zip(*found, strict=True), label=name, marker="o", markersize=3)
-        axes[1].set_yscale("log")
-        extractor = next((row["extractor"] for row in reversed(rows) if "extractor" in row), "")
-        axes[1].set_ylabel(f"Fréchet distance\n({extractor})")
-        axes[1].legend(frameon=False)
-    axes[-1].set_xlabel("generator updates")
-    path = folder / "curves.png"
-    with atomic_write(path) as part:
-        figure.savefig(part, dpi=120, format="png")
-    return path
+def loss_curve(folder: Path) -> None:
+    """Draws the losses and distances of metrics.jsonl as curves.png; nothing if there is nothing to draw yet."""
+    rows = read_rows(folder / METRICS)
+    losses = dict.fromkeys(name for row in rows for name in row if name.startswith("loss_"))
+    curves = {name: found for name in [*losses, "distance_raw", "distance_ema"] if (found := points(rows, name))}
+    kinds = list(dict.fromkeys(name.partition("_")[0] for name in curves))
+    if "loss" not in kinds:
+        return
+    with drawing.drawing(), atomic_write(folder / "curves.png") as part:
+        figure, panels = drawing.canvas(len(kinds), 1, 3.2 * len(kinds))
+        for kind, axes in zip(kinds, panels, strict=True):
+            shown = [(name.partition("_")[2], found) for name, found in curves.items() if name.startswith(kind)]
+            for index, (name, found) in enumerate(shown):
+                axes.plot(*zip(*found, strict=True), label=name, color=drawing.colour(index))
+            axes.set_ylabel(kind)
+            drawing.legend(axes)
+        if "distance" in kinds:
+            extractor = next((row["extractor"] for row in reversed(rows) if "extractor" in row), "")
+            panels[-1].set(ylabel=f"Fréchet distance\n({extractor})", yscale="log")
+        panels[-1].set_xlabel("generator updates")
+        part.write_bytes(drawing.png(figure))
 
 
 def environment(device: torch.device, step: int, processes: int) -> dict[str, Any]:

@@ -188,9 +188,9 @@ def test_pictures_that_no_run_makes_are_left_out(odd):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"config\.json is damaged: no JSON"),
-        (b"\xff\xfe\xff", r"config\.json is damaged: no JSON"),
-        (b"[" * 100_000, r"config\.json is damaged: no JSON"),
+        (b"", r"config\.json is damaged: not JSON"),
+        (b"\xff\xfe\xff", r"config\.json is damaged: not JSON"),
+        (b"[" * 100_000, r"config\.json is damaged: not JSON"),
         (b"[1]", r"config\.json is not one of a run"),
         (None, r"config\.json: a named pipe, wanted a regular file"),
     ],
