@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from gnfast.errors import InputError
 from gnfast.interop.surroundings import function_mode
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.interop.wrapper import Wrapper
-from gnfast.rewriting.deferred import Deferred, call, eager, real
-from gnfast.rewriting.merges import RULES
+from gnfast.rewriting.calls import RULES
+from gnfast.rewriting.deferred import Deferred, call, compute, eager, is_pending, memory, real
 
 
 def rewrite(module: nn.Module) -> nn.Module:
@@ -64,11 +64,8 @@ class Rewritten(Wrapper):
             return self.net(*args, **kwargs)
         with _Rewriting() as mode:
             output = self.net(*args, **kwargs)
-        if any(isinstance(leaf, Deferred) for leaf in tree_leaves(output)):
-            output = tree_map_only(Deferred, real, output)
-        # What hooks have kept must outlive the weights of this step.
-        for deferred in mode.stated():
-            real(deferred)
+        # What is returned, and what hooks have kept, must outlive the weights of this step.
+        mode.compute()
         return output
 
 
@@ -77,35 +74,36 @@ class _Rewriting(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.references: list[weakref.ref[Deferred]] = []
+        self.references: list[weakref.ref[Tensor]] = []
 
-    def alive(self) -> list[Deferred]:
-        """Those that somebody still holds."""
-        return [deferred for ref in self.references if (deferred := ref()) is not None]
+    def pending(self) -> list[Deferred]:
+        """Those that somebody still holds, and that are not computed yet."""
+        self.references = [ref for ref in self.references if is_pending(ref())]
+        return [ref() for ref in self.references]
 
-    def stated(self) -> list[Deferred]:
-        """Those of them that are not computed yet."""
-        return [deferred for deferred in self.alive() if deferred.result is None]
+    def compute(self) -> None:
+        """Computes all of these."""
+        for deferred in self.pending():
+            compute(deferred)
 
     @uncompiled("Dynamo could not go on in a compiled submodule")
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None and eager():
+        if not eager():
+            # What watches cannot be shown a tensor without values.
+            self.compute()
+        elif func in RULES:
             with torch._C.DisableTorchFunction():
-                result = rule(*args, **kwargs)
-            if isinstance(result, Deferred):
+                result = RULES[func](*args, **kwargs)
+            if is_pending(result):
                 self.references.append(weakref.ref(result))
             if result is not NotImplemented:
                 return result
         written = [real(tensor) for tensor in _written(func, args, kwargs)] if self.references else []
-        for deferred in self.stated() if written else []:
-            if any(torch._C._is_alias_of(read, other) for read in deferred.memory() for other in written):
-                real(deferred)
-        result = call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
-        for deferred in self.alive() if written else []:
-            deferred.follow()
-        return result
+        for deferred in self.pending() if written else []:
+            if any(torch._C._is_alias_of(read, other) for read in memory(deferred) for other in written):
+                compute(deferred)
+        return call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
 
 
 _HANDING_OUT = frozenset(["numpy", "__array__", "__dlpack__", "untyped_storage", "data_ptr"])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gnfast
 from gnfast import penalties, reference
 from gnfast.plan.trace import record
-from gnfast.rewriting import merges
+from gnfast.rewriting import calls
 from gnfast.rewriting.folding import fold_avg_pool, fold_upsample
 from tests.engine.test_engine import NETWORKS, ResNet
 from tests.oracle import outputs_and_gradients, relative_error
@@ -213,15 +213,11 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
         folded = operands[-1]
     else:
         used = []
-        convolve = merges._convolve
-        monkeypatch.setattr(
-            merges,
-            "_convolve",
-            lambda x, weight, *rest, **more: used.append(weight) or convolve(x, weight, *rest, **more),
-        )
+        convolution = calls.convolution
+        monkeypatch.setattr(calls, "convolution", lambda x, w, *rest: used.append(w) or convolution(x, w, *rest))
         with torch.autocast("cpu", torch.bfloat16):
             gnfast.rewrite(net)(x).sum()
-        folded = used[0].to(torch.bfloat16)
+        folded = used[-1].to(torch.bfloat16)
     assert folded.dtype == torch.bfloat16
     assert relative_error(folded.double(), expected) < 1.9e-3
     weights = fold(conv.weight.detach().bfloat16(), (2, 2)).double()

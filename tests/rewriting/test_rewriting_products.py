@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 import gnfast
 from gnfast import models
 from gnfast.kernels import conv_winograd
-from gnfast.rewriting import merges
+from gnfast.rewriting import calls
 from gnfast.rewriting import winograd as products
 from tests.kernels.test_conv_winograd import ENABLED, Called
 from tests.oracle import loss_of
@@ -72,7 +72,7 @@ def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
     truth = gradients(copy.deepcopy(net).double(), x.double(), order)
     stated = gradients(copy.deepcopy(net), x, order)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merges, "convolution", lambda *_: None)
+        patch.setattr(calls, "convolution", lambda *_: None)
         merged = gradients(gnfast.rewrite(copy.deepcopy(net)), x, order)
     with Called() as called:
         ours = gradients(gnfast.rewrite(copy.deepcopy(net)), x, order)
