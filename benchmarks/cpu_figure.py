@@ -20,7 +20,8 @@ COLOURS = {
 def draw(measured: Path, picture: Path) -> None:
     """One panel per critic and step, channels_last; whiskers are quartiles."""
     record = json.loads(measured.read_text())
-    rows = [row for row in record["rows"] if row.get("layout") == "channels_last" and "times" in row]
+    rows = [row for row in record["rows"] if row["part"] == "time" and row["layout"] == "channels_last"]
+    rows = [row for row in rows if "times" in row]
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, row in zip(figure.subplots(1, len(rows), sharey=True), rows, strict=True):
         for place, (way, colour) in enumerate(COLOURS.items()):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import report_tests
+from benchmarks.gpu import pytest_outcomes
 from benchmarks.gpu.record import FAILURES
 from benchmarks.gpu.section import Context, Row
 
@@ -73,9 +73,9 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
         outcomes, output = Path(folder, "outcomes"), Path(folder, "output")
         # Nothing of a pytest that this may be called from.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        environment |= {report_tests.OUTCOMES: str(outcomes), report_tests.FAILED: str(context.out / FAILURES)}
+        environment |= {pytest_outcomes.OUTCOMES: str(outcomes), pytest_outcomes.FAILED: str(context.out / FAILURES)}
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-        command += ["-p", "benchmarks.gpu.report_tests", *parallel, *limited, *chosen]
+        command += ["-p", "benchmarks.gpu.pytest_outcomes", *parallel, *limited, *chosen]
         started = time.monotonic()
         with open(output, "w") as file:
             # With processes of its own, of which none may go on.

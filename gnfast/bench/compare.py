@@ -18,7 +18,7 @@ Row = dict[str, Any]
 Key = tuple[tuple[str, str], ...]
 
 # Parts of the names of figures that are compared; quartiles, counts of rounds and the like are not.
-FIGURES = ("median", "ratio", "fraction", "/s", "per_s", "hours", "over", "launches", "kernels", "peak", "value")
+FIGURES = ("median", "ratio", "fraction", "/s", "per_s", "hours", "over", "launches", "peak", "value")
 # What a comparison found, which may differ between runs without the row being another.
 FOUND = ("gate", "note", "not_counted", "ours", "error", "why", "choices", "failures", "left_out")
 

@@ -10,9 +10,9 @@ from gnfast.cli.common import UsageError, parse, unknown, user_errors
 from gnfast.io.files import output_file, write_text
 
 if TYPE_CHECKING:
-    from gnfast.bench.cases import Setup
-    from gnfast.bench.networks import Network
-    from gnfast.bench.run import Row
+    from gnfast.bench.case import Setup
+    from gnfast.bench.comparison import Row
+    from gnfast.bench.critics import Network
 
 BENCH_HELP = """\
 Measure what a gradient-normalised critic costs on this machine, against what else there is.
@@ -94,7 +94,8 @@ def run(words: list[str]) -> int:
 def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     import torch
 
-    from gnfast.bench import ceilings, plots, run, table
+    from gnfast.bench import ceilings, comparison, plots, printed_rows
+    from gnfast.bench.case import free
     from gnfast.bench.cases import CASES, NEED_A_GENERATOR
     from gnfast.bench.environment import environment
     from gnfast.bench.mode import tuned
@@ -123,7 +124,7 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     roof = ceilings.measure(device, tuned(precision), options.quick)
     title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}")
-    print("\n".join([f"note: {note}" for note in notes] + ["", table.LEGEND]))
+    print("\n".join([f"note: {note}" for note in notes] + ["", printed_rows.LEGEND]))
     rows: list[Row] = []
 
     def record() -> None:
@@ -140,14 +141,14 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
             try:
                 for case in CASES[name](network, _setup(options, network, device, precision)):
                     seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
-                    found = _kept(run.measure(case, roof, seconds, least=rounds), rows)
+                    found = _kept(comparison.measure(case, roof, seconds, least=rounds), rows)
                     print()
-                    for line in table.lines(found, case.variants):
+                    for line in printed_rows.lines(found, case.variants):
                         print(line, flush=True)
                     record()
             except ImportError as error:
                 print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
-            run.free()
+            free()
     if plot and rows:
         plots.draw(rows, roof, plot, title)
     ours_red = any(row["variant"] == row["ours"] and row["gate"] == "red" for row in rows)
@@ -166,7 +167,7 @@ def _kept(found: Iterator["Row"], rows: "list[Row]") -> Iterator["Row"]:
 
 def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[str]]":
     """What to measure, and what was left out of the defaults."""
-    from gnfast.bench.networks import SHIPPED, shipped, user
+    from gnfast.bench.critics import SHIPPED, shipped, user
 
     if options.net:
         return [user(options.net, options.shape, options.args)], []
@@ -184,7 +185,7 @@ def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[st
 
 
 def _setup(options: BenchOptions, network: "Network", device, precision: str) -> "Setup":
-    from gnfast.bench.cases import Setup
+    from gnfast.bench.case import Setup
 
     batch = options.batch or (4 if options.quick else 64 if max(network.shape) < 128 else 16)
     return Setup(

@@ -22,11 +22,10 @@ from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from gnfast.bench import iteration, spectral
+from gnfast.bench import iteration, spectral_ways
+from gnfast.bench.critic_steps import Normalize, critic_step, four_passes, generator_step, without_rewrites
+from gnfast.bench.critics import shipped
 from gnfast.bench.mode import tuned
-from gnfast.bench.networks import shipped
-from gnfast.bench.steps import critic_step, generator_step
-from gnfast.bench.ways import Normalize, four_passes, without_rewrites
 from gnfast.kernels import backend, conv, conv_winograd, heads, mlp, pointwise, sign_bits
 from gnfast.kernels import spectral as spectral_kernels
 from gnfast.train.state import State
@@ -180,9 +179,9 @@ def training_step(name: str, batch: int, precision: str) -> None:
 
 def spectral_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Spectral normalisation of a critic's layers, forward and backward."""
-    layers = spectral.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
-    net = spectral.make(layers, layout, dtype, "cpu")[spectral.MODEL]
-    spectral.step(net, spectral.directions_for(net))
+    layers = spectral_ways.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
+    net = spectral_ways.make(layers, layout, dtype, "cpu")[spectral_ways.MODEL]
+    spectral_ways.step(net, spectral_ways.directions_for(net))
 
 
 BATCHES = {"CNN 32": 128, "ResNet 32": 128, "ResNet 256": 16}

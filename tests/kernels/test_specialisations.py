@@ -9,8 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from gnfast.bench.steps import critic_step
-from gnfast.bench.ways import four_passes
+from gnfast.bench.critic_steps import critic_step, four_passes
 from gnfast.kernels import backends
 from tests.kernels import specialisations
 from tests.kernels.cubin import resources

@@ -1,27 +1,22 @@
 """One comparison, measured variant by variant: prepare, check, count, and only then time."""
 
 import contextlib
-import gc
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from gnfast.bench import count
-from gnfast.bench.agree import Error, error_of, within
-from gnfast.bench.cases import Case, Step, Variant
+from gnfast.bench.case import Case, Step, Variant, free
 from gnfast.bench.ceilings import Ceilings
 from gnfast.bench.clock import back_to_back_ms, device_ms, interleaved_ms
-from gnfast.bench.mode import PAPERS
-from gnfast.bench.steps import Result
+from gnfast.bench.critic_steps import Result
+from gnfast.bench.gate import Error, Gate, said
 
 Row = dict[str, Any]
 
-NO_BUDGET = Error(0.0, 0.0)
 RUN = 200_000
 """Iterations in a run of the papers."""
 
@@ -32,10 +27,8 @@ def measure(
     budget_s: float = 1.0,
     *,
     least: int = 3,
-    most: int = 50,
     warmup: int = 1,
     prepared: dict[str, Step] | None = None,
-    kernels: bool = False,
     only: Collection[str] | None = None,
     alone: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Iterator[Row]:
@@ -49,11 +42,10 @@ def measure(
     Args:
         case: the comparison.
         ceilings: the device's, for the floor that each row's time is compared with; None leaves it out.
-        budget_s: seconds of timed rounds per variant.
-        least, most: rounds, whatever the budget.
+        budget_s: seconds of timed rounds per variant, of which there are 50 at most.
+        least: rounds, whatever the budget.
         warmup: rounds before those, beside the runs that checking and counting take.
         prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
-        kernels: count kernels by torch.profiler, which may slow all that is timed afterwards.
         only: the variants that are measured, all if None; others may be their yardsticks all the same.
         alone: keeps other processes off the device while something is timed.
 
@@ -63,10 +55,10 @@ def measure(
         the device's without Python's (see `clock.device_ms`), and `back_to_back_ms` a step's share of several that
         follow each other without waiting.
     """
-    gate = _Gate(case)
+    gate = Gate(case)
     yield from ({**_named(case), "note": note} for note in [*case.notes, *gate.take_notes()])
     floor_ms = ceilings and 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
-    turns = {"rounds": least, "warmup": warmup, "budget_s": budget_s, "most": most}
+    turns = {"rounds": least, "warmup": warmup, "budget_s": budget_s}
     ours: _Running | None = None
     done: set[str] = set()
     names = [name for name in case.variants if only is None or name in only]
@@ -80,10 +72,10 @@ def measure(
                 ours = running
             with alone():
                 row = _row(case, running, ours, turns, floor_ms)
-            yield row | _counts(case.variants[name], running, kernels)
+            yield row | _counts(case.variants[name], running)
         except Exception as error:
             ours = None if running is ours else ours
-            note = {"note": f"{name}: left out, {_said(error)}", "traceback": traceback.format_exc()}
+            note = {"note": f"{name}: left out, {said(error)}", "traceback": traceback.format_exc()}
             yield {**_named(case), "variant": name, **note}
         # Of all that were measured, gnfast's own alone stays.
         del running
@@ -120,7 +112,7 @@ class _Running:
             return self.step()
 
 
-def _prepared(case: Case, name: str, gate: "_Gate", prepared: dict[str, Step] | None) -> _Running:
+def _prepared(case: Case, name: str, gate: Gate, prepared: dict[str, Step] | None) -> _Running:
     variant = case.variants[name]
     active = partial(variant.active, case.setup.device)
     started = time.perf_counter()
@@ -174,7 +166,7 @@ def _row(case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any
     return row
 
 
-def _counts(variant: Variant, this: _Running, kernels: bool) -> Row:
+def _counts(variant: Variant, this: _Running) -> Row:
     """What is counted of a step; why not all of it was, where that is so, for its times are measured."""
     row: Row = {}
     try:
@@ -182,72 +174,10 @@ def _counts(variant: Variant, this: _Running, kernels: bool) -> Row:
             done = count.work(this.run, warm=True)
             row |= {"flops": done.flops, "launches": done.launches}
             row["peak_bytes"] = count.peak_bytes(this.run, warm=True)
-        if kernels and (counted := count.kernels(this.run)) is not None:
-            row["kernels"] = counted
     except Exception as error:
-        row["not_counted"] = _said(error)
+        row["not_counted"] = said(error)
     return row
-
-
-class _Gate:
-    """The truth, and how far from it plain PyTorch is in each precision, found when first asked for."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self._notes: list[str] = []
-        self._budgets: dict[str, Error] = {}
-        self._truth: Result | None = None
-        if not any(variant.checked for variant in case.variants.values()):
-            return
-        try:
-            with PAPERS.active(case.setup.device):
-                self._truth = case.truth()
-        except Exception as error:
-            self._notes.append(f"nothing is checked and no ratio formed, for there is no truth: {_said(error)}")
-
-    def take_notes(self) -> list[str]:
-        notes, self._notes = self._notes, []
-        return notes
-
-    def check(self, name: str, result: Result) -> tuple[Error | None, bool | None]:
-        """A result's distance from the truth, and whether that is little enough; None where it is not asked."""
-        variant = self.case.variants[name]
-        if self._truth is None or not variant.checked:
-            return None, None
-        error = error_of(result, self._truth)
-        if variant.budget == name:
-            # The yardstick: what double backward itself loses is no fault, as long as something is left.
-            return error, max(error.values, error.gradients) < 1
-        return error, within(error, self._budget(variant.budget), variant.precision)
-
-    def _budget(self, name: str | None) -> Error:
-        if name is None or name not in self.case.variants:
-            return NO_BUDGET
-        if name not in self._budgets:
-            # One run, not timed: a search for kernels would take longer than it saves.
-            variant, device = self.case.variants[name], self.case.setup.device
-            variant = replace(variant, mode=replace(variant.mode, search=False))
-            try:
-                with variant.active(device):
-                    self._budgets[name] = error_of(variant.make()(), self._truth)
-            except Exception as error:
-                self._notes.append(f"errors are held to the floor, for {name} does not run: {_said(error)}")
-                self._budgets[name] = NO_BUDGET
-            free()
-        return self._budgets[name]
 
 
 def _named(case: Case) -> Row:
     return {"step": case.step, "network": case.network}
-
-
-def _said(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
-
-
-def free() -> None:
-    """Hands a GPU's unused memory back before the next variant."""
-    if torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
-"""Rows of `gnfast.bench.run` as text."""
+"""Rows of a comparison as text."""
 
 from collections.abc import Iterable, Iterator
 
-from gnfast.bench.run import Row
+from gnfast.bench.comparison import Row
 
 COLUMNS = {
     "median": 9,

@@ -1,4 +1,4 @@
-"""The critics that are measured: the shipped ones by name, or the user's own."""
+"""The critics that are measured: the shipped ones by name, or one of the user's."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ from gnfast import models
 
 Z_DIM = 128
 
-# What `models.build` is asked for; a resolution that it does not have is left out by whoever lists them.
+# What `models.build` is asked for.
 SHIPPED = {
     "CNN 32": ("dcgan", 32),
     "ResNet 32": ("resnet", 32),
@@ -42,30 +42,33 @@ class Network:
     build: Callable[[], tuple[nn.Module | None, nn.Module]]
     width: float = 1.0
 
+    @property
+    def large(self) -> bool:
+        """Whether images are so large that PyTorch's second-order convolutions are too slow to search kernels for."""
+        return len(self.shape) == 3 and max(self.shape[1:]) >= 128
+
     def critic(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu") -> nn.Module:
         """The critic, the same one every time."""
-        return self._made(1, dtype, layout, device)
+        return self._made(1).to(device=device, dtype=dtype, memory_format=layout)
 
     def generator(
         self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu"
     ) -> nn.Module:
         """The generator, the same one every time; latents are (B, Z_DIM)."""
-        return self._made(0, dtype, layout, device)
+        return self._made(0).to(device=device, dtype=dtype, memory_format=layout)
 
     def images(
         self, batch: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu"
     ) -> Tensor:
         """(batch, *shape) in [-1, 1], the same ones every time."""
         images = torch.rand(batch, *self.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-        return _placed(images, dtype, layout, device)
+        layout = layout if images.dim() == 4 else torch.contiguous_format
+        return images.to(device=device, dtype=dtype, memory_format=layout)
 
-    def _made(
-        self, index: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str
-    ) -> nn.Module:
+    def _made(self, index: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            net = self.build()[index]
-        return net.to(device=device, dtype=dtype, memory_format=layout)
+            return self.build()[index]
 
 
 @cache
@@ -77,15 +80,13 @@ def shipped(name: str, width: float = 1.0) -> Network:
         width: factor on every hidden channel count.
 
     Raises:
-        ValueError: an unknown name, or one that this version of gnfast does not have.
+        ValueError: an unknown name.
     """
     known = {word(key): key for key in SHIPPED}
     if word(name) not in known:
-        raise ValueError(f"critic: got {name!r}, want one of {', '.join(known)}")
+        raise ValueError(f"critic: got {name!r}, wanted one of {', '.join(known)}")
     title = known[word(name)]
     family, resolution = SHIPPED[title]
-    with torch.device("meta"):
-        models.build(family, resolution=resolution, width=width)
     build = partial(models.build, family, resolution=resolution, z_dim=Z_DIM, width=width)
     return Network(title, (3, resolution, resolution), build, width)
 
@@ -140,9 +141,3 @@ def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:
         )
     except (SyntaxError, ValueError, AttributeError) as error:
         raise ValueError(f"--args: got {arguments!r}, want Python literals such as \"64, norm='none'\"") from error
-
-
-def _placed(tensor: Tensor, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str) -> Tensor:
-    if tensor.dim() != 4:
-        layout = torch.contiguous_format
-    return tensor.to(device=device, dtype=dtype, memory_format=layout)

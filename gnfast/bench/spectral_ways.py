@@ -5,13 +5,16 @@ parameters.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 import gnfast
-from gnfast.bench.steps import Result
+from gnfast.bench.critic_steps import Result
+from gnfast.bench.critics import shipped
+from gnfast.bench.gate import error_of
 
 PYTORCH, LAYER, MODEL = "PyTorch", "gnfast, per layer", "gnfast, model"
 WAYS = (PYTORCH, LAYER, MODEL)
@@ -31,6 +34,14 @@ class Weights(nn.Module):
 def layers_of(net: nn.Module) -> list[nn.Module]:
     """The convolutions and linear layers of a network."""
     return [layer for layer in net.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+NETWORKS: dict[str, Callable[[], list[nn.Module]]] = {
+    "SN-GAN CNN": lambda: layers_of(shipped("CNN 32").critic(torch.float32, torch.contiguous_format)),
+    "ladder 64-1024": lambda: [nn.Conv2d(c, 2 * c, 3) for c in (64, 128, 256, 512)],
+    "ladder 8-16": lambda: [nn.Conv2d(8, 16, 3)],
+}
+"""Layers that are measured by themselves; the last to see that all works."""
 
 
 def make(
@@ -59,3 +70,13 @@ def step(net: Weights, directions: list[Tensor]) -> Result:
     parameters = [layer.parametrizations.weight.original for layer in net.layers]
     gradients = torch.autograd.grad(weights, parameters, directions)
     return Result(None, [*(weight.detach() for weight in weights), *gradients])
+
+
+def disagreement(ways: dict[str, Weights], directions: list[Tensor]) -> str | None:
+    """Which way gives other weights or gradients than PyTorch's, if one does."""
+    results = {way: step(copy.deepcopy(net), directions) for way, net in ways.items()}
+    for way, result in results.items():
+        error = error_of(result, results[PYTORCH]).gradients
+        if not error < 100 * torch.finfo(directions[0].dtype).eps:
+            return f"{way} differs from PyTorch by {error:.1e}"
+    return None

@@ -1,4 +1,7 @@
-"""The steps of a GAN that are compared. Each returns what it computed, so that it can be checked before it is timed."""
+"""The steps of a GAN that are compared, and the ways to a normalised critic in them.
+
+Each step returns what it computed, so that it can be checked before it is timed.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,10 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast.bench.ways import Normalize
-from gnfast.engine import penalties
+import gnfast
+from gnfast.engine import penalties, reference
 
+Normalize = Callable[..., Tensor]
 Penalty = Callable[..., Tensor]
+
+
+def four_passes(net: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """What gnfast does; strict, so that no fallback is timed in its name."""
+    return gnfast.normalize_gradient(net, x, strict=True, **options)
+
+
+def without_rewrites(net: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """The four passes over the operations as the network states them."""
+    return four_passes(net, x, rewrite=False, **options)
+
+
+double_backward: Normalize = reference.normalize_gradient
+"""What the papers' code does."""
+
+
+def plain(net: nn.Module, x: Tensor) -> Tensor:
+    """A critic without normalisation: what an ordinary GAN pays."""
+    return net(x)
+
+
+WAYS: dict[str, Normalize] = {
+    "four passes": four_passes,
+    "without rewrites": without_rewrites,
+    "double backward": double_backward,
+    "no normalisation": plain,
+}
 
 # name: a penalty of a critic, real and fake images, and options
 PENALTIES: dict[str, Penalty] = {

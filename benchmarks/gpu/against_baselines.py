@@ -4,27 +4,28 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
+
+import torch
 
 from benchmarks.gpu.alone import search_alone
 from benchmarks.gpu.section import Context, Row
-
-if TYPE_CHECKING:
-    from gnfast.bench.cases import Case
+from gnfast.bench import environment as surroundings
+from gnfast.bench.case import STRONGEST, Case, D, Setup, free
+from gnfast.bench.cases import CASES
+from gnfast.bench.comparison import measure
+from gnfast.bench.critics import SHIPPED, shipped
+from gnfast.bench.mode import PRECISIONS
 
 
 def environment(context: Context) -> Iterator[Row]:
     """Device, versions, and what runs where."""
-    from gnfast.bench.environment import environment
-
-    yield environment(context.device)
+    yield surroundings.environment(context.device)
 
 
 def ceilings(context: Context) -> Iterator[Row]:
     """What this device reaches at its best: an 8192³ product or a 3×3 convolution, and a copy of 1 GiB."""
-    from gnfast.bench.mode import PRECISIONS
-
     for precision in reversed(PRECISIONS):
         found = context.ceilings(precision)
         if found is None:
@@ -43,11 +44,9 @@ def compare(
 
     Args:
         case: a key of `gnfast.bench.cases.CASES`.
-        network: a key of `gnfast.bench.networks.SHIPPED`.
+        network: a key of `gnfast.bench.critics.SHIPPED`.
         budget_s: seconds for each variant's rounds.
     """
-    from gnfast.bench.run import free, measure
-
     for found in _cases(context, case, network, batch, precision):
         for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), alone=context.alone):
             # The papers' code has a precision of its own.
@@ -64,13 +63,8 @@ def compiled(
         network, batch, precision, budget_s: as for `compare`.
         search: let the compiler try kernels (max-autotune), which takes it longer.
     """
-    # Four such processes share the cores.
+    # Four such processes share the cores. The compiler, which reads this, is not imported yet.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-    import torch
-
-    from gnfast.bench.cases import STRONGEST, D
-    from gnfast.bench.run import free, measure
-
     search_alone(context.out)
     ready, failures = [], []
     for name in ("critic", "generator"):
@@ -103,12 +97,7 @@ def compiled(
 
 def _cases(
     context: Context, case: str, network: str, batch: int, precision: str, compiled: bool = False, search: bool = False
-) -> Iterator["Case"]:
-    import torch
-
-    from gnfast.bench.cases import CASES, Setup
-    from gnfast.bench.networks import SHIPPED, shipped
-
+) -> Iterator[Case]:
     width, small = 1.0, SHIPPED[network][1] < 48
     if context.quick:
         # Through many layers of few channels, nothing of a gradient is left in bfloat16.
