@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.timed import time_call
 from gnfast.bench.gate import relative_error
-from gnfast.kernels.conv_winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
+from gnfast.kernels.winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 
 BATCH = 64
 # input channels, output channels, kernel, resolution; 3×3 with stride 1, 4×4 with stride 2

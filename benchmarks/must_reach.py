@@ -31,6 +31,7 @@ from gnfast.bench.environment import environment
 from gnfast.bench.gate import error_of, relative_error, typical_error
 from gnfast.engine import passes
 from gnfast.engine.heads import METHODS
+from gnfast.io.files import write_text
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 LAYOUT_NAMES = {NCHW: "contiguous", NHWC: "channels_last"}
@@ -276,8 +277,7 @@ def _record(path: Path, described: dict[str, Any], table: list[Row]) -> None:
     if path.exists():
         measured = {row["part"] for row in table}
         kept = [row for row in json.loads(path.read_text())["rows"] if row["part"] not in measured]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"environment": described, "rows": kept + table}, indent=1) + "\n")
+    write_text(path, json.dumps({"environment": described, "rows": kept + table}, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

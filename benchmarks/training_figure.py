@@ -8,7 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from gnfast.runs.record import points, read_rows
+from gnfast.io.rows import read_rows
+from gnfast.runs.record import points
 
 
 def main() -> None:

@@ -21,8 +21,7 @@ from gnfast.losses import LOSSES
 from gnfast.runs import checkpoint
 from gnfast.train import PRESETS, RunError, train
 from gnfast.train.logs import grid
-from gnfast.train.networks import FORMATS, build_networks
-from gnfast.train.state import sample
+from gnfast.train.networks import FORMATS, build_networks, sample
 
 COLUMNS = 12
 

@@ -412,7 +412,7 @@ def test_eval_within_a_forward_is_refused(switch):
 
 
 def prepared(net: nn.Module) -> list[nn.Module]:
-    return [m for m in net.modules() if getattr(m, "_prepared", None) is not None]
+    return [m for m in net.modules() if getattr(m, "prepared", None) is not None]
 
 
 def test_nothing_stays_behind():

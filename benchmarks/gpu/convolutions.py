@@ -15,6 +15,7 @@ from gnfast.bench.critics import shipped
 from gnfast.bench.gate import relative_error
 from gnfast.bench.mode import tuned
 from gnfast.kernels.conv import conv2d, conv2d_input_grad
+from gnfast.plan import op as plan_op
 from gnfast.plan.ops.conv import Conv
 
 aten = torch.ops.aten
@@ -29,12 +30,13 @@ def convolutions(context: Context) -> Iterator[Row]:
     for network, *case in _convolutions_of(context):
         for precision in ("bfloat16", "tf32"):
             with _operands(context, network, *case, precision) as (x, weight, op, named):
-                y, _ = op.forward([x], (weight, None), False)
+                ctx = plan_op.Context((weight, None), shapes=[x.shape], needs=(True, False))
+                y, _ = op.forward(ctx, x)
                 delta = torch.randn_like(y)
                 ways = {
-                    "forward": partial(op.forward, [x], (weight, None), False),
-                    "data gradient": partial(op.pullback, delta, (weight, None), None, [x.shape], False),
-                    "weight gradient": partial(op.param_grad, delta, [x], (weight, None), None, None, (True, False)),
+                    "forward": partial(op.forward, ctx, x),
+                    "data gradient": partial(op.pullback, ctx, delta),
+                    "weight gradient": partial(op.param_grad, ctx, delta, x),
                 }
                 row = named | {"precision": precision}
                 # cuDNN's search through algorithms for a kernel of 256×256 would take the section's time.
@@ -71,7 +73,7 @@ def weight_gradient_errors(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -
     """
     wide = (t.double() for t in (delta, x, weight))
     truth = aten.convolution_backward(*wide, None, *op.arguments(), (False, True, False))[1]
-    ours = op.param_grad(delta, [x], (weight, None), None, None, (True, False))[0]
+    ours = op.param_grad(plan_op.Context((weight, None), needs=(True, False)), delta, x)[0]
     theirs = second_order(op, x, weight, delta)
     return {"gnfast": relative_error(ours, truth), "PyTorch, second order": relative_error(theirs, truth)}
 
@@ -111,7 +113,7 @@ def _triton_ways(
     """The call with each configuration that promises something for that result; none where there is no GPU."""
     if context.device != "cuda":
         return
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     for tile in conv_triton.promising(result.numel() // result.shape[1], result.shape[1]):
         yield tile, partial(getattr(conv_triton, name), *arguments, tile)

@@ -5,7 +5,6 @@ What the last learns, how fast it is, and what the GPU waits for.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -26,6 +25,7 @@ from gnfast.bench.critics import shipped
 from gnfast.bench.iteration import noise, settings
 from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS
+from gnfast.io.rows import read_rows
 from gnfast.train import state as training_state
 from gnfast.train.loop import train
 from gnfast.train.sample import sample_run
@@ -70,7 +70,7 @@ def short_training(context: Context) -> Iterator[Row]:
         often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), every)
         for steps in (last // 2, last):
             outcome = train("smoke", Config(**chosen, **often, steps=steps), progress=False, echo=print)
-        rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(Path(folder, "metrics.jsonl"))
     yield {"steps": outcome.step, "finished": outcome.finished, "rows": len(rows), "last": rows[-1]}
     if outcome.step != last or not any("loss_generator" in row and row["step"] == last for row in rows):
         raise AssertionError(f"train() ended after step {outcome.step} of {last} with {len(rows)} rows")
@@ -99,10 +99,7 @@ def training(context: Context) -> Iterator[Row]:
             outcome = train(NAME, config, progress=False, echo=echo)
         finally:
             timer.cancel()
-        rows, speeds = (
-            [json.loads(line) for line in Path(folder, name).read_text().splitlines()]
-            for name in ("metrics.jsonl", "speed.jsonl")
-        )
+        rows, speeds = (read_rows(Path(folder, name)) for name in ("metrics.jsonl", "speed.jsonl"))
         for name in ("metrics.jsonl", "curves.png"):
             # Without a row there are no curves.
             if Path(folder, name).exists():
@@ -137,7 +134,7 @@ def _waiting(context: Context, config) -> Row:
         wall = time.perf_counter() - started
         started = time.perf_counter()
         for _ in range(steps):
-            state._draw_all()
+            list(state.draws())
         drawing = time.perf_counter() - started
         row = {"what": "one step, ms", "wall": wall, "host": host, "host_drawing": drawing}
         row = {name: value if isinstance(value, str) else round(1e3 * value / steps, 4) for name, value in row.items()}

@@ -31,8 +31,9 @@ from gnfast.measure.gradient_norms import evaluation
 from gnfast.metrics.arrays import read_arrays
 from gnfast.runs.record import DamagedFileError, read_json
 from gnfast.train.evaluate import sampler
+from gnfast.train.networks import sample
 from gnfast.train.probe import layer_sigmas
-from gnfast.train.state import NonFiniteLossError, State, sample
+from gnfast.train.state import NonFiniteLossError, State
 
 POINTS = 6
 IMAGES = 256

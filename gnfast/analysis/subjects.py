@@ -1,6 +1,5 @@
 """Critics to analyse: of a training run, or any module that can be imported."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from gnfast.data import to_float
 from gnfast.engine import reference
 from gnfast.errors import InputError
 from gnfast.io.files import expanded, open_regular
+from gnfast.io.objects import load_object
 from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.runs.checkpoint import RunError
 from gnfast.train.export import newest_state
-from gnfast.train.networks import build_networks, require_fit
-from gnfast.train.state import sample
+from gnfast.train.networks import build_networks, require_fit, sample
 
 
 def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, seed: int = 0) -> Subject:
@@ -106,13 +105,7 @@ def of_module(
 
 
 def _imported(spec: str) -> nn.Module:
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        raise ValueError(f"--net: got {spec!r}, want module:Class")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--net: {spec} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    found = load_object(spec, "--net")
     if isinstance(found, nn.Module):
         return found
     try:

@@ -11,7 +11,7 @@ from gnfast.engine import heads
 from gnfast.losses import Loss
 from gnfast.measure.finite_differences import finite_differences
 from gnfast.measure.gradient_norms import gradient_norms, quantiles
-from gnfast.measure.lipschitz import distributions, model_lipschitz, prefix_lipschitz
+from gnfast.measure.lipschitz_constants import distributions, model_lipschitz, prefix_lipschitz
 from gnfast.measure.loss_domain import PARTS, loss_domain, slopes
 from gnfast.measure.singular_values import layer_spectra
 

@@ -1,9 +1,6 @@
 """The critics that are measured: the shipped ones by name, or one of the user's."""
 
 import ast
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -12,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import models
+from gnfast.io.objects import load_object
 
 Z_DIM = 128
 
@@ -107,9 +105,6 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     Raises:
         ValueError: one of them is not of that form, or nothing importable.
     """
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise ValueError(f"--net: got {spec!r}, want module:Class")
     try:
         extents = tuple(int(extent) for extent in shape.split(","))
     except ValueError:
@@ -117,19 +112,14 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     if not extents or min(extents) < 1:
         raise ValueError(f"--shape: got {shape!r}, want the shape of one input, such as 3,64,64")
     args, kwargs = _literals(arguments)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"--net: cannot import {spec}: {error}") from error
+    factory = load_object(spec, "--net")
     try:
         made = factory(*args, **kwargs)
     except TypeError as error:
         raise ValueError(f"--args: {spec}({arguments}) raised {error}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"--net: {spec} gave a {type(made).__name__}, want a torch.nn.Module")
-    return Network(attribute, extents, lambda: (None, factory(*args, **kwargs)))
+    return Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
 
 
 def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gnfast.cli.common import UsageError, parse, user_errors
+from gnfast.engine.heads import METHODS
 from gnfast.io.files import expanded, output_folder
 
 USAGE = """\
@@ -38,7 +39,7 @@ class CriticOptions:
     """Where real images come from, as for `train`; a run's own if empty."""
     fakes: str = ""
     """With --net: where generated images come from, likewise; none if empty."""
-    method: Literal["none", "gn", "gn0", "gn1", "gran", "pgn", "pgn-table"] = "none"
+    method: Literal["none", *METHODS] = "none"
     """With --net: its normaliser. A run's is in its settings."""
     tau: float | None = None
     """With --net: GraN's τ."""
@@ -100,7 +101,7 @@ def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
     from gnfast.analysis.critic_report import analyze
     from gnfast.interop.device import resolve_device
-    from gnfast.runs.record import read_rows
+    from gnfast.io.rows import read_rows
 
     if (folder is None) == (not options.net):
         raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())

@@ -30,7 +30,7 @@ def run(words: list[str]) -> int:
         "environment. Several runs are compared on one page.\n\n"
         "Examples:\n  gnfast report runs/digits\n  gnfast report runs/gn runs/sn --out gn-or-sn.html",
     )
-    from gnfast.runs.report import write_comparison, write_report
+    from gnfast.runs.run_page import write_comparison, write_report
 
     with user_errors():
         out = output_file(options.out) if options.out else None

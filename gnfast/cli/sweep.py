@@ -45,7 +45,7 @@ def run(words: list[str]) -> int:
         raise UsageError(f"sweep: which file? {USAGE}")
     file, rest = (None, words) if words[0] in ("-h", "--help") else (Path(words[0]), words[1:])
     options = parse(SweepOptions, rest, prog="gnfast sweep FILE", description=HELP)
-    from gnfast.runs.sweep import load_sweep
+    from gnfast.runs.sweep_file import load_sweep
 
     with user_errors():
         out = output_folder(options.out) if options.out else None
@@ -58,8 +58,8 @@ def run(words: list[str]) -> int:
         )
         return 0
     from gnfast.runs.launch import run_sweep
-    from gnfast.runs.overview import write_overview
-    from gnfast.runs.tables import collect, rows, write_tables
+    from gnfast.runs.sweep_page import write_overview
+    from gnfast.runs.sweep_results import collect, rows, write_tables
 
     signal = 0
     with user_errors():

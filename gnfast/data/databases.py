@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from gnfast.data.archive import ENTRY_BYTES, EntryError
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import printable
-from gnfast.data.images import decode_into, decoded_identity, decoding_bar, skipped_files
+from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.lmdb_reader import ANSWER, FAILED, FOUND, MISSING, REQUEST, TOO_LARGE
 from gnfast.data.source import Contents, Source
 
@@ -45,7 +46,7 @@ def open_database(path: Path, request: Request, name: str = "", positions: range
             database is truncated or damaged, or no image is left.
     """
     if positions is None and not name and request.split != "train":
-        raise DataError(f"split must be 'train' for the LMDB {path}, got {request.split!r}")
+        raise DataError(f"split of {path}: got {request.split!r}, wanted 'train'")
     name = name or printable(path.resolve().name)
     # Opening it in another way may touch lock.mdb.
     identity = decoded_identity(path / _FILE)
@@ -63,19 +64,13 @@ def _read(path: Path, request: Request, positions: range | None, canvas: Canvas)
         else:
             rows = _in_key_order(database, positions)
         count = count if positions is None else len(range(count)[positions.start : positions.stop])
-        canvas.expect(count)
-        with decoding_bar(path, count, request) as bar:
-            kept, skipped = decode_into(canvas, rows, request, bar, path)
-    if not kept:
-        what = f"for split {request.split!r}" if positions is not None else "in it"
-        raise DataError(f"{path}: no image is left {what}" + (skipped_files(skipped) if skipped else ""))
-    warning = f"{path}: {len(skipped)} of {count} images skipped{skipped_files(skipped)}" if skipped else ""
+        what = "of all" if positions is None else f"for split {request.split!r}"
+        kept, contents = decode_into(canvas, rows, count, request, path, what)
     if kept[0] is None:
-        return Contents(None, (), len(skipped), warning)
+        return contents
     labels = torch.tensor(kept, dtype=torch.int64)
     # The database has no names for its classes.
-    classes = tuple(map(str, range(int(labels.max()) + 1)))
-    return Contents(labels, classes, len(skipped), warning)
+    return replace(contents, labels=labels, classes=tuple(map(str, range(int(labels.max()) + 1))))
 
 
 def _rows(
@@ -93,8 +88,8 @@ def _rows(
         digits = get(f"{labels}{number}")
         if not digits.isdigit() or len(digits) > 20 or int(digits) >= _CLASSES:
             raise DataError(
-                f"{database.path}: key '{labels}{number}' must hold a class in digits, below {_CLASSES}, "
-                f"got {digits[:20]!r}"
+                f"{database.path}: key '{labels}{number}': got {digits[:20]!r}, "
+                f"wanted a class in digits, below {_CLASSES}"
             )
         return int(digits)
 

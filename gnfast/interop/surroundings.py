@@ -1,5 +1,9 @@
 """What PyTorch puts around a call or inside its network: modules that share gradients, transforms, exporters."""
 
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.autograd.forward_ad
 from torch import Tensor, nn
@@ -85,6 +89,12 @@ def _is_traced_by_make_fx() -> bool:
     return get_proxy_mode() is not None
 
 
-def saved_tensor_hooks() -> bool:
-    """Whether somebody watches what autograd saves, as checkpointing does."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The innermost hooks (pack, unpack) on what autograd saves, as checkpointing sets them; None if there are none."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which autocast is off; devices that do not have it (meta) need nothing."""
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()

@@ -1,7 +1,6 @@
 """Reading files that others made, and writing files that outlive a kill or a power cut."""
 
 import errno
-import fcntl
 import glob
 import os
 import secrets
@@ -14,6 +13,12 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from gnfast.errors import InputError
+
+try:
+    import fcntl
+except ImportError:
+    # Not a POSIX system: whoever locks fails there, and `import gnfast` does not.
+    fcntl = None
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",

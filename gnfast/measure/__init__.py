@@ -7,7 +7,7 @@ results of small runs.
 from gnfast.measure.convolution_operator import circular_singular_values, operator_norm
 from gnfast.measure.finite_differences import finite_differences
 from gnfast.measure.gradient_norms import GradientNorms, gradient_norms
-from gnfast.measure.lipschitz import distributions, model_lipschitz, prefix_lipschitz, range_bound
+from gnfast.measure.lipschitz_constants import distributions, model_lipschitz, prefix_lipschitz, range_bound
 from gnfast.measure.loss_domain import LossDomain, loss_domain
 from gnfast.measure.singular_values import LayerSpectrum, layer_spectra
 

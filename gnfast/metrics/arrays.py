@@ -38,7 +38,7 @@ def read_arrays(path: str | os.PathLike, names: Iterable[str]) -> dict[str, np.n
                     name: _read(archive, name, members[name], most) for name in names if members.get(name) is not None
                 }
         except Exception as error:  # The readers raise whatever the bytes lead them to.
-            raise InputError(f"{place} must be an .npz file, but: {error or type(error).__name__}") from error
+            raise InputError(f"{place}: wanted an .npz file, but {error or type(error).__name__}") from error
 
 
 def _read(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo, most: int) -> np.ndarray:

@@ -78,11 +78,11 @@ class ImageStatistics:
             fits = kept.ndim == 2 and kept.shape[1] == features.dim and 0 < len(kept) <= most
             if not fits or kept.dtype != np.float32:
                 wanted = f"(k, {features.dim}) float32 of no more than the n images"
-                raise InputError(f"{place}: kept must be {wanted}, got {kept.dtype} {kept.shape}")
+                raise InputError(f"{place}: kept: got {kept.dtype} {kept.shape}, wanted {wanted}")
             if not np.isfinite(kept).all():
-                raise InputError(f"{place}: kept must be finite, it has NaN or infinity")
+                raise InputError(f"{place}: kept: got NaN or infinity, wanted finite numbers")
         if score is not None and not (score.shape == (2,) and score.dtype.kind == "f" and np.isfinite(score).all()):
-            raise InputError(f"{place}: score must be two finite numbers, got {score.dtype} {score.shape}")
+            raise InputError(f"{place}: score: got {score.dtype} {score.shape}, wanted two finite numbers")
         names = {name: _text(place, name, found[name]) for name in _NAMES if name in found}
         return cls(
             features,
@@ -97,7 +97,7 @@ def _text(place: str, name: str, array: np.ndarray) -> str:
     with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are no characters.
         if array.shape == () and array.dtype.kind == "U" and len(text := str(array)) < 200 and text.isprintable():
             return text
-    raise InputError(f"{place}: {name} must be a short text, got {array.dtype} {array.shape}")
+    raise InputError(f"{place}: {name}: got {array.dtype} {array.shape}, wanted a short text")
 
 
 def collect(
@@ -137,7 +137,7 @@ def collect(
         n = min(batch_size, total - start)
         batch = images(start, n)
         if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
-            raise InputError(f"images must be of one shape, got {before} and {shape}")
+            raise InputError(f"images: got {before} and {shape}, wanted one shape")
         features, logits = extractor.features_and_logits(batch)
         statistics.update(features)
         kept[start : start + n] = features[: max(0, len(kept) - start)]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gnfast.plan.op import Op, Shape
+from gnfast.plan.table import render
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,8 @@ class Node:
     submodule: str
     further_outputs: tuple[int, ...] = ()
     """Values beside `output` that a fused node produces, of the same shape and dtype."""
+    biases: tuple[int, ...] = ()
+    """Slots of what a fused node adds for layers before it, whose nodes take the gradients."""
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -144,7 +147,7 @@ class Plan:
     def has_param_grads(self) -> tuple[bool, ...]:
         """Per node: whether it has an operand that requires a gradient, so that its cotangent must be kept."""
         return tuple(
-            differentiated and any(slot in self.trainable for slot in node.operands[: node.op.own_operands])
+            differentiated and not self.trainable.isdisjoint(node.operands)
             for node, differentiated in zip(self.nodes, self.differentiated, strict=True)
         )
 
@@ -168,7 +171,7 @@ class Plan:
             if result[-1]:
                 needed.update(() if node.op.detaches else node.inputs)
             elif has_grads:
-                needed.update(node.inputs[: node.op.param_inputs])
+                needed.update(node.inputs[:1])
         return tuple(reversed(result))
 
     def flops(self) -> dict[str, int]:
@@ -199,6 +202,4 @@ class Plan:
         return entries * node.itemsize * self.has_param_grads[index] + math.ceil(entries * node.op.mask_bits / 8)
 
     def __str__(self) -> str:
-        from gnfast.plan.table import render
-
         return render(self)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.errors import UnsupportedError
-from gnfast.plan.trace import Traced
+from gnfast.plan.traced import Traced
 
 _Undo = Callable[[], None]
 # Of other objects than these, what they refer to is looked into, to a depth and up to so many entries each.

@@ -11,8 +11,10 @@ from gnfast.config.config import Config
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import moved
+from gnfast.train.draws import latents
 from gnfast.train.logs import RunLog
-from gnfast.train.state import State, latents, sample
+from gnfast.train.networks import sample
+from gnfast.train.state import State
 
 # Of the kernel distance, while training: enough for a curve. `gnfast eval` takes more.
 KID_SUBSETS = 10

@@ -19,17 +19,19 @@ from gnfast.data import ImageDataset
 from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
+from gnfast.io.rows import Row, plain_entries, read_rows
 from gnfast.metrics import FeatureExtractor
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
-from gnfast.runs.report import write_report
+from gnfast.runs.record import DamagedFileError, points, read_settings
+from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import evaluation, load_split, open_measures
 from gnfast.train.guard import Guard
 from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
+from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
-from gnfast.train.state import NonFiniteLossError, State, sample
+from gnfast.train.state import NonFiniteLossError, State
 
 
 @dataclass(frozen=True)
@@ -363,7 +365,7 @@ def _require_divisible(config: Config, group: Group) -> None:
         size = getattr(config, name)
         if size % (group.world * config.accumulate):
             raise ValueError(
-                f"--{name.replace('_', '-')}: got {size}, want a multiple of processes times --accumulate, "
+                f"--{name.replace('_', '-')}: got {size}, wanted a multiple of processes times --accumulate, "
                 f"{group.world} x {config.accumulate}"
             )
 

@@ -11,7 +11,8 @@ from gnfast.measure.gradient_norms import gradient_norms, quantiles
 from gnfast.measure.lanczos import largest_singular_value
 from gnfast.measure.loss_domain import loss_domain
 from gnfast.measure.singular_values import LAYERS, as_matrix, raw_weight
-from gnfast.train.state import State, sample
+from gnfast.train.networks import sample
+from gnfast.train.state import State
 
 IMAGES = 64
 QUANTILE_NAMES = ("min", "q25", "median", "q75", "max")
@@ -33,7 +34,7 @@ class Probe:
 
     def __init__(self, config: Config, images: int = IMAGES):
         if images < 2:
-            raise ValueError(f"images: got {images}, want at least 2")
+            raise ValueError(f"images: got {images}, wanted at least 2")
         self.config = config
         self.images = images
         self._method = None if config.method == "none" else config.method

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from gnfast.engine.penalties import centered
+from gnfast.engine.penalties import PENALTIES
 
 
 def gradient_penalty(
@@ -15,17 +15,14 @@ def gradient_penalty(
     """A gradient penalty on the critic's logit, a scalar without its factor λ.
 
     Args:
-        name: "r1": ½ E‖∇f‖² at real images (Mescheder et al., ICML 2018); "0-gp": E‖∇f‖² between real and generated
-            ones (Thanh-Tung et al., ICLR 2019); "1-gp": E(‖∇f‖ - k)² there (Gulrajani et al., NeurIPS 2017).
+        name: in `gnfast.penalties.PENALTIES`.
         k_gp: k, the norm that costs nothing.
         grad_norm: images (B, ...) to the norms of the critic's input gradients (B,).
         real, fake: (B, C, H, W).
         place: (B,) in [0, 1]: where on the line from a real to a generated image.
     """
-    if name == "r1":
-        return 0.5 * centered(grad_norm(real))
-    points = torch.lerp(real, fake, place.to(real)[:, None, None, None])
-    return centered(grad_norm(points), k_gp if name == "1-gp" else 0.0)
+    penalty = PENALTIES[name]
+    return penalty.cost(grad_norm(penalty.points(real, fake, place)), k_gp)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from gnfast.bench.count import peak_bytes, work
 from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
 from gnfast.train import loop
+from gnfast.train.step import critic_update
 from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,7 +470,7 @@ def test_the_second_update_scores_with_the_weights_of_the_first_in_bfloat16():
 
         state.normalized = scored
         for _ in range(2):
-            state.critic_update()
+            critic_update(state, next(state.draws()))
     (_, stale, _), (x, updated, scores) = seen
     errors = [
         gate.typical_error(scores.detach(), gnfast.normalize_gradient(net, x, impl="reference").detach())
@@ -572,8 +573,8 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     (tmp_path / "bad.py").write_text(CRITIC)
     monkeypatch.chdir(tmp_path)
     assert "did you mean 'critic'" in fails(capsys, "critc")
-    assert "--net: got 'bad', want module:Class" in fails(capsys, "--net", "bad", "--shape", "3,8,8")
-    assert "--net: cannot import" in fails(capsys, "--net", "bad:nothing", "--shape", "3,8,8")
+    assert "--net: got 'bad', wanted module:Class" in fails(capsys, "--net", "bad", "--shape", "3,8,8")
+    assert "--net: bad:nothing cannot be imported" in fails(capsys, "--net", "bad:nothing", "--shape", "3,8,8")
     assert "--shape: got '3,x'" in fails(capsys, "--net", "bad:critic", "--shape", "3,x")
     assert "want Python literals" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args", "open('x')")
     assert "--args: bad:critic(depth=3)" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args=depth=3")

@@ -21,6 +21,7 @@ from benchmarks.gpu.record import FAILURES, RESULTS, Record
 from benchmarks.gpu.section import Context
 from benchmarks.gpu.summary import summary
 from gnfast.bench.critics import shipped
+from gnfast.plan import op as plan_op
 from gnfast.plan.ops.conv import Conv
 from tests.bench import planted_sections
 
@@ -395,7 +396,7 @@ def test_weight_gradients_are_held_against_float64_not_against_pytorchs(dtype):
     for node in gnfast.trace(net, torch.randn(1, 3, 32, 32)).nodes:
         if isinstance(node.op, Conv):
             x, weight = (torch.randn(shape).to(dtype) for shape in ((2, *node.input_shapes[0]), node.operand_shapes[0]))
-            delta = torch.randn_like(node.op.forward([x], (weight, None), False)[0])
+            delta = torch.randn_like(node.op.forward(plan_op.Context((weight, None)), x)[0])
             errors = weight_gradient_errors(node.op, x, weight, delta)
             # PyTorch's is reported, no more: in bfloat16 it is wrong on CPUs with AMX.
             assert set(errors) == {"gnfast", "PyTorch, second order"}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gnfast import analysis
+from gnfast import measure
 from gnfast.analysis import experiments, reproduce
 from gnfast.analysis.critic_report import ANALYSES
 from gnfast.analysis.experiments import FIGURES, Run
@@ -154,7 +154,7 @@ def test_a_critic_that_is_imported(critics, tmp_path):
         (["my_critics:Sign"], "is not differentiable with respect to its input"),
         (["my_critics:number"], "cannot be built without arguments"),
         (["my_critics:nothing"], "cannot be imported"),
-        (["my_critics"], "want module:Class"),
+        (["my_critics"], "wanted module:Class"),
         (["my_critics:critic", "--what", ","], "empty selection"),
         (["my_critics:critic", "--what", "colours"], f"want some of {', '.join(ANALYSES)}"),
         (["my_critics:critic", "--what", "loss-domain"], "needs a run"),
@@ -171,7 +171,7 @@ def test_bad_input_about_a_run(run, tmp_path, capsys):
     assert f"{tmp_path / 'none'}: no such file or folder" in fails(capsys, str(tmp_path / "none"))
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     assert f"has no checkpoint yet, looked for {tmp_path}/checkpoints/step-*.pt" in fails(capsys, str(tmp_path))
-    assert "neither a registered data set" in fails(capsys, str(run), "--data", "nowhere")
+    assert "wanted a path that exists or one of" in fails(capsys, str(run), "--data", "nowhere")
     assert "want either a run folder or --net" in fails(capsys, "--data", "digits")
     assert "want either a run folder or --net" in fails(capsys, str(run), "--net", "a:b")
     assert "--net needs --data" in fails(capsys, "--net", "torch.nn:Flatten")
@@ -213,7 +213,7 @@ def test_the_probe_measures_what_the_analyses_do_and_changes_nothing(name):
     if name == "gn":
         assert row["grad_norm_fake_max"] <= 1
         assert -1 <= row["omega_min"] < row["omega_max"] <= 1
-    spectra = analysis.layer_spectra(state.critic, torch.zeros(1, 1, 8, 8))
+    spectra = measure.layer_spectra(state.critic, torch.zeros(1, 1, 8, 8))
     for spectrum in spectra:
         assert row[f"sigma/{spectrum.layer}"] == pytest.approx(spectrum.raw[0].item(), rel=1e-3)
     if "alpha" in PROBED[name]:
@@ -241,7 +241,7 @@ def test_the_probe_of_a_class_conditional_critic():
             return (self.linear(x.flatten(1)) * self.embed(y)).sum(1)
 
     net, x, y = Pair().double(), torch.randn(5, 1, 8, 8).double(), torch.tensor([1, 2, 3, 1, 9])
-    norms = analysis.gradient_norms(net, x, y, method="gn", chunk=2)
+    norms = measure.gradient_norms(net, x, y, method="gn", chunk=2)
     wanted = (net.embed(y) @ net.linear.weight).norm(dim=1)
     torch.testing.assert_close(norms.norm, wanted.detach())
 

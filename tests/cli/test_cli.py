@@ -147,7 +147,7 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean --lr-d" in fails(capsys, "train", "digits", "--lrd", "3")
     assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
     assert "'hinge', 'soft-hinge', 'non-saturating'" in fails(capsys, "train", "digits", "--loss", "foo")
-    assert "--steps: got 0, want at least 1" in fails(capsys, "train", "digits", "--steps", "0")
+    assert "--steps: got 0, wanted a whole number of at least 1" in fails(capsys, "train", "digits", "--steps", "0")
     assert "ImageNet" in fails(capsys, "train", "faster-gngan-imagenet-64")
     assert "not a run folder" in fails(capsys, "sample", str(tmp_path))
     assert "which run?" in fails(capsys, "sample")

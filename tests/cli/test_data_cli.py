@@ -1,7 +1,6 @@
 """`gnfast data`: what it prints, and that every mistake is one line."""
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +9,9 @@ from PIL import Image
 
 from gnfast.cli import main
 from gnfast.data import ImageDataset, cache, load
-from gnfast.data import cifar10 as cifar10_file
+from gnfast.data.registry import SETS
 from gnfast.data.statistics import channel_statistics
+from tests.data.builders import publish
 
 
 @pytest.fixture(autouse=True)
@@ -110,13 +110,12 @@ def test_verify_finds_damage(capsys, pictures):
 
 
 def test_verify_an_archive(capsys, tmp_path, monkeypatch):
-    path = tmp_path / cifar10_file.ARCHIVE.name
+    path = tmp_path / SETS["cifar10"].archive.name
     path.write_bytes(b"hello")
     assert "wrong checksum, expected MD5 c58f30108f718f92721af3b95e74349a" in fails(
         capsys, "verify", "cifar10", "--data-root", str(tmp_path)
     )
-    right = replace(cifar10_file.ARCHIVE, md5="5d41402abc4b2a76b9719d911017c592")
-    monkeypatch.setattr(cifar10_file, "ARCHIVE", right)
+    publish(monkeypatch, "cifar10", path)
     assert f"{path}: as published" in says(capsys, "verify", "cifar10", "--data-root", str(tmp_path))
 
 
@@ -150,7 +149,7 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean 'prepare'" in fails(capsys, "prepair")
     assert "which images?" in fails(capsys, "prepare")
     assert "which images?" in fails(capsys, "stats", "--resolution", "3")
-    assert "resolution must be" in fails(capsys, "prepare", "digits", "--resolution", "0")
-    assert "neither a registered data set" in fails(capsys, "prepare", str(tmp_path / "none"))
+    assert "resolution: got 0, wanted" in fails(capsys, "prepare", "digits", "--resolution", "0")
+    assert "wanted a path that exists or one of" in fails(capsys, "prepare", str(tmp_path / "none"))
     assert "pass download=True" in fails(capsys, "prepare", "cifar10")
     assert "takes no arguments" in fails(capsys, "list", "all")

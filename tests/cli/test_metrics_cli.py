@@ -16,8 +16,8 @@ from PIL import Image
 
 from gnfast.cli import main
 from gnfast.data import load
+from gnfast.io.rows import read_rows
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
-from gnfast.runs.record import read_rows
 from gnfast.train import Config
 from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
 
@@ -131,7 +131,7 @@ def test_both_sides_are_measured_as_they_are(capsys):
     assert result("grey", "--data", "colour", EXTRACTOR, "--channels=1")["distance"] == pytest.approx(0, abs=1e-9)
     # Real images and statistics of them are the same thing.
     main(["eval", "colour", "--save-stats", "colour.npz", EXTRACTOR])
-    assert "same channels and size, got 3x12x12 and 1x12x12" in fails(
+    assert "got 3x12x12 and 1x12x12, wanted the same channels and size" in fails(
         capsys, "grey", "--reference=colour.npz", EXTRACTOR
     )
     against_file = result("saved", "--reference=colour.npz", EXTRACTOR)
@@ -221,14 +221,18 @@ def test_errors_are_one_line(capsys):
     assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")
     assert "got neither, and images has no real images of its own" in fails(capsys, "images")
     assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
-    assert "G.safetensors is not there: want a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
+    assert "G.safetensors is not there: wanted a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
     assert "no-such.npz" in fails(capsys, "images", "--reference", "no-such.npz")
-    assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
-    assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")
+    assert "n: got 41, wanted 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
+    assert "got no data set, wanted one" in fails(
+        capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz"
+    )
     main(["eval", "images", "--save-stats", "some.npz", EXTRACTOR])
     capsys.readouterr()
     assert "holds statistics already" in fails(capsys, "some.npz", "--reference", "some.npz", "--n", "5")
-    assert "same extractor" in fails(capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner")
+    assert "wanted the same extractor" in fails(
+        capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner"
+    )
 
 
 def corner(images):
@@ -282,7 +286,7 @@ def test_measures_of_a_run():
     assert split.fingerprint == digits.fingerprint
     with pytest.raises(ValueError, match="split"):
         measures(eval_split="nothing")
-    with pytest.raises(ValueError, match="protocol must be one of"):
+    with pytest.raises(ValueError, match="protocol: got 'other', wanted one of"):
         measures(protocol="other")
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from gnfast.data import Batches, DataError, ImageDataset, random_flip, to_float
+from gnfast.data import Batches, DataError, ImageDataset, ShuffledIndices, random_flip, to_float, to_uint8
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -147,14 +147,17 @@ def test_the_thread_ends_with_its_batches(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 7, "world": 2}, "batch_size must be a multiple of world, which is 2, got 7"),
-        ({"batch_size": 4, "rank": 2, "world": 2}, "rank must be below world, which is 2, got 2"),
-        ({"batch_size": 4, "rank": -1}, "rank must be an int of at least 0"),
-        ({"batch_size": 4, "world": 0}, "world must be an int of at least 1"),
-        ({"batch_size": 4, "resident": "yes"}, "resident must be True, False or 'auto', got 'yes'"),
-        ({"batch_size": 4, "prefetch": -1}, "prefetch must be an int of at least 0"),
+        ({"batch_size": 7, "world": 2}, "batch_size: got 7, wanted a multiple of world, which is 2"),
+        ({"batch_size": 0}, "batch_size: got 0, wanted an int of at least 1"),
+        ({"batch_size": 4, "seed": -1}, "seed: got -1, wanted an int of at least 0"),
+        ({"batch_size": 4, "seed": 2**32}, "seed: got 4294967296, wanted at most"),
+        ({"batch_size": 4, "rank": 2, "world": 2}, "rank: got 2, wanted less than world, which is 2"),
+        ({"batch_size": 4, "rank": -1}, "rank: got -1, wanted an int of at least 0"),
+        ({"batch_size": 4, "world": 0}, "world: got 0, wanted an int of at least 1"),
+        ({"batch_size": 4, "resident": "yes"}, "resident: got 'yes', wanted True, False or 'auto'"),
+        ({"batch_size": 4, "prefetch": -1}, "prefetch: got -1, wanted an int of at least 0"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=str,
 )
 def test_refuses(dataset, options, message):
     with pytest.raises(DataError, match=message):
@@ -167,3 +170,65 @@ def test_what_is_too_large_for_the_device_is_not_moved_there(dataset, monkeypatc
     assert not Batches(dataset, 4, device="cuda").resident
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * dataset.images.nbytes, 1 << 40))
     assert Batches(dataset, 4, device="cuda").resident
+
+
+def test_float_and_back():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    floats = to_float(images)
+    assert (floats.dtype, float(floats.min()), float(floats.max())) == (torch.float32, -1, 1)
+    assert torch.equal(to_uint8(floats), images)
+    assert to_uint8(torch.tensor([-2.0, 0.0, 2.0])).tolist() == [0, 128, 255]
+    with pytest.raises(DataError, match=r"images: got torch.float32, wanted uint8"):
+        to_float(floats)
+    with pytest.raises(DataError, match=r"images: got torch.uint8, wanted floating"):
+        to_uint8(images)
+
+
+def test_flip_mirrors_about_half():
+    images = torch.arange(8, dtype=torch.uint8).expand(400, 1, 8, 8).contiguous()
+    flipped = random_flip(images, torch.Generator().manual_seed(0))
+    mirrored = (flipped[:, 0, 0, 0] == 7).sum().item()
+    assert 150 < mirrored < 250
+    assert torch.equal(flipped.sort(-1).values, images)
+
+
+def test_indices_cover_every_epoch():
+    indices = ShuffledIndices(10, seed=3)
+    batches = torch.cat([indices.next_batch(7) for _ in range(10)]).reshape(7, 10)
+    assert (batches.sort(1).values == torch.arange(10)).all()
+    assert len({tuple(row.tolist()) for row in batches}) == 7
+    assert indices.epoch == 7
+    assert len(ShuffledIndices(3).next_batch(10)) == 10
+
+
+@pytest.mark.parametrize("before", [0, 3, 5, 11])
+def test_resume_is_exact(tmp_path, before):
+    generator = torch.Generator().manual_seed(0)
+    dataset = ImageDataset("noise", torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8, generator=generator))
+    batches = Batches(dataset, 4, seed=1, flip=True)
+    for _ in range(before):
+        next(batches)
+    torch.save(batches.state_dict(), tmp_path / "state.pt")
+    wanted = [next(batches) for _ in range(12)]
+    again = Batches(dataset, 4, seed=99, flip=True)
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for batch, expected in zip(again, wanted, strict=False):
+        assert torch.equal(batch.images, expected.images)
+
+
+def test_batches_leave_the_global_generator_alone():
+    dataset = ImageDataset("zeros", torch.zeros(20, 1, 4, 4, dtype=torch.uint8))
+    state = torch.get_rng_state()
+    batch = Batches(dataset, 4, flip=True).next_batch()
+    assert batch.images.shape == (4, 1, 4, 4)
+    assert batch.labels is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_states_of_other_batches_are_refused():
+    dataset = ImageDataset("zeros", torch.zeros(20, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(DataError, match="state: got one that lacks"):
+        Batches(dataset, 4).load_state_dict({})
+    other = ImageDataset("zeros", torch.zeros(21, 1, 4, 4, dtype=torch.uint8))
+    with pytest.raises(DataError, match="with 21 images, this one has 20"):
+        Batches(dataset, 4).load_state_dict(Batches(other, 4).state_dict())

@@ -1,4 +1,4 @@
-"""A plain PyTorch twin of `gnfast.kernels.conv_triton` in any dtype, which notes how it was called.
+"""A plain PyTorch twin of `gnfast.kernels.conv.triton` in any dtype, which notes how it was called.
 
 Like the kernels, it rounds to a half-width dtype once, at the end."""
 

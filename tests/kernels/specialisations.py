@@ -26,8 +26,11 @@ from gnfast.bench import iteration, spectral_ways
 from gnfast.bench.critic_steps import Normalize, critic_step, four_passes, generator_step, without_rewrites
 from gnfast.bench.critics import shipped
 from gnfast.bench.mode import tuned
-from gnfast.kernels import backend, conv, conv_winograd, heads, mlp, pointwise, sign_bits
+from gnfast.kernels import backend, conv, mlp, sign_bits
+from gnfast.kernels import head as heads
+from gnfast.kernels import join as pointwise
 from gnfast.kernels import spectral as spectral_kernels
+from gnfast.kernels import winograd as conv_winograd
 from gnfast.train.state import State
 from tests.kernels.cubin import resources
 
@@ -147,7 +150,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
         stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch.object(sys.modules["gnfast.plan.trace"], "_widened", return_value=torch.float32))
+        stack.enter_context(mock.patch("gnfast.plan.recorder.widened", return_value=torch.float32))
         for module in (sign_bits, spectral_kernels):
             stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
         for cache in caches:

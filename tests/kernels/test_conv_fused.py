@@ -194,7 +194,7 @@ def test_the_larger_convolution_goes_with_the_join():
     assert [node.op.label() for node in plan.nodes][:2] == ["conv2d", "conv2d p1 + add + relu (fused)"]
     node = plan.nodes[1]
     assert node.submodule == "large" and node.inputs == (0, plan.nodes[0].output)
-    assert len(node.operands) == 4 and node.operands[1] in node.operands[2:]
+    assert len(node.biases) == 2 and node.operands[1] in node.biases
 
 
 @pytest.mark.usefixtures("fused")
@@ -514,7 +514,7 @@ def ieee():
 @pytest.mark.usefixtures("fused", "ieee")
 @pytest.mark.parametrize("model", ["joints", "readers", "cnn"])
 def test_interpreted_kernels_under_the_engine(model, monkeypatch):
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     called = noted(monkeypatch)
     use(conv_triton, monkeypatch)
@@ -572,7 +572,7 @@ def test_engine_with_kernels(model, dtype, monkeypatch):
 
 def noted(monkeypatch):
     """The names of the kernels' functions that are called from here on."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     calls = set()
 
@@ -591,7 +591,7 @@ def noted(monkeypatch):
 @pytest.fixture
 def tuned(monkeypatch, tmp_path):
     """Turns the tuner on, with so many configurations."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
     monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from gnfast.kernels.pointwise import TorchJoin
+from gnfast.kernels.join import TorchJoin
 from gnfast.kernels.sign_bits import _unpack
 
 CONFIGURATIONS = [
@@ -124,7 +124,7 @@ def assert_within_budget(actual, expected, plain):
 
 def check_convolution(problem, configuration):
     """The convolution with and without bias, the data gradient and its squares."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     p = problem
     assert conv_triton.supports(p.dtype, p.weight, p.arguments)
@@ -152,7 +152,7 @@ def check_joins(problem, configuration, join, nearly_zero):
     Args:
         nearly_zero: sums of that size may have either sign.
     """
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     p = problem
     terms, biases, after, slope, keep_sum = join
@@ -172,7 +172,7 @@ def check_joins(problem, configuration, join, nearly_zero):
 
 
 def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_zero):
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     with poisoned():
         y, total, bits = conv_triton.conv_join_forward(
@@ -243,7 +243,7 @@ def test_interpreted_configurations(configuration):
 @pytest.mark.interpreted
 def test_interpreted_at_zero_and_beyond():
     """What a sum is made of: zeros, NaN, infinities and denormals."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     values = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3.0]
     term = torch.tensor(values * 8).reshape(2, 1, 1, 32).repeat(1, 3, 1, 1).permute(0, 3, 1, 2)
@@ -273,7 +273,7 @@ def test_interpreted_at_zero_and_beyond():
 
 @pytest.mark.interpreted
 def test_interpreted_squares_beyond_float32():
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     cotangent = channels_last(torch.tensor([1e25, -3e25, 1e-25, 3e-25]).reshape(2, 1, 2, 1))
     arguments = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
@@ -287,7 +287,7 @@ def test_interpreted_squares_beyond_float32():
 @pytest.mark.interpreted
 def test_interpreted_tf32_rounds_to_nearest():
     """Factors halfway between two TF32 numbers go up, NaN and infinity stay what they are."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     values = torch.tensor([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 2.0, float("inf"), float("nan")])
     # The NaN that a GPU makes.
@@ -302,7 +302,7 @@ def test_interpreted_tf32_rounds_to_nearest():
 
 @pytest.mark.interpreted
 def test_interpreted_long_addresses(monkeypatch):
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     monkeypatch.setattr(conv_triton, "WIDE_FROM", 0)
     with precision_of("ieee") as dtype:
@@ -313,7 +313,7 @@ def test_interpreted_long_addresses(monkeypatch):
 
 @pytest.mark.interpreted
 def test_interpreted_without_samples():
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     weight = torch.randn(32, 3, 3, 3)
     arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
@@ -326,7 +326,7 @@ def test_interpreted_without_samples():
 
 def test_what_is_tried():
     pytest.importorskip("triton")
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     assert conv_triton.promising(64 * 32 * 32, 3) == ["128x16x64"]
     assert conv_triton.promising(64 * 32 * 32, 128)[0] in ("128x128x32", "128x128x64")
@@ -339,7 +339,7 @@ def test_what_is_tried():
 
 def test_what_is_supported():
     pytest.importorskip("triton")
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     weight, plain = torch.empty(8, 4, 3, 3), ((2, 1), (1, 0), (1, 1), False, (0, 0), 1)
     assert list(conv_triton.CONFIGURATIONS) == CONFIGURATIONS

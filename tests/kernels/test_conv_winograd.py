@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnfast import models, normalize_gradient
 from gnfast.engine.reference import normalize_gradient as double_backward
-from gnfast.kernels import conv_winograd
-from gnfast.kernels.conv_winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
+from gnfast.kernels import winograd as conv_winograd
+from gnfast.kernels.winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 from tests.processes import run_python
 
 NHWC = torch.channels_last
@@ -337,6 +337,6 @@ def test_operators_refuse_what_does_not_fit():
 
 @pytest.mark.parametrize("variable", ["GNFAST_BACKEND=torch", "ATEN_CPU_CAPABILITY=default"])
 def test_switched_off(variable):
-    code = "from gnfast.kernels import conv_winograd; print(conv_winograd._enabled)"
+    code = "from gnfast.kernels import winograd; print(winograd._enabled)"
     run = run_python("-c", code, **dict([variable.split("=")]))
     assert run.stdout.split() == ["False"], run.stderr

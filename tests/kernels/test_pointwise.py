@@ -9,7 +9,8 @@ from torch import nn
 
 import gnfast
 from gnfast import models
-from gnfast.kernels import pointwise, sign_bits
+from gnfast.kernels import join as pointwise
+from gnfast.kernels import sign_bits
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.conv_join import ConvJoin
@@ -119,7 +120,7 @@ def assert_same(actual, expected):
 
 def check_join(shape, axis, layout, dtype, terms, biases, slope, keep_sum, device):
     """The Triton kernels against the twin: every output, with and without memory to write into."""
-    from gnfast.kernels import pointwise_triton
+    from gnfast.kernels.join import triton as pointwise_triton
 
     def made(size=shape):
         t = torch.randn(size, dtype=torch.float64, device=device).to(dtype)
@@ -166,7 +167,7 @@ def test_interpreted_kernels_match_the_twin(name, dtype):
 
 @pytest.mark.interpreted
 def test_interpreted_at_zero_and_beyond():
-    from gnfast.kernels import pointwise_triton
+    from gnfast.kernels.join import triton as pointwise_triton
 
     x = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3.0] * 5)
     for slope in (0.0, 0.2):
@@ -184,7 +185,7 @@ def test_interpreted_at_zero_and_beyond():
 @pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_interpreted_kernels_under_the_engine(layout, monkeypatch):
-    from gnfast.kernels import pointwise_triton
+    from gnfast.kernels.join import triton as pointwise_triton
 
     monkeypatch.setattr(pointwise, "_implementation", lambda device_type: pointwise_triton)
     net = Joints().double().to(memory_format=LAYOUTS[layout])

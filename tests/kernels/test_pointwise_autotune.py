@@ -142,7 +142,7 @@ def test_off_by_default(monkeypatch):
 
 @pytest.mark.gpu
 def test_tuned_kernels_and_none_during_capture(monkeypatch, tmp_path):
-    from gnfast.kernels import pointwise_triton
+    from gnfast.kernels.join import triton as pointwise_triton
 
     monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
     monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))

@@ -8,7 +8,7 @@ import torch
 
 import gnfast
 from gnfast import heads, models, reference
-from gnfast.kernels import heads as head_kernels
+from gnfast.kernels import head as head_kernels
 from tests.engine.test_engine import ResNet
 from tests.oracle import outputs_and_gradients, relative_error
 
@@ -19,7 +19,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16]
 
 def check_head(name, dtype, device, layout=torch.channels_last):
     """Both kernels against the twin, with dead samples, tiny and large gradients, and f of both signs and zero."""
-    from gnfast.kernels import heads_triton
+    from gnfast.kernels.head import triton as heads_triton
 
     head = HEADS[name]
     size = (9, 3, 13, 57)
@@ -69,7 +69,7 @@ def test_interpreted_kernels_match_the_twin(name, dtype):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("name", HEADS)
 def test_interpreted_kernels_under_the_engine(name, monkeypatch):
-    from gnfast.kernels import heads_triton
+    from gnfast.kernels.head import triton as heads_triton
 
     monkeypatch.setattr(heads, "head_kernels", lambda device_type: heads_triton)
     check_engine(name, ResNet().double(), torch.randn(3, 3, 5, 7, dtype=torch.float64))

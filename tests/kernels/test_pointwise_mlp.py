@@ -50,7 +50,7 @@ def check(case, method, device, dtype=torch.float32, tolerance=2e-5):
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    from gnfast.kernels import mlp_triton
+    from gnfast.kernels.mlp import triton as mlp_triton
 
     calls = []
     monkeypatch.setattr(small, "mlp_kernels", lambda device_type: calls.append(device_type) or mlp_triton)

@@ -55,11 +55,11 @@ BackwardLayer = structure(
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """spectral.cu as a host library; launches become loops over blocks."""
+    """spectral/cuda.cu as a host library; launches become loops over blocks."""
     compiler, include = shutil.which(os.environ.get("CXX", "c++")), cuda_include_directory()
     if compiler is None or include is None:
         pytest.skip("needs a C++ compiler and the CUDA headers")
-    source = (ROOT / "csrc" / "cuda" / "spectral.cu").read_text().replace("#include <cooperative_groups.h>", "")
+    source = (ROOT / "csrc" / "spectral" / "cuda.cu").read_text().replace("#include <cooperative_groups.h>", "")
     source, plain = re.subn(
         r"(\w+_kernel<T, Acc>)<<<(.*?), kThreads, 0, stream>>>\(table\)", r"on_threads::launch(\2, \1, table)", source
     )
@@ -69,12 +69,12 @@ def kernels(tmp_path_factory):
         source,
         flags=re.DOTALL,
     )
-    assert (plain, cooperative) == (3, 1), "the launches in spectral.cu look otherwise than this test expects"
+    assert (plain, cooperative) == (3, 1), "the launches in spectral/cuda.cu look otherwise than this test expects"
     directory = tmp_path_factory.mktemp("on_threads")
     file, library = directory / "kernels.cpp", directory / "kernels.so"
     file.write_text('#include "cuda_on_threads.h"\n' + source + LAUNCHERS)
     command = [compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-isystem", str(include)]
-    command += ["-I", str(ROOT / "csrc" / "cuda"), "-I", str(Path(__file__).parent), str(file), "-o", str(library)]
+    command += ["-I", str(ROOT / "csrc" / "spectral"), "-I", str(Path(__file__).parent), str(file), "-o", str(library)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return ctypes.CDLL(str(library))
@@ -98,7 +98,7 @@ def weights(dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
 
 
 def matrix_layout(weight: Tensor, dim: int):
-    from gnfast.kernels.spectral_triton import layout_of
+    from gnfast.kernels.spectral.triton import layout_of
 
     rows, cols, inner, major, minor = layout_of(weight, dim)
     return MatrixLayout(rows, cols, cols // inner, inner, major, minor)

@@ -37,7 +37,7 @@ def _implementation(device, implementation, monkeypatch):
         if device == "cpu":
             pytest.skip("Triton's kernels run on GPUs")
         pytest.importorskip("triton")
-        from gnfast.kernels import spectral_triton
+        from gnfast.kernels.spectral import triton as spectral_triton
 
         chosen = spectral._Implementation(spectral_triton.iterate, spectral_triton.scale, spectral_triton.backward)
         monkeypatch.setitem(spectral._in_use, device, chosen)

@@ -28,7 +28,7 @@ def weights(dtype: torch.dtype) -> tuple[list[torch.Tensor], list[int]]:
 @pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_interpreted_kernels_match_the_plain_twin(dtype):
-    from gnfast.kernels import spectral_triton
+    from gnfast.kernels.spectral import triton as spectral_triton
 
     ws, dims = weights(dtype)
     u = [torch.randn(w.shape[dim]).to(dtype) for w, dim in zip(ws, dims, strict=True)]

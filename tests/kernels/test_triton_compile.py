@@ -11,7 +11,11 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-from gnfast.kernels import conv_triton, heads_triton, mlp, mlp_triton, pointwise_triton  # noqa: E402
+from gnfast.kernels import mlp  # noqa: E402
+from gnfast.kernels.conv import triton as conv_triton  # noqa: E402
+from gnfast.kernels.head import triton as heads_triton  # noqa: E402
+from gnfast.kernels.join import triton as pointwise_triton  # noqa: E402
+from gnfast.kernels.mlp import triton as mlp_triton  # noqa: E402
 from tests.kernels.cubin import resources  # noqa: E402
 
 pytestmark = pytest.mark.skipif(

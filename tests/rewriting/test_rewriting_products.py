@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import gnfast
 from gnfast import models
-from gnfast.kernels import conv_winograd
+from gnfast.kernels import winograd as conv_winograd
 from gnfast.rewriting import merges
 from gnfast.rewriting import winograd as products
 from tests.kernels.test_conv_winograd import ENABLED, Called

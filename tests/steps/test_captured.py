@@ -185,7 +185,7 @@ def test_tensors_are_copied_in_the_order_of_the_nest(monkeypatch):
     )
     step = CapturedStep(lambda *inputs: inputs, "cuda")
     with monkeypatch.context() as patch:
-        patch.setattr(CapturedStep, "_place", lambda _, v: torch.empty_like(v) if isinstance(v, torch.Tensor) else v)
+        patch.setattr(CapturedStep, "_place", lambda _, tensor: torch.empty_like(tensor))
         held = step._static(first)
         assert step._static(second) is held
     assert held[0]["a"][1:] == [None, 7] and held[1].right == "word"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint
-from gnfast.runs.record import read_rows
-from gnfast.train import NonFiniteLossError, RunError
+from gnfast.train import NonFiniteLossError, RunError, step
 from gnfast.train.state import State
 from tests.kills import Runs, concurrent_starts, kills
 from tests.tiny_runs import quiet, tiny
@@ -121,15 +121,15 @@ def test_a_run_folder_that_is_deleted_is_named(config, tensorboard, capfd, monke
 
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     """The critic's weights are poisoned in update 13: seen at 15, found in 13, saved after 12."""
-    original = State.critic_update
+    original = step.critic_update
 
-    def poisoned(self):
-        if self.step == 12:
-            next(self.critic.parameters()).data.fill_(float("nan"))
-        return original(self)
+    def poisoned(state, draw):
+        if state.step == 12:
+            next(state.critic.parameters()).data.fill_(float("nan"))
+        return original(state, draw)
 
     with monkeypatch.context() as patch:
-        patch.setattr(State, "critic_update", poisoned)
+        patch.setattr(step, "critic_update", poisoned)
         with pytest.raises(NonFiniteLossError, match="step 13: loss_real is nan") as caught:
             quiet("digits", config)
     assert caught.value.step == 13

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.plan.op import SELF_CHECKED, Op, Operands, Shape, per_sample, records
-
-Saved = tuple[Tensor, tuple[int, ...]]
+from gnfast.plan.op import SELF_CHECKED, Context, Op, per_sample, records
 
 
 @dataclass(frozen=True)
@@ -20,33 +18,27 @@ class LeakyReLU(Op):
     """y = h where h > 0, else slope · h. Keeps the sign bits (in h's memory order) and h's strides."""
 
     slope: float
+    homogeneous: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 1
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Saved]:
-        h = inputs[0]
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, tuple[int, ...]]]:
+        h, overwrite = inputs[0], ctx.overwrite
         if not _is_dense(h):
             h, overwrite = h.contiguous(), True
         y, bits = leaky_relu_pack(h, self.slope, inplace=overwrite)
         return y, (bits, y.stride())
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Saved, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._masked(cotangent, saved, overwrite),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self.pushforward(ctx, cotangent),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Saved, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._masked(tangents[0], saved, overwrite)
-
-    def label(self) -> str:
-        return f"leaky_relu {self.slope:g}" if self.slope else "relu"
-
-    def _masked(self, t: Tensor, saved: Saved, overwrite: bool) -> Tensor:
-        bits, strides = saved
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        (bits, strides), t, overwrite = ctx.saved, tangents[0], ctx.overwrite
         if t.stride() != strides:
             t, overwrite = torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t), True
         return leaky_relu_mask(t, bits, self.slope, inplace=overwrite)
+
+    def label(self) -> str:
+        return f"leaky_relu {self.slope:g}" if self.slope else "relu"
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,11 @@ class Piecewise(Op):
     intercepts: tuple[float, ...]
     mask_bits: ClassVar[float] = 8
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+    @property
+    def homogeneous(self) -> bool:
+        return not any(self.intercepts) and all(knot == 0 for knot, _ in self.knots)
+
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         h = inputs[0]
         passed = [h >= value if closed else h > value for value, closed in self.knots]
         piece = sum(flags.to(torch.uint8) for flags in passed)
@@ -72,17 +68,13 @@ class Piecewise(Op):
         y = torch.where(h.isnan(), h, self._sloped(h, piece)) if 0 in self.slopes else self._sloped(h, piece)
         return (y + self._lookup(self.intercepts, piece, h.dtype) if any(self.intercepts) else y), piece
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._sloped(cotangent, saved),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self._sloped(cotangent, ctx.saved),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        y = self._sloped(tangents[0], saved)
-        if scale is not None and any(self.intercepts):
-            y = y + per_sample(scale, y) * self._lookup(self.intercepts, saved, y.dtype)
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        y = self._sloped(tangents[0], ctx.saved)
+        if ctx.scale is not None and any(self.intercepts):
+            y = y + per_sample(ctx.scale, y) * self._lookup(self.intercepts, ctx.saved, y.dtype)
         return y
 
     def label(self) -> str:
@@ -103,45 +95,32 @@ class Piecewise(Op):
 class PReLU(Op):
     """y = h where h > 0, else w · h; w (C,) or (1,) along axis 1. Keeps where h > 0, one byte per entry."""
 
+    homogeneous: ClassVar[bool] = True
     promotes: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 8
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
-        return F.prelu(inputs[0], operands[0]), inputs[0] > 0
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return F.prelu(inputs[0], ctx.operands[0]), inputs[0] > 0
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._masked(cotangent, operands, saved),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self.pushforward(ctx, cotangent),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._masked(tangents[0], operands, saved)
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        t = tangents[0]
+        return torch.where(ctx.saved, t, t * self._slope(ctx, t))
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Tensor,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        if not needs[0]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+        if not ctx.needs[0]:
             return (None,)
-        product = (cotangent * tangents[0]).masked_fill_(saved, 0)
-        return (product.sum_to_size(self._slope(operands, product).shape).reshape(operands[0].shape),)
+        product = (cotangent * tangent).masked_fill_(ctx.saved, 0)
+        return (product.sum_to_size(self._slope(ctx, product).shape).reshape(ctx.operands[0].shape),)
 
     def label(self) -> str:
         return "prelu"
 
-    def _masked(self, t: Tensor, operands: Operands, saved: Tensor) -> Tensor:
-        return torch.where(saved, t, t * self._slope(operands, t))
-
-    def _slope(self, operands: Operands, t: Tensor) -> Tensor:
-        return operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 1 else operands[0].reshape(())
+    def _slope(self, ctx: Context, t: Tensor) -> Tensor:
+        return ctx.operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 1 else ctx.operands[0].reshape(())
 
 
 def _is_dense(t: Tensor) -> bool:
@@ -245,6 +224,6 @@ def _leaky_relu_(trace, input, negative_slope=0.01):
     return F.leaky_relu(input, negative_slope, inplace=True)
 
 
-@records(F.prelu, Tensor.prelu)
+@records("prelu")
 def _prelu(trace, input, weight):
     return trace.emit(PReLU(), [input], [weight])

@@ -18,7 +18,8 @@ from gnfast.kernels.conv import (
     conv_input_grad_join,
     fuses,
 )
-from gnfast.plan.op import Op, Operands, Pending, Shape, kept_bias, per_sample, records, stand_in
+from gnfast.plan.fused import Pending
+from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records, stand_in
 
 Sizes = tuple[int, ...]
 
@@ -39,47 +40,34 @@ class Conv(Op):
     transposed: bool = False
     output_padding: Sizes | None = None
     adds_bias: bool = True
+    is_layer: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
 
     @property
     def prefers_channels_last(self) -> bool:
         return len(self.stride) == 2
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        weight, bias = operands
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        weight, bias = ctx.operands
         return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor | Pending]:
-        weight, arguments = operands[0], self.arguments()
-        if fuses(cotangent, weight, arguments):
-            return (InputGrad(cotangent, shapes[0], weight, arguments),)
-        return (conv2d_input_grad(cotangent, stand_in(cotangent, shapes[0]), weight, arguments),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor | Pending]:
+        grad = InputGrad(cotangent, ctx.shapes[0], ctx.operands[0], self.arguments())
+        return (grad if fuses(cotangent, grad.weight, grad.arguments) else grad.tensor,)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        weight, bias = operands
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        weight, bias = ctx.operands
         y = conv2d(tangents[0], weight, None, self.arguments())
-        if self.adds_bias and bias is not None and scale is not None:
-            y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
+        if self.adds_bias and bias is not None and ctx.scale is not None:
+            y.addcmul_(per_sample(ctx.scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
         weight_grad = bias_grad = None
-        if needs[0]:
-            weight_grad = conv2d_weight_grad(cotangent, tangents[0], operands[0], self.arguments())
-        if needs[1] and scale is not None:
-            bias_grad = scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
+        if ctx.needs[0]:
+            weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments())
+        if ctx.needs[1] and ctx.scale is not None:
+            bias_grad = ctx.scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
@@ -142,7 +130,7 @@ def _records_conv(function, transposed_function, dims):
             span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
             span = span if padding == "same" else [0] * dims
             if any(s % 2 for s in span):
-                # PyTorch puts the odd row or column behind.
+                # PyTorch puts the odd row or column at the end.
                 input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
             padding = tuple(s // 2 for s in span)
         op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)

@@ -73,56 +73,47 @@ def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor
     return wanted
 
 
+def across(extents: Sizes, lead: int = 1) -> Sizes:
+    """One axis of space gets a second one before it, where `lead` is for an axis of extent 1."""
+    return (lead, *extents) if len(extents) == 1 else extents
+
+
+def _pooled(trace, op, input, dims):
+    trace.require_batched(input, dims=dims + 2)
+    return trace.emit(op, [input]) if dims > 1 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+
+
 @records(F.avg_pool1d)
 def _avg_pool1d(trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
-    trace.require_batched(input, dims=3)
-    (kernel,), (padding,) = sizes(kernel_size, 1), sizes(padding, 1)
-    (stride,) = sizes(stride, 1) if stride else (kernel,)
-    op = AvgPool2d((1, kernel), (1, stride), (0, padding), ceil_mode, count_include_pad, None)
-    return trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+    kernel = sizes(kernel_size, 1)
+    stride = sizes(stride, 1) if stride else kernel
+    padding = across(sizes(padding, 1), 0)
+    op = AvgPool2d(across(kernel), across(stride), padding, ceil_mode, count_include_pad, None)
+    return _pooled(trace, op, input, 1)
 
 
 @records(F.avg_pool2d)
 def _avg_pool2d(
-    trace,
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
-    divisor_override=None,
+    trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
-    trace.require_batched(input, dims=4)
     kernel = sizes(kernel_size, 2)
     stride = sizes(stride, 2) if stride else kernel
-    return trace.emit(
-        AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override), [input]
-    )
-
-
-@records(F.avg_pool3d)
-def _avg_pool3d(trace, input, *args, **kwargs):
-    trace.require_batched(input, dims=5)
-    kwargs = {name: frozen(value) for name, value in kwargs.items()}
-    op = LinearCall(F.avg_pool3d, frozen(args), tuple(sorted(kwargs.items())))
-    return trace.emit(op, [trace.autocast(F.avg_pool3d, input, 1)])
+    op = AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override)
+    return _pooled(trace, op, input, 2)
 
 
 @records(F.adaptive_avg_pool1d)
 def _adaptive_avg_pool1d(trace, input, output_size):
     trace.require_batched(input, dims=3)
-    return trace.emit(AdaptiveAvgPool2d((1, *adaptive_sizes(output_size, input))), [input.unsqueeze(2)]).squeeze(2)
+    return _pooled(trace, AdaptiveAvgPool2d(across(adaptive_sizes(output_size, input))), input, 1)
 
 
 @records(F.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(trace, input, output_size):
     trace.require_batched(input, dims=4)
-    return trace.emit(AdaptiveAvgPool2d(adaptive_sizes(output_size, input)), [input])
+    return _pooled(trace, AdaptiveAvgPool2d(adaptive_sizes(output_size, input)), input, 2)
 
 
-@records(F.adaptive_avg_pool3d)
-def _adaptive_avg_pool3d(trace, input, output_size):
-    trace.require_batched(input, dims=5)
-    input = trace.autocast(F.adaptive_avg_pool3d, input, 1)
-    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [input])
+@records(F.avg_pool3d, F.adaptive_avg_pool3d, told=True)
+def _pool3d(trace, function, input, *args, **kwargs):
+    return _pooled(trace, LinearCall(function, frozen(args), frozen(kwargs)), trace.autocast(function, input, 1), 3)

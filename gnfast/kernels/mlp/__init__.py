@@ -1,0 +1,38 @@
+"""Which Plans are small chains of linear layers and (leaky) ReLUs, and their kernels (`mlp.triton`)."""
+
+import functools
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from gnfast.kernels.backend import choose
+
+MAX_HIDDEN = 4
+# At 128 the tiles of a weight and of its gradient leave the registers.
+MAX_WIDTH = 64
+
+
+class Chain(NamedTuple):
+    """A critic x ↦ W_L … relu(W_1 x + b_1) … + b_L with one slope."""
+
+    slope: float
+    weights: tuple[int, ...]
+    """Slots of the layers' weights, the output's last."""
+    biases: tuple[int | None, ...]
+
+
+@functools.cache
+def mlp_kernels(device_type: str) -> ModuleType | None:
+    """The module with `forward` and `backward` for that device; None where the passes run operation by operation."""
+    if choose("mlp", device_type) != "triton":
+        return None
+    from gnfast.kernels.mlp import triton as mlp_triton
+
+    return mlp_triton
+
+
+def fits(sizes: list[tuple[int, ...]], dtype: torch.dtype) -> bool:
+    """Whether layers of these shapes (out, in) are as small as the kernels want them; the output's comes last."""
+    widths = [size for shape in sizes for size in shape]
+    return 2 <= len(sizes) <= MAX_HIDDEN + 1 and max(widths) <= MAX_WIDTH and dtype != torch.float64
