@@ -121,31 +121,26 @@ def sizes(value: int | Sequence[int], dims: int) -> Sizes:
     return values * dims if len(values) == 1 else values
 
 
-def _records_conv(function, transposed_function, dims):
-    @records(function)
-    def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        trace.require_batched(input, dims=dims + 2)
-        dilation = sizes(dilation, dims)
-        if isinstance(padding, str):
-            span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            span = span if padding == "same" else [0] * dims
-            if any(s % 2 for s in span):
-                # PyTorch puts the odd row or column at the end.
-                input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
-            padding = tuple(s // 2 for s in span)
-        op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
-        return trace.emit(op, [input], [weight, kept_bias(bias)])
-
-    @records(transposed_function)
-    def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        trace.require_batched(input, dims=dims + 2)
-        stride, padding, output_padding, dilation = (
-            sizes(v, dims) for v in (stride, padding, output_padding, dilation)
-        )
-        op = Conv(stride, padding, dilation, groups, True, output_padding)
-        return trace.emit(op, [input], [weight, kept_bias(bias)])
+@records(F.conv1d, F.conv2d, F.conv3d)
+def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    dims = weight.dim() - 2
+    trace.require_batched(input, dims=dims + 2)
+    dilation = sizes(dilation, dims)
+    if isinstance(padding, str):
+        span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        span = span if padding == "same" else [0] * dims
+        if any(s % 2 for s in span):
+            # PyTorch puts the odd row or column at the end.
+            input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
+        padding = tuple(s // 2 for s in span)
+    op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
+    return trace.emit(op, [input], [weight, kept_bias(bias)])
 
 
-_records_conv(F.conv1d, F.conv_transpose1d, 1)
-_records_conv(F.conv2d, F.conv_transpose2d, 2)
-_records_conv(F.conv3d, F.conv_transpose3d, 3)
+@records(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    dims = weight.dim() - 2
+    trace.require_batched(input, dims=dims + 2)
+    stride, padding, output_padding, dilation = (sizes(v, dims) for v in (stride, padding, output_padding, dilation))
+    op = Conv(stride, padding, dilation, groups, True, output_padding)
+    return trace.emit(op, [input], [weight, kept_bias(bias)])

@@ -62,7 +62,7 @@ def _static(trace, value):
 @records("narrow", "select", "expand", "broadcast_to", "repeat", "tile", self_checked=True, told=True)
 @records("repeat_interleave", "flip", "fliplr", "flipud", "roll", "rot90", self_checked=True, told=True)
 @records("diagonal", Tensor.unfold, self_checked=True, told=True)
-def _rearranged(trace, function, input, *args, **kwargs):
+def _rearranged(function, trace, input, *args, **kwargs):
     args, kwargs = _static(trace, args), frozen({name: _static(trace, value) for name, value in kwargs.items()})
     moves_samples, is_view = _tried(function, args, kwargs, tuple(input.shape))
     if moves_samples:
@@ -74,18 +74,18 @@ def _rearranged(trace, function, input, *args, **kwargs):
 @records(Tensor.expand_as, self_checked=True)
 def _expand_as(trace, input, other):
     if not trace.depends_on_x(input):
-        return constant(trace, Tensor.expand_as, input, other)
+        return constant(Tensor.expand_as, trace, input, other)
     return input.expand(tuple(other.shape))
 
 
 @records("chunk", "split", "tensor_split", "split_with_sizes", self_checked=True, told=True)
-def _parts(trace, function, input, *args, **kwargs):
+def _parts(function, trace, input, *args, **kwargs):
     """Consecutive parts along one axis; PyTorch itself says which."""
     parts = function(torch.empty(input.shape, device="meta"), *args, **kwargs)
     dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0)) % input.dim()
     start, cut = 0, []
     for part in parts:
-        cut.append(_rearranged(trace, torch.narrow, input, dim, start, part.shape[dim]))
+        cut.append(_rearranged(torch.narrow, trace, input, dim, start, part.shape[dim]))
         start += part.shape[dim]
     return type(parts)(cut)
 
@@ -123,7 +123,7 @@ def _getitem(trace, input, key):
             indices += found if isinstance(found, list) else []
     key = tuple(entries)
     if not indices:
-        return _rearranged(trace, index, input, key)
+        return _rearranged(index, trace, input, key)
     moves_samples, _ = _tried(_index_of_zeros, (key, tuple(tuple(i.shape) for i in indices)), (), tuple(input.shape))
     if moves_samples:
         trace.refuse("an index along the batch axis, or one that moves it")

@@ -37,7 +37,7 @@ class Sum(LinearMap):
 
 
 @records("sum", "mean", told=True)
-def _sum(trace, function, input, dim=None, keepdim=False, *, dtype=None):
+def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
     mean = function.__name__ == "mean"
     if dtype:
         input = trace.cast(input, dtype)
