@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from gnfast import grouped_batch_norm, value_and_grad_norm
 from gnfast.data.augment import apply_shifts
+from gnfast.engine.penalties import PENALTIES
 from gnfast.engine.rescale import rescaling
 from gnfast.train.draws import CriticDraw, Draw, Latents, parts
 from gnfast.train.networks import DTYPES, present
-from gnfast.train.regularizers import clip_weights_, gradient_penalty, scaled_parameters
 
 if TYPE_CHECKING:
     from gnfast.train.state import State
@@ -42,7 +42,7 @@ def critic_update(state: "State", draw: CriticDraw) -> Tensor:
             total += losses.detach() / state.config.accumulate
     _descend(state, state.critic, state.optim_d, state.scaler_d)
     if state.config.weight_clip:
-        clip_weights_(state.critic, state.config.weight_clip)
+        _clip(state.critic, state.config.weight_clip)
     return total
 
 
@@ -74,18 +74,20 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     of_real, of_fake, *of_moved = scores.split(len(real))
     losses = [state.loss.critic_real(of_real), state.loss.critic_fake(of_fake)]
     if draw.place is not None:
-
-        def grad_norm(points: Tensor) -> Tensor:
-            points = points.contiguous(memory_format=state.format)
-            options = {"impl": config.impl, "rewrite": config.rewrite}
-            return value_and_grad_norm(state.critic, *present(points, draw.labels), **options)[1].to(state.dtype)
-
-        with autocast(state):
-            penalty = gradient_penalty(config.penalty, config.k_gp, grad_norm, real, fake, draw.place)
-        losses.append(config.penalty_weight * penalty)
+        losses.append(config.penalty_weight * _penalty(state, real, fake, draw))
     if of_moved:
         losses.append(config.consistency * (of_moved[0] - of_real).square().mean())
     return torch.stack(losses)
+
+
+def _penalty(state: "State", real: Tensor, fake: Tensor, draw: CriticDraw) -> Tensor:
+    """The gradient penalty on the critic before its normalisation, without its factor λ."""
+    config, penalty = state.config, PENALTIES[state.config.penalty]
+    options = {"impl": config.impl, "rewrite": config.rewrite}
+    with autocast(state):
+        points = penalty.points(real, fake, draw.place).contiguous(memory_format=state.format)
+        _, norm = value_and_grad_norm(state.critic, *present(points, draw.labels), **options)
+        return penalty.cost(norm.to(state.dtype), config.k_gp)
 
 
 def _scores(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
@@ -133,11 +135,33 @@ def _frozen(net: nn.Module) -> Iterator[None]:
         net.requires_grad_(True)
 
 
-def _rescaled(state: "State", draw: CriticDraw) -> contextlib.AbstractContextManager:
-    """The critic's weights brought to their first norms, or to Glorot's, where the run does that (Faster GN-GAN)."""
+@torch.no_grad()
+def _clip(net: nn.Module, limit: float) -> None:
+    """Every parameter to [-limit, limit] (WGAN, Arjovsky et al., 2017)."""
+    for parameter in net.parameters():
+        parameter.clamp_(-limit, limit)
+
+
+@contextlib.contextmanager
+def _rescaled(state: "State", draw: CriticDraw) -> Iterator[None]:
+    """The critic's weights brought to their first norms, or to Glorot's, where the run does that (Faster GN-GAN).
+
+    Gradients taken inside become those of the weights as they were.
+    """
     if state.config.rescale == "none":
-        return contextlib.nullcontext()
+        yield
+        return
     norm = state.first_norms if state.config.rescale == "initial" else None
     labels = None if draw.labels is None else draw.labels[:1]
     factors, _ = rescaling(state.critic, *present(draw.real[:1].to(state.dtype), labels), norm=norm)
-    return scaled_parameters(state.critic, factors)
+    scaled = [(state.critic.get_parameter(name), factor) for name, factor in factors.items()]
+    kept = [parameter.detach().clone() for parameter, _ in scaled]
+    with torch.no_grad():
+        for parameter, factor in scaled:
+            parameter.mul_(factor)
+    yield
+    with torch.no_grad():
+        for (parameter, factor), value in zip(scaled, kept, strict=True):
+            parameter.copy_(value)
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
