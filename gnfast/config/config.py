@@ -41,10 +41,11 @@ class Config:
     """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
 
     model: Literal[
-        "dcgan", "dcgan-table3", "resnet", "sngan-resnet", "mimicry-resnet", "biggan", "biggan-faster", "small"
+        *("dcgan", "dcgan-table3", "resnet", "sngan-resnet", "mimicry-resnet", "biggan", "biggan-faster", "small"),
+        *("layered-3", "layered-6", "layered-9", "layered-3-elu", "layered-3-softplus-1", "layered-3-softplus-20"),
     ] = "dcgan"
     """The networks: the papers' CNN (or with the critic of GN-GAN's Table 3), GN-GAN's ResNet, SN-GAN's, mimicry's
-    (GraN-GAN), BigGAN (needs --classes), a small CNN."""
+    (GraN-GAN), BigGAN (needs --classes), a small CNN, or its generator with a plain critic of some depth."""
     init: Literal["default", "kaiming-normal", "xavier-uniform", "normal", "orthogonal"] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
     classes: int = 0
@@ -212,8 +213,7 @@ FREE = {
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
     *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
 }
-# Analyses train networks that have no name on the command line.
-_KINDS = get_type_hints(Config) | {"model": str}
+_KINDS = get_type_hints(Config)
 REQUIRED = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
 
 

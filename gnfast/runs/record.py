@@ -13,11 +13,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from gnfast.config.config import Config, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import open_regular
 from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
-from gnfast.config.config import Config, from_json
 
 WEIGHTS = ("ema", "raw")
 # Every other score (Fréchet and kernel distances) is better the lower it is.

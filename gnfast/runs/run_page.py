@@ -6,12 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import gnfast
+from gnfast.config.config import as_json
+from gnfast.config.presets import PRESETS
 from gnfast.io.files import write_text
 from gnfast.runs.curves import Series, line_chart
-from gnfast.config.config import as_json
 from gnfast.runs.page import Html, card, element, page, picture, section, table
-from gnfast.config.presets import PRESETS
-from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, Row, best, last, measure_of, points, read_run, score_names
+from gnfast.runs.record import (
+    HIGHER_IS_BETTER,
+    WEIGHTS,
+    Record,
+    Row,
+    best,
+    last,
+    measure_of,
+    points,
+    read_run,
+    score_names,
+)
 
 # Steps that the samples are shown of, and what their pictures may weigh together, in bytes before base64.
 SHOTS = 12

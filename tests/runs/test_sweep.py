@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from gnfast.cli import main
-from gnfast.train import RunError
-from gnfast.runs import launch, lock
 from gnfast.config.config import as_json
-from gnfast.runs.launch import read_record, run_sweep, state_of
-from gnfast.runs.sweep_page import write_overview
 from gnfast.config.presets import PRESETS
+from gnfast.runs import launch, lock
+from gnfast.runs.launch import read_record, run_sweep, state_of
 from gnfast.runs.record import read_run
 from gnfast.runs.sweep_file import load_sweep
+from gnfast.runs.sweep_page import write_overview
 from gnfast.runs.sweep_results import collect, rows, spread, write_tables
+from gnfast.train import RunError
 from tests import processes
-from tests.runs.test_report import Page
+from tests.pages import Page
 
 TINY = """
 preset = "digits"
