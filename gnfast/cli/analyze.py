@@ -1,5 +1,6 @@
 """`gnfast analyze`: what normalisation does to a critic, measured and drawn."""
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,7 +100,7 @@ def run(words: list[str]) -> int:
 
 def _critic(folder: str | None, options: CriticOptions) -> int:
     from gnfast.analysis import subjects
-    from gnfast.analysis.critic_report import analyze
+    from gnfast.analysis.critic_analyses import analyze
     from gnfast.interop.device import resolve_device
     from gnfast.io.rows import read_rows
 
@@ -147,7 +148,12 @@ def _reproduce(words: list[str]) -> int:
             width=options.width,
             device=options.device,
         )
-        print(reproduce(scale, _names(figures), output_folder(options.out), jobs=options.jobs))
+        progress = sys.stderr.isatty()
+        out = output_folder(options.out)
+        page, signal = reproduce(scale, _names(figures), out, jobs=options.jobs, progress=progress)
+    if signal:
+        return 128 + signal
+    print(page)
     return 0
 
 

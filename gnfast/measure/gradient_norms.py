@@ -16,7 +16,7 @@ from gnfast.engine.functional import normalize_gradient, value_and_input_grad
 from gnfast.engine.heads import Head
 from gnfast.errors import UnsupportedError
 
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 CHUNK = 256
 
 
@@ -72,9 +72,10 @@ def gradient_norms(
     return GradientNorms(*joined)
 
 
-def quantiles(values: Tensor) -> Tensor:
-    """Least value, lower quartile, median, upper quartile and largest value of (N,): (5,) float64 on the CPU."""
-    return torch.quantile(values.double().cpu(), torch.tensor(QUANTILES, dtype=torch.float64))
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Least value, quartiles and largest value of (N,), under the names of `QUANTILES`."""
+    places = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
+    return dict(zip(QUANTILES, torch.quantile(values.double().cpu(), places).tolist(), strict=True))
 
 
 @contextlib.contextmanager

@@ -33,6 +33,15 @@ class LossDomain:
         """The length of Ω."""
         return float(self.omega[1] - self.omega[0])
 
+    def row(self) -> dict[str, float]:
+        """The ends as `omega_min`, `omega_max`, and `slope_PART_min`, `slope_PART_max` for each part of the loss."""
+        ends = {"omega": self.omega} | {f"slope_{part}": slopes for part, slopes in self.slopes.items()}
+        return {
+            f"{name}_{end}": value
+            for name, pair in ends.items()
+            for end, value in zip(("min", "max"), pair.tolist(), strict=True)
+        }
+
 
 def loss_domain(loss: Loss, real: Tensor, fake: Tensor, points: int = POINTS) -> LossDomain:
     """Ω and the slopes of a loss on it.

@@ -1,6 +1,6 @@
 """A sweep: a TOML file that names a preset, base options and what to vary, and the runs that follow from it.
 
-`docs/sweeps.md` describes the file. This module reads it; `launch.py` trains its runs and `tables.py` sums them up.
+`docs/sweeps.md` describes the file. This module reads it; `launch.py` trains its runs, `sweep_results.py` sums them up.
 """
 
 import dataclasses
@@ -109,21 +109,31 @@ def load_sweep(path: Path, out: Path | None = None, extractor: str = "") -> Swee
             text = file.read(_FILE_BYTES + 1)
         if len(text) > _FILE_BYTES:
             raise ValueError(f"longer than {_FILE_BYTES >> 20} MiB")
-        return _sweep(tomllib.loads(text.decode()), out, path.stem, extractor)
+        return sweep_of(tomllib.loads(text.decode()), out, extractor, path.stem)
     except RecursionError as error:
         raise ValueError(f"{path}: lists or tables are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
-def _sweep(found: dict[str, Any], out: Path | None, stem: str, extractor: str) -> Sweep:
+def sweep_of(found: dict[str, Any], out: Path | None = None, extractor: str = "", stem: str = "sweep") -> Sweep:
+    """The sweep that a file with this content describes.
+
+    Args:
+        found: as TOML has it.
+        out, extractor: as for `load_sweep`.
+        stem: the file's name without its ending.
+
+    Raises:
+        ValueError: a name or value that it cannot have.
+    """
     _known("the file", found, TOP)
     for name, kind in (("preset", str), ("out", str), ("score", str), ("base", dict), ("grid", dict), ("run", dict)):
         if name in found and not isinstance(found[name], kind):
             raise ValueError(f"{name}: want a {'table' if kind is dict else 'string'}, got {found[name]!r}")
+    out = out or expanded(found.get("out", f"runs/{stem}"))
     base = _options("[base]", found.get("base", {}))
     axes = [*_case_axes(found.get("case", [])), *_grid_axes(found.get("grid", {}))]
-    out = out or expanded(found.get("out", f"runs/{stem}"))
     cases = tuple(_cases(found.get("preset", ""), base, axes, out, extractor))
     twice, count = Counter(case.name for case in cases).most_common(1)[0]
     if count > 1:

@@ -23,7 +23,7 @@ from gnfast.runs.sweep_page import write_overview
 from gnfast.runs.sweep_results import collect, rows, spread, write_tables
 from gnfast.train import RunError
 from tests import processes
-from tests.runs.test_report import Page
+from tests.pages import Page
 
 TINY = """
 preset = "digits"

@@ -1,21 +1,30 @@
-"""The measurements of one critic as rows for figures and CSV files."""
+"""Measurements as rows for figures and CSV files: of one critic, and of what a run logged while it trained."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnfast.analysis.figures import Rows
+from gnfast.analysis.rows import Rows
 from gnfast.engine import heads
 from gnfast.losses import Loss
-from gnfast.measure.finite_differences import finite_differences
-from gnfast.measure.gradient_norms import gradient_norms, quantiles
-from gnfast.measure.lipschitz_constants import distributions, model_lipschitz, prefix_lipschitz
-from gnfast.measure.loss_domain import PARTS, loss_domain, slopes
-from gnfast.measure.singular_values import layer_spectra
+from gnfast.measure import (
+    distributions,
+    finite_differences,
+    gradient_norms,
+    layer_spectra,
+    loss_domain,
+    model_lipschitz,
+    prefix_lipschitz,
+    quantiles,
+    slopes,
+)
+from gnfast.measure.gradient_norms import QUANTILES
+from gnfast.measure.loss_domain import PARTS
 
-QUANTILE_NAMES = ("min", "q25", "median", "q75", "max")
+KINDS = {"real": "real", "fake": "generated"}
 DECADES = (-4, 2)
 PER_DECADE = 2
 
@@ -55,22 +64,14 @@ class Subject:
         return 1 / (self.tau or 1.0) if self.method == "gran" else None
 
 
-def gradient_rows(subject: Subject, normalized: bool = True) -> Rows:
-    """For `gradient_norm_boxes`: of f̂, or of f."""
-    rows = []
+def gradient_rows(subject: Subject) -> Rows:
+    """For `gradient_norm_boxes`."""
     images = {"real": subject.real} | ({} if subject.fake is None else {"generated": subject.fake})
+    rows = []
     for kind, x in images.items():
-        norms = gradient_norms(subject.critic, x, **(subject.normaliser if normalized else {})).normalized_norm
-        numbers = dict(zip(QUANTILE_NAMES, quantiles(norms).tolist(), strict=True))
-        rows.append(
-            {
-                "critic": subject.name,
-                "images": kind,
-                "count": len(x),
-                **numbers,
-                "bound": subject.bound if normalized else None,
-            }
-        )
+        norms = gradient_norms(subject.critic, x, **subject.normaliser).normalized_norm
+        key = {"critic": subject.name, "images": kind, "count": len(x)}
+        rows.append({**key, **quantiles(norms), "bound": subject.bound})
     return rows
 
 
@@ -82,8 +83,8 @@ def finite_difference_rows(subject: Subject, count: int = 64) -> Rows:
     rows = []
     for distance, values in zip(distances.tolist(), found, strict=True):
         values = values[~values.isnan()]
-        numbers = quantiles(values).tolist() if len(values) else [0.0] * len(QUANTILE_NAMES)
-        rows.append({"critic": subject.name, "distance": distance, **dict(zip(QUANTILE_NAMES, numbers, strict=True))})
+        numbers = quantiles(values) if len(values) else dict.fromkeys(QUANTILES, 0.0)
+        rows.append({"critic": subject.name, "distance": distance, **numbers})
     return rows
 
 
@@ -118,18 +119,10 @@ def spectrum_rows(subject: Subject) -> tuple[Rows, Rows]:
     return values, norms
 
 
-def domain_row(subject: Subject) -> dict[str, float]:
-    """Ω of a subject with a loss and generated images, and the slopes of each part of the loss on it."""
-    domain = loss_domain(subject.loss, *_logits(subject))
-    row = {"omega_min": float(domain.omega[0]), "omega_max": float(domain.omega[1])}
-    for name, (low, high) in domain.slopes.items():
-        row |= {f"slope_{name}_min": float(low), f"slope_{name}_max": float(high)}
-    return row
-
-
 def slope_rows(subject: Subject, points: int = 200) -> Rows:
     """For `loss_slopes`: the derivative of each part of the loss over Ω."""
-    omega = loss_domain(subject.loss, *_logits(subject)).omega
+    logits = [gradient_norms(subject.critic, x, **subject.normaliser).normalized for x in (subject.real, subject.fake)]
+    omega = loss_domain(subject.loss, *logits).omega
     places = omega[0] + (omega[1] - omega[0]) * torch.linspace(0, 1, points, dtype=torch.float64)
     return [
         {"part": part, "logit": logit, "slope": slope}
@@ -138,9 +131,40 @@ def slope_rows(subject: Subject, points: int = 200) -> Rows:
     ]
 
 
-def _logits(subject: Subject) -> tuple[Tensor, Tensor]:
-    real, fake = (
-        gradient_norms(subject.critic, images, **subject.normaliser).normalized
-        for images in (subject.real, subject.fake)
-    )
-    return real, fake
+def norm_training_rows(history: Rows) -> Rows:
+    """For `gradient_norms_over_training`."""
+    return [
+        {"images": kind, "step": row["step"], **dict(zip(QUANTILES, values, strict=True))}
+        for key, kind in KINDS.items()
+        for row, values in _numbers(history, [f"grad_norm_{key}_{quantile}" for quantile in QUANTILES])
+    ]
+
+
+def sigma_rows(history: Rows, critic: str) -> Rows:
+    """For `sigmas_over_training`."""
+    layers = dict.fromkeys(key.removeprefix("sigma/") for row in history for key in row if key.startswith("sigma/"))
+    rows = []
+    for layer in layers:
+        applied = {row["step"]: value for row, (value,) in _numbers(history, [f"sigma_applied/{layer}"])}
+        for row, (raw,) in _numbers(history, [f"sigma/{layer}"]):
+            key = {"critic": critic, "step": row["step"], "layer": layer}
+            rows.append({**key, "raw": raw, "applied": applied.get(row["step"], raw)})
+    return rows
+
+
+def domain_rows(history: Rows, part: str, family: str, setting: str) -> Rows:
+    """For `domains_over_training`: with the slopes of one part of the loss."""
+    names = ("omega_min", "omega_max", "slope_min", "slope_max")
+    keys = [name.replace("slope", f"slope_{part}") for name in names]
+    return [
+        {"family": family, "setting": setting, "step": row["step"], **dict(zip(names, values, strict=True))}
+        for row, values in _numbers(history, keys)
+    ]
+
+
+def _numbers(history: Rows, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    """The rows that have numbers under all the names, with these: others lack them, and the file may be damaged."""
+    for row in history:
+        found = [row.get(name) for name in names]
+        if all(type(value) in (int, float) for value in found):
+            yield row, found
