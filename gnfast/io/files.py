@@ -176,7 +176,7 @@ def own_part(path: Path) -> Iterator[Path]:
         file.close()
     with file:
         try:
-            with _unwinding():
+            with unwinding():
                 yield part
         finally:
             part.unlink(missing_ok=True)
@@ -206,8 +206,8 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
 
 
 @contextmanager
-def _unwinding() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the block instead of ending the process at once, unless they are handled already."""
+def unwinding() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block as Ctrl-C does, unless they are handled already."""
     if threading.current_thread() is not threading.main_thread():
         # Python delivers signals to the main thread only.
         yield
