@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.kernels.sign_bits import leaky_relu_mask_torch, leaky_relu_pack_torch
+from gnfast.kernels.sign_bits import plain
 
 SHAPES = [(64, 128, 32, 32), (64, 128, 8, 8), (64, 64)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -24,7 +24,7 @@ def activation_rows(x):
         "relu_": (lambda: torch.relu_(buffer), 2 * x.nbytes),
         "pack": (lambda: leaky_relu_pack(x), 2 * x.nbytes + words),
         "pack_": (lambda: leaky_relu_pack(buffer, inplace=True), 2 * x.nbytes + words),
-        "pack, plain PyTorch": (lambda: leaky_relu_pack_torch(x, 0.0), 2 * x.nbytes + words),
+        "pack, plain PyTorch": (lambda: plain.pack(x, 0.0), 2 * x.nbytes + words),
     }
 
 
@@ -38,7 +38,7 @@ def cotangent_rows(x):
         "t * (x > 0)": (lambda: t * (x > 0), 3 * x.nbytes),
         "mask": (lambda: leaky_relu_mask(t, bits), 2 * x.nbytes + words),
         "mask_": (lambda: leaky_relu_mask(buffer, bits, inplace=True), 2 * x.nbytes + words),
-        "mask, plain PyTorch": (lambda: leaky_relu_mask_torch(t, bits, 0.0), 2 * x.nbytes + words),
+        "mask, plain PyTorch": (lambda: plain.mask(t, bits, 0.0), 2 * x.nbytes + words),
     }
 
 
@@ -46,7 +46,7 @@ def check(x):
     t = torch.randn_like(x)
     y, bits = leaky_relu_pack(x)
     assert torch.equal(y, torch.relu(x))
-    assert torch.equal(bits, leaky_relu_pack_torch(x, 0.0)[1])
+    assert torch.equal(bits, plain.pack(x, 0.0)[1])
     assert torch.equal(leaky_relu_mask(t, bits), torch.ops.aten.threshold_backward(t, x, 0))
 
 

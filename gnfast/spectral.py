@@ -22,13 +22,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm as TorchSpectralNorm
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, register_parametrization
 
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.kernels.spectral import (
-    as_matrix,
-    spectral_norm_backward,
-    spectral_norm_backward_torch,
-    spectral_norm_iterate,
-    spectral_norm_scale,
-)
+from gnfast.kernels.spectral import plain, spectral_norm_backward, spectral_norm_iterate, spectral_norm_scale
+from gnfast.kernels.spectral.plain import as_matrix
 
 LAYERS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -440,7 +435,7 @@ class _Divide(torch.autograd.Function):
         if torch.is_grad_enabled():
             # To be differentiated again: σ has to be a function of W.
             sigma = _sigma(weights, vectors, dims)
-            used_results = spectral_norm_backward_torch(grads, weights, vectors, sigma, dims, coeffs)
+            used_results = plain.backward(grads, weights, vectors, sigma, dims, coeffs)
         else:
             used_results = spectral_norm_backward(grads, weights, vectors, sigma, dims, coeffs)
         for i, result in zip(used, used_results, strict=True):

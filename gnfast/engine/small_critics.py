@@ -8,15 +8,16 @@ from torch import Tensor
 
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
+from gnfast.kernels.backend import implementation
 from gnfast.kernels.head import Formula
-from gnfast.kernels.mlp import Chain, fits, mlp_kernels
+from gnfast.kernels.mlp import Chain, fits
 from gnfast.plan.chain import chain_of
 from gnfast.plan.plan import Plan
 
 
 def normalized_by_two_kernels(plan: Plan, head: Head, keep: bool, x: Tensor, operands: list[Tensor]) -> Tensor | None:
     """f̂ of the Plan's output shape, differentiable once; None where the passes are to run operation by operation."""
-    if head.formula is None or mlp_kernels(x.device.type) is None:
+    if head.formula is None or implementation("mlp", x.device.type) is None:
         return None
     chain = _chain(plan)
     if chain is None or not fits([tuple(operands[slot].shape) for slot in chain.weights], x.dtype):
@@ -30,7 +31,7 @@ class _Normalized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chain: Chain, formula: Formula, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
-        kernels = mlp_kernels(x.device.type)
+        kernels = implementation("mlp", x.device.type)
         ctx.chain, ctx.formula, ctx.kernels = chain, formula, kernels
         layers = _layers(chain, operands)
         f_hat, *saved = kernels.forward(formula, chain.slope, _rows(x), *layers, keep)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.kernels.join import uses_fused
+from gnfast.kernels.backend import implementation
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, autocast_dtype
 from gnfast.plan.ops.detach import Detach
@@ -435,7 +435,7 @@ def record(
         trainable,
         tuple(recorder.refusals),
         rewritten,
-        uses_fused(x.device.type) if fused is None else fused,
+        implementation("join", x.device.type).FUSES if fused is None else fused,
     )
     return plan, plan.operands(recorder.operands, recorder._sources), shape
 
