@@ -12,7 +12,7 @@ from benchmarks.gpu.section import Context, Row
 from gnfast.bench.clock import device_us
 from gnfast.bench.graph import captured
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.kernels.sign_bits import leaky_relu_mask_torch, leaky_relu_pack_torch
+from gnfast.kernels.sign_bits import plain
 
 threshold_backward = torch.ops.aten.threshold_backward
 
@@ -35,12 +35,12 @@ def sign_bit_operations(x: Tensor) -> dict[str, Operation]:
         "relu_": Operation(lambda: torch.relu_(in_place), 2 * x.nbytes, "relu_"),
         "pack": Operation(lambda: leaky_relu_pack(x), least, "relu"),
         "pack_": Operation(lambda: leaky_relu_pack(in_place, inplace=True), least, "relu_"),
-        "pack, plain PyTorch": Operation(lambda: leaky_relu_pack_torch(x, 0.0), least, "relu"),
+        "pack, plain PyTorch": Operation(lambda: plain.pack(x, 0.0), least, "relu"),
         "threshold_backward": Operation(lambda: threshold_backward(t, x, 0), 3 * x.nbytes, "threshold_backward"),
         "t * (x > 0)": Operation(lambda: t * (x > 0), 3 * x.nbytes, "t * (x > 0)"),
         "mask": Operation(lambda: leaky_relu_mask(t, bits), least, "threshold_backward"),
         "mask_": Operation(lambda: leaky_relu_mask(in_place, bits, inplace=True), least, "t * (x > 0)"),
-        "mask, plain PyTorch": Operation(lambda: leaky_relu_mask_torch(t, bits, 0.0), least, "threshold_backward"),
+        "mask, plain PyTorch": Operation(lambda: plain.mask(t, bits, 0.0), least, "threshold_backward"),
     }
 
 
@@ -49,7 +49,7 @@ def check_sign_bits(x: Tensor) -> None:
     t = torch.randn_like(x)
     y, bits = leaky_relu_pack(x)
     assert torch.equal(y, torch.relu(x)), "leaky_relu_pack differs from torch.relu"
-    assert torch.equal(bits, leaky_relu_pack_torch(x, 0.0)[1]), "leaky_relu_pack: wrong bits"
+    assert torch.equal(bits, plain.pack(x, 0.0)[1]), "leaky_relu_pack: wrong bits"
     assert torch.equal(leaky_relu_mask(t, bits), threshold_backward(t, x, 0)), "leaky_relu_mask: wrong cotangent"
 
 

@@ -22,11 +22,11 @@ TEST_LIMIT = 60
 # Seconds before a section's limit from which on pytest is ended, so that it can say what it has.
 ENDING = 10
 # The Triton twins of what the CUDA library does: they run only where it is not built.
-REPLACED = "not (test_spectral_kernels and triton)"
+REPLACED = "not (test_spectral_norm and triton)"
 
-SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_kernels.py"
-JOIN, HEAD = (f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("pointwise", "pointwise_heads"))
-MLP, CONV = "tests/kernels/test_pointwise_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
+SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_norm.py"
+JOIN, HEAD = (f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("join", "head"))
+MLP, CONV = "tests/kernels/test_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
 # Each kernel on two shapes.
 SMOKE = (
     f"{SIGN_BITS}[torch.float32-100003-contiguous-0.0-cuda-operators]",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.errors import InputError
-from gnfast.kernels.join import uses_fused
+from gnfast.kernels.backend import implementation
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
 from gnfast.plan.plan import Derived, Node, Plan, Refusal
@@ -84,7 +84,7 @@ def record(
         frozenset(slot for slot, operand in enumerate(operands.tensors) if operand.requires_grad),
         tuple(recorder.refusals),
         rewritten,
-        uses_fused(x.device.type) if fused is None else fused,
+        implementation("join", x.device.type).FUSES if fused is None else fused,
     )
     return plan, plan.operands(operands.tensors, operands.sources)
 

@@ -26,11 +26,7 @@ from gnfast.bench import iteration, spectral_ways
 from gnfast.bench.critic_steps import Normalize, critic_step, four_passes, generator_step, without_rewrites
 from gnfast.bench.critics import shipped
 from gnfast.bench.mode import tuned
-from gnfast.kernels import backend, conv, mlp, sign_bits
-from gnfast.kernels import head as heads
-from gnfast.kernels import join as pointwise
-from gnfast.kernels import spectral as spectral_kernels
-from gnfast.kernels import winograd as conv_winograd
+from gnfast.kernels import backend
 from gnfast.train.state import State
 from tests.kernels.cubin import resources
 
@@ -131,7 +127,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
     from triton.runtime.jit import JITFunction
 
     found: dict[str, Specialisation] = {}
-    run, unavailable = JITFunction.run, backend._unavailable
+    run = JITFunction.run
 
     def compile_alone(self, *args, grid, warmup, **kwargs):
         started = time.perf_counter()
@@ -139,23 +135,12 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         seconds = time.perf_counter() - started
         found.setdefault(compiled.hash, Specialisation(self.__name__, self.module, compiled, seconds))
 
-    caches = pointwise._implementation, heads.head_kernels, mlp.mlp_kernels, conv._backends
+    chosen = {("winograd", "cpu"): ("torch",)} | {(operation, "cpu"): ("triton",) for operation in triton}
     with contextlib.ExitStack() as stack:
-        table = {operation: {**row, **({"cpu": ("triton",)} if operation in triton else {})}
-                 for operation, row in backend.TABLE.items()}  # fmt: skip
-        stack.enter_context(mock.patch.dict(backend.TABLE, table))
-        stack.enter_context(
-            mock.patch.object(backend, "_unavailable", lambda name: None if name == "triton" else unavailable(name))
-        )
+        stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
-        stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
         stack.enter_context(mock.patch("gnfast.plan.recorder.widened", return_value=torch.float32))
-        for module in (sign_bits, spectral_kernels):
-            stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
-        for cache in caches:
-            cache.cache_clear()
-            stack.callback(cache.cache_clear)
         stack.enter_context(mock.patch.object(driver, "_active", _Target(capability)))
         stack.enter_context(_Uncomputed())
         yield found
@@ -218,7 +203,7 @@ STEPS: dict[str, Callable[[], None]] = {
 
 def specialisations(step: str, capability: int) -> dict[str, Specialisation]:
     """What one of `STEPS` launches: hash: specialisation."""
-    spectral = ("spectral_norm",) if step.startswith("spectral") else ()
+    spectral = ("spectral",) if step.startswith("spectral") else ()
     with recording(capability, (*IN_TRITON, *spectral)) as found:
         STEPS[step]()
     return found

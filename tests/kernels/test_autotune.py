@@ -13,15 +13,11 @@ KEY = ("operation", (4, 3), torch.float32)
 
 
 @pytest.fixture
-def clock(monkeypatch, tmp_path):
-    """Seconds per call by candidate, in place of measurements; the calls made by name."""
-    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
-    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
-    autotune._loaded.cache_clear()
+def clock(tuner, monkeypatch):
+    """Seconds per call by candidate, in place of measurements."""
     seconds = {}
     monkeypatch.setattr(autotune, "_seconds", lambda call, device: seconds[call.__name__]())
-    yield seconds
-    autotune._loaded.cache_clear()
+    return seconds
 
 
 def candidate(name, value, calls=None):
@@ -141,22 +137,19 @@ def test_off_by_default(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_tuned_kernels_and_none_during_capture(monkeypatch, tmp_path):
-    from gnfast.kernels.join import triton as pointwise_triton
+@pytest.mark.usefixtures("tuner")
+def test_tuned_kernels_and_none_during_capture():
+    from gnfast.kernels.join import triton as join
 
-    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
-    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
-    autotune._loaded.cache_clear()
     device = torch.device("cuda", torch.cuda.current_device())
     x, bias = torch.randn(64, 128, 32, 32, device=device), torch.randn(128, device=device)
     bias_first = torch.relu(x + bias[:, None, None])
-    pointwise_triton.forward([x], [bias], 1, 0.0, False, None)
+    join.forward([x], [bias], 1, 0.0, False, None)
     assert len(json.loads(autotune.cache_file(device).read_text())) == 1
     graph = torch.cuda.CUDAGraph()
-    y = pointwise_triton.forward([x[:32]], [bias], 1, 0.0, False, None, "64x4")
+    y = join.forward([x[:32]], [bias], 1, 0.0, False, None, "64x4")
     with torch.cuda.graph(graph):
-        y = pointwise_triton.forward([x[:32]], [bias], 1, 0.0, False, None)[0]
+        y = join.forward([x[:32]], [bias], 1, 0.0, False, None)[0]
     graph.replay()
     torch.testing.assert_close(y, bias_first[:32])
     assert len(json.loads(autotune.cache_file(device).read_text())) == 1
-    autotune._loaded.cache_clear()

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gnfast import models, normalize_gradient
 from gnfast.engine.reference import normalize_gradient as double_backward
-from gnfast.kernels import winograd as conv_winograd
+from gnfast.kernels import winograd
 from gnfast.kernels.winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 from tests.processes import run_python
 
@@ -32,7 +32,7 @@ SIZES = [
     (1, 520, 528, 4, 5),
     (11, 8, 16, 27, 30),
 ]
-ENABLED = pytest.mark.skipif(not conv_winograd._enabled, reason="needs the C++ library and a processor with AVX2")
+ENABLED = pytest.mark.skipif(not winograd.enabled("cpu"), reason="needs the C++ library and a processor with AVX2")
 
 
 def arguments(stride: int = 1, padding: int = 0, dilation: int = 1, transposed: bool = False, groups: int = 1):
@@ -97,7 +97,7 @@ class Called(TorchDispatchMode):
 @pytest.fixture
 def any_size(monkeypatch):
     """Winograd however small the problem."""
-    monkeypatch.setattr(conv_winograd, "_MIN_POSITIONS", 1)
+    monkeypatch.setattr(winograd, "_MIN_POSITIONS", 1)
 
 
 @ENABLED
@@ -337,6 +337,6 @@ def test_operators_refuse_what_does_not_fit():
 
 @pytest.mark.parametrize("variable", ["GNFAST_BACKEND=torch", "ATEN_CPU_CAPABILITY=default"])
 def test_switched_off(variable):
-    code = "from gnfast.kernels import winograd; print(winograd._enabled)"
+    code = "from gnfast.kernels import winograd; print(winograd.enabled('cpu'))"
     run = run_python("-c", code, **dict([variable.split("=")]))
     assert run.stdout.split() == ["False"], run.stderr

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnfast.kernels import backends, spectral, spectral_norm_backward, spectral_norm_iterate, spectral_norm_scale
-from gnfast.kernels.spectral import as_matrix
+from gnfast.kernels import backends, spectral_norm_backward, spectral_norm_iterate, spectral_norm_scale
+from gnfast.kernels.spectral.plain import as_matrix
 from tests.processes import run_python
 
 NAN = float("nan")
@@ -27,20 +27,17 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _implementation(device, implementation, monkeypatch):
+def _implementation(device, implementation, use):
     """Sends the public functions through the implementation under test."""
     if implementation == "operators" and backends()["spectral_norm"][device] == "torch":
         pytest.fail(f"the library for {device} is not built")
     if implementation == "torch":
-        monkeypatch.setitem(spectral._in_use, device, spectral._TORCH)
+        use("spectral", device, "torch")
     if implementation == "triton":
         if device == "cpu":
             pytest.skip("Triton's kernels run on GPUs")
         pytest.importorskip("triton")
-        from gnfast.kernels.spectral import triton as spectral_triton
-
-        chosen = spectral._Implementation(spectral_triton.iterate, spectral_triton.scale, spectral_triton.backward)
-        monkeypatch.setitem(spectral._in_use, device, chosen)
+        use("spectral", device, "triton")
 
 
 def channels_last(*shape: int) -> Tensor:

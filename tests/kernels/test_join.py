@@ -1,7 +1,5 @@
 """Fused steps between matrix products: the rewrite, the plain twin and the Triton kernels, against double backward."""
 
-import importlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +7,9 @@ from torch import nn
 
 import gnfast
 from gnfast import models
-from gnfast.kernels import join as pointwise
-from gnfast.kernels import sign_bits
+from gnfast.kernels.backend import implementation
+from gnfast.kernels.join import plain
+from gnfast.kernels.sign_bits import plain as sign_bits
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.conv_join import ConvJoin
@@ -20,12 +19,6 @@ from tests.engine.test_engine import NETWORKS
 from tests.oracle import assert_matches_double_backward
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@pytest.fixture
-def fused(monkeypatch):
-    # The package exports a function of the module's name.
-    monkeypatch.setattr(importlib.import_module("gnfast.plan.trace"), "uses_fused", lambda device_type: True)
 
 
 class Joints(nn.Module):
@@ -87,9 +80,8 @@ def test_nothing_is_left_between_the_layers():
     assert [conv.adds_bias for conv in convs if isinstance(conv, Conv)] == [False] * 10
 
 
-@pytest.mark.parametrize("device_type", ["cpu"])
-def test_plans_are_not_fused_where_there_is_no_kernel(device_type):
-    assert not pointwise.uses_fused(device_type)
+def test_plans_are_not_fused_where_there_is_no_kernel():
+    assert not implementation("join", "cpu").FUSES
 
 
 # shape, axis of the biases, memory format: aligned and unaligned rows, both orders, vectors and sequences.
@@ -120,7 +112,7 @@ def assert_same(actual, expected):
 
 def check_join(shape, axis, layout, dtype, terms, biases, slope, keep_sum, device):
     """The Triton kernels against the twin: every output, with and without memory to write into."""
-    from gnfast.kernels.join import triton as pointwise_triton
+    from gnfast.kernels.join import triton as kernel
 
     def made(size=shape):
         t = torch.randn(size, dtype=torch.float64, device=device).to(dtype)
@@ -129,8 +121,7 @@ def check_join(shape, axis, layout, dtype, terms, biases, slope, keep_sum, devic
     values = [made() for _ in range(terms)]
     offsets = [made((shape[axis],)) for _ in range(biases)]
     scale = torch.randn(shape[0], dtype=torch.float32, device=device)
-    twin, kernel = pointwise.TorchJoin, pointwise_triton
-    expected = twin.forward(values, offsets, axis, slope, keep_sum, None)
+    expected = plain.forward(values, offsets, axis, slope, keep_sum, None)
     fresh = kernel.forward(values, offsets, axis, slope, keep_sum, None)
     copy = values[0].clone()
     inside = kernel.forward([copy, *values[1:]], offsets, axis, slope, keep_sum, copy)
@@ -139,14 +130,14 @@ def check_join(shape, axis, layout, dtype, terms, biases, slope, keep_sum, devic
             assert_same(left, right)
     assert (inside[1] if keep_sum else inside[0]) is copy
     bits = expected[2]
-    expected = twin.pushforward(values, offsets, scale, axis, bits, slope, keep_sum, None)
+    expected = plain.pushforward(values, offsets, scale, axis, bits, slope, keep_sum, None)
     for left, right in zip(
         kernel.pushforward(values, offsets, scale, axis, bits, slope, keep_sum, None), expected, strict=True
     ):
         assert_same(left, right)
     after = [made() for _ in range(2 if keep_sum else 0)]
     for count in range(len(after) + 1):
-        expected = twin.pullback(values, after[:count], bits, slope, None)
+        expected = plain.pullback(values, after[:count], bits, slope, None)
         assert_same(kernel.pullback(values, after[:count], bits, slope, None), expected)
         copy = values[0].clone()
         assert_same(kernel.pullback([copy, *values[1:]], after[:count], bits, slope, copy), expected)
@@ -167,27 +158,22 @@ def test_interpreted_kernels_match_the_twin(name, dtype):
 
 @pytest.mark.interpreted
 def test_interpreted_at_zero_and_beyond():
-    from gnfast.kernels.join import triton as pointwise_triton
+    from gnfast.kernels.sign_bits import triton
 
     x = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3.0] * 5)
     for slope in (0.0, 0.2):
-        y, bits = sign_bits.leaky_relu_pack_torch(x, slope)
-        actual, words = pointwise_triton.leaky_relu_pack(x, slope)
+        y, bits = sign_bits.pack(x, slope)
+        actual, words = triton.pack(x, slope)
         torch.testing.assert_close(actual, y, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(words, bits)
-        expected = sign_bits.leaky_relu_mask_torch(x, bits, slope)
-        torch.testing.assert_close(
-            pointwise_triton.leaky_relu_mask(x, bits, slope), expected, rtol=0, atol=0, equal_nan=True
-        )
+        expected = sign_bits.mask(x, bits, slope)
+        torch.testing.assert_close(triton.mask(x, bits, slope), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.interpreted
-@pytest.mark.usefixtures("fused")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_interpreted_kernels_under_the_engine(layout, monkeypatch):
-    from gnfast.kernels.join import triton as pointwise_triton
-
-    monkeypatch.setattr(pointwise, "_implementation", lambda device_type: pointwise_triton)
+def test_interpreted_kernels_under_the_engine(layout, use):
+    use("join", "cpu", "triton")
     net = Joints().double().to(memory_format=LAYOUTS[layout])
     x = torch.randn(3, 3, 5, 7, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
     assert_matches_double_backward(net, x)

@@ -8,8 +8,8 @@ from torch import nn
 
 import gnfast
 from gnfast import heads, reference
-from gnfast.engine import small_critics as small
 from gnfast.kernels import mlp
+from gnfast.kernels.backend import implementation
 from gnfast.plan.chain import chain_of
 from tests.oracle import outputs_and_gradients, relative_error
 
@@ -49,11 +49,11 @@ def check(case, method, device, dtype=torch.float32, tolerance=2e-5):
 
 
 @pytest.fixture
-def interpreted(monkeypatch):
-    from gnfast.kernels.mlp import triton as mlp_triton
-
-    calls = []
-    monkeypatch.setattr(small, "mlp_kernels", lambda device_type: calls.append(device_type) or mlp_triton)
+def interpreted(use, monkeypatch):
+    use("mlp", "cpu", "triton")
+    kernels, calls = implementation("mlp", "cpu"), []
+    forward = kernels.forward
+    monkeypatch.setattr(kernels, "forward", lambda *given: calls.append(given) or forward(*given))
     yield
     assert calls
 
@@ -90,7 +90,7 @@ def test_which_plans_are_chains():
         nn.Sequential(nn.Linear(12, 5), nn.Hardtanh(), nn.Linear(5, 1)),
     ):
         assert chain_of(gnfast.trace(net, x)) is None
-    assert mlp.mlp_kernels("cpu") is None
+    assert implementation("mlp", "cpu") is None
     assert mlp.fits([(64, 2), (1, 64)], torch.float32)
     assert not mlp.fits([(65, 2), (1, 65)], torch.float32)
     assert not mlp.fits([(16, 2), (1, 16)], torch.float64)

@@ -8,7 +8,7 @@ import torch
 
 import gnfast
 from gnfast import heads, models, reference
-from gnfast.kernels import head as head_kernels
+from gnfast.kernels.backend import implementation
 from tests.engine.test_engine import ResNet
 from tests.oracle import outputs_and_gradients, relative_error
 
@@ -68,10 +68,8 @@ def test_interpreted_kernels_match_the_twin(name, dtype):
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("name", HEADS)
-def test_interpreted_kernels_under_the_engine(name, monkeypatch):
-    from gnfast.kernels.head import triton as heads_triton
-
-    monkeypatch.setattr(heads, "head_kernels", lambda device_type: heads_triton)
+def test_interpreted_kernels_under_the_engine(name, use):
+    use("head", "cpu", "triton")
     check_engine(name, ResNet().double(), torch.randn(3, 3, 5, 7, dtype=torch.float64))
 
 
@@ -85,7 +83,7 @@ def check_engine(name, net, x):
 
 def test_every_named_method_has_a_formula():
     assert all(head.formula is not None for head in HEADS.values())
-    assert head_kernels.head_kernels("cpu") is None
+    assert implementation("head", "cpu") is None
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """Convolutions fused with the pointwise work around them: the Plan, the choice among kernels, and the whole engine.
 
-The kernels of `conv_triton` are stood for by a plain PyTorch twin, so that everything around them is checked in float64
-against double backward; their own numbers are checked in `test_conv_triton.py`.
+A plain PyTorch twin stands for the Triton kernels, so that everything around them is checked in float64 against double
+backward; their own numbers are checked in `test_conv_triton.py`.
 """
 
 import copy
@@ -18,13 +18,16 @@ import gnfast
 from gnfast import heads, models, reference
 from gnfast.bench.count import work
 from gnfast.kernels import autotune, backend, conv
+from gnfast.kernels.conv import contest
+from gnfast.kernels.conv.tiles import CONFIGURATIONS
+from gnfast.kernels.join import plain
 from gnfast.plan import fuse
 from gnfast.plan.ops.conv_join import ConvJoin
 from gnfast.steps.captured import CapturedStep
 from tests.engine.test_engine import NETWORKS
 from tests.engine.test_precision import budget
 from tests.kernels.conv_twin import ConvTwin
-from tests.kernels.test_pointwise import Joints
+from tests.kernels.test_join import Joints
 from tests.oracle import assert_matches_double_backward, outputs_and_gradients, relative_error
 
 # The package exports a function of the module's name.
@@ -33,32 +36,16 @@ LAST = torch.channels_last
 
 
 @pytest.fixture
-def fused(monkeypatch):
-    monkeypatch.setattr(TRACE, "uses_fused", lambda device_type: True)
-
-
-def use(kernels, monkeypatch, backends=("triton",)):
-    """Makes them the Triton kernels, which run unmeasured unless PyTorch's convolutions are a backend too."""
-    monkeypatch.setattr(conv, "_backends", lambda device_type: backends)
-    monkeypatch.setattr(conv, "_kernels", lambda: kernels)
-    return kernels
+def twin(fused, use):
+    return use("conv", "cpu", "triton", module=ConvTwin())
 
 
 @pytest.fixture
-def twin(fused, monkeypatch):
-    return use(ConvTwin(), monkeypatch)
-
-
-@pytest.fixture
-def tuner(monkeypatch, tmp_path):
-    """Turns the tuner on; seconds per call by the candidate's name, 1 for those that are not there."""
-    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
-    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
-    autotune._loaded.cache_clear()
+def seconds(tuner, monkeypatch):
+    """Of each call, by the candidate's name; 1 for those that are not there."""
     seconds = {}
     monkeypatch.setattr(autotune, "_seconds", lambda call, device: seconds.get(*getattr(call, "args", ("apart",)), 1.0))
-    yield seconds
-    autotune._loaded.cache_clear()
+    return seconds
 
 
 def choices():
@@ -244,7 +231,7 @@ def test_no_more_is_done_for_one_parameter_alone(name, monkeypatch):
     net.get_parameter(name).requires_grad_()
     stated, plan = (TRACE.record(net, x, (), {}, rewritten=False, fused=fused)[0] for fused in (False, True))
     assert plan.flops() == stated.flops() and plan.kept_bytes() == stated.kept_bytes()
-    monkeypatch.setattr(TRACE, "uses_fused", lambda device_type: True)
+    monkeypatch.setattr(plain, "FUSES", True)
     assert_matches_double_backward(net, x)
 
 
@@ -379,15 +366,15 @@ def test_gradients_that_nothing_fuses_are_computed_once(twin):
 # The choice.
 
 
-def test_no_kernel_competes_unless_asked(monkeypatch):
+def test_no_kernel_competes_unless_asked(use, monkeypatch):
     monkeypatch.delenv("GNFAST_AUTOTUNE", raising=False)
-    monkeypatch.setattr(conv, "_kernels", lambda: pytest.fail("was asked for"))
+    monkeypatch.setattr(contest, "implementation", lambda *_: pytest.fail("was asked for"))
     x, weight = images(2, 3, 5, 5), images(4, 3, 3, 3)
     arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
     assert not conv.fuses(x, weight, arguments)
-    monkeypatch.setattr(conv, "_backends", lambda device_type: ("torch", "triton"))
+    use("conv", "cpu", "torch", "triton")
     assert not conv.fuses(x, weight, arguments)
-    monkeypatch.setattr(conv, "_backends", lambda device_type: ("torch",))
+    use("conv", "cpu", "torch")
     monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
     assert not conv.fuses(x, weight, arguments)
 
@@ -395,15 +382,16 @@ def test_no_kernel_competes_unless_asked(monkeypatch):
 def test_backends_that_compete(monkeypatch):
     monkeypatch.setattr(backend, "_unavailable", lambda name: None)
     for request, expected in {"auto": ("torch", "triton"), "triton": ("triton",), "torch": ("torch",)}.items():
-        monkeypatch.setenv("GNFAST_BACKEND", request)
-        assert backend.choices("conv2d", "cuda") == expected
-        assert backend.choose("conv2d", "cuda") == expected[0]
-        assert backend.choices("conv2d", "cpu") == ("torch",)
+        monkeypatch.setattr(backend, "REQUEST", request)
+        monkeypatch.setattr(backend, "CHOSEN", {})
+        assert backend.choices("conv", "cuda") == expected
+        assert backend.backends()["conv2d"] == {"cuda": expected[0]}
+        assert backend.choices("conv", "cpu") == ("torch",)
 
 
 @pytest.mark.usefixtures("fused")
-def test_the_tuner_picks_per_shape_and_the_step_is_right(tuner, monkeypatch):
-    twin = use(ConvTwin(), monkeypatch, ("torch", "triton"))
+def test_the_tuner_picks_per_shape_and_the_step_is_right(seconds, use):
+    twin = use("conv", "cpu", "torch", "triton", module=ConvTwin())
     net, x = in_doubles(Readers()), images(3, 3, 8, 8)
     # Nothing beats what is there: only the measurements call the twin.
     assert_matches_double_backward(net, x)
@@ -412,7 +400,7 @@ def test_the_tuner_picks_per_shape_and_the_step_is_right(tuner, monkeypatch):
     assert_matches_double_backward(net, x)
     assert not twin.calls
     # Another shape, for which the second configuration is the fastest.
-    tuner |= {"first": 0.8, "second": 0.5}
+    seconds |= {"first": 0.8, "second": 0.5}
     assert_matches_double_backward(net, images(2, 3, 8, 8))
     assert choices() == {"tile": {"first", "second"}} | {key: {"apart", "second"} for key in FUNCTIONS}
     twin.calls.clear()
@@ -435,9 +423,9 @@ SPOILT = {
     # Each function says itself which of its tensors are compared; what else there is, is the same for all.
     [*product(sorted(FUNCTIONS), ("off", "nan")), *product(("conv2d", "conv_join_forward"), ("raises", "rounded"))],
 )
-def test_a_wrong_candidate_is_never_chosen(function, spoil, tuner, monkeypatch):
+def test_a_wrong_candidate_is_never_chosen(function, spoil, seconds, use):
     """Each tensor of each result in turn is spoilt, in the fastest configuration."""
-    tuner |= {"right": 0.8, "spoilt": 0.1}
+    seconds |= {"right": 0.8, "spoilt": 0.1}
     for place in range(1 + (function in ("conv2d_input_grad_squares", "conv_join_forward", "conv_join_pushforward"))):
 
         def fault(name, configuration, result, place=place):
@@ -450,7 +438,7 @@ def test_a_wrong_candidate_is_never_chosen(function, spoil, tuner, monkeypatch):
 
         # The default of the configurations may be the wrong one, too.
         names = ("right", "spoilt") if place else ("spoilt", "right")
-        use(ConvTwin(names, fault), monkeypatch, ("torch", "triton"))
+        use("conv", "cpu", "torch", "triton", module=ConvTwin(names, fault))
         autotune.cache_file(torch.device("cpu")).unlink(missing_ok=True)
         autotune._loaded.cache_clear()
         assert_matches_double_backward(in_doubles(Readers()), images(3, 3, 8, 8))
@@ -468,7 +456,7 @@ def test_a_wrong_candidate_is_never_chosen(function, spoil, tuner, monkeypatch):
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 @pytest.mark.parametrize("keep_sum", [False, True])
-def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, tuner, monkeypatch):
+def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, seconds, use, monkeypatch):
     x, weight, bias = images(4, 3, 6, 6), images(32, 3, 3, 3), torch.randn(32, dtype=torch.float64)
     arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
     total = torch.convolution(x, weight, bias, *arguments).permute(0, 2, 3, 1).flatten()
@@ -486,10 +474,10 @@ def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, tuner, m
         flag[index // 32] = (1 << index % 32) - (1 << 32 if index % 32 == 31 else 0)
         return y, total, bits ^ flag
 
-    monkeypatch.setitem(conv._TOLERANCE, torch.float64, 1e-3)
+    monkeypatch.setitem(contest._TOLERANCE, torch.float64, 1e-3)
     for configuration in flips:
-        use(ConvTwin([configuration], fault), monkeypatch, ("torch", "triton"))
-        tuner[configuration] = 0.1
+        use("conv", "cpu", "torch", "triton", module=ConvTwin([configuration], fault))
+        seconds[configuration] = 0.1
         autotune.cache_file(torch.device("cpu")).unlink(missing_ok=True)
         autotune._loaded.cache_clear()
         conv.conv_join_forward(x, weight, arguments, [], [bias], slope, keep_sum)
@@ -513,11 +501,9 @@ def ieee():
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("fused", "ieee")
 @pytest.mark.parametrize("model", ["joints", "readers", "cnn"])
-def test_interpreted_kernels_under_the_engine(model, monkeypatch):
-    from gnfast.kernels.conv import triton as conv_triton
-
+def test_interpreted_kernels_under_the_engine(model, use, monkeypatch):
     called = noted(monkeypatch)
-    use(conv_triton, monkeypatch)
+    use("conv", "cpu", "triton")
     net = {"joints": lambda: Joints(32), "readers": lambda: Readers(32, 64), "cnn": NETWORKS["cnn"]}[model]()
     net = net.to(memory_format=LAST)
     x = torch.randn(2, 3, 5, 6).contiguous(memory_format=LAST)
@@ -563,9 +549,9 @@ GPU_CRITICS = {
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("model", "dtype"), [*(("readers", dtype) for dtype in LOW), ("resnet", torch.bfloat16)])
-def test_engine_with_kernels(model, dtype, monkeypatch):
+def test_engine_with_kernels(model, dtype, use, monkeypatch):
     calls = noted(monkeypatch)
-    monkeypatch.setattr(conv, "_backends", lambda device_type: ("triton",))
+    use("conv", "cuda", "triton")
     check_errors(GPU_CRITICS[model], dtype, "cuda")
     assert calls == FUNCTIONS - ({"conv2d_input_grad_squares"} if model == "resnet" else set())
 
@@ -588,28 +574,17 @@ def noted(monkeypatch):
     return calls
 
 
-@pytest.fixture
-def tuned(monkeypatch, tmp_path):
-    """Turns the tuner on, with so many configurations."""
-    from gnfast.kernels.conv import triton as conv_triton
-
-    monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
-    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
-    autotune._loaded.cache_clear()
-
-    def with_configurations(count):
-        for name in list(conv_triton.CONFIGURATIONS)[count:]:
-            monkeypatch.delitem(conv_triton.CONFIGURATIONS, name)
-
-    yield with_configurations
-    autotune._loaded.cache_clear()
+def keep_configurations(count, monkeypatch):
+    for name in list(CONFIGURATIONS)[count:]:
+        monkeypatch.delitem(CONFIGURATIONS, name)
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("tuner")
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_engine_with_the_tuner(dtype, tuned, monkeypatch):
+def test_engine_with_the_tuner(dtype, monkeypatch):
     calls = noted(monkeypatch)
-    tuned(1)
+    keep_configurations(1, monkeypatch)
     check_errors(GPU_CRITICS["readers"], dtype, "cuda")
     assert calls == FUNCTIONS
     keys = map(json.loads, json.loads(autotune.cache_file(torch.device("cuda", 0)).read_text()))
@@ -617,11 +592,12 @@ def test_engine_with_the_tuner(dtype, tuned, monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("tuner")
 @pytest.mark.parametrize("forced", [False, True], ids=["tuned", "triton"])
-def test_captured_step_with_the_tuner(forced, tuned, monkeypatch):
-    tuned(2)
+def test_captured_step_with_the_tuner(forced, use, monkeypatch):
+    keep_configurations(2, monkeypatch)
     if forced:
-        monkeypatch.setattr(conv, "_backends", lambda device_type: ("triton",))
+        use("conv", "cuda", "triton")
     net = GPU_CRITICS["readers"]().cuda().to(torch.bfloat16, memory_format=LAST)
     x = images(256, 3, 8, 8, device="cuda").to(torch.bfloat16)
 
