@@ -28,8 +28,8 @@ class _Final(torch.autograd.Function):
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Decorates an autograd Function's backward: it runs without a graph, and differentiating its results raises.
 
-    The Function saves its inputs, so that whoever differentiates with respect to them, by whatever call of autograd's,
-    passes through here.
+    The Function must save its inputs. Then every call of autograd's that differentiates with respect to them passes
+    through here.
     """
 
     @functools.wraps(backward)
