@@ -272,7 +272,7 @@ def plain(head: Head) -> Head:
 
 
 def _measure(head: Head, g: Tensor) -> Tensor:
-    """What `head.value` takes beside f: m (B,) or the gradient itself."""
+    """What `head.value` takes after f: m (B,) or the gradient itself."""
     return g.to(_accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
 
 
