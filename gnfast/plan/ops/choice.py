@@ -93,16 +93,6 @@ class Extremum(Op):
         return f"{'amax' if self.sign > 0 else 'amin'} over {','.join(map(str, self.dims))}"
 
 
-def choice_axes(trace: Any, input: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The axes over which something is chosen, counted from the left; all for None."""
-    axes = range(input.dim())
-    dims = axes if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
-    dims = tuple(sorted({axes[d] for d in dims}))
-    if 0 in dims:
-        trace.refuse("a choice along the batch axis mixes samples")
-    return dims
-
-
 @records("maximum", "minimum", told=True)
 def maximum_of(function: Callable[..., Any], trace: Any, input: Tensor, other: Tensor) -> Tensor:
     """Records a `Maximum`: the larger or the smaller, as the function's name has it."""
@@ -147,4 +137,4 @@ def _masked_fill(trace, input, mask, value):
 @records("amax", "amin", told=True)
 def _amax(function, trace, input, dim=(), keepdim=False):
     sign = 1 if function.__name__ == "amax" else -1
-    return trace.emit(Extremum(choice_axes(trace, input, dim), keepdim, sign), [input])
+    return trace.emit(Extremum(trace.axes(input, dim, "a choice"), keepdim, sign), [input])

@@ -1,8 +1,8 @@
 """Convolutions and transposed convolutions in one, two and three dimensions."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -52,8 +52,15 @@ class Conv(Op):
         return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor | Pending]:
-        grad = InputGrad(cotangent, ctx.shapes[0], ctx.operands[0], self.arguments())
-        return (grad if fuses(cotangent, grad.weight, grad.arguments) else grad.tensor,)
+        weight, arguments, shape = ctx.operands[0], self.arguments(), ctx.shapes[0]
+
+        def grad() -> Tensor:
+            return conv2d_input_grad(cotangent, stand_in(cotangent, shape), weight, arguments)
+
+        if not fuses(cotangent, weight, arguments):
+            return (grad(),)
+        given = cotangent, shape, weight, arguments
+        return (Pending(grad, partial(conv_input_grad_join, *given), partial(conv2d_input_grad_squares, *given)),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         weight, bias = ctx.operands
@@ -86,31 +93,6 @@ class Conv(Op):
         """What `torch.convolution` takes after the bias."""
         output_padding = self.output_padding or (0,) * len(self.stride)
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
-
-
-@dataclass(frozen=True, eq=False)
-class InputGrad(Pending):
-    """The cotangent of a convolution's input, of that shape."""
-
-    cotangent: Tensor
-    shape: Shape
-    weight: Tensor
-    arguments: Arguments
-
-    @functools.cached_property
-    def tensor(self) -> Tensor:
-        like = stand_in(self.cotangent, self.shape)
-        return conv2d_input_grad(self.cotangent, like, self.weight, self.arguments)
-
-    def joined(
-        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
-    ) -> Tensor:
-        return conv_input_grad_join(
-            self.cotangent, self.shape, self.weight, self.arguments, before, after, bits, strides, slope
-        )
-
-    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
-        return conv2d_input_grad_squares(self.cotangent, self.shape, self.weight, self.arguments, centre)
 
 
 def sizes(value: int | Sequence[int], dims: int) -> Sizes:

@@ -143,28 +143,19 @@ def _indices(trace, entry, device):
     return list(tensor.nonzero(as_tuple=True)) if is_mask else [tensor]
 
 
-@records("index_select")
-def _index_select(trace, input, dim, index):
-    return _picked_along(trace, torch.index_select, input, dim, index)
-
-
-@records("gather")
-def _gather(trace, input, dim, index, *, sparse_grad=False):
-    return _picked_along(trace, torch.gather, input, dim, index)
+@records("index_select", "gather", told=True)
+def _picked_along(function, trace, input, dim, index, *, sparse_grad=False):
+    if dim is None or range(input.dim())[dim] == 0:
+        trace.refuse("an index along the batch axis")
+    if trace.depends_on_x(index) or not isinstance(index, Tensor):
+        trace.refuse("indices that depend on x")
+    return trace.emit(Gather(function, (dim,)), [input], [index])
 
 
 @records("take_along_dim")
 def _take_along_dim(trace, input, indices, dim=None):
-    return _picked_along(trace, _taken, input, dim, indices)
+    return _picked_along(_taken, trace, input, dim, indices)
 
 
 def _taken(h, dim, indices):
     return torch.take_along_dim(h, indices, dim)
-
-
-def _picked_along(trace, function, input, dim, indices):
-    if dim is None or range(input.dim())[dim] == 0:
-        trace.refuse("an index along the batch axis")
-    if trace.depends_on_x(indices) or not isinstance(indices, Tensor):
-        trace.refuse("indices that depend on x")
-    return trace.emit(Gather(function, (dim,)), [input], [indices])

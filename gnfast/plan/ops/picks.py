@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.op import Context, Op, records
-from gnfast.plan.ops.choice import choice_axes, maximum_of
+from gnfast.plan.ops.choice import maximum_of
 from gnfast.plan.ops.conv import sizes
 from gnfast.plan.ops.pool import across, adaptive_sizes, emit_across
 
@@ -69,9 +69,7 @@ class Indices:
 
 def _pick(trace, function, input, dim, *args, keepdim=True, **kwargs):
     """The named tuple (values, indices) that `function` returns."""
-    if dim is None:
-        trace.refuse("a choice along the batch axis mixes samples")
-    (dim,) = choice_axes(trace, input, dim)
+    dim, *_ = trace.axes(input, dim, "a choice")
     kwargs |= {"dim": dim} | ({} if function in (torch.sort, torch.topk) else {"keepdim": True})
     values = trace.emit(Pick(function, args, tuple(kwargs.items()), dim), [input])
     result = getattr(torch.return_types, function.__name__)

@@ -47,22 +47,6 @@ class AvgPool2d(LinearMap):
         return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
 
 
-@dataclass(frozen=True)
-class AdaptiveAvgPool2d(LinearMap):
-    """Mean over `size` windows that cover h (B, C, H, W)."""
-
-    size: Sizes
-
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(inputs[0], self.size)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (aten._adaptive_avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0])),)
-
-    def label(self) -> str:
-        return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
-
-
 def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor) -> Sizes:
     """The extents that an adaptive pooling gives: the input's own for None."""
     own = tuple(input.shape[2:])
@@ -100,7 +84,8 @@ def _avg_pool(
 def _adaptive_avg_pool(function, trace, input, output_size):
     dims = 1 if function is F.adaptive_avg_pool1d else 2
     trace.require_batched(input, dims=dims + 2)
-    return emit_across(trace, AdaptiveAvgPool2d(across(adaptive_sizes(output_size, input))), input)
+    op = LinearCall(F.adaptive_avg_pool2d, (across(adaptive_sizes(output_size, input)),))
+    return emit_across(trace, op, input)
 
 
 @records(F.avg_pool3d, F.adaptive_avg_pool3d, told=True)
