@@ -4,18 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gnfast.analysis.measurements import (
-    Subject,
-    domain_rows,
-    finite_difference_rows,
-    gradient_rows,
-    layer_lipschitz_rows,
-    norm_training_rows,
-    sigma_rows,
-    slope_rows,
-    spectrum_rows,
-)
-from gnfast.analysis.panels import Panel, write_panels
+from gnfast.analysis import measurements as measured
+from gnfast.analysis.measurements import Subject
+from gnfast.analysis.panels import Panels, write_panels
 from gnfast.analysis.rows import Rows
 from gnfast.measure.loss_domain import PARTS
 
@@ -41,11 +32,11 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
     """
     if unknown := [name for name in what if name not in ANALYSES]:
         raise ValueError(f"--what: got {unknown[0]!r}, want some of {', '.join(ANALYSES)}")
-    drawn: list[Panel] = []
+    drawn: Panels = {}
     left_out = []
     for name in what or ANALYSES:
         try:
-            drawn += ANALYSES[name](subject, history)
+            drawn |= ANALYSES[name](subject, history)
         except NotApplicableError as error:
             if what:
                 raise
@@ -59,40 +50,40 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
     return write_panels(out, f"Critic of {subject.name}", lead, drawn), left_out
 
 
-def _gradients(subject: Subject, history: Rows) -> list[Panel]:
-    return [Panel("gradient-norms", [row for one in _plain_and_normalised(subject) for row in gradient_rows(one)])]
+def _gradients(subject: Subject, history: Rows) -> Panels:
+    return {"gradient-norms": [row for one in _plain_and_normalised(subject) for row in measured.gradient_rows(one)]}
 
 
-def _finite_differences(subject: Subject, history: Rows) -> list[Panel]:
-    rows = [row for one in _plain_and_normalised(subject) for row in finite_difference_rows(one)]
-    return [Panel("finite-differences", rows)]
+def _finite_differences(subject: Subject, history: Rows) -> Panels:
+    rows = [row for one in _plain_and_normalised(subject) for row in measured.finite_difference_rows(one)]
+    return {"finite-differences": rows}
 
 
-def _lipschitz(subject: Subject, history: Rows) -> list[Panel]:
-    return [Panel("lipschitz-layers", layer_lipschitz_rows(subject))]
+def _lipschitz(subject: Subject, history: Rows) -> Panels:
+    return {"lipschitz-layers": measured.layer_lipschitz_rows(subject)}
 
 
-def _singular_values(subject: Subject, history: Rows) -> list[Panel]:
-    values, norms = spectrum_rows(subject)
-    return [Panel("spectra", values), Panel("operators", norms)]
+def _singular_values(subject: Subject, history: Rows) -> Panels:
+    return dict(zip(("spectra", "operators"), measured.spectrum_rows(subject), strict=True))
 
 
-def _loss_domain(subject: Subject, history: Rows) -> list[Panel]:
+def _loss_domain(subject: Subject, history: Rows) -> Panels:
     if subject.loss is None or subject.fake is None:
         raise NotApplicableError("needs a run, whose loss and generator are known")
-    return [Panel("loss-slopes", slope_rows(subject))]
+    return {"loss-slopes": measured.slope_rows(subject)}
 
 
-def _training(subject: Subject, history: Rows) -> list[Panel]:
-    domains = [row for part in PARTS for row in domain_rows(history, part, subject.name, part.replace("_", ", "))]
+def _training(subject: Subject, history: Rows) -> Panels:
+    settings = {part: part.replace("_", ", ") for part in PARTS}
+    domains = [measured.domain_rows(history, part, subject.name, setting) for part, setting in settings.items()]
     found = {
-        "gradient-norm-training": norm_training_rows(history),
-        "sigmas": sigma_rows(history, subject.name),
-        "loss-domains": domains,
+        "gradient-norm-training": measured.norm_training_rows(history),
+        "sigmas": measured.sigma_rows(history, subject.name),
+        "loss-domains": [row for rows in domains for row in rows],
     }
     if not all(found.values()):
         raise NotApplicableError("needs a run that logged these figures while it trained (--probe-every)")
-    return [Panel(name, rows) for name, rows in found.items()]
+    return found
 
 
 def _plain_and_normalised(subject: Subject) -> list[Subject]:
@@ -101,7 +92,7 @@ def _plain_and_normalised(subject: Subject) -> list[Subject]:
     return [plain, *([] if subject.method is None else [dataclasses.replace(subject, name=f"f̂ ({subject.method})")])]
 
 
-ANALYSES: dict[str, Callable[[Subject, Rows], list[Panel]]] = {
+ANALYSES: dict[str, Callable[[Subject, Rows], Panels]] = {
     "gradients": _gradients,
     "finite-differences": _finite_differences,
     "lipschitz": _lipschitz,

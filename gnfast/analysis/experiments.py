@@ -6,16 +6,8 @@ An experiment has the parts of a sweep file (docs/sweeps.md): base options, case
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gnfast.analysis.measurements import (
-    domain_rows,
-    finite_difference_rows,
-    gradient_rows,
-    layer_lipschitz_rows,
-    model_lipschitz_rows,
-    sigma_rows,
-    spectrum_rows,
-)
-from gnfast.analysis.panels import Panel
+from gnfast.analysis import measurements as measured
+from gnfast.analysis.panels import Panels
 from gnfast.analysis.trained import Trained
 from gnfast.config.presets import PRESETS
 
@@ -138,38 +130,38 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _gradients(found: Sequence[Trained]) -> list[Panel]:
-    return [Panel("gradient-norms", [row for run in found if run.finished for row in gradient_rows(run.subject)])]
+def _gradients(found: Sequence[Trained]) -> Panels:
+    return {"gradient-norms": [row for run in found if run.finished for row in measured.gradient_rows(run.subject)]}
 
 
-def _differences(found: Sequence[Trained]) -> list[Panel]:
-    rows = [row for run in found if run.finished for row in finite_difference_rows(run.subject)]
-    return [Panel("finite-differences", rows)]
+def _differences(found: Sequence[Trained]) -> Panels:
+    rows = [row for run in found if run.finished for row in measured.finite_difference_rows(run.subject)]
+    return {"finite-differences": rows}
 
 
-def _depths(found: Sequence[Trained]) -> list[Panel]:
+def _depths(found: Sequence[Trained]) -> Panels:
     layers, models = [], []
     for run in found:
-        steps = run.labels["steps"]
-        subjects = {0: run.untrained} if steps == LENGTHS[0] else {}
-        for step, subject in (subjects | ({steps: run.subject} if run.finished else {})).items():
-            keys = {"step": min(step, run.steps), "depth": int(run.labels["depth"])}
-            layers += layer_lipschitz_rows(subject, count=8, **keys)
-            models += model_lipschitz_rows(subject, **keys)
-    return [Panel("lipschitz-layers", layers), Panel("lipschitz-training", models)]
+        subjects = {0: run.untrained} if run.labels["steps"] == LENGTHS[0] else {}
+        subjects |= {run.steps: run.subject} if run.finished else {}
+        for step, subject in subjects.items():
+            keys = {"step": step, "depth": int(run.labels["depth"])}
+            layers += measured.layer_lipschitz_rows(subject, count=8, **keys)
+            models += measured.model_lipschitz_rows(subject, **keys)
+    return {"lipschitz-layers": layers, "lipschitz-training": models}
 
 
-def _spectra(found: Sequence[Trained]) -> list[Panel]:
+def _spectra(found: Sequence[Trained]) -> Panels:
     found = [run for run in found if run.critic in SPECTRUM_METHODS]
-    spectra = [spectrum_rows(run.subject) for run in found if run.finished]
-    return [
-        Panel("spectra", [row for values, _ in spectra for row in values]),
-        Panel("sigmas", [row for run in found for row in sigma_rows(run.history, run.critic)]),
-        Panel("operators", [row for _, norms in spectra for row in norms]),
-    ]
+    spectra = [measured.spectrum_rows(run.subject) for run in found if run.finished]
+    return {
+        "spectra": [row for values, _ in spectra for row in values],
+        "sigmas": [row for run in found for row in measured.sigma_rows(run.history, run.critic)],
+        "operators": [row for _, norms in spectra for row in norms],
+    }
 
 
-def _domains(found: Sequence[Trained]) -> list[Panel]:
+def _domains(found: Sequence[Trained]) -> Panels:
     over_training, scores = [], []
     # The runs at α = 1 belong to the sweeps over α as well.
     shared = {1.0: ALPHA, 50.0: ALPHA_WIDE}
@@ -177,40 +169,34 @@ def _domains(found: Sequence[Trained]) -> list[Panel]:
         family, loss = run.experiment, run.labels["loss"]
         value = run.labels[DOMAINS[family][1]]
         if loss == LOSSES[0]:
-            over_training += domain_rows(run.history, "generator", family, f"{value:g}")
+            over_training += measured.domain_rows(run.history, "generator", family, f"{value:g}")
         if family != "k_GP":
             scores.append(run.score(family=family, value=value, loss=loss))
         if family == "k_SN" and value in shared:
             scores.append(run.score(family=shared[value], value=1.0, loss=loss))
     order = list(DOMAINS)
     scores.sort(key=lambda row: (order.index(row["family"]), LOSSES.index(row["loss"]), row["value"]))
-    return [Panel("loss-domains", over_training), Panel("domain-sweep", scores)]
+    return {"loss-domains": over_training, "domain-sweep": scores}
 
 
-def _ablations(found: Sequence[Trained]) -> list[Panel]:
-    rows = [
-        run.score(critic="GN", family=run.experiment, setting=run.labels["setting"], seed=run.labels["seed"])
-        for run in found
-    ]
+def _ablations(found: Sequence[Trained]) -> Panels:
+    rows = [run.score(critic="GN", family=run.experiment, **run.chosen("setting", "seed")) for run in found]
     # ReLU with ζ = |f| stands in both families.
-    return [
-        Panel(
-            "ablations",
-            rows + [{**row, "family": ZETA, "setting": "ζ = |f|"} for row in rows if row["setting"] == "ReLU"],
-        )
-    ]
+    shared = [{**row, "family": ZETA, "setting": "ζ = |f|"} for row in rows if row["setting"] == "ReLU"]
+    return {"ablations": rows + shared}
 
 
-def _robustness(found: Sequence[Trained]) -> list[Panel]:
-    rows = [run.score(critic=run.critic, family=run.experiment, setting=run.labels["setting"], seed=0) for run in found]
-    return [Panel("robustness", rows)]
+def _robustness(found: Sequence[Trained]) -> Panels:
+    return {
+        "robustness": [run.score(family=run.experiment, **run.chosen("critic", "setting"), seed=0) for run in found]
+    }
 
 
 class PaperFigure(NamedTuple):
     """A figure of the papers: the experiments that it needs, and its panels from their runs."""
 
     experiments: tuple[str, ...]
-    panels: Callable[[Sequence[Trained]], list[Panel]]
+    panels: Callable[[Sequence[Trained]], Panels]
 
 
 FIGURES: dict[str, PaperFigure] = {

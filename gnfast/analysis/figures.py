@@ -8,8 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from gnfast.analysis.rows import Rows, distinct, parts, values, where
 from gnfast.runs.drawing import canvas, colour, legend, legend_outside, log_scale, log_values, marker
+from gnfast.runs.score_figure import Score, score_figure
 
-NO_SCORE = "x"
 STEPS = "generator updates"
 OPERATORS = {
     "matrix": "reshaped weight",
@@ -143,7 +143,7 @@ def spectra(rows: Rows) -> Figure:
         axes.set_ylabel("singular value")
     for axes in grid[max(0, len(layers) - columns) : len(layers)]:
         axes.set_xlabel("index")
-    legend_outside(figure, grid[0])
+    legend_outside(figure, grid)
     return figure
 
 
@@ -162,7 +162,7 @@ def operators(rows: Rows) -> Figure:
         axes.set_xticks(range(len(part)), values(part, "layer"), rotation=45, ha="right")
         axes.set_title(critic)
     grid[0].set_ylabel("largest singular value")
-    legend_outside(figure, grid[0])
+    legend_outside(figure, grid)
     return figure
 
 
@@ -184,7 +184,7 @@ def sigmas_over_training(rows: Rows) -> Figure:
         axes.set_title(critic)
         axes.set_xlabel(STEPS)
     grid[0].set_ylabel("largest singular value")
-    legend_outside(figure, grid[0])
+    legend_outside(figure, grid)
     return figure
 
 
@@ -243,63 +243,32 @@ def loss_slopes(rows: Rows) -> Figure:
 
 
 def score_lines(rows: Rows) -> Figure:
-    """The Fréchet distance against a setting: a column per family, a line per loss; crosses on top are diverged runs.
+    """The Fréchet distance against a setting: a column per family, a line per loss.
 
     Args:
         rows: family, value, loss, distance (None for a run that diverged); `features` names the distance's features.
     """
-    figure, grid = canvas(1, len(distinct(rows, "family")), 3.4, sharey=True)
-    known = _known(rows)
-    top = max(known, default=1.0) * 1.3
-    losses = distinct(rows, "loss")
-    for axes, (_, family, part) in zip(grid, parts(rows, "family"), strict=True):
-        for _, loss, line in parts(part, "loss"):
-            index = losses.index(loss)
-            # A run that diverged breaks the line.
-            heights = [float("nan") if row["distance"] is None else row["distance"] for row in line]
-            style = {"color": colour(index), "marker": marker(index), "ms": 4}
-            axes.plot(values(line, "value"), heights, label=loss, **style)
-            lost = [row["value"] for row in line if row["distance"] is None]
-            axes.scatter(lost, [top * 1.05**index for _ in lost], color=colour(index), marker=NO_SCORE)
-        log_scale(axes.xaxis)
-        log_values(axes, known)
-        axes.set_xlabel(family)
-    grid[0].set_ylabel(f"Fréchet distance\n({rows[0]['features']})")
-    legend_outside(figure, grid[0])
-    return figure
+    return _scores(rows, "value", "loss")
 
 
 def score_bars(rows: Rows) -> Figure:
-    """The Fréchet distance by setting and critic: means as bars, single runs as dots, diverged runs as crosses on top.
+    """The Fréchet distance by setting and critic, a column per family.
 
     Args:
         rows: family, setting, critic, seed, distance (None for a run that diverged); `features`.
     """
-    figure, grid = canvas(1, len(distinct(rows, "family")), 3.6, sharey=True)
-    known = _known(rows)
-    top = max(known, default=1.0) * 1.3
-    critics = distinct(rows, "critic")
-    for axes, (_, family, part) in zip(grid, parts(rows, "family"), strict=True):
-        settings, inside = distinct(part, "setting"), distinct(part, "critic")
-        step = 0.8 / len(inside)
-        for place, critic, bars in parts(part, "critic"):
-            style, label = {"color": colour(critics.index(critic))}, critic
-            for _, setting, runs in parts(bars, "setting"):
-                good = _known(runs)
-                x = settings.index(setting) + (place - (len(inside) - 1) / 2) * step
-                if good:
-                    axes.bar(x, sum(good) / len(good), width=step * 0.9, label=label, alpha=0.75, **style)
-                    label = None
-                if len(runs) > 1:
-                    axes.scatter([x] * len(good), good, color="black", s=7, zorder=3)
-                if len(good) < len(runs):
-                    axes.scatter([x], [top], marker=NO_SCORE, **style)
-        axes.set_xticks(range(len(settings)), settings, rotation=20 if max(map(len, settings)) > 6 else 0)
-        log_values(axes, known)
-        axes.set_title(family)
-        legend(axes)
-    grid[0].set_ylabel(f"Fréchet distance\n({rows[0]['features']})")
-    return figure
+    return _scores(rows, "setting", "critic")
+
+
+def _scores(rows: Rows, place: str, hue: str) -> Figure:
+    families = {}
+    for _, family, column in parts(rows, "family"):
+        scores = families[family] = []
+        for _, name, part in parts(column, hue):
+            for _, setting, runs in parts(part, place):
+                known = [value for value in values(runs, "distance") if value is not None]
+                scores.append(Score(setting, name, known, lost=len(runs) - len(known)))
+    return score_figure(families, f"Fréchet distance\n({rows[0]['features']})")
 
 
 def _plot(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
@@ -338,8 +307,3 @@ def _near_the_largest(rows: Rows) -> Rows:
     largest = max(values(rows, "median"))
     groups = [part for _, _, part in parts(rows, "critic")]
     return [row for part in groups if max(values(part, "median")) >= largest / 1000 for row in part]
-
-
-def _known(rows: Rows) -> list[float]:
-    """The distances of the runs that did not diverge."""
-    return [value for value in values(rows, "distance") if value is not None]

@@ -1,9 +1,11 @@
-"""A figure of a page: what it is called, its two sentences, its source, and how it is drawn from its rows."""
+"""Figures on disk: each as PNG with its numbers as CSV, and one page that explains them and names their sources.
+
+A panel is a name of `CAPTIONS` with the rows of its table.
+"""
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,49 +39,39 @@ class Caption(NamedTuple):
     draw: Callable[[Rows], Figure]
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One figure with its numbers.
-
-    Attributes:
-        name: an entry of `CAPTIONS`, and the name of its files without suffix.
-        rows: the numbers; all rows have the same keys.
-    """
-
-    name: str
-    rows: Rows
+Panels = dict[str, Rows]
 
 
-def write_panels(folder: Path, heading: str, lead: str, panels: Sequence[Panel]) -> Path:
+def write_panels(folder: Path, heading: str, lead: str, panels: Panels) -> Path:
     """Writes NAME.png and NAME.csv for each panel, and index.html, which needs no other file.
 
     Args:
         folder: made if missing.
         heading, lead: title and first paragraph of the page, plain text.
-        panels: at least one.
+        panels: names of `CAPTIONS` to rows, which all have the same keys.
 
     Returns:
         The page.
     """
-    sections = [_written(folder, panel) for panel in panels]
+    sections = [_written(folder, name, rows) for name, rows in panels.items()]
     path = folder / "index.html"
     write_text(path, page(heading, element("h1", heading), element("p", lead), *sections))
     return path
 
 
-def _written(folder: Path, panel: Panel) -> Html:
-    caption = CAPTIONS[panel.name]
+def _written(folder: Path, name: str, rows: Rows) -> Html:
+    caption = CAPTIONS[name]
     with drawing():
-        image = png(caption.draw(panel.rows))
-    with atomic_write(folder / f"{panel.name}.png") as part:
+        image = png(caption.draw(rows))
+    with atomic_write(folder / f"{name}.png") as part:
         part.write_bytes(image)
-    write_text(folder / f"{panel.name}.csv", _csv(panel.rows))
+    write_text(folder / f"{name}.csv", _csv(rows))
     return section(
         caption.title,
-        element("p", caption.text.format_map(panel.rows[0])),
-        element("p", f"{caption.source}; numbers in {panel.name}.csv", class_="soft"),
+        element("p", caption.text.format_map(rows[0])),
+        element("p", f"{caption.source}; numbers in {name}.csv", class_="soft"),
         embedded(image, "image/png", caption.title, class_="plot"),
-        id=panel.name,
+        id=name,
     )
 
 

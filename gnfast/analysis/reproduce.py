@@ -93,11 +93,9 @@ def reproduce(
         log = sweep.out / "output" / f"{failed[0].case.name}.txt"
         raise RunError(f"{len(failed)} of {len(found)} runs failed; {log}: {failed[0].state.message}")
     runs = [Trained(run, device) for run in found]
-    panels = [
-        panel
-        for figure in chosen
-        for panel in figure.panels([run for run in runs if run.experiment in figure.experiments])
-    ]
+    panels = {}
+    for figure in chosen:
+        panels |= figure.panels([run for run in runs if run.experiment in figure.experiments])
     lead = (
         f"Trained on {dataset}: {len(runs)} runs of small networks (width {scale.width:g}), steps × "
         f"{scale.steps_factor:g}. Each figure shows what a paper shows at full size; scores of runs this short compare "

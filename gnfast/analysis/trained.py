@@ -35,6 +35,10 @@ class Trained:
         """What it is among the others."""
         return self.run.case.labels
 
+    def chosen(self, *axes: str) -> dict[str, Any]:
+        """Its labels on these axes."""
+        return {axis: self.labels[axis] for axis in axes}
+
     @property
     def experiment(self) -> str:
         """The experiment that it belongs to."""
