@@ -47,4 +47,5 @@ def unknown(what: str, word: str, known: Sequence[str] | dict) -> str:
     from difflib import get_close_matches
 
     near = get_close_matches(word, known, 1)
-    return f"unknown {what} {word!r}; " + (f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(known)}")
+    advice = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(known)}"
+    return f"unknown {what} {word!r}; {advice}"
