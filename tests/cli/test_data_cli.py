@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +10,7 @@ from gnfast.cli import main
 from gnfast.data import ImageDataset, cache, load
 from gnfast.data.registry import SETS
 from gnfast.data.statistics import channel_statistics
-from tests.data.builders import publish
+from tests.data.builders import encoded, pixels, publish, write
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +22,8 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of 5 images, 4x4, three of them in class a, and two in b."""
-    arrays = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    for i, array in enumerate(arrays):
-        path = tmp_path / "pictures" / ("a" if i < 3 else "b") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
-    return str(tmp_path / "pictures")
+    files = {f"{'aaabb'[i]}/{i}.png": encoded(image) for i, image in enumerate(pixels(5, 4, 4, 3))}
+    return str(write(tmp_path / "pictures", files))
 
 
 def says(capsys, *words):
