@@ -3,6 +3,7 @@
 It shares nothing with `gnfast.metrics.inception` but the names of the weights.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -131,3 +132,11 @@ def inception(state, x):
 
 
 BN = ("running_mean", "running_var", "weight", "bias")
+
+
+def inception_score(logits, splits=10):
+    """Mean and deviation over the parts, by the formula."""
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    parts = [p[i * len(p) // splits : (i + 1) * len(p) // splits] for i in range(splits)]
+    scores = [np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts]
+    return np.mean(scores), np.std(scores)

@@ -23,6 +23,7 @@ from gnfast.metrics import (
     kernel_distance,
     reference_statistics,
 )
+from tests.metrics.metrics_oracle import inception_score
 from tests.processes import START
 
 evaluate = functools.partial(evaluate, progress=False)
@@ -35,13 +36,10 @@ def random(*shape, seed=0, dtype=torch.float64):
 @pytest.mark.parametrize(("n", "splits", "batch"), [(100, 10, 100), (103, 10, 7), (11, 10, 4), (50, 1, 49)])
 def test_inception_score(n, splits, batch):
     logits = 3 * random(n, 6)
-    p = logits.softmax(1).numpy()
-    parts = [p[i * n // splits : (i + 1) * n // splits] for i in range(splits)]
-    wanted = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in parts]
     score = InceptionScore(6, n, splits)
     for start in range(0, n, batch):
         score.update(logits[start : start + batch], start)
-    assert score.result() == pytest.approx((np.mean(wanted), np.std(wanted)), rel=1e-12)
+    assert score.result() == pytest.approx(inception_score(logits.numpy(), splits), rel=1e-12)
 
 
 def test_inception_score_of_certainty():
@@ -141,9 +139,8 @@ def test_one_pass_gives_all_scores(tmp_path):
     assert position == 70
     a, b = plain(real.images).double().numpy(), plain(fake).double().numpy()
     assert scores.distance == pytest.approx(frechet(a, b), rel=1e-6)
-    p = features_and_logits(fake)[1].double().softmax(1).numpy()
-    wanted = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in np.split(p, 10)]
-    assert (scores.is_mean, scores.is_std) == pytest.approx((np.mean(wanted), np.std(wanted)), rel=1e-6)
+    wanted = inception_score(features_and_logits(fake)[1].double().numpy())
+    assert (scores.is_mean, scores.is_std) == pytest.approx(wanted, rel=1e-6)
     everything = 1000 * kernel_distance(torch.from_numpy(a)[:70], torch.from_numpy(b), subsets=1, subset_size=70)[0]
     assert abs(scores.kid_mean - everything) < 3 * scores.kid_std
     assert (scores.n_real, scores.n_fake, scores.extractor, scores.seed) == (90, 70, "f", 4)
@@ -214,14 +211,14 @@ def test_other_extractors_and_protocols_are_not_compared():
         features.update(random(9, 3))
         return ImageStatistics(features, **names)
 
-    with pytest.raises(ValueError, match="got inception and f, wanted the same extractor"):
-        compare(statistics(extractor="inception"), statistics(extractor="f"))
-    with pytest.raises(ValueError, match="got tf and torch, wanted the same protocol"):
-        compare(statistics(extractor="inception", protocol="tf"), statistics(extractor="inception", protocol="torch"))
-    with pytest.raises(ValueError, match="got 12 and 34, wanted the same extractor's weights"):
-        compare(statistics(extractor="f", fingerprint="12"), statistics(extractor="f", fingerprint="34"))
-    with pytest.raises(ValueError, match="got 3x32x32 and 1x32x32, wanted the same channels and size"):
-        compare(statistics(shape="3x32x32"), statistics(shape="1x32x32"))
+    for one, other, wanted in (
+        ({"extractor": "inception"}, {"extractor": "f"}, "got inception and f, wanted the same extractor"),
+        ({"protocol": "tf"}, {"protocol": "torch"}, "got tf and torch, wanted the same protocol"),
+        ({"fingerprint": "12"}, {"fingerprint": "34"}, "got 12 and 34, wanted the same extractor's weights"),
+        ({"shape": "3x32x32"}, {"shape": "1x32x32"}, "got 3x32x32 and 1x32x32, wanted the same channels and size"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            compare(statistics(**one), statistics(**other))
     # A file that does not say is taken at its word.
     scores = compare(statistics(), statistics(extractor="inception", protocol="tf"))
     assert (scores.extractor, scores.protocol, scores.n_real) == ("inception", "tf", 9)
@@ -296,6 +293,8 @@ def test_refusals(tmp_path):
     real = pictures(30)
     with pytest.raises(ValueError, match=r"n_fake: got .*, wanted an int of at least 2"):
         evaluate(lambda n: real.images[:n], real, extractor(), n_fake=1)
+    with pytest.raises(ValueError, match=r"images: got torch.int64 .*, wanted uint8, or floating point"):
+        evaluate(lambda n: real.images[:n].long(), real, extractor(), n_fake=4, cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"generate\(4\): got images of shape \(3, 3, 4, 4\), wanted \(4, 3, 4, 4\)"):
         evaluate(lambda n: real.images[: n - 1], real, extractor(), n_fake=4, cache_dir=tmp_path)
     sizes = iter((4, 5))
