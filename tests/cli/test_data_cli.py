@@ -10,6 +10,7 @@ from gnfast.cli import main
 from gnfast.data import ImageDataset, cache, load
 from gnfast.data.registry import SETS
 from gnfast.data.statistics import channel_statistics
+from tests.cli import commands
 from tests.data.builders import encoded, pixels, publish, write
 
 
@@ -32,11 +33,7 @@ def says(capsys, *words):
 
 
 def fails(capsys, *words):
-    """The one line that a bad command prints."""
-    assert main(["data", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("gnfast: ")
-    return line
+    return commands.fails(capsys, "data", *words, prints=True)
 
 
 def test_help_teaches(capsys):
@@ -47,10 +44,7 @@ def test_help_teaches(capsys):
     assert main(["data"]) == 2
     capsys.readouterr()
     for command in ("prepare", "verify", "stats", "list", "clear"):
-        with pytest.raises(SystemExit) as end:
-            main(["data", command, "--help"])
-        assert not end.value.code
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        text = commands.help_of(capsys, "data", command)
         assert f"usage: gnfast data {command}" in text
         if command not in ("list", "clear"):
             assert "Examples:" in text and "--resolution" in text and "Side in pixels" in text
