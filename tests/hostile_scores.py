@@ -256,7 +256,7 @@ DAMAGES = [
 
 
 def _special(name: str, how: str, folder: Path, _draw: random.Random) -> Path:
-    """What is no regular file, or none that can be read."""
+    """What is not a regular file, or not one that can be read."""
     SPECIAL[how](folder / name)
     return folder / name
 

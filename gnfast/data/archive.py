@@ -53,7 +53,7 @@ class Entry:
     """A file inside a folder or archive.
 
     Args:
-        name: relative, with forward slashes; bytes that are no text are written as \\xHH.
+        name: relative, with forward slashes; bytes that are not text are written as \\xHH.
         size: what its header says, in bytes; 0 where that is not known before it is read.
         start: its first n bytes, or all where it is shorter.
     """
@@ -150,7 +150,7 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
 
 
 def first_member(path: Path) -> str:
-    """The name of a tar archive's first member; "" when `path` is no tar, has none, or is damaged there."""
+    """The name of a tar archive's first member; "" when `path` is not a tar, has none, or is damaged there."""
     try:
         with open_source(path) as raw:
             decompress = _decompressor(raw)

@@ -241,14 +241,14 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {_DESCRIPTION_BYTES >> 20} MiB")
         header = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"its description is no JSON ({error})") from error
+        raise _DamagedError(f"its description is not JSON ({error})") from error
     is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in _KINDS.items())
     if not is_whole or header["format"] != _FORMAT or len(header["shape"]) != 4:
         raise _DamagedError("its description is incomplete")
     if not all(type(size) is int and size > 0 for size in header["shape"]):
         raise _DamagedError(f"its description has the shape {header['shape']}")
     if not all(isinstance(name, str) for name in header["classes"]):
-        raise _DamagedError("its description has classes that are no names")
+        raise _DamagedError("its description has classes that are not names")
     return header
 
 

@@ -30,7 +30,7 @@ def is_database(path: Path) -> bool:
 
 
 def open_database(path: Path, request: Request, name: str = "", positions: range | None = None) -> Source:
-    """The images of an LMDB, in the order of their numbers or, where keys are no numbers, of their keys.
+    """The images of an LMDB, in the order of their numbers or, where keys are not numbers, of their keys.
 
     Three layouts are known, and told apart by their keys: `0`, `1`, … to an image file's bytes (GN-GAN's code); `d0`,
     `d1`, … to the bytes, and `l0`, `l1`, … to the class in digits (Faster GN-GAN's); other keys to the bytes (LSUN).

@@ -24,8 +24,8 @@ def read_arrays(path: str | os.PathLike, names: Iterable[str]) -> dict[str, np.n
     """Those of the named arrays that the file has: numbers, truth values or text, in memory.
 
     Raises:
-        InputError: no regular file, none of NumPy's, damaged, or with arrays of objects, or of another size than their
-            headers or the file allow; the message begins with the path.
+        InputError: not a regular file, not one of NumPy's, damaged, or with arrays of objects, or of another size than
+            their headers or the file allow; the message begins with the path.
         OSError: the file cannot be opened.
     """
     place = os.fspath(path)

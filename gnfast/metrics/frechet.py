@@ -127,8 +127,8 @@ class FeatureStatistics:
         """Read what `save` wrote, or `mu` and `sigma` from the papers' code or pytorch-fid; their `count` is None.
 
         Raises:
-            InputError: the file is damaged, lacks `mu` or `sigma`, or they are no mean and covariance: another shape or
-                kind of numbers, not finite, not symmetric or with negative eigenvalues.
+            InputError: the file is damaged, lacks `mu` or `sigma`, or they are not a mean and a covariance: another
+                shape or kind of numbers, not finite, not symmetric or with negative eigenvalues.
             OSError: the file cannot be opened.
         """
         place = os.fspath(path)

@@ -94,7 +94,7 @@ class ImageStatistics:
 
 def _text(place: str, name: str, array: np.ndarray) -> str:
     """An array's text, if it is one that can be shown."""
-    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are no characters.
+    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are not characters.
         if array.shape == () and array.dtype.kind == "U" and len(text := str(array)) < 200 and text.isprintable():
             return text
     raise InputError(f"{place}: {name}: got {array.dtype} {array.shape}, wanted a short text")
