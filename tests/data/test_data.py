@@ -409,6 +409,19 @@ def test_cifar10_official(official):
     assert test.labels.tolist() == [5] * 4
 
 
+def test_cifar100(tmp_path, monkeypatch):
+    images, known = pixels(5, 3072), SETS["cifar100"]
+    batch = {"data": images, "fine_labels": [0, 99, 3, 3, 7], "coarse_labels": [0] * 5, "filenames": ["x"] * 5}
+    files = {f"{known.folder}/{name}": pickle.dumps(batch, protocol=4) for name in ("train", "test")}
+    publish(monkeypatch, "cifar100", write(tmp_path / known.archive.name, files))
+    dataset = load("cifar100", root=tmp_path)
+    assert np.array_equal(dataset.images.numpy(), images.reshape(5, 3, 32, 32))
+    assert dataset.labels.tolist() == [0, 99, 3, 3, 7]
+    assert (len(dataset.classes), dataset.classes[0], dataset.classes[50]) == (100, "apple", "mouse")
+    assert dataset.classes[99] == "worm"
+    assert load(tmp_path / known.archive.name, split="test").name == "cifar100"
+
+
 def test_cifar10_checksum(official):
     path, _ = official
     right = SETS["cifar10"].archive.md5
