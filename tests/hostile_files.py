@@ -33,6 +33,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.damage import CONTENT, cut, flipped
+from tests.data.builders import database
 from tests.forks import fork
 
 CANARY = "code-was-run"
@@ -499,6 +500,12 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return b"".join(_member(name, len(content)) + _padded(content) for name, content in files.items()) + bytes(10_240)
 
 
+def _tar_file(folder: Path, r: random.Random, make: Callable[[Callable], bytes], *suffixes: str) -> Path:
+    """A tar with one of the suffixes; `make` gets what compresses."""
+    suffix = r.choice(suffixes or list(_COMPRESS))
+    return _file(folder, f"x.tar{suffix}", make(_COMPRESS[suffix]))
+
+
 _COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, "": bytes}
 
 
@@ -577,15 +584,13 @@ def _(folder: Path, r: random.Random) -> Path:
 
 @_hostile("tar-damaged")
 def _(folder: Path, r: random.Random) -> Path:
-    suffix = r.choice(list(_COMPRESS))
-    return _file(folder, f"x.tar{suffix}", _damaged(_COMPRESS[suffix](_tar(_contents(r))), r))
+    return _tar_file(folder, r, lambda compress: _damaged(compress(_tar(_contents(r))), r))
 
 
 @_hostile("tar-damaged-inside")
 def _(folder: Path, r: random.Random) -> Path:
     """The compressed stream is whole, what is in it is not."""
-    suffix = r.choice(list(_COMPRESS))
-    return _file(folder, f"x.tar{suffix}", _COMPRESS[suffix](_damaged(_tar(_contents(r)), r)))
+    return _tar_file(folder, r, lambda compress: compress(_damaged(_tar(_contents(r)), r)))
 
 
 @_hostile("tar-bomb")
@@ -649,11 +654,11 @@ def _(folder: Path, r: random.Random) -> Path:
 @_hostile("tar-many-members")
 def _(folder: Path, r: random.Random) -> Path:
     """Empty members without end."""
-    suffix = r.choice([".gz", ".xz"])
-    compress = _COMPRESS[suffix]
-    return _file(
-        folder, f"x.tar{suffix}", compress(_member("1.png", 0) * 1000) * r.randint(5, 30) + compress(bytes(1024))
-    )
+
+    def make(compress: Callable) -> bytes:
+        return compress(_member("1.png", 0) * 1000) * r.randint(5, 30) + compress(bytes(1024))
+
+    return _tar_file(folder, r, make, ".gz", ".xz")
 
 
 @_hostile("xz-dictionary")
@@ -794,15 +799,6 @@ def _(folder: Path, r: random.Random) -> Path:
 # LMDBs
 
 
-def _lmdb(folder: Path, rows: dict[str, bytes]) -> Path:
-    import lmdb
-
-    with lmdb.open(str(folder), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
-        for key, value in rows.items():
-            transaction.put(key.encode(), value)
-    return folder
-
-
 def _rows(r: random.Random) -> dict[str, bytes]:
     count = r.randint(1, 200)
     images = {str(i): _good(r) + bytes(r.choice([0, 5000])) for i in range(count)}
@@ -814,7 +810,7 @@ def _rows(r: random.Random) -> dict[str, bytes]:
 
 @_hostile("lmdb-damaged")
 def _(folder: Path, r: random.Random) -> Path:
-    data = _lmdb(folder, _rows(r)) / "data.mdb"
+    data = database(folder, _rows(r)) / "data.mdb"
     content = data.read_bytes()
     # The first two pages describe the others.
     head = r.choice([8192, len(content)])
@@ -825,7 +821,7 @@ def _(folder: Path, r: random.Random) -> Path:
 @_hostile("lmdb-pages")
 def _(folder: Path, r: random.Random) -> Path:
     """Headers of pages, where the numbers of other pages and the places of entries are."""
-    data = _lmdb(folder, _rows(r)) / "data.mdb"
+    data = database(folder, _rows(r)) / "data.mdb"
     content = bytearray(data.read_bytes())
     for _ in range(r.randint(1, 30)):
         page = r.randrange(2, len(content) // 4096)
@@ -853,7 +849,7 @@ def _(folder: Path, r: random.Random) -> Path:
             {},
         ]
     )
-    return _lmdb(folder, rows)
+    return database(folder, rows)
 
 
 @_hostile("lmdb-not-one")
