@@ -11,13 +11,11 @@ import torch
 
 from gnfast.data import ImageDataset, load
 from gnfast.metrics import (
-    FeatureExtractor,
     FeatureStatistics,
     ImageStatistics,
     evaluate,
     frechet_distance,
     load_extractor,
-    reference_statistics,
     registered_extractors,
 )
 
@@ -339,26 +337,3 @@ def test_extractor_refusals(digits, cache, spec, options, message):
     assert {"inception", "classifier", "digits-classifier"} <= set(registered_extractors())
     with pytest.raises(ValueError, match=message):
         load_extractor(spec, **{"dataset": digits, "cache_dir": cache} | options)
-
-
-def test_reference_is_cached(digits, tmp_path):
-    calls = []
-
-    def counted(images):
-        calls.append(len(images))
-        return mean_and_std(images)
-
-    get = functools.partial(reference_statistics, digits, cache_dir=tmp_path, progress=False)
-    extractor = FeatureExtractor("m", 2, counted, fingerprint="1")
-    assert get(extractor) is get(extractor)
-    assert sum(calls) == 1797
-    # Another object with the same weights finds the file; other weights of the same name do not.
-    assert get(FeatureExtractor("m", 2, counted, fingerprint="1")).features.count == 1797
-    assert sum(calls) == 1797
-    get(FeatureExtractor("m", 2, counted, fingerprint="2"))
-    assert sum(calls) == 2 * 1797
-    for path in tmp_path.iterdir():
-        path.write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="computed again"):
-        get(FeatureExtractor("m", 2, counted, fingerprint="1"))
-    assert sum(calls) == 3 * 1797
