@@ -16,8 +16,6 @@ from PIL import Image
 from gnfast.data import DataError, DataWarning, ImageDataset, load
 from gnfast.data.registry import SETS
 from gnfast.errors import InputError
-from gnfast.io.downloads import download
-from gnfast.io.files import atomic_write
 from tests import hostile_files
 from tests.data.builders import encoded, picture, pixels, publish, values, write
 
@@ -445,17 +443,6 @@ def test_cifar10_download(official, tmp_path, monkeypatch):
     assert [file.name for file in root.iterdir()] == [path.name]
 
 
-def test_download_leaves_nothing_behind(tmp_path):
-    source = tmp_path / "source"
-    source.write_bytes(b"hello")
-    target = tmp_path / "to" / "x"
-    with pytest.raises(InputError, match=r"expected MD5 abc, got 5d41402abc4b2a76b9719d911017c592"):
-        download(source.as_uri(), target, "md5", "abc", advice=", or not", progress=False)
-    with pytest.raises(InputError, match=r"could not download .*; fetch it by hand and put it at .*, or not"):
-        download((tmp_path / "none").as_uri(), target, "md5", "abc", advice=", or not", progress=False)
-    assert list(target.parent.iterdir()) == []
-
-
 def with_array(images, dtype):
     """A batch that asks for another array than one of bytes: numpy's own constructors would write where it says."""
     return python2_pickle(images, [1] * 4).replace(b"U\x02u1", dtype)
@@ -487,21 +474,6 @@ def test_pickles_that_are_no_batches_are_refused(tmp_path, monkeypatch, payload,
     with pytest.raises(DataError, match=f"test_batch.*{message}"):
         load(path, split="test", verify=False)
     assert not os.path.exists("hacked")
-
-
-def test_atomic_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / "x"
-    path.write_text("old")
-
-    def interrupted():
-        with atomic_write(path) as part:
-            part.write_text("new")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.skipif(not CIFAR_JPEG.exists(), reason="the CIFAR-10 (JPEG) archive is not at ../shared/data")
