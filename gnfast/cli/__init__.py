@@ -1,7 +1,7 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
-Every error that a user can cause is one line on stderr and exit status 2, a full disk behind stdout too; a failed
-training is status 1; a command that a signal stopped ends with 128 + the signal's number, as shells expect.
+Every error that a user can cause is one line on stderr and exit status 2, and so is a full disk that stdout leads to. A
+failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect.
 """
 
 import importlib
