@@ -31,7 +31,7 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
         ValueError: an unknown name, or a named analysis that does not apply.
     """
     if unknown := [name for name in what if name not in ANALYSES]:
-        raise ValueError(f"--what: got {unknown[0]!r}, want some of {', '.join(ANALYSES)}")
+        raise ValueError(f"--what: got {unknown[0]!r}, wanted some of {', '.join(ANALYSES)}")
     drawn: Panels = {}
     left_out = []
     for name in what or ANALYSES:

@@ -75,11 +75,13 @@ def reproduce(
         RunError: a run failed.
     """
     if unknown := [name for name in names if name not in FIGURES]:
-        raise ValueError(f"--reproduce: got {unknown[0]!r}, want some of {', '.join(FIGURES)}")
+        raise ValueError(f"--reproduce: got {unknown[0]!r}, wanted some of {', '.join(FIGURES)}")
     chosen = [FIGURES[name] for name in names or FIGURES]
     device = resolve_device(scale.device)
     if not (scale.steps_factor > 0 and scale.width > 0):
-        raise ValueError("--steps-factor, --width: want positive numbers")
+        raise ValueError(
+            f"--steps-factor, --width: got {scale.steps_factor} and {scale.width}, wanted positive numbers"
+        )
     source, dataset = _prepared(scale, out)
     experiments = dict.fromkeys(name for figure in chosen for name in figure.experiments)
     sweep = sweep_for(scale, experiments, source, dataset, out, jobs or os.cpu_count() or 1)

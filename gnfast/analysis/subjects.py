@@ -132,7 +132,7 @@ def _imported(spec: str) -> nn.Module:
             f"--net: {spec} cannot be built without arguments ({error}); name a function that can"
         ) from error
     if not isinstance(net, nn.Module):
-        raise ValueError(f"--net: {spec} made a {type(net).__name__}, want a torch.nn.Module")
+        raise ValueError(f"--net: {spec} made a {type(net).__name__}, wanted a torch.nn.Module")
     return net
 
 
@@ -153,7 +153,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _real(source: str, count: int, seed: int, device: torch.device, **options: Any) -> Tensor:
     if count < 2:
-        raise ValueError(f"--n: got {count}, want at least 2 images")
+        raise ValueError(f"--n: got {count}, wanted at least 2 images")
     images = load_data(source, progress=False, **options).images
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return to_float(images[chosen], device)
@@ -173,7 +173,7 @@ def _checked(subject: Subject, source: str) -> Subject:
         ) from error
     if not isinstance(f, Tensor) or f.numel() != len(x):
         got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
-        raise ValueError(f"{what} gives {got} for {len(x)} images, want one logit each")
+        raise ValueError(f"{what} gives {got} for {len(x)} images, wanted one logit each")
     try:
         reference.value_and_input_grad(subject.critic, x)
     except RuntimeError as error:

@@ -110,7 +110,7 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     except ValueError:
         extents = ()
     if not extents or min(extents) < 1:
-        raise ValueError(f"--shape: got {shape!r}, want the shape of one input, such as 3,64,64")
+        raise ValueError(f"--shape: got {shape!r}, wanted the shape of one input, such as 3,64,64")
     args, kwargs = _literals(arguments)
     factory = load_object(spec, "--net")
     try:
@@ -118,7 +118,7 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     except TypeError as error:
         raise ValueError(f"--args: {spec}({arguments}) raised {error}") from error
     if not isinstance(made, nn.Module):
-        raise ValueError(f"--net: {spec} gave a {type(made).__name__}, want a torch.nn.Module")
+        raise ValueError(f"--net: {spec} gave a {type(made).__name__}, wanted a torch.nn.Module")
     return Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
 
 
@@ -130,4 +130,4 @@ def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:
             {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords},
         )
     except (SyntaxError, ValueError, AttributeError) as error:
-        raise ValueError(f"--args: got {arguments!r}, want Python literals such as \"64, norm='none'\"") from error
+        raise ValueError(f"--args: got {arguments!r}, wanted Python literals such as \"64, norm='none'\"") from error

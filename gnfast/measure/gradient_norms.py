@@ -64,7 +64,7 @@ def gradient_norms(
         RuntimeError: the critic's output does not depend differentiably on its input.
     """
     if not len(images):
-        raise ValueError("images: got none, want at least 1")
+        raise ValueError("images: got none, wanted at least 1")
     head = None if method is None else heads.find(method, tau=tau, eps=eps)
     with evaluation(net):
         parts = [_chunk(net, *part, head) for part in _chunks(images, labels, chunk)]
@@ -124,7 +124,7 @@ def _curved_chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Hea
 
 def _one_logit(f: Tensor, x: Tensor) -> None:
     if f.numel() != len(x):
-        raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, want one logit each")
+        raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, wanted one logit each")
 
 
 def _rows(*values: Any) -> GradientNorms:

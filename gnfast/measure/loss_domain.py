@@ -56,7 +56,7 @@ def loss_domain(loss: Loss, real: Tensor, fake: Tensor, points: int = POINTS) ->
     """
     values = torch.cat([real.detach().flatten(), fake.detach().flatten()]).double().cpu()
     if not len(values) or not torch.isfinite(values).all():
-        raise ValueError(f"real, fake: got {len(values)} logits, want at least one, and all finite")
+        raise ValueError(f"real, fake: got {len(values)} logits, wanted at least one, and all finite")
     omega = torch.stack([values.min(), values.max()])
     places = torch.cat([values, omega[0] + (omega[1] - omega[0]) * torch.linspace(0, 1, points, dtype=torch.float64)])
     found = {name: slopes(getattr(loss, name), places) for name in PARTS}

@@ -84,12 +84,12 @@ def build(
             short for `biggan-faster`.
     """
     if name not in REGISTRY:
-        raise ValueError(f"model: got {name!r}, want one of {', '.join(sorted(REGISTRY))}")
+        raise ValueError(f"model: got {name!r}, wanted one of {', '.join(sorted(REGISTRY))}")
     if not width > 0:
-        raise ValueError(f"width: got {width}, want a positive factor")
+        raise ValueError(f"width: got {width}, wanted a positive factor")
     family = REGISTRY[name]
     if family.conditional:
         return family.build(resolution, channels, z_dim, width, classes)
     if classes != 0:
-        raise ValueError(f"classes: {name} has no class-conditional form, got {classes}, want 0")
+        raise ValueError(f"classes: {name} has no class-conditional form, got {classes}, wanted 0")
     return family.build(resolution, channels, z_dim, width)

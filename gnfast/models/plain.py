@@ -83,15 +83,15 @@ def layered_critic(
         ValueError: another value than these.
     """
     if resolution < 8 or resolution % 8:
-        raise ValueError(f"resolution: got {resolution}, want a multiple of 8")
+        raise ValueError(f"resolution: got {resolution}, wanted a multiple of 8")
     if layers < len(STAGES):
-        raise ValueError(f"layers: got {layers}, want at least {len(STAGES)}")
+        raise ValueError(f"layers: got {layers}, wanted at least {len(STAGES)}")
     if not width > 0:
-        raise ValueError(f"width: got {width}, want a positive factor")
+        raise ValueError(f"width: got {width}, wanted a positive factor")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: got {activation!r}, want one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
     if not beta > 0:
-        raise ValueError(f"beta: got {beta}, want a positive number")
+        raise ValueError(f"beta: got {beta}, wanted a positive number")
     stages = tuple(max(1, round(w * width)) for w in STAGES)
     return LayeredCritic(resolution, channels, layers, stages, lambda: ACTIVATIONS[activation](beta))
 

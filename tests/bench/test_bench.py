@@ -576,7 +576,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     assert "--net: got 'bad', wanted module:Class" in fails(capsys, "--net", "bad", "--shape", "3,8,8")
     assert "--net: bad:nothing cannot be imported" in fails(capsys, "--net", "bad:nothing", "--shape", "3,8,8")
     assert "--shape: got '3,x'" in fails(capsys, "--net", "bad:critic", "--shape", "3,x")
-    assert "want Python literals" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args", "open('x')")
+    assert "wanted Python literals" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args", "open('x')")
     assert "--args: bad:critic(depth=3)" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args=depth=3")
     assert "--rounds" in fails(capsys, "--rounds", "0")
     assert "--seconds: got nan" in fails(capsys, "--seconds", "nan")

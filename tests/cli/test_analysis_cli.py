@@ -137,13 +137,13 @@ def test_a_critic_that_is_imported(critics, tmp_path):
     ("words", "said"),
     [
         (["my_critics:for_colour"], "do not fit the critic"),
-        (["my_critics:patches"], "want one logit each"),
+        (["my_critics:patches"], "wanted one logit each"),
         (["my_critics:Sign"], "is not differentiable with respect to its input"),
         (["my_critics:number"], "cannot be built without arguments"),
         (["my_critics:nothing"], "cannot be imported"),
         (["my_critics"], "wanted module:Class"),
         (["my_critics:critic", "--what", ","], "empty selection"),
-        (["my_critics:critic", "--what", "colours"], f"want some of {', '.join(ANALYSES)}"),
+        (["my_critics:critic", "--what", "colours"], f"wanted some of {', '.join(ANALYSES)}"),
         (["my_critics:critic", "--what", "loss-domain"], "needs a run"),
         (["my_critics:critic", "--n", "1"], "--n: got 1"),
         (["my_critics:critic", "--method", "gn", "--tau", "2"], "tau: method 'gn' does not take it"),
@@ -162,8 +162,8 @@ def test_bad_input_about_a_run(run, tmp_path, capsys):
     assert "wanted either a run folder or --net" in fails(capsys, "--data", "digits")
     assert "wanted either a run folder or --net" in fails(capsys, str(run), "--net", "a:b")
     assert "--net needs --data" in fails(capsys, "--net", "torch.nn:Flatten")
-    assert f"want some of {', '.join(FIGURES)}" in fails(capsys, "--reproduce", "everything")
-    assert "want positive numbers" in fails(capsys, "--reproduce", "--steps-factor", "0")
+    assert f"wanted some of {', '.join(FIGURES)}" in fails(capsys, "--reproduce", "everything")
+    assert "wanted positive numbers" in fails(capsys, "--reproduce", "--steps-factor", "0")
 
 
 def test_help(capsys):

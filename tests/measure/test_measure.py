@@ -72,7 +72,7 @@ def test_gradient_norms_refuse_what_they_cannot_measure():
     with pytest.raises(ValueError, match="images: got none"):
         measure.gradient_norms(net, torch.zeros(0, 3, 8, 8, dtype=torch.float64))
     patches = nn.Conv2d(3, 1, 3).double()
-    with pytest.raises(ValueError, match=r"want one logit each"):
+    with pytest.raises(ValueError, match=r"wanted one logit each"):
         measure.gradient_norms(patches, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
 
 
@@ -278,7 +278,7 @@ def test_slopes_and_domain_of_a_loss(name):
 
 
 def test_the_domain_of_a_loss_needs_finite_logits():
-    with pytest.raises(ValueError, match="want at least one, and all finite"):
+    with pytest.raises(ValueError, match="wanted at least one, and all finite"):
         measure.loss_domain(LOSSES["hinge"], torch.tensor([math.nan]), torch.zeros(2))
     with pytest.raises(ValueError, match="got 0 logits"):
         measure.loss_domain(LOSSES["hinge"], torch.zeros(0), torch.zeros(0))
