@@ -23,25 +23,12 @@ from setuptools import setup
 MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"]
-CPU_SOURCES = [
-    "csrc/module.cpp",
-    "csrc/schema.cpp",
-    "csrc/cpu/arena.cpp",
-    "csrc/cpu/conv_winograd.cpp",
-    "csrc/cpu/sign_bits.cpp",
-    "csrc/cpu/sign_bits_portable.cpp",
-    "csrc/cpu/spectral.cpp",
-    "csrc/cpu/spectral_portable.cpp",
-]
-AVX2_SOURCES = ["csrc/cpu/conv_winograd_avx2.cpp", "csrc/cpu/sign_bits_avx2.cpp", "csrc/cpu/spectral_avx2.cpp"]
-CUDA_SOURCES = [
-    "csrc/cuda/module.cpp",
-    "csrc/cuda/sign_bits_binding.cpp",
-    "csrc/cuda/sign_bits.cu",
-    "csrc/cuda/spectral_binding.cpp",
-    "csrc/cuda/spectral.cu",
-]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+
+
+def sources(pattern: str) -> list[str]:
+    """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's, *_avx2.cpp with AVX2_FLAGS."""
+    return sorted(map(str, Path("csrc").rglob(pattern)))
 
 
 def say(line: str) -> None:
@@ -102,14 +89,15 @@ def extensions(mode: str) -> list:
 
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     avx2 = ["-DGNFAST_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
+    with_avx2, of_cuda, headers = sources("*_avx2.cpp"), sources("cuda*.c*"), sources("*.h")
     cpu = CppExtension(
         "gnfast._C",
-        CPU_SOURCES,
+        [path for path in sources("*.cpp") if path not in (*with_avx2, *of_cuda)],
         extra_compile_args={"cxx": CXX_FLAGS + openmp + avx2},
         extra_link_args=openmp,
-        depends=[str(path) for path in Path("csrc").rglob("*.h")],
+        depends=headers,
     )
-    cpu.avx2_sources = AVX2_SOURCES if avx2 else []
+    cpu.avx2_sources = with_avx2 if avx2 else []
     if mode == "cpu":
         return [cpu]
 
@@ -122,9 +110,9 @@ def extensions(mode: str) -> list:
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     cuda = CUDAExtension(
         "gnfast._C_cuda",
-        CUDA_SOURCES,
+        of_cuda,
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
-        depends=[str(path) for path in Path("csrc").rglob("*.h")],
+        depends=headers,
     )
     return [cpu, cuda]
 

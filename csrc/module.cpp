@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "cpu/arena.h"
+#include "arena/arena.h"
 
 namespace py = pybind11;
 

@@ -1,5 +1,5 @@
-// The one place where gnfast's operators are declared. csrc/cpu registers their CPU implementations in the same shared
-// object, csrc/cuda registers the CUDA ones from a second, and gnfast/kernels registers the fake ones from Python.
+// The one place where gnfast's operators are declared. `cpu.cpp` of each folder registers the CPU implementations in
+// the same shared object, `cuda_binding.cpp` the CUDA ones from a second, and gnfast/kernels the fake ones from Python.
 
 #include <torch/library.h>
 
@@ -13,7 +13,7 @@ TORCH_LIBRARY(gnfast, m) {
   // Returns nothing: functionalisation (torch.compile) refuses custom operators whose outputs alias their arguments.
   m.def("leaky_relu_mask_(Tensor(a!) t, Tensor bits, float negative_slope) -> ()", tags);
 
-  // gnfast/kernels/spectral.py says what these compute.
+  // gnfast/kernels/spectral says what these compute.
   m.def(
       "spectral_norm_iterate(Tensor[] weights, Tensor(a!)[] u, Tensor(b!)[] v, int[] dims, int[] iterations, "
       "float[] eps) -> (Tensor vectors, Tensor sigma)",
@@ -24,7 +24,7 @@ TORCH_LIBRARY(gnfast, m) {
       "float[] coeffs) -> Tensor[]",
       tags);
 
-  // gnfast/kernels/conv_winograd.py says what these compute.
+  // gnfast/kernels/winograd says what these compute.
   m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int padding) -> Tensor", tags);
   m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight, int padding, SymInt height, SymInt width) -> Tensor",
         tags);

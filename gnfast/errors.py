@@ -11,3 +11,10 @@ class FallbackWarning(UserWarning):
 
 class InputError(ValueError):
     """An argument of the wrong kind, shape, dtype or device; the message names it, what came and what was wanted."""
+
+
+def require_int(name: str, value: object, least: int, error: type[ValueError] = InputError) -> int:
+    """The value of an argument; raises `error` where it is not an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise error(f"{name}: got {value!r}, wanted an int of at least {least}")
+    return value

@@ -67,7 +67,7 @@ def domain_scaled(loss: Loss, alpha: float) -> Loss:
         ValueError: `alpha` is not a positive number.
     """
     if not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f"alpha: got {alpha}, want a positive number")
+        raise ValueError(f"alpha: got {alpha}, wanted a positive number")
     if alpha == 1:
         return loss
 

@@ -1,13 +1,16 @@
 """Comparison of the four passes with double backward: every output and every gradient."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import gnfast
-from gnfast import reference
+from gnfast import FallbackWarning, UnsupportedError, reference
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -55,10 +58,46 @@ def assert_matches_double_backward(
     for name, (fast, oracle) in PAIRS.items():
         expected = outputs_and_gradients(oracle, net, x, *args, **kwargs)
         actual = outputs_and_gradients(fast, net, x, *args, strict=True, rewrite=rewrite, **kwargs)
-        for key, value in expected.items():
-            if value is None:
-                assert actual[key] is None or not actual[key].any(), f"{name}: {key} has a gradient"
-                continue
-            assert actual[key] is not None, f"{name}: {key} has no gradient"
-            error = relative_error(actual[key], value)
-            assert error <= tolerance, f"{name}: {key} differs by {error:.2e}"
+        assert_same(actual, expected, tolerance, f"{name}: ")
+
+
+def assert_same(
+    actual: Mapping[str, Tensor | None], expected: Mapping[str, Tensor | None], tolerance: float = 1e-10, of: str = ""
+) -> None:
+    """What `outputs_and_gradients` saw twice; zeros may stand for a gradient that there is not."""
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        if value is None:
+            assert actual[key] is None or not actual[key].any(), f"{of}{key} has a gradient"
+            continue
+        assert actual[key] is not None, f"{of}{key} has no gradient"
+        error = relative_error(actual[key], value)
+        assert error <= tolerance, f"{of}{key} differs by {error:.2e}"
+
+
+def assert_agree(call: Callable[[ModuleType], Any], tolerance: float = 1e-10) -> None:
+    """The tensors that `call` makes with the functions of gnfast, and with their twins in gnfast.reference."""
+    for actual, expected in zip(call(gnfast), call(reference), strict=True):
+        assert relative_error(actual, expected) <= tolerance
+
+
+def assert_same_state(net: nn.Module, twin: nn.Module) -> None:
+    """Running statistics and power iterations have gone the same way."""
+    for (name, buffer), other in zip(net.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(buffer, other), name
+
+
+def assert_falls_back(net: nn.Module, x: Tensor, *args: Any, match: str, tolerance: float = 1e-12) -> None:
+    """Refused by name where `strict`; else one warning and double backward's outputs, gradients and state."""
+    twin = copy.deepcopy(net)
+    with pytest.raises(UnsupportedError, match=match):
+        gnfast.normalize_gradient(net, x, *args, strict=True)
+    assert_same_state(net, twin)
+    with pytest.warns(FallbackWarning, match=match) as caught:
+        actual = outputs_and_gradients(gnfast.normalize_gradient, net, x, *args)
+        gnfast.normalize_gradient(net, x, *args)
+    assert [warning.category for warning in caught].count(FallbackWarning) == 1, "one warning per network"
+    expected = outputs_and_gradients(reference.normalize_gradient, twin, x, *args)
+    reference.normalize_gradient(twin, x, *args)
+    assert_same(actual, expected, tolerance)
+    assert_same_state(net, twin)

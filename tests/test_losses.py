@@ -123,5 +123,5 @@ def test_scaling_twice_is_scaling_by_the_product(logits):
 
 @pytest.mark.parametrize("alpha", [0, -1, math.inf, math.nan])
 def test_a_bad_alpha_is_named(alpha):
-    with pytest.raises(ValueError, match=r"alpha: got .*, want a positive number"):
+    with pytest.raises(ValueError, match=r"alpha: got .*, wanted a positive number"):
         domain_scaled(LOSSES["hinge"], alpha)

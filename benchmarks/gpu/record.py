@@ -78,6 +78,7 @@ class Record:
         return not sections or any("error" in section for section in sections)
 
     def _write(self) -> None:
+        # Not by gnfast.io: this process outlives a gnfast, or a PyTorch, that does not load.
         temporary = self.folder / f"{RESULTS}.tmp"
         temporary.write_text(json.dumps(self.data, indent=1) + "\n")
         os.replace(temporary, self.folder / RESULTS)

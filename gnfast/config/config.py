@@ -1,22 +1,35 @@
 """Every setting of a training run, in one frozen dataclass whose docstrings are the command line's help."""
 
 import dataclasses
-import math
 import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-LossName = Literal[
-    "hinge",
-    "soft-hinge",
-    "non-saturating",
-    "minimax",
-    "wasserstein",
-    "least-squares",
-    "least-squares-centred",
-    "cosine",
-    "exponential",
-]
+from gnfast.engine.heads import METHODS
+from gnfast.engine.penalties import PENALTIES
+from gnfast.losses import LOSSES
+from gnfast.metrics.protocols import PROTOCOLS
+from gnfast.models import REGISTRY, SCHEMES
+
+
+class Only(NamedTuple):
+    """Which values of its type a setting may have, as a test and in words."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+Count = Annotated[int, Only(lambda n: n >= 1, "a whole number of at least 1")]
+Interval = Annotated[int, Only(lambda n: n >= 0, "a whole number of at least 0")]
+# A file that asks for more images would take all memory, or have no end; two are the least that batch statistics and a
+# covariance are defined for.
+Batch = Annotated[int, Only(lambda n: 1 <= n <= 1 << 14, f"a whole number from 1 to {1 << 14}")]
+Images = Annotated[int, Only(lambda n: 2 <= n <= 1 << 14, f"a whole number from 2 to {1 << 14}")]
+Measured = Annotated[int, Only(lambda n: 2 <= n <= 1_000_000, "a whole number from 2 to 1000000")]
+Positive = Annotated[float, Only(lambda x: x > 0, "a positive number")]
+Factor = Annotated[float, Only(lambda x: x >= 0, "0 or a positive number")]
+Decay = Annotated[float, Only(lambda x: 0 <= x < 1, "a number in [0, 1)")]
 
 
 @dataclass(frozen=True)
@@ -25,9 +38,9 @@ class Config:
 
     data: str
     """Where the real images come from: a name that `gnfast data list` shows, or the path of a folder or archive."""
-    resolution: int
+    resolution: Count
     """Side of the square images in pixels; images of another size are resized to it."""
-    channels: int = 3
+    channels: Literal[1, 3] = 3
     """Image channels: 3 for colour, 1 for grey."""
     crop: int | None = None
     """Side in pixels of the central square that is cut out before resizing; None for what the data set is known for."""
@@ -40,29 +53,27 @@ class Config:
     data_root: str = ""
     """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
 
-    model: Literal[
-        "dcgan", "dcgan-table3", "resnet", "sngan-resnet", "mimicry-resnet", "biggan", "biggan-faster", "small"
-    ] = "dcgan"
+    model: Literal[*REGISTRY] = "dcgan"
     """The networks: the papers' CNN (or with the critic of GN-GAN's Table 3), GN-GAN's ResNet, SN-GAN's, mimicry's
-    (GraN-GAN), BigGAN (needs --classes), a small CNN."""
-    init: Literal["default", "kaiming-normal", "xavier-uniform", "normal", "orthogonal"] = "default"
+    (GraN-GAN), BigGAN (needs --classes), a small CNN, or its generator with a plain critic of some depth."""
+    init: Literal[*SCHEMES] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
-    classes: int = 0
+    classes: Interval = 0
     """Classes of a class-conditional pair, as many as the data set has; 0 trains without labels."""
-    width: float = 1.0
+    width: Positive = 1.0
     """Factor on every hidden channel count; below 1 for a quick look, 1 for the papers' networks."""
-    z_dim: int = 128
+    z_dim: Count = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
-    method: Literal["gn", "gn0", "gn1", "gran", "pgn", "pgn-table", "none"] = "gn"
+    method: Literal[*METHODS, "none"] = "gn"
     """The critic's normaliser: GN-GAN's (ζ = |f|, 0, 1), GraN-GAN's, PGN-GAN's by its code or its table; or none."""
-    tau: float | None = None
+    tau: Positive | None = None
     """GraN's τ: the normalised critic's Lipschitz constant is at most 1/τ; 1 if not given."""
-    eps: float | None = None
+    eps: Positive | None = None
     """GraN's ε, which smooths small gradients; 0.1 if not given."""
     spectral_norm: bool = False
     """Spectral normalisation of every layer of the critic, one power iteration per forward."""
-    k_sn: float = 1.0
+    k_sn: Positive = 1.0
     """The spectral norm that spectral normalisation gives to each weight."""
     learn_scale: bool = False
     """A learned factor on each spectrally normalised weight."""
@@ -71,46 +82,46 @@ class Config:
     rescale: Literal["none", "initial", "glorot"] = "none"
     """Compute critic updates with each of its weights scaled to its first norm, or to Glorot's standard deviation times
     √2 (Faster GN-GAN): GN's output is the same, in a range that floating point likes better."""
-    weight_clip: float = 0.0
+    weight_clip: Factor = 0.0
     """After every critic update, clip its weights to ± this; 0 does not."""
-    loss: LossName = "hinge"
+    loss: Literal[*LOSSES] = "hinge"
     """GAN loss on the critic's normalised output."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """Domain scaling: L(αx) / α in place of L(x)."""
-    penalty: Literal["none", "r1", "0-gp", "1-gp"] = "none"
+    penalty: Literal["none", *PENALTIES] = "none"
     """Gradient penalty on the critic before its normalisation: ½‖∇f‖² at real images, ‖∇f‖² or (‖∇f‖ - k)² between real
     and generated ones."""
-    penalty_weight: float = 10.0
+    penalty_weight: Factor = 10.0
     """Factor λ of the penalty."""
-    k_gp: float = 1.0
+    k_gp: Factor = 1.0
     """The gradient norm k that costs nothing in `1-gp`."""
-    consistency: float = 0.0
+    consistency: Factor = 0.0
     """Factor λ of consistency regularisation: the squared change of the normalised critic when real images are flipped
     and shifted by up to a fifth; 0 does without."""
-    steps: int = 200_000
+    steps: Count = 200_000
     """Generator updates in the whole run."""
-    n_dis: int = 1
+    n_dis: Count = 1
     """Critic updates before each generator update."""
-    batch_d: int = 64
+    batch_d: Batch = 64
     """Real images per critic update; as many generated ones join them in the same pass."""
-    batch_g: int = 128
+    batch_g: Batch = 128
     """Generated images per generator update."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts into which each batch is cut to save memory; their gradients add up to the whole batch's. The generator's
     batch norm sees one part at a time."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """Adam (eps 1e-8), or RMSProp with PyTorch's smoothing of 0.99, which has no use for --betas."""
-    lr_d: float = 2e-4
+    lr_d: Positive = 2e-4
     """The critic's learning rate."""
-    lr_g: float = 2e-4
+    lr_g: Positive = 2e-4
     """The generator's learning rate."""
-    betas: tuple[float, float] = (0.0, 0.9)
+    betas: tuple[Decay, Decay] = (0.0, 0.9)
     """Adam's two decay rates, for both networks."""
     lr_decay: Literal["none", "linear"] = "none"
     """Learning-rate schedule: constant, or linear from the full rate at the first step to 0 after the last."""
-    ema_decay: float = 0.9999
+    ema_decay: Decay = 0.9999
     """Decay per step of the generator's moving average (weights and batch-norm buffers)."""
-    ema_start: int = 0
+    ema_start: Interval = 0
     """Step before which the moving average is a plain copy."""
     seed: int = 0
     """Seeds initialisation, latents, shuffling and flips."""
@@ -130,79 +141,58 @@ class Config:
     """Layout of images and convolution weights in memory; channels_last is faster on CPUs and GPUs."""
     cuda_graph: bool = True
     """Replay each step as one CUDA graph (on one GPU, without loss scaling and rescaling)."""
-    threads: int = 0
+    threads: Interval = 0
     """CPU threads; 0 leaves PyTorch's choice. Another number can change the last bits of the results."""
     deterministic: bool = False
     """Only GPU algorithms that give the same bits every time; slower. CPUs need no such switch."""
 
     run_dir: str = ""
     """The run folder; runs/PRESET if empty. Repeating the command continues a run that stopped."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between rows of metrics.jsonl; a row holds means over the steps since the last."""
-    sample_every: int = 500
+    sample_every: Interval = 500
     """Steps between sample grids; 0 for one at the end only."""
-    n_samples: int = 64
+    n_samples: Images = 64
     """Images in a sample grid; their latents stay fixed over the run."""
     sample_bn: Literal["batch", "running"] = "batch"
     """Batch norm in the generator when it samples: the batch's statistics, as in the papers' code, or running ones."""
-    eval_every: int = 5000
+    eval_every: Interval = 5000
     """Steps between Fréchet distances, beside one at the start and one at the end; 0 for those two only."""
     extractor: str = "none"
     """Feature extractor for the Fréchet distance: `inception` (FID), `classifier`, `module:function`; `none` does not
     evaluate."""
     extractor_weights: str = ""
     """File with the extractor's weights; looked for in gnfast's cache folder, or fetched, if empty."""
-    protocol: Literal["tf", "torch", "clean", "paper-gn"] = "tf"
+    protocol: Literal[*PROTOCOLS] = "tf"
     """How images are resized and rounded for Inception (see docs/evaluation.md)."""
-    n_fake: int = 50_000
+    n_fake: Measured = 50_000
     """Generated images per Fréchet distance."""
     eval_split: str = ""
     """The part of the data set that generated images are compared with; the training images if empty."""
-    probe_every: int = 500
+    probe_every: Interval = 500
     """Steps between measurements of gradient norms, singular values and the loss's domain (see `gnfast analyze`); 0 for
     none."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Interval = 1000
     """Steps between checkpoints, beside one at the end; the newest two are kept, and the best by Fréchet distance."""
     tensorboard: bool = True
     """Write TensorBoard event files too."""
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "z_dim", "steps", "n_dis", "batch_d", "batch_g", "accumulate", "log_every"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name, most in (("batch_d", 1 << 14), ("batch_g", 1 << 14), ("n_samples", 1 << 14), ("n_fake", 1_000_000)):
-            # A file that asks for more would take all memory, or have no end.
-            _require(self, name, getattr(self, name) <= most, f"at most {most}")
-        for name in ("n_samples", "n_fake"):
-            # Two images are the least that batch statistics and a covariance are defined for.
-            _require(self, name, getattr(self, name) >= 2, "at least 2")
-        for name in (
-            "sample_every",
-            "eval_every",
-            "checkpoint_every",
-            "probe_every",
-            "threads",
-            "ema_start",
-            "classes",
-        ):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
-        for name in ("lr_d", "lr_g", "width", "k_sn", "alpha"):
-            value = getattr(self, name)
-            _require(self, name, value > 0 and math.isfinite(value), "a positive number")
-        for name in ("weight_clip", "penalty_weight", "k_gp", "consistency"):
-            value = getattr(self, name)
-            _require(self, name, value >= 0 and math.isfinite(value), "0 or a positive number")
+        require_kinds(vars(self))
+        for name, holds, wanted in self._together():
+            if not holds:
+                raise _wrong(name, getattr(self, name), wanted)
+
+    def _together(self) -> Iterator[tuple[str, bool, str]]:
+        """What settings ask of each other: the name of one, whether it is as the others want it, and how that is."""
         for name in ("batch_d", "batch_g"):
-            _require(
-                self, name, getattr(self, name) % self.accumulate == 0, f"a multiple of --accumulate {self.accumulate}"
-            )
+            multiple = getattr(self, name) % self.accumulate == 0
+            yield name, multiple, f"a multiple of --accumulate {self.accumulate}"
         for name in ("tau", "eps"):
-            value = getattr(self, name)
-            _require(self, name, value is None or (self.method == "gran" and value > 0), "a positive number, with gran")
-        _require(self, "channels", self.channels in (1, 3), "1 or 3")
-        _require(self, "rescale", self.rescale == "none" or self.method in ("gn", "gn0"), "none, but with gn or gn0")
-        _require(self, "weight_norm", not (self.weight_norm and self.spectral_norm), "no, with --spectral-norm")
-        _require(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
-        _require(self, "ema_decay", 0 <= self.ema_decay < 1, "a number in [0, 1)")
+            yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
+        rescales = self.method in ("gn", "gn0")
+        yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
+        yield "weight_norm", not (self.weight_norm and self.spectral_norm), "False with --spectral-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.
@@ -212,8 +202,7 @@ FREE = {
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
     *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
 }
-# Analyses train networks that have no name on the command line.
-_KINDS = get_type_hints(Config) | {"model": str}
+_KINDS = get_type_hints(Config, include_extras=True)
 REQUIRED = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
 
 
@@ -232,7 +221,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         # Without a schedule that depends on it, the length of a run is only where it stops.
         names.remove("steps")
     return [
-        f"--{name.replace('_', '-')}: the run has {reprlib.repr(saved.get(name))}, the command says {wanted[name]!r}"
+        f"{_option(name)}: the run has {reprlib.repr(saved.get(name))}, the command says {wanted[name]!r}"
         for name in names
         if saved.get(name) != wanted[name]
     ]
@@ -252,22 +241,21 @@ def from_json(saved: dict[str, Any]) -> Config:
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     require_kinds(settings)
     if missing := REQUIRED - settings.keys():
-        raise ValueError(f"--{min(missing).replace('_', '-')}: missing")
+        raise ValueError(f"{_option(min(missing))}: missing")
     return Config(**settings)
 
 
-def require_kinds(settings: dict[str, Any]) -> None:
-    """That settings are of the kinds that `Config` is annotated with, which Python itself does not ask for.
+def require_kinds(settings: Mapping[str, Any]) -> None:
+    """That settings have the names, the types and the values that `Config` is annotated with.
 
     Raises:
-        ValueError: an unknown name, or a value of the wrong kind; the message begins with the option.
+        ValueError: one has not; the message begins with the option.
     """
     for name, value in settings.items():
-        option = f"--{name.replace('_', '-')}"
         if name not in _KINDS:
-            raise ValueError(f"{option}: this version of gnfast has no such setting")
+            raise ValueError(f"{_option(name)}: this version of gnfast has no such setting")
         if not _fits(value, _KINDS[name]):
-            raise ValueError(f"{option}: got {reprlib.repr(value)}, want {_told(_KINDS[name])}")
+            raise _wrong(name, value, _told(_KINDS[name]))
 
 
 def decisive(config: Config) -> dict[str, Any]:
@@ -278,8 +266,10 @@ def decisive(config: Config) -> dict[str, Any]:
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the kind that a field of `Config` is annotated with."""
     origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _fits(value, parts[0]) and parts[1].holds(value)
     if origin is Literal:
-        return isinstance(value, str) and value in parts
+        return type(value) is type(parts[0]) and value in parts
     if origin is tuple:
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if parts:
@@ -291,14 +281,19 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _told(kind: Any) -> str:
     origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return parts[1].wanted
     if origin is Literal:
         return "one of " + ", ".join(map(repr, parts))
     if origin is tuple:
-        return f"{len(parts)} numbers"
+        return f"{len(parts)} values, each {_told(parts[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none"}
-    return " or ".join(names[part] for part in parts or (kind,))
+    return " or ".join(names.get(part) or _told(part) for part in parts or (kind,))
 
 
-def _require(config: Config, name: str, ok: bool, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"--{name.replace('_', '-')}: got {getattr(config, name)}, want {wanted}")
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _wrong(name: str, value: Any, wanted: str) -> ValueError:
+    return ValueError(f"{_option(name)}: got {reprlib.repr(value)}, wanted {wanted}")

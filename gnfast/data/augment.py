@@ -45,7 +45,7 @@ def draw_shifts(
     """
     for name, value in (("flip", flip), ("translate", translate)):
         if not 0 <= value <= 1:
-            raise DataError(f"{name} must be from 0 to 1, got {value!r}")
+            raise DataError(f"{name}: got {value!r}, wanted a number from 0 to 1")
     uniform = torch.rand(3, count, generator=generator)
     down, right = ((2 * uniform[1:] - 1) * translate * torch.tensor([[height], [width]])).round_().long()
     return Shifts(uniform[0] < flip, down, right)
@@ -67,14 +67,14 @@ def apply_shifts(images: Tensor, shifts: Shifts, fill: float = -1.0) -> Tensor:
         DataError: `images` and `shifts` differ in number, or `images` has not four dimensions.
     """
     if images.dim() != 4 or len(images) != len(shifts.down):
-        raise DataError(f"images must be ({len(shifts.down)}, C, H, W) as shifts, got shape {tuple(images.shape)}")
+        raise DataError(f"images: got {tuple(images.shape)}, wanted ({len(shifts.down)}, C, H, W), as many as shifts")
     _, channels, height, width = images.shape
     mirrored, down, right = (moved(part, images.device) for part in shifts)
     rows = torch.arange(height, device=images.device) - down[:, None]
     columns = torch.arange(width, device=images.device) - right[:, None]
     is_inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
-    # One more pixel behind each channel's last is where all that comes from outside is taken from.
+    # One more pixel after each channel's last is where all that comes from outside is taken from.
     extended = F.pad(images.flatten(2), (0, 1), value=fill)
     origins = torch.where(is_inside, rows[:, :, None] * width + columns[:, None], height * width)
     return extended.gather(2, origins.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gnfast.data.dataset import DataError, ImageDataset
+from gnfast.data.dataset import DataError, ImageDataset, at_least
 from gnfast.interop.device import moved
 
 
@@ -20,7 +20,7 @@ def to_float(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
         DataError: `images` is not uint8.
     """
     if images.dtype != torch.uint8:
-        raise DataError(f"images must be uint8, got {images.dtype}")
+        raise DataError(f"images: got {images.dtype}, wanted uint8")
     return moved(images, device).to(torch.float32).div_(127.5).sub_(1)
 
 
@@ -31,7 +31,7 @@ def to_uint8(images: Tensor) -> Tensor:
         DataError: `images` is not floating point.
     """
     if not images.is_floating_point():
-        raise DataError(f"images must be floating point in [-1, 1], got {images.dtype}")
+        raise DataError(f"images: got {images.dtype}, wanted floating point in [-1, 1]")
     return images.detach().float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -64,7 +64,7 @@ class ShuffledIndices:
     """
 
     def __init__(self, size: int, seed: int = 0) -> None:
-        self.size = _at_least("size", size, 1)
+        self.size = at_least("size", size, 1)
         self._generator = _generator(seed)
         self._epoch = -1
         self._start_epoch()
@@ -76,7 +76,7 @@ class ShuffledIndices:
 
     def next_batch(self, batch_size: int) -> Tensor:
         """(batch_size,) int64."""
-        wanted = _at_least("batch_size", batch_size, 1)
+        wanted = at_least("batch_size", batch_size, 1)
         pieces = []
         while wanted:
             if self._position == self.size:
@@ -106,7 +106,7 @@ class ShuffledIndices:
         if state["size"] != self.size:
             raise DataError(f"state is of a data set with {state['size']} images, this one has {self.size}")
         if not 0 <= state["position"] <= self.size:
-            raise DataError(f"state['position'] must be from 0 to {self.size}, got {state['position']}")
+            raise DataError(f"state['position']: got {state['position']}, wanted 0 to {self.size}")
         self._generator.set_state(state["generator"].cpu())
         self._epoch = state["epoch"] - 1
         self._start_epoch()
@@ -177,7 +177,7 @@ class Batches:
         resident: whether the data set is moved to the device as a whole; "auto" does so if it takes at most a quarter
             of the memory that is free there. On a CPU it stays where it is, and "auto" asks whether it takes at most
             half of the machine's memory.
-        prefetch: how many batches the thread prepares ahead where the data set is not resident; 0 is no thread.
+        prefetch: how many batches a thread prepares ahead where the data set is not resident; without a thread if 0.
 
     Raises:
         DataError: an argument is not as wanted.
@@ -197,17 +197,17 @@ class Batches:
         prefetch: int = 2,
     ) -> None:
         self.dataset = dataset
-        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.batch_size = at_least("batch_size", batch_size, 1)
         self.flip = flip
         self.device = torch.device(device)
-        self.rank, self.world = _at_least("rank", rank, 0), _at_least("world", world, 1)
+        self.rank, self.world = at_least("rank", rank, 0), at_least("world", world, 1)
         if rank >= world:
-            raise DataError(f"rank must be below world, which is {world}, got {rank}")
+            raise DataError(f"rank: got {rank}, wanted less than world, which is {world}")
         if batch_size % world:
-            raise DataError(f"batch_size must be a multiple of world, which is {world}, got {batch_size}")
+            raise DataError(f"batch_size: got {batch_size}, wanted a multiple of world, which is {world}")
         if resident not in (True, False, "auto"):
-            raise DataError(f"resident must be True, False or 'auto', got {resident!r}")
-        self.prefetch = _at_least("prefetch", prefetch, 0)
+            raise DataError(f"resident: got {resident!r}, wanted True, False or 'auto'")
+        self.prefetch = at_least("prefetch", prefetch, 0)
         self.resident = _fits(dataset.images, self.device) if resident == "auto" else resident
         self.indices = ShuffledIndices(len(dataset), seed)
         # Seeded by a draw, so that flips and order are not the same numbers.
@@ -278,7 +278,7 @@ class Batches:
             return _Gathered(moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None)
         pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self._images, 0, chosen, out=pinned)
-        # A stream of its own, so that the copy does not queue behind the device's work.
+        # A stream of its own, so that the copy does not wait for the device's work.
         with torch.cuda.stream(self._stream):
             images = pinned.to(self.device, non_blocking=True)
             labels = self._pick(chosen)
@@ -307,17 +307,11 @@ def _fits(images: Tensor, device: torch.device) -> bool:
 
 def _generator(seed: int) -> torch.Generator:
     # Torch's CPU generator uses 32 bits of its seed: a wider one would silently be another's twin.
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise DataError(f"seed must be an int from 0 to 2**32 - 1, got {seed!r}")
+    if at_least("seed", seed, 0) >= 2**32:
+        raise DataError(f"seed: got {seed}, wanted at most 2**32 - 1")
     return torch.Generator().manual_seed(seed)
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"{name} must be an int of at least {least}, got {value!r}")
-    return value
 
 
 def _check_keys(state: Mapping[str, Any], keys: tuple[str, ...]) -> None:
     if missing := [key for key in keys if key not in state]:
-        raise DataError(f"state must be what state_dict() gave, but it lacks {', '.join(missing)}")
+        raise DataError(f"state: got one that lacks {', '.join(missing)}, wanted what state_dict() gave")

@@ -9,11 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gnfast.errors import require_int
+
 _HASHED_AT_ONCE = 1 << 26
 
 
 class DataError(ValueError):
     """A data set cannot be had as asked; the message names what came and what was wanted."""
+
+
+def at_least(name: str, value: object, least: int) -> int:
+    """The value of an argument; raises DataError where it is not an int of at least `least`."""
+    return require_int(name, value, least, DataError)
 
 
 class DataWarning(UserWarning):
@@ -36,15 +43,12 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.split, str) or not self.split:
-            raise DataError(f"split must be a name such as 'train' or 'test', got {self.split!r}")
-        size = self.resolution
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise DataError(f"resolution must be a positive int (pixels) or None, got {size!r}")
+            raise DataError(f"split: got {self.split!r}, wanted a name such as 'train' or 'test'")
         if self.channels not in (None, 1, 3):
-            raise DataError(f"channels must be 1 (grey), 3 (RGB) or None, got {self.channels!r}")
-        crop = self.crop
-        if crop is not None and (isinstance(crop, bool) or not isinstance(crop, int) or crop < 0):
-            raise DataError(f"crop must be an int of at least 0 (pixels) or None, got {crop!r}")
+            raise DataError(f"channels: got {self.channels!r}, wanted 1 (grey), 3 (RGB) or None")
+        for name, least in (("resolution", 1), ("crop", 0)):
+            if (value := getattr(self, name)) is not None:
+                at_least(name, value, least)
 
     def filled(self, *, channels: int, resolution: int | None = None, crop: int = 0) -> "Request":
         """The same with a data set's own values where nothing was asked for, so that asking for them changes nothing.
@@ -87,21 +91,21 @@ class ImageDataset:
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
             raise DataError(
-                f"images must be uint8 of shape (N, C, H, W) with C 1 or 3 and nothing empty, "
-                f"got {self.images.dtype} of shape {shape}"
+                f"images: got {self.images.dtype} of shape {shape}, "
+                f"wanted uint8 of shape (N, C, H, W) with C 1 or 3 and nothing empty"
             )
         if self.labels is None:
             if self.classes:
-                raise DataError(f"classes need labels, got {len(self.classes)} classes and labels=None")
+                raise DataError(f"labels: got None and {len(self.classes)} classes, wanted labels or no classes")
             return
         if self.labels.dtype != torch.int64 or tuple(self.labels.shape) != shape[:1]:
             raise DataError(
-                f"labels must be int64 of shape ({shape[0]},), "
-                f"got {self.labels.dtype} of shape {tuple(self.labels.shape)}"
+                f"labels: got {self.labels.dtype} of shape {tuple(self.labels.shape)}, "
+                f"wanted int64 of shape ({shape[0]},)"
             )
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
-            raise DataError(f"labels must index the {len(self.classes)} classes, got values from {low} to {high}")
+            raise DataError(f"labels: got {low} to {high}, wanted 0 to {len(self.classes) - 1}, one for each class")
 
     def __len__(self) -> int:
         return self.images.shape[0]

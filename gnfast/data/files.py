@@ -1,23 +1,19 @@
-"""Files of data sets and caches: where they go, what identifies them, downloads with a checksum."""
+"""Files of data sets: how they are listed, what identifies them, and those that are published with a checksum."""
 
 import hashlib
 import os
 import re
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from gnfast.data.dataset import DataError, Request
 from gnfast.errors import InputError
-from gnfast.io.files import atomic_write, cache_root, open_regular
+from gnfast.io.downloads import checksum, download
+from gnfast.io.files import cache_root, open_regular
 
-_CHUNK = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # More links to one folder than this were made to be followed for ever.
 _WAYS = 100
@@ -83,12 +79,6 @@ def _is_folder(child: os.DirEntry) -> bool:
         return False
 
 
-def md5_of(path: Path) -> str:
-    """The MD5 of a file (hex): what data sets publish; it guards against damage, not against malice."""
-    with open_source(path) as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
 def stat_identity(path: Path) -> dict[str, Any]:
     """What tells a file or folder from another and from itself after a change: path, size, and time of change.
 
@@ -142,7 +132,7 @@ class Official:
                     f"{self.dataset} is not at {path}; pass download=True ({self.size} from {self.url}), "
                     f"or root=… with the file's path or its folder"
                 )
-            download(self.url, path, self.md5, progress=request.progress)
+            download(self.url, path, "md5", self.md5, error=DataError, progress=request.progress)
         return path
 
     def identity(self, request: Request) -> dict[str, Any]:
@@ -159,7 +149,7 @@ class Official:
         Raises:
             DataError: it is another one.
         """
-        if (got := md5_of(path)) != self.md5:
+        if (got := checksum(path, "md5")) != self.md5:
             raise DataError(
                 f"{path}: wrong checksum, expected MD5 {self.md5}, got {got}; "
                 f"download it again, or pass verify=False if it is meant to differ"
@@ -191,27 +181,3 @@ class Official:
         if request.verify:
             self.check(path)
         return path
-
-
-def download(url: str, path: Path, md5: str, *, progress: bool = True) -> None:
-    """Fetch `url` to `path`, which appears only when complete and of the expected MD5.
-
-    Raises:
-        DataError: the server cannot be reached or breaks off, or the checksum is another one (the file is removed).
-    """
-    bar = tqdm(desc=f"downloading {path.name}", unit="B", unit_scale=True, disable=None if progress else True)
-    with atomic_write(path) as part, bar:
-        try:
-            with urllib.request.urlopen(url, timeout=60) as answer, part.open("wb") as file:
-                bar.total = int(answer.headers.get("Content-Length") or 0) or None
-                while block := answer.read(_CHUNK):
-                    file.write(block)
-                    bar.update(len(block))
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise DataError(f"could not download {url} ({error}); fetch it by hand and put it at {path}") from error
-        got = md5_of(part)
-        if got != md5:
-            raise DataError(
-                f"{url}: wrong checksum, expected MD5 {md5}, got {got}; the download was removed, "
-                f"so try again or fetch it by hand and put it at {path}"
-            )

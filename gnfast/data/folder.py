@@ -1,34 +1,21 @@
 """A folder, zip or tar of image files as a data set, with or without folders for splits and classes."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from gnfast.data.archive import Entry, open_entries
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import printable
-from gnfast.data.images import decode_into, decoded_identity, decoding_bar, skipped_files
+from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.source import Contents, Source
 
-SUFFIXES = (
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".webp",
-    ".avif",
-    ".bmp",
-    ".dib",
-    ".gif",
-    ".tif",
-    ".tiff",
-)
-SUFFIXES += (".ppm", ".pgm", ".pbm", ".pnm")
+_KINDS = ".png .apng .jpg .jpeg .jpe .jfif .webp .avif .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm"
+_SUFFIXES = tuple(_KINDS.split())
 # Names of folders that hold a split, in any case, and the split.
 _SPLITS = {name: name for name in ("train", "test", "val", "valid", "validation", "unlabeled")}
 _SPLITS |= {"training": "train", "testing": "test", "unlabelled": "unlabeled"}
@@ -56,7 +43,7 @@ def open_images(path: Path, request: Request) -> Source:
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name, and not one of the operating system's (.DS_Store, __MACOSX/._x.png)."""
-    return name.lower().endswith(SUFFIXES) and not _is_hidden(name)
+    return name.lower().endswith(_SUFFIXES) and not _is_hidden(name)
 
 
 def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
@@ -66,17 +53,9 @@ def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
         images = [(_parts(entry.name), entry) for entry in entries if is_image(entry.name)]
         found, beside = _select_split(path, images, request.split)
         others += [f"{'/'.join(parts)} (beside the folders of the splits)" for parts, _ in beside]
-        total = len(others) + len(found)
-        canvas.expect(len(found))
-        with decoding_bar(path, len(found), request) as bar:
-            kept, unreadable = decode_into(
-                canvas, (("/".join(parts), parts, entry.read) for parts, entry in found), request, bar, path
-            )
-    skipped = others + unreadable
-    if not kept:
-        raise DataError(f"no image is left in {path}{skipped_files(skipped)}")
-    warning = f"{path}: {len(skipped)} of {total} files skipped{skipped_files(skipped)}" if skipped else ""
-    return Contents(*_labels(kept), len(skipped), warning)
+        encoded = (("/".join(parts), parts, entry.read) for parts, entry in found)
+        kept, contents = decode_into(canvas, encoded, len(found), request, path, "for a data set", others)
+    return replace(contents, **_labels(kept))
 
 
 _Found = list[tuple[tuple[str, ...], Entry]]
@@ -95,7 +74,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
     divided = _divided(path, below)
     if divided is None:
         if wanted != "train":
-            raise DataError(f"split must be 'train' for {path}, which has no folder for each split, got {split!r}")
+            raise DataError(f"split of {path}: got {split!r}, wanted 'train': it has no folder for each split")
         depth = len(_common({parts[:-1] for parts, _ in images}))
         return [(parts[depth:], entry) for parts, entry in images], []
     named = _split_folders(below[divided])
@@ -104,7 +83,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
         raise DataError(f"{path} has more than one folder for a split: {', '.join(sorted(named))}")
     if wanted not in folders:
         there = ", ".join(map(repr, sorted(folders.values())))
-        raise DataError(f"split must be one of those in {path} ({there}), got {split!r}")
+        raise DataError(f"split of {path}: got {split!r}, wanted one of {there}")
     tops = {(*divided, name) for name in named}
     depth = len(divided) + 1
     chosen = [(parts[depth:], entry) for parts, entry in images if parts[:depth] == (*divided, folders[wanted])]
@@ -142,7 +121,7 @@ def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, .
 
 
 def _split_folders(names: set[str]) -> dict[str, str]:
-    """Those of the folders beside one another that stand for splits, by name, and for which."""
+    """Those of the folders beside one another that stand for splits: name to split."""
     exact = {name: _SPLITS[name.casefold()] for name in names if name.casefold() in _SPLITS}
     # train2017 and val2017, trainA and testA, seg_train and seg_test: only together, as a class may be a bullet_train.
     words = {name: [word for word in map(str.casefold, _WORDS.split(name)) if word in _SPLITS] for name in names}
@@ -156,12 +135,13 @@ def _common(folders: set[tuple[str, ...]]) -> tuple[str, ...]:
     return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))]
 
 
-def _labels(paths: list[tuple[str, ...]]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _labels(paths: list[tuple[str, ...]]) -> dict[str, Any]:
+    """Labels and classes from the folders that images lie in, where all lie in one and there are several."""
     classes = sorted({parts[0] for parts in paths})
     if len(classes) < 2 or any(len(parts) < 2 for parts in paths):
-        return None, ()
+        return {}
     index = {name: i for i, name in enumerate(classes)}
-    return torch.tensor([index[parts[0]] for parts in paths]), tuple(classes)
+    return {"labels": torch.tensor([index[parts[0]] for parts in paths]), "classes": tuple(classes)}
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import importlib.util
 import io
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from gnfast.data.archive import EntryError
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import stat_identity
+from gnfast.data.source import Contents
 
 Tag = TypeVar("Tag")
 
@@ -97,27 +98,33 @@ def add_arrays(canvas: Canvas, images: np.ndarray, request: Request) -> None:
 def decode_into(
     canvas: Canvas,
     encoded: Iterable[tuple[str, Tag, Callable[[], bytes]]],
+    total: int,
     request: Request,
-    bar: tqdm,
     path: Path,
-) -> tuple[list[Tag], list[str]]:
+    what: str,
+    others: Sequence[str] = (),
+) -> tuple[list[Tag], Contents]:
     """Put encoded images on the canvas, in their order, prepared as `request` asks, some hundred at a time.
 
     Args:
-        canvas: expects as many as there are.
+        canvas: an empty one.
         encoded: of each image its name for messages, a tag, and what reads its bytes.
+        total: how many there are at most.
         request: how to prepare them.
-        bar: moves by one with each.
         path: where they are, for messages.
+        what: which they are, for the message that none is left.
+        others: name and reason of each file that was passed over before.
 
     Returns:
-        The tags of those that could be read, and name and reason for each of the others.
+        The tags of those that could be read, and contents without labels that say how many could not.
 
     Raises:
-        DataError: they differ in size, or none could be read.
+        DataError: they differ in size, they would become black, or none could be read.
     """
-    kept, skipped, first, brightest = [], [], "", -1
-    with warnings.catch_warnings():
+    kept, skipped, first, brightest = [], list(others), "", -1
+    canvas.expect(total)
+    bar = tqdm(total=total, desc=f"decoding {path.name}", unit="img", disable=None if request.progress else True)
+    with bar, warnings.catch_warnings():
         # Pillow warns of each odd tag; what counts is whether there are pixels.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for name, tag, result in _decoded(encoded, request):
@@ -136,23 +143,22 @@ def decode_into(
             first = first or name
             canvas.add(pixels)
             kept.append(tag)
+    _require_bright(brightest, path)
+    more = f", and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    examples = f": {', '.join(skipped[:3])}{more}"
+    if not kept:
+        raise DataError(f"no image is left in {path} {what}{examples if skipped else ': it holds no file'}")
+    warning = f"{path}: {len(skipped)} of {total + len(others)} files skipped{examples}" if skipped else ""
+    return kept, Contents(skipped=len(skipped), warning=warning)
+
+
+def _require_bright(brightest: int, path: Path) -> None:
+    """Refuses images of 16 bits, the largest value among which is `brightest` of 255, or negative if there are none."""
     if 0 <= brightest < 64:
         raise DataError(
             f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
             f"bits do, and would become black; scale them to 16 bits first"
         )
-    return kept, skipped
-
-
-def decoding_bar(path: Path, total: int, request: Request) -> tqdm:
-    """The progress bar of `decode_into`, on a terminal."""
-    return tqdm(total=total, desc=f"decoding {path.name}", unit="img", disable=None if request.progress else True)
-
-
-def skipped_files(skipped: list[str]) -> str:
-    """The first few of what was skipped, for messages."""
-    more = f", and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    return f": {', '.join(skipped[:3])}{more}" if skipped else ": it holds no file"
 
 
 _Pixels = tuple[np.ndarray, bool]

@@ -1,47 +1,27 @@
-"""`load`: one door to all data sets. A new one is a file with a function that opens it, and a line in `_OPEN`."""
+"""`load`: one door to all data sets. Those with a name are in the files of `gnfast/data/sets`, and found there."""
 
+import importlib
 import os
-from collections.abc import Callable
+import pkgutil
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from gnfast.data import cifar10, cifar100, databases, stl10
+from gnfast.data import databases, sets
 from gnfast.data.archive import first_member
 from gnfast.data.cache import prepared
-from gnfast.data.celeba import open_celeba
-from gnfast.data.celebahq import open_celebahq
 from gnfast.data.dataset import DataError, ImageDataset, Request
-from gnfast.data.digits import open_digits
-from gnfast.data.fashion_mnist import open_fashion_mnist
 from gnfast.data.files import open_source
 from gnfast.data.folder import open_images
-from gnfast.data.lsun import OPEN as LSUN
-from gnfast.data.mnist import open_mnist
-from gnfast.data.source import Source
+from gnfast.data.source import DataSet, Source
 from gnfast.io.files import expanded
 
-_OPEN: dict[str, Callable[[Request], Source]] = {
-    "digits": open_digits,
-    "mnist": open_mnist,
-    "fashion-mnist": open_fashion_mnist,
-    "cifar10": cifar10.open_cifar10,
-    "cifar100": cifar100.open_cifar100,
-    "stl10": stl10.open_stl10,
-    "celeba": open_celeba,
-    "celebahq": open_celebahq,
-    **LSUN,
-}
-# Official archives are recognised by the folder that all is in, whatever their name and checksum.
-_BY_FOLDER = {
-    cifar10.FOLDER: cifar10.open_cifar10,
-    cifar100.FOLDER: cifar100.open_cifar100,
-    stl10.FOLDER: stl10.open_stl10,
-}
+_MODULES = [importlib.import_module(f"{sets.__name__}.{found.name}") for found in pkgutil.iter_modules(sets.__path__)]
+SETS: dict[str, DataSet] = {known.name: known for module in _MODULES for known in module.SETS}
 
 
 def registered() -> dict[str, str]:
     """The names that `load` knows, each with a line that describes it."""
-    return {name: opener.__doc__.partition("\n")[0] for name, opener in _OPEN.items()}
+    return {name: SETS[name].description for name in sorted(SETS)}
 
 
 def load(
@@ -102,19 +82,20 @@ def find(source: str | os.PathLike, request: Request) -> Source:
     Raises:
         DataError: there is no such source, or no such split of it.
     """
-    if isinstance(source, str) and source in _OPEN:
-        return _OPEN[source](request)
+    if isinstance(source, str) and source in SETS:
+        return SETS[source].source(request)
+    names = ", ".join(sorted(SETS))
     if not isinstance(source, str | os.PathLike) or not str(source):
-        raise DataError(f"source must be a registered name ({', '.join(_OPEN)}) or a path, got {source!r}")
+        raise DataError(f"source: got {source!r}, wanted a path or one of {names}")
     path = expanded(source)
     if not path.exists():
-        names = ", ".join(_OPEN)
-        raise DataError(f"source {str(source)!r} is neither a registered data set ({names}) nor a path that exists")
+        raise DataError(f"source: got {str(source)!r}, wanted a path that exists or one of {names}")
     if not path.is_dir():
         open_source(path).close()
     if databases.is_database(path):
         return databases.open_database(path, request)
     top = PurePosixPath(first_member(path)).parts[:1] if path.is_file() else ()
-    if top and top[0] in _BY_FOLDER:
-        return _BY_FOLDER[top[0]](replace(request, root=path))
+    # Official archives are recognised by the folder that all is in, whatever their name and checksum.
+    if official := next((known for known in SETS.values() if top == (known.folder,)), None):
+        return official.source(replace(request, root=path))
     return open_images(path, request)

@@ -1,6 +1,7 @@
-"""A data set before its pixels are prepared: what identifies it, and how it is read."""
+"""A data set before its pixels are prepared: what is known of it, what identifies it, and how it is read."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from gnfast.data.canvas import Canvas
-from gnfast.data.dataset import Request
+from gnfast.data.dataset import DataError, Request
+from gnfast.data.files import Official
+from gnfast.io.files import cache_root
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,75 @@ class Source:
     read: Callable[[Canvas], Contents]
     is_quick: bool = False
     check: Callable[[], list[Path]] = list
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet(ABC):
+    """A data set with a name. Those in the list SETS of a file in `gnfast/data/sets` are known to `load`.
+
+    A format derives from it, with what it must know of each data set, and `open`.
+
+    Args:
+        name: for `load`, logs and results.
+        description: how many images of what, their size, the source, how to get it; one line.
+        splits: the names of its parts, each with what says which images are in it.
+        channels, resolution, crop: what it takes where a request does not say, as in `Request.filled`.
+        folder: what its official archive has everything in, by which it is recognised under any name; "" if nothing.
+    """
+
+    name: str
+    description: str
+    splits: Mapping[str, Any]
+    channels: int = 3
+    resolution: int | None = None
+    crop: int = 0
+    folder: str = ""
+
+    def source(self, request: Request) -> Source:
+        """What `request` asks for.
+
+        Raises:
+            DataError: an unknown split, or nothing is there; on reading, a file is missing and `download` is False, it
+                has a wrong checksum (unless `verify` is False) or is damaged, or no image is left.
+        """
+        if request.split not in self.splits:
+            wanted = ", ".join(map(repr, self.splits))
+            raise DataError(f"split of {self.name}: got {request.split!r}, wanted one of {wanted}")
+        return self.open(request.filled(channels=self.channels, resolution=self.resolution, crop=self.crop))
+
+    @abstractmethod
+    def open(self, request: Request) -> Source:
+        """`source`, of a split that there is."""
+
+    def find(
+        self, request: Request, names: Sequence[str], advice: str, holds: Callable[[Path], bool], folder: str = ""
+    ) -> Path:
+        """What a user fetches by hand: the first of `names` in `request.root`, or in the cache, or that itself.
+
+        Args:
+            request: as for `open`.
+            names: of files or folders.
+            advice: where to get them, for the message.
+            holds: whether a path is such a one.
+            folder: under the cache's `data`; by default the data set's name.
+
+        Raises:
+            DataError: there is none.
+        """
+        root = request.root or cache_root() / "data" / (folder or self.name)
+        path = next((path for path in (*(root / name for name in names), root) if holds(path)), None)
+        if path is None:
+            raise DataError(f"{self.name} is not at {root / names[0]}; {advice}")
+        return path
+
+
+def published(files: Sequence[Official], request: Request, read: Callable[[list[Path], Canvas], Contents]) -> Source:
+    """A data set in files with published checksums, of which `read` gets the paths, after they were compared."""
+    identity = {file.name: file.identity(request) for file in files}
+    return Source(
+        files[0].dataset,
+        request,
+        identity if len(files) > 1 else identity[files[0].name],
+        lambda canvas: read([file.checked(request) for file in files], canvas),
+        check=lambda: [path for file in files for path in file.check_if_there(request)],
+    )

@@ -6,16 +6,18 @@ Adding one means adding an entry to `METHODS`.
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from gnfast.engine import passes
 from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.errors import InputError
-from gnfast.kernels.heads import Formula, head_kernels
+from gnfast.kernels.backend import implementation
+from gnfast.kernels.head import Formula
 
 Value = Callable[[Tensor, Tensor], Tensor]
 Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -55,7 +57,12 @@ def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     return n / total / total, -f / total / total
 
 
-GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials, formula=Formula("gn"))
+def _gn(f: Tensor, n: Tensor) -> Tensor:
+    total = n + f.abs()
+    return torch.where(total == 0, 0, f / _safe(total))
+
+
+GN = Head("gn", _gn, _gn_partials, formula=Formula("gn"))
 """f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
 
 
@@ -198,42 +205,45 @@ def normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -
     if kernels := _kernels(head, g):
         f_hat, partials = kernels.normalize(head.formula, f, g, squares)
         return f_hat, (partials,)
-    m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(_accumulator(g.dtype))
-    logit = f.reshape(-1).to(m.dtype)
-    return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
+    return _normalize(head, f, g, squares)
 
 
 def pull(
-    head: Head, saved: tuple[Tensor, ...], upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+    head: Head, saved: Sequence[Tensor], upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What the passes need for the gradient of f̂ (docs/algorithm.md, One merged tangent).
+    """As `merged`, for ∂L/∂f̂ (of f's shape) of a head.
 
     Args:
         saved: from `normalize`.
-        upstream: ∂L/∂f̂, of f's shape.
+    """
+    if kernels := _kernels(head, g):
+        return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
+    return merged(*_pullback(head, *saved, g, upstream), x, g, wants_start, wants_grad_x)
+
+
+def merged(
+    grad_f: Tensor | None, grad_g: Tensor | None, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What the passes need for the gradient of f and g (docs/algorithm.md, One merged tangent).
+
+    Args:
+        grad_f, grad_g: ∂L/∂f, with as many entries as samples, and ∂L/∂g, of g's shape; None for 0.
         x, g: (B, ...) the input and its gradient.
 
     Returns:
         s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
     """
-    if kernels := _kernels(head, g):
-        return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
-    logit, m = saved
-    by_f, by_m = head.partials(logit, m)
-    upstream = upstream.reshape(-1).to(m.dtype)
-    scale = upstream * by_f
-    # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
-    s, m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (scale, _safe(m), upstream * by_m))
+    scale = None if grad_f is None else grad_f.reshape(-1).to(_accumulator(grad_f.dtype))
     start = grad_x = None
-    if wants_start:
-        start = torch.empty_like(x).copy_(x * s + (g - head.centre) / m * along)
-    if wants_grad_x:
-        grad_x = torch.empty_like(x).copy_(s * g)
+    if wants_start and not (scale is None and grad_g is None):
+        start = passes.merged_tangent(x, scale, grad_g)
+    if wants_grad_x and scale is not None:
+        grad_x = torch.empty_like(x).copy_(_per_sample(scale, g) * g)
     return scale, start, grad_x
 
 
 def _kernels(head: Head, g: Tensor) -> ModuleType | None:
-    return None if head.formula is None else head_kernels(g.device.type)
+    return None if head.formula is None else implementation("head", g.device.type)
 
 
 def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
@@ -262,7 +272,7 @@ def plain(head: Head) -> Head:
 
 
 def _measure(head: Head, g: Tensor) -> Tensor:
-    """What `head.value` takes beside f: m (B,) or the gradient itself."""
+    """What `head.value` takes after f: m (B,) or the gradient itself."""
     return g.to(_accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
 
 
@@ -284,22 +294,37 @@ def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
 class _ApplyHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, head: Head, f: Tensor, g: Tensor) -> Tensor:
-        m = grad_norm(g, head.centre)
-        logit = f.reshape(-1).to(m.dtype)
+        f_hat, measured = _normalize(head, f, g)
         ctx.head = head
-        ctx.save_for_backward(f, m, g)
-        return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype))
+        ctx.save_for_backward(f, g, *measured)
+        return f_hat
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[None, Tensor, Tensor]:
-        f, m, g = ctx.saved_tensors
-        by_f, by_m = ctx.head.partials(f.reshape(-1).to(m.dtype), m)
-        upstream = grad.reshape(-1).to(m.dtype)
-        grad_f = (upstream * by_f).reshape(f.shape).to(f.dtype)
-        # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
-        m, along = (t.reshape(-1, *[1] * (g.dim() - 1)) for t in (_safe(m), upstream * by_m))
-        return None, grad_f, ((g.to(m.dtype) - ctx.head.centre) / m * along).to(g.dtype)
+    def backward(ctx, upstream: Tensor) -> tuple[None, Tensor, Tensor]:
+        f, g, *measured = ctx.saved_tensors
+        grad_f, grad_g = _pullback(ctx.head, *measured, g, upstream)
+        return None, grad_f.reshape(f.shape).to(f.dtype), grad_g.to(g.dtype)
+
+
+def _normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`normalize` in plain PyTorch; what `_pullback` needs is f and m, both (B,)."""
+    m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(_accumulator(g.dtype))
+    logit = f.reshape(-1).to(m.dtype)
+    return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
+
+
+def _pullback(head: Head, logit: Tensor, m: Tensor, g: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+    """∂L/∂f (B,) and ∂L/∂g (B, ...), in m's dtype, given ∂L/∂f̂ of f's shape."""
+    by_f, by_m = head.partials(logit, m)
+    upstream = upstream.reshape(-1).to(m.dtype)
+    # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
+    direction = (g.to(m.dtype) - head.centre) / _per_sample(_safe(m), g)
+    return upstream * by_f, direction * _per_sample(upstream * by_m, g)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.dim() - 1))
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Contribution, Pending, summed
-from gnfast.plan.plan import Plan
+from gnfast.plan.fused import Contribution, Fused, Pending, summed
+from gnfast.plan.op import Context
+from gnfast.plan.plan import Node, Plan
 
 
 def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, list[Any]]:
@@ -18,21 +19,21 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
     """
     values = {0: x}
     saved = []
-    schedule = plan.schedule
-    for node, overwrite, last_uses in zip(plan.nodes, schedule.overwrites, schedule.last_uses, strict=True):
+    for node, overwrite, last_uses in zip(plan.nodes, plan.overwrites, plan.last_uses, strict=True):
         inputs = [values[i] for i in node.inputs]
         for value in last_uses:
             del values[value]
-        results, mask = node.op.forward_all(inputs, _select(operands, node.operands), overwrite)
-        values.update(zip(node.outputs, results, strict=True))
-        del results
+        ctx = Context(_select(operands, node), overwrite=overwrite, biases=_biases(operands, node))
+        result, mask = node.op.forward(ctx, *inputs)
+        _keep(values, node, result)
         saved.append(mask)
+        del result
     return values[plan.output], saved
 
 
-def input_gradient(
+def pending_input_gradient(
     plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Contribution | Pending, list[Tensor | None]]:
     """Pass 2.
 
     Args:
@@ -40,29 +41,23 @@ def input_gradient(
         keep: whether to keep the cotangents that pass 3 needs.
 
     Returns:
-        g of x's shape, and per node the cotangent of its output where the node has parameter gradients, else None.
+        g of x's shape, of which the last step may be yet to be done by `g.tensor` or `g.with_squares(centre)`; and per
+        node the cotangent of its output where the node has parameter gradients, else None.
     """
-    g, kept = pending_input_gradient(plan, batch, seed, operands, saved, keep)
-    return g.tensor, kept
-
-
-def pending_input_gradient(
-    plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
-) -> tuple[Contribution | Pending, list[Tensor | None]]:
-    """`input_gradient`, of which the last step may be yet to be done: `g.tensor`, or `g.with_squares(centre)`."""
     received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
     for index in range(len(plan.nodes) - 1, -1, -1):
-        node = plan.nodes[index]
+        node, mask = plan.nodes[index], saved[index]
         contributions = [received.pop(value, []) for value in node.outputs]
         if not plan.differentiated[index]:
             continue
-        cotangent, owned = node.op.gather(contributions, saved[index])
+        fused = isinstance(node.op, Fused)
+        cotangent, owned = node.op.gather(mask, contributions) if fused else summed(contributions[0])
         if keep and plan.has_param_grads[index]:
             kept[index] = cotangent
             owned = False
         shapes = [(batch, *shape) for shape in node.input_shapes]
-        pulled = node.op.pullback(cotangent, _select(operands, node.operands), saved[index], shapes, owned)
+        pulled = node.op.pullback(Context(_select(operands, node), mask, owned, shapes), cotangent)
         del cotangent
         fresh = not node.op.shares_cotangent
         for value, contribution in zip(node.inputs, pulled, strict=True):
@@ -99,35 +94,41 @@ def tangent(
     """
     values = {0: start}
     grads: list[Tensor | None] = [None] * len(operands)
-    schedule = plan.schedule
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
-        given = _select(operands, node.operands)
+        wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
+        overwrite, biases = plan.overwrites[index], _biases(operands, node)
+        ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
         if cotangent is not None:
-            wanted = [slot is not None and needs[slot] for slot in node.operands]
-            for slot, grad in zip(
-                node.operands, node.op.param_grad(cotangent, inputs, given, saved[index], scale, wanted), strict=True
-            ):
+            for slot, grad in zip(node.operands, node.op.param_grad(ctx, cotangent, inputs[0]), strict=True):
                 if grad is not None:
                     grads[slot] = grad if grads[slot] is None else grads[slot] + grad
-        for value in schedule.last_uses[index]:
+        for value in plan.last_uses[index]:
             values.pop(value, None)
         if plan.pushes_forward[index]:
-            results = node.op.pushforward_all(inputs, given, saved[index], scale, schedule.overwrites[index])
-            values.update(zip(node.outputs, results, strict=True))
-            del results
+            _keep(values, node, node.op.pushforward(ctx, *inputs))
         del inputs
     return grads
 
 
 def merged_tangent(x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None) -> Tensor:
-    """c₀ = s·x + ∂L/∂g, in x's memory format."""
-    if scale is None:
-        return torch.empty_like(x).copy_(input_grad_cotangent)
-    start = x * scale.to(x.dtype).reshape(-1, *[1] * (x.dim() - 1))
-    return start if input_grad_cotangent is None else start.add_(input_grad_cotangent)
+    """c₀ = s·x + ∂L/∂g, of x's shape, dtype and memory format; s (B,) and ∂L/∂g may be wider, None stands for 0."""
+    parts = [] if scale is None else [x * scale.reshape(-1, *[1] * (x.dim() - 1))]
+    parts += [] if input_grad_cotangent is None else [input_grad_cotangent]
+    return torch.empty_like(x).copy_(sum(parts))
 
 
-def _select(operands: Sequence[Tensor], slots: Sequence[int | None]) -> list[Tensor | None]:
-    return [None if slot is None else operands[slot] for slot in slots]
+def _keep(values: dict[int, Tensor], node: Node, result: Any) -> None:
+    if isinstance(node.op, Fused):
+        values.update(zip(node.outputs, result, strict=True))
+    else:
+        values[node.output] = result
+
+
+def _select(operands: Sequence[Tensor], node: Node) -> list[Tensor | None]:
+    return [None if slot is None else operands[slot] for slot in node.operands]
+
+
+def _biases(operands: Sequence[Tensor], node: Node) -> Sequence[Tensor]:
+    return [operands[slot] for slot in node.biases] if node.biases else ()

@@ -10,7 +10,8 @@ On a normalised critic no further pass is needed:
     penalty = gnfast.penalties.centered(norm, target=1.0)
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,12 +72,33 @@ def centered(norm: Tensor, target: float = 0.0) -> Tensor:
     return (norm - target).square().mean()
 
 
-def interpolate(real: Tensor, fake: Tensor) -> Tensor:
-    """A point on the line between each pair of images, at a place drawn uniformly per sample; of their shape.
+def interpolate(real: Tensor, fake: Tensor, place: Tensor | None = None) -> Tensor:
+    """A point on the line between each pair of images, of their shape.
 
     It carries no gradient to the images, as penalties are for the critic's weights.
+
+    Args:
+        place: (B,) in [0, 1], from the real to the generated image; drawn uniformly if None.
     """
     if real.shape != fake.shape:
         raise InputError(f"fake: got shape {tuple(fake.shape)}, wanted that of real, {tuple(real.shape)}")
-    place = torch.rand(len(real), *[1] * (real.dim() - 1), dtype=real.dtype, device=real.device)
-    return torch.lerp(real.detach(), fake.detach().to(real.dtype), place)
+    place = torch.rand(len(real), dtype=real.dtype, device=real.device) if place is None else place.to(real)
+    return torch.lerp(real.detach(), fake.detach().to(real.dtype), place.reshape(-1, *[1] * (real.dim() - 1)))
+
+
+class Penalty(NamedTuple):
+    """A penalty as data, for programs that draw places and compute norms themselves."""
+
+    points: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(real, fake, place) ↦ the images at which the norm of the critic's input gradient is taken."""
+    cost: Callable[[Tensor, float], Tensor]
+    """(norm, k) ↦ the penalty, a scalar."""
+
+
+PENALTIES = {
+    "r1": Penalty(lambda real, fake, place: real, lambda norm, k: 0.5 * centered(norm)),
+    "0-gp": Penalty(interpolate, lambda norm, k: centered(norm)),
+    "1-gp": Penalty(interpolate, centered),
+}
+"""By the names of training's settings: `r1`, then E‖∇ₓf‖² (Thanh-Tung et al., ICLR 2019) and E(‖∇ₓf‖ − k)²
+between real and generated images (`one_centered`)."""

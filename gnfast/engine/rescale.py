@@ -1,7 +1,7 @@
 """Rescaling a critic's weights without changing its gradient-normalised value."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.errors import UnsupportedError
-from gnfast.plan.op import LinearMap
-from gnfast.plan.ops.activation import LeakyReLU, Piecewise, PReLU
-from gnfast.plan.ops.conv import Conv
-from gnfast.plan.ops.einsum import Einsum
-from gnfast.plan.ops.elementwise import Add, Scale
-from gnfast.plan.ops.linear import Linear
-from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick
-from gnfast.plan.ops.shape import Cat
 from gnfast.plan.plan import Node
 from gnfast.plan.state import unchanged
 from gnfast.plan.trace import record
@@ -72,36 +64,25 @@ def rescaling(
             (parametrised, for instance).
     """
     with unchanged(net):
-        plan, operands, _ = record(net, x, args, kwargs, rewritten=False, fused=False)
+        plan, operands = record(net, x, args, kwargs, rewritten=False, fused=False)
     readers = Counter(value for node in plan.nodes for value in node.inputs)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}
     layers: list[_Layer] = []
     for node in plan.nodes:
-        inputs = [scaled[value] for value in node.inputs]
         # Only a value that is read once may be scaled without touching something else.
-        free = [entry.layer if readers[value] == 1 else None for value, entry in zip(node.inputs, inputs, strict=True)]
-        if isinstance(node.op, (Conv, Linear)):
+        inputs = [scaled[v] if readers[v] == 1 else _Scaled(scaled[v].factor, None) for v in node.inputs]
+        if node.op.is_layer:
             weight, bias = (None if slot is None else operands[slot] for slot in node.operands)
             _require_own(node, weight, bias, names, layers)
             wanted = norm[names[id(weight)]] if isinstance(norm, Mapping) else norm
             before = inputs[0].factor
-            layer = _Layer(weight, bias, before, product=before * _factor(node, weight, wanted))
-            layers.append(layer)
-            scaled[node.output] = _Scaled(layer.product, layer)
-        elif isinstance(node.op, (Add, Maximum, Cat)) and not node.operands:
-            fixed = [entry.factor for entry, layer in zip(inputs, free, strict=True) if layer is None]
-            target = fixed[0] if fixed else inputs[0].factor
-            if any(abs(factor / target - 1) > 1e-12 for factor in fixed):
-                _refuse(node, "branches without a layer of their own scale differently")
-            for layer in free:
-                if layer is not None:
-                    layer.product = target
-            scaled[node.output] = _Scaled(target, None)
-        elif _is_homogeneous(node):
-            scaled[node.output] = _Scaled(inputs[0].factor, free[0])
-        else:
+            layers.append(_Layer(weight, bias, before, product=before * _factor(node, weight, wanted)))
+            scaled[node.output] = _Scaled(layers[-1].product, layers[-1])
+        elif not node.op.homogeneous:
             _refuse(node, "it is not positively homogeneous")
+        else:
+            scaled[node.output] = inputs[0] if len(inputs) == 1 else _joined(node, inputs)
     factors = {}
     for layer in layers:
         factors[names[id(layer.weight)]] = layer.product / layer.before
@@ -128,11 +109,16 @@ class _Scaled:
     layer: _Layer | None
 
 
-def _is_homogeneous(node: Node) -> bool:
-    op = node.op
-    if isinstance(op, Piecewise):
-        return not any(op.intercepts) and all(knot == 0 for knot, _ in op.knots)
-    return isinstance(op, (LinearMap, LeakyReLU, PReLU, Scale, Einsum, MaxPool, AdaptiveMaxPool, Pick, Extremum))
+def _joined(node: Node, inputs: Sequence[_Scaled]) -> _Scaled:
+    """What multiplies the result where branches meet, once their last layers make all scale alike."""
+    fixed = [entry.factor for entry in inputs if entry.layer is None]
+    target = fixed[0] if fixed else inputs[0].factor
+    if any(abs(factor / target - 1) > 1e-12 for factor in fixed):
+        _refuse(node, "branches without a layer of their own scale differently")
+    for entry in inputs:
+        if entry.layer is not None:
+            entry.layer.product = target
+    return _Scaled(target, None)
 
 
 def _factor(node: Node, weight: Tensor, norm: float | None) -> float:

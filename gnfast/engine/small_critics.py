@@ -1,39 +1,47 @@
-"""f̂ of a small multilayer perceptron in two kernels, forward and backward (`gnfast.kernels.mlp_triton`)."""
+"""f̂ of a small multilayer perceptron in two kernels, forward and backward (`gnfast.kernels.mlp.triton`)."""
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
-from gnfast.kernels.heads import Formula
-from gnfast.kernels.mlp import Chain, fits, mlp_kernels
+from gnfast.kernels.backend import implementation
+from gnfast.kernels.head import Formula
+from gnfast.kernels.mlp import Chain, fits
 from gnfast.plan.chain import chain_of
 from gnfast.plan.plan import Plan
 
+_chain = functools.lru_cache(maxsize=256)(chain_of)
 
-def normalized_by_two_kernels(plan: Plan, head: Head, keep: bool, x: Tensor, operands: list[Tensor]) -> Tensor | None:
-    """f̂ of the Plan's output shape, differentiable once; None where the passes are to run operation by operation."""
-    if head.formula is None or mlp_kernels(x.device.type) is None:
+
+def chain_for_kernels(plan: Plan, head: Head, operands: Sequence[Tensor], device_type: str) -> Chain | None:
+    """The Plan as what the two kernels take; None where the passes are to run operation by operation."""
+    if head.formula is None or implementation("mlp", device_type) is None:
         return None
     chain = _chain(plan)
-    if chain is None or not fits([tuple(operands[slot].shape) for slot in chain.weights], x.dtype):
+    if chain is None:
         return None
-    f_hat = _Normalized.apply(chain, head.formula, keep, x, *operands)
-    return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
+    weights = [operands[slot] for slot in chain.weights]
+    return chain if fits([tuple(weight.shape) for weight in weights], weights[0].dtype) else None
 
 
-class _Normalized(torch.autograd.Function):
+def normalized(chain: Chain, head: Head, keep: bool, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
+    """f̂ (B,), differentiable once."""
+    return _TwoKernels.apply(chain, head.formula, keep, x, *operands)
+
+
+class _TwoKernels(torch.autograd.Function):
     """(x, operands) ↦ f̂ (B,)."""
 
     @staticmethod
     def forward(ctx, chain: Chain, formula: Formula, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
-        kernels = mlp_kernels(x.device.type)
+        kernels = implementation("mlp", x.device.type)
         ctx.chain, ctx.formula, ctx.kernels = chain, formula, kernels
-        layers = _layers(chain, operands)
-        f_hat, *saved = kernels.forward(formula, chain.slope, _rows(x), *layers, keep)
+        f_hat, *saved = kernels.forward(formula, chain.slope, _rows(x), *_layers(chain, operands), keep)
         ctx.save_for_backward(x, *saved, *operands)
         return f_hat
 
@@ -55,10 +63,7 @@ class _Normalized(torch.autograd.Function):
         return None, None, None, None if grad_x is None else grad_x.reshape(x.shape), *grads
 
 
-_chain = functools.lru_cache(maxsize=256)(chain_of)
-
-
-def _layers(chain: Chain, operands: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor | None]]:
+def _layers(chain: Chain, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
     biases = [None if slot is None else operands[slot] for slot in chain.biases]
     return [operands[slot] for slot in chain.weights], biases
 

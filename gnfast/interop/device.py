@@ -11,9 +11,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"--device: got {name!r}, want auto, cpu, cuda or cuda:N") from error
+        raise ValueError(f"--device: got {name!r}, wanted auto, cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device: got {name!r}, but this PyTorch ({torch.__version__}) has no such device")
+        raise ValueError(f"--device: got {name!r}, wanted a device that this PyTorch ({torch.__version__}) has")
     return device
 
 

@@ -1,8 +1,8 @@
 """Choosing among implementations by measurement: numbers first, then time, and the choice is remembered.
 
 `GNFAST_AUTOTUNE=1` in the environment turns it on; without it, and whenever a CUDA graph is being captured without a
-remembered choice, the default runs. Choices are kept in `GNFAST_CACHE` (default `~/.cache/gnfast`), one file per device
-and version of what compiles the kernels.
+remembered choice, the default runs. Choices are kept in gnfast's cache, `gnfast.io.files.cache_root()`, one file per
+device and version of what compiles the kernels.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import json
 import math
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from gnfast.io.files import cache_root, write_text
 
 Candidate = Callable[[], object]
 View = Callable[[object], object]
@@ -67,9 +68,6 @@ def enabled() -> bool:
 
 def cache_file(device: torch.device) -> Path:
     """Where the choices for a device are kept."""
-    # Not before it is needed: locks of files are POSIX's, tensors are everywhere.
-    from gnfast.io.files import cache_root
-
     return cache_root() / _file_name(device)
 
 
@@ -162,15 +160,12 @@ def _choices(device: torch.device) -> dict[str, str]:
 
 
 def _save(device: torch.device, choices: Mapping[str, str]) -> None:
-    """Replaces the file in one move; a folder that cannot be written only means measuring again next time."""
+    """A folder that cannot be written only means measuring again next time."""
     path = cache_file(device)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            # What another process has added since.
-            on_disk = _loaded.__wrapped__(path)
-            json.dump({**on_disk, **choices}, file, indent=1, sort_keys=True)
-        Path(file.name).replace(path)
+        # With what another process has added since.
+        together = {**_loaded.__wrapped__(path), **choices}
+        write_text(path, json.dumps(together, indent=1, sort_keys=True))
 
 
 @functools.cache

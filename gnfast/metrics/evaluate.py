@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.data import ImageDataset
+from gnfast.errors import require_int
 from gnfast.io.files import cache_root, expanded
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.scores import Scores, compare
@@ -62,36 +63,19 @@ def evaluate(
     Raises:
         ValueError: `generate` gives another shape or dtype, or fewer than two images are asked for.
     """
-    _require_int("n_fake", n_fake, 2)
-    _require_int("batch_size", batch_size, 1)
-    _require_int("kid_subsets", kid_subsets, 0)
-    keep = KEEP if kid_subsets else 0
+    require_int("n_fake", n_fake, 2)
+    require_int("batch_size", batch_size, 1)
+    require_int("kid_subsets", kid_subsets, 0)
+    how = {"batch_size": batch_size, "keep": KEEP if kid_subsets else 0, "group": group, "progress": progress}
     shape = None
     if isinstance(real, ImageDataset):
         shape = tuple(real.images.shape[1:])
-        real = reference_statistics(
-            real,
-            extractor,
-            batch_size=batch_size,
-            keep=keep,
-            cache_dir=cache_dir,
-            group=group,
-            progress=progress,
-        )
-
+        real = reference_statistics(real, extractor, cache_dir=cache_dir, **how)
     started = time.perf_counter()
-    fake = generated_statistics(
-        generate, n_fake, extractor, shape=shape, batch_size=batch_size, keep=keep, group=group, progress=progress
-    )
+    fake = generated_statistics(generate, n_fake, extractor, shape=shape, **how)
     seconds = time.perf_counter() - started
-    scores = compare(
-        real,
-        fake,
-        kid_subsets=kid_subsets,
-        kid_subset_size=kid_subset_size,
-        seed=seed,
-        details=extractor.details,
-    )
+    kid = {"kid_subsets": kid_subsets, "kid_subset_size": kid_subset_size}
+    scores = compare(real, fake, **kid, seed=seed, details=extractor.details)
     return dataclasses.replace(scores, timing={"images_per_second": n_fake / seconds, **scores.timing})
 
 
@@ -111,14 +95,14 @@ def generated_statistics(
     Raises:
         ValueError: `generate` gives another number, shape (C, H, W) or dtype, or `n` is below 2.
     """
-    _require_int("n", n, 2)
-    _require_int("batch_size", batch_size, 1)
+    require_int("n", n, 2)
+    require_int("batch_size", batch_size, 1)
 
     def next_images(start: int, count: int) -> Tensor:
         images = generate(count)
         if len(images) != count or (shape is not None and tuple(images.shape[1:]) != shape):
             wanted = f"({count}, {', '.join(map(str, shape or ('C', 'H', 'W')))})"
-            raise ValueError(f"generate({count}) must give images of shape {wanted}, got {tuple(images.shape)}")
+            raise ValueError(f"generate({count}): got images of shape {tuple(images.shape)}, wanted {wanted}")
         return images
 
     with _bar("generated images", n, progress) as bar:
@@ -146,9 +130,9 @@ def reference_statistics(
     Raises:
         ValueError: `batch_size` is below 1, or the data set has fewer than two images.
     """
-    _require_int("batch_size", batch_size, 1)
+    require_int("batch_size", batch_size, 1)
     if len(dataset) < 2:
-        raise ValueError(f"dataset must have at least 2 images, {dataset.name} has {len(dataset)}")
+        raise ValueError(f"dataset: got {dataset.name} with {len(dataset)} images, wanted at least 2")
     keep = min(keep, len(dataset))
     known = _REFERENCES.setdefault(extractor, {})
     path = _cache_path(dataset, extractor, cache_dir)
@@ -184,18 +168,14 @@ def dataset_statistics(
     """Statistics of `n` images of a data set (all if None) in the order that `reference_statistics` says, uncached."""
     total = len(dataset) if n is None else n
     if not 2 <= total <= len(dataset):
-        raise ValueError(f"n must be from 2 to the {len(dataset)} images of {dataset.name}, got {total}")
+        raise ValueError(f"n: got {total}, wanted 2 to the {len(dataset)} images of {dataset.name}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+
+    def next_images(start: int, count: int) -> Tensor:
+        return dataset.images[order[start : start + count]]
+
     with _bar(f"images of {dataset.name}", total, progress) as bar:
-        statistics = collect(
-            lambda start, count: dataset.images[order[start : start + count]],
-            total,
-            extractor,
-            batch_size=batch_size,
-            keep=keep,
-            group=group,
-            bar=bar,
-        )
+        statistics = collect(next_images, total, extractor, batch_size=batch_size, keep=keep, group=group, bar=bar)
     # Not on a GPU, where they would lie through a whole training run.
     return dataclasses.replace(statistics, kept=None if statistics.kept is None else statistics.kept.cpu())
 
@@ -215,8 +195,3 @@ def _kept(statistics: ImageStatistics) -> int:
 
 def _bar(what: str, total: int, progress: bool) -> tqdm:
     return tqdm(total=total, desc=f"features of {what}", unit="img", disable=None if progress else True)
-
-
-def _require_int(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")

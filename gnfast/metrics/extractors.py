@@ -1,6 +1,5 @@
 """`load_extractor`: one door to all feature extractors, by name or as a function of the user's."""
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from gnfast.data import ImageDataset
 from gnfast.io.files import cache_root, expanded
+from gnfast.io.objects import load_object
 from gnfast.metrics.classifier import load_classifier
 from gnfast.metrics.features import INCEPTION, FeatureExtractor, describe, is_matrix
 from gnfast.metrics.inception import FEATURES, LOGITS, build_inception
@@ -67,14 +67,7 @@ def load_extractor(
     request = Request(dataset, find_protocol(protocol), weights, folder, torch.device(device), progress)
     if spec in _EXTRACTORS:
         return _EXTRACTORS[spec](request)
-    module, _, name = spec.partition(":")
-    if not module or not name:
-        known = ", ".join(_EXTRACTORS)
-        raise ValueError(f"extractor must be a registered name ({known}) or 'module:function', got {spec!r}")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"extractor {spec!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    function = load_object(spec, "extractor", f"{', '.join(_EXTRACTORS)}, or module:function")
     return _own(spec, function, request)
 
 
@@ -85,8 +78,8 @@ def _own(spec: str, function: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
     features, logits = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not is_matrix(features, len(sample)) or (logits is not None and not is_matrix(logits, len(sample))):
         raise ValueError(
-            f"extractor {spec} must give floats of shape ({len(sample)}, D), or a pair of them and logits "
-            f"({len(sample)}, K), got {describe(result)}"
+            f"extractor {spec}: got {describe(result)}, wanted floats of shape ({len(sample)}, D), or a pair of them "
+            f"and logits ({len(sample)}, K)"
         )
     classes = None if logits is None else logits.shape[1]
     return FeatureExtractor(spec, features.shape[1], function, request.device, classes=classes)
@@ -124,7 +117,7 @@ _EXTRACTORS: dict[str, Callable[[Request], FeatureExtractor]] = {
 
 def _dataset(spec: str, request: Request) -> ImageDataset:
     if request.dataset is None:
-        raise ValueError(f"extractor {spec} needs a data set of real images, got none")
+        raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")
     return request.dataset
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from gnfast.data import to_uint8
 from gnfast.metrics.protocols import Protocol
 
-# The name of the extractor with the official weights; a distance in other features is no FID.
+# The name of the extractor with the official weights; a distance in other features is not FID.
 INCEPTION = "inception"
 
 
@@ -65,7 +65,7 @@ class FeatureExtractor:
         for what, value, width in (("floats", features, self.dim), ("logits", logits, self.classes)):
             if width is not None and not (is_matrix(value, len(images)) and value.shape[1] == width):
                 raise ValueError(
-                    f"extractor {self.name} must give {what} of shape ({len(images)}, {width}), got {describe(value)}"
+                    f"extractor {self.name}: got {describe(value)}, wanted {what} of shape ({len(images)}, {width})"
                 )
         return features, logits
 
@@ -73,12 +73,12 @@ class FeatureExtractor:
         is_float = images.is_floating_point()
         if images.dim() != 4 or not (is_float or images.dtype == torch.uint8):
             raise ValueError(
-                f"images must be uint8, or floating point in [-1, 1], of shape (N, C, H, W), "
-                f"got {images.dtype} of shape {tuple(images.shape)}"
+                f"images: got {images.dtype} of shape {tuple(images.shape)}, "
+                f"wanted uint8, or floating point in [-1, 1], of shape (N, C, H, W)"
             )
         images = images.to(self.device)
         if is_float and not images.abs().max() <= 1.001:
-            raise ValueError(f"floating-point images must be in [-1, 1], got {images.min():.4g} to {images.max():.4g}")
+            raise ValueError(f"images: got {images.min():.4g} to {images.max():.4g}, wanted floating point in [-1, 1]")
         if self.protocol is not None:
             return self.protocol.pixels(images)
         return to_uint8(images) if is_float else images

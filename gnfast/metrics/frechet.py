@@ -1,16 +1,14 @@
 """The Fréchet distance between two Gaussians that are fitted to features."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
-from gnfast.errors import InputError
-from gnfast.io.files import atomic_write
-from gnfast.metrics.arrays import read_arrays
+from gnfast.errors import InputError, require_int
+from gnfast.metrics.arrays import read_arrays, write_arrays
 
 # Files hold covariances that were computed in float32, too.
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -29,9 +27,7 @@ class FeatureStatistics:
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"dim must be an int of at least 1, got {dim!r}")
-        self.dim = dim
+        self.dim = require_int("dim", dim, 1)
         self.count: int | None = 0
         self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
         # The sum of outer products of the vectors' deviations, or the covariance, as a file has it.
@@ -70,13 +66,13 @@ class FeatureStatistics:
         self._require_count()
         if features.dim() != 2 or features.shape[1] != self.dim or not features.is_floating_point():
             raise ValueError(
-                f"features must be floating point of shape (N, {self.dim}), "
-                f"got {features.dtype} of shape {tuple(features.shape)}"
+                f"features: got {features.dtype} of shape {tuple(features.shape)}, "
+                f"wanted floating point of shape (N, {self.dim})"
             )
         chunk = features.detach().to(self._mean.device, torch.float64)
         if not torch.isfinite(chunk).all():
             bad = int((~torch.isfinite(chunk)).any(1).sum())
-            raise ValueError(f"features must be finite, got NaN or infinity in {bad} of {len(chunk)} vectors")
+            raise ValueError(f"features: got NaN or infinity in {bad} of {len(chunk)} vectors, wanted finite ones")
         if len(chunk):
             mean = chunk.mean(0)
             centred = chunk - mean
@@ -89,7 +85,7 @@ class FeatureStatistics:
             ValueError: `other` is of another dimension, or one of them does not know its count.
         """
         if other.dim != self.dim:
-            raise ValueError(f"other must be of dimension {self.dim}, got {other.dim}")
+            raise ValueError(f"other: got dimension {other.dim}, wanted {self.dim}")
         self._require_count()
         other._require_count()
         if other.count:
@@ -116,8 +112,7 @@ class FeatureStatistics:
         Raises:
             ValueError: there are fewer than two vectors.
         """
-        with atomic_write(Path(path)) as part, part.open("wb") as file:
-            np.savez(file, **self.arrays())
+        write_arrays(path, self.arrays())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `save` writes."""
@@ -129,29 +124,29 @@ class FeatureStatistics:
         """Read what `save` wrote, or `mu` and `sigma` from the papers' code or pytorch-fid; their `count` is None.
 
         Raises:
-            InputError: the file is damaged, lacks `mu` or `sigma`, or they are no mean and covariance: another shape or
-                kind of numbers, not finite, not symmetric or with negative eigenvalues.
+            InputError: the file is damaged, lacks `mu` or `sigma`, or they are not a mean and a covariance: another
+                shape or kind of numbers, not finite, not symmetric or with negative eigenvalues.
             OSError: the file cannot be opened.
         """
         place = os.fspath(path)
         found = read_arrays(path, ("mu", "sigma", "n"))
         for name in ("mu", "sigma"):
             if name not in found:
-                raise InputError(f"{place} must be an .npz file with mu and sigma, but has no {name}")
+                raise InputError(f"{place}: it has no {name}, wanted an .npz file with mu and sigma")
         mu, sigma, n = found["mu"], found["sigma"], found.get("n")
         if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
-            raise InputError(f"{place} must hold mu (D,) and sigma (D, D), got mu {mu.shape}, sigma {sigma.shape}")
+            raise InputError(f"{place}: got mu {mu.shape} and sigma {sigma.shape}, wanted (D,) and (D, D)")
         if mu.dtype.kind not in "iuf" or sigma.dtype.kind not in "iuf":
-            raise InputError(f"{place} must hold real mu and sigma, got {mu.dtype} and {sigma.dtype}")
+            raise InputError(f"{place}: got mu and sigma of {mu.dtype} and {sigma.dtype}, wanted real numbers")
         if n is not None and (n.shape != () or n.dtype.kind not in "iu" or n < 2):
-            raise InputError(f"{place} must hold n, an integer of at least 2, or none, got {n.dtype} {n.shape}: {n}")
+            raise InputError(f"{place}: got n {n.dtype} {n.shape}: {n}, wanted an integer of at least 2, or none")
         statistics = cls(len(mu))
         statistics.count = None if n is None else int(n)
         statistics._mean = torch.from_numpy(mu.astype(np.float64))
         statistics._second = _covariance(place, torch.from_numpy(sigma.astype(np.float64)))
         statistics._is_sum = False
         if not torch.isfinite(statistics._mean).all():
-            raise InputError(f"{place}: mu must be finite, it has NaN or infinity")
+            raise InputError(f"{place}: mu: got NaN or infinity, wanted finite numbers")
         return statistics
 
     def _scatter(self) -> Tensor:
@@ -167,7 +162,7 @@ class FeatureStatistics:
 
     def _require(self, count: int) -> None:
         if self.count is not None and self.count < count:
-            raise ValueError(f"statistics need at least {count} feature vectors, got {self.count}")
+            raise ValueError(f"statistics: got {self.count} feature vectors, wanted at least {count}")
 
     def _require_count(self) -> None:
         if self.count is None:
@@ -181,17 +176,17 @@ def _covariance(place: str, matrix: Tensor) -> Tensor:
         InputError: it is not finite, not symmetric or has a negative eigenvalue.
     """
     if not torch.isfinite(matrix).all():
-        raise InputError(f"{place}: sigma must be finite, it has NaN or infinity")
+        raise InputError(f"{place}: sigma: got NaN or infinity, wanted finite numbers")
     largest = matrix.abs().max()
     if (gap := (matrix - matrix.T).abs().max()) > 100 * _ROUNDING * largest:
-        raise InputError(f"{place}: sigma must be symmetric, entries across its diagonal differ by {gap:.3g}")
+        raise InputError(f"{place}: sigma: entries across its diagonal differ by {gap:.3g}, wanted a symmetric matrix")
     matrix = _symmetric(matrix)
     if _cholesky(matrix) is None:
         lowest, highest = torch.linalg.eigvalsh(matrix)[[0, -1]]
         if lowest < -len(matrix) * _ROUNDING * highest.clamp(min=0):
             raise InputError(
-                f"{place}: sigma must be a covariance, without negative eigenvalues, but has {lowest:.3g} "
-                f"(its largest is {highest:.3g})"
+                f"{place}: sigma: got the eigenvalue {lowest:.3g} (its largest is {highest:.3g}), wanted a covariance, "
+                f"without negative ones"
             )
     return matrix
 
@@ -215,14 +210,14 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         ValueError: the dimensions differ, a count is below two, or a value is not finite.
     """
     if a.dim != b.dim:
-        raise ValueError(f"a and b must have the same dimension, got {a.dim} and {b.dim}")
+        raise ValueError(f"a and b: got dimensions {a.dim} and {b.dim}, wanted the same")
     for name, one in (("a", a), ("b", b)):
         if one.count is not None and one.count < 2:
-            raise ValueError(f"{name} must hold at least 2 feature vectors, got {one.count}")
+            raise ValueError(f"{name}: got {one.count} feature vectors, wanted at least 2")
     means, covs = [a.mean, b.mean.to(a.mean.device)], [a.cov, b.cov.to(a.mean.device)]
     for name, mean, cov in zip("ab", means, covs, strict=True):
         if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
-            raise ValueError(f"{name} must be finite, its mean or covariance is not")
+            raise ValueError(f"{name}: got NaN or infinity in its mean or covariance, wanted finite numbers")
     distance = (means[0] - means[1]).square().sum() + covs[0].trace() + covs[1].trace() - 2 * _trace_of_root(*covs)
     return max(0.0, float(distance))
 

@@ -21,7 +21,9 @@ class InceptionScore:
 
     def __init__(self, classes: int, total: int, splits: int = 10, device: torch.device | str = "cpu") -> None:
         if splits < 1 or total < splits:
-            raise ValueError(f"total must be at least splits, and splits at least 1, got {total} and {splits}")
+            raise ValueError(
+                f"total and splits: got {total} and {splits}, wanted at least 1 split and an image for each"
+            )
         self.total, self.splits = total, splits
         self._seen = torch.zeros(splits, dtype=torch.float64, device=device)
         self._entropy = torch.zeros(splits, dtype=torch.float64, device=device)
@@ -38,7 +40,7 @@ class InceptionScore:
             ValueError: another shape, or a part of the stream that it does not have.
         """
         if logits.dim() != 2 or logits.shape[1] != self._sums.shape[1]:
-            raise ValueError(f"logits must be (B, {self._sums.shape[1]}), got {tuple(logits.shape)}")
+            raise ValueError(f"logits: got {tuple(logits.shape)}, wanted (B, {self._sums.shape[1]})")
         if start < 0 or start + len(logits) > self.total:
             raise ValueError(f"images {start} to {start + len(logits)} lie outside a stream of {self.total}")
         log_p = logits.to(self._sums.device, torch.float64).log_softmax(1)
@@ -62,7 +64,7 @@ class InceptionScore:
             ValueError: images of the stream are missing.
         """
         if int(self._seen.sum()) != self.total:
-            raise ValueError(f"the score is of {self.total} images, got {int(self._seen.sum())}")
+            raise ValueError(f"score: got {int(self._seen.sum())} images, wanted {self.total}")
         q = self._sums / self._seen[:, None]
         scores = (self._entropy / self._seen - torch.xlogy(q, q).sum(1)).exp()
         return float(scores.mean()), float(scores.std(correction=0))

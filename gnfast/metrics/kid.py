@@ -25,12 +25,12 @@ def kernel_distance(
         ValueError: the shapes do not fit, or a side has fewer than two vectors.
     """
     if real.dim() != 2 or fake.dim() != 2 or real.shape[1] != fake.shape[1]:
-        raise ValueError(f"real and fake must be (N, D) and (M, D), got {tuple(real.shape)} and {tuple(fake.shape)}")
+        raise ValueError(f"real and fake: got {tuple(real.shape)} and {tuple(fake.shape)}, wanted (N, D) and (M, D)")
     size = min(subset_size, len(real), len(fake))
     if size < 2 or subsets < 1:
         raise ValueError(
-            f"subsets must be at least 1 and hold at least 2 vectors of each side, got {subsets} of {subset_size} "
-            f"with {len(real)} real and {len(fake)} fake"
+            f"subsets: got {subsets} of {subset_size} with {len(real)} real and {len(fake)} fake vectors, wanted at "
+            f"least 1 of at least 2 of each side"
         )
     if size == len(real) == len(fake):
         subsets = 1

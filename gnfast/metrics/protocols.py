@@ -91,5 +91,5 @@ def find_protocol(name: str) -> Protocol:
         ValueError: there is none.
     """
     if name not in PROTOCOLS:
-        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {name!r}")
+        raise ValueError(f"protocol: got {name!r}, wanted one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -11,10 +11,10 @@ from gnfast.metrics.kid import kernel_distance
 from gnfast.metrics.statistics import ImageStatistics
 
 _IN_COMMON = {
-    "extractor": "be measured with the same extractor",
-    "protocol": "be measured with the same protocol",
-    "fingerprint": "be measured with the same extractor's weights",
-    "shape": "have the same channels and size",
+    "extractor": "the same extractor",
+    "protocol": "the same protocol",
+    "fingerprint": "the same extractor's weights",
+    "shape": "the same channels and size",
 }
 
 
@@ -24,7 +24,7 @@ class Scores:
 
     Args:
         distance: the Fréchet distance, in the features' units squared: FID where `is_fid`.
-        extractor: the name of the features' extractor. A distance in other features than Inception's is no FID.
+        extractor: the name of the features' extractor. A distance in other features than Inception's is not FID.
         n_real: how many real images the reference is from; None where its file does not say.
         n_fake: how many generated images; the distance is biased upwards when there are few. None as above.
         protocol: how images were prepared; None where there is no choice.
@@ -141,4 +141,4 @@ def require_comparable(real: Mapping[str, str], fake: Mapping[str, str]) -> None
     """
     for name, wanted in _IN_COMMON.items():
         if name in real and name in fake and real[name] != fake[name]:
-            raise ValueError(f"real and generated images must {wanted}, got {real[name][:32]} and {fake[name][:32]}")
+            raise ValueError(f"real and generated images: got {real[name][:32]} and {fake[name][:32]}, wanted {wanted}")

@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.errors import InputError
-from gnfast.io.files import atomic_write
-from gnfast.metrics.arrays import read_arrays
+from gnfast.metrics.arrays import read_arrays, write_arrays
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.frechet import FeatureStatistics
 from gnfast.metrics.inception_score import InceptionScore
@@ -58,8 +56,7 @@ class ImageStatistics:
         if self.score is not None:
             arrays["score"] = np.array(self.score)
         arrays |= {name: np.array(value) for name, value in self.origin.items()}
-        with atomic_write(Path(path)) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ImageStatistics":
@@ -78,11 +75,11 @@ class ImageStatistics:
             fits = kept.ndim == 2 and kept.shape[1] == features.dim and 0 < len(kept) <= most
             if not fits or kept.dtype != np.float32:
                 wanted = f"(k, {features.dim}) float32 of no more than the n images"
-                raise InputError(f"{place}: kept must be {wanted}, got {kept.dtype} {kept.shape}")
+                raise InputError(f"{place}: kept: got {kept.dtype} {kept.shape}, wanted {wanted}")
             if not np.isfinite(kept).all():
-                raise InputError(f"{place}: kept must be finite, it has NaN or infinity")
+                raise InputError(f"{place}: kept: got NaN or infinity, wanted finite numbers")
         if score is not None and not (score.shape == (2,) and score.dtype.kind == "f" and np.isfinite(score).all()):
-            raise InputError(f"{place}: score must be two finite numbers, got {score.dtype} {score.shape}")
+            raise InputError(f"{place}: score: got {score.dtype} {score.shape}, wanted two finite numbers")
         names = {name: _text(place, name, found[name]) for name in _NAMES if name in found}
         return cls(
             features,
@@ -94,10 +91,10 @@ class ImageStatistics:
 
 def _text(place: str, name: str, array: np.ndarray) -> str:
     """An array's text, if it is one that can be shown."""
-    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are no characters.
+    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are not characters.
         if array.shape == () and array.dtype.kind == "U" and len(text := str(array)) < 200 and text.isprintable():
             return text
-    raise InputError(f"{place}: {name} must be a short text, got {array.dtype} {array.shape}")
+    raise InputError(f"{place}: {name}: got {array.dtype} {array.shape}, wanted a short text")
 
 
 def collect(
@@ -137,7 +134,7 @@ def collect(
         n = min(batch_size, total - start)
         batch = images(start, n)
         if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
-            raise InputError(f"images must be of one shape, got {before} and {shape}")
+            raise InputError(f"images: got {before} and {shape}, wanted one shape")
         features, logits = extractor.features_and_logits(batch)
         statistics.update(features)
         kept[start : start + n] = features[: max(0, len(kept) - start)]

@@ -1,16 +1,13 @@
 """The file of the Inception network's weights: a path, pytorch-fid's copy, gnfast's cache, or its official release."""
 
-import hashlib
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from gnfast.io.files import atomic_write, cache_root, expanded, open_regular
+from gnfast.io.downloads import checksum, download
+from gnfast.io.files import cache_root, expanded
 from gnfast.io.tensors import is_state, load_tensors
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -31,45 +28,23 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
     """
     file = expanded(path) if path else _official(progress)
     if not file.exists():
-        raise ValueError(f"weights must be the path of a file such as {NAME}, got {str(path)!r}")
+        raise ValueError(f"weights: got {str(path)!r}, wanted the path of a file such as {NAME}")
     # First, since this refuses what is endless.
     state = load_tensors(file)
     if not is_state(state):
-        raise ValueError(f"weights {file} must hold a state dict, names to tensors, got {type(state).__name__}")
-    return state, _sha256(file)
+        raise ValueError(f"weights {file}: got a {type(state).__name__}, wanted a state dict, names to tensors")
+    return state, checksum(file, "sha256")
 
 
-def is_official(checksum: str) -> bool:
+def is_official(sha256: str) -> bool:
     """Whether a file with this SHA-256 is the one that FID is defined by."""
-    return checksum == OFFICIAL
+    return sha256 == OFFICIAL
 
 
 def _official(progress: bool) -> Path:
     own = cache_root() / "weights" / NAME
     for file in (own, Path(torch.hub.get_dir()) / "checkpoints" / NAME):
-        if file.is_file() and is_official(_sha256(file)):
+        if file.is_file() and is_official(checksum(file, "sha256")):
             return file
-    _download(own, progress)
+    download(URL, own, "sha256", OFFICIAL, advice=", or pass its path as the extractor's weights", progress=progress)
     return own
-
-
-def _download(path: Path, progress: bool) -> None:
-    """Fetches the official file to `path`, which appears only when complete and of the expected checksum."""
-    bar = tqdm(desc=f"downloading {NAME}", unit="B", unit_scale=True, disable=None if progress else True)
-    by_hand = f"fetch {URL} by hand and put it at {path}, or pass its path as the extractor's weights"
-    with atomic_write(path) as part, bar:
-        try:
-            with urllib.request.urlopen(URL, timeout=60) as answer, part.open("wb") as file:
-                bar.total = int(answer.headers.get("Content-Length") or 0) or None
-                while block := answer.read(1 << 20):
-                    file.write(block)
-                    bar.update(len(block))
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise ValueError(f"the Inception weights could not be downloaded ({error}); {by_hand}") from error
-        if not is_official(got := _sha256(part)):
-            raise ValueError(f"{URL}: wrong checksum, expected SHA-256 {OFFICIAL}, got {got}; {by_hand}")
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

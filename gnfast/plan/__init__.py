@@ -29,5 +29,5 @@ def trace(net: nn.Module, x: Tensor, *args: Any, rewrite: bool = True, **kwargs:
         if before.irrevocable:
             refusal = Refusal("", "forward", before.irrevocable)
             return Plan(type(net).__name__, tuple(x.shape[1:]), (), 0, frozenset(), (), 0, (refusal,))
-        plan, _, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True, careful=True)
+        plan, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True, careful=True)
     return plan

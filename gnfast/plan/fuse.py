@@ -7,13 +7,12 @@ which every pointwise step is a kernel of its own. Exact up to rounding: fewer i
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from gnfast.kernels.pointwise import MAX_TERMS
+from gnfast.kernels.join import MAX_TERMS
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.conv_join import ConvJoin
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.ops.join import Join
-from gnfast.plan.ops.linear import Linear
 from gnfast.plan.plan import Node, readers
 
 
@@ -40,10 +39,11 @@ def _with_joins(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
             continue
         if _is_sum(producer):
             layers = [producers[v] for v in producer.inputs if v in producers and counts[v] == 1]
-            layers = _along_one_axis([layer for layer in layers if _has_bias(layer)])
+            layers = [layer for layer in layers if _has_bias(layer)]
+            layers = [layer for layer in layers if _axis(layer) == _axis(layers[0])]
             instead |= {layer: (_without_bias(layer, layer.output),) for layer in layers}
             instead[producer] = (_join(producer.inputs, layers, producer, activation, counts),)
-        elif _has_bias(producer) or (_is_layer(producer) and _is_read_only_by(activation, counts)):
+        elif _has_bias(producer) or (producer.op.is_layer and _is_read_only_by(activation, counts)):
             # Other readers of the layer's value read the Join's sum.
             value = producer.output if counts[producer.output] == 1 else fresh
             layer = _without_bias(producer, value)
@@ -62,7 +62,7 @@ def _with_convolutions(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
     instead: dict[Node, tuple[Node, ...]] = {}
     for node in nodes:
         # The biases of linear layers on images lie along another axis.
-        if not isinstance(node.op, Join) or (node.operands and node.op.axis != 1):
+        if not isinstance(node.op, Join) or (node.biases and node.op.axis != 1):
             continue
         before = [producers[value] for value in node.inputs if value in producers and counts[value] == 1]
         if convs := [conv for conv in before if _is_plain_conv(conv)]:
@@ -79,8 +79,8 @@ def _conv_join(conv: Node, join: Node) -> Node:
         op=ConvJoin(conv.op, join.op),
         inputs=(*conv.inputs, *terms),
         input_shapes=(*conv.input_shapes, *join.input_shapes[1:]),
-        operands=(*conv.operands, *join.operands),
-        operand_shapes=(*conv.operand_shapes, *join.operand_shapes),
+        operands=conv.operands,
+        operand_shapes=conv.operand_shapes,
         submodule=conv.submodule,
     )
 
@@ -100,7 +100,6 @@ def _join(
     from_layers = [layer.output for layer in layers]
     # What a layer has just written may be overwritten: such a term comes first.
     terms = tuple(sorted(terms, key=lambda value: value not in from_layers))
-    biases = [(layer.operands[1], layer.operand_shapes[1]) for layer in layers if _has_bias(layer)]
     keeps_sum = counts[producer.output] > 1
     axis = _axis(layers[0]) if layers else 1
     return dataclasses.replace(
@@ -108,8 +107,7 @@ def _join(
         op=Join(len(terms), activation.op.slope, axis, keeps_sum),
         inputs=terms,
         input_shapes=(producer.output_shape,) * len(terms),
-        operands=tuple(slot for slot, _ in biases),
-        operand_shapes=tuple(shape for _, shape in biases),
+        biases=tuple(layer.operands[1] for layer in layers if _has_bias(layer)),
         further_outputs=(producer.output,) if keeps_sum else (),
     )
 
@@ -119,21 +117,13 @@ def _is_sum(node: Node) -> bool:
     return isinstance(op, Add) and op.alpha == 1 and len(shapes) == MAX_TERMS and shapes[0] == shapes[1]
 
 
-def _is_layer(node: Node) -> bool:
-    return isinstance(node.op, (Conv, Linear))
-
-
 def _has_bias(node: Node) -> bool:
-    return _is_layer(node) and node.operands[1] is not None
+    return node.op.is_layer and node.operands[1] is not None
 
 
 def _is_read_only_by(activation: Node, counts: Mapping[int, int]) -> bool:
     """Whether its input has no other reader, and its output several, whose cotangents are to be added up."""
     return counts[activation.inputs[0]] == 1 and counts[activation.output] > 1
-
-
-def _along_one_axis(layers: Sequence[Node]) -> list[Node]:
-    return [layer for layer in layers if _axis(layer) == _axis(layers[0])]
 
 
 def _axis(layer: Node) -> int:

@@ -1,5 +1,6 @@
 """What an operation of a Plan is: four methods over batched tensors, and the PyTorch functions that record it."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,57 +10,28 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gnfast.plan.trace import Recorder
+    from gnfast.plan.fused import Pending
+    from gnfast.plan.recorder import Recorder
 
-Operands = Sequence[Tensor | None]
 Shape = tuple[int, ...]
 
 
-class Contribution(NamedTuple):
-    """A part of a value's cotangent."""
+class Context(NamedTuple):
+    """What a pass hands to an operation beside the tensors that it works on."""
 
-    tensor: Tensor
-    owned: bool
-    """Whether it is referred to from nowhere else, so that it may be overwritten."""
-
-    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
-        """The tensor, and float64 (B, parts) that add up to ‖tensor − centre‖² per sample, where they are known."""
-        return self.tensor, None
-
-
-class Pending:
-    """A part of a value's cotangent that is computed by whatever takes it, together with what comes next.
-
-    Stands for a `Contribution` in fresh memory. A pullback may return one in place of a tensor.
-    """
-
-    owned: ClassVar[bool] = True
-
-    @property
-    def tensor(self) -> Tensor:
-        """The cotangent on its own."""
-        raise NotImplementedError
-
-    def joined(
-        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
-    ) -> Tensor:
-        """mask · (tensor + Σ before) + Σ after, as `gnfast.kernels.pointwise.join_pullback` has it."""
-        raise NotImplementedError
-
-    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
-        """As `Contribution.with_squares`."""
-        raise NotImplementedError
-
-
-def summed(contributions: Sequence[Contribution | Pending]) -> Contribution:
-    """Their sum, in the memory of the first if that may be."""
-    total = Contribution(contributions[0].tensor, contributions[0].owned)
-    for term in contributions[1:]:
-        if total.owned:
-            total.tensor.add_(term.tensor)
-        else:
-            total = Contribution(total.tensor + term.tensor, True)
-    return total
+    operands: Sequence[Tensor | None] = ()
+    saved: Any = None
+    """What forward returned beside y: whatever fixes the mask. Not set in pass 1."""
+    overwrite: bool = False
+    """Whether a method may write its result into the first tensor that it works on."""
+    shapes: Sequence[Shape] = ()
+    """Of the inputs, batch included; set in pass 2."""
+    scale: Tensor | None = None
+    """s (B,) = ∂L/∂f per sample, None for 0; set in pass 3."""
+    needs: Sequence[bool] = ()
+    """Per operand, whether its gradient is wanted; set for `param_grad`."""
+    biases: Sequence[Tensor] = ()
+    """What a fused operation adds for the layers before it, which take the gradients."""
 
 
 class Op:
@@ -78,7 +50,7 @@ class Op:
     param_grad ∂⟨δ, L c + s·k⟩/∂operand                     pass 3, the gradient of each operand
     ========== ============================================ =============================================
 
-    where s (B,) is ∂L/∂f per sample. `overwrite=True` allows a method to write its result into its first argument.
+    where s is the context's `scale`. Ops that stand for several nodes of a Plan are `gnfast.plan.fused.Fused`.
     """
 
     is_view: ClassVar[bool] = False
@@ -90,11 +62,11 @@ class Op:
     shares_cotangent: ClassVar[bool] = False
     """Whether pullback may return a tensor that shares memory with the cotangent, or with itself (expanded)."""
 
-    own_operands: ClassVar[int | None] = None
-    """How many operands, from the first, it takes the gradients of; other nodes take the others'. None for all."""
+    homogeneous: ClassVar[bool] = False
+    """Whether a positive factor of all inputs comes out as a factor of y."""
 
-    param_inputs: ClassVar[int | None] = None
-    """How many inputs, from the first, `param_grad` reads; None for all."""
+    is_layer: ClassVar[bool] = False
+    """Whether it is W h + b with operands (W, b) and an attribute `adds_bias`, so that b may be added later."""
 
     promotes: ClassVar[bool] = False
     """Whether tensors of different dtypes meet in the widest one; else PyTorch's own rule for the forward decides."""
@@ -108,50 +80,24 @@ class Op:
     prefers_channels_last: ClassVar[bool] = False
     """Whether it is faster on (B, C, H, W) tensors that are stored with their channels innermost."""
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Any]:
-        """Returns y and what pullback and pushforward need to know about the mask (None where L is constant)."""
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        """Returns y and what the other methods need to know about the mask (None where L is constant)."""
         raise NotImplementedError
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor | Pending]:
-        """Returns the cotangent of each input; `shapes` are the inputs' shapes, batch included."""
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence["Tensor | Pending"]:
+        """Returns the cotangent of each input."""
         raise NotImplementedError
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        """Returns L c + s·k; `scale` is s (B,), None for 0."""
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        """Returns L c + s·k."""
         raise NotImplementedError
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        """Returns the gradient of each operand for which `needs` is true; None elsewhere."""
-        return [None] * len(operands)
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+        """Returns the gradient of each operand for which `ctx.needs` is true, None elsewhere.
 
-    def forward_all(
-        self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool
-    ) -> tuple[Sequence[Tensor], Any]:
-        """`forward` for every output of the node, of which most have one."""
-        y, saved = self.forward(inputs, operands, overwrite)
-        return (y,), saved
-
-    def gather(self, received: Sequence[Sequence[Contribution | Pending]], saved: Any) -> Contribution:
-        """The cotangent that `pullback` takes, from what the readers of each output have contributed."""
-        return summed(received[0])
-
-    def pushforward_all(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Sequence[Tensor]:
-        """`pushforward` for every output of the node."""
-        return (self.pushforward(tangents, operands, saved, scale, overwrite),)
+        `tangent` is that of the first input: operands with gradients meet no other input.
+        """
+        return [None] * len(ctx.operands)
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
         """Floating-point operations of one forward per sample (convolutions and matrix products).
@@ -168,6 +114,8 @@ class Op:
 class LinearMap(Op):
     """An op without operands, mask or constants: forward and pushforward are the same linear map."""
 
+    homogeneous: ClassVar[bool] = True
+
     def apply(self, *inputs: Tensor) -> Tensor:
         """L h."""
         raise NotImplementedError
@@ -176,17 +124,13 @@ class LinearMap(Op):
         """Lᵀ δ per input; as autograd has it, unless a subclass knows better."""
         return adjoint(self.apply, cotangent, shapes)
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         return self.apply(*inputs), None
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return self.adjoint(cotangent, shapes)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return self.adjoint(cotangent, ctx.shapes)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         return self.apply(*tangents)
 
 
@@ -209,6 +153,66 @@ class LinearCall(LinearMap):
         return " ".join([self.function.__name__, *given])
 
 
+class Combination(Op):
+    """An op that is linear in several parts together: a sum, a choice, a concatenation.
+
+    A subclass says by `fixed`, in order, which parts are operands instead of inputs.
+    """
+
+    fixed: tuple[bool, ...]
+    promotes: ClassVar[bool] = True
+
+    @property
+    def homogeneous(self) -> bool:
+        return not any(self.fixed)
+
+    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
+        """y."""
+        raise NotImplementedError
+
+    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+        """The cotangent of each part, before the sum over the axes along which that part was expanded."""
+        raise NotImplementedError
+
+    def mask(self, ctx: Context, *parts: Tensor) -> Any:
+        """What fixes the linear map, where that is not known from the start."""
+        return None
+
+    def constants(self, operands: Sequence[Tensor]) -> Sequence[Tensor | float]:
+        """The parts that are not inputs: the operands, or the last of them."""
+        return operands
+
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        parts = self._in_order(inputs, self.constants(ctx.operands))
+        mask = self.mask(ctx, *parts)
+        return self.combine(mask, *parts), mask
+
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        shares = zip(self.shares(ctx.saved, cotangent), self.fixed, strict=True)
+        of_inputs = [share for share, fixed in shares if not fixed]
+        return [share.sum_to_size(shape) for share, shape in zip(of_inputs, ctx.shapes, strict=True)]
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        t = tangents[0]
+        # Where the scale is 0 too: the constants may widen the shape.
+        scale = per_sample(t.new_zeros(t.shape[0]) if ctx.scale is None else ctx.scale, t)
+        return self.combine(ctx.saved, *self._in_order(tangents, [scale * k for k in self.constants(ctx.operands)]))
+
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+        grads: list[Tensor | None] = [None] * len(ctx.operands)
+        if ctx.scale is not None and any(ctx.needs):
+            shares = self.shares(ctx.saved, cotangent * per_sample(ctx.scale, cotangent))
+            of_constants = [share for share, fixed in zip(shares, self.fixed, strict=True) if fixed]
+            for place, share in enumerate(of_constants, len(grads) - len(of_constants)):
+                if ctx.needs[place]:
+                    grads[place] = share.sum_to_size(ctx.operands[place].shape)
+        return grads
+
+    def _in_order(self, inputs: Sequence[Tensor], constants: Sequence[Tensor | float]) -> list[Tensor]:
+        inputs, constants = iter(inputs), iter(constants)
+        return [next(constants) if fixed else next(inputs) for fixed in self.fixed]
+
+
 RECORDERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 SELF_CHECKED: set[Callable[..., Any]] = set()
 """Those of which the recorder asks PyTorch itself, or where there is nothing to ask."""
@@ -218,30 +222,39 @@ _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input"
 
 
 def records(
-    *functions: Callable[..., Any], self_checked: bool = False
+    *functions: Callable[..., Any] | str, self_checked: bool = False, told: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions.
 
-    Unless it is `self_checked`, it sees only arguments that PyTorch has accepted, on tensors without data.
+    Args:
+        functions: a name stands for the functions and methods of PyTorch that have it.
+        self_checked: the recorder checks the arguments; else it sees only those that PyTorch has accepted, on tensors
+            without data.
+        told: the recorder is told which function was called, before `trace`.
     """
-    if self_checked:
-        SELF_CHECKED.update(functions)
 
     def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
         own = inspect.signature(recorder).parameters
         renamed = {given: name for given, name in _NUMPY_NAMES.items() if name in own and given not in own}
-
-        def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
-            # Once per operation and call of a network: most come without names.
-            if kwargs:
-                kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
-            return recorder(trace, *args, **kwargs)
-
-        for function in functions:
-            RECORDERS[function] = called
+        for name in functions:
+            owners = [owner for owner in (torch, Tensor) if isinstance(name, str) and hasattr(owner, name)]
+            for function in [getattr(owner, name) for owner in owners] or [name]:
+                RECORDERS[function] = _renaming(functools.partial(recorder, function) if told else recorder, renamed)
+                if self_checked:
+                    SELF_CHECKED.add(function)
         return recorder
 
     return register
+
+
+def _renaming(recorder: Callable[..., Any], renamed: dict[str, str]) -> Callable[..., Any]:
+    def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
+        # Once per operation and call of a network: most come without names.
+        if kwargs:
+            kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
+        return recorder(trace, *args, **kwargs)
+
+    return called if renamed else recorder
 
 
 def adjoint(linear: Callable[..., Tensor], cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
@@ -249,7 +262,9 @@ def adjoint(linear: Callable[..., Tensor], cotangent: Tensor, shapes: Sequence[S
     with torch.inference_mode(False), torch.enable_grad():
         # What a linear map's backward reads of its input is shape and layout.
         inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in shapes]
-        return torch.autograd.grad(linear(*inputs), inputs, _without_inference_mode(cotangent))
+        return torch.autograd.grad(
+            linear(*inputs), inputs, cotangent.clone() if cotangent.is_inference() else cotangent
+        )
 
 
 def kept(constant: Tensor) -> Tensor:
@@ -284,12 +299,10 @@ def stand_in(cotangent: Tensor, shape: Shape) -> Tensor:
     return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)
 
 
-def _without_inference_mode(t: Tensor) -> Tensor:
-    return t.clone() if t.is_inference() else t
-
-
 def frozen(value: Any) -> Any:
-    """A hashable twin of static arguments: lists become tuples."""
+    """A hashable twin of static arguments: lists become tuples, dicts tuples of their entries in order."""
+    if isinstance(value, dict):
+        return tuple((name, frozen(entry)) for name, entry in sorted(value.items()))
     return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
 

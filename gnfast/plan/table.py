@@ -1,11 +1,13 @@
 """The text of a printed Plan."""
 
 import math
+from typing import TYPE_CHECKING
 
-from gnfast.plan.plan import Plan
+if TYPE_CHECKING:
+    from gnfast.plan.plan import Plan
 
 
-def render(plan: Plan) -> str:
+def render(plan: "Plan") -> str:
     """The Plan as a table: operation, submodule, shapes, MFLOP of each pass, bytes kept; then the verdict."""
     header = ("", "operation", "submodule", "output", "forward", "input grad", "tangent", "weights", "kept")
     rows = [("x", "", "", _shape(plan.input_shape), "", "", "", "", "")]

@@ -51,7 +51,7 @@ def rewrite(module: nn.Module) -> nn.Module:
             convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
     """
     if not isinstance(module, nn.Module):
-        raise InputError(f"module: got {type(module).__name__}, want an nn.Module")
+        raise InputError(f"module: got {type(module).__name__}, wanted an nn.Module")
     return Rewritten(module)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch._prims_common import suggest_memory_format
 
-from gnfast.kernels.conv_winograd import Arguments, conv2d, conv2d_input_grad, conv2d_weight_grad, fits
+from gnfast.kernels.winograd import Arguments, conv2d, conv2d_input_grad, conv2d_weight_grad, fits
 from gnfast.rewriting.deferred import eager
 
 # The factors of <g, W * x>, in the order of `_Derivative`'s arguments.

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gnfast.config.config import differences
 from gnfast.errors import InputError
 from gnfast.io.files import open_regular, write_text
+from gnfast.io.rows import Row
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
-from gnfast.config.config import differences
-from gnfast.runs.record import DamagedFileError, Row, best, last, main_score, read_json, read_run, tail
+from gnfast.runs.record import DamagedFileError, best, last, main_score, read_json, read_run, tail
 from gnfast.runs.signals import STOPS, requested_stops
-from gnfast.runs.sweep import MOST_RUNS, Case, Sweep
+from gnfast.runs.sweep_file import MOST_RUNS, Case, Sweep
 
 POLL_SECONDS = 0.2
 RECORD = "sweep.json"

@@ -14,21 +14,17 @@ from gnfast.io.files import open_regular
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --text: #1d2126; --soft: #667078; --line: #e2e4e6;
-  --mark: #fff3c9; --accent: #2563a8;
-  --s0: #2563a8; --s1: #d9731a; --s2: #2c8a4b; --s3: #b3363f; --s4: #7a50b5; --s5: #8a6242; --s6: #c2569a;
-  --s7: #77797c; --s8: #a3a11f; --s9: #1f9db0; }
+  --mark: #fff3c9; --accent: #2563a8; --begun: #d9731a; --finished: #2c8a4b; }
 @media (prefers-color-scheme: dark) {
   :root { --ground: #14171a; --card: #1c2024; --text: #e6e8ea; --soft: #98a2aa; --line: #31373d; --mark: #453b12;
-    --accent: #7db3ee;
-    --s0: #6aa7e8; --s1: #f0994d; --s2: #5fbf7f; --s3: #ea7078; --s4: #ab8be0; --s5: #bd9473; --s6: #e38fc2;
-    --s7: #a4a7aa; --s8: #d0ce55; --s9: #56c6d6; } }
+    --accent: #7db3ee; --begun: #f0994d; --finished: #5fbf7f; } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--ground); color: var(--text);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; font-variant-numeric: tabular-nums }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 } h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem }
 p { margin: .3rem 0 } .soft { color: var(--soft) } a { color: var(--accent) }
 .status { display: inline-block; margin: .6rem 0 0; padding: .1rem .6rem; border: 1px solid; border-radius: 1rem;
-  color: var(--s1); font-size: .85rem } .status.finished { color: var(--s2) }
+  color: var(--begun); font-size: .85rem } .status.finished { color: var(--finished) }
 .grid { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)) }
 .grid.wide { grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)) }
 .card, figure { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line);
@@ -36,12 +32,7 @@ p { margin: .3rem 0 } .soft { color: var(--soft) } a { color: var(--accent) }
 .card b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600 } .card small { color: var(--soft) }
 figcaption { font-size: .88rem; margin-bottom: .3rem } figcaption b { font-weight: 600; margin-right: .6rem }
 figcaption span { white-space: nowrap; margin-right: .7rem; color: var(--soft) }
-figcaption i { display: inline-block; width: .9em; height: .22em; margin-right: .35em; vertical-align: .25em;
-  background: var(--c) }
-svg { display: block; width: 100%; height: auto; overflow: visible; color: var(--soft) }
-svg text { font-size: 11px; fill: currentColor } svg .rule { stroke: var(--line) }
-svg path.curve { fill: none; stroke: var(--c); stroke-width: 1.6; stroke-linejoin: round }
-svg path.band { fill: var(--c); opacity: .16 } svg circle { fill: var(--c) }
+figcaption i { display: inline-block; width: .9em; height: .22em; margin-right: .35em; vertical-align: .25em }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; min-width: 30rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 500 } td { max-width: 34rem; overflow-wrap: break-word }
@@ -50,7 +41,7 @@ pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid
   overflow-x: auto; font-size: .8rem }
 summary { cursor: pointer; color: var(--soft); margin: .8rem 0 .4rem } input[type=range] { width: 100% }
 .shots { display: flex; gap: 1rem } .shots div { flex: 0 1 50%; min-width: 0 }
-img { max-width: 100%; height: auto; display: block } img.plot { background: #fff; border-radius: .5rem }
+img { max-width: 100%; height: auto; display: block } img.plot { width: 100%; border-radius: .5rem }
 """
 
 # Turns the figures of each `steps` box, which are all shown without it, into one figure and a slider.
@@ -104,6 +95,12 @@ def page(title: str, *sections: Html) -> str:
     )
     body = element("body", *sections, element("script", Html(SCRIPT)))
     return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
+
+
+def section(title: str, *content: object, **attributes: object) -> Html:
+    """A part of a page under a heading; empty if all of its content is."""
+    kept = [part for part in content if part]
+    return element("section", element("h2", title, **attributes), *kept) if kept else Html("")
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]], marked: Iterable[int] = ()) -> Html:

@@ -7,29 +7,27 @@ must be there. Values that no run writes, such as lists in lists, are not taken 
 import json
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from gnfast.config.config import Config, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import open_regular
+from gnfast.io.rows import MOST_STEPS, Row, plain_entries, read_rows
 from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
-from gnfast.config.config import Config, from_json
 
 WEIGHTS = ("ema", "raw")
 # Every other score (Fréchet and kernel distances) is better the lower it is.
 HIGHER_IS_BETTER = {"is", "inception_score", "precision", "recall", "density", "coverage"}
 _SCORE = re.compile(rf"(?P<measure>\w+?)_(?:{'|'.join(WEIGHTS)})")
-_MOST_STEPS = 10**15
 _PICTURE = re.compile(r"(?P<weights>ema|raw)-(?P<step>\d+)\.png")
 SPEED = ("step", "seconds", "steps_per_second")
-# More bytes than any run writes: of a JSON file, of a row, of the end of a log.
-JSON_BYTES, ROW_BYTES, LOG_BYTES = 16 << 20, 1 << 20, 1 << 20
-
-Row = dict[str, Any]
+# More bytes than any run writes: of a JSON file, of the end of a log.
+JSON_BYTES, LOG_BYTES = 16 << 20, 1 << 20
 
 
 class DamagedFileError(RunError):
@@ -80,7 +78,7 @@ class Record:
     def steps(self) -> int | None:
         """Generator updates in the whole run; None where the settings do not tell."""
         steps = self.settings.get("steps")
-        return steps if type(steps) is int and 0 < steps < _MOST_STEPS else None
+        return steps if type(steps) is int and 0 < steps < MOST_STEPS else None
 
     @property
     def status(self) -> str:
@@ -116,7 +114,7 @@ def read_run(folder: Path) -> Record:
     if not folder.exists():
         raise RunError(f"{folder}: no such file or folder")
     if not folder.is_dir():
-        raise RunError(f"{folder}: {'a file' if folder.is_file() else 'no regular file'}, want a run folder")
+        raise RunError(f"{folder}: {'a file' if folder.is_file() else 'no regular file'}, wanted a run folder")
     preset, settings = read_settings(folder)
     try:
         sessions = read_json(folder / "environment.json")
@@ -177,34 +175,6 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
         raise DamagedFileError(f"{path} is damaged: no JSON ({' '.join(str(error).split())[:100]})") from error
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows in a file of JSON lines, with their whole `step`; damaged lines, as a kill leaves them, are left out."""
-    return [plain_entries(row) for line in read_lines(path) if (row := parsed(line)) is not None]
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file with their ends, over-long ones in parts; none if it is missing or not a regular file."""
-    try:
-        with open_regular(path) as file:
-            while line := file.readline(ROW_BYTES):
-                yield line
-    except (OSError, InputError):
-        return
-
-
-def parsed(line: bytes) -> Row | None:
-    """The row in a line; None if it is damaged."""
-    if not line.startswith(b"{"):
-        return None
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < _MOST_STEPS:
-        return None
-    return row
-
-
 def tail(path: Path) -> str:
     """The end of a text file; empty if it is missing or not a regular file."""
     try:
@@ -213,11 +183,6 @@ def tail(path: Path) -> str:
             return file.read().decode("utf-8", "replace")
     except (OSError, InputError):
         return ""
-
-
-def plain_entries(found: Row) -> Row:
-    """The entries whose values are numbers, words, or lists of them: a folder may be anyone's."""
-    return {name: value for name, value in found.items() if _is_plain(value) or _is_plain_list(value)}
 
 
 def score_names(rows: Iterable[Row]) -> list[str]:
@@ -258,11 +223,3 @@ def last(rows: Iterable[Row], name: str) -> tuple[int, float] | None:
 def _finite(value: Any) -> bool:
     """Whether it can be drawn: an axis of 1e300 has no ticks."""
     return type(value) in (int, float) and abs(value) < 1e100
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | float) or (type(value) is int and abs(value) < 10**20)
-
-
-def _is_plain_list(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 1000 and all(map(_is_plain, value))

@@ -1,1 +1,1 @@
-"""A training step as one CUDA graph, several batches through one forward, and memory that steps hand on."""
+"""A training step as one CUDA graph, several batches in one forward, and memory that steps use again."""

@@ -23,13 +23,13 @@ class CapturedStep:
     The first `warmup` calls run the function as it is, on the stream that is captured later; the next call captures it
     and replays the graph, and so do all that follow. Every call is one step, and k calls leave networks, optimisers and
     random states as k calls of the function do, up to the order of float additions. On other devices each call calls
-    the function, so that a program has one form for all. `normalize_gradient` records the network's Python anew on
+    the function, so that a program looks the same for all. `normalize_gradient` records the network's Python again on
     every call; in a captured step that happens once.
 
     What the function reads and writes must be in place: parameters, buffers, optimiser states, `.grad` (freed by
     `zero_grad(set_to_none=True)` inside the step or not at all). In it there must be no `.item()` or other wait for the
-    device, no branch on a tensor's value, no number that changes from call to call other than through an input tensor,
-    and no tensor that is made on the CPU: pass what changes (images, latents drawn on the CPU) as inputs and keep
+    device, no branch on a tensor's value, no number that changes from call to call except in an input tensor, and no
+    tensor that is made on the CPU: pass what changes (images, latents drawn on the CPU) as inputs and keep
     learning rates in tensors. Optimisers need `capturable=True`. Random numbers drawn on the device from the default
     generator are new in every replay, as are those of `generators`.
 
@@ -40,7 +40,7 @@ class CapturedStep:
     Args:
         step: takes tensors, and nests of lists, tuples and dicts of tensors and constants; returns the same or None.
         device: where the step runs. Inputs are copied there; those in pinned memory without a wait, and they may be
-            dropped at once, but not written anew before the copy has ended.
+            dropped at once, but must not be overwritten before the copy has ended.
         warmup: calls before capture, at least 1; optimisers create their states then.
         generators: CUDA generators, other than the default one, from which the step draws.
     """
@@ -61,8 +61,10 @@ class CapturedStep:
         self.generators = tuple(generators)
         for generator in self.generators:
             if self.device.type == "cuda" and generator.device.type != "cuda":
-                raise InputError(f"generators: got one on {generator.device}, wanted CUDA generators; draw on the CPU "
-                                 "outside the step and pass the tensors")  # fmt: skip
+                raise InputError(
+                    f"generators: got one on {generator.device}, wanted CUDA generators; draw on the CPU outside the "
+                    "step and pass the tensors"
+                )
         self.reset()
 
     def reset(self) -> None:
@@ -73,7 +75,7 @@ class CapturedStep:
         self._calls = 0
         self._inputs: tuple[Any, ...] | None = None
         self._held: list[Tensor] = []
-        self._outputs: tuple[list[Any], Any] | None = None
+        self._outputs: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -86,7 +88,7 @@ class CapturedStep:
         """One step.
 
         Raises:
-            InputError: an input whose shape, dtype or value (of what is no tensor) differs from the first call's.
+            InputError: an input whose shape, dtype or (where it is not a tensor) value differs from the first call's.
             CaptureError: the step did something that a graph cannot hold.
         """
         args = self._static(args)
@@ -99,13 +101,12 @@ class CapturedStep:
             if self._graph is None:
                 self._capture(args)
             self._graph.replay()
-            leaves, structure = self._outputs
-            return pytree.tree_unflatten([v.clone() if isinstance(v, Tensor) else v for v in leaves], structure)
+            return pytree.tree_map_only(Tensor, torch.clone, self._outputs)
 
     def _static(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The inputs in the memory that the graph reads; the arguments themselves where there will be no graph."""
         if self._inputs is None:
-            self._inputs = pytree.tree_map(self._place, args)
+            self._inputs = pytree.tree_map_only(Tensor, self._place, args)
             self._held = [leaf for leaf in pytree.tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
         given: list[Tensor] = []
         try:
@@ -113,7 +114,7 @@ class CapturedStep:
         except _Differs as difference:
             raise InputError(
                 f"inputs{difference.place}: got {difference.given}, wanted {difference.wanted} as in the first call; "
-                "a captured step has fixed shapes and constants, reset() starts anew"
+                "a captured step has fixed shapes and constants; reset() starts again"
             ) from None
         if self.device.type != "cuda":
             return args
@@ -122,9 +123,7 @@ class CapturedStep:
                 _copy(self._held, given)
         return self._inputs
 
-    def _place(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def _place(self, value: Tensor) -> Tensor:
         device = self.device if self.device.type == "cuda" else "meta"
         return torch.empty_like(value, device=device, requires_grad=value.requires_grad)
 
@@ -139,14 +138,11 @@ class CapturedStep:
         for value in pytree.tree_leaves(result):
             if isinstance(value, Tensor) and value.is_cuda:
                 value.record_stream(torch.cuda.current_stream())
-        return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, result)
+        return _detached(result)
 
     def _capture(self, args: tuple[Any, ...]) -> None:
-        def step() -> Any:
-            return pytree.tree_map(lambda v: v.detach() if isinstance(v, Tensor) else v, self.step(*args))
-
         try:
-            graph, outputs = record_graph(step, self._stream, self.generators)
+            graph, outputs = record_graph(lambda: _detached(self.step(*args)), self._stream, self.generators)
         except Exception as error:
             name = getattr(self.step, "__qualname__", type(self.step).__name__)
             raise CaptureError(
@@ -155,10 +151,13 @@ class CapturedStep:
                 "optimiser without capturable=True; random numbers from a generator that was not passed as "
                 "`generators`."
             ) from error
-        leaves, structure = pytree.tree_flatten(outputs)
-        if any(isinstance(value, Tensor) and not value.is_cuda for value in leaves):
+        if any(isinstance(value, Tensor) and not value.is_cuda for value in pytree.tree_leaves(outputs)):
             raise CaptureError("the step returns a tensor on the CPU, which a replay would not renew")
-        self._graph, self._outputs = graph, (leaves, structure)
+        self._graph, self._outputs = graph, outputs
+
+
+def _detached(result: Any) -> Any:
+    return pytree.tree_map_only(Tensor, Tensor.detach, result)
 
 
 def record_graph(
@@ -202,7 +201,7 @@ def record_graph(
 def _recover(
     graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream, generators: Sequence[torch.Generator]
 ) -> None:
-    """Undoes what PyTorch leaves behind where the end of a capture raises (pytorch/pytorch#171263).
+    """Puts right what PyTorch leaves undone where the end of a capture raises (pytorch/pytorch#171263).
 
     Its `capture_end` ends the capture of the stream first and raises there, before it has told the allocator and the
     generators. The allocator would go on asking this graph whether a stream is being captured, and the generators would
@@ -213,7 +212,7 @@ def _recover(
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
     except RuntimeError:
-        # The capture came as far as that; the graph returns its memory by itself.
+        # The capture had got that far: the graph returns its memory by itself.
         graph.reset()
     else:
         torch._C._cuda_releasePool(device, pool)

@@ -1,7 +1,7 @@
-"""Memory that CPU tensors hand on to each other: a steady step takes none from the system.
+"""Memory of CPU tensors that is used again: a steady step takes none from the system.
 
-malloc maps blocks above 32 MiB anew each time, and the system clears their pages one by one as they are first touched.
-Inside `reuse_memory`, blocks of 64 KiB and more come from a range of memory (`csrc/cpu/arena.h`) that grows to what is
+malloc maps blocks above 32 MiB again each time, and the system clears their pages one by one as they are first touched.
+Inside `reuse_memory`, blocks of 64 KiB and more come from a range of memory (`csrc/arena/`) that grows to what is
 in use at one time and is then reused. gnfast's passes open it themselves.
 
 A tensor keeps its memory for as long as it lives, inside or outside. `GNFAST_REUSE_MEMORY=0` in the environment turns
@@ -20,7 +20,7 @@ from gnfast.kernels.build_info import load
 
 
 class reuse_memory:
-    """Context manager: CPU tensors made inside, on any thread, take memory that dead ones have left.
+    """Context manager: CPU tensors made inside, on any thread, take the memory of those that are gone.
 
     Around a whole training step it also serves what is not gnfast's: the generator, the optimiser's temporaries. What
     it holds is the most that was in use at one time plus fragmentation (measured: 10 to 25 %), and never more than the
@@ -44,7 +44,7 @@ class reuse_memory:
 
 
 def release_memory() -> None:
-    """Gives memory that is held for reuse and that no tensor occupies back to the system."""
+    """Returns to the system the memory that is held for reuse and that no tensor occupies."""
     if (library := _library()) is not None:
         library.release_arena()
 
@@ -56,10 +56,9 @@ def memory_use() -> dict[str, int]:
         `blocks` handed out so far; `refused`: how many the system served because there was no room; `grown`: how often
         memory was taken from the system; `in_use`: bytes that tensors occupy; `held`: bytes taken from the system.
     """
-    library = _library()
-    return (
-        dict.fromkeys(("blocks", "refused", "grown", "in_use", "held"), 0) if library is None else library.arena_use()
-    )
+    if (library := _library()) is not None:
+        return library.arena_use()
+    return dict.fromkeys(("blocks", "refused", "grown", "in_use", "held"), 0)
 
 
 @functools.cache
@@ -67,7 +66,7 @@ def _library() -> ModuleType | None:
     """The compiled library with the arena installed, or None."""
     request = os.environ.get("GNFAST_REUSE_MEMORY") or "1"
     if request not in ("0", "1"):
-        raise ValueError(f"GNFAST_REUSE_MEMORY must be 0 or 1, got {request!r}")
+        raise ValueError(f"GNFAST_REUSE_MEMORY: got {request!r}, wanted 0 or 1")
     if request == "0" or not load("cpp"):
         return None
     library = importlib.import_module("gnfast._C")

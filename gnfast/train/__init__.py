@@ -1,4 +1,6 @@
-"""The training program: Algorithm 1 of GN-GAN (Wu et al., ICCV 2021). Read `state.py` first, then `loop.py`.
+"""The training program of GN-GAN (Wu et al., ICCV 2021) and of the papers around it.
+
+Read `step.py` first: Algorithm 1. Then `state.py`, what it works on, and `loop.py`, the program around it.
 
 This side imports the library as a user would; it needs the packages of `pip install gnfast[train]`.
 """

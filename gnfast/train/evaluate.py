@@ -1,7 +1,7 @@
 """Scores while training and of finished runs, in the features of an extractor that every result names."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,48 +11,46 @@ from gnfast.config.config import Config
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import moved
-from gnfast.train.logs import RunLog
-from gnfast.train.state import State, latents, sample
+from gnfast.train.draws import latents
+from gnfast.train.networks import sample
+from gnfast.train.state import State
 
 # Of the kernel distance, while training: enough for a curve. `gnfast eval` takes more.
 KID_SUBSETS = 10
 
 
-def evaluation(
-    config: Config, dataset: ImageDataset, extractor: metrics.FeatureExtractor | None, log: RunLog, progress: bool
-) -> Callable[[State], None]:
-    """A function that measures the raw and the EMA generator and logs the result; it does nothing without an extractor.
+class Measures(NamedTuple):
+    """What a run is measured with.
 
-    Args:
-        config: the settings; `n_fake`, `batch_g`, `sample_bn` and `seed` matter here.
-        dataset: the real images.
-        extractor: what measures features, or None.
-        log: gets a row of metrics.jsonl and a line per evaluation.
-        progress: show bars on a terminal.
+    Attributes:
+        reference: the real images.
+        extractor: what measures features; None where nothing is measured.
     """
-    if extractor is None:
-        return lambda state: None
-    batch_statistics = samples_with_batch_statistics(config.sample_bn, extractor)
-    seed = config.seed + 3
 
-    def evaluate(state: State) -> None:
-        scores = {}
-        for name, generator in state.generators().items():
-            scores[name] = metrics.evaluate(
-                # The same latents at every evaluation and for both, so that differences are the generators'.
-                sampler(config, generator, seed, batch_statistics),
-                dataset,
-                extractor,
-                n_fake=config.n_fake,
-                batch_size=config.batch_g,
-                kid_subsets=KID_SUBSETS,
-                seed=seed,
-                progress=progress and config.n_fake >= 10_000,
-            )
-        log.row(state.step, **as_row(scores["raw"], scores["ema"]))
-        log.say(f"step {state.step}: {as_line(scores['raw'], scores['ema'])}")
+    reference: ImageDataset
+    extractor: metrics.FeatureExtractor | None = None
 
-    return evaluate
+
+def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.Scores, metrics.Scores]:
+    """The scores of the raw and of the averaged generator, as the run's settings say.
+
+    Both, and every evaluation of a run, see the same latents, so that differences are the generators'.
+    """
+    config = state.config
+    batch_statistics, seed = samples_with_batch_statistics(config.sample_bn, measures.extractor), config.seed + 3
+    raw, ema = (
+        metrics.evaluate(
+            sampler(config, generator, seed, batch_statistics),
+            *measures,
+            n_fake=config.n_fake,
+            batch_size=config.batch_g,
+            kid_subsets=KID_SUBSETS,
+            seed=seed,
+            progress=progress and config.n_fake >= 10_000,
+        )
+        for generator in state.generators().values()
+    )
+    return raw, ema
 
 
 def sampler(config: Config, generator: nn.Module, seed: int, batch_statistics: bool) -> Callable[[int], Tensor]:
@@ -99,10 +97,8 @@ def samples_with_batch_statistics(sample_bn: str, extractor: metrics.FeatureExtr
     return sample_bn == "batch" or (extractor.protocol is not None and extractor.protocol.batch_statistics)
 
 
-def open_measures(
-    config: Config, dataset: ImageDataset, device: torch.device, progress: bool
-) -> tuple[ImageDataset, metrics.FeatureExtractor | None]:
-    """The real images to measure against and the extractor, as a run's settings say.
+def open_measures(config: Config, dataset: ImageDataset, device: torch.device, progress: bool) -> Measures:
+    """What a run's settings say to measure with.
 
     Args:
         config: the settings; `extractor`, `protocol`, `extractor_weights` and `eval_split` matter here.
@@ -110,14 +106,11 @@ def open_measures(
         device: where features are computed.
         progress: show bars on a terminal.
 
-    Returns:
-        The reference, and None for the extractor "none".
-
     Raises:
         ValueError: there is no such extractor, protocol, weights or split.
     """
     if config.extractor == "none":
-        return dataset, None
+        return Measures(dataset)
     extractor = metrics.load_extractor(
         config.extractor,
         dataset,
@@ -126,7 +119,7 @@ def open_measures(
         device=device,
         progress=progress,
     )
-    return load_split(config, config.eval_split, progress) if config.eval_split else dataset, extractor
+    return Measures(load_split(config, config.eval_split, progress) if config.eval_split else dataset, extractor)
 
 
 def load_split(config: Config, split: str, progress: bool) -> ImageDataset:

@@ -109,7 +109,7 @@ def export(source: Path, out: Path, weights: Weights | None = None) -> Path:
         RunError: as from `snapshot`, or the file cannot be written.
     """
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out: got {str(out)!r}, want FILE.safetensors")
+        raise ValueError(f"--out: got {str(out)!r}, wanted FILE.safetensors")
     taken = snapshot(source, weights)
     # Which is refused where nothing could be drawn from it.
     taken.build()
@@ -148,7 +148,7 @@ def _require_file(path: Path) -> None:
         open_regular(path).close()
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is not there: want a run folder, a file of `gnfast export` or a checkpoint of the papers' code"
+            f"{path} is not there: wanted a run folder, a file of `gnfast export` or a checkpoint of the papers' code"
         ) from error
     except (InputError, OSError) as error:
         raise RunError(str(error)) from error
@@ -195,7 +195,7 @@ def _of_published(path: Path, weights: Weights | None) -> Snapshot:
     settings = {name: found[name] for name in ("model", "resolution", "channels", "z_dim", "classes")}
     about = {"preset": found["source"], "step": found["step"] or 0, "scores": {}}
     # mimicry switches its generators to evaluation before it measures them; the other codes never do.
-    settings["sample_bn"] = "running" if found["source"] == MIMICRY.name else "batch"
+    settings["sample_bn"] = "running" if found["source"] == MIMICRY else "batch"
     return Snapshot(path, _settings(path, {"data": "", **settings}), found[names[chosen]], chosen, about)
 
 
@@ -211,7 +211,7 @@ def _of_file(path: Path, weights: Weights | None) -> Snapshot:
     try:
         about = {name: json.loads(value) for name, value in metadata.items()}
         if not set(_ABOUT) <= set(about) or not all(_ABOUT[name](about[name]) for name in _ABOUT):
-            raise ValueError(f"want {', '.join(_ABOUT)}")
+            raise ValueError(f"wanted {', '.join(_ABOUT)}")
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: its metadata are not those of `gnfast export` ({error})") from error
     if weights not in (None, about["weights"]):

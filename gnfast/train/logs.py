@@ -18,8 +18,9 @@ from torch import Tensor
 import gnfast
 from gnfast.data import to_uint8
 from gnfast.io.files import atomic_write, open_append, write_text
+from gnfast.io.rows import parsed, read_lines, read_rows
 from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import parsed, points, read_json, read_lines, read_rows
+from gnfast.runs.record import points, read_json
 
 
 class RunLog:

@@ -2,11 +2,10 @@
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gnfast.config.config import Config, as_json, decisive, differences
+from gnfast.config.config import Config, as_json, decisive
 from gnfast.data import ImageDataset
 from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
-from gnfast.metrics import FeatureExtractor
+from gnfast.io.rows import Row, read_rows
 from gnfast.runs import checkpoint, lock
-from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import DamagedFileError, Row, plain_entries, points, read_rows, read_settings
-from gnfast.runs.report import write_report
+from gnfast.runs.record import points
+from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
-from gnfast.train.evaluate import evaluation, load_split, open_measures
+from gnfast.train.evaluate import Measures, as_line, as_row, evaluate, load_split, open_measures
+from gnfast.train.failures import clear_errors, is_full
 from gnfast.train.guard import Guard
-from gnfast.train.logs import RunLog, environment, loss_curve, require_rows
+from gnfast.train.logs import RunLog, environment, loss_curve
+from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
-from gnfast.train.state import NonFiniteLossError, State, sample
+from gnfast.train.probe import Probe
+from gnfast.train.resume import open_run, restore
+from gnfast.train.state import NonFiniteLossError, State
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
     _set_arithmetic(config, device)
     folder = run_folder(preset, config)
     config = _from_anywhere(config)
-    with _clear_errors(folder), joined(device) as group, contextlib.ExitStack() as stack:
+    with clear_errors(folder), joined(device) as group, contextlib.ExitStack() as stack:
         if group.leads:
             # From the first moment on: preparing data may take an hour.
             stack.enter_context(lock.sole_user(folder, "gnfast train, process"))
@@ -94,63 +96,45 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             dataset = _load(config, progress)
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
-        if saved is not None:
-            _restore(state, saved, folder)
-            if state.step > config.steps:
-                raise RunError(f"--steps: got {config.steps}, but {folder} has done {state.step}; nothing is changed")
-        reference, extractor = dataset, None
+        restore(state, saved, folder)
+        measures = Measures(dataset)
         if group.leads:
-            reference, extractor = open_measures(config, dataset, device, progress)
+            measures = open_measures(config, dataset, device, progress)
             for place in (folder, folder / "checkpoints", folder / "samples"):
                 remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-        with contextlib.closing(RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)) as log:
-            return _Session(preset, folder, state, log, reference, extractor, progress).run()
+        log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
+        with contextlib.closing(log):
+            return _Session(preset, folder, state, log, measures, progress).run()
 
 
+@dataclass
 class _Session:
     """What one call of `train` does from the first update to the last."""
 
-    def __init__(
-        self,
-        preset: str,
-        folder: Path,
-        state: State,
-        log: RunLog,
-        reference: ImageDataset,
-        extractor: FeatureExtractor | None,
-        progress: bool,
-    ):
-        self.preset, self.folder, self.state, self.log = preset, folder, state, log
-        self.config, self.group = state.config, state.group
-        self.progress = progress
-        self.start = state.step
-        self.measure = evaluation(self.config, reference, extractor, log, progress)
-        # Not above: it measures a `State`, so that each of the two would have to be imported first.
-        from gnfast.train.probe import Probe
+    preset: str
+    folder: Path
+    state: State
+    log: RunLog
+    measures: Measures
+    progress: bool
 
-        self.probe = Probe(self.config)
-        self.guard = Guard(state)
+    def __post_init__(self) -> None:
+        self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
+        self.probe, self.guard = Probe(self.config), Guard(self.state)
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
-        if self.group.leads:
-            self._warn_of_lost_rows()
+        self._warn_of_lost_rows()
         if self.start >= config.steps:
             # What a run shows comes after its last checkpoint, and may have been cut off.
             self._show()
             log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
             return self._outcome()
-        log.session(environment(state.device, self.start, self.group.world))
-        data = state.batches.dataset
-        log.say(
-            f"{self.preset}: {len(data)} images of {data.name}, {config.model} on {state.device}, "
-            + (f"{self.group.world} processes, " if self.group.world > 1 else "")
-            + (f"continuing after step {self.start} of {config.steps}" if self.start else f"{config.steps} steps")
-            + f", in {self.folder}"
-        )
+        log.session(environment(state.device, self.start, state.group.world))
+        log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         if self.start == 0:
             self._evaluate()
         with requested_stops() as received, self._bar() as bar:
@@ -164,9 +148,19 @@ class _Session:
             log.say(f"finished {config.steps} steps in {self.folder}")
         return self._outcome(received[0] if received else 0)
 
+    def _plan(self) -> str:
+        data, steps, world = self.state.batches.dataset, self.config.steps, self.state.group.world
+        parts = [f"{len(data)} images of {data.name}", f"{self.config.model} on {self.state.device}"]
+        parts += [f"{world} processes"] if world > 1 else []
+        return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
+
+    def _bar(self) -> tqdm:
+        shown = {"unit": "step", "disable": not self.progress, "dynamic_ncols": True, "smoothing": 0.05}
+        return tqdm(total=self.config.steps, initial=self.start, **shown)
+
     def _warn_of_lost_rows(self) -> None:
         last = max((row["step"] for row in self._rows()), default=0)
-        if self.start - last >= self.config.log_every:
+        if self.leads and self.start - last >= self.config.log_every:
             path = self.folder / "metrics.jsonl"
             self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
 
@@ -174,7 +168,7 @@ class _Session:
         config, state, log = self.config, self.state, self.log
         began = since = time.perf_counter()
         seen = state.step
-        while state.step < config.steps and not self.group.any(bool(received)):
+        while state.step < config.steps and not state.group.any(bool(received)):
             state.update()
             bar.update()
             step, last = state.step, state.step == config.steps
@@ -186,7 +180,7 @@ class _Session:
                 log.speed(step, seconds=now - began, steps_per_second=(step - seen) / (now - since))
                 since, seen = now, step
                 bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
-            if _due(step, config.probe_every) and self.group.leads:
+            if _due(step, config.probe_every) and self.leads:
                 log.row(step, **self.probe.measure(state))
             if last or _due(step, config.sample_every):
                 self._picture()
@@ -207,16 +201,19 @@ class _Session:
         return losses
 
     def _picture(self) -> None:
-        if self.group.leads:
+        if self.leads:
             state, batch_statistics = self.state, self.config.sample_bn == "batch"
             # Both: early in a run the moving average still shows the generator that the run began with.
             for name, generator in state.generators().items():
                 self.log.picture(name, state.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
 
     def _evaluate(self) -> None:
-        if not self.group.leads:
+        if not self.leads:
             return
-        self.measure(self.state)
+        if self.measures.extractor is not None:
+            raw, ema = evaluate(self.state, self.measures, self.progress)
+            self.log.row(self.state.step, **as_row(raw, ema))
+            self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
         distances = [value for _, value in points(self._rows(), "distance_ema")]
         self._report()
         if distances and self.state.step and distances[-1] == min(distances):
@@ -226,7 +223,7 @@ class _Session:
         return read_rows(self.folder / "metrics.jsonl")
 
     def _show(self) -> None:
-        if self.group.leads:
+        if self.leads:
             loss_curve(self.folder)
             self._report()
 
@@ -234,88 +231,29 @@ class _Session:
         try:
             write_report(self.folder)
         except Exception as error:  # A page about the run must not end it; a full disk does.
-            if isinstance(error, OSError) and error.errno in _FULL:
+            if is_full(error):
                 raise
             self.log.say(f"warning: no report.html ({type(error).__name__}: {error}); `gnfast report` makes it later")
 
     def _save(self, best: bool = False) -> None:
-        if self.group.leads:
+        if self.leads:
             self.log.flush()
             content = {"preset": self.preset, "data": self.state.batches.dataset.fingerprint}
             content |= {"config": decisive(self.config), "state": self.state.state_dict()}
             checkpoint.save(self.folder / "checkpoints", self.state.step, content, best=best)
 
-    def _bar(self) -> tqdm:
-        return tqdm(
-            total=self.config.steps,
-            initial=self.start,
-            unit="step",
-            disable=not self.progress,
-            dynamic_ncols=True,
-            smoothing=0.05,
-        )
-
     def _outcome(self, number: int = 0) -> Outcome:
         pictures = sorted((self.folder / "samples").glob("ema-*.png"))
         step = self.state.step
         return Outcome(
-            self.folder,
-            step,
-            step - self.start,
-            step >= self.config.steps,
-            int(number),
-            pictures[-1] if pictures else None,
-            [row for row in self._rows() if "distance_ema" in row],
+            run_dir=self.folder,
+            step=step,
+            trained=step - self.start,
+            finished=step >= self.config.steps,
+            signal=int(number),
+            picture=pictures[-1] if pictures else None,
+            distances=[row for row in self._rows() if "distance_ema" in row],
         )
-
-
-def open_run(
-    folder: Path, preset: str, config: Config, fingerprint: str, warn: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """The checkpoint of a run folder to continue from, or None for a new run; writes nothing.
-
-    Raises:
-        RunError: the folder is not a run's, or of another preset, other settings or other data.
-    """
-    checkpoints = folder / "checkpoints"
-    if folder.is_dir() and os.listdir(folder) not in ([], [lock.NAME]):
-        try:
-            found, settings = read_settings(folder)
-        except DamagedFileError as error:
-            # A power cut leaves an empty file. A checkpoint knows preset and settings as well.
-            if (folder / "config.json").stat().st_size and not checkpoint.paths(checkpoints):
-                raise RunError(f"{error}; choose another --run-dir") from error
-            warn(f"warning: {error}; it is written anew")
-        except RunError as error:
-            raise RunError(f"{error}; choose another --run-dir") from error
-        else:
-            _require_same(folder, found, settings, preset, config)
-    saved = checkpoint.load_newest(checkpoints, warn)
-    if saved is not None:
-        # Checkpoints of earlier versions have no settings.
-        settings = saved.get("config", decisive(config))
-        _require_same(folder, saved["preset"], settings if isinstance(settings, dict) else {}, preset, config)
-        if saved["data"] != fingerprint:
-            raise RunError(f"{folder} was trained on other images than {config.data!r} holds now")
-    return saved
-
-
-def _require_same(folder: Path, found: str, settings: Row, preset: str, config: Config) -> None:
-    if found != preset:
-        raise RunError(f"{folder} is a run of {found[:100]}, not of {preset}; choose another --run-dir")
-    changed = differences(plain_entries(settings), config)
-    if changed:
-        raise RunError(
-            f"{folder} was started with other settings; choose another --run-dir, or repeat them: " + "; ".join(changed)
-        )
-
-
-def _restore(state: State, saved: dict[str, Any], folder: Path) -> None:
-    try:
-        state.load_state_dict(saved["state"])
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunError(f"{folder / 'checkpoints'}: the newest does not fit this run: {reason}") from error
 
 
 def run_folder(preset: str, config: Config) -> Path:
@@ -363,43 +301,9 @@ def _require_divisible(config: Config, group: Group) -> None:
         size = getattr(config, name)
         if size % (group.world * config.accumulate):
             raise ValueError(
-                f"--{name.replace('_', '-')}: got {size}, want a multiple of processes times --accumulate, "
+                f"--{name.replace('_', '-')}: got {size}, wanted a multiple of processes times --accumulate, "
                 f"{group.world} x {config.accumulate}"
             )
-
-
-_FULL = {
-    errno.ENOSPC: "no space left",
-    errno.EDQUOT: "no space left in the quota",
-    errno.EFBIG: "no space left for a file of that size (ulimit -f)",
-}
-
-
-@contextlib.contextmanager
-def _clear_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except RunError:
-        raise
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as a RuntimeError of its own, caused by the file's.
-        causes = [error, error.__cause__, error.__context__]
-        full = next((c for c in causes if isinstance(c, OSError) and c.errno in _FULL), None)
-        if full is not None:
-            raise RunError(
-                f"{_FULL[full.errno]} on the disk of {folder}; free some and repeat the command: the run continues "
-                "from its last checkpoint"
-            ) from error
-        if isinstance(error, FileNotFoundError) and _is_in(error.filename, folder):
-            require_rows(folder)
-        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
-            first = str(error).strip().partition("\n")[0]
-            raise RunError(f"another process of the run was lost ({first}); repeat the command to continue") from error
-        raise
-
-
-def _is_in(name: str | bytes | None, folder: Path) -> bool:
-    return name is not None and Path(os.fsdecode(name)).is_relative_to(folder)
 
 
 def _due(step: int, every: int) -> bool:

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 from torch import Tensor
 
 from gnfast import models
+from gnfast.config.config import Config
 from gnfast.errors import InputError
-from gnfast.io.tensors import load_tensors
+from gnfast.io.tensors import is_state, load_tensors
 from gnfast.train import published_keys
+from gnfast.train.networks import mismatches, outlines
 from gnfast.train.published_keys import State
 
 _LONGEST_KEY = 200
 # BigGAN's critic of 128 pixels has 88 million.
 _MOST_NUMBERS = 1 << 27
+MIMICRY = "mimicry"
+_ONLY = "model_state_dict"
 
 
 class Published(TypedDict):
@@ -55,10 +58,10 @@ class Published(TypedDict):
 
 @dataclass(frozen=True)
 class _Source:
-    """A format: the file's keys of the three networks, how their keys are renamed, and which networks there are."""
+    """A format: where a file has the three networks, how their keys are renamed, and which networks there are."""
 
     name: str
-    roles: dict[str, str]
+    roles: Callable[[dict[str, Any]], dict[str, str]]
     rename_generator: Callable[[State], State]
     rename_critic: Callable[[State], State]
     networks: tuple[tuple[str, int], ...]
@@ -88,51 +91,23 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
             are listed), or one that fits networks of several resolutions.
     """
     path = Path(path)
-    saved = _read(path)
-    source = next((s for s in SOURCES if any(key in saved for key in s.roles.values())), None)
-    if source is not None:
-        found = {role: _state(path, saved, key) for role, key in source.roles.items() if key in saved}
-    elif "model_state_dict" in saved:
-        source, state = MIMICRY, _state(path, saved, "model_state_dict")
-        found = {"generator" if "l1.weight" in state else "critic": state}
-    elif {"preset", "data", "state"} <= saved.keys():
-        folder = path.absolute().parent
-        run = f" ({folder.parent})" if folder.name == "checkpoints" else ""
-        raise InputError(f"{path}: a checkpoint of gnfast train; wanted its run folder{run} or an exported generator")
-    else:
-        raise InputError(
-            f"{path}: no known format; it has {_listed(saved)}, wanted net_G, ema_G, net_D (GN-GAN, PGN-GAN), "
-            "G, G_ema, D (Faster GN-GAN) or model_state_dict (mimicry)"
-        )
-    states = {
-        role: published_keys.parametrized(
-            (source.rename_critic if role == "critic" else source.rename_generator)(state)
-        )
-        for role, state in found.items()
-    }
-    sizes = _sizes(states, saved.get("fixed_z"))
+    saved = load_tensors(path)
+    if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
+        raise InputError(f"{path}: holds a {type(saved).__name__}, wanted a dict of states")
+    source, roles = _recognised(path, saved)
+    states = {}
+    for role, key in roles.items():
+        rename = source.rename_critic if role == "critic" else source.rename_generator
+        states[role] = published_keys.parametrized(rename(_state(path, saved, key)))
     spectral = any("parametrizations" in key for key in states.get("critic", {}))
-    wrong = {
-        (model, side): _differences(states, model, side, spectral, sizes)
-        for model, side in source.networks
-        if resolution is None or side == resolution
-        if models.REGISTRY[model].conditional == (sizes["classes"] > 0)
-    }
-    fitting = [network for network, differences in wrong.items() if not differences]
-    if not fitting:
-        raise InputError(f"{path}: {source.name}'s format, but {_nearest(wrong, states, resolution)}")
-    if len(fitting) > 1:
-        raise InputError(
-            f"{path}: fits {' and '.join(f'{model} at {side} pixels' for model, side in fitting)}; give `resolution`"
-        )
-    [(model, side)] = fitting
+    settings = {**_sizes(states, saved.get("fixed_z")), "spectral_norm": spectral}
+    model, side = _fitting(path, source, states, settings, resolution)
     step = saved.get("step", saved.get("global_step"))
     return Published(
         source=source.name,
         model=model,
         resolution=side,
-        **sizes,
-        spectral_norm=spectral,
+        **settings,
         step=int(step) if isinstance(step, int | float) and math.isfinite(step) else None,
         generator=states.get("generator"),
         ema=states.get("ema"),
@@ -140,21 +115,26 @@ def load_published(path: Path | str, resolution: int | None = None) -> Published
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    saved = load_tensors(path)
-    if not isinstance(saved, dict) or not all(isinstance(key, str) for key in saved):
-        raise InputError(f"{path}: holds a {type(saved).__name__}, wanted a dict of states")
-    return saved
+def _recognised(path: Path, saved: dict[str, Any]) -> tuple[_Source, dict[str, str]]:
+    """The format of a file, and its keys of the networks that it has."""
+    for source in SOURCES:
+        roles = {role: key for role, key in source.roles(saved).items() if key in saved}
+        if roles:
+            return source, roles
+    if {"preset", "data", "state"} <= saved.keys():
+        folder = path.absolute().parent
+        run = f" ({folder.parent})" if folder.name == "checkpoints" else ""
+        raise InputError(f"{path}: a checkpoint of gnfast train; wanted its run folder{run} or an exported generator")
+    raise InputError(
+        f"{path}: no known format; it has {_listed(saved)}, wanted net_G, ema_G, net_D (GN-GAN, PGN-GAN), "
+        "G, G_ema, D (Faster GN-GAN) or model_state_dict (mimicry)"
+    )
 
 
 def _state(path: Path, saved: dict[str, Any], key: str) -> State:
     """One network's state, without the prefix that DistributedDataParallel gives."""
     state = saved[key]
-    is_state = isinstance(state, dict) and all(
-        isinstance(name, str) and len(name) < _LONGEST_KEY and isinstance(value, Tensor)
-        for name, value in state.items()
-    )
-    if not is_state:
+    if not is_state(state) or not all(len(name) < _LONGEST_KEY for name in state):
         raise InputError(f"{path}: {key} is not a state dict of tensors")
     # A tensor in a file may be one number that is seen any number of times.
     if (count := sum(value.numel() for value in state.values())) > _MOST_NUMBERS:
@@ -189,35 +169,35 @@ def _sizes(states: dict[str, State], fixed_z: Any) -> dict[str, int]:
     return sizes
 
 
-def _differences(
-    states: dict[str, State], model: str, resolution: int, spectral: bool, sizes: dict[str, int]
-) -> list[str]:
+def _fitting(
+    path: Path, source: _Source, states: dict[str, State], settings: dict[str, Any], resolution: int | None
+) -> tuple[str, int]:
+    """The network and the side of its images that the states belong to."""
+    wrong = {
+        (model, side): _differences(states, {**settings, "model": model, "resolution": side})
+        for model, side in source.networks
+        if resolution is None or side == resolution
+        if models.REGISTRY[model].conditional == (settings["classes"] > 0)
+    }
+    fitting = [network for network, differences in wrong.items() if not differences]
+    if not fitting:
+        raise InputError(f"{path}: {source.name}'s format, but {_nearest(wrong, states, resolution)}")
+    if len(fitting) > 1:
+        raise InputError(
+            f"{path}: fits {' and '.join(f'{model} at {side} pixels' for model, side in fitting)}; give `resolution`"
+        )
+    return fitting[0]
+
+
+def _differences(states: dict[str, State], settings: dict[str, Any]) -> list[str]:
     """What keeps the states from being those of a network, a line for each key."""
     try:
-        with torch.device("meta"):
-            generator, critic = models.build(model, resolution=resolution, **sizes)
-    except (ValueError, RuntimeError, ArithmeticError) as error:
-        return [f"none is built with {', '.join(f'{name} {size}' for name, size in sizes.items())} ({error})"]
-    lines = []
-    for role, state in states.items():
-        wanted = (critic if role == "critic" else generator).state_dict()
-        if role == "critic" and spectral:
-            wanted = _with_spectral_norm(wanted)
-        lines += [f"{role} {line}" for line in published_keys.mismatches(state, wanted)]
-    return lines
-
-
-def _with_spectral_norm(state: State) -> State:
-    """The state of a critic after `spectral_norm_`, keys and shapes alone."""
-    result = {}
-    for key, value in state.items():
-        if value.ndim > 1:
-            place = f"{key.removesuffix('.weight')}.parametrizations.weight"
-            result[f"{place}.original"] = value
-            result[f"{place}.0._u"], result[f"{place}.0._v"] = value.flatten(1)[:, 0], value[0].flatten()
-        else:
-            result[key] = value
-    return result
+        generator, critic = outlines(Config(data="", **settings))
+    except ValueError as error:
+        sizes = ", ".join(f"{name} {settings[name]}" for name in ("channels", "z_dim", "classes"))
+        return [f"none is built with {sizes} ({error})"]
+    wanted = {"generator": generator, "ema": generator, "critic": critic}
+    return [f"{role} {line}" for role, state in states.items() for line in mismatches(state, wanted[role].state_dict())]
 
 
 def _nearest(wrong: dict[tuple[str, int], list[str]], states: dict[str, State], resolution: int | None) -> str:
@@ -233,29 +213,33 @@ def _listed(items: Iterable[str], most: int = 20) -> str:
     return ", ".join(items[:most]) + (f", and {len(items) - most} more" if len(items) > most else "")
 
 
+def _dict(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
+
+
 _PAPERS = (("dcgan", 32), ("dcgan", 48), *(("resnet", side) for side in (32, 48, 128, 256)))
 
 SOURCES = (
     _Source(
         "GN-GAN",
-        {"generator": "net_G", "ema": "ema_G", "critic": "net_D"},
+        lambda saved: {"generator": "net_G", "ema": "ema_G", "critic": "net_D"},
         published_keys.gngan_generator,
         published_keys.gngan_critic,
         (*_PAPERS, ("biggan", 32)),
     ),
     _Source(
         "Faster GN-GAN",
-        {"generator": "G", "ema": "G_ema", "critic": "D"},
+        lambda saved: {"generator": "G", "ema": "G_ema", "critic": "D"},
         published_keys.faster_generator,
         published_keys.faster_critic,
         (*_PAPERS, *(("biggan-faster", side) for side in (32, 64, 128))),
     ),
-)
-MIMICRY = _Source(
-    "mimicry",
-    # One network a file, always under the same key.
-    {},
-    published_keys.mimicry_generator,
-    published_keys.mimicry_critic,
-    tuple(("mimicry-resnet", side) for side in (32, 48, 64, 128)),
+    _Source(
+        MIMICRY,
+        # One network a file, always under the same key.
+        lambda saved: {"generator" if "l1.weight" in _dict(saved.get(_ONLY)) else "critic": _ONLY},
+        published_keys.mimicry_generator,
+        published_keys.mimicry_critic,
+        tuple(("mimicry-resnet", side) for side in (32, 48, 64, 128)),
+    ),
 )

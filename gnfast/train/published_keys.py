@@ -22,8 +22,6 @@ _MIMICRY_GENERATOR = {
 }
 _MIMICRY_CRITIC = {"c1": "residual.0", "c2": "residual.2", "c_sc": "shortcut.0"}
 
-_REAL = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
 
 def gngan_generator(state: State) -> State:
     """The CNN and the ResNets have gnfast's keys already."""
@@ -187,18 +185,3 @@ def _is_singular_vector(key: str, value: Tensor) -> bool:
         and value.ndim == 1
         and value.is_floating_point()
     )
-
-
-def mismatches(state: State, wanted: State) -> list[str]:
-    """What keeps a state from being one with the keys, shapes and real numbers of `wanted`, a line for each key."""
-    lines = []
-    for key in sorted(wanted.keys() | state.keys()):
-        if key not in wanted:
-            lines.append(f"has {key}")
-        elif key not in state:
-            lines.append(f"lacks {key}")
-        elif state[key].shape != wanted[key].shape:
-            lines.append(f"has {key} of {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}")
-        elif state[key].dtype not in (_REAL if wanted[key].is_floating_point() else {*_REAL, wanted[key].dtype}):
-            lines.append(f"has {key} in {state[key].dtype} instead of {wanted[key].dtype}")
-    return lines

@@ -13,7 +13,7 @@ from gnfast.interop.device import resolve_device
 from gnfast.io.files import make_folder
 from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import grid, save_picture
-from gnfast.train.state import sample
+from gnfast.train.networks import sample
 
 # Images from one end of a latent walk to the other, both included.
 WALK = 10
@@ -53,9 +53,9 @@ def sample_run(
         RunError: no run and no exported file, or no readable checkpoint in the run.
     """
     if count < 1:
-        raise ValueError(f"--n: got {count}, want at least 1")
+        raise ValueError(f"--n: got {count}, wanted at least 1")
     if interpolate < 0:
-        raise ValueError(f"--interpolate: got {interpolate}, want 0 or more rows")
+        raise ValueError(f"--interpolate: got {interpolate}, wanted 0 or more rows")
     taken = snapshot(source, weights)
     config = taken.config
     labels = _labels(classes, config.classes)
@@ -84,7 +84,7 @@ def _labels(wanted: Sequence[int], classes: int) -> list[int]:
         raise ValueError("--classes: this generator is not class-conditional")
     wrong = [label for label in wanted if not 0 <= label < classes]
     if wrong:
-        raise ValueError(f"--classes: got {' '.join(map(str, wrong))}, want numbers from 0 to {classes - 1}")
+        raise ValueError(f"--classes: got {' '.join(map(str, wrong))}, wanted numbers from 0 to {classes - 1}")
     return list(wanted or range(classes))
 
 

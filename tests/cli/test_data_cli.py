@@ -1,17 +1,17 @@
 """`gnfast data`: what it prints, and that every mistake is one line."""
 
 import os
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from gnfast.cli import main
 from gnfast.data import ImageDataset, cache, load
-from gnfast.data import cifar10 as cifar10_file
+from gnfast.data.registry import SETS
 from gnfast.data.statistics import channel_statistics
+from tests.cli import commands
+from tests.data.builders import encoded, pixels, publish, write
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,8 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of 5 images, 4x4, three of them in class a, and two in b."""
-    arrays = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    for i, array in enumerate(arrays):
-        path = tmp_path / "pictures" / ("a" if i < 3 else "b") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
-    return str(tmp_path / "pictures")
+    files = {f"{'aaabb'[i]}/{i}.png": encoded(image) for i, image in enumerate(pixels(5, 4, 4, 3))}
+    return str(write(tmp_path / "pictures", files))
 
 
 def says(capsys, *words):
@@ -37,11 +33,7 @@ def says(capsys, *words):
 
 
 def fails(capsys, *words):
-    """The one line that a bad command prints."""
-    assert main(["data", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("gnfast: ")
-    return line
+    return commands.fails(capsys, "data", *words, prints=True)
 
 
 def test_help_teaches(capsys):
@@ -51,14 +43,11 @@ def test_help_teaches(capsys):
     assert str(cache.folder()) in text
     assert main(["data"]) == 2
     capsys.readouterr()
-    for command in ("prepare", "verify", "stats"):
-        with pytest.raises(SystemExit) as end:
-            main(["data", command, "--help"])
-        assert not end.value.code
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "Examples:" in text and "--resolution" in text and "Side in pixels" in text
-    assert "usage: gnfast data list" in says(capsys, "list", "--help")
-    assert "usage: gnfast data clear" in says(capsys, "clear", "--help")
+    for command in ("prepare", "verify", "stats", "list", "clear"):
+        text = commands.help_of(capsys, "data", command)
+        assert f"usage: gnfast data {command}" in text
+        if command not in ("list", "clear"):
+            assert "Examples:" in text and "--resolution" in text and "Side in pixels" in text
 
 
 def test_prepare_list_verify_clear(capsys, pictures):
@@ -110,13 +99,12 @@ def test_verify_finds_damage(capsys, pictures):
 
 
 def test_verify_an_archive(capsys, tmp_path, monkeypatch):
-    path = tmp_path / cifar10_file.ARCHIVE.name
+    path = tmp_path / SETS["cifar10"].archive.name
     path.write_bytes(b"hello")
     assert "wrong checksum, expected MD5 c58f30108f718f92721af3b95e74349a" in fails(
         capsys, "verify", "cifar10", "--data-root", str(tmp_path)
     )
-    right = replace(cifar10_file.ARCHIVE, md5="5d41402abc4b2a76b9719d911017c592")
-    monkeypatch.setattr(cifar10_file, "ARCHIVE", right)
+    publish(monkeypatch, "cifar10", path)
     assert f"{path}: as published" in says(capsys, "verify", "cifar10", "--data-root", str(tmp_path))
 
 
@@ -150,7 +138,7 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean 'prepare'" in fails(capsys, "prepair")
     assert "which images?" in fails(capsys, "prepare")
     assert "which images?" in fails(capsys, "stats", "--resolution", "3")
-    assert "resolution must be" in fails(capsys, "prepare", "digits", "--resolution", "0")
-    assert "neither a registered data set" in fails(capsys, "prepare", str(tmp_path / "none"))
+    assert "resolution: got 0, wanted" in fails(capsys, "prepare", "digits", "--resolution", "0")
+    assert "wanted a path that exists or one of" in fails(capsys, "prepare", str(tmp_path / "none"))
     assert "pass download=True" in fails(capsys, "prepare", "cifar10")
     assert "takes no arguments" in fails(capsys, "list", "all")

@@ -16,10 +16,11 @@ from PIL import Image
 
 from gnfast.cli import main
 from gnfast.data import load
+from gnfast.io.rows import read_rows
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
-from gnfast.runs.record import read_rows
 from gnfast.train import Config
 from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
+from tests.cli import commands
 
 EXTRACTOR = f"--extractor={__name__}:pixels"
 
@@ -35,15 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNFAST_CACHE", str(folder / "cache"))
-        words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--steps=4", "--batch-d=4", "--batch-g=6", "--n-fake=30"]
-        words += [
-            "--checkpoint-every=2",
-            "--sample-every=0",
-            "--n-samples=4",
-            "--no-tensorboard",
-            "--device=cpu",
-            "--ema-start=0",
-        ]
+        words = [*commands.TINY, "--n-fake=30", "--ema-start=0"]
         assert main(["train", "digits", *words, EXTRACTOR, "--run-dir", str(folder / "run")]) == 0
     (folder / "images").mkdir()
     for i, image in enumerate(load("digits", progress=False).images[:40]):
@@ -64,9 +57,7 @@ def result(*words):
 
 
 def fails(capsys, *words):
-    assert main(["eval", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    return commands.fails(capsys, "eval", *words)
 
 
 def test_a_run_against_its_own_data(capsys):
@@ -131,7 +122,7 @@ def test_both_sides_are_measured_as_they_are(capsys):
     assert result("grey", "--data", "colour", EXTRACTOR, "--channels=1")["distance"] == pytest.approx(0, abs=1e-9)
     # Real images and statistics of them are the same thing.
     main(["eval", "colour", "--save-stats", "colour.npz", EXTRACTOR])
-    assert "same channels and size, got 3x12x12 and 1x12x12" in fails(
+    assert "got 3x12x12 and 1x12x12, wanted the same channels and size" in fails(
         capsys, "grey", "--reference=colour.npz", EXTRACTOR
     )
     against_file = result("saved", "--reference=colour.npz", EXTRACTOR)
@@ -157,7 +148,6 @@ def test_code_is_imported_on_the_word_of_the_command_line_alone(capsys, monkeypa
     assert main(["export", "theirs", "--out", "theirs.safetensors"]) == 0
     dataclasses.replace(ImageStatistics.load(_statistics()), extractor="planted:f").save("theirs.npz")
     for what in ("theirs", "theirs.safetensors", "theirs.npz"):
-        capsys.readouterr()
         assert "'planted:f' names code to import" in fails(capsys, what, "--data", "digits", "--n=0")
         assert not Path("code-was-run").exists()
     # The statistics are of other features than that function gives.
@@ -221,14 +211,17 @@ def test_errors_are_one_line(capsys):
     assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")
     assert "got neither, and images has no real images of its own" in fails(capsys, "images")
     assert "nowhere" in fails(capsys, "nowhere", "--data", "digits")
-    assert "G.safetensors is not there: want a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
+    assert "G.safetensors is not there: wanted a run folder" in fails(capsys, "G.safetensors", "--data", "digits")
     assert "no-such.npz" in fails(capsys, "images", "--reference", "no-such.npz")
-    assert "from 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
-    assert "needs a data set" in fails(capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz")
+    assert "n: got 41, wanted 2 to the 40 images" in fails(capsys, "images", "--data", "digits", EXTRACTOR, "--n", "41")
+    assert "got no data set, wanted one" in fails(
+        capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz"
+    )
     main(["eval", "images", "--save-stats", "some.npz", EXTRACTOR])
-    capsys.readouterr()
     assert "holds statistics already" in fails(capsys, "some.npz", "--reference", "some.npz", "--n", "5")
-    assert "same extractor" in fails(capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner")
+    assert "wanted the same extractor" in fails(
+        capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner"
+    )
 
 
 def corner(images):
@@ -236,10 +229,7 @@ def corner(images):
 
 
 def test_help(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["eval", "--help"])
-    assert not end.value.code
-    text = capsys.readouterr().out
+    text = commands.help_of(capsys, "eval")
     assert "Examples:" in text
     assert all(name in text for name in ("--protocol", "--reference", "--save-stats"))
 
@@ -282,7 +272,7 @@ def test_measures_of_a_run():
     assert split.fingerprint == digits.fingerprint
     with pytest.raises(ValueError, match="split"):
         measures(eval_split="nothing")
-    with pytest.raises(ValueError, match="protocol must be one of"):
+    with pytest.raises(ValueError, match="protocol: got 'other', wanted one of"):
         measures(protocol="other")
 
 

@@ -73,9 +73,9 @@ def test_no_flip_no_translation_is_the_identity():
 
 def test_refuses():
     generator = torch.Generator()
-    with pytest.raises(DataError, match=r"translate must be from 0 to 1, got 1\.5"):
+    with pytest.raises(DataError, match=r"translate: got 1\.5, wanted a number from 0 to 1"):
         draw_shifts(2, 8, 8, generator, translate=1.5)
-    with pytest.raises(DataError, match="flip must be from 0 to 1, got -1"):
+    with pytest.raises(DataError, match="flip: got -1, wanted a number from 0 to 1"):
         draw_shifts(2, 8, 8, generator, flip=-1)
-    with pytest.raises(DataError, match=r"images must be \(2, C, H, W\) as shifts, got shape \(3, 3, 8, 8\)"):
+    with pytest.raises(DataError, match=r"images: got \(3, 3, 8, 8\), wanted \(2, C, H, W\), as many as shifts"):
         apply_shifts(torch.zeros(3, 3, 8, 8), draw_shifts(2, 8, 8, generator))

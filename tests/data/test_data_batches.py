@@ -1,12 +1,13 @@
 """Batches: the same numbers wherever the images lie, however many processes share them, and after a resume."""
 
 import gc
+import io
 import threading
 
 import pytest
 import torch
 
-from gnfast.data import Batches, DataError, ImageDataset, random_flip, to_float
+from gnfast.data import Batches, DataError, ImageDataset, ShuffledIndices, random_flip, to_float, to_uint8
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -54,7 +55,9 @@ def test_same_numbers_wherever_the_images_lie(dataset, device, resident, prefetc
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_dtypes_and_missing_labels(dataset, device):
-    batch = Batches(dataset, 4, device=device).next_batch()
+    state = torch.get_rng_state()
+    batch = Batches(dataset, 4, flip=True, device=device).next_batch()
+    assert torch.equal(torch.get_rng_state(), state), "the global generator was moved"
     assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
     assert batch.images.shape == (4, 3, 5, 7)
     assert batch.labels.device.type == device
@@ -74,27 +77,33 @@ def test_processes_share_every_batch(dataset, world, resident):
         assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
 
 
+def saved(state):
+    """The state after a checkpoint."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
 @pytest.mark.parametrize("before", [0, 1, 3, 4, 11])
 def test_state_is_what_was_handed_out_not_what_was_prefetched(dataset, before):
-    """A state of any of them continues in any other."""
-    makers = {
-        "resident": lambda: Batches(dataset, 6, seed=1, flip=True, resident=True),
-        "no thread": lambda: Batches(dataset, 6, seed=1, flip=True, resident=False, prefetch=0),
-        "thread": lambda: Batches(dataset, 6, seed=1, flip=True, resident=False, prefetch=3),
-        "one of two": lambda: Batches(dataset, 6, seed=1, flip=True, resident=False, rank=0, world=2),
-    }
+    """A state of any of them continues in any other, whatever its seed was."""
+    kinds = [
+        {"resident": True},
+        {"resident": False, "prefetch": 0},
+        {"resident": False, "prefetch": 3},
+        {"resident": False, "rank": 0, "world": 2},
+    ]
     states, wanted = [], None
-    for make in makers.values():
-        batches = make()
-        for _ in range(before):
-            next(batches)
-        states.append(batches.state_dict())
+    for kind in kinds:
+        batches = Batches(dataset, 6, seed=1, flip=True, **kind)
+        take(batches, before)
+        states.append(saved(batches.state_dict()))
         assert set(states[-1]) == {"size", "epoch", "position", "generator", "flips"}
-        if wanted is None:
-            wanted = take(batches, 9)[0]
-    for make in list(makers.values())[:3]:
+        wanted = wanted or take(batches, 9)[0]
+    for kind in kinds[:3]:
         for state in states:
-            batches = make()
+            batches = Batches(dataset, 6, seed=99, flip=True, **kind)
             next(batches)
             batches.load_state_dict(state)
             assert same(take(batches, 9)[0], wanted)
@@ -147,14 +156,17 @@ def test_the_thread_ends_with_its_batches(dataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 7, "world": 2}, "batch_size must be a multiple of world, which is 2, got 7"),
-        ({"batch_size": 4, "rank": 2, "world": 2}, "rank must be below world, which is 2, got 2"),
-        ({"batch_size": 4, "rank": -1}, "rank must be an int of at least 0"),
-        ({"batch_size": 4, "world": 0}, "world must be an int of at least 1"),
-        ({"batch_size": 4, "resident": "yes"}, "resident must be True, False or 'auto', got 'yes'"),
-        ({"batch_size": 4, "prefetch": -1}, "prefetch must be an int of at least 0"),
+        ({"batch_size": 7, "world": 2}, "batch_size: got 7, wanted a multiple of world, which is 2"),
+        ({"batch_size": 0}, "batch_size: got 0, wanted an int of at least 1"),
+        ({"batch_size": 4, "seed": -1}, "seed: got -1, wanted an int of at least 0"),
+        ({"batch_size": 4, "seed": 2**32}, "seed: got 4294967296, wanted at most"),
+        ({"batch_size": 4, "rank": 2, "world": 2}, "rank: got 2, wanted less than world, which is 2"),
+        ({"batch_size": 4, "rank": -1}, "rank: got -1, wanted an int of at least 0"),
+        ({"batch_size": 4, "world": 0}, "world: got 0, wanted an int of at least 1"),
+        ({"batch_size": 4, "resident": "yes"}, "resident: got 'yes', wanted True, False or 'auto'"),
+        ({"batch_size": 4, "prefetch": -1}, "prefetch: got -1, wanted an int of at least 0"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=str,
 )
 def test_refuses(dataset, options, message):
     with pytest.raises(DataError, match=message):
@@ -167,3 +179,41 @@ def test_what_is_too_large_for_the_device_is_not_moved_there(dataset, monkeypatc
     assert not Batches(dataset, 4, device="cuda").resident
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * dataset.images.nbytes, 1 << 40))
     assert Batches(dataset, 4, device="cuda").resident
+
+
+def test_float_and_back():
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    floats = to_float(images)
+    assert (floats.dtype, float(floats.min()), float(floats.max())) == (torch.float32, -1, 1)
+    assert torch.equal(to_uint8(floats), images)
+    assert to_uint8(torch.tensor([-2.0, 0.0, 2.0])).tolist() == [0, 128, 255]
+    with pytest.raises(DataError, match=r"images: got torch.float32, wanted uint8"):
+        to_float(floats)
+    with pytest.raises(DataError, match=r"images: got torch.uint8, wanted floating"):
+        to_uint8(images)
+
+
+def test_flip_mirrors_about_half():
+    images = torch.arange(8, dtype=torch.uint8).expand(400, 1, 8, 8).contiguous()
+    flipped = random_flip(images, torch.Generator().manual_seed(0))
+    mirrored = (flipped[:, 0, 0, 0] == 7).sum().item()
+    assert 150 < mirrored < 250
+    assert torch.equal(flipped.sort(-1).values, images)
+
+
+def test_indices_cover_every_epoch():
+    indices = ShuffledIndices(10, seed=3)
+    batches = torch.cat([indices.next_batch(7) for _ in range(10)]).reshape(7, 10)
+    assert (batches.sort(1).values == torch.arange(10)).all()
+    assert len({tuple(row.tolist()) for row in batches}) == 7
+    assert indices.epoch == 7
+    assert len(ShuffledIndices(3).next_batch(10)) == 10
+
+
+def test_states_of_other_batches_are_refused(dataset):
+    batches = Batches(dataset, 4)
+    with pytest.raises(DataError, match="state: got one that lacks"):
+        batches.load_state_dict({})
+    fewer = Batches(ImageDataset("noise", dataset.images[1:]), 4)
+    with pytest.raises(DataError, match="with 22 images, this one has 23"):
+        batches.load_state_dict(fewer.state_dict())

@@ -1,5 +1,7 @@
 """Normalisers: formulas, partial derivatives, limits, gradient norms, heads of the user's own."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,8 @@ from torch import nn
 
 import gnfast
 from gnfast import FallbackWarning, Head, InputError, heads, reference
-from tests.engine.test_engine import NETWORKS, ResNet
-from tests.oracle import loss_of, outputs_and_gradients, relative_error
+from tests.engine.test_engine import NETWORKS, Called, ResNet
+from tests.oracle import assert_same, loss_of, outputs_and_gradients
 
 METHODS = {name: {} for name in heads.METHODS} | {"gran, options": {"method": "gran", "tau": 1.2, "eps": 0.03}}
 
@@ -22,26 +24,14 @@ def options(request):
     return options_of(request.param)
 
 
-@pytest.fixture
-def x():
-    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
-
-
-def assert_same(fast, oracle, net, x, tolerance=1e-10):
-    actual, expected = outputs_and_gradients(fast, net, x), outputs_and_gradients(oracle, net, x)
-    for key, value in expected.items():
-        assert relative_error(actual[key], value) <= tolerance, key
+def assert_both(fast, oracle, net, x):
+    assert_same(*(outputs_and_gradients(function, net, x) for function in (fast, oracle)))
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn", "resnet", "output-b-1-1-1", "arithmetic"])
 def test_every_method_matches_double_backward(options, network, x):
-    def fast(net, x):
-        return gnfast.normalize_gradient(net, x, strict=True, **options)
-
-    def oracle(net, x):
-        return reference.normalize_gradient(net, x, **options)
-
-    assert_same(fast, oracle, NETWORKS[network]().double(), x)
+    fast = partial(gnfast.normalize_gradient, strict=True, **options)
+    assert_both(fast, partial(reference.normalize_gradient, **options), NETWORKS[network]().double(), x)
 
 
 def normalized_by_autograd(net, x, **options):
@@ -53,11 +43,9 @@ def normalized_by_autograd(net, x, **options):
 
 
 def test_norm_of_the_normalised_critics_gradient(options, x):
-    def fast(net, x):
-        return gnfast.normalize_gradient(net, x, strict=True, return_grad_norm=True, **options)
-
+    fast = partial(gnfast.normalize_gradient, strict=True, return_grad_norm=True, **options)
     net = ResNet().double()
-    assert_same(fast, lambda net, x: normalized_by_autograd(net, x, **options), net, x)
+    assert_both(fast, partial(normalized_by_autograd, **options), net, x)
     with torch.no_grad():
         norm = fast(net, x)[1]
     assert not norm.requires_grad and norm.shape == (4,)
@@ -97,23 +85,23 @@ AT_ZERO = {
 @pytest.mark.parametrize("method", AT_ZERO)
 @pytest.mark.parametrize("bias", [0.0, 1.0, -2.0])
 def test_dead_critics_have_defined_values_and_gradients(method, bias, impl, x):
-    class Dead(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.bias = nn.Conv2d(3, 4, 3), nn.Parameter(torch.tensor(bias))
-            nn.init.constant_(self.conv.bias, -100.0)
+    def dead(net, x):
+        return F.relu(net.conv(x)).sum((1, 2, 3)) + net.bias
 
-        def forward(self, x):
-            return F.relu(self.conv(x)).sum((1, 2, 3)) + self.bias
-
-    net, x = Dead().double(), x.requires_grad_()
+    net = Called(dead, conv=nn.Conv2d(3, 4, 3), bias=torch.tensor(bias))
+    nn.init.constant_(net.conv.bias, -100.0)
+    net, x = net.double(), x.requires_grad_()
     f_hat, norm = gnfast.normalize_gradient(net, x, method=method, impl=impl, return_grad_norm=True)
     if AT_ZERO[method] is not None:
         expected = AT_ZERO[method](torch.full_like(f_hat, bias))
         assert torch.equal(f_hat, expected)
     (f_hat.clamp(-5, 5).sum() + norm.sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters()) and torch.isfinite(x.grad).all()
+    assert method not in ("gn", "gn0", "gran") or not any(p.grad.any() for p in net.parameters())
     assert not norm.isnan().any() and not f_hat.isnan().any()
+    f, n = gnfast.value_and_grad_norm(net, x, impl=impl)
+    (f.sum() + n.sum()).backward()
+    assert not n.any() and all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -152,8 +140,7 @@ USERS = {
 def test_a_users_own_head(name, network, x):
     method = USERS[name]
 
-    def fast(net, x):
-        return gnfast.normalize_gradient(net, x, method=method, strict=True, return_grad_norm=True)
+    fast = partial(gnfast.normalize_gradient, method=method, strict=True, return_grad_norm=True)
 
     def oracle(net, x):
         x = x if x.requires_grad else x.requires_grad_()
@@ -165,7 +152,7 @@ def test_a_users_own_head(name, network, x):
         f_hat = head.value(f, measure)
         return f_hat, torch.autograd.grad(f_hat.sum(), x, create_graph=True)[0].flatten(1).norm(dim=1)
 
-    assert_same(fast, oracle, NETWORKS[network]().double(), x)
+    assert_both(fast, oracle, NETWORKS[network]().double(), x)
 
 
 def test_the_module_takes_methods_too(options, x):
@@ -180,12 +167,7 @@ def test_the_module_takes_methods_too(options, x):
 def test_maps_of_outputs_fall_back_for_every_method(options, x):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 2)).double()
     with pytest.warns(FallbackWarning, match="not one logit per sample"):
-        assert_same(
-            lambda net, x: gnfast.normalize_gradient(net, x, **options),
-            lambda net, x: reference.normalize_gradient(net, x, **options),
-            net,
-            x,
-        )
+        assert_both(*(partial(way.normalize_gradient, **options) for way in (gnfast, reference)), net, x)
     with pytest.raises(InputError, match="return_grad_norm: wanted one logit"):
         gnfast.normalize_gradient(net, x, return_grad_norm=True, **options)
 

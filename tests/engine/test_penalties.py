@@ -6,7 +6,7 @@ from torch import nn
 
 import gnfast
 from gnfast import InputError, penalties, reference
-from tests.engine.test_engine import NETWORKS, Labelled, ResNet
+from tests.engine.test_engine import NETWORKS, ResNet, make_labelled
 from tests.oracle import relative_error
 
 
@@ -78,7 +78,7 @@ def test_value_and_gradients(name, net, images):
         assert relative_error(a, e) <= 1e-10
 
 
-@pytest.mark.parametrize("method", ["gn", "gn0", "gn1", "gran", "pgn", "pgn-table"])
+@pytest.mark.parametrize("method", gnfast.heads.METHODS)
 def test_penalty_on_a_normalised_critic(method, net, images):
     net.eval()
 
@@ -98,7 +98,7 @@ def test_penalty_on_a_normalised_critic(method, net, images):
 
 
 def test_labels_reach_the_critic():
-    net, y = Labelled().double(), torch.tensor([0, 3, 3, 1])
+    net, y = make_labelled(), torch.tensor([0, 3, 3, 1])
     real, fake = torch.randn(2, 4, 6, dtype=torch.float64)
     torch.manual_seed(0)
     actual = penalties.one_centered(net, real, fake, y, strict=True)

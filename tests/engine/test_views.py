@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gnfast.plan.op import RECORDERS
-from gnfast.plan.trace import Recorder, Refused
+from gnfast.plan.recorder import Recorder, Refused
 
 B = 3
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError
-from gnfast.plan.trace import Traced
+from gnfast.plan.traced import Traced
 from tests.hunt.steps import HOSTILE, forget
 from tests.random_networks import FAMILIES, Critic, draw_critic
 

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from gnfast.kernels.pointwise import TorchJoin
-from gnfast.kernels.sign_bits import _unpack
+from gnfast.kernels.join import plain as plain_join
+from gnfast.kernels.sign_bits.plain import from_words
 
 CONFIGURATIONS = [
     "64x64x64",
@@ -124,7 +124,7 @@ def assert_within_budget(actual, expected, plain):
 
 def check_convolution(problem, configuration):
     """The convolution with and without bias, the data gradient and its squares."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     p = problem
     assert conv_triton.supports(p.dtype, p.weight, p.arguments)
@@ -152,7 +152,7 @@ def check_joins(problem, configuration, join, nearly_zero):
     Args:
         nearly_zero: sums of that size may have either sign.
     """
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     p = problem
     terms, biases, after, slope, keep_sum = join
@@ -161,7 +161,7 @@ def check_joins(problem, configuration, join, nearly_zero):
     bits = torch.randint(-(2**31), 2**31 - 1, (-(-p.x.numel() // 32),), device=p.device).to(torch.int32)
     of_y, of_sum = [p.made(p.shape) for _ in range(terms)], [p.made(p.shape) for _ in range(after)]
     expected, plain = (
-        TorchJoin.pullback([p.input_grad(wide), *widened(of_y, wide)], widened(of_sum, wide), bits, slope, None)
+        plain_join.pullback([p.input_grad(wide), *widened(of_y, wide)], widened(of_sum, wide), bits, slope, None)
         for wide in (True, False)
     )
     with poisoned():
@@ -172,17 +172,17 @@ def check_joins(problem, configuration, join, nearly_zero):
 
 
 def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_zero):
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     with poisoned():
         y, total, bits = conv_triton.conv_join_forward(
             p.x, p.weight, p.arguments, terms, biases, slope, keep_sum, configuration
         )
     sums = [
-        TorchJoin.forward([p.conv(p.x, wide), *widened(terms, wide)], biases, 1, slope, True, None)[1]
+        plain_join.forward([p.conv(p.x, wide), *widened(terms, wide)], biases, 1, slope, True, None)[1]
         for wide in (True, False)
     ]
-    positive = _unpack(bits, y)
+    positive = from_words(bits, y)
     assert torch.equal(positive, sums[0] > 0) or sums[0][positive != (sums[0] > 0)].abs().max() <= nearly_zero
     expected, plain = (torch.where(positive, s, s * slope) for s in sums)
     assert_within_budget(y, expected, plain)
@@ -198,7 +198,7 @@ def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_
                 p.tangent, p.weight, p.arguments, terms, biases, scale, bits, slope, keep_sum, configuration
             )
         results = [
-            TorchJoin.pushforward(
+            plain_join.pushforward(
                 [p.conv(p.tangent, wide), *widened(terms, wide)], given, scale, 1, bits, slope, True, None
             )
             for wide in (True, False)
@@ -243,7 +243,7 @@ def test_interpreted_configurations(configuration):
 @pytest.mark.interpreted
 def test_interpreted_at_zero_and_beyond():
     """What a sum is made of: zeros, NaN, infinities and denormals."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     values = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3.0]
     term = torch.tensor(values * 8).reshape(2, 1, 1, 32).repeat(1, 3, 1, 1).permute(0, 3, 1, 2)
@@ -256,24 +256,24 @@ def test_interpreted_at_zero_and_beyond():
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
     for slope in (0.0, 0.2):
-        y, total, bits = TorchJoin.forward([zero, term], (), 1, slope, True, None)
+        y, total, bits = plain_join.forward([zero, term], (), 1, slope, True, None)
         result = conv_triton.conv_join_forward(zero, weight, arguments, [term], (), slope, True, "64x64x64")
         for actual, expected in zip(result, (y, total, bits), strict=True):
             assert_same(actual, expected)
         # Shifted, so that all values meet both signs.
         bits = bits.roll(1) ^ 0b1011
-        expected = TorchJoin.pushforward([zero, term], (), None, 1, bits, slope, True, None)
+        expected = plain_join.pushforward([zero, term], (), None, 1, bits, slope, True, None)
         given = (zero, weight, arguments, [term], (), None, bits, slope, True, "64x64x64")
         for left, right in zip(conv_triton.conv_join_pushforward(*given), expected, strict=True):
             assert_same(left, right)
-        expected = TorchJoin.pullback([zero, term], [], bits, slope, None)
+        expected = plain_join.pullback([zero, term], [], bits, slope, None)
         given = (zero, term.shape, weight, arguments, [term], (), bits, slope, "64x64x64")
         assert_same(conv_triton.conv_input_grad_join(*given), expected)
 
 
 @pytest.mark.interpreted
 def test_interpreted_squares_beyond_float32():
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     cotangent = channels_last(torch.tensor([1e25, -3e25, 1e-25, 3e-25]).reshape(2, 1, 2, 1))
     arguments = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
@@ -287,7 +287,7 @@ def test_interpreted_squares_beyond_float32():
 @pytest.mark.interpreted
 def test_interpreted_tf32_rounds_to_nearest():
     """Factors halfway between two TF32 numbers go up, NaN and infinity stay what they are."""
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     values = torch.tensor([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 2.0, float("inf"), float("nan")])
     # The NaN that a GPU makes.
@@ -302,7 +302,7 @@ def test_interpreted_tf32_rounds_to_nearest():
 
 @pytest.mark.interpreted
 def test_interpreted_long_addresses(monkeypatch):
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     monkeypatch.setattr(conv_triton, "WIDE_FROM", 0)
     with precision_of("ieee") as dtype:
@@ -313,7 +313,7 @@ def test_interpreted_long_addresses(monkeypatch):
 
 @pytest.mark.interpreted
 def test_interpreted_without_samples():
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     weight = torch.randn(32, 3, 3, 3)
     arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
@@ -326,7 +326,7 @@ def test_interpreted_without_samples():
 
 def test_what_is_tried():
     pytest.importorskip("triton")
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     assert conv_triton.promising(64 * 32 * 32, 3) == ["128x16x64"]
     assert conv_triton.promising(64 * 32 * 32, 128)[0] in ("128x128x32", "128x128x64")
@@ -339,7 +339,7 @@ def test_what_is_tried():
 
 def test_what_is_supported():
     pytest.importorskip("triton")
-    from gnfast.kernels import conv_triton
+    from gnfast.kernels.conv import triton as conv_triton
 
     weight, plain = torch.empty(8, 4, 3, 3), ((2, 1), (1, 0), (1, 1), False, (0, 0), 1)
     assert list(conv_triton.CONFIGURATIONS) == CONFIGURATIONS

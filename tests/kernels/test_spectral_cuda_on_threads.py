@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnfast.kernels import spectral
+from gnfast.kernels.spectral import plain
 from tests.kernels.test_cuda_compile import ROOT, cuda_include_directory
 
 EPS = 1e-12
@@ -55,11 +55,11 @@ BackwardLayer = structure(
 
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
-    """spectral.cu as a host library; launches become loops over blocks."""
+    """spectral/cuda.cu as a host library; launches become loops over blocks."""
     compiler, include = shutil.which(os.environ.get("CXX", "c++")), cuda_include_directory()
     if compiler is None or include is None:
         pytest.skip("needs a C++ compiler and the CUDA headers")
-    source = (ROOT / "csrc" / "cuda" / "spectral.cu").read_text().replace("#include <cooperative_groups.h>", "")
+    source = (ROOT / "csrc" / "spectral" / "cuda.cu").read_text().replace("#include <cooperative_groups.h>", "")
     source, plain = re.subn(
         r"(\w+_kernel<T, Acc>)<<<(.*?), kThreads, 0, stream>>>\(table\)", r"on_threads::launch(\2, \1, table)", source
     )
@@ -69,12 +69,12 @@ def kernels(tmp_path_factory):
         source,
         flags=re.DOTALL,
     )
-    assert (plain, cooperative) == (3, 1), "the launches in spectral.cu look otherwise than this test expects"
+    assert (plain, cooperative) == (3, 1), "the launches in spectral/cuda.cu look otherwise than this test expects"
     directory = tmp_path_factory.mktemp("on_threads")
     file, library = directory / "kernels.cpp", directory / "kernels.so"
     file.write_text('#include "cuda_on_threads.h"\n' + source + LAUNCHERS)
     command = [compiler, "-std=c++20", "-O1", "-fPIC", "-shared", "-isystem", str(include)]
-    command += ["-I", str(ROOT / "csrc" / "cuda"), "-I", str(Path(__file__).parent), str(file), "-o", str(library)]
+    command += ["-I", str(ROOT / "csrc" / "spectral"), "-I", str(Path(__file__).parent), str(file), "-o", str(library)]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return ctypes.CDLL(str(library))
@@ -98,7 +98,7 @@ def weights(dtype: torch.dtype) -> tuple[list[Tensor], list[int]]:
 
 
 def matrix_layout(weight: Tensor, dim: int):
-    from gnfast.kernels.spectral_triton import layout_of
+    from gnfast.kernels.spectral.triton import layout_of
 
     rows, cols, inner, major, minor = layout_of(weight, dim)
     return MatrixLayout(rows, cols, cols // inner, inner, major, minor)
@@ -133,7 +133,7 @@ def test_matches_the_plain_twin(kernels, dtype):
     iterations, coeffs, count = [1, 2, 1, 1, 0, 3, 1, 1, 2], [1.0, 0.5, 0.7] * 3, len(ws)
     layouts = [matrix_layout(w, dim) for w, dim in zip(ws, dims, strict=True)]
     twin_u, twin_v = [x.clone() for x in u], [x.clone() for x in v]
-    twin_vectors, twin_sigma = spectral._TORCH.iterate(ws, twin_u, twin_v, dims, iterations, [EPS] * count)
+    twin_vectors, twin_sigma = plain.iterate(ws, twin_u, twin_v, dims, iterations, [EPS] * count)
 
     acc = twin_sigma.dtype
     vectors, sigma = poisoned(twin_vectors.numel(), acc), poisoned(count, acc)
@@ -157,7 +157,7 @@ def test_matches_the_plain_twin(kernels, dtype):
     call(kernels.scale, dtype, [
         ScaleLayer(ws[i].data_ptr(), results[i].data_ptr(), sigmas[i], coeffs[i], ws[i].numel()) for i in range(count)
     ])  # fmt: skip
-    for actual, expected in zip(results, spectral._TORCH.scale(ws, sigma, coeffs), strict=True):
+    for actual, expected in zip(results, plain.scale(ws, sigma, coeffs), strict=True):
         assert_close(actual, expected, dtype)
 
     grads = [torch.randn_like(w) for w in ws]
@@ -170,9 +170,7 @@ def test_matches_the_plain_twin(kernels, dtype):
         )
         for i in range(count)
     ])  # fmt: skip
-    for actual, expected in zip(
-        results, spectral._TORCH.backward(grads, ws, vectors, sigma, dims, coeffs), strict=True
-    ):
+    for actual, expected in zip(results, plain.backward(grads, ws, vectors, sigma, dims, coeffs), strict=True):
         assert_close(actual, expected, dtype)
 
 

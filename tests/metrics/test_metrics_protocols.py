@@ -95,5 +95,5 @@ def test_quantisation():
 
 
 def test_unknown_protocol():
-    with pytest.raises(ValueError, match=r"one of tf, torch, clean, paper-gn, got 'pytorch'"):
+    with pytest.raises(ValueError, match=r"protocol: got 'pytorch', wanted one of tf, torch, clean, paper-gn"):
         find_protocol("pytorch")

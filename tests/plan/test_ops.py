@@ -3,20 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import gnfast
-from gnfast.plan.op import LinearCall
+from gnfast.plan.op import Context, LinearCall
 from gnfast.plan.ops.activation import ACTIVATIONS, LeakyReLU, Piecewise, PReLU
+from gnfast.plan.ops.cat import Cat
+from gnfast.plan.ops.choice import Extremum, Maximum, Where
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.einsum import Einsum
 from gnfast.plan.ops.elementwise import Add, Scale, Shift
+from gnfast.plan.ops.entries import Gather, index
 from gnfast.plan.ops.linear import Linear
-from gnfast.plan.ops.pool import AdaptiveAvgPool2d, AvgPool2d
+from gnfast.plan.ops.picks import Pick
+from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.reduce import Sum
 from gnfast.plan.ops.resample import Pad, Upsample
-from gnfast.plan.ops.selection import AdaptiveMaxPool, Extremum, Maximum, MaxPool, Pick, Where
-from gnfast.plan.ops.shape import Cat, Gather, Permute, Reshape, index
+from gnfast.plan.ops.shape import Permute, Reshape
 
 B = 3
 IMAGE = (B, 6, 7, 9)
@@ -26,7 +29,9 @@ VOLUME = (B, 4, 5, 3, 6)
 MASK = torch.rand(6, 1, 9) > 0.4
 COLUMNS = torch.tensor([3, 0, 3, -1])
 
-# name: op, input shapes, operands' shapes (themselves where they are no weights)
+LAYOUTS = [torch.channels_last if dims == 4 else torch.contiguous_format for dims in range(6)]
+
+# name: op, input shapes, operands' shapes (the operands themselves where they are not weights)
 CASES = {
     "conv2d": (Conv((1, 1), (1, 1), (1, 1), 1), [IMAGE], [(5, 6, 3, 3), (5,)]),
     "conv2d without bias": (Conv((1, 1), (0, 0), (1, 1), 1), [IMAGE], [(5, 6, 1, 1), None]),
@@ -66,22 +71,22 @@ CASES = {
     "clamp inverted": (ACTIVATIONS[torch.clamp](0.5, -0.5), [IMAGE], []),
     "hardsigmoid": (ACTIVATIONS[F.hardsigmoid](), [IMAGE], []),
     "threshold": (ACTIVATIONS[F.threshold](0.2, -3.0), [IMAGE], []),
-    "max_pool2d": (MaxPool((3, 2), (2, 2), (1, 0), (1, 1), True), [IMAGE], []),
-    "max_pool2d dilated": (MaxPool((2, 2), (1, 1), (0, 0), (2, 3), False), [IMAGE], []),
-    "max_pool3d": (MaxPool((2, 2, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1), False), [VOLUME], []),
-    "adaptive_max_pool2d": (AdaptiveMaxPool((3, 4)), [IMAGE], []),
-    "adaptive_max_pool3d": (AdaptiveMaxPool((2, 2, 4)), [VOLUME], []),
-    "max over channels": (Pick(torch.max, 1), [IMAGE], []),
-    "sort": (Pick(torch.sort, 2, (), (("descending", True),)), [IMAGE], []),
-    "topk": (Pick(torch.topk, 3, (4,), (("largest", False),)), [IMAGE], []),
-    "kthvalue": (Pick(torch.kthvalue, 1, (2,)), [IMAGE], []),
-    "median": (Pick(torch.median, 3), [IMAGE], []),
+    "max_pool2d": (Pick(F.max_pool2d_with_indices, ((3, 2), (2, 2), (1, 0), (1, 1), True)), [IMAGE], []),
+    "max_pool2d dilated": (Pick(F.max_pool2d_with_indices, ((2, 2), (1, 1), (0, 0), (2, 3), False)), [IMAGE], []),
+    "max_pool3d": (Pick(F.max_pool3d_with_indices, ((2, 2, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1), False)), [VOLUME], []),
+    "adaptive_max_pool2d": (Pick(F.adaptive_max_pool2d_with_indices, ((3, 4),)), [IMAGE], []),
+    "adaptive_max_pool3d": (Pick(F.adaptive_max_pool3d_with_indices, ((2, 2, 4),)), [VOLUME], []),
+    "max over channels": (Pick(torch.max, (1, True), dim=1), [IMAGE], []),
+    "sort": (Pick(torch.sort, (2, True), dim=2), [IMAGE], []),
+    "topk": (Pick(torch.topk, (4, 3), (("largest", False),), 3), [IMAGE], []),
+    "kthvalue": (Pick(torch.kthvalue, (2, 1, True), dim=1), [IMAGE], []),
+    "median": (Pick(torch.median, (3, True), dim=3), [IMAGE], []),
     "maximum": (Maximum(1), [IMAGE, IMAGE], []),
     "minimum broadcast": (Maximum(-1), [IMAGE, (B, 6, 1, 9)], []),
-    "maximum with a constant": (Maximum(1), [IMAGE], [(6, 1, 9)]),
-    "where": (Where((True, True)), [IMAGE, (B, 6, 1, 9)], [MASK]),
-    "where or a constant": (Where((True, False)), [(B, 1, 7, 9)], [MASK, (6, 1, 1)]),
-    "where before a constant": (Where((False, True)), [IMAGE], [MASK, ()]),
+    "maximum with a constant": (Maximum(1, (False, True)), [IMAGE], [(6, 1, 9)]),
+    "where": (Where((False, False)), [IMAGE, (B, 6, 1, 9)], [MASK]),
+    "where or a constant": (Where((False, True)), [(B, 1, 7, 9)], [MASK, (6, 1, 1)]),
+    "where before a constant": (Where((True, False)), [IMAGE], [MASK, ()]),
     "amax": (Extremum((2, 3), False, 1), [IMAGE], []),
     "amin keepdim": (Extremum((1,), True, -1), [IMAGE], []),
     "avg_pool2d": (AvgPool2d((2, 2), (2, 2), (0, 0), False, True, None), [IMAGE], []),
@@ -90,8 +95,8 @@ CASES = {
     "avg_pool2d ceil padded": (AvgPool2d((3, 2), (2, 2), (1, 1), True, False, None), [IMAGE], []),
     "avg_pool2d divisor": (AvgPool2d((3, 3), (1, 2), (1, 0), False, True, 5), [IMAGE], []),
     "avg_pool3d": (LinearCall(F.avg_pool3d, (2, 1)), [VOLUME], []),
-    "adaptive_avg_pool2d": (AdaptiveAvgPool2d((3, 2)), [IMAGE], []),
-    "adaptive_avg_pool2d global": (AdaptiveAvgPool2d((1, 1)), [IMAGE], []),
+    "adaptive_avg_pool2d": (LinearCall(F.adaptive_avg_pool2d, ((3, 2),)), [IMAGE], []),
+    "adaptive_avg_pool2d global": (LinearCall(F.adaptive_avg_pool2d, ((1, 1),)), [IMAGE], []),
     "upsample nearest": (Upsample((2, 3)), [IMAGE], []),
     "upsample bilinear": (LinearCall(F.interpolate, (None, 2, "bilinear")), [IMAGE], []),
     "pad": (Pad((1, 2, 0, 3)), [IMAGE], []),
@@ -119,9 +124,44 @@ CASES = {
     "gather": (Gather(torch.gather, (3,)), [IMAGE], [torch.randint(9, (B, 2, 7, 4))]),
     "expand": (LinearCall(torch.Tensor.expand, (-1, 6, 4, -1)), [(B, 6, 1, 9)], []),
     "roll": (LinearCall(torch.roll, (2, 3)), [IMAGE], []),
-    "cat": (Cat(1, (False, False)), [IMAGE, (B, 2, 7, 9)], []),
-    "cat with constants": (Cat(2, (True, False, True)), [IMAGE], [(B, 6, 2, 9), (B, 6, 1, 9)]),
+    "cat": (Cat(1, (6, 2), (False, False)), [IMAGE, (B, 2, 7, 9)], []),
+    "cat with constants": (Cat(2, (2, 7, 1), (True, False, True)), [IMAGE], [(B, 6, 2, 9), (B, 6, 1, 9)]),
 }
+
+
+class Applied:
+    """An op on random tensors: its result, and the other methods in the state that forward left."""
+
+    def __init__(self, name, device):
+        self.op, input_shapes, operand_shapes = CASES[name]
+        made = {"dtype": torch.float64, "device": device}
+        self.inputs = [
+            torch.randn(shape, **made).contiguous(memory_format=LAYOUTS[len(shape)]) for shape in input_shapes
+        ]
+        self.operands = [
+            t.to(device) if isinstance(t, Tensor) else t if t is None else torch.randn(t, **made)
+            for t in operand_shapes
+        ]
+        self.y, self.saved = self.op.forward(Context(self.operands), *self.inputs)
+        self.cotangent = torch.randn_like(self.y)
+        self.scale = torch.randn(B, **made)
+
+    def context(self, **given):
+        return Context(self.operands, self.saved, **given)
+
+    def tangents(self):
+        return [torch.randn_like(tensor) for tensor in self.inputs]
+
+    def push(self, tangents, scale=None):
+        return self.op.pushforward(self.context(scale=scale), *tangents)
+
+    def pull(self, cotangent, overwrite=False):
+        return self.op.pullback(self.context(overwrite=overwrite, shapes=[t.shape for t in self.inputs]), cotangent)
+
+
+@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
+def case(request, device):
+    return Applied(request.param, device)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -129,31 +169,12 @@ def device(request):
     return request.param
 
 
-@pytest.fixture(params=CASES, ids=lambda name: name.replace(" ", "-"))
-def case(request, device):
-    op, input_shapes, operand_shapes = CASES[request.param]
-    layouts = [torch.contiguous_format, torch.channels_last]
-    inputs = [
-        torch.randn(shape, dtype=torch.float64, device=device).contiguous(memory_format=layouts[len(shape) == 4])
-        for shape in input_shapes
-    ]
-    operands = [
-        t.to(device)
-        if isinstance(t, torch.Tensor)
-        else t
-        if t is None
-        else torch.randn(t, dtype=torch.float64, device=device)
-        for t in operand_shapes
-    ]
-    return op, inputs, operands
-
-
-def tangents_of(inputs):
-    return [torch.randn_like(tensor) for tensor in inputs]
-
-
 def inner(left, right):
     return sum((a * b).sum() for a, b in zip(left, right, strict=True))
+
+
+def per_sample(scale, t):
+    return scale.reshape(-1, *[1] * (t.dim() - 1))
 
 
 def assert_close(actual, expected):
@@ -161,101 +182,68 @@ def assert_close(actual, expected):
 
 
 def test_pullback_is_the_adjoint_of_pushforward(case):
-    op, inputs, operands = case
-    y, saved = op.forward(inputs, operands, overwrite=False)
-    tangents, cotangent = tangents_of(inputs), torch.randn_like(y)
-    pushed = op.pushforward(tangents, operands, saved, None, overwrite=False)
-    pulled = op.pullback(cotangent, operands, saved, [t.shape for t in inputs], overwrite=False)
-    assert [t.shape for t in pulled] == [t.shape for t in inputs]
-    assert_close(inner([cotangent], [pushed]), inner(pulled, tangents))
+    tangents = case.tangents()
+    pulled = case.pull(case.cotangent)
+    assert [t.shape for t in pulled] == [t.shape for t in case.inputs]
+    assert_close(inner([case.cotangent], [case.push(tangents)]), inner(pulled, tangents))
 
 
 def test_pushforward_is_linear(case):
-    op, inputs, operands = case
-    _, saved = op.forward(inputs, operands, overwrite=False)
-    first, second = tangents_of(inputs), tangents_of(inputs)
-
-    def push(tangents):
-        return op.pushforward(tangents, operands, saved, None, overwrite=False)
-
-    combined = push([2 * a - 3 * b for a, b in zip(first, second, strict=True)])
-    assert_close(combined, 2 * push(first) - 3 * push(second))
+    first, second = case.tangents(), case.tangents()
+    combined = case.push([2 * a - 3 * b for a, b in zip(first, second, strict=True)])
+    assert_close(combined, 2 * case.push(first) - 3 * case.push(second))
 
 
-def test_pushforward_of_the_input_with_scale_one_is_forward(case):
-    op, inputs, operands = case
-    y, saved = op.forward(inputs, operands, overwrite=False)
-    assert_close(op.pushforward(inputs, operands, saved, inputs[0].new_ones(B), overwrite=False), y)
-
-
-def test_pushforward_scales_constants_per_sample(case):
-    op, inputs, operands = case
-    y, saved = op.forward(inputs, operands, overwrite=False)
-    scale = inputs[0].new_empty(B).normal_()
-    scaled = [t * scale.reshape(-1, *[1] * (t.dim() - 1)) for t in inputs]
-    expected = y * scale.reshape(-1, *[1] * (y.dim() - 1))
-    assert_close(op.pushforward(scaled, operands, saved, scale, overwrite=False), expected)
+@pytest.mark.parametrize("ones", [True, False], ids=["scale one", "any scale"])
+def test_pushforward_of_the_scaled_input_is_the_scaled_output(case, ones):
+    scale = torch.ones_like(case.scale) if ones else case.scale
+    scaled = [t * per_sample(scale, t) for t in case.inputs]
+    assert_close(case.push(scaled, scale), case.y * per_sample(scale, case.y))
 
 
 def test_param_grad_is_autograds(case):
-    op, inputs, operands = case
-    needs = [t is not None and t.is_floating_point() for t in operands]
-    leaves = [t.clone().requires_grad_() if need else t for t, need in zip(operands, needs, strict=True)]
-    _, saved = op.forward(inputs, leaves, overwrite=False)
-    tangents, scale = tangents_of(inputs), inputs[0].new_empty(B).normal_()
-    pushed = op.pushforward(tangents, leaves, saved, scale, overwrite=False)
-    cotangent = torch.randn_like(pushed)
-    with torch.no_grad():
-        actual = op.param_grad(cotangent, tangents, operands, saved, scale, needs)
-    assert len(actual) == len(operands)
-    if any(needs):
-        trainable = [t for t, need in zip(leaves, needs, strict=True) if need]
-        expected = iter(torch.autograd.grad(pushed, trainable, cotangent))
-        for grad, need in zip(actual, needs, strict=True):
-            assert (grad is not None) == need
-            if need:
+    needs = [t is not None and t.is_floating_point() for t in case.operands]
+    operands = case.operands
+    case.operands = [t.clone().requires_grad_() if need else t for t, need in zip(operands, needs, strict=True)]
+    tangents = case.tangents()
+    trainable = [t for t, need in zip(case.operands, needs, strict=True) if need]
+    pushed = case.push(tangents, case.scale)
+    expected = iter(torch.autograd.grad(pushed, trainable, case.cotangent) if trainable else ())
+    case.operands = operands
+    for wanted in (needs, [False] * len(needs)):
+        context = case.context(scale=case.scale, needs=wanted)
+        actual = case.op.param_grad(context, case.cotangent, tangents[0])
+        assert [grad is not None for grad in actual] == wanted
+        for grad in actual:
+            if grad is not None:
                 assert_close(grad, next(expected))
-    assert op.param_grad(cotangent, tangents, operands, saved, scale, [False] * len(operands)) == type(actual)(
-        [None] * len(operands)
-    )
 
 
-def test_forward_agrees_with_overwrite(case):
-    op, inputs, operands = case
-    expected, saved = op.forward([t.clone() for t in inputs], operands, overwrite=False)
-    actual, _ = op.forward([t.clone() for t in inputs], operands, overwrite=True)
-    assert torch.equal(actual, expected)
-    cotangent = torch.randn_like(expected)
-    shapes = [t.shape for t in inputs]
-    kept = cotangent.clone()
-    plain = op.pullback(cotangent, operands, saved, shapes, overwrite=False)
-    assert torch.equal(cotangent, kept), "pullback changed its cotangent"
-    for a, b in zip(op.pullback(cotangent, operands, saved, shapes, overwrite=True), plain, strict=True):
+def test_what_may_be_overwritten_and_what_may_not(case):
+    copies, cotangent = [t.clone() for t in case.inputs], case.cotangent.clone()
+    case.push(case.inputs, torch.ones_like(case.scale))
+    plain = case.pull(case.cotangent)
+    assert all(torch.equal(a, b) for a, b in zip(case.inputs, copies, strict=True))
+    assert torch.equal(case.cotangent, cotangent), "pullback changed its cotangent"
+    actual, _ = case.op.forward(Context(case.operands, overwrite=True), *copies)
+    assert torch.equal(actual, case.y)
+    for a, b in zip(case.pull(cotangent, overwrite=True), plain, strict=True):
         assert torch.equal(a, b)
 
 
-def test_input_is_left_alone(case):
-    op, inputs, operands = case
-    copies = [t.clone() for t in inputs]
-    _, saved = op.forward(inputs, operands, overwrite=False)
-    op.pushforward(inputs, operands, saved, inputs[0].new_ones(B), overwrite=False)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
-
-
 def test_what_shares_memory_says_so(case):
-    op, inputs, operands = case
-
     def shared(left, right):
         storages = [{t.untyped_storage().data_ptr() for t in tensors} for tensors in (left, right)]
         return not storages[0].isdisjoint(storages[1])
 
-    y, saved = op.forward(inputs, operands, overwrite=False)
-    tangents = tangents_of(inputs)
-    pushed = op.pushforward(tangents, operands, saved, None, overwrite=False)
-    assert op.is_view or not (shared([y], inputs) or shared([pushed], tangents))
-    cotangent = torch.randn_like(y)
-    pulled = op.pullback(cotangent, operands, saved, [t.shape for t in inputs], overwrite=False)
-    assert op.shares_cotangent or not shared(pulled, [cotangent])
+    tangents = case.tangents()
+    assert case.op.is_view or not (shared([case.y], case.inputs) or shared([case.push(tangents)], tangents))
+    assert case.op.shares_cotangent or not shared(case.pull(case.cotangent), [case.cotangent])
+
+
+def test_what_is_homogeneous_says_so(case):
+    y, _ = case.op.forward(Context(case.operands), *(2.5 * t for t in case.inputs))
+    assert case.op.homogeneous == torch.allclose(y, 2.5 * case.y, rtol=1e-11, atol=1e-11) or case.op.is_layer
 
 
 @pytest.mark.parametrize(

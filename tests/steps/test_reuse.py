@@ -234,7 +234,7 @@ def test_turned_off_by_the_environment(processes):
     assert processes[0][2] == 0 < processes[1][2]
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run("import gnfast; gnfast.memory_use()", GNFAST_REUSE_MEMORY="yes")
-    assert "GNFAST_REUSE_MEMORY must be 0 or 1, got 'yes'" in caught.value.stderr
+    assert "GNFAST_REUSE_MEMORY: got 'yes', wanted 0 or 1" in caught.value.stderr
 
 
 def run(code: str, **environment: str) -> str:

@@ -90,7 +90,7 @@ def test_files_that_are_none_say_so(run, tmp_path):
     with pytest.raises(RunError, match="not one of `gnfast export`"):
         load_generator(broken)
     for missing in ("nothing", "nothing.safetensors", "nothing.pt"):
-        with pytest.raises(RunError, match=f"{missing} is not there: want a run folder, a file of"):
+        with pytest.raises(RunError, match=f"{missing} is not there: wanted a run folder, a file of"):
             export(tmp_path / missing, tmp_path / "G.safetensors")
     with pytest.raises(RunError, match="is not there"):
         load_generator(tmp_path / "nothing.safetensors")
@@ -101,7 +101,7 @@ def test_files_that_are_none_say_so(run, tmp_path):
         save_file({name: opened.get_tensor(name) for name in opened.keys()}, broken, metadata=metadata)  # noqa: SIM118
     with pytest.raises(RunError, match=r"do not fit a small generator: .* instead of "):
         load_generator(broken)
-    with pytest.raises(ValueError, match=r"want FILE\.safetensors"):
+    with pytest.raises(ValueError, match=r"wanted FILE\.safetensors"):
         export(run, tmp_path / "G.pt")
 
 
@@ -111,10 +111,10 @@ def test_files_that_are_none_say_so(run, tmp_path):
         ({"width": 1e9}, "there are no such networks"),
         ({"width": 100.0}, "do not fit a small generator: .*the file has .* instead of"),
         ({"resolution": 1 << 50}, "there are no such networks"),
-        ({"resolution": "8"}, "--resolution: got '8', want a whole number"),
-        ({"model": "huge"}, "model: got 'huge', want one of"),
-        ({"sample_bn": "neither"}, "--sample-bn: got 'neither', want one of"),
-        ({"batch_g": 10**9}, "--batch-g: got 1000000000, want at most 16384"),
+        ({"resolution": "8"}, "--resolution: got '8', wanted a whole number"),
+        ({"model": "huge"}, "model: got 'huge', wanted one of"),
+        ({"sample_bn": "neither"}, "--sample-bn: got 'neither', wanted one of"),
+        ({"batch_g": 10**9}, "--batch-g: got 1000000000, wanted a whole number from 1 to 16384"),
         ({"betas": [0.1]}, "--betas: got"),
         ({"weights": "best"}, "damaged: its metadata are not those"),
         ({"step": None}, "damaged: its metadata are not those"),
@@ -228,7 +228,7 @@ def test_labels_are_taken_in_turn(run, tmp_path, monkeypatch):
     assert greys(count=13) == pytest.approx([*grey, *grey[:3]], abs=1)
     assert greys(count=5, classes=(7, 2)) == pytest.approx([grey[i] for i in (7, 2, 7, 2, 7)], abs=1)
     assert greys(interpolate=2, classes=(7, 2)) == pytest.approx([grey[7]] * WALK + [grey[2]] * WALK, abs=1)
-    with pytest.raises(ValueError, match="--classes: got 10, want numbers from 0 to 9"):
+    with pytest.raises(ValueError, match="--classes: got 10, wanted numbers from 0 to 9"):
         greys(classes=(1, 10))
 
 

@@ -17,16 +17,17 @@ from gnfast import models
 from gnfast.config.config import as_json, differences, from_json
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
+from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint, lock
-from gnfast.runs.record import read_rows
 from gnfast.runs.signals import requested_stops
 from gnfast.train import NonFiniteLossError, RunError
 from gnfast.train import loop as loop_module
+from gnfast.train import step as step_module
 from gnfast.train.ema import Ema
 from gnfast.train.logs import RunLog, grid
-from gnfast.train.networks import build_networks
+from gnfast.train.networks import build_networks, sample
 from gnfast.train.sample import sample_run
-from gnfast.train.state import State, sample
+from gnfast.train.state import State
 from tests.tiny_runs import quiet, tiny
 
 
@@ -221,17 +222,17 @@ MOMENT = ("optim_d", "state", 0)
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        ((*MOMENT, "exp_avg"), torch.zeros(1), r"optim_d\[0\].exp_avg is \(1,\)"),
-        ((*MOMENT, "exp_avg_sq"), 3, r"optim_d\[0\].exp_avg_sq is int, want"),
-        ((*MOMENT, "max_exp_avg_sq"), torch.zeros(1), r"optim_d\[0\] must have exp_avg, exp_avg_sq and step"),
-        ((*MOMENT, "step"), torch.zeros(7), r"optim_d\[0\].step is \(7,\)"),
+        ((*MOMENT, "exp_avg"), torch.zeros(1), r"optim_d\[0\].exp_avg: got \(1,\)"),
+        ((*MOMENT, "exp_avg_sq"), 3, r"optim_d\[0\].exp_avg_sq: got int, wanted"),
+        ((*MOMENT, "max_exp_avg_sq"), torch.zeros(1), r"optim_d\[0\] has an unknown 'max_exp_avg_sq'"),
+        ((*MOMENT, "step"), torch.zeros(7), r"optim_d\[0\].step: got \(7,\)"),
         (("optim_g", "state", 999), {}, "optim_g is not of"),
         (("optim_g",), [], "optim_g is not of"),
         (("critic",), {}, "critic lacks"),
-        (("batches", "position"), "end", "batches.position is of type str"),
-        (("noise",), torch.zeros(5056), "noise is .*float32, want"),
-        (("pending",), [torch.zeros(9)], "pending must be a list of rows of 3 losses"),
-        (("step",), 1.5, "step is of type float"),
+        (("batches", "position"), "end", "batches.position: got str, wanted int"),
+        (("noise",), torch.zeros(5056), "noise: got .*float32, wanted"),
+        (("pending",), [torch.zeros(9)], r"a row of pending: got \(9,\).*, wanted \(3,\)"),
+        (("step",), 1.5, "step: got float, wanted int"),
     ],
 )
 def test_a_checkpoint_of_another_kind_is_refused_before_it_is_used(config, keys, value, message):
@@ -390,13 +391,13 @@ def test_steps_may_grow_without_a_schedule_only(config):
 
 
 def test_a_non_finite_loss_stops_with_the_step(config, monkeypatch):
-    original = State.generator_update
+    original = step_module.generator_update
 
-    def poisoned(self):
-        loss = original(self)
-        return loss * float("nan") if self.step == 4 else loss
+    def poisoned(state, latents):
+        loss = original(state, latents)
+        return loss * float("nan") if state.step == 4 else loss
 
-    monkeypatch.setattr(State, "generator_update", poisoned)
+    monkeypatch.setattr(step_module, "generator_update", poisoned)
     with pytest.raises(NonFiniteLossError, match=r"step 5: loss_generator is nan.*--lr-d"):
         quiet("digits", config)
     assert [path.name for path in checkpoint.paths(Path(config.run_dir) / "checkpoints")] == ["step-000000004.pt"]
@@ -420,7 +421,8 @@ def test_a_dead_critic_trains_without_nan(config, monkeypatch):
 def test_the_generator_step_leaves_the_critic_alone(config):
     state = state_of(config)
     before = [parameter.clone() for parameter in state.critic.parameters()]
-    state.generator_update()
+    *_, latents = state.draws()
+    step_module.generator_update(state, latents)
     for parameter, value in zip(state.critic.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
         assert parameter.requires_grad
@@ -510,9 +512,9 @@ def test_config_survives_json():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "--steps: got 0, want at least 1"),
+        ({"steps": 0}, "--steps: got 0, wanted a whole number of at least 1"),
         ({"lr_d": -1.0}, "--lr-d: got -1.0"),
-        ({"channels": 2}, "--channels: got 2, want 1 or 3"),
+        ({"channels": 2}, "--channels: got 2, wanted one of 1, 3"),
         ({"ema_decay": 1.0}, "--ema-decay"),
         ({"betas": (0.0, 1.0)}, "--betas"),
     ],

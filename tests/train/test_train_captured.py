@@ -12,10 +12,10 @@ import torch
 
 from gnfast.data import ImageDataset
 from gnfast.interop.device import moved, pinned
+from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint
-from gnfast.runs.record import read_rows
 from gnfast.steps.captured import CapturedStep, CaptureError
-from gnfast.train import NonFiniteLossError, state
+from gnfast.train import NonFiniteLossError, state, step
 from gnfast.train.state import State
 from tests.tiny_runs import quiet, tiny
 
@@ -67,16 +67,16 @@ def eager(tmp_path_factory):
 def test_a_run_that_fails_and_goes_on_ends_as_one_that_never_was_captured(modes, eager, tmp_path, monkeypatch):
     """Poisoned in update 13: the guard computes 11 and 12 again, and the next session starts from there."""
     first, second = (settings(tmp_path / "run", cuda_graph=captured) for captured in modes)
-    original, calls = State.critic_update, []
+    original, calls = step.critic_update, []
 
-    def poisoned(self):
-        calls.append(self.captured is not None)
-        if self.step == 12:
-            next(self.critic.parameters()).data.fill_(float("nan"))
-        return original(self)
+    def poisoned(state, draw):
+        calls.append(state.captured is not None)
+        if state.step == 12:
+            next(state.critic.parameters()).data.fill_(float("nan"))
+        return original(state, draw)
 
     with monkeypatch.context() as patch:
-        patch.setattr(State, "critic_update", poisoned)
+        patch.setattr(step, "critic_update", poisoned)
         with pytest.raises(NonFiniteLossError, match="step 13"):
             quiet("digits", first)
     assert set(calls) == {modes[0]}
@@ -101,11 +101,10 @@ def test_a_step_that_cannot_be_captured_leaves_nothing_behind(tmp_path, monkeypa
     )
 
     def fails(_, *drawn):
-        run._drawn.append(drawn[-1])
         try:
             with monkeypatch.context() as patch:
-                patch.setattr(run, "_autocast", lambda: 1 / 0)
-                run.generator_update()
+                patch.setattr(run, "generate", lambda *_: 1 / 0)
+                step.generator_update(run, drawn[-1])
         except ZeroDivisionError as error:
             raise CaptureError("a reason") from error
 

@@ -177,6 +177,6 @@ def rows(folder):
 def test_batches_must_be_divisible(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "joined", lambda device: contextlib.nullcontext(Group(0, 2)))
     config = dataclasses.replace(CONFIG, data="digits", batch_d=5, run_dir=str(tmp_path / "run"))
-    with pytest.raises(ValueError, match="--batch-d: got 5, want a multiple of processes"):
+    with pytest.raises(ValueError, match="--batch-d: got 5, wanted a multiple of processes"):
         loop.train("digits", config, progress=False)
     assert not (tmp_path / "run").exists()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from gnfast.io.rows import read_rows
+from gnfast.metrics import Scores
 from gnfast.runs import checkpoint
-from gnfast.runs.record import read_rows
-from gnfast.train import NonFiniteLossError, RunError
+from gnfast.train import NonFiniteLossError, RunError, loop, step
 from gnfast.train.state import State
 from tests.kills import Runs, concurrent_starts, kills
 from tests.tiny_runs import quiet, tiny
@@ -121,15 +122,15 @@ def test_a_run_folder_that_is_deleted_is_named(config, tensorboard, capfd, monke
 
 def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     """The critic's weights are poisoned in update 13: seen at 15, found in 13, saved after 12."""
-    original = State.critic_update
+    original = step.critic_update
 
-    def poisoned(self):
-        if self.step == 12:
-            next(self.critic.parameters()).data.fill_(float("nan"))
-        return original(self)
+    def poisoned(state, draw):
+        if state.step == 12:
+            next(state.critic.parameters()).data.fill_(float("nan"))
+        return original(state, draw)
 
     with monkeypatch.context() as patch:
-        patch.setattr(State, "critic_update", poisoned)
+        patch.setattr(step, "critic_update", poisoned)
         with pytest.raises(NonFiniteLossError, match="step 13: loss_real is nan") as caught:
             quiet("digits", config)
     assert caught.value.step == 13
@@ -149,25 +150,13 @@ def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
 
 
 def config_folder(config):
-    from pathlib import Path
-
     return Path(config.run_dir)
 
 
 def test_the_best_checkpoint_is_kept(config, monkeypatch):
-    from gnfast.train import loop
-
-    distances = iter([9.0, 5.0, 7.0, 6.0])
-
-    def evaluation(config, dataset, extractor, log, progress):
-        def evaluate(state):
-            value = next(distances)
-            log.row(state.step, distance_raw=value, distance_ema=value, extractor="none", n_real=2, n_fake=2)
-
-        return evaluate
-
-    monkeypatch.setattr(loop, "evaluation", evaluation)
-    quiet("digits", dataclasses.replace(config, eval_every=10))
+    scores = (Scores(distance, "pixels", 2, 2) for distance in (9.0, 5.0, 7.0, 6.0))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: [next(scores)] * 2)
+    quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))
     folder = config_folder(config) / "checkpoints"
     assert torch.load(folder / "best.pt", weights_only=True)["state"]["step"] == 10
     assert [path.name for path in checkpoint.paths(folder)] == ["step-000000030.pt", "step-000000024.pt"]

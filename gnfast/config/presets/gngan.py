@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from gnfast.config.config import Config
-from gnfast.config.presets.preset import Preset
+from gnfast.config.presets.preset import STL10, Preset
 
 CODE = "official code (basiclab/GNGAN-PyTorch)"
 FASTER_CODE = "official code (basiclab/Faster-GNGAN-PyTorch)"
@@ -31,7 +31,6 @@ CIFAR10_BIGGAN = dataclasses.replace(
     steps=125_000,
     ema_start=1000,
 )
-STL10 = {"data": "stl10", "split": "unlabeled", "resolution": 48}
 STL10_CNN = dataclasses.replace(CIFAR10_CNN, **STL10)
 STL10_RESNET = dataclasses.replace(CIFAR10_RESNET, **STL10)
 CELEBAHQ_128 = dataclasses.replace(

@@ -7,6 +7,12 @@ from typing import Any
 from gnfast.config.config import Config
 
 OURS = "gnfast"
+STL10 = {"data": "stl10", "split": "unlabeled", "resolution": 48}
+
+
+def adam(rate: float, beta1: float, beta2: float, n_dis: int) -> dict[str, Any]:
+    """The settings of an optimiser that papers give in a row: learning rate of both networks, β₁, β₂, n_dis."""
+    return {"lr_d": rate, "lr_g": rate, "betas": (beta1, beta2), "n_dis": n_dis}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from gnfast.config.config import Config
-from gnfast.config.presets.preset import Preset
+from gnfast.config.presets.preset import STL10, Preset, adam
 
 PAPER = "paper (Miyato et al., ICLR 2018)"
 # What the paper states; flips, the moving average, the size of the generator's batch and sampling are not there.
@@ -11,14 +11,14 @@ PUBLISHED = (
     *("data", "resolution", "split", "model", "width", "z_dim", "method", "spectral_norm", "k_sn", "learn_scale"),
     *("loss", "steps", "n_dis", "batch_d", "optimizer", "lr_d", "lr_g", "betas"),
 )
-# Table 1 of the paper: learning rate, β₁, β₂, n_dis.
+# Table 1 of the paper.
 SETTINGS = {
-    "a": (1e-4, 0.5, 0.9, 5),
-    "b": (1e-4, 0.5, 0.999, 1),
-    "c": (2e-4, 0.5, 0.999, 1),
-    "d": (1e-3, 0.5, 0.9, 5),
-    "e": (1e-3, 0.5, 0.999, 5),
-    "f": (1e-3, 0.9, 0.999, 5),
+    "A": adam(1e-4, 0.5, 0.9, 5),
+    "B": adam(1e-4, 0.5, 0.999, 1),
+    "C": adam(2e-4, 0.5, 0.999, 1),
+    "D": adam(1e-3, 0.5, 0.9, 5),
+    "E": adam(1e-3, 0.5, 0.999, 5),
+    "F": adam(1e-3, 0.9, 0.999, 5),
 }
 CNN = Config(
     data="cifar10",
@@ -31,15 +31,13 @@ CNN = Config(
     steps=100_000,
     batch_d=64,
     batch_g=64,
-    lr_d=2e-4,
-    lr_g=2e-4,
-    betas=(0.5, 0.999),
     ema_decay=0.0,
+    **SETTINGS["C"],
 )
 RESNET = dataclasses.replace(CNN, model="sngan-resnet", betas=(0.0, 0.9), n_dis=5)
 DATA = {
     "cifar10": ("CIFAR-10", {}),
-    "stl10": ("STL-10 at 48x48", {"data": "stl10", "split": "unlabeled", "resolution": 48}),
+    "stl10": ("STL-10 at 48x48", STL10),
 }
 REPORTED = {
     "cifar10-cnn": "IS 7.58, FID 25.5 (10k real, 5k generated)",
@@ -64,14 +62,9 @@ def presets() -> dict[str, Preset]:
         )
         found[f"sngan-{cnn}"] = plain
         found[f"sngan-{cnn}-ns"] = plain.but(f"{plain.summary}, non-saturating loss", loss="non-saturating")
-        for letter, (rate, beta1, beta2, n_dis) in SETTINGS.items():
-            found[f"sngan-{cnn}-{letter}"] = plain.but(
-                f"SN-GAN on {where}, CNN pair, setting {letter.upper()}",
-                lr_d=rate,
-                lr_g=rate,
-                betas=(beta1, beta2),
-                n_dis=n_dis,
-            )
+        for letter, setting in SETTINGS.items():
+            summary = f"SN-GAN on {where}, CNN pair, setting {letter}"
+            found[f"sngan-{cnn}-{letter.lower()}"] = plain.but(summary, **setting)
         summary = f"SN-GAN on {where}, ResNet pair"
         config = dataclasses.replace(RESNET, **settings)
         found[f"sngan-{resnet}"] = Preset(summary, config, PAPER, PUBLISHED, REPORTED[resnet])

@@ -1,17 +1,7 @@
-"""The operations that the four passes know. Importing a file registers what it records."""
+"""The operations that the four passes know, a file per family. Importing a file registers what it records."""
 
-from gnfast.plan.ops import (  # noqa: F401
-    activation,
-    constant,
-    conv,
-    detach,
-    einsum,
-    elementwise,
-    layers,
-    linear,
-    pool,
-    reduce,
-    resample,
-    selection,
-    shape,
-)
+import importlib
+import pkgutil
+
+for _file in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_file.name}")

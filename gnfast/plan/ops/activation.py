@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.plan.op import SELF_CHECKED, Op, Operands, Shape, per_sample, records
-
-Saved = tuple[Tensor, tuple[int, ...]]
+from gnfast.plan.op import SELF_CHECKED, Context, Op, per_sample, records
 
 
 @dataclass(frozen=True)
@@ -20,33 +18,27 @@ class LeakyReLU(Op):
     """y = h where h > 0, else slope · h. Keeps the sign bits (in h's memory order) and h's strides."""
 
     slope: float
+    homogeneous: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 1
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Saved]:
-        h = inputs[0]
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, tuple[int, ...]]]:
+        h, overwrite = inputs[0], ctx.overwrite
         if not _is_dense(h):
             h, overwrite = h.contiguous(), True
         y, bits = leaky_relu_pack(h, self.slope, inplace=overwrite)
         return y, (bits, y.stride())
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Saved, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._masked(cotangent, saved, overwrite),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self.pushforward(ctx, cotangent),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Saved, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._masked(tangents[0], saved, overwrite)
-
-    def label(self) -> str:
-        return f"leaky_relu {self.slope:g}" if self.slope else "relu"
-
-    def _masked(self, t: Tensor, saved: Saved, overwrite: bool) -> Tensor:
-        bits, strides = saved
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        (bits, strides), t, overwrite = ctx.saved, tangents[0], ctx.overwrite
         if t.stride() != strides:
             t, overwrite = torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t), True
         return leaky_relu_mask(t, bits, self.slope, inplace=overwrite)
+
+    def label(self) -> str:
+        return f"leaky_relu {self.slope:g}" if self.slope else "relu"
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,11 @@ class Piecewise(Op):
     intercepts: tuple[float, ...]
     mask_bits: ClassVar[float] = 8
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
+    @property
+    def homogeneous(self) -> bool:
+        return not any(self.intercepts) and all(knot == 0 for knot, _ in self.knots)
+
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         h = inputs[0]
         passed = [h >= value if closed else h > value for value, closed in self.knots]
         piece = sum(flags.to(torch.uint8) for flags in passed)
@@ -72,17 +68,13 @@ class Piecewise(Op):
         y = torch.where(h.isnan(), h, self._sloped(h, piece)) if 0 in self.slopes else self._sloped(h, piece)
         return (y + self._lookup(self.intercepts, piece, h.dtype) if any(self.intercepts) else y), piece
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._sloped(cotangent, saved),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self._sloped(cotangent, ctx.saved),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        y = self._sloped(tangents[0], saved)
-        if scale is not None and any(self.intercepts):
-            y = y + per_sample(scale, y) * self._lookup(self.intercepts, saved, y.dtype)
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        y = self._sloped(tangents[0], ctx.saved)
+        if ctx.scale is not None and any(self.intercepts):
+            y = y + per_sample(ctx.scale, y) * self._lookup(self.intercepts, ctx.saved, y.dtype)
         return y
 
     def label(self) -> str:
@@ -103,45 +95,32 @@ class Piecewise(Op):
 class PReLU(Op):
     """y = h where h > 0, else w · h; w (C,) or (1,) along axis 1. Keeps where h > 0, one byte per entry."""
 
+    homogeneous: ClassVar[bool] = True
     promotes: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 8
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, Tensor]:
-        return F.prelu(inputs[0], operands[0]), inputs[0] > 0
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return F.prelu(inputs[0], ctx.operands[0]), inputs[0] > 0
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Tensor, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._masked(cotangent, operands, saved),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self.pushforward(ctx, cotangent),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Tensor, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._masked(tangents[0], operands, saved)
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        t = tangents[0]
+        return torch.where(ctx.saved, t, t * self._slope(ctx, t))
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Tensor,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        if not needs[0]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+        if not ctx.needs[0]:
             return (None,)
-        product = (cotangent * tangents[0]).masked_fill_(saved, 0)
-        return (product.sum_to_size(self._slope(operands, product).shape).reshape(operands[0].shape),)
+        product = (cotangent * tangent).masked_fill_(ctx.saved, 0)
+        return (product.sum_to_size(self._slope(ctx, product).shape).reshape(ctx.operands[0].shape),)
 
     def label(self) -> str:
         return "prelu"
 
-    def _masked(self, t: Tensor, operands: Operands, saved: Tensor) -> Tensor:
-        return torch.where(saved, t, t * self._slope(operands, t))
-
-    def _slope(self, operands: Operands, t: Tensor) -> Tensor:
-        return operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 1 else operands[0].reshape(())
+    def _slope(self, ctx: Context, t: Tensor) -> Tensor:
+        return ctx.operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 1 else ctx.operands[0].reshape(())
 
 
 def _is_dense(t: Tensor) -> bool:
@@ -171,26 +150,11 @@ def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Piecewise:
     return Piecewise("hardtanh", ((min_val, False), (max_val, True)), (0, 1, 0), (min_val, 0, max_val))
 
 
-def _softshrink(lambd: float = 0.5) -> Piecewise:
-    return Piecewise("softshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (lambd, 0, -lambd))
-
-
-def _hardshrink(lambd: float = 0.5) -> Piecewise:
+def _shrink(name: str, lambd: float, intercepts: tuple[float, ...]) -> Piecewise:
     if not lambd >= 0:
-        return Piecewise("hardshrink", ((0, True),), (1, 1), (0, 0))
-    return Piecewise("hardshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (0, 0, 0))
-
-
-def _threshold(threshold: float, value: float) -> Piecewise:
-    return Piecewise("threshold", ((threshold, False),), (0, 1), (value, 0))
-
-
-def _hardsigmoid() -> Piecewise:
-    return Piecewise("hardsigmoid", ((-3, False), (3, True)), (0, 1 / 6, 0), (0, 0.5, 1))
-
-
-def _rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> LeakyReLU | None:
-    return None if training else LeakyReLU((lower + upper) / 2)
+        # PyTorch lets this pass for hardshrink alone, which then changes nothing.
+        return Piecewise(name, ((0, True),), (1, 1), (0, 0))
+    return Piecewise(name, ((-lambd, True), (lambd, False)), (1, 0, 1), intercepts)
 
 
 # function: the op for its arguments after the input, `inplace` left out.
@@ -198,7 +162,8 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
     F.relu: lambda: LeakyReLU(0.0),
     torch.relu: lambda: LeakyReLU(0.0),
     F.leaky_relu: lambda negative_slope=0.01: LeakyReLU(float(negative_slope)),
-    F.rrelu: _rrelu,
+    # None: slopes that are drawn anew for every entry.
+    F.rrelu: lambda lower=1 / 8, upper=1 / 3, training=False: None if training else LeakyReLU((lower + upper) / 2),
     torch.abs: lambda: Piecewise("abs", ((0, True), (0, False)), (-1, 0, 1), (0, 0, 0)),
     torch.clamp: _clamp,
     torch.clip: _clamp,
@@ -206,10 +171,10 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
     torch.clamp_max: lambda max: _clamp(max=max),
     F.hardtanh: _hardtanh,
     F.relu6: lambda: _hardtanh(0.0, 6.0),
-    F.threshold: _threshold,
-    F.softshrink: _softshrink,
-    F.hardshrink: _hardshrink,
-    F.hardsigmoid: _hardsigmoid,
+    F.threshold: lambda threshold, value: Piecewise("threshold", ((threshold, False),), (0, 1), (value, 0)),
+    F.softshrink: lambda lambd=0.5: _shrink("softshrink", lambd, (lambd, 0, -lambd)),
+    F.hardshrink: lambda lambd=0.5: _shrink("hardshrink", lambd, (0, 0, 0)),
+    F.hardsigmoid: lambda: Piecewise("hardsigmoid", ((-3, False), (3, True)), (0, 1 / 6, 0), (0, 0.5, 1)),
 }
 
 
@@ -245,6 +210,6 @@ def _leaky_relu_(trace, input, negative_slope=0.01):
     return F.leaky_relu(input, negative_slope, inplace=True)
 
 
-@records(F.prelu, Tensor.prelu)
+@records("prelu")
 def _prelu(trace, input, weight):
     return trace.emit(PReLU(), [input], [weight])

@@ -1,8 +1,8 @@
 """Convolutions and transposed convolutions in one, two and three dimensions."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,8 @@ from gnfast.kernels.conv import (
     conv_input_grad_join,
     fuses,
 )
-from gnfast.plan.op import Op, Operands, Pending, Shape, kept_bias, per_sample, records, stand_in
+from gnfast.plan.fused import Pending
+from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records, stand_in
 
 Sizes = tuple[int, ...]
 
@@ -39,47 +40,41 @@ class Conv(Op):
     transposed: bool = False
     output_padding: Sizes | None = None
     adds_bias: bool = True
+    is_layer: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
 
     @property
     def prefers_channels_last(self) -> bool:
         return len(self.stride) == 2
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        weight, bias = operands
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        weight, bias = ctx.operands
         return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor | Pending]:
-        weight, arguments = operands[0], self.arguments()
-        if fuses(cotangent, weight, arguments):
-            return (InputGrad(cotangent, shapes[0], weight, arguments),)
-        return (conv2d_input_grad(cotangent, stand_in(cotangent, shapes[0]), weight, arguments),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor | Pending]:
+        weight, arguments, shape = ctx.operands[0], self.arguments(), ctx.shapes[0]
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        weight, bias = operands
+        def grad() -> Tensor:
+            return conv2d_input_grad(cotangent, stand_in(cotangent, shape), weight, arguments)
+
+        if not fuses(cotangent, weight, arguments):
+            return (grad(),)
+        given = cotangent, shape, weight, arguments
+        return (Pending(grad, partial(conv_input_grad_join, *given), partial(conv2d_input_grad_squares, *given)),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        weight, bias = ctx.operands
         y = conv2d(tangents[0], weight, None, self.arguments())
-        if self.adds_bias and bias is not None and scale is not None:
-            y.addcmul_(per_sample(scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
+        if self.adds_bias and bias is not None and ctx.scale is not None:
+            y.addcmul_(per_sample(ctx.scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
         weight_grad = bias_grad = None
-        if needs[0]:
-            weight_grad = conv2d_weight_grad(cotangent, tangents[0], operands[0], self.arguments())
-        if needs[1] and scale is not None:
-            bias_grad = scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
+        if ctx.needs[0]:
+            weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments())
+        if ctx.needs[1] and ctx.scale is not None:
+            bias_grad = ctx.scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
@@ -100,31 +95,6 @@ class Conv(Op):
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
 
 
-@dataclass(frozen=True, eq=False)
-class InputGrad(Pending):
-    """The cotangent of a convolution's input, of that shape."""
-
-    cotangent: Tensor
-    shape: Shape
-    weight: Tensor
-    arguments: Arguments
-
-    @functools.cached_property
-    def tensor(self) -> Tensor:
-        like = stand_in(self.cotangent, self.shape)
-        return conv2d_input_grad(self.cotangent, like, self.weight, self.arguments)
-
-    def joined(
-        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
-    ) -> Tensor:
-        return conv_input_grad_join(
-            self.cotangent, self.shape, self.weight, self.arguments, before, after, bits, strides, slope
-        )
-
-    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
-        return conv2d_input_grad_squares(self.cotangent, self.shape, self.weight, self.arguments, centre)
-
-
 def sizes(value: int | Sequence[int], dims: int) -> Sizes:
     """One entry per axis of space, from the shorter forms that PyTorch takes."""
     if isinstance(value, int):
@@ -133,31 +103,26 @@ def sizes(value: int | Sequence[int], dims: int) -> Sizes:
     return values * dims if len(values) == 1 else values
 
 
-def _records_conv(function, transposed_function, dims):
-    @records(function)
-    def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        trace.require_batched(input, dims=dims + 2)
-        dilation = sizes(dilation, dims)
-        if isinstance(padding, str):
-            span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            span = span if padding == "same" else [0] * dims
-            if any(s % 2 for s in span):
-                # PyTorch puts the odd row or column behind.
-                input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
-            padding = tuple(s // 2 for s in span)
-        op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
-        return trace.emit(op, [input], [weight, kept_bias(bias)])
-
-    @records(transposed_function)
-    def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        trace.require_batched(input, dims=dims + 2)
-        stride, padding, output_padding, dilation = (
-            sizes(v, dims) for v in (stride, padding, output_padding, dilation)
-        )
-        op = Conv(stride, padding, dilation, groups, True, output_padding)
-        return trace.emit(op, [input], [weight, kept_bias(bias)])
+@records(F.conv1d, F.conv2d, F.conv3d)
+def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    dims = weight.dim() - 2
+    trace.require_batched(input, dims=dims + 2)
+    dilation = sizes(dilation, dims)
+    if isinstance(padding, str):
+        span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        span = span if padding == "same" else [0] * dims
+        if any(s % 2 for s in span):
+            # PyTorch puts the odd row or column at the end.
+            input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
+        padding = tuple(s // 2 for s in span)
+    op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
+    return trace.emit(op, [input], [weight, kept_bias(bias)])
 
 
-_records_conv(F.conv1d, F.conv_transpose1d, 1)
-_records_conv(F.conv2d, F.conv_transpose2d, 2)
-_records_conv(F.conv3d, F.conv_transpose3d, 3)
+@records(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    dims = weight.dim() - 2
+    trace.require_batched(input, dims=dims + 2)
+    stride, padding, output_padding, dilation = (sizes(v, dims) for v in (stride, padding, output_padding, dilation))
+    op = Conv(stride, padding, dilation, groups, True, output_padding)
+    return trace.emit(op, [input], [weight, kept_bias(bias)])

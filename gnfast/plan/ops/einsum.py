@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, records
+from gnfast.plan.op import Context, Op, Shape, records
 
 
 @dataclass(frozen=True)
@@ -26,39 +26,27 @@ class Einsum(Op):
     output: str
     position: int
     autocasts: bool = True
+    homogeneous: ClassVar[bool] = True
     # einsum of one factor is a view.
     is_view: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
     promotes: ClassVar[bool] = True
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return self._product(inputs[0], operands), None
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        return self.pushforward(ctx, *inputs), None
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        factors = self._factors(None, operands)
-        return (self._transposed(self.position, factors, cotangent, shapes[0]),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self._transposed(self.position, self._factors(ctx, None), cotangent, ctx.shapes[0]),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._product(tangents[0], operands)
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return torch.einsum(f"{','.join(self.terms)}->{self.output}", *self._factors(ctx, tangents[0]))
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        factors = self._factors(tangents[0], operands)
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+        factors = self._factors(ctx, tangent)
         places = [place for place in range(len(self.terms)) if place != self.position]
         return [
-            self._transposed(place, factors, cotangent, operand.shape) if need else None
-            for place, operand, need in zip(places, operands, needs, strict=True)
+            self._transposed(place, factors, cotangent, factors[place].shape) if need else None
+            for place, need in zip(places, ctx.needs, strict=True)
         ]
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
@@ -73,13 +61,8 @@ class Einsum(Op):
     def label(self) -> str:
         return f"einsum {','.join(self.terms)}->{self.output}"
 
-    def _factors(self, h: Tensor | None, operands: Operands) -> list[Tensor | None]:
-        factors = list(operands)
-        factors.insert(self.position, h)
-        return factors
-
-    def _product(self, h: Tensor, operands: Operands) -> Tensor:
-        return torch.einsum(f"{','.join(self.terms)}->{self.output}", *self._factors(h, operands))
+    def _factors(self, ctx: Context, h: Tensor | None) -> list[Tensor | None]:
+        return [*ctx.operands[: self.position], h, *ctx.operands[self.position :]]
 
     def _transposed(self, place: int, factors: Sequence[Tensor | None], cotangent: Tensor, shape: Shape) -> Tensor:
         """The cotangent of factor `place`: the contraction of everything else."""
@@ -127,19 +110,8 @@ def _contract(trace, terms, output, tensors, autocasts):
     return trace.emit(op, [tensors[position]], operands)
 
 
-def _records_product(function, *others):
-    @records(function, *others)
-    def recorder(trace, input, mat2):
-        return _product(trace, input, mat2, trace.runs_low(function, input, mat2))
-
-
-_records_product(torch.matmul, torch.Tensor.matmul)
-_records_product(torch.mm, torch.Tensor.mm)
-_records_product(torch.bmm, torch.Tensor.bmm)
-_records_product(torch.mv, torch.Tensor.mv)
-
-
-def _product(trace, input, mat2, autocasts):
+@records("matmul", "mm", "bmm", "mv", told=True)
+def _product(function, trace, input, mat2):
     """The axes from the right: n × k times k × m, everything before them in parallel."""
     left_dims, right_dims = input.dim(), mat2.dim()
     parallel = max(left_dims, right_dims, 2) - 2
@@ -147,23 +119,18 @@ def _product(trace, input, mat2, autocasts):
     left = labels[parallel - max(left_dims - 2, 0) :] + ("NK" if left_dims > 1 else "K")
     right = labels[parallel - max(right_dims - 2, 0) :] + ("KM" if right_dims > 1 else "K")
     output = labels + ("N" if left_dims > 1 else "") + ("M" if right_dims > 1 else "")
-    return _contract(trace, [left, right], output, [input, mat2], autocasts)
+    return _contract(trace, [left, right], output, [input, mat2], trace.runs_low(function, input, mat2))
 
 
-def _records_sum_with_product(function, *others):
-    @records(function, *others)
-    def recorder(trace, input, mat1, mat2, *, beta=1, alpha=1):
-        low = trace.runs_low(function, input, mat1, mat2)
-        product = mat1 @ mat2
-        product = product if alpha == 1 else product * alpha
-        # PyTorch widens the input to the product's shape, and not the other way.
-        torch.empty(tuple(input.shape), device="meta").expand(tuple(product.shape))
-        # Without weight the input is not looked at: it may be memory that nobody has written.
-        if beta == 0:
-            return product
-        input = input.to(product.dtype) if low else input
-        return product + (input if beta == 1 else input * beta)
-
-
-_records_sum_with_product(torch.addmm, torch.Tensor.addmm)
-_records_sum_with_product(torch.baddbmm, torch.Tensor.baddbmm)
+@records("addmm", "baddbmm", told=True)
+def _sum_with_product(function, trace, input, mat1, mat2, *, beta=1, alpha=1):
+    low = trace.runs_low(function, input, mat1, mat2)
+    product = mat1 @ mat2
+    product = product if alpha == 1 else product * alpha
+    # PyTorch widens the input to the product's shape, and not the other way.
+    torch.empty(tuple(input.shape), device="meta").expand(tuple(product.shape))
+    # Without weight the input is not looked at: it may be memory that nobody has written.
+    if beta == 0:
+        return product
+    input = input.to(product.dtype) if low else input
+    return product + (input if beta == 1 else input * beta)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearMap, Op, Operands, Shape, kept, per_sample, records
+from gnfast.plan.op import Combination, Context, LinearMap, Op, Shape, kept, records
 
 
 @dataclass(frozen=True)
@@ -31,43 +31,22 @@ class Add(LinearMap):
 
 
 @dataclass(frozen=True)
-class Shift(Op):
+class Shift(Combination):
     """y = h + constant, a Python number or a tensor operand."""
 
     constant: float | None
-    promotes: ClassVar[bool] = True
+    fixed: ClassVar[tuple[bool, ...]] = (False, True)
     shares_cotangent: ClassVar[bool] = True
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return inputs[0] + (operands[0] if operands else self.constant), None
+    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
+        h, constant = parts
+        return h + constant
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (cotangent.sum_to_size(shapes[0]),)
+    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+        return cotangent, cotangent
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        # A zero scale still adds: the constant may widen the shape.
-        t = tangents[0]
-        scale = t.new_zeros(t.shape[0]) if scale is None else scale
-        return t + per_sample(scale, t) * (operands[0] if operands else self.constant)
-
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        if not operands:
-            return ()
-        if not needs[0] or scale is None:
-            return (None,)
-        return ((per_sample(scale, cotangent) * cotangent).sum_to_size(operands[0].shape),)
+    def constants(self, operands: Sequence[Tensor]) -> Sequence[Tensor | float]:
+        return operands or (self.constant,)
 
     def label(self) -> str:
         return "add constant" if self.constant is None else f"add {self.constant:g}"
@@ -82,51 +61,34 @@ class Scale(Op):
 
     factor: float | None
     divides: bool = False
+    homogeneous: ClassVar[bool] = True
     promotes: ClassVar[bool] = True
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        return self._scaled(inputs[0], operands), None
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        return self.pushforward(ctx, *inputs), None
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (self._scaled(cotangent, operands).sum_to_size(shapes[0]),)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self.pushforward(ctx, cotangent).sum_to_size(ctx.shapes[0]),)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        return self._scaled(tangents[0], operands)
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        factor = ctx.operands[0] if ctx.operands else self.factor
+        return tangents[0] / factor if self.divides else tangents[0] * factor
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
-        if not operands:
-            return ()
-        if not needs[0]:
-            return (None,)
-        t = tangents[0] / operands[0] / -operands[0] if self.divides else tangents[0]
-        return ((cotangent * t).sum_to_size(operands[0].shape),)
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+        if not any(ctx.needs):
+            return [None] * len(ctx.operands)
+        (factor,) = ctx.operands
+        t = tangent / factor / -factor if self.divides else tangent
+        return ((cotangent * t).sum_to_size(factor.shape),)
 
     def label(self) -> str:
         return f"{'divide' if self.divides else 'multiply'} {'constant' if self.factor is None else f'{self.factor:g}'}"
 
-    def _scaled(self, t: Tensor, operands: Operands) -> Tensor:
-        factor = operands[0] if operands else self.factor
-        return t / factor if self.divides else t * factor
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real)
-
-
-def _add(trace, a, b, alpha):
-    """a + alpha · b for any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
+@records("add")
+def _add(trace, input, other, *, alpha=1):
+    """Of any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
+    a, b = input, other
     if isinstance(alpha, bool):
         trace.refuse("a truth value for alpha")
     if trace.depends_on_x(a) and trace.depends_on_x(b):
@@ -135,58 +97,48 @@ def _add(trace, a, b, alpha):
         return trace.emit(Add(alpha), [a, b])
     if not trace.depends_on_x(a):
         a, b, alpha = (b if alpha == 1 else _mul(trace, b, alpha)), a, 1
-    if _is_number(b):
+    if isinstance(b, numbers.Real):
         return trace.emit(Shift(float(alpha * b)), [a])
     trace.require_constant_within_sample(b, a)
-    return trace.emit(Shift(None), [a], [kept(b) if alpha == 1 else b.to(_product_dtype(a, b)) * alpha])
-
-
-def _product_dtype(tensor, constant):
-    """The dtype in which PyTorch multiplies them; a constant without axes does not widen."""
-    return torch.promote_types(tensor.dtype, constant.dtype) if constant.dim() else tensor.dtype
-
-
-def _mul(trace, a, b):
-    if trace.depends_on_x(a) and trace.depends_on_x(b):
-        trace.refuse("the product of two x-dependent tensors is not piecewise linear")
-    return _scaled(trace, a, b) if trace.depends_on_x(a) else _scaled(trace, b, a)
+    if alpha == 1:
+        return trace.emit(Shift(None), [a], [kept(b)])
+    # As PyTorch multiplies them: a constant without axes does not widen.
+    dtype = torch.promote_types(a.dtype, b.dtype) if b.dim() else a.dtype
+    return trace.emit(Shift(None), [a], [b.to(dtype) * alpha])
 
 
 def _scaled(trace, a, b, divides=False):
-    if _is_number(b):
+    if isinstance(b, numbers.Real):
         return trace.emit(Scale(float(b), divides), [a])
     trace.require_constant_within_sample(b, a)
     return trace.emit(Scale(None, divides), [a], [b])
 
 
-@records(torch.add, torch.Tensor.add)
-def _record_add(trace, input, other, *, alpha=1):
-    return _add(trace, input, other, alpha)
-
-
-@records(torch.sub, torch.Tensor.sub, torch.subtract, torch.Tensor.subtract)
+@records("sub", "subtract")
 def _record_sub(trace, input, other, *, alpha=1):
     if any(isinstance(t, bool) or (isinstance(t, Tensor) and t.dtype == torch.bool) for t in (input, other, alpha)):
         trace.refuse("subtraction with truth values, which PyTorch does not have")
-    return _add(trace, input, other, -alpha)
+    return _add(trace, input, other, alpha=-alpha)
 
 
-@records(torch.rsub, torch.Tensor.__rsub__)
+@records("rsub", "__rsub__")
 def _record_rsub(trace, input, other, *, alpha=1):
     return torch.sub(other, input, alpha=alpha)
 
 
-@records(torch.mul, torch.Tensor.mul, torch.multiply, torch.Tensor.multiply)
-def _record_mul(trace, input, other):
-    return _mul(trace, input, other)
+@records("mul", "multiply")
+def _mul(trace, input, other):
+    if trace.depends_on_x(input) and trace.depends_on_x(other):
+        trace.refuse("the product of two x-dependent tensors is not piecewise linear")
+    return _scaled(trace, input, other) if trace.depends_on_x(input) else _scaled(trace, other, input)
 
 
-@records(torch.neg, torch.Tensor.neg)
+@records("neg")
 def _record_neg(trace, input):
-    return _mul(trace, input, -1)
+    return _scaled(trace, input, -1)
 
 
-@records(torch.div, torch.Tensor.div, torch.true_divide, torch.Tensor.true_divide)
+@records("div", "true_divide")
 def _record_div(trace, input, other, *, rounding_mode=None):
     if rounding_mode is not None:
         trace.refuse(f"division with rounding_mode={rounding_mode!r}")
@@ -195,16 +147,16 @@ def _record_div(trace, input, other, *, rounding_mode=None):
     return _scaled(trace, input, other, divides=True)
 
 
-@records(torch.positive, torch.Tensor.positive)
+@records("positive")
 def _record_positive(trace, input):
     return input
 
 
-@records(torch.lerp, torch.Tensor.lerp)
+@records("lerp")
 def _record_lerp(trace, input, end, weight):
     return input * (1 - weight) + end * weight
 
 
-@records(torch.addcmul, torch.Tensor.addcmul)
+@records("addcmul")
 def _record_addcmul(trace, input, tensor1, tensor2, *, value=1):
     return input + tensor1 * tensor2 * value

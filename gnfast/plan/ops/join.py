@@ -6,18 +6,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gnfast.kernels.pointwise import join_forward, join_pullback, join_pushforward
-from gnfast.plan.op import Contribution, Op, Operands, Pending, Shape
+from gnfast.kernels.join import join_forward, join_pullback, join_pushforward
+from gnfast.plan.fused import Contribution, Fused, Pending
+from gnfast.plan.op import Context
 
 Saved = tuple[Tensor, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Join(Op):
+class Join(Fused):
     """s = Σ h_i + Σ b_j and y = s where s > 0, else slope · s; h_i of one shape, b_j along axis `axis`.
 
-    The biases are those of the convolutions and linear layers before it (`adds_bias=False`), which take their gradients
-    as well. Keeps the sign bits and s's strides. `pullback` takes the cotangent of s, which `gather` puts together.
+    The biases are those of the convolutions and linear layers before it (`adds_bias=False`). Keeps the sign bits and
+    s's strides. `gather` puts the cotangent of s together.
 
     Attributes:
         terms: how many h_i there are, one or two.
@@ -29,40 +30,31 @@ class Join(Op):
     axis: int
     keeps_sum: bool
     mask_bits: ClassVar[float] = 1
-    own_operands: ClassVar[int | None] = 0
 
     @property
     def shares_cotangent(self) -> bool:
         return self.terms > 1
 
-    def forward_all(
-        self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool
-    ) -> tuple[Sequence[Tensor], Saved]:
-        y, total, bits = join_forward(inputs, operands, self.axis, self.slope, self.keeps_sum, overwrite)
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Sequence[Tensor], Saved]:
+        y, total, bits = join_forward(inputs, ctx.biases, self.axis, self.slope, self.keeps_sum, ctx.overwrite)
         return self.outputs(y, total), (bits, y.stride())
 
-    def gather(self, received: Sequence[Sequence[Contribution | Pending]], saved: Saved) -> Contribution:
+    def gather(self, saved: Saved, received: Sequence[Sequence[Contribution | Pending]]) -> Contribution:
         of_y, *of_sum = received
         of_sum = of_sum[0] if of_sum else []
         pending = next((part for part in of_y if isinstance(part, Pending)), None)
+        before, after = [part.tensor for part in of_y if part is not pending], [part.tensor for part in of_sum]
         if pending is not None:
-            before = [part.tensor for part in of_y if part is not pending]
-            after = [part.tensor for part in of_sum]
             return Contribution(pending.joined(before, after, *saved, self.slope), True)
         target = next((part.tensor for part in (*of_y, *of_sum) if part.owned), None)
-        tensors = ([part.tensor for part in parts] for parts in (of_y, of_sum))
-        return Contribution(join_pullback(*tensors, *saved, self.slope, target), True)
+        return Contribution(join_pullback(before, after, *saved, self.slope, target), True)
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Saved, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (cotangent,) * self.terms
 
-    def pushforward_all(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Saved, scale: Tensor | None, overwrite: bool
-    ) -> Sequence[Tensor]:
-        options = self.slope, self.keeps_sum, overwrite
-        return self.outputs(*join_pushforward(tangents, operands, scale, self.axis, *saved, *options))
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Sequence[Tensor]:
+        options = self.slope, self.keeps_sum, ctx.overwrite
+        return self.outputs(*join_pushforward(tangents, ctx.biases, ctx.scale, self.axis, *ctx.saved, *options))
 
     def label(self) -> str:
         activation = f"leaky_relu {self.slope:g}" if self.slope else "relu"

@@ -30,39 +30,23 @@ def _batch_norm(
 
 @records(F.instance_norm, torch.instance_norm)
 def _instance_norm(
-    trace,
-    input,
-    running_mean=None,
-    running_var=None,
-    weight=None,
-    bias=None,
-    use_input_stats=True,
-    momentum=0.1,
-    eps=1e-5,
-    *_,
-):
+    trace, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1,
+    eps=1e-5, *_
+):  # fmt: skip
     if use_input_stats or running_mean is None:
         trace.refuse("statistics of x have curvature (running ones in eval mode are affine)")
     return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
 
 
-def _records_dropout(*functions):
-    def register(function):
-        @records(function)
-        def recorder(trace, input, p=0.5, training=True, inplace=False, **kwargs):
-            training = kwargs.get("train", training)
-            if not training or p == 0:
-                return input
-            # Drawn as PyTorch would draw it for the input itself, so that a seed gives the same mask.
-            ones = torch.ones(tuple(input.shape), dtype=input.dtype, device=input.device)
-            y = input * function(ones, p, True)
-            return trace.rebind(input, y) if inplace else y
-
-    for function in functions:
-        register(function)
-
-
-_records_dropout(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout)
+@records(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout, told=True)
+def _dropout(function, trace, input, p=0.5, training=True, inplace=False, **kwargs):
+    training = kwargs.get("train", training)
+    if not training or p == 0:
+        return input
+    # Drawn as PyTorch would draw it for the input itself, so that a seed gives the same mask.
+    ones = torch.ones(tuple(input.shape), dtype=input.dtype, device=input.device)
+    y = input * function(ones, p, True)
+    return trace.rebind(input, y) if inplace else y
 
 
 @records(F.alpha_dropout, F.feature_alpha_dropout)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Op, Operands, Shape, kept_bias, per_sample, records
+from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records
 
 
 @dataclass(frozen=True)
@@ -19,44 +19,30 @@ class Linear(Op):
     """
 
     adds_bias: bool = True
+    is_layer: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
 
-    def forward(self, inputs: Sequence[Tensor], operands: Operands, overwrite: bool) -> tuple[Tensor, None]:
-        weight, bias = operands
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        weight, bias = ctx.operands
         return F.linear(inputs[0], weight, bias if self.adds_bias else None), None
 
-    def pullback(
-        self, cotangent: Tensor, operands: Operands, saved: Any, shapes: Sequence[Shape], overwrite: bool
-    ) -> Sequence[Tensor]:
-        return (cotangent @ operands[0],)
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (cotangent @ ctx.operands[0],)
 
-    def pushforward(
-        self, tangents: Sequence[Tensor], operands: Operands, saved: Any, scale: Tensor | None, overwrite: bool
-    ) -> Tensor:
-        weight, bias = operands
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        weight, bias = ctx.operands
         y = F.linear(tangents[0], weight)
-        if self.adds_bias and bias is not None and scale is not None:
-            y.addcmul_(per_sample(scale, y), bias)
+        if self.adds_bias and bias is not None and ctx.scale is not None:
+            y.addcmul_(per_sample(ctx.scale, y), bias)
         return y
 
-    def param_grad(
-        self,
-        cotangent: Tensor,
-        tangents: Sequence[Tensor],
-        operands: Operands,
-        saved: Any,
-        scale: Tensor | None,
-        needs: Sequence[bool],
-    ) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
         weight_grad = bias_grad = None
-        if needs[0]:
-            weight_grad = cotangent.flatten(0, -2).t() @ tangents[0].flatten(0, -2)
-        if needs[1] and scale is not None:
-            bias_grad = (
-                scale.to(cotangent.dtype) @ cotangent.flatten(1, -2).sum(1)
-                if cotangent.dim() > 2
-                else (scale.to(cotangent.dtype) @ cotangent)
-            )
+        if ctx.needs[0]:
+            weight_grad = cotangent.flatten(0, -2).t() @ tangent.flatten(0, -2)
+        if ctx.needs[1] and ctx.scale is not None:
+            of_samples = cotangent.flatten(1, -2).sum(1) if cotangent.dim() > 2 else cotangent
+            bias_grad = ctx.scale.to(cotangent.dtype) @ of_samples
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:

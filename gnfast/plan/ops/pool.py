@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.plan.op import LinearCall, LinearMap, Op, Shape, frozen, is_channels_last, records, stand_in
 from gnfast.plan.ops.conv import Sizes, sizes
 
 aten = torch.ops.aten
@@ -47,22 +47,6 @@ class AvgPool2d(LinearMap):
         return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
 
 
-@dataclass(frozen=True)
-class AdaptiveAvgPool2d(LinearMap):
-    """Mean over `size` windows that cover h (B, C, H, W)."""
-
-    size: Sizes
-
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(inputs[0], self.size)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (aten._adaptive_avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0])),)
-
-    def label(self) -> str:
-        return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
-
-
 def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor) -> Sizes:
     """The extents that an adaptive pooling gives: the input's own for None."""
     own = tuple(input.shape[2:])
@@ -73,56 +57,38 @@ def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor
     return wanted
 
 
-@records(F.avg_pool1d)
-def _avg_pool1d(trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
-    trace.require_batched(input, dims=3)
-    (kernel,), (padding,) = sizes(kernel_size, 1), sizes(padding, 1)
-    (stride,) = sizes(stride, 1) if stride else (kernel,)
-    op = AvgPool2d((1, kernel), (1, stride), (0, padding), ceil_mode, count_include_pad, None)
-    return trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+def across(extents: Sizes, lead: int = 1) -> Sizes:
+    """One axis of space gets a second one before it, where `lead` is for an axis of extent 1."""
+    return (lead, *extents) if len(extents) == 1 else extents
 
 
-@records(F.avg_pool2d)
-def _avg_pool2d(
-    trace,
-    input,
-    kernel_size,
-    stride=None,
-    padding=0,
-    ceil_mode=False,
-    count_include_pad=True,
+def emit_across(trace: Any, op: Op, input: Tensor) -> Tensor:
+    """Records an op on images, also for a tensor that has one axis of space less."""
+    return trace.emit(op, [input]) if input.dim() > 3 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+
+
+@records(F.avg_pool1d, F.avg_pool2d, told=True)
+def _avg_pool(
+    function, trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
     divisor_override=None,
-):
-    trace.require_batched(input, dims=4)
-    kernel = sizes(kernel_size, 2)
-    stride = sizes(stride, 2) if stride else kernel
-    return trace.emit(
-        AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override), [input]
-    )
+):  # fmt: skip
+    dims = 1 if function is F.avg_pool1d else 2
+    trace.require_batched(input, dims=dims + 2)
+    kernel, padding = sizes(kernel_size, dims), across(sizes(padding, dims), 0)
+    stride = across(sizes(stride, dims) if stride else kernel)
+    op = AvgPool2d(across(kernel), stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return emit_across(trace, op, input)
 
 
-@records(F.avg_pool3d)
-def _avg_pool3d(trace, input, *args, **kwargs):
+@records(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, told=True)
+def _adaptive_avg_pool(function, trace, input, output_size):
+    dims = 1 if function is F.adaptive_avg_pool1d else 2
+    trace.require_batched(input, dims=dims + 2)
+    op = LinearCall(F.adaptive_avg_pool2d, (across(adaptive_sizes(output_size, input)),))
+    return emit_across(trace, op, input)
+
+
+@records(F.avg_pool3d, F.adaptive_avg_pool3d, told=True)
+def _pool3d(function, trace, input, *args, **kwargs):
     trace.require_batched(input, dims=5)
-    kwargs = {name: frozen(value) for name, value in kwargs.items()}
-    op = LinearCall(F.avg_pool3d, frozen(args), tuple(sorted(kwargs.items())))
-    return trace.emit(op, [trace.autocast(F.avg_pool3d, input, 1)])
-
-
-@records(F.adaptive_avg_pool1d)
-def _adaptive_avg_pool1d(trace, input, output_size):
-    trace.require_batched(input, dims=3)
-    return trace.emit(AdaptiveAvgPool2d((1, *adaptive_sizes(output_size, input))), [input.unsqueeze(2)]).squeeze(2)
-
-
-@records(F.adaptive_avg_pool2d)
-def _adaptive_avg_pool2d(trace, input, output_size):
-    trace.require_batched(input, dims=4)
-    return trace.emit(AdaptiveAvgPool2d(adaptive_sizes(output_size, input)), [input])
-
-
-@records(F.adaptive_avg_pool3d)
-def _adaptive_avg_pool3d(trace, input, output_size):
-    trace.require_batched(input, dims=5)
-    input = trace.autocast(F.adaptive_avg_pool3d, input, 1)
-    return trace.emit(LinearCall(F.adaptive_avg_pool3d, (frozen(output_size),)), [input])
+    return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [trace.autocast(function, input, 1)])

@@ -36,28 +36,14 @@ class Sum(LinearMap):
         return f"{'mean' if self.mean else 'sum'} over {','.join(map(str, self.dims))}"
 
 
-def _record(trace, input, dim, keepdim, dtype, mean):
+@records("sum", "mean", told=True)
+def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
+    mean = function.__name__ == "mean"
     if dtype:
         input = trace.cast(input, dtype)
     elif not mean:
         input = trace.autocast(torch.sum, input)
-    if dim is None or dim == ():
-        dims = tuple(range(input.dim()))
-    else:
-        dims = tuple(sorted({d % input.dim() for d in ((dim,) if isinstance(dim, int) else dim)}))
-    if 0 in dims:
-        trace.refuse("a reduction over the batch axis mixes samples")
-    return trace.emit(Sum(dims, keepdim, mean), [input])
-
-
-@records(torch.sum, torch.Tensor.sum)
-def _sum(trace, input, dim=None, keepdim=False, *, dtype=None):
-    return _record(trace, input, dim, keepdim, dtype, mean=False)
-
-
-@records(torch.mean, torch.Tensor.mean)
-def _mean(trace, input, dim=None, keepdim=False, *, dtype=None):
-    return _record(trace, input, dim, keepdim, dtype, mean=True)
+    return trace.emit(Sum(trace.axes(input, dim, "a reduction"), keepdim, mean), [input])
 
 
 @records(torch.linalg.vector_norm)
@@ -79,6 +65,6 @@ def _linalg_norm(trace, A, ord=None, dim=None, keepdim=False, *, dtype=None):
     return torch.linalg.vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
 
 
-@records(torch.norm, torch.Tensor.norm)
+@records("norm")
 def _norm(trace, input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
     return torch.linalg.vector_norm(input, 2 if p is None or p == "fro" else p, dim, keepdim, dtype=dtype)

@@ -46,33 +46,25 @@ class Pad(LinearMap):
 
 @records(F.interpolate)
 def _interpolate(
-    trace,
-    input,
-    size=None,
-    scale_factor=None,
-    mode="nearest",
-    align_corners=None,
-    recompute_scale_factor=None,
+    trace, input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
     antialias=False,
-):
+):  # fmt: skip
     dims = input.dim() - 2
     input = trace.autocast(F.interpolate, input, 1, None, mode)
-    shape = F.interpolate(
-        torch.empty(input.shape, device="meta"), size, scale_factor, mode, align_corners, recompute_scale_factor
-    ).shape
-    factor = tuple(new // old for new, old in zip(shape[2:], input.shape[2:], strict=True))
-    whole = shape[2:] == tuple(f * old for f, old in zip(factor, input.shape[2:], strict=True))
+    given = size, scale_factor, mode, align_corners, recompute_scale_factor
+    shape = F.interpolate(torch.empty(input.shape, device="meta"), *given).shape[2:]
+    factor = tuple(new // old for new, old in zip(shape, input.shape[2:], strict=True))
+    whole = shape == tuple(f * old for f, old in zip(factor, input.shape[2:], strict=True))
     # A factor that is not whole may still give a size that is a multiple; PyTorch then samples by the factor.
-    given = sizes(scale_factor, dims) if isinstance(scale_factor, (int, list, tuple)) else (scale_factor,) * dims
-    whole = whole and (scale_factor is None or recompute_scale_factor or given == factor)
+    factors = sizes(scale_factor, dims) if isinstance(scale_factor, (int, list, tuple)) else (scale_factor,) * dims
+    whole = whole and (scale_factor is None or recompute_scale_factor or factors == factor)
     # From 41 on, PyTorch's division by the factor in float32 can shift a pixel.
     whole = whole and max(factor) <= 40
     if mode in ("nearest", "nearest-exact") and whole and dims == 2:
         return trace.emit(Upsample(factor), [input])
     if mode == "nearest" and whole and dims == 1:
         return trace.emit(Upsample((1, *factor)), [input.unsqueeze(2)]).squeeze(2)
-    arguments = (frozen(size), frozen(scale_factor), mode, align_corners, recompute_scale_factor, antialias)
-    return trace.emit(LinearCall(F.interpolate, arguments), [input])
+    return trace.emit(LinearCall(F.interpolate, frozen((*given, antialias))), [input])
 
 
 @records(F.pad)
@@ -90,13 +82,7 @@ def _pad(trace, input, pad, mode="constant", value=None):
     return padded + F.pad(inside, pad, value=value)
 
 
-def _records_grid_map(function):
-    @records(function)
-    def recorder(trace, input, *args, **kwargs):
-        trace.require_batched(input, dims=4)
-        static = tuple((name, frozen(value)) for name, value in sorted(kwargs.items()))
-        return trace.emit(LinearCall(function, frozen(args), static), [input])
-
-
-for _function in (F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold):
-    _records_grid_map(_function)
+@records(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold, told=True)
+def _grid_map(function, trace, input, *args, **kwargs):
+    trace.require_batched(input, dims=4)
+    return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [input])

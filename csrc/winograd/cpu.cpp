@@ -1,0 +1,347 @@
+// winograd_conv2d, its data gradient and its weight gradient on the CPU: argument checks, tiling, threads.
+//
+// Every output is the work of one thread, in an order that depends on the shapes alone, so results do not depend on the
+// number of threads.
+
+#include "cpu.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "../common/capability.h"
+
+namespace gnfast::cpu {
+namespace {
+
+WinogradKernels winograd_kernels() {
+#ifdef GNFAST_WITH_AVX2
+  if (use_avx2()) return avx2_winograd_kernels();
+#endif
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "Winograd convolutions need a processor with AVX2");
+}
+
+// Planes a multiple of 4 KiB apart would compete for the same lines of the L1 cache.
+constexpr int64_t kPlaneGap = 16;
+
+int64_t divide_up(int64_t x, int64_t by) {
+  return (x + by - 1) / by;
+}
+int64_t round_up(int64_t x, int64_t to) {
+  return divide_up(x, to) * to;
+}
+
+// One of the two convolutions, or the data gradient of one, as tiles of an input, products per plane, tiles of an
+// output.
+struct Tiling {
+  int64_t tile_rows, tile_cols, tiles;
+  TileGrid input, output;
+  int64_t planes;       // products
+  int64_t input_parts;  // of the channels, side by side in one product
+
+  TileRange range(int64_t first, int64_t count) const { return {first, count, tile_rows, tile_cols}; }
+};
+
+struct Sizes {
+  int64_t batch, channels, height, width;
+  explicit Sizes(at::IntArrayRef s) : batch(s[0]), channels(s[1]), height(s[2]), width(s[3]) {}
+};
+
+Tiling tile_outputs(const Sizes& y, bool strided, int64_t padding) {
+  const int64_t rows = divide_up(y.height, 2), cols = divide_up(y.width, 2);
+  const TileGrid output{1, 2, 1, {0, 0}};
+  const TileGrid input = strided ? TileGrid{2, 4, 2, {-padding, 1 - padding}} : TileGrid{1, 2, 1, {-padding, 0}};
+  return {rows, cols, y.batch * rows * cols, input, output, strided ? 9 : 16, strided ? 4 : 1};
+}
+
+Tiling tile_input_grads(const Sizes& x, bool strided, int64_t padding) {
+  if (!strided) return tile_outputs(x, false, 2 - padding);
+  // Rows of one parity are a 2×2 convolution of the cotangent with the taps of one parity.
+  const int64_t rows = divide_up(x.height, 4), cols = divide_up(x.width, 4);
+  const TileGrid input{2, 2, 1, {padding / 2 - 1, (padding + 1) / 2 - 1}}, output{2, 4, 2, {0, 1}};
+  return {rows, cols, x.batch * rows * cols, input, output, 36, 1};
+}
+
+// Tiles that go through all steps of a convolution while they are in the L2 cache.
+constexpr int64_t kConvolutionTiles = 64;
+// Tiles of one product of a weight gradient: long enough to pay for loading the sums, short enough for the L1 cache.
+constexpr int64_t kGradientTiles = 128;
+// Rows of such a product that one task computes.
+constexpr int64_t kGradientRows = 64;
+
+// Floats of transformed kernels, or of sums for their gradients, in use at one time: 16 MiB stay in the L3 cache, and
+// are memory that the allocator keeps. Wider layers repeat the transforms of the other side for every block of
+// channels.
+constexpr int64_t kBlockFloats = int64_t{1} << 22;
+constexpr int64_t kMinBlockChannels = 128;
+
+int64_t channels_per_block(int64_t channels, int64_t floats_per_channel) {
+  const int64_t blocks = divide_up(channels * floats_per_channel, kBlockFloats);
+  return std::min(channels, std::max(kMinBlockChannels, round_up(divide_up(channels, blocks), kPanel)));
+}
+
+FeatureMap<const float*> feature_map(const at::Tensor& x) {
+  return {x.const_data_ptr<float>(), x.size(2), x.size(3), x.size(1), x.size(1)};
+}
+
+FeatureMap<float*> writable_feature_map(const at::Tensor& y) {
+  return {y.mutable_data_ptr<float>(), y.size(2), y.size(3), y.size(1), y.size(1)};
+}
+
+template <typename Pointer>
+FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_t count) {
+  return {map.data + first, map.height, map.width, count, map.pixel};
+}
+
+// y = convolution of x by kernels [plane][to.channels / 8][input_parts * from.channels][8].
+void convolve(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+              const FeatureMap<const float*>& from, const float* weights, const float* bias,
+              const FeatureMap<float*>& to, const at::TensorOptions& options) {
+  const int64_t depth = tiling.input_parts * from.channels;
+  const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
+  const int64_t panel = chunk * kPanel;
+  const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
+  // Parts of the input lie side by side in one plane, parts of the output have planes of their own.
+  const int64_t in_part = tiling.input_parts > 1 ? chunk * from.channels : transforms.points * in_plane;
+  const PanelStrides in_strides{in_plane, in_part, panel};
+  const PanelStrides out_strides{out_plane, transforms.points * out_plane, panel};
+  at::parallel_for(0, divide_up(tiling.tiles, chunk), 1, [&](int64_t begin, int64_t end) {
+    const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
+    float* const inputs = workspace.mutable_data_ptr<float>();
+    float* const outputs = inputs + tiling.planes * in_plane;
+    for (int64_t index = begin; index < end; ++index) {
+      const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles - index * chunk));
+      transforms.input(from, tiling.input, range, inputs, in_strides);
+      for (int64_t plane = 0; plane < tiling.planes; ++plane) {
+        kernels.tile_product(inputs + plane * in_plane, weights + plane * depth * to.channels,
+                             outputs + plane * out_plane, panel, round_up(range.count, kTileGroup), depth, to.channels);
+      }
+      transforms.output(outputs, out_strides, tiling.output, range, bias, to);
+    }
+  });
+}
+
+// The same, block by block of y's channels; transform_kernel(panel, to, plane) writes the kernels of 8 of them.
+template <typename TransformKernel>
+void convolve_in_blocks(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                        const at::Tensor& x, const float* bias, const at::Tensor& y,
+                        const TransformKernel& transform_kernel) {
+  const auto from = feature_map(x);
+  const auto to = writable_feature_map(y);
+  const int64_t depth = tiling.input_parts * from.channels;
+  const int64_t block = channels_per_block(to.channels, tiling.planes * depth);
+  const at::Tensor transformed = at::empty({tiling.planes * depth * block}, x.options());
+  float* const weights = transformed.mutable_data_ptr<float>();
+  for (int64_t first = 0; first < to.channels; first += block) {
+    const int64_t count = std::min(block, to.channels - first);
+    at::parallel_for(0, count / kPanel, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        transform_kernel(first + p * kPanel, weights + p * kPanel * depth, depth * count);
+      }
+    });
+    convolve(kernels, transforms, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
+             x.options());
+  }
+}
+
+bool is_strided(int64_t kernel_size) {
+  return kernel_size == 4;
+}
+
+const WinogradTransforms& transforms_of(const WinogradKernels& kernels, bool strided) {
+  return strided ? kernels.four : kernels.three;
+}
+
+void check_map(const at::Tensor& x, const char* name) {
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, " must be float32, got ", x.scalar_type());
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name,
+                    " must have four dimensions in channels_last order, got sizes ", x.sizes(), " with strides ",
+                    x.strides());
+  TORCH_CHECK_VALUE(x.size(1) % kPanel == 0 && x.numel() > 0, name, " must have a multiple of ", kPanel,
+                    " channels and not be empty, got sizes ", x.sizes());
+}
+
+void check_kernel(int64_t kernel_size, int64_t padding) {
+  TORCH_CHECK_VALUE(kernel_size == 3 || kernel_size == 4, "the kernel must be 3×3 or 4×4, got ", kernel_size);
+  TORCH_CHECK_VALUE(padding >= 0, "padding must not be negative, got ", padding);
+}
+
+void check_weight(const at::Tensor& weight, int64_t padding) {
+  check_map(weight, "weight");
+  TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kPanel == 0,
+                    "weight must have a multiple of 8 output channels and a square kernel, got sizes ", weight.sizes());
+  check_kernel(weight.size(2), padding);
+}
+
+int64_t output_size(int64_t size, int64_t kernel_size, int64_t padding) {
+  return (size + 2 * padding - kernel_size) / (is_strided(kernel_size) ? 2 : 1) + 1;
+}
+
+// `grad` must be a cotangent of the convolution of a (batch, .., height, width) input.
+void check_cotangent(const at::Tensor& grad, at::IntArrayRef input_sizes, int64_t kernel_size, int64_t padding) {
+  const int64_t height = output_size(input_sizes[2], kernel_size, padding);
+  const int64_t width = output_size(input_sizes[3], kernel_size, padding);
+  TORCH_CHECK_VALUE(grad.size(0) == input_sizes[0] && grad.size(2) == height && grad.size(3) == width,
+                    "grad must have ", input_sizes[0], " samples of ", height, "×", width, " pixels, got sizes ",
+                    grad.sizes());
+}
+
+at::Tensor empty_map(int64_t batch, int64_t channels, int64_t height, int64_t width, const at::Tensor& like) {
+  return at::empty({batch, channels, height, width}, like.options().memory_format(at::MemoryFormat::ChannelsLast));
+}
+
+at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                           int64_t padding) {
+  check_map(x, "x");
+  check_weight(weight, padding);
+  const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
+  TORCH_CHECK_VALUE(x.size(1) == in_channels, "x must have the weight's ", in_channels, " channels, got sizes ",
+                    x.sizes());
+  TORCH_CHECK_VALUE(std::min(x.size(2), x.size(3)) + 2 * padding >= size,
+                    "x must be as large as the kernel after padding, got sizes ", x.sizes());
+  TORCH_CHECK_VALUE(!bias || (bias->scalar_type() == at::kFloat && bias->sizes() == at::IntArrayRef{out_channels}),
+                    "bias must have ", out_channels, " float32 entries");
+  const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
+  const auto kernels = winograd_kernels();
+  const auto& transforms = transforms_of(kernels, is_strided(size));
+  at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
+                           output_size(x.size(3), size, padding), x);
+  const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
+
+  const float* const from = weight.const_data_ptr<float>();
+  convolve_in_blocks(kernels, transforms, tiling, x, bias ? shift.const_data_ptr<float>() : nullptr, y,
+                     [&](int64_t first, float* to, int64_t plane) {
+                       transforms.kernel(from + first * size * size * in_channels, in_channels, to, plane);
+                     });
+  return y;
+}
+
+at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& weight, int64_t padding, int64_t height,
+                                      int64_t width) {
+  check_map(grad, "grad");
+  check_weight(weight, padding);
+  const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
+  TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad must have the weight's ", out_channels, " channels, got sizes ",
+                    grad.sizes());
+  check_cotangent(grad, {grad.size(0), in_channels, height, width}, size, padding);
+  const auto kernels = winograd_kernels();
+  const auto& transforms = transforms_of(kernels, is_strided(size));
+  at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
+  const Tiling tiling = tile_input_grads(Sizes(result.sizes()), is_strided(size), padding);
+
+  const float* const from = weight.const_data_ptr<float>();
+  convolve_in_blocks(kernels, transforms, tiling, grad, nullptr, result, [&](int64_t first, float* to, int64_t plane) {
+    transforms.kernel_adjoint(from + first, out_channels, in_channels, padding, to, plane);
+  });
+  return result;
+}
+
+// sums[plane][from.channels / 8][cotangent.channels][8] = the products of the transforms of tiles [begin, end).
+void sum_products(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                  const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, int64_t tiles_begin,
+                  int64_t tiles_end, float* sums, int64_t sum_plane, const at::TensorOptions& options) {
+  const int64_t out_channels = cotangent.channels, depth = tiling.input_parts * from.channels;
+  const int64_t chunk = std::min(kGradientTiles, round_up(tiles_end - tiles_begin, kTileGroup));
+  const int64_t panel = chunk * kPanel;
+  const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * out_channels + kPlaneGap;
+  const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
+  float* const inputs = workspace.mutable_data_ptr<float>();
+  float* const outputs = inputs + tiling.planes * in_plane;
+  const int64_t row_blocks = divide_up(out_channels, kGradientRows);
+
+  for (int64_t first = tiles_begin; first < tiles_end; first += chunk) {
+    const int64_t count = std::min(chunk, tiles_end - first);
+    at::parallel_for(0, divide_up(count, kTileGroup), 1, [&](int64_t begin, int64_t end) {
+      const int64_t offset = begin * kTileGroup;
+      const auto range = tiling.range(first + offset, std::min(end * kTileGroup, count) - offset);
+      transforms.input(from, tiling.input, range, inputs + offset * kPanel, {in_plane, chunk * from.channels, panel});
+      transforms.cotangent(cotangent, tiling.output, range, outputs + offset * kPanel, {out_plane, 0, panel});
+    });
+    at::parallel_for(0, tiling.planes * row_blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t plane = task / row_blocks, row = task % row_blocks * kGradientRows;
+        kernels.channel_product(outputs + plane * out_plane + row * chunk, inputs + plane * in_plane,
+                                sums + plane * sum_plane + row * kPanel, panel, out_channels * kPanel,
+                                round_up(count, kTileGroup), std::min(kGradientRows, out_channels - row), depth,
+                                first > tiles_begin);
+      }
+    });
+  }
+}
+
+// How many parts of the tiles have sums of their own, which saves threads from waiting for each other: a power of two
+// that fixes the order of addition, so it must not depend on the number of threads.
+int64_t num_splits(int64_t tiles, int64_t floats_per_sum) {
+  int64_t splits = 1;
+  while (splits < 16 && tiles / (2 * splits) >= 2 * kGradientTiles && 2 * splits * floats_per_sum <= kBlockFloats) {
+    splits *= 2;
+  }
+  return splits;
+}
+
+// The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
+void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
+                 const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, float* to,
+                 int64_t filter, const at::TensorOptions& options) {
+  const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kPanel;
+  const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
+  const int64_t sum_size = tiling.planes * sum_plane;
+  const int64_t splits = num_splits(tiling.tiles, sum_size), per_split = divide_up(tiling.tiles, splits);
+  const at::Tensor workspace = at::empty({splits * sum_size}, options);
+  float* const sums = workspace.mutable_data_ptr<float>();
+  // With one split, the loops inside are parallel instead.
+  at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t split = begin; split < end; ++split) {
+      sum_products(kernels, transforms, tiling, from, cotangent, split * per_split,
+                   std::min((split + 1) * per_split, tiling.tiles), sums + split * sum_size, sum_plane, options);
+    }
+  });
+  at::parallel_for(0, tiling.planes, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t split = 1; split < splits; ++split) {
+      const float* const other = sums + split * sum_size;
+      for (int64_t i = begin * sum_plane; i < end * sum_plane - kPlaneGap; ++i) sums[i] += other[i];
+    }
+  });
+  at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      transforms.kernel_grad(sums + o * kPanel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
+                             to + o * filter);
+    }
+  });
+}
+
+at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size,
+                                       int64_t padding) {
+  check_map(grad, "grad");
+  check_map(x, "x");
+  check_kernel(kernel_size, padding);
+  check_cotangent(grad, x.sizes(), kernel_size, padding);
+  const bool strided = is_strided(kernel_size);
+  const auto kernels = winograd_kernels();
+  const auto& transforms = transforms_of(kernels, strided);
+  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), strided, padding);
+  at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
+  const auto from = feature_map(x), cotangent = feature_map(grad);
+  float* const to = result.mutable_data_ptr<float>();
+  const int64_t filter = kernel_size * kernel_size * x.size(1);
+
+  const int64_t block = channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels);
+  for (int64_t first = 0; first < cotangent.channels; first += block) {
+    const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
+    weight_grad(kernels, transforms, tiling, from, channels, to + first * filter, filter, x.options());
+  }
+  return result;
+}
+
+TORCH_LIBRARY_IMPL(gnfast, CPU, m) {
+  m.impl("winograd_conv2d", winograd_conv2d);
+  m.impl("winograd_conv2d_input_grad", winograd_conv2d_input_grad);
+  m.impl("winograd_conv2d_weight_grad", winograd_conv2d_weight_grad);
+}
+
+}  // namespace
+}  // namespace gnfast::cpu

@@ -1,0 +1,70 @@
+"""The operands of a recording: a slot for each tensor, guarded against changes after its use."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Operands:
+    """The tensors that a forward combines with what depends on x, in the order of their first use.
+
+    Args:
+        careful: notice changes by `.data` or numpy too, which PyTorch does not count: takes a copy of each.
+    """
+
+    def __init__(self, careful: bool) -> None:
+        self.tensors: list[Tensor] = []
+        self.sources: list[Tensor] = []
+        """The same before autocast."""
+        self._slots: dict[int, int] = {}
+        self._versions: list[int] = []
+        self._contents: list[Tensor] | None = [] if careful else None
+        self._converted_from: dict[int, Tensor] = {}
+
+    def converted(self, operands: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+        """Those of floating point in that dtype; autocast leaves float64 alone."""
+        keep = torch.float64 if dtype != torch.float64 else None
+        converted = [t.to(dtype) if is_floating(t) and t.dtype != keep else t for t in operands]
+        self._converted_from |= {id(t): s for t, s in zip(converted, operands, strict=True) if t is not s}
+        return converted
+
+    def slot(self, operand: Tensor) -> int:
+        """The operand's place, which is the next one when it is new."""
+        # Tensors are held, so that an id is not given out twice.
+        slot = self._slots.setdefault(id(operand), len(self.tensors))
+        if slot == len(self.tensors):
+            self.tensors.append(operand)
+            self._versions.append(_version(operand))
+            if self._contents is not None:
+                self._contents.append(operand.detach().clone())
+            self.sources.append(self._converted_from.pop(id(operand), operand))
+        return slot
+
+    def changed(self) -> Tensor | None:
+        """One that the forward has changed in place after its use: the passes would read new values."""
+        contents = self._contents or [None] * len(self.tensors)
+        for operand, version, content in zip(self.tensors, self._versions, contents, strict=True):
+            if _version(operand) != version or not (content is None or _same(operand, content)):
+                return operand
+        return None
+
+    def close(self) -> None:
+        """Frees what was compared."""
+        self._contents = None
+
+
+def is_floating(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.dtype.is_floating_point
+
+
+def _version(tensor: Tensor) -> int:
+    # Inference tensors have no version, and cannot be saved for a backward either.
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _same(tensor: Tensor, content: Tensor) -> bool:
+    """Whether all entries are equal, NaN to NaN too."""
+    if torch.equal(tensor, content):
+        return True
+    return tensor.isnan().equal(content.isnan()) and torch.equal(tensor.nan_to_num(), content.nan_to_num())

@@ -1,0 +1,317 @@
+"""What happens to PyTorch's functions while a network is recorded: nodes, or reasons for refusing."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
+from gnfast.errors import InputError, UnsupportedError
+from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.plan.names import function_name, submodule_name
+from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, autocast_dtype
+from gnfast.plan.operands import Operands, is_floating
+from gnfast.plan.ops.copies import Cast, Detach
+from gnfast.plan.plan import Node, Refusal
+from gnfast.plan.traced import METADATA, Traced, has_own_rules
+from gnfast.plan.unseen import Like, node_of, on_meta, require_accepted, widened
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__
+
+
+class Refused(UnsupportedError):
+    """Raised inside the network's forward to leave it; carries the Refusal."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+class Recorder:
+    """Collects the nodes, operands and refusals of one run of a network's forward.
+
+    Args:
+        explain, careful: as for `gnfast.plan.trace.record`.
+    """
+
+    def __init__(self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False) -> None:
+        self.net = net
+        self.batch = x.shape[0]
+        self.device = x.device
+        self.explain = explain
+        self.nodes: list[Node] = []
+        self.operands = Operands(careful)
+        self.refusals: list[Refusal] = []
+        self.open = True
+        self.operation = ""
+        self.output = 0
+        self._values = 0
+        self._hooks = saved_tensor_hooks()
+        self.input = self._new_value(x.shape, x.dtype)
+
+    # ---- what PyTorch's functions do with a traced tensor
+
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a PyTorch function does when one of its arguments is traced."""
+        if func in METADATA:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func == _REQUIRES_GRAD:
+            # One of PyTorch's own observers hangs hooks on what requires a gradient, for which there is nothing to see.
+            asking = sys._getframe(2).f_globals.get("__name__")
+            return args[0].tracked and asking != "torch.utils.module_tracker"
+        if func is Tensor.__len__:
+            return args[0].shape[0]
+        if func is Tensor.__repr__:
+            return f"Traced(value={args[0].value}, shape={tuple(args[0].shape)})"
+        if not self.open:
+            raise UnsupportedError(
+                f"{function_name(func)}: got a tensor that holds no data, which the forward of "
+                f"{type(self.net).__name__} or a hook kept while gnfast recorded it; wanted one with data "
+                "(impl='reference' lets a network keep its activations)"
+            )
+        outer, self.operation = self.operation, function_name(func)
+        try:
+            return self._recorded(func, args, kwargs)
+        finally:
+            self.operation = outer
+
+    def _recorded(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = self._signature(args)
+        named = tuple([(name, self._signature(value)) for name, value in kwargs.items()]) if kwargs else ()
+        if torch.is_inference_mode_enabled():
+            self.refuse("in inference mode, from which nothing returns to autograd")
+        recorder = RECORDERS.get(func) or _in_place(func)
+        if recorder is None:
+            return self._opaque(func, args, kwargs, "not an operation that the four passes know")
+        if func not in SELF_CHECKED:
+            require_accepted(func, given, named, autocast_dtype(self.device.type) is None)
+        if not self.explain:
+            return recorder(self, *args, **kwargs)
+        try:
+            return recorder(self, *args, **kwargs)
+        except Refused as error:
+            return self._opaque(func, args, kwargs, error.refusal.reason)
+
+    def _signature(self, value: Any) -> Any:
+        """Arguments with a `Like` in place of each tensor, which has to be one that can be recorded."""
+        kind = type(value)
+        if kind is int or value is None:
+            return value
+        if kind is Traced:
+            self.require_recorded(value)
+            return Like(value.extent, value.scalar)
+        if isinstance(value, Tensor):
+            if has_own_rules(kind):
+                self.refuse(f"a {kind.__name__}, a subclass of Tensor with rules of its own")
+            if value.layout != torch.strided:
+                self.refuse(f"a tensor of layout {value.layout}")
+            return Like(tuple(value.shape), value.dtype)
+        return tuple([self._signature(entry) for entry in value]) if isinstance(value, (tuple, list)) else value
+
+    # ---- what recorders of operations call
+
+    def emit(self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = ()) -> Traced:
+        """Appends y = op(inputs; operands) and returns y."""
+        # Those of PyTorch itself change nothing.
+        if (hooks := saved_tensor_hooks()) != self._hooks and not (hooks and hooks[0].__module__.startswith("torch.")):
+            self.refuse("saved_tensors_hooks, which may change what its backward reads")
+        for tensor in inputs:
+            if not self.depends_on_x(tensor):
+                self.refuse("its input does not depend on x while another argument does")
+        for tensor in operands:
+            if self.depends_on_x(tensor):
+                self.refuse("its weight depends on x, so the product is not piecewise linear")
+        dtype = autocast_dtype(self.device.type) if op.autocasts else None
+        if dtype is None and op.promotes:
+            dtypes = {t.scalar for t in inputs} | {t.dtype for t in operands if is_floating(t) and t.dim()}
+            dtype = functools.reduce(torch.promote_types, dtypes) if len(dtypes) > 1 else None
+        if dtype is not None:
+            # Autocast leaves float64 alone.
+            inputs = [t if t.scalar == torch.float64 else self.cast(t, dtype) for t in inputs]
+            operands = self.operands.converted(operands, dtype)
+        node, (shape, dtype) = node_of(
+            op,
+            tuple([(t.value, Like(t.extent, t.scalar)) for t in inputs]),
+            tuple([t if t is None else (self.operands.slot(t), Like(tuple(t.shape), t.dtype)) for t in operands]),
+            self._values,
+            submodule_name(self.net),
+        )
+        if not shape or shape[0] != self.batch:
+            self.refuse(f"its output of shape {shape} does not keep the batch of {self.batch} in axis 0")
+        self.nodes.append(node)
+        parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
+        tracked = parents and not op.detaches
+        result = self._new_value(shape, dtype, tracked)
+        # What is computed under no_grad is a constant for autograd, whatever it was computed from.
+        return self.emit(Detach(), [result]) if tracked and not torch.is_grad_enabled() else result
+
+    def emit_view(self, op: Op, tensor: Traced) -> Traced:
+        """As `emit`, for an op whose result shares memory with its input in PyTorch."""
+        return tensor.shares_memory_with(self.emit(op, [tensor]))
+
+    def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
+        """The value in another floating-point dtype; itself where it has that dtype."""
+        return tensor if tensor.scalar == dtype else self.emit(Cast(tensor.scalar, dtype), [tensor])
+
+    def autocast(self, function: Callable[..., Tensor], tensor: Traced, *args: Any) -> Traced:
+        """`tensor` in the dtype in which autocast runs `function`; `args` suit a tensor of size 1 in every axis."""
+        low = autocast_dtype(self.device.type)
+        if not low:
+            return tensor
+        small = Like((1,) * tensor.dim(), tensor.scalar)
+        return self.cast(tensor, widened(function, (small, *args), self.device, low))
+
+    def runs_low(self, function: Callable[..., Tensor], *args: Any) -> bool:
+        """Whether autocast is on and runs `function` of these arguments in low precision."""
+        low = autocast_dtype(self.device.type)
+        # What it does with an axis may depend on whether that has one entry, and on no more.
+        small = (Like(tuple([min(n, 2) for n in a.shape]), a.dtype) if isinstance(a, Tensor) else a for a in args)
+        return low is not None and widened(function, tuple(small), self.device, low) == low
+
+    def copy(self, tensor: Traced) -> Traced:
+        """The same value in memory of its own."""
+        if tensor.tracked and not torch.is_grad_enabled():
+            return self.emit(Detach(), [tensor])
+        return Traced(self, tensor.value, tensor.extent, tensor.scalar, tensor.tracked)
+
+    def maybe_copy(self, tensor: Traced) -> Traced:
+        """The same value in memory of which it depends on the layout whether it is shared."""
+        if tensor.tracked and not torch.is_grad_enabled():
+            self.refuse("under no_grad, it depends on the memory format whether derivatives follow the result")
+        return tensor.shares_memory_with(self.copy(tensor))
+
+    def rebind(self, tensor: Tensor, result: Traced) -> Tensor:
+        """Makes `tensor` stand for `result`, as an in-place operation does."""
+        if not self.depends_on_x(tensor):
+            self.refuse("it writes an x-dependent value into a tensor that does not depend on x")
+        if result.extent != tensor.extent:
+            self.refuse(f"in place, a result of shape {result.extent} does not fit {tensor.extent}")
+        if tensor is self.input:
+            self.refuse("it changes x in place")
+        if tensor.views is not None and len(tensor.views) > 1:
+            self.refuse("it changes in place a tensor of which views are in use")
+        if tensor.tracked and not torch.is_grad_enabled():
+            self.refuse("under no_grad, it changes in place a value and not its derivative")
+        if result.tracked and not tensor.tracked:
+            with torch._C.DisableTorchFunctionSubclass():
+                tensor.requires_grad_()
+        tensor.value, tensor.tracked = self.cast(result, tensor.scalar).value, result.tracked
+        return tensor
+
+    def depends_on_x(self, value: Any) -> bool:
+        return isinstance(value, Traced)
+
+    # ---- refusals
+
+    def refuse(self, reason: str, operation: str | None = None) -> NoReturn:
+        """Leaves the recording: the network goes through double backward, and `reason` is reported."""
+        raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason))
+
+    def axes(self, tensor: Tensor, dim: int | Sequence[int] | None, use: str) -> tuple[int, ...]:
+        """The axes that `dim` names, counted from the left, all for None; refuses the batch's, whatever the `use`."""
+        every = range(tensor.dim())
+        axes = every if dim is None or dim == () else {every[d] for d in ((dim,) if isinstance(dim, int) else dim)}
+        if 0 in axes:
+            self.refuse(f"{use} over the batch axis mixes samples")
+        return tuple(sorted(axes))
+
+    def require_batched(self, tensor: Tensor, dims: int) -> None:
+        """Raises InputError for an input that lacks its batch axis, which PyTorch would take for a single sample."""
+        if self.depends_on_x(tensor) and tensor.dim() < dims:
+            where = submodule_name(self.net)
+            raise InputError(
+                f"x: {self.operation} in submodule {where!r} got {tensor.dim()} axes, {tuple(tensor.shape)}; "
+                f"wanted {dims} with the batch in axis 0 (a single sample is x[None])"
+            )
+
+    def require_constant_within_sample(self, constant: Any, tensor: Tensor) -> None:
+        """Refuses a constant that is not a tensor, or whose axes would line up with the wrong axes of `tensor`."""
+        if not isinstance(constant, Tensor):
+            self.refuse(f"an argument of type {type(constant).__name__}")
+        if constant.dim() > tensor.dim():
+            self.refuse(f"a constant of shape {tuple(constant.shape)} has more axes than {tuple(tensor.shape)}")
+
+    def require_recorded(self, tensor: Traced) -> None:
+        """Refuses what a custom autograd Function has returned: its backward need not be that of its forward."""
+        if name := tensor.custom_function():
+            self.refuse(f"its input comes from the custom autograd function {name}")
+
+    def require_unchanged_operands(self) -> None:
+        """Refuses a forward that has changed an operand in place after its use."""
+        if (changed := self.operands.changed()) is not None:
+            self.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
+
+    def close(self) -> None:
+        """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
+        self.open = False
+        self.operands.close()
+
+    def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
+        """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""
+        if not self.explain:
+            self.refuse(reason)
+        submodule = submodule_name(self.net)
+        refusal = Refusal(submodule, self.operation, reason)
+        self.refusals.append(refusal)
+        try:
+            result = func(*on_meta(args), **on_meta(kwargs))
+            assert isinstance(result, Tensor)
+        except Exception:
+            raise Refused(refusal) from None
+        output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
+        inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
+        shapes = tuple(value.extent[1:] for value in inputs)
+        values = tuple(value.value for value in inputs)
+        self.nodes.append(
+            Node(Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, submodule)
+        )
+        return output
+
+    def _new_value(self, shape: Sequence[int], dtype: torch.dtype, tracked: bool = True) -> Traced:
+        traced = Traced(self, self._values, tuple(shape), dtype, tracked)
+        self._values += 1
+        return traced
+
+
+@dataclass(frozen=True)
+class Opaque(Op):
+    """Stands in an explained Plan for an operation that was refused."""
+
+    operation: str
+
+    def label(self) -> str:
+        return f"✗ {self.operation}"
+
+
+@functools.cache
+def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What records `relu_` and the like: its twin that is not in place, whose result the tensor then stands for."""
+    name = getattr(func, "__name__", "")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    owners = [owner for owner in (Tensor, torch, torch.nn.functional) if getattr(owner, name, None) is func]
+    if not owners:
+        # Somebody else's, whatever it does.
+        return None
+    twins = [getattr(owner, name[:-1], None) for owner in (*owners, torch.nn.functional, torch, Tensor)]
+    recorder = next((RECORDERS[twin] for twin in twins if twin in RECORDERS), None)
+
+    def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # As autocast leaves it alone.
+        low = autocast_dtype(trace.device.type)
+        with torch.autocast(trace.device.type, enabled=False) if low else contextlib.nullcontext():
+            return trace.rebind(input, recorder(trace, input, *args, **kwargs))
+
+    return recorder and rebound
+
+
+def _packs() -> Callable[[Tensor], Any] | None:
+    """What tensors go through that autograd saves: the innermost hook; those of PyTorch itself change nothing."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks and hooks[0]

@@ -1,0 +1,94 @@
+"""The tensor that records what is done with it instead of doing it."""
+
+import functools
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gnfast.plan.op import Shape
+
+if TYPE_CHECKING:
+    from gnfast.plan.recorder import Recorder
+
+
+class Traced(Tensor):
+    """An x-dependent tensor without data: shape, dtype and device are real, and every operation on it is recorded."""
+
+    recorder: "Recorder"
+    value: int
+    extent: Shape
+    """The shape, without the detour of `.shape` through `__torch_function__`."""
+    scalar: torch.dtype
+    """The dtype, likewise."""
+    views: "weakref.WeakSet[Traced] | None"
+    """The tensors that share this one's memory, itself included; None while there is no other."""
+    tracked: bool
+    """Whether it requires a gradient in PyTorch: derivatives follow it. So that a custom autograd Function shows as
+    its grad_fn, it does here as well."""
+
+    @staticmethod
+    def __new__(cls, recorder: "Recorder", value: int, shape: Shape, dtype: torch.dtype, tracked: bool) -> "Traced":
+        traced = torch.Tensor._make_wrapper_subclass(
+            cls, shape, dtype=dtype, device=recorder.device, requires_grad=tracked
+        )
+        traced.recorder, traced.value, traced.extent, traced.scalar = recorder, value, shape, dtype
+        traced.views, traced.tracked = None, tracked
+        return traced
+
+    __hash__ = object.__hash__
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        return _recorder((*args, *kwargs.values())).call(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        _recorder((*args, *(kwargs or {}).values())).refuse("this operation bypasses recording", operation=str(func))
+
+    def shares_memory_with(self, view: "Traced") -> "Traced":
+        """Notes that `view` lies in this tensor's memory, and returns it."""
+        if self.views is None:
+            self.views = weakref.WeakSet([self])
+        view.views = self.views
+        view.views.add(view)
+        return view
+
+    def custom_function(self) -> str:
+        """The name of the custom autograd Function that it comes from, if it does."""
+        with torch._C.DisableTorchFunctionSubclass():
+            function = self.grad_fn
+        return "" if function is None else function.name()
+
+
+# What may be asked of a traced tensor without touching its values.
+METADATA = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
+        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta")),
+        *(getattr(Tensor, name) for name in ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")),
+        *(getattr(Tensor, name) for name in ("is_complex", "is_contiguous", "stride", "element_size", "get_device")),
+        *(torch.is_floating_point, torch.is_complex, torch.numel),
+    ]
+)
+
+
+@functools.lru_cache
+def has_own_rules(kind: type[Tensor]) -> bool:
+    """Whether a subclass of Tensor decides itself what PyTorch's functions do with it."""
+    own = kind.__torch_function__
+    plain = torch._C._disabled_torch_function_impl, Tensor.__torch_function__.__func__
+    return getattr(own, "__func__", own) not in plain
+
+
+def _recorder(values: Iterable[Any]) -> "Recorder | None":
+    """That of the first traced tensor among the arguments, lists and tuples included."""
+    for value in values:
+        if isinstance(value, Traced):
+            return value.recorder
+        if isinstance(value, (tuple, list)) and (found := _recorder(value)):
+            return found
+    return None

@@ -1,0 +1,95 @@
+"""What PyTorch says of a call without data, asked once per kind of call: errors, shapes and dtypes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnfast.plan.op import Context, Op, Shape
+from gnfast.plan.plan import Node
+
+
+class Like(NamedTuple):
+    """Stands for a tensor of this shape and dtype."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    def on_meta(self) -> Tensor:
+        """One without data."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+
+@functools.lru_cache(maxsize=8192)
+def require_accepted(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...], with_dtypes: bool
+) -> None:
+    """Raises what PyTorch raises for these arguments.
+
+    Without dtypes under autocast, which would convert what does not fit, and which meta tensors do not have.
+    """
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Like):
+            return (
+                value if with_dtypes or not value.dtype.is_floating_point else Like(value.shape, torch.float32)
+            ).on_meta()
+        return tuple(map(tensors, value)) if type(value) is tuple else value
+
+    try:
+        with torch._C._DisableTorchDispatch():
+            func(*tensors(args), **{name: tensors(value) for name, value in kwargs})
+    except (NotImplementedError, RuntimeError) as error:
+        # Some functions need data, or need it where a number comes as a tensor.
+        if not isinstance(error, NotImplementedError) and "meta tensors" not in str(error):
+            raise
+
+
+@functools.lru_cache(maxsize=8192)
+def node_of(
+    op: Op,
+    inputs: tuple[tuple[int, Like], ...],
+    operands: tuple[tuple[int, Like] | None, ...],
+    output: int,
+    submodule: str,
+) -> tuple[Node, Like]:
+    """The node, the same object for the same arguments, and its output's shape and dtype.
+
+    Inputs come as values, operands as slots, each with its shape and dtype.
+    """
+    # Whatever counts or logs operations is to see those that are run, and sees this only the first time.
+    with torch._C._DisableTorchDispatch():
+        context = Context([o and o[1].on_meta() for o in operands])
+        y, _ = op.forward(context, *(like.on_meta() for _, like in inputs))
+    node = Node(
+        op,
+        tuple(value for value, _ in inputs),
+        tuple(o and o[0] for o in operands),
+        output,
+        tuple(like.shape[1:] for _, like in inputs),
+        tuple(o and o[1].shape for o in operands),
+        tuple(y.shape[1:]),
+        y.element_size(),
+        submodule,
+    )
+    return node, Like(tuple(y.shape), y.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def widened(function: Callable[..., Any], args: tuple[Any, ...], device: torch.device, low: torch.dtype) -> torch.dtype:
+    """The dtype that `function` gives under autocast: asked of PyTorch, whose lists differ by device and version."""
+    given = (torch.zeros(a.shape, dtype=a.dtype, device=device) if isinstance(a, Like) else a for a in args)
+    with torch.autocast(device.type, dtype=low):
+        result = function(*given)
+    return (result if isinstance(result, Tensor) else result[0]).dtype
+
+
+def on_meta(value: Any) -> Any:
+    """The same arguments, with tensors without data."""
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(on_meta, value))
+    return {key: on_meta(entry) for key, entry in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,1 @@
+"""Run folders: written, locked, compared, drawn, and started by the dozen. Nothing here trains."""

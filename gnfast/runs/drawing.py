@@ -1,0 +1,121 @@
+"""Figures in one style, without a display; matplotlib is imported when the first one is drawn.
+
+What is drawn stands in `with drawing()`: labels come from names of runs, layers and files, and are taken as they are.
+"""
+
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, and two more; markers differ where lines are many.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#7a50b5", "#8a6242"]
+MARKERS = "osD^v<>P"
+WIDTH = 8.5
+DPI = 130
+
+_STYLE = {
+    # A $ in a name is no formula.
+    "text.parse_math": False,
+    # The same figure is the same bytes.
+    "svg.hashsalt": "gnfast",
+    "svg.fonttype": "none",
+    "path.simplify": False,
+    "font.size": 8,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """The style of all figures; they are saved inside as well."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def canvas(
+    rows: int, columns: int, height: float, *, width: float = WIDTH, sharey: bool = False
+) -> "tuple[Figure, list[Axes]]":
+    """A figure of so many inches, with its axes row by row."""
+    # Figure, not pyplot: no global state and no display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
+
+
+def colour(index: int) -> str:
+    """The colour of the curve with this number."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker(index: int) -> str:
+    """Its marker."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def log_scale(axis: "Axis") -> None:
+    """Makes an axis logarithmic; its ticks are written as plain numbers."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log_values(axes: "Axes", values: Iterable[float | None], factor: float = 5) -> None:
+    """A logarithmic vertical axis where all values are positive and span more than a factor."""
+    from matplotlib.ticker import LogLocator
+
+    known = [value for value in values if value is not None]
+    if known and min(known) > 0 and max(known) > factor * min(known):
+        log_scale(axes.yaxis)
+        if max(known) < 100 * min(known):
+            # A decade or two has too few powers of ten to read values from.
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
+def legend(axes: "Axes") -> None:
+    """A legend, where a curve has a label."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def legend_outside(figure: "Figure", grid: "Sequence[Axes]") -> None:
+    """One legend for all axes, under them, where it hides nothing."""
+    found = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6))
+
+
+def svg(figure: "Figure") -> bytes:
+    """The figure as an SVG file, which says neither when nor with what it was made."""
+    return _saved(figure, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    return _saved(figure, format="png", dpi=DPI)
+
+
+def _saved(figure: "Figure", **options: object) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, **options)
+    return file.getvalue()

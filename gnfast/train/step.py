@@ -1,0 +1,167 @@
+"""Algorithm 1 of GN-GAN (Wu et al., ICCV 2021) on the networks of a run's `State`.
+
+One step is `n_dis` updates of the critic, one of the generator, and the moving average. All that is random was drawn
+before (`draws.py`), so that a step can be one CUDA graph.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gnfast import grouped_batch_norm, value_and_grad_norm
+from gnfast.data.augment import apply_shifts
+from gnfast.engine.penalties import PENALTIES
+from gnfast.engine.rescale import rescaling
+from gnfast.train.draws import CriticDraw, Draw, Latents, parts
+from gnfast.train.networks import DTYPES, present
+
+if TYPE_CHECKING:
+    from gnfast.train.state import State
+
+
+def algorithm_1(state: "State", draws: Iterable[Draw]) -> Tensor:
+    """One step; returns the mean losses of its updates, one for each of `state.loss_names`."""
+    draws = iter(_with_fakes(state, draws) if state.generates_ahead else draws)
+    critic_losses = [critic_update(state, next(draws)) for _ in range(state.config.n_dis)]
+    losses = torch.cat([torch.stack(critic_losses).mean(0), generator_update(state, next(draws))])
+    state.ema.update(state.generator, state.step + 1)
+    return losses
+
+
+def critic_update(state: "State", draw: CriticDraw) -> Tensor:
+    """Returns the critic's losses, one for each of `state.loss_names` but the last."""
+    state.optim_d.zero_grad(set_to_none=True)
+    total = torch.zeros(len(state.loss_names) - 1, dtype=state.dtype, device=state.device)
+    with _rescaled(state, draw):
+        for part in parts(draw, state.config.accumulate):
+            losses = _critic_losses(state, part)
+            state.scaler_d.scale(losses.sum() / state.config.accumulate).backward()
+            total += losses.detach() / state.config.accumulate
+    _descend(state, state.critic, state.optim_d, state.scaler_d)
+    if state.config.weight_clip:
+        _clip(state.critic, state.config.weight_clip)
+    return total
+
+
+def generator_update(state: "State", latents: Latents) -> Tensor:
+    """Returns the generator's loss, (1,)."""
+    state.optim_g.zero_grad(set_to_none=True)
+    total = torch.zeros(1, dtype=state.dtype, device=state.device)
+    # With frozen weights the critic needs two passes instead of four.
+    with _frozen(state.critic):
+        for z, y in parts(latents, state.config.accumulate):
+            with autocast(state):
+                fake = state.generate(*present(z, y))
+            loss = state.loss.generator(_scores(state, fake, y))
+            state.scaler_g.scale(loss / state.config.accumulate).backward()
+            total += loss.detach() / state.config.accumulate
+    _descend(state, state.generator, state.optim_g, state.scaler_g)
+    return total
+
+
+def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
+    """The GAN loss on real and on generated images, and what regularises the critic: gradient penalty, consistency."""
+    config, real = state.config, draw.real.to(state.dtype)
+    fake = _fakes(state, draw.latents) if draw.fake is None else draw.fake
+    images, labels = [real, fake], [draw.labels, draw.latents.y]
+    if draw.shifts is not None:
+        images.append(apply_shifts(real, draw.shifts))
+        labels.append(draw.labels)
+    scores = _scores(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
+    of_real, of_fake, *of_moved = scores.split(len(real))
+    losses = [state.loss.critic_real(of_real), state.loss.critic_fake(of_fake)]
+    if draw.place is not None:
+        losses.append(config.penalty_weight * _penalty(state, real, fake, draw))
+    if of_moved:
+        losses.append(config.consistency * (of_moved[0] - of_real).square().mean())
+    return torch.stack(losses)
+
+
+def _penalty(state: "State", real: Tensor, fake: Tensor, draw: CriticDraw) -> Tensor:
+    """The gradient penalty on the critic before its normalisation, without its factor λ."""
+    config, penalty = state.config, PENALTIES[state.config.penalty]
+    options = {"impl": config.impl, "rewrite": config.rewrite}
+    with autocast(state):
+        points = penalty.points(real, fake, draw.place).contiguous(memory_format=state.format)
+        _, norm = value_and_grad_norm(state.critic, *present(points, draw.labels), **options)
+        return penalty.cost(norm.to(state.dtype), config.k_gp)
+
+
+def _scores(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
+    """(B, 1) of the normalised critic."""
+    with autocast(state):
+        return state.normalized(*present(images.contiguous(memory_format=state.format), labels)).to(state.dtype)
+
+
+@torch.no_grad()
+def _fakes(state: "State", latents: Latents) -> Tensor:
+    with autocast(state):
+        return state.generate(*present(*latents)).to(state.dtype)
+
+
+def _with_fakes(state: "State", draws: Iterable[Draw]) -> list[Draw]:
+    """The draws with the generated images of all critic updates, from one forward in larger convolutions."""
+    *critics, last = draws
+    z, y = zip(*(draw.latents for draw in critics), strict=True)
+    with grouped_batch_norm(state.generator, len(critics) * state.config.accumulate):
+        fakes = _fakes(state, Latents(torch.cat(z), None if y[0] is None else torch.cat(y)))
+    each = zip(critics, fakes.chunk(len(critics)), strict=True)
+    return [*(draw._replace(fake=fake) for draw, fake in each), last]
+
+
+def _descend(state: "State", net: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    state.group.average_gradients(net.parameters())
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def autocast(state: "State") -> contextlib.AbstractContextManager:
+    """In which both networks run."""
+    if state.config.precision not in ("bfloat16", "float16"):
+        return contextlib.nullcontext()
+    return torch.autocast(state.device.type, DTYPES[state.config.precision])
+
+
+@contextlib.contextmanager
+def _frozen(net: nn.Module) -> Iterator[None]:
+    """Without gradients for the weights; they have them again also after a step that could not be captured."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
+
+
+@torch.no_grad()
+def _clip(net: nn.Module, limit: float) -> None:
+    """Every parameter to [-limit, limit] (WGAN, Arjovsky et al., 2017)."""
+    for parameter in net.parameters():
+        parameter.clamp_(-limit, limit)
+
+
+@contextlib.contextmanager
+def _rescaled(state: "State", draw: CriticDraw) -> Iterator[None]:
+    """The critic's weights brought to their first norms, or to Glorot's, where the run does that (Faster GN-GAN).
+
+    Gradients taken inside become those of the weights as they were.
+    """
+    if state.config.rescale == "none":
+        yield
+        return
+    norm = state.first_norms if state.config.rescale == "initial" else None
+    labels = None if draw.labels is None else draw.labels[:1]
+    factors, _ = rescaling(state.critic, *present(draw.real[:1].to(state.dtype), labels), norm=norm)
+    scaled = [(state.critic.get_parameter(name), factor) for name, factor in factors.items()]
+    kept = [parameter.detach().clone() for parameter, _ in scaled]
+    with torch.no_grad():
+        for parameter, factor in scaled:
+            parameter.mul_(factor)
+    yield
+    with torch.no_grad():
+        for (parameter, factor), value in zip(scaled, kept, strict=True):
+            parameter.copy_(value)
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
