@@ -26,7 +26,7 @@ def rewrite(module: nn.Module) -> nn.Module:
     """`module` for fewer FLOPs: the same outputs and gradients up to rounding, for generators and critics alike.
 
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
-    pooling behind them, wherever that takes fewer products. On CPUs with AVX2, 3×3 convolutions and 4×4 ones with
+    pooling after them, wherever that takes fewer products. On CPUs with AVX2, 3×3 convolutions and 4×4 ones with
     stride 2, transposed or not, are Winograd's in forward and backward, where they are float32 and channel counts are
     multiples of 8. The rest runs as it is stated, and so does everything under `torch.compile`, tracing, `torch.func`
     transforms, forward-mode differentiation and checkpointing.
@@ -42,11 +42,9 @@ def rewrite(module: nn.Module) -> nn.Module:
     Raises:
         InputError: `module` is not an `nn.Module`.
         UnsupportedError: in the forward, where a merge would not be exact: an input was written in place by a call
-            that does not show it, the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that was
-            merged with its consumer, or `set_` is called on one that is put off. In the backward, where a tensor's
-            gradient was asked for after a custom autograd Function had been given it. Writes that PyTorch does not
-            count (a compiled extension's; through NumPy or DLPack, unless the memory was taken while the operation was
-            put off) are not noticed.
+            that does not show it, or the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that
+            was merged with its consumer. Writes that PyTorch does not count (a compiled extension's; through NumPy or
+            DLPack, unless the memory was taken while the operation was put off) are not noticed.
         RuntimeError: in the backward, PyTorch's own: the input of an upsampling was written in place after a
             convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
     """

@@ -202,8 +202,10 @@ def eager() -> bool:
 
 
 def _without_values(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Takes no memory, and is NaN for code that is handed it directly and can read it."""
-    tensor = like.new_full((), float("nan")).as_strided_(shape, [0] * len(shape))
+    """Takes no memory. On a CPU it is NaN for code that is handed it directly and can read it."""
+    # On a GPU a fill would be one more launch.
+    scalar = like.new_full((), float("nan")) if like.device.type == "cpu" else like.new_empty(())
+    tensor = scalar.as_strided_(shape, [0] * len(shape))
     # PyTorch without CUDA can forbid writing only.
     forbid = getattr(torch._C, "_set_storage_access_error_msg", None)
     if forbid is None:
