@@ -7,7 +7,8 @@ timed; `extra_info` has the rate at the median in FLOPs of the direct algorithm,
 import pytest
 import torch
 
-from gnfast.bench.agree import relative_error
+from benchmarks.timed import time_call
+from gnfast.bench.gate import relative_error
 from gnfast.kernels.winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 
 BATCH = 64
@@ -60,7 +61,4 @@ def bench_conv(benchmark, shape, name, implementation):
     torch.manual_seed(0)
     functions, flops = rows(*shape)
     assert relative_error(functions[name]["gnfast"](), functions[name]["PyTorch"]()) < 1e-5
-    benchmark.group = f"{name} {shape}"
-    benchmark(functions[name][implementation])
-    if benchmark.stats:
-        benchmark.extra_info["GFLOP/s"] = round(flops / benchmark.stats["median"] / 1e9, 1)
+    time_call(benchmark, f"{name} {shape}", functions[name][implementation], {"GFLOP/s": flops / 1e9})

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.timed import DEVICES, time_call
 from gnfast.data import Batches, Request, Source, cache, flip_and_translate, load, random_flip
 from gnfast.data.source import Contents
 
 CIFAR_JPEG = Path(__file__).parents[2] / "shared" / "data" / "cifar10-jpeg.tar.xz"
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BATCH = 64
 
 
@@ -102,32 +102,13 @@ def check(dataset, device, name):
 def bench_batches(benchmark, dataset, device, name):
     check(dataset, device, name)
     row = ROWS[name](dataset, device)
-
-    def timed():
-        next(row)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = f"batch of {BATCH} {device} {tuple(dataset.images.shape[1:])}"
-    benchmark(timed)
-    rate(benchmark)
+    group = f"batch of {BATCH} {device} {tuple(dataset.images.shape[1:])}"
+    time_call(benchmark, group, lambda: next(row), {"images/s": BATCH})
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def bench_augment(benchmark, device):
     images = torch.randn(BATCH, 3, 32, 32, device=device)
     generator = torch.Generator().manual_seed(0)
-
-    def timed():
-        flip_and_translate(images, generator)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = f"augmentation of {BATCH} {device}"
-    benchmark(timed)
-    rate(benchmark)
-
-
-def rate(benchmark):
-    if benchmark.stats:
-        benchmark.extra_info["images/s"] = round(BATCH / benchmark.stats["median"])
+    group = f"augmentation of {BATCH} {device}"
+    time_call(benchmark, group, lambda: flip_and_translate(images, generator), {"images/s": BATCH})

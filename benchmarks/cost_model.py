@@ -8,7 +8,7 @@ Nothing here measures anything: FLOPs and bytes come from Plans and from runs on
 import argparse
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 
 import gnfast
-from gnfast.bench import cost, steps, ways
+from gnfast.bench import cost
 from gnfast.bench.cost import Cost
 from gnfast.bench.count import work
-from gnfast.bench.networks import SHIPPED, Z_DIM, Network, shipped
+from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
+from gnfast.bench.critics import SHIPPED, Z_DIM, Network, shipped
+from gnfast.bench.iteration import iteration_cost, settings
 
 PASSES = ("forward", "input gradient", "tangent", "weights")
 # Two cores of an AMD EPYC (AVX2): FLOP/s of the direct algorithm that Winograd's reaches, the geometric mean over the
@@ -27,8 +29,7 @@ PASSES = ("forward", "input gradient", "tangent", "weights")
 CPU_FLOP_PER_S = 250e9
 CPU_BYTES = 20e9
 BATCH = 64
-# Critic updates per iteration, as GN-GAN's presets have them.
-N_DIS = {"resnet": 5, "dcgan": 1}
+NHWC = torch.channels_last
 
 
 @dataclass(frozen=True)
@@ -88,36 +89,21 @@ class Iteration:
 
 
 @functools.cache
-def networks() -> list[Network]:
-    """The shipped networks that this version has."""
-    found = []
-    for name in SHIPPED:
-        try:
-            found.append(shipped(name))
-        except ValueError as error:
-            print(f"({name}: {error})\n")
-    return found
-
-
-@functools.cache
 def plan_of(network: Network, dtype: torch.dtype, rewrite: bool = True) -> gnfast.Plan:
     """The critic's Plan."""
-    x = network.images(1, dtype, torch.channels_last)
-    return gnfast.trace(network.critic(dtype, torch.channels_last), x, rewrite=rewrite)
+    return gnfast.trace(network.critic(dtype, NHWC), network.images(1, dtype, NHWC), rewrite=rewrite)
 
 
 @functools.cache
 def launches(network: Network) -> dict[str, int]:
     """Operations of a critic and a generator step, G's included; the same at any width."""
     narrow = shipped(network.name, width=0.1)
-    net, x = narrow.critic(torch.float32, torch.channels_last), narrow.images(2, torch.float32, torch.channels_last)
-    generator, z = gnfast.rewrite(narrow.generator(torch.float32, torch.channels_last)), torch.randn(2, Z_DIM)
+    net, x = narrow.critic(torch.float32, NHWC), narrow.images(2, torch.float32, NHWC)
+    generator, z = gnfast.rewrite(narrow.generator(torch.float32, NHWC)), torch.randn(2, Z_DIM)
     with torch.no_grad():
         forward = work(lambda: generator(z)).launches
     backward = work(lambda: generator(z).sum().backward()).launches
-    critic, part = (
-        work(partial(step, ways.four_passes, net, x)).launches for step in (steps.critic_step, steps.generator_step)
-    )
+    critic, part = (work(partial(step, four_passes, net, x)).launches for step in (critic_step, generator_step))
     return {"critic": critic + forward, "generator": part + backward}
 
 
@@ -126,7 +112,7 @@ def generator_costs(name: str) -> tuple[Cost, Cost, Cost, Cost]:
     """Forward, and forward with backward, per image in float32: merged, then as the code states it."""
     with torch.device("meta"):
         stated, _ = shipped(name).build()
-    merged = gnfast.rewrite(shipped(name).generator(torch.float32, torch.channels_last))
+    merged = gnfast.rewrite(shipped(name).generator(torch.float32, NHWC))
     return *cost.generator(merged, Z_DIM), *cost.generator(stated, Z_DIM)
 
 
@@ -140,7 +126,7 @@ def weight_bytes(network: Network) -> tuple[int, int]:
 def one_gpu(network: Network, machine: Machine, batch: int = BATCH) -> Iteration:
     """What one iteration is on one GPU: `batch` real images per critic update, twice as many in the generator's."""
     plan = plan_of(network, torch.bfloat16)
-    n_dis, double = N_DIS[SHIPPED[network.name][0]], 2 * batch
+    config, double = settings(network, batch), 2 * batch
     forward, both, stated_forward, stated_both = generator_costs(network.name)
     rates = dict.fromkeys(PASSES, machine.flop_per_s)
     passes = cost.seconds(plan, double, rates, machine.bytes_per_s)
@@ -152,47 +138,44 @@ def one_gpu(network: Network, machine: Machine, batch: int = BATCH) -> Iteration
     pointwise = cost.pointwise_bytes(plan, double).bytes / machine.bytes_per_s
     counts = launches(network)
     return Iteration(
-        n_dis=n_dis,
+        n_dis=config.n_dis,
         critic_s=sum(passes.values()) + pointwise + drawing,
         generator_s=passes["forward"] + passes["input gradient"] + pointwise * 2 / 3 + training,
-        launches=n_dis * counts["critic"] + counts["generator"],
+        launches=config.n_dis * counts["critic"] + counts["generator"],
         critic_bytes=weight_bytes(network)[0],
         generator_bytes=weight_bytes(network)[1],
-        flops=n_dis * (cost.critic_step(plan, double).flops + forward.flops * batch)
-        + cost.generator_step(plan, double).flops
-        + both.flops * double,
-        papers_flops=n_dis * (6 * plan.stated_flops * double + stated_forward.flops * batch)
+        flops=iteration_cost(config, plan, forward, both).flops,
+        papers_flops=config.n_dis * (6 * plan.stated_flops * double + stated_forward.flops * batch)
         + (5 * plan.stated_flops + stated_both.flops) * double,
     )
 
 
-def cost_table() -> None:
-    print(
-        "| networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
-        "G forward | G forward + backward | weights D / G | launches D / G step |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for network in networks():
-        plan = plan_of(network, torch.float32)
+def print_table(headings: str, rows: Iterable[str]) -> None:
+    """Prints a table in Markdown, whose cells are parted by " | "."""
+    for cells in (headings, " | ".join(["---"] * headings.count(" | ") + ["---"]), *rows):
+        print(f"| {cells} |")
+    print()
+
+
+def costs() -> Iterator[str]:
+    for network in map(shipped, SHIPPED):
+        plan, counts = plan_of(network, torch.float32), launches(network)
         forward, both, stated, stated_both = generator_costs(network.name)
         weights = [count / 1e6 for count in weight_bytes(network)]
         least, pointwise = (count(plan, BATCH) * (1 / BATCH) for count in (cost.critic_step, cost.pointwise_bytes))
-        counts = launches(network)
-        print(
-            f"| {network.name} | {plan.stated_flops / 1e9:.2f} / {plan.flops()['forward'] / 1e9:.2f} "
+        yield (
+            f"{network.name} | {plan.stated_flops / 1e9:.2f} / {plan.flops()['forward'] / 1e9:.2f} "
             f"| {least.flops / 1e9:.2f} | {least.bytes / 1e6:.1f}, {pointwise.bytes / 1e6:.1f} "
             f"| {plan.kept_bytes() / 1e6:.2f} | {stated.flops / 1e9:.2f} / {forward.flops / 1e9:.2f} "
             f"| {stated_both.flops / 1e9:.2f} / {both.flops / 1e9:.2f} "
-            f"| {weights[0]:.1f} / {weights[1]:.1f} | {counts['critic']} / {counts['generator']} |"
+            f"| {weights[0]:.1f} / {weights[1]:.1f} | {counts['critic']} / {counts['generator']}"
         )
 
 
-def cpu_table(measured: Path) -> None:
-    print("| step, batch 64, channels_last | products | pointwise | predicted | measured | predicted / measured |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    rows = json.loads(measured.read_text())["rows"]
-    rows = [row for row in rows if row.get("layout") == "channels_last" and "times" in row]
-    for row in rows:
+def on_a_cpu(measured: Path) -> Iterator[str]:
+    for row in json.loads(measured.read_text())["rows"]:
+        if row["part"] != "time" or row["layout"] != "channels_last" or "times" not in row:
+            continue
         for way, rewrite in (("four passes", True), ("without rewrites", False)):
             plan = plan_of(shipped(row["critic"]), torch.float32, rewrite)
             critic = "critic step" in row["what"]
@@ -201,22 +184,20 @@ def cpu_table(measured: Path) -> None:
             pointwise = cost.pointwise_bytes(plan, BATCH).bytes * (1 if critic else 2 / 3) / CPU_BYTES
             found, said = row["times"][way]["median_ms"], 1e3 * (products + pointwise)
             step = "critic" if critic else "generator, critic's part"
-            print(
-                f"| {row['critic']} {step}, {way} | {1e3 * products:.0f} ms | {1e3 * pointwise:.0f} ms | {said:.0f} ms "
-                f"| {found:.0f} ms | {said / found:.2f} |"
+            yield (
+                f"{row['critic']} {step}, {way} | {1e3 * products:.0f} ms "
+                f"| {1e3 * pointwise:.0f} ms | {said:.0f} ms | {found:.0f} ms | {said / found:.2f}"
             )
 
 
-def gpu_table(machine: Machine) -> None:
-    print("| networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for network in networks():
+def on_a_gpu(machine: Machine) -> Iterator[str]:
+    for network in map(shipped, SHIPPED):
         found = one_gpu(network, machine)
         eager, graph = (found.seconds(machine, graph=g) for g in (False, True))
-        print(
-            f"| {network.name} | {found.flops / 1e12:.2f} T, {found.flops / found.papers_flops:.2f} "
+        yield (
+            f"{network.name} | {found.flops / 1e12:.2f} T, {found.flops / found.papers_flops:.2f} "
             f"| {1e3 * found.device_s:.2f} ms | {found.launches} "
-            f"| {1e3 * eager:.1f} ms | {1e3 * graph:.1f} ms | {found.flops / graph / 790e12:.0%} |"
+            f"| {1e3 * eager:.1f} ms | {1e3 * graph:.1f} ms | {found.flops / graph / 790e12:.0%}"
         )
 
 
@@ -235,22 +216,12 @@ def scaling(machine: Machine, network: Network, total: int = 1024) -> Iterator[t
         yield gpus, together - weak.seconds(machine), together, strong, alone / strong
 
 
-def scaling_table(machine: Machine, names: tuple[str, ...], picture: Path | None) -> None:
-    print("| networks | GPUs | all-reduces | weak: iteration | efficiency | strong: iteration | speed-up |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    curves = {}
-    for network in networks():
-        if network.name not in names:
-            continue
-        curves[network.name] = list(scaling(machine, network))
-        first = curves[network.name][0][2]
-        for gpus, reducing, weak, strong, speed_up in curves[network.name]:
-            print(
-                f"| {network.name} | {gpus} | {1e3 * reducing:.2f} ms | {1e3 * weak:.1f} ms | {first / weak:.0%} "
-                f"| {1e3 * strong:.1f} ms | {speed_up:.0f}× |"
-            )
-    if picture:
-        _draw(curves, picture)
+def on_many_gpus(name: str, curve: list[tuple[int, float, float, float, float]]) -> Iterator[str]:
+    for gpus, reducing, weak, strong, speed_up in curve:
+        yield (
+            f"{name} | {gpus} | {1e3 * reducing:.2f} ms | {1e3 * weak:.1f} ms | {curve[0][2] / weak:.0%} "
+            f"| {1e3 * strong:.1f} ms | {speed_up:.0f}×"
+        )
 
 
 def _draw(curves: dict[str, list[tuple[int, float, float, float, float]]], picture: Path) -> None:
@@ -279,14 +250,20 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a picture of the last table")
     options = parser.parse_args()
     machine = Machine()
-    for table in (
-        cost_table,
-        partial(cpu_table, options.measured),
-        partial(gpu_table, machine),
-        partial(scaling_table, machine, ("ResNet 32", "ResNet 128", "ResNet 256"), options.plot),
-    ):
-        table()
-        print()
+    print_table(
+        "networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
+        "G forward | G forward + backward | weights D / G | launches D / G step",
+        costs(),
+    )
+    headings = "step, batch 64, channels_last | products | pointwise | predicted | measured | predicted / measured"
+    print_table(headings, on_a_cpu(options.measured))
+    headings = "networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak"
+    print_table(headings, on_a_gpu(machine))
+    curves = {name: list(scaling(machine, shipped(name))) for name in ("ResNet 32", "ResNet 128", "ResNet 256")}
+    headings = "networks | GPUs | all-reduces | weak: iteration | efficiency | strong: iteration | speed-up"
+    print_table(headings, (line for name, curve in curves.items() for line in on_many_gpus(name, curve)))
+    if options.plot:
+        _draw(curves, options.plot)
 
 
 if __name__ == "__main__":

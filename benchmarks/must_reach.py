@@ -1,5 +1,5 @@
 """The bounds that gnfast promises, each measured against double backward in the same run: exactness, operations,
-memory and time of the critic's and the generator's step, and of a whole training iteration.
+memory and time of the critic's and the generator's step, of a whole training iteration, and of spectral normalisation.
 
     python benchmarks/must_reach.py [--only iteration memory …] [--rounds 15] [--out benchmarks/results/cpu.json]
 
@@ -19,14 +19,16 @@ import torch
 
 import gnfast
 from gnfast import models
-from gnfast.bench.agree import error_of, relative_error, typical_error
+from gnfast.bench import spectral_ways
 from gnfast.bench.baselines import compiled_critic_step, repaired
-from gnfast.bench.clock import interleaved_ms
+from gnfast.bench.case import EAGER, A, B, Setup
+from gnfast.bench.cases import iteration_cases
+from gnfast.bench.clock import Times, interleaved_ms
 from gnfast.bench.count import count_flops, peak_bytes
+from gnfast.bench.critic_steps import PENALTIES, WAYS, Penalty, Result, critic_step, generator_step, penalty_step
+from gnfast.bench.critics import shipped
 from gnfast.bench.environment import environment
-from gnfast.bench.networks import shipped
-from gnfast.bench.steps import PENALTIES, Penalty, Result, critic_step, generator_step, penalty_step
-from gnfast.bench.ways import double_backward, four_passes, plain, without_rewrites
+from gnfast.bench.gate import error_of, relative_error, typical_error
 from gnfast.engine import passes
 from gnfast.engine.heads import METHODS
 from gnfast.io.files import write_text
@@ -38,13 +40,6 @@ CRITICS = ("CNN 32", "ResNet 32", "CNN 48", "ResNet 48")
 CRITIC_TIME_BOUNDS = {"CNN 32": {NHWC: 0.52, NCHW: 0.70}, "ResNet 32": {NHWC: 0.28, NCHW: 0.50}}
 Step = Callable[..., Result]
 Row = dict[str, Any]
-
-WAYS = {
-    "four passes": four_passes,
-    "without rewrites": without_rewrites,
-    "double backward": double_backward,
-    "no normalisation": plain,
-}
 
 
 def row(what: str, critic: str, value: float, bound: float | None, **more: Any) -> Row:
@@ -65,11 +60,11 @@ def _worst_error(name: str, method: str) -> float:
     """The largest relative error of f̂, any weight gradient or the x gradient."""
     net, x = _inputs(name, 4, torch.float64, NCHW)
     seen = {}
-    for normalize in (four_passes, without_rewrites, double_backward):
-        normalized = partial(normalize, method=method)
+    for way in ("four passes", "without rewrites", "double backward"):
+        normalized = partial(WAYS[way], method=method)
         critic, generator = critic_step(normalized, net, x), generator_step(normalized, net, x)
-        seen[normalize] = [critic.values, *critic.gradients, generator.values]
-    truth = seen.pop(double_backward)
+        seen[way] = [critic.values, *critic.gradients, generator.values]
+    truth = seen.pop("double backward")
     return max(relative_error(a, b) for results in seen.values() for a, b in zip(results, truth, strict=True))
 
 
@@ -100,10 +95,8 @@ def operations(rounds: int, batch: int) -> Iterator[Row]:
     for resolution in (32, 48):
         counts = _generator_flops("resnet", resolution)
         ratio = counts["rewritten"] / counts["stated"]
-        bound = 0.72 if resolution == 32 else None
-        yield row(
-            "FLOPs of a generator's forward and backward, rewritten / stated", f"ResNet {resolution}", ratio, bound
-        )
+        what = "FLOPs of a generator's forward and backward, rewritten / stated"
+        yield row(what, f"ResNet {resolution}", ratio, 0.72 if resolution == 32 else None)
 
 
 def _forwards(step: Step, name: str) -> dict[str, float]:
@@ -152,9 +145,9 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
         passes.tangent(plan, passes.merged_tangent(x, scale, g.tensor), scale, operands, wanted, masks, cotangents)
 
     steps = {
-        "step": lambda: critic_step(four_passes, net, x),
+        "step": partial(critic_step, WAYS["four passes"], net, x),
         "passes alone": kernels,
-        "double backward": lambda: critic_step(double_backward, net, x),
+        "double backward": partial(critic_step, WAYS["double backward"], net, x),
     }
     times = interleaved_ms(steps, rounds=200, warmup=20)
     microseconds = {name: round(1e3 * t["median_ms"]) for name, t in times.items()}
@@ -164,17 +157,12 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
 
 def memory(rounds: int, batch: int) -> Iterator[Row]:
     """Peak bytes of a critic step beyond weights and images."""
+    what = "peak memory of a critic step / double backward's"
     for name, bound in (("ResNet 32", 0.45), ("CNN 32", None)):
         net, x = _inputs(name, batch, torch.float32, NHWC)
         peaks = {way: peak_bytes(partial(critic_step, f, net, x)) for way, f in WAYS.items()}
         worst = max(peaks["four passes"], peaks["without rewrites"])
-        yield row(
-            "peak memory of a critic step / double backward's",
-            name,
-            worst / peaks["double backward"],
-            bound,
-            bytes=peaks,
-        )
+        yield row(what, name, worst / peaks["double backward"], bound, bytes=peaks)
 
 
 def strongest(rounds: int, batch: int) -> Iterator[Row]:
@@ -182,19 +170,11 @@ def strongest(rounds: int, batch: int) -> Iterator[Row]:
     for name, (best_bound, plain_bound) in {"CNN 32": (0.75, 1.40), "ResNet 32": (0.50, 1.00)}.items():
         net, x = _inputs(name, batch, torch.float32, NHWC)
         steps = {way: partial(critic_step, f, net, x) for way, f in (WAYS | {"repaired": repaired}).items()}
-        steps["compiled"] = partial(compiled_critic_step(net), x)
-        _require_agreement(name, {way: step() for way, step in steps.items()})
-        times = interleaved_ms(steps, rounds)
-        median = {way: t["median_ms"] for way, t in times.items()}
-        best = min(median[way] for way in ("double backward", "repaired", "compiled"))
-        yield row(
-            "time of a critic step / best double backward's",
-            name,
-            median["four passes"] / best,
-            best_bound,
-            times=times,
-        )
-        ratio = median["four passes"] / median["no normalisation"]
+        times = _times(name, steps | {"compiled": partial(compiled_critic_step(net), x)}, rounds)
+        best = min(("double backward", "repaired", "compiled"), key=lambda way: times[way]["median_ms"])
+        what = "time of a critic step / best double backward's"
+        yield row(what, name, _ratio(times, "four passes", best), best_bound, times=times)
+        ratio = _ratio(times, "four passes", "no normalisation")
         yield row("time of a critic step / that without normalisation", name, ratio, plain_bound)
 
 
@@ -207,38 +187,47 @@ def time(rounds: int, batch: int) -> Iterator[Row]:
                 ("time of a generator step's critic part / double backward's", generator_step, 0.38),
             ):
                 net, x = _inputs(name, batch, torch.float32, layout)
-                steps = {way: partial(step, f, net, x) for way, f in WAYS.items()}
-                _require_agreement(name, {way: step() for way, step in steps.items()})
-                times = interleaved_ms(steps, rounds)
-                ratio = times["four passes"]["median_ms"] / times["double backward"]["median_ms"]
-                yield row(what, name, ratio, bound, layout=LAYOUT_NAMES[layout], times=times)
+                times = _times(name, {way: partial(step, f, net, x) for way, f in WAYS.items()}, rounds)
+                where = {"layout": LAYOUT_NAMES[layout]}
+                yield row(what, name, _ratio(times, "four passes", "double backward"), bound, **where, times=times)
                 if (step, name, layout) == (critic_step, "ResNet 32", NHWC):
-                    ratio = times["without rewrites"]["median_ms"] / times["double backward"]["median_ms"]
-                    yield row(f"{what}, without rewrites", name, ratio, 0.40, layout=LAYOUT_NAMES[layout])
+                    ratio = _ratio(times, "without rewrites", "double backward")
+                    yield row(f"{what}, without rewrites", name, ratio, 0.40, **where)
 
 
 def iteration(rounds: int, batch: int) -> Iterator[Row]:
     """Time of a whole training iteration, n_dis 5, `batch` real images per critic update, against the papers' way."""
-    from gnfast.bench import cases
+    (case,) = iteration_cases(shipped("ResNet 32"), Setup(torch.device("cpu"), batch=batch))
+    steps = {name: case.prepare(name) for name in (EAGER, A, B)}
+    # What a step returns is what its first iteration found.
+    losses = {name: step().values for name, step in steps.items()}
+    error = max(relative_error(losses[name], losses[B]) for name in losses)
+    assert error < 1e-3, f"losses of the first iteration differ by {error:.1e}"
+    times = interleaved_ms(steps, max(2, rounds // 3), warmup=0)
+    # The faster of the two layouts, as for the single steps.
+    best = min((A, B), key=lambda name: times[name]["median_ms"])
+    what = "time of a training iteration / best double backward's"
+    yield row(what, "ResNet 32", _ratio(times, EAGER, best), 0.60, step=case.step, times=times)
 
-    setup = cases.Setup(torch.device("cpu"), batch=batch)
-    for case in cases.iteration_cases(shipped("ResNet 32"), setup):
-        steps, losses = {}, {}
-        for name in (cases.EAGER, cases.A, cases.B):
-            with case.variants[name].mode.active(setup.device):
-                steps[name] = case.variants[name].prepare()
-                losses[name] = steps[name]().values
-        error = max(relative_error(losses[name], losses[cases.B]) for name in losses)
-        assert error < 1e-3, f"losses of the first iteration differ by {error:.1e}"
-        times = interleaved_ms(steps, max(2, rounds // 3), warmup=0)
-        # The faster of the two layouts, as for the single steps.
-        best = min(times[name]["median_ms"] for name in (cases.A, cases.B))
-        what = "time of a training iteration / best double backward's"
-        yield row(what, "ResNet 32", times[cases.EAGER]["median_ms"] / best, 0.60, step=case.step, times=times)
+
+def spectral(rounds: int, batch: int) -> Iterator[Row]:
+    """Time of spectral normalisation of all layers, forward and backward, against PyTorch's parametrization."""
+    what = "time of spectral normalisation / PyTorch's"
+    for name in ("SN-GAN CNN", "ladder 64-1024"):
+        for layout, said in LAYOUT_NAMES.items():
+            torch.manual_seed(0)
+            ways = spectral_ways.make(spectral_ways.NETWORKS[name](), layout, torch.float32, "cpu")
+            directions = spectral_ways.directions_for(ways[spectral_ways.PYTORCH])
+            different = spectral_ways.disagreement(ways, directions)
+            assert different is None, different
+            steps = {way: partial(spectral_ways.step, net, directions) for way, net in ways.items()}
+            times = interleaved_ms(steps, rounds)
+            ratio = _ratio(times, spectral_ways.MODEL, spectral_ways.PYTORCH)
+            yield row(what, name, ratio, 0.50, layout=said, times=times)
 
 
 PARTS: dict[str, Callable[[int, int], Iterator[Row]]] = {
-    part.__name__: part for part in (exactness, operations, overhead, memory, strongest, time, iteration)
+    part.__name__: part for part in (exactness, operations, overhead, memory, strongest, time, iteration, spectral)
 }
 """name on the command line: (rounds, batch) ↦ one row per bound."""
 
@@ -250,24 +239,35 @@ def _inputs(
     return network.critic(dtype, layout), network.images(batch, dtype, layout)
 
 
-def _require_agreement(name: str, results: dict[str, Result]) -> None:
+def _times(name: str, steps: dict[str, Callable[[], Result]], rounds: int) -> dict[str, Times]:
+    """Times of steps that take turns, after their results were found to agree."""
+    results = {way: step() for way, step in steps.items()}
     for way, result in results.items():
         error = typical_error(result.values, results["double backward"].values)
         assert way == "no normalisation" or error < 1e-4, f"{name}, {way}: results differ by {error:.1e}"
+    return interleaved_ms(steps, rounds)
+
+
+def _ratio(times: dict[str, Times], way: str, baseline: str) -> float:
+    return times[way]["median_ms"] / times[baseline]["median_ms"]
+
+
+DETAILS: dict[str, Callable[[Any], str]] = {
+    "times": lambda found: f"{found['median_ms']:.{0 if found['median_ms'] >= 100 else 2}f} ms",
+    "bytes": lambda count: f"{count / 1e6:.0f} MB",
+    "forwards": lambda count: f"{count:.2f}",
+    "microseconds": lambda count: f"{count} µs",
+}
+"""What a line says of a row's details, by their name."""
 
 
 def _line(row: Row) -> str:
     value, bound = row["value"], row["bound"]
     verdict = "" if bound is None else f"≤ {bound:g} {'ok' if value <= bound else 'MISSED'}"
-    text = f"{row['what']:66} {row['critic']:10} {row.get('layout', ''):14} {value:9.3g} {verdict:14}"
-    if "times" in row:
-        text += "  " + ", ".join(f"{way} {t['median_ms']:.0f} ms" for way, t in row["times"].items())
-    if "bytes" in row:
-        text += "  " + ", ".join(f"{way} {count / 1e6:.0f} MB" for way, count in row["bytes"].items())
-    if "forwards" in row:
-        text += "  " + ", ".join(f"{way} {count:.2f}" for way, count in row["forwards"].items())
-    if "microseconds" in row:
-        text += "  " + ", ".join(f"{way} {count} µs" for way, count in row["microseconds"].items())
+    text = f"{row['what']:66} {row['critic']:14} {row.get('layout', ''):14} {value:9.3g} {verdict:14}"
+    for name, said in DETAILS.items():
+        if name in row:
+            text += "  " + ", ".join(f"{way} {said(found)}" for way, found in row[name].items())
     return text
 
 

@@ -6,15 +6,17 @@ finished run from its folder.
 
 import argparse
 import dataclasses
-import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from gnfast import normalize_gradient
+from gnfast.bench.clock import interleaved_ms
+from gnfast.bench.gate import relative_error
 from gnfast.config.config import Config
 from gnfast.data import ImageDataset, load, to_float, to_uint8
 from gnfast.losses import LOSSES
@@ -89,22 +91,20 @@ def compare_critic_steps(config: Config, critic: torch.nn.Module, dataset: Image
     images = images.contiguous(memory_format=layout)
     loss = LOSSES[config.loss]
 
-    def step(impl: str) -> tuple[float, torch.Tensor]:
+    def step(impl: str) -> None:
         critic.zero_grad(set_to_none=True)
-        start = time.perf_counter()
         real_part, fake_part = normalize_gradient(critic, images, impl=impl).split(config.batch_d)
         loss.critic(real_part, fake_part).backward()
-        seconds = time.perf_counter() - start
-        return seconds, torch.cat([parameter.grad.flatten() for parameter in critic.parameters()])
 
-    for _ in range(5):
-        (_, ours), (_, theirs) = step("auto"), step("reference")
-    error = ((ours - theirs).norm() / theirs.norm()).item()
-    # In turn, so that whatever else the machine does meets both alike.
-    rounds = [(step("auto")[0], step("reference")[0]) for _ in range(40)]
-    fast, slow = (1e3 * statistics.median(times) for times in zip(*rounds, strict=True))
+    steps = {impl: partial(step, impl) for impl in ("auto", "reference")}
+    gradients = {}
+    for impl, call in steps.items():
+        call()
+        gradients[impl] = torch.cat([parameter.grad.flatten() for parameter in critic.parameters()])
+    error, rounds = relative_error(gradients["auto"], gradients["reference"]), 40
+    fast, slow = (times["median_ms"] for times in interleaved_ms(steps, rounds, warmup=5).values())
     print(
-        f"critic step, {len(images)} images, float32, {config.memory_format}, medians of {len(rounds)}: "
+        f"critic step, {len(images)} images, float32, {config.memory_format}, medians of {rounds}: "
         f"{fast:.1f} ms in four passes, {slow:.1f} ms by double backward, ratio {fast / slow:.2f} "
         f"(weight gradients differ by {error:.0e})"
     )

@@ -32,6 +32,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.damage import CONTENT, cut, flipped
+from tests.data.builders import database
 from tests.forks import fork
 
 CANARY = "code-was-run"
@@ -98,12 +100,9 @@ def attack(hostile: Hostile, seed: int, seconds: float = SECONDS, limit: int = B
         output = (folder / "output").read_text(encoding="utf-8", errors="replace")
         outcome = Outcome(hostile.kind, seed, status, took, peak, output)
         if status < 0:
-            what = (
-                f"did not end within {seconds:g} s"
-                if took >= seconds
-                else f"was ended by {signal.Signals(-status).name}"
-            )
-            outcome.faults.append(what)
+            late = took >= seconds
+            name = signal.Signals(-status).name
+            outcome.faults.append(f"did not end within {seconds:g} s" if late else f"was ended by {name}")
         if "Traceback (most recent call last)" in output:
             outcome.faults.append("printed a traceback")
         if peak > limit:
@@ -194,37 +193,20 @@ def _encoded(r: random.Random, size: tuple[int, int] | None = None, kind: str = 
     return out.getvalue(), f".{kind.lower()}"
 
 
-def _flipped(content: bytes, r: random.Random, start: int = 0) -> bytes:
-    content = bytearray(content)
-    for _ in range(r.randint(1, 20)):
-        content[r.randrange(start, len(content))] ^= 1 << r.randrange(8)
-    return bytes(content)
-
-
-def _cut(content: bytes, r: random.Random) -> bytes:
-    return content[: r.randrange(1, len(content))]
+def _good(r: random.Random) -> bytes:
+    return _encoded(r, (8, 8), "PNG")[0]
 
 
 def _damaged(content: bytes, r: random.Random) -> bytes:
     """Cut, with bits flipped, with a piece overwritten, left out or repeated."""
-    start = r.randrange(len(content))
-    stop = r.randrange(start, min(len(content), start + 200)) + 1
-    return r.choice(
-        [
-            lambda: _cut(content, r),
-            lambda: _flipped(content, r),
-            lambda: content[:start] + r.randbytes(stop - start) + content[stop:],
-            lambda: content[:start] + content[stop:],
-            lambda: content[:start] + content[start:stop] * 50 + content[stop:],
-            lambda: content[:start] + b"\xff" * (stop - start) + content[stop:],
-        ]
-    )()
+    kinds = ("truncated", "flipped", "overwritten", "cut-out", "repeated", "filled")
+    return CONTENT[r.choice(kinds)](content, r)
 
 
 def _pictures(folder: Path, files: dict[str | bytes, bytes], r: random.Random) -> Path:
     """A folder with these files and, sometimes, a good image."""
     if r.random() < 0.5:
-        files = {"good.png": _encoded(r, (8, 8), "PNG")[0], **files}
+        files = {"good.png": _good(r), **files}
     for name, content in files.items():
         path = os.path.join(os.fsencode(folder), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -268,14 +250,15 @@ def _(folder: Path, r: random.Random) -> Path:
     return _pictures(folder, {name: others[name] for name in names}, r)
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def chunk(name: bytes, content: bytes) -> bytes:
+    """A piece of a PNG."""
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2, extra: bytes = b"", content: bytes = b"\0") -> bytes:
     """A PNG that says so, whatever is in it; deflated zeros of the right length if `content` is a number of bytes."""
-    start = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return start + extra + _chunk(b"IDAT", content) + _chunk(b"IEND", b"")
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return start + extra + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 @_hostile("image-huge-header")
@@ -343,11 +326,11 @@ def _(folder: Path, r: random.Random) -> Path:
 def _(folder: Path, r: random.Random) -> Path:
     many = zlib.compress(bytes(200 << 20), 1)
     bombs = [
-        _chunk(b"zTXt", b"Comment\0\0" + many),
-        _chunk(b"iCCP", b"profile\0\0" + many),
-        _chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + many),
-        b"".join(_chunk(b"tEXt", b"key%d\0" % i + bytes(900_000)) for i in range(100)),
-        _chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + r.randbytes(500)),
+        chunk(b"zTXt", b"Comment\0\0" + many),
+        chunk(b"iCCP", b"profile\0\0" + many),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + many),
+        b"".join(chunk(b"tEXt", b"key%d\0" % i + bytes(900_000)) for i in range(100)),
+        chunk(b"eXIf", b"MM\0*\0\0\0\x08\xff\xff" + r.randbytes(500)),
     ]
     content = zlib.compress(bytes(8 * 25))
     return _pictures(folder, {"1.png": png(8, 8, extra=r.choice(bombs), content=content)}, r)
@@ -418,7 +401,7 @@ def _(folder: Path, r: random.Random) -> Path:
         "/".join(["deep"] * 300) + "/1.png",
         "'\"$(touch code-was-run)`touch code-was-run`/1.png",
     ]
-    return _pictures(folder, {name: _encoded(r, (8, 8), "PNG")[0] for name in r.sample(names, r.randint(1, 8))}, r)
+    return _pictures(folder, {name: _good(r) for name in r.sample(names, r.randint(1, 8))}, r)
 
 
 @_hostile("name-of-the-folder")
@@ -426,12 +409,12 @@ def _(folder: Path, r: random.Random) -> Path:
     name = r.choice([b"caf\xe9", b"\xff", b"a\nb", "…".encode(), b"\x1b[31m", b"~nobody-at-all"])
     path = os.path.join(os.fsencode(folder), name)
     os.mkdir(path)
-    return _pictures(Path(os.fsdecode(path)), {"1.png": _encoded(r, (8, 8), "PNG")[0]}, r)
+    return _pictures(Path(os.fsdecode(path)), {"1.png": _good(r)}, r)
 
 
 @_hostile("links")
 def _(folder: Path, r: random.Random) -> Path:
-    _pictures(folder, {"a/1.png": _encoded(r, (8, 8), "PNG")[0], "b/2.png": _encoded(r, (8, 8), "PNG")[0]}, r)
+    _pictures(folder, {"a/1.png": _good(r), "b/2.png": _good(r)}, r)
     for _ in range(r.randint(1, 6)):
         place = folder / r.choice(["", "a", "b"]) / f"{r.randrange(10**6)}{r.choice(['', '.png'])}"
         place.symlink_to(
@@ -443,7 +426,7 @@ def _(folder: Path, r: random.Random) -> Path:
 @_hostile("links-exponential")
 def _(folder: Path, r: random.Random) -> Path:
     """A folder that can be reached in 2³⁰ ways."""
-    _pictures(folder, {f"{i}/{i}.png": _encoded(r, (8, 8), "PNG")[0] for i in range(31)}, r)
+    _pictures(folder, {f"{i}/{i}.png": _good(r) for i in range(31)}, r)
     for i in range(30):
         for name in "xy":
             (folder / str(i) / name).symlink_to(f"../{i + 1}")
@@ -474,7 +457,7 @@ def _special(path: Path, r: random.Random) -> None:
 
 @_hostile("not-a-file-inside")
 def _(folder: Path, r: random.Random) -> Path:
-    _pictures(folder, {"1.jpg/2.png": _encoded(r, (8, 8), "PNG")[0]}, r)
+    _pictures(folder, {"1.jpg/2.png": _good(r)}, r)
     _special(folder / r.choice(["x.png", "data.mdb", "train_X.bin", "img_align_celeba.zip"]), r)
     return folder
 
@@ -489,7 +472,7 @@ def _(folder: Path, r: random.Random) -> Path:
 
 
 def _contents(r: random.Random) -> dict[str, bytes]:
-    return {f"{'ab'[i % 2]}/{i}.png": _encoded(r, (8, 8), "PNG")[0] for i in range(r.randint(1, 12))}
+    return {f"{'ab'[i % 2]}/{i}.png": _good(r) for i in range(r.randint(1, 12))}
 
 
 def _zip(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
@@ -517,6 +500,12 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return b"".join(_member(name, len(content)) + _padded(content) for name, content in files.items()) + bytes(10_240)
 
 
+def _tar_file(folder: Path, r: random.Random, make: Callable[[Callable], bytes], *suffixes: str) -> Path:
+    """A tar with one of the suffixes; `make` gets what compresses."""
+    suffix = r.choice(suffixes or list(_COMPRESS))
+    return _file(folder, f"x.tar{suffix}", make(_COMPRESS[suffix]))
+
+
 _COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, "": bytes}
 
 
@@ -537,7 +526,7 @@ def _(folder: Path, r: random.Random) -> Path:
 def _(folder: Path, r: random.Random) -> Path:
     """Bits flipped in the table at the end."""
     content = _zip(_contents(r), zipfile.ZIP_DEFLATED)
-    return _file(folder, "x.zip", _flipped(content, r, content.index(b"PK\x01\x02")))
+    return _file(folder, "x.zip", flipped(content, r, content.index(b"PK\x01\x02")))
 
 
 @_hostile("zip-bomb")
@@ -579,7 +568,7 @@ def _(folder: Path, r: random.Random) -> Path:
         "con/1.png",
         "9" * 5000 + ".png",
     ]
-    content = _zip({name: _encoded(r, (8, 8), "PNG")[0] for name in r.sample(names, r.randint(1, 6))})
+    content = _zip({name: _good(r) for name in r.sample(names, r.randint(1, 6))})
     if r.random() < 0.3:
         content = content.replace(r.choice([b"1.png", b"nul.png"]), r.choice([b"\xff.png", b"\0.png"]))
     return _file(folder, "x.zip", content)
@@ -595,15 +584,13 @@ def _(folder: Path, r: random.Random) -> Path:
 
 @_hostile("tar-damaged")
 def _(folder: Path, r: random.Random) -> Path:
-    suffix = r.choice(list(_COMPRESS))
-    return _file(folder, f"x.tar{suffix}", _damaged(_COMPRESS[suffix](_tar(_contents(r))), r))
+    return _tar_file(folder, r, lambda compress: _damaged(compress(_tar(_contents(r))), r))
 
 
 @_hostile("tar-damaged-inside")
 def _(folder: Path, r: random.Random) -> Path:
     """The compressed stream is whole, what is in it is not."""
-    suffix = r.choice(list(_COMPRESS))
-    return _file(folder, f"x.tar{suffix}", _COMPRESS[suffix](_damaged(_tar(_contents(r)), r)))
+    return _tar_file(folder, r, lambda compress: compress(_damaged(_tar(_contents(r)), r)))
 
 
 @_hostile("tar-bomb")
@@ -667,11 +654,11 @@ def _(folder: Path, r: random.Random) -> Path:
 @_hostile("tar-many-members")
 def _(folder: Path, r: random.Random) -> Path:
     """Empty members without end."""
-    suffix = r.choice([".gz", ".xz"])
-    compress = _COMPRESS[suffix]
-    return _file(
-        folder, f"x.tar{suffix}", compress(_member("1.png", 0) * 1000) * r.randint(5, 30) + compress(bytes(1024))
-    )
+
+    def make(compress: Callable) -> bytes:
+        return compress(_member("1.png", 0) * 1000) * r.randint(5, 30) + compress(bytes(1024))
+
+    return _tar_file(folder, r, make, ".gz", ".xz")
 
 
 @_hostile("xz-dictionary")
@@ -767,7 +754,7 @@ def _(folder: Path, r: random.Random) -> Path:
 def _(folder: Path, r: random.Random) -> Path:
     batch = _batch(_array(raw=r.randbytes(3072)))
     # In its head, and behind the pixels.
-    content = _flipped(batch[:170], r) + batch[170:] if r.random() < 0.7 else _damaged(batch, r)
+    content = flipped(batch[:170], r) + batch[170:] if r.random() < 0.7 else _damaged(batch, r)
     return _archive(folder, {"test_batch": content}, "cifar-10-batches-py")
 
 
@@ -812,18 +799,9 @@ def _(folder: Path, r: random.Random) -> Path:
 # LMDBs
 
 
-def _lmdb(folder: Path, rows: dict[str, bytes]) -> Path:
-    import lmdb
-
-    with lmdb.open(str(folder), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
-        for key, value in rows.items():
-            transaction.put(key.encode(), value)
-    return folder
-
-
 def _rows(r: random.Random) -> dict[str, bytes]:
     count = r.randint(1, 200)
-    images = {str(i): _encoded(r, (8, 8), "PNG")[0] + bytes(r.choice([0, 5000])) for i in range(count)}
+    images = {str(i): _good(r) + bytes(r.choice([0, 5000])) for i in range(count)}
     layout = r.choice(["numbers", "labels", "hashes"])
     if layout == "labels":
         return {f"d{i}": image for i, image in images.items()} | {f"l{i}": b"%d" % (int(i) % 3) for i in images}
@@ -832,18 +810,18 @@ def _rows(r: random.Random) -> dict[str, bytes]:
 
 @_hostile("lmdb-damaged")
 def _(folder: Path, r: random.Random) -> Path:
-    data = _lmdb(folder, _rows(r)) / "data.mdb"
+    data = database(folder, _rows(r)) / "data.mdb"
     content = data.read_bytes()
     # The first two pages describe the others.
     head = r.choice([8192, len(content)])
-    data.write_bytes(r.choice([_flipped(content[:head], r) + content[head:], _damaged(content, r), _cut(content, r)]))
+    data.write_bytes(r.choice([flipped(content[:head], r) + content[head:], _damaged(content, r), cut(content, r)]))
     return folder
 
 
 @_hostile("lmdb-pages")
 def _(folder: Path, r: random.Random) -> Path:
     """Headers of pages, where the numbers of other pages and the places of entries are."""
-    data = _lmdb(folder, _rows(r)) / "data.mdb"
+    data = database(folder, _rows(r)) / "data.mdb"
     content = bytearray(data.read_bytes())
     for _ in range(r.randint(1, 30)):
         page = r.randrange(2, len(content) // 4096)
@@ -855,7 +833,7 @@ def _(folder: Path, r: random.Random) -> Path:
 
 @_hostile("lmdb-content")
 def _(folder: Path, r: random.Random) -> Path:
-    image = _encoded(r, (8, 8), "PNG")[0]
+    image = _good(r)
     rows = r.choice(
         [
             {"d0": image, "l0": b"99999999"},
@@ -871,7 +849,7 @@ def _(folder: Path, r: random.Random) -> Path:
             {},
         ]
     )
-    return _lmdb(folder, rows)
+    return database(folder, rows)
 
 
 @_hostile("lmdb-not-one")

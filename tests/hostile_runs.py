@@ -11,7 +11,6 @@ import os
 import pickle
 import random
 import shutil
-import struct
 import sys
 import tempfile
 import traceback
@@ -22,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
+from tests.damage import CONTENT, SPECIAL
 from tests.forks import fork
-from tests.hostile_files import CANARY, HOSTILE, Hostile
+from tests.hostile_files import CANARY, HOSTILE, Hostile, chunk, png
 
 TRAIN = [
     *("train", "digits", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6", "--log-every=1"),
@@ -100,13 +101,6 @@ def _content(make: Callable[[bytes, random.Random], bytes]) -> Damage:
     return damage
 
 
-def _flipped(old: bytes, rng: random.Random) -> bytes:
-    new = bytearray(old)
-    for _ in range(20):
-        new[rng.randrange(len(new))] ^= 1 << rng.randrange(8)
-    return bytes(new)
-
-
 def _replaced(plant: Callable[[Path], None]) -> Damage:
     def damage(path: Path, _rng: random.Random) -> None:
         if path.is_dir():
@@ -119,16 +113,9 @@ def _replaced(plant: Callable[[Path], None]) -> Damage:
 
 
 ANY: dict[str, Damage] = {
-    "empty": _content(lambda old, rng: b""),
-    "zeros": _content(lambda old, rng: bytes(len(old) + 1)),
-    "truncated": _content(lambda old, rng: old[: rng.randrange(1, max(2, len(old)))]),
-    "flipped": _content(lambda old, rng: _flipped(old or b"{}", rng)),
-    "noise": _content(lambda old, rng: rng.randbytes(rng.randrange(1, 5000))),
-    "pipe": _replaced(os.mkfifo),
-    "endless": _replaced(lambda path: path.symlink_to("/dev/zero")),
-    "folder": _replaced(Path.mkdir),
-    "lost-link": _replaced(lambda path: path.symlink_to("nowhere/at/all")),
-    "link-to-itself": _replaced(lambda path: path.symlink_to(path.name)),
+    **{name: _content(CONTENT[name]) for name in ("empty", "zeros", "truncated", "flipped", "noise")},
+    **{name: _replaced(SPECIAL[name]) for name in ("pipe", "endless", "folder", "lost-link")},
+    "link-to-itself": _replaced(SPECIAL["itself"]),
 }
 TEXT: dict[str, Damage] = {
     "utf-16": _content(lambda old, rng: old.decode().encode("utf-16")),
@@ -371,30 +358,19 @@ for _kind, _damage in CHECKPOINTS.items():
 # Pictures
 
 
-def _png(width: int, height: int, *chunks: bytes) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = b"".join(chunk(b"zTXt", c) for c in chunks) + chunk(b"IDAT", zlib.compress(bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
-
-
 def _gif() -> bytes:
-    from PIL import Image
-
     data = io.BytesIO()
     Image.new("L", (9, 9)).save(data, "GIF")
     return data.getvalue()
 
 
 PICTURES = {
-    "of-60000-pixels": _png(60_000, 60_000),
-    "of-12000-pixels": _png(12_000, 12_000),
-    "of-2-billion-pixels": _png(2**31 - 1, 1),
-    "of-none": _png(0, 0),
-    "with-a-text-bomb": _png(8, 8, b"Comment\0\0" + zlib.compress(bytes(1 << 28))),
-    "short": _png(500, 500),
+    "of-60000-pixels": png(60_000, 60_000),
+    "of-12000-pixels": png(12_000, 12_000),
+    "of-2-billion-pixels": png(2**31 - 1, 1),
+    "of-none": png(0, 0),
+    "with-a-text-bomb": png(8, 8, extra=chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1 << 28)))),
+    "short": png(500, 500, content=zlib.compress(bytes(1000))),
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch " + CANARY.encode() + b") (w) file\n",
     "gif": _gif(),
 }
@@ -461,30 +437,27 @@ def _dry(path: Path) -> list[str]:
 for _kind, _text in SWEEPS.items():
     HOSTILE.append(Hostile(f"sweep-{_kind}", _sweep(_text), _dry))
 HOSTILE.append(Hostile("sweep-100000-runs", _sweep(_grid(100_000)), _dry))
+
+
+def _planted(damage: Damage, folder: Path, rng: random.Random) -> Path:
+    damage(folder / "sweep.toml", rng)
+    return folder / "sweep.toml"
+
+
 for _kind in ("pipe", "endless", "folder", "lost-link"):
-
-    def _planted(folder: Path, rng: random.Random, damage: Damage = ANY[_kind]) -> Path:
-        damage(folder / "sweep.toml", rng)
-        return folder / "sweep.toml"
-
-    HOSTILE.append(Hostile(f"sweep-{_kind}", _planted, _dry))
+    HOSTILE.append(Hostile(f"sweep-{_kind}", functools.partial(_planted, ANY[_kind]), _dry))
 
 
-def _begun(folder: Path, name: str, damage: Damage, rng: random.Random) -> Path:
+def _begun(damage: Damage, folder: Path, rng: random.Random) -> Path:
     path = folder / "sweep.toml"
     path.write_text(HEAD + 'out = "out"\n')
     (folder / "out" / "run").mkdir(parents=True)
     (folder / "out" / "sweep.json").write_text('{"run": {"status": "failed"}}')
-    damage(folder / "out" / name, rng)
+    damage(folder / "out" / "sweep.json", rng)
     return path
 
 
 ENDS = {**ANY, "list": TEXT["list"], "deep": TEXT["deep"], "null": TEXT["null"]}
 for _kind, _damage in ENDS.items():
-    HOSTILE.append(
-        Hostile(
-            f"sweep.json-{_kind}",
-            lambda folder, rng, damage=_damage: _begun(folder, "sweep.json", damage, rng),
-            lambda path: ["sweep", str(path), "--table"],
-        )
-    )
+    _made = functools.partial(_begun, _damage)
+    HOSTILE.append(Hostile(f"sweep.json-{_kind}", _made, lambda path: ["sweep", str(path), "--table"]))

@@ -21,6 +21,7 @@ from gnfast import models
 from gnfast.config.config import Config, as_json
 from gnfast.runs import checkpoint
 from gnfast.train.export import _digest
+from tests.damage import CONTENT, SPECIAL
 from tests.hostile_files import CANARY, HOSTILE, Hostile
 
 DIM = 6
@@ -89,6 +90,10 @@ def _npz(change: Callable[[dict, random.Random], Any], folder: Path, draw: rando
     path = folder / "s.npz"
     np.savez(path, **arrays)
     return path
+
+
+def _as_it_is(content: dict, draw: random.Random) -> None:
+    pass
 
 
 def _set(**values: Any) -> Callable[[dict, random.Random], None]:
@@ -172,7 +177,6 @@ def _raw_npz(
     members: Callable[[random.Random], dict[str, bytes]],
     folder: Path,
     draw: random.Random,
-    *,
     compression: int = zipfile.ZIP_DEFLATED,
 ) -> Path:
     path = folder / "s.npz"
@@ -180,6 +184,10 @@ def _raw_npz(
         for name, content in members(draw).items():
             archive.writestr(name, content)
     return path
+
+
+def _compressed_npz(compression: int, folder: Path, draw: random.Random) -> Path:
+    return _raw_npz(lambda d: {"mu.npy": _member((1,), data=bytes(8))}, folder, draw, compression)
 
 
 def _member(shape: tuple, descr: str = "<f8", data: bytes = b"") -> bytes:
@@ -229,37 +237,11 @@ RAW_STATISTICS: dict[str, Callable[[random.Random], dict[str, bytes]]] = {
 def _damaged(good: Callable[[Path, random.Random], Path], how: str, folder: Path, draw: random.Random) -> Path:
     """A good file, and what may happen to it."""
     path = good(folder, draw)
-    content = bytearray(path.read_bytes())
-    if how == "truncated":
-        del content[draw.randrange(1, len(content)) :]
-    elif how == "flipped":
-        for _ in range(draw.randrange(1, 40)):
-            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    elif how == "head-flipped":
-        for _ in range(draw.randrange(1, 8)):
-            content[draw.randrange(min(400, len(content)))] = draw.randrange(256)
-    elif how == "tail-flipped":
-        for _ in range(draw.randrange(1, 8)):
-            content[-draw.randrange(1, min(400, len(content)))] = draw.randrange(256)
-    elif how == "doubled":
-        content = content * 2
-    elif how == "cut-out":
-        start = draw.randrange(len(content))
-        del content[start : start + draw.randrange(1, 999)]
-    elif how == "zeroed":
-        start = draw.randrange(len(content))
-        content[start : start + 512] = bytes(len(content[start : start + 512]))
-    elif how == "noise":
-        content = draw.randbytes(draw.randrange(1, 9999))
-    elif how == "empty":
-        content = b""
-    elif how == "text":
-        content = b"not what its name says\n" * draw.randrange(1, 99)
-    path.write_bytes(content)
+    path.write_bytes(CONTENT[how](path.read_bytes(), draw))
     return path
 
 
-DAMAGES = (
+DAMAGES = [
     "truncated",
     "flipped",
     "head-flipped",
@@ -270,27 +252,16 @@ DAMAGES = (
     "noise",
     "empty",
     "text",
-)
+]
 
 
-def _special(name: str, how: str, folder: Path, draw: random.Random) -> Path:
-    """What is no regular file, or none that can be read."""
-    path = folder / name
-    if how == "pipe":
-        os.mkfifo(path)
-    elif how == "endless":
-        path.symlink_to("/dev/zero")
-    elif how == "folder":
-        path.mkdir()
-    elif how == "itself":
-        path.symlink_to(path)
-    elif how == "sparse":
-        with path.open("wb") as file:
-            file.truncate(1 << 40)
-    return path
+def _special(name: str, how: str, folder: Path, _draw: random.Random) -> Path:
+    """What is not a regular file, or not one that can be read."""
+    SPECIAL[how](folder / name)
+    return folder / name
 
 
-SPECIALS = ("pipe", "endless", "folder", "itself", "missing", "sparse")
+SPECIALS = [name for name in SPECIAL if name != "lost-link"]
 
 
 def _state() -> dict[str, torch.Tensor]:
@@ -535,14 +506,14 @@ PUBLISHED = {
 }
 
 
-def _plain(value: Any, folder: Path, draw: random.Random, name: str = "model.pt") -> Path:
+def _plain(name: str, value: Any, folder: Path, draw: random.Random) -> Path:
     torch.save(value, folder / name)
     return folder / name
 
 
 def _zipped(change: Callable[[str, bytes], tuple[str, bytes] | None], folder: Path, draw: random.Random) -> Path:
     """A checkpoint whose zip members were changed and compressed."""
-    inner = _published(lambda content, draw: None, folder, draw)
+    inner = _published(_as_it_is, folder, draw)
     with zipfile.ZipFile(inner) as archive:
         members = [(info.filename, archive.read(info)) for info in archive.infolist()]
     with zipfile.ZipFile(inner, "w") as archive:
@@ -580,7 +551,7 @@ def _run(change: Callable[[dict, random.Random], Any], folder: Path, draw: rando
 
 
 RUNS = {
-    "extractor-code": lambda content, draw: None,
+    "extractor-code": _as_it_is,
     "extractor-weights-device": _in("config", extractor="inception", extractor_weights="/dev/zero"),
     "width-huge": _in("config", width=1e6),
     "z-dim-huge": _in("config", z_dim=10**9),
@@ -597,92 +568,57 @@ RUNS = {
 }
 
 
-def _eval(path: Path) -> list[str]:
-    return ["eval", str(path), "--reference", str(path), "--device=cpu"]
+def _command(*words: str) -> Callable[[Path], list[str]]:
+    return lambda path: [word.format(path) for word in words]
 
 
-def _eval_generator(path: Path) -> list[str]:
-    return ["eval", str(path), "--n=8", "--device=cpu", "--kid-subsets=0"]
+_eval = _command("eval", "{}", "--reference", "{}", "--device=cpu")
+_eval_generator = _command("eval", "{}", "--n=8", "--device=cpu", "--kid-subsets=0")
+_sample = _command("sample", "{}", "--n=2", "--out=drawn.png", "--device=cpu")
+_export = _command("export", "{}", "--out=again.safetensors")
+_weights = _command("eval", "digits", "--extractor-weights={}", "--save-stats=of-digits.npz", "--device=cpu")
+_analyze = _command("analyze", "--net=torch.nn:Identity", "--weights={}", "--data=digits", "--n=4", "--device=cpu")
 
 
-def _sample(path: Path) -> list[str]:
-    return ["sample", str(path), "--n=2", "--out=drawn.png", "--device=cpu"]
-
-
-def _export(path: Path) -> list[str]:
-    return ["export", str(path), "--out=again.safetensors"]
-
-
-def _weights(path: Path) -> list[str]:
-    return ["eval", "digits", f"--extractor-weights={path}", "--save-stats=of-digits.npz", "--device=cpu"]
-
-
-def _analyze(path: Path) -> list[str]:
-    return ["analyze", "--net=torch.nn:Identity", f"--weights={path}", "--data=digits", "--n=4", "--device=cpu"]
-
-
-def _good_statistics(folder: Path, draw: random.Random) -> Path:
-    return _npz(lambda arrays, draw: None, folder, draw)
-
-
-def _good_export(folder: Path, draw: random.Random) -> Path:
-    return _safetensors(lambda about, draw: None, folder, draw)
-
-
-def _good_published(folder: Path, draw: random.Random) -> Path:
-    return _published(lambda content, draw: None, folder, draw)
-
-
-def _hostile() -> list[Hostile]:
-    made = [Hostile(f"npz-{kind}", partial(_npz, change), _eval) for kind, change in STATISTICS.items()]
-    made += [Hostile(f"npz-{kind}", partial(_raw_npz, members), _eval) for kind, members in RAW_STATISTICS.items()]
-    made += [
-        Hostile(
-            f"npz-by-{name}",
-            partial(_raw_npz, lambda d: {"mu.npy": _member((1,), data=bytes(8))}, compression=compression),
-            _eval,
-        )
-        for name, compression in (("bzip2", zipfile.ZIP_BZIP2), ("lzma", zipfile.ZIP_LZMA))
-    ]
-    made += [
-        Hostile(f"export-{kind}", partial(_safetensors, change), _eval_generator) for kind, change in EXPORTED.items()
-    ]
-    made += [
-        Hostile(f"export-{kind}", partial(_safetensors_header, change), _sample) for kind, change in HEADERS.items()
-    ]
-    made += [Hostile(f"published-{kind}", partial(_published, change), _export) for kind, change in PUBLISHED.items()]
-    made += [Hostile(f"published-{kind}", partial(_zipped, change), _sample) for kind, change in ZIPPED.items()]
-    made += [Hostile(f"run-{kind}", partial(_run, change), _eval_generator) for kind, change in RUNS.items()]
-    for name, good, command in (
-        ("npz", _good_statistics, _eval),
-        ("export", _good_export, _sample),
-        ("published", _good_published, _export),
-    ):
-        made += [Hostile(f"{name}-{how}", partial(_damaged, good, how), command) for how in DAMAGES]
-    for name, command in (
-        ("s.npz", _eval),
-        ("G.safetensors", _sample),
-        ("model.pt", _export),
-        ("weights.pth", _weights),
-    ):
-        kind = {"s": "npz", "G": "export", "model": "published", "weights": "weights"}[name.partition(".")[0]]
-        made += [Hostile(f"{kind}-{how}", partial(_special, name, how), command) for how in SPECIALS]
-    for name, content in {
-        "list": [1],
-        "module": torch.nn.Linear(2, 2),
-        "code": RUNS_CODE["system"],
-        "sparse-one": {"a": torch.zeros(3).to_sparse()},
-        "number": {"a": 3},
-        "keys": {3: torch.zeros(1)},
-        "wide": {"fc.weight": torch.zeros(()).expand(10**12)},
-    }.items():
-        made += [
-            Hostile(f"weights-{name}", partial(_plain, content, name="weights.pth"), _weights),
-            Hostile(f"analyze-{name}", partial(_plain, content, name="weights.pt"), _analyze),
-        ]
-    made += [Hostile(f"analyze-{how}", partial(_special, "weights.safetensors", how), _analyze) for how in SPECIALS]
-    return made
-
-
-MADE = _hostile()
+PLAIN = {
+    "list": [1],
+    "module": torch.nn.Linear(2, 2),
+    "code": RUNS_CODE["system"],
+    "sparse-one": {"a": torch.zeros(3).to_sparse()},
+    "number": {"a": 3},
+    "keys": {3: torch.zeros(1)},
+    "wide": {"fc.weight": torch.zeros(()).expand(10**12)},
+}
+# Kind: what each change is made by, and the command that meets the result.
+_CHANGED = [
+    ("npz", STATISTICS, _npz, _eval),
+    ("npz", RAW_STATISTICS, _raw_npz, _eval),
+    ("npz-by", {"bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}, _compressed_npz, _eval),
+    ("export", EXPORTED, _safetensors, _eval_generator),
+    ("export", HEADERS, _safetensors_header, _sample),
+    ("published", PUBLISHED, _published, _export),
+    ("published", ZIPPED, _zipped, _sample),
+    ("run", RUNS, _run, _eval_generator),
+    ("weights", PLAIN, partial(_plain, "weights.pth"), _weights),
+    ("analyze", PLAIN, partial(_plain, "weights.pt"), _analyze),
+]
+_GOOD = [("npz", _npz, _eval), ("export", _safetensors, _sample), ("published", _published, _export)]
+_NAMES = [
+    ("npz", "s.npz", _eval),
+    ("export", "G.safetensors", _sample),
+    ("published", "model.pt", _export),
+    ("weights", "weights.pth", _weights),
+    ("analyze", "weights.safetensors", _analyze),
+]
+MADE = [
+    Hostile(f"{name}-{kind}", partial(make, change), command)
+    for name, changes, make, command in _CHANGED
+    for kind, change in changes.items()
+]
+MADE += [
+    Hostile(f"{name}-{how}", partial(_damaged, partial(make, _as_it_is), how), command)
+    for name, make, command in _GOOD
+    for how in DAMAGES
+]
+MADE += [Hostile(f"{kind}-{how}", partial(_special, name, how), do) for kind, name, do in _NAMES for how in SPECIALS]
 HOSTILE += MADE

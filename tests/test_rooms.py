@@ -1,12 +1,17 @@
-"""The plan of the house, read from its imports: rooms in one order, and no circles (CONTRIBUTING, The rooms).
+"""The plan of the house, read from its imports: rooms in one order, and no circles (CONTRIBUTING, The rooms). Also what
+a reader can hold: the length of files and functions, and how many files a tensor goes through.
 
 Imports inside functions count as well; those for type checkers alone do not.
 """
 
 import ast
 import graphlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from torch import nn
 
 import gnfast
 
@@ -14,20 +19,8 @@ PACKAGE = Path(gnfast.__file__).parent
 # From the ground up: a room imports from itself and from those before it. "gnfast" is what `import gnfast` gives.
 ROOMS = (
     *("errors", "io", "interop", "kernels", "steps", "rewriting", "plan", "engine", "spectral", "gnfast"),
-    *(
-        "losses",
-        "models",
-        "data",
-        "metrics",
-        "measure",
-        "config",
-        "runs",
-        "train",
-        "analysis",
-        "bench",
-        "cli",
-        "__main__",
-    ),
+    *("losses", "models", "data", "metrics", "measure", "config", "runs", "train", "analysis", "bench", "cli"),
+    "__main__",
 )
 
 
@@ -82,3 +75,34 @@ def test_no_arrow_runs_back_up():
 def test_no_circles():
     # Raises CycleError, which names the files of a circle.
     graphlib.TopologicalSorter(arrows()).prepare()
+
+
+def test_files_and_functions_are_short():
+    sources = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "benchmarks").rglob("*.py")]
+    assert not [str(path) for path in sources if len(path.read_text().splitlines()) > 350]
+    functions = (node for path in sources for node in ast.walk(ast.parse(path.read_text())))
+    functions = (node for node in functions if isinstance(node, ast.FunctionDef))
+    assert not [node.name for node in functions if node.end_lineno - node.lineno >= 60]
+
+
+def test_the_way_of_a_tensor_to_the_first_kernel_is_short():
+    """At most seven files are open when the first convolution runs, one of them twice."""
+    way = []
+
+    def follow(frame, event, _):
+        if event == "call" and not way and "kernels/conv/" in frame.f_code.co_filename:
+            while frame is not None:
+                path = Path(frame.f_code.co_filename)
+                if path.is_relative_to(PACKAGE) and (not way or way[-1] != path):
+                    way.append(path)
+                frame = frame.f_back
+
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1)), torch.randn(2, 3, 6, 6)
+    gnfast.normalize_gradient(net, x, strict=True)
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        gnfast.normalize_gradient(net, x, strict=True)
+    finally:
+        sys.setprofile(before)
+    assert 0 < len(set(way)) <= 7 and len(way) <= len(set(way)) + 1, way

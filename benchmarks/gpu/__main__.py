@@ -16,6 +16,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +37,14 @@ class Stage:
         names: of sections, the most valuable first.
         limit_s: seconds for all of them.
         size: how many processes run them.
-        beside: groups of sections that a process each prepares as soon as the libraries are loaded.
+        beside: groups of sections, each of which a process prepares as soon as the libraries are loaded.
         turns: those that were prepared measure here.
     """
 
-    names: tuple[str, ...]
+    names: Collection[str]
     limit_s: float
     size: int = 1
-    beside: tuple[tuple[str, ...], ...] = ()
+    beside: tuple[Collection[str], ...] = ()
     turns: bool = False
 
 
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         stages, seconds = _stages(options.stages)
         unknown = [name for name in options.only if name not in sections.SECTIONS]
         if unknown:
-            raise ValueError(f"--only: got {', '.join(unknown)}, want of {', '.join(sections.SECTIONS)}")
+            raise ValueError(f"--only: got {', '.join(unknown)}, wanted some of {', '.join(sections.SECTIONS)}")
     except ValueError as error:
         parser.error(str(error))
     if not options.dry_run:
@@ -109,12 +110,14 @@ def _stages(words: list[str]) -> tuple[list[str], float]:
     while words:
         name = words.pop(0)
         if name not in STAGES:
-            raise ValueError(f"stage: got {name!r}, want one of {', '.join(STAGES)}")
+            raise ValueError(f"stage: got {name!r}, wanted one of {', '.join(STAGES)}")
         if name == "run":
+            given = words.pop(0) if words else "nothing"
             try:
-                seconds = float(words.pop(0))
-            except (IndexError, ValueError):
-                raise ValueError("stage: run wants the seconds that it trains, as in `run 60`") from None
+                seconds = float(given)
+            except ValueError:
+                wanted = "wanted the seconds that it trains, as in `run 60`"
+                raise ValueError(f"stage run: got {given}, {wanted}") from None
         stages.append(name)
     return stages, seconds
 

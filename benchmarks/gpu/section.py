@@ -1,6 +1,7 @@
 """What a section is, and what it is told."""
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,12 +74,20 @@ class Section:
     """A part of the run that can fail by itself.
 
     Attributes:
-        rows: measures, row by row.
+        function: "module:name" of what measures: (context, **options) ↦ an iterator over rows. Only the process that
+            runs it imports the module, so that one that cannot be imported costs its own sections alone.
         limit_s: seconds that it may take on a GPU, waiting for its turn not counted.
+        options: what the function is called with.
     """
 
-    rows: Callable[[Context], Iterator[Row]]
+    function: str
     limit_s: float
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def rows(self, context: Context) -> Iterator[Row]:
+        """Measures, row by row."""
+        module, _, name = self.function.partition(":")
+        return getattr(importlib.import_module(module), name)(context, **self.options)
 
     def limit(self, quick: bool) -> float:
         """The seconds that it may take, in a dry run on whatever cores there are too."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import report_tests
+from benchmarks.gpu import pytest_outcomes
 from benchmarks.gpu.record import FAILURES
 from benchmarks.gpu.section import Context, Row
 
@@ -22,11 +22,11 @@ TEST_LIMIT = 60
 # Seconds before a section's limit from which on pytest is ended, so that it can say what it has.
 ENDING = 10
 # The Triton twins of what the CUDA library does: they run only where it is not built.
-REPLACED = "not (test_spectral_kernels and triton)"
+REPLACED = "not (test_spectral_norm and triton)"
 
-SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_kernels.py"
-JOIN, HEAD = (f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("pointwise", "pointwise_heads"))
-MLP, CONV = "tests/kernels/test_pointwise_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
+SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_norm.py"
+JOIN, HEAD = (f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("join", "head"))
+MLP, CONV = "tests/kernels/test_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
 # Each kernel on two shapes.
 SMOKE = (
     f"{SIGN_BITS}[torch.float32-100003-contiguous-0.0-cuda-operators]",
@@ -73,9 +73,9 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
         outcomes, output = Path(folder, "outcomes"), Path(folder, "output")
         # Nothing of a pytest that this may be called from.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        environment |= {report_tests.OUTCOMES: str(outcomes), report_tests.FAILED: str(context.out / FAILURES)}
+        environment |= {pytest_outcomes.OUTCOMES: str(outcomes), pytest_outcomes.FAILED: str(context.out / FAILURES)}
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-        command += ["-p", "benchmarks.gpu.report_tests", *parallel, *limited, *chosen]
+        command += ["-p", "benchmarks.gpu.pytest_outcomes", *parallel, *limited, *chosen]
         started = time.monotonic()
         with open(output, "w") as file:
             # With processes of its own, of which none may go on.

@@ -1,6 +1,11 @@
-"""A real training run for a while: what it learns, how fast it is, and what the GPU waits for."""
+"""The training program: one captured iteration, a short run, and a real one for a while.
 
+What the last learns, how fast it is, and what the GPU waits for.
+"""
+
+import contextlib
 import dataclasses
+import math
 import os
 import shutil
 import signal
@@ -8,24 +13,71 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
 
 from benchmarks.gpu.section import Context, Row
-from benchmarks.gpu.smoke import graph_mode
+from gnfast.bench.critics import shipped
+from gnfast.bench.iteration import noise, settings
+from gnfast.config.config import Config
+from gnfast.config.presets import PRESETS
+from gnfast.io.rows import read_rows
+from gnfast.train import state as training_state
+from gnfast.train.loop import train
+from gnfast.train.sample import sample_run
+from gnfast.train.state import State
 
 # An environment variable: images to train on, a folder or archive; handwritten digits if it is not set.
 DATA = "GNFAST_TRAIN_DATA"
 NAME = "gngan-cifar10-cnn"
 
 
+def captured_iteration(context: Context) -> Iterator[Row]:
+    """A whole captured iteration, three times as it is and twice replayed."""
+    network = shipped("ResNet 32", width=0.05 if context.quick else 1.0)
+    with graph_mode(context):
+        state = State(settings(network, 2 if context.quick else 64), noise(network, 256), torch.device(context.device))
+        for _ in range(5):
+            state.update()
+        losses = state.take_losses()
+    graph = state.captured is not None
+    yield {"graph": graph, "losses": losses}
+    if not graph or not all(map(math.isfinite, losses.values())):
+        raise AssertionError(f"a captured iteration: {'not captured' if not graph else losses}")
+
+
+def short_training(context: Context) -> Iterator[Row]:
+    """`train()` with all that it does on the way, stopped in the middle and continued."""
+    last, every = (8, 4) if context.quick else (60, 10)
+    with tempfile.TemporaryDirectory() as folder, graph_mode(context):
+        chosen: dict[str, Any] = {
+            "data": "digits",
+            "channels": 1,
+            "resolution": 32,
+            "width": 0.05 if context.quick else 1.0,
+            "batch_d": 4 if context.quick else 64,
+            "batch_g": 4 if context.quick else 128,
+            "precision": "bfloat16",
+            "device": context.device,
+            "tensorboard": False,
+            "run_dir": folder,
+            "data_root": folder,
+        }
+        often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), every)
+        for steps in (last // 2, last):
+            outcome = train("smoke", Config(**chosen, **often, steps=steps), progress=False, echo=print)
+        rows = read_rows(Path(folder, "metrics.jsonl"))
+    yield {"steps": outcome.step, "finished": outcome.finished, "rows": len(rows), "last": rows[-1]}
+    if outcome.step != last or not any("loss_generator" in row and row["step"] == last for row in rows):
+        raise AssertionError(f"train() ended after step {outcome.step} of {last} with {len(rows)} rows")
+
+
 def training(context: Context) -> Iterator[Row]:
     """Trains `NAME` in bfloat16 for `context.seconds`, and leaves its curves, samples and log in the folder."""
-    from gnfast.config.presets import PRESETS
-    from gnfast.io.rows import read_rows
-    from gnfast.train.loop import train
-    from gnfast.train.sample import sample_run
-
     config = PRESETS[NAME].config
     data = os.environ.get(DATA, "digits")
     changes = {"data": data, "channels": 1 if data == "digits" else 3, "precision": "bfloat16", "extractor": "none"}
@@ -66,12 +118,6 @@ def training(context: Context) -> Iterator[Row]:
 
 def _waiting(context: Context, config) -> Row:
     """Where a step's time goes: the device's, the host's for what it draws, and what the device waits in between."""
-    import torch
-
-    from gnfast.bench.iteration import noise
-    from gnfast.bench.networks import shipped
-    from gnfast.train.state import State
-
     steps = 3 if context.quick else 100
     network = shipped("CNN 32")
     images = noise(dataclasses.replace(network, shape=(config.channels, 32, 32)), 1024)
@@ -100,3 +146,14 @@ def _waiting(context: Context, config) -> Row:
             busy = sum(event.self_device_time_total for event in profile.key_averages()) / 10 / 1e3
             row |= {"device_busy": round(busy, 4), "device_waits": round(max(row["wall"] - busy, 0.0), 4)}
     return row
+
+
+@contextlib.contextmanager
+def graph_mode(context: Context) -> Iterator[None]:
+    """In a dry run, whatever training does because of CUDA graphs is done on the CPU too, and the graph is not."""
+    if context.device == "cuda":
+        yield
+        return
+    decide: Callable[..., bool] = lambda config, device, group: config.cuda_graph  # noqa: E731
+    with mock.patch.object(training_state, "_can_be_captured", decide):
+        yield

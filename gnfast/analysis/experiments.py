@@ -1,57 +1,17 @@
-"""The training runs behind the papers' figures, as data: which settings, what is measured, how the figure is made.
+"""The training runs of the papers' figures, as sweeps, and how each figure comes from its runs.
 
-A run is named after what distinguishes it, and figures that need the same run share it.
+An experiment has the parts of a sweep file (docs/sweeps.md): base options, cases, a grid. Figures share experiments.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from gnfast.analysis import panels
-from gnfast.analysis.figures import Rows
-from gnfast.analysis.networks import ACTIVATIONS, DEPTHS, layered
-from gnfast.analysis.report import Panel
+from gnfast.analysis import measurements as measured
+from gnfast.analysis.panels import Panels
+from gnfast.analysis.trained import Trained
+from gnfast.config.presets import PRESETS
 
-# What `gnfast.analysis.reproduce` can measure of a run; "score" is the Fréchet distance at the end.
-MEASURES = ("critic", "sigmas", "lipschitz", "domain", "score")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run.
-
-    Attributes:
-        name: unique; its record's file is called after it.
-        label: what figures call its critic.
-        changes: fields of `gnfast.train.Config` that differ from `BASE`.
-        measures: some of `MEASURES`.
-        keys: what else its rows in figures say (family, setting, loss, seed, …).
-    """
-
-    name: str
-    label: str
-    changes: dict[str, Any]
-    measures: tuple[str, ...]
-    keys: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run gave: rows per measurement, and the score.
-
-    Attributes:
-        rows: name of the table to its rows.
-        distance: the Fréchet distance at the end; None if it diverged or was not asked for.
-        features: what the distance is measured in.
-        diverged: the step after which its losses or its critic were no longer finite, or None.
-    """
-
-    rows: dict[str, Rows]
-    distance: float | None
-    features: str
-    diverged: int | None
-
-
+PRESET = "digits"
 BASE: dict[str, Any] = {
     "flip": False,
     "model": "small",
@@ -64,9 +24,14 @@ BASE: dict[str, Any] = {
     "batch_g": 32,
     "lr_d": 1e-3,
     "lr_g": 1e-3,
-    "betas": (0.5, 0.9),
+    "betas": [0.5, 0.9],
     "ema_decay": 0.0,
+    "extractor": "classifier",
+    "n_fake": 2048,
+    "eval_every": 0,
+    "sample_every": 0,
     "n_samples": 2,
+    "checkpoint_every": 0,
     "tensorboard": False,
 }
 """What all runs share unless they say otherwise; the scale of a reproduction adds data, resolution and width."""
@@ -82,205 +47,165 @@ METHODS: dict[str, dict[str, Any]] = {
     "PGN": {"method": "pgn-table"},
 }
 SPECTRUM_METHODS = ("clipping", "weight norm", "SN", "GN")
+# GN-GAN, Fig. 3. A run for each length, for a run keeps its last checkpoints only.
+DEPTHS = (3, 6, 9)
+LENGTHS = [25, 100, 250]
+ACTIVATIONS = {
+    "ReLU": "layered-3",
+    "ELU": "layered-3-elu",
+    "Softplus β=1": "layered-3-softplus-1",
+    "Softplus β=20": "layered-3-softplus-20",
+}
+SEEDS = [0, 1, 2]
+ZETA = "ζ (ReLU)"
 
 # Qin et al.: RMSProp at 5e-5 for 1e5 steps; a faster rate for so few.
 DOMAIN = {"optimizer": "rmsprop", "lr_d": 5e-4, "lr_g": 5e-4, "steps": 250}
-LOSSES = ("non-saturating", "least-squares", "wasserstein", "cosine", "exponential")
-K_SN = (0.2, 1.0, 5.0, 50.0)
-K_GP = (0.2, 1.0, 10.0)
-ALPHA_WIDE = (1e-9, 1e-3)
-ALPHA_NARROW = (1e2, 1e5)
-
-# Learning rate, β₁, β₂, n_dis (SN-GAN, Table 1; GraN-GAN, Fig. 2).
-SNGAN_SETTINGS = {
-    "A": (1e-4, 0.5, 0.9, 5),
-    "B": (1e-4, 0.5, 0.999, 1),
-    "C": (2e-4, 0.5, 0.999, 1),
-    "D": (1e-3, 0.5, 0.9, 5),
-    "E": (1e-3, 0.5, 0.999, 5),
-    "F": (1e-3, 0.9, 0.999, 5),
+LOSSES = ["non-saturating", "least-squares", "wasserstein", "cosine", "exponential"]
+K_SN = [0.2, 1.0, 5.0, 50.0]
+ALPHA, ALPHA_WIDE = "α at k_SN = 1", "α at k_SN = 50"
+# By family: base options, what varies beside the loss, and the losses.
+DOMAINS: dict[str, tuple[dict[str, Any], str, list[float], list[str]]] = {
+    "k_SN": ({"spectral_norm": True}, "k_sn", K_SN, LOSSES),
+    ALPHA: ({"spectral_norm": True}, "alpha", [1e2, 1e5], LOSSES),
+    ALPHA_WIDE: ({"spectral_norm": True, "k_sn": 50.0}, "alpha", [1e-9, 1e-3], LOSSES),
+    "k_GP": ({"penalty": "1-gp"}, "k_gp", [0.2, 1.0, 10.0], LOSSES[:1]),
 }
-GRAN_SETTINGS = {
-    "A": (1e-4, 0.5, 0.9, 5),
-    "B": (2e-4, 0.5, 0.999, 1),
-    "C": (1e-3, 0.5, 0.999, 5),
-    "D": (1e-3, 0.9, 0.999, 5),
-    "E": (2e-4, 0.0, 0.9, 5),
+# By family: a preset of the paper for each letter, the letters, the methods, the loss.
+SETTINGS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+    "SN-GAN's settings, hinge": ("sngan-cifar10-cnn", "ABCDEF", ("none", "1-GP", "SN", "GN"), "hinge"),
+    "GraN-GAN's settings, non-saturating": ("grand-cifar10", "ABCDE", ("1-GP", "SN", "GraN"), "non-saturating"),
 }
-SEEDS = (0, 1, 2)
 
 
-def _methods() -> list[Run]:
-    return [
-        Run(f"method-{_slug(name)}", name, changes, ("critic", "sigmas", "score")) for name, changes in METHODS.items()
-    ]
+def _named(options: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a `[[case]]`."""
+    return [{"name": name, **changes} for name, changes in options.items()]
 
 
-def _depths() -> list[Run]:
-    return [
-        Run(
-            f"depth-{_slug(name)}-{depth}",
-            name,
-            {
-                **METHODS[name],
-                "model": layered(depth),
-                "init": "kaiming-normal",
-                "loss": "wasserstein",
-                "steps": 250,
+def _methods(names: Iterable[str]) -> list[dict[str, Any]]:
+    return _named({name: METHODS[name] for name in names})
+
+
+def _optimiser(preset: str) -> dict[str, Any]:
+    config = PRESETS[preset].config
+    return {"lr_d": config.lr_d, "lr_g": config.lr_g, "betas": list(config.betas), "n_dis": config.n_dis}
+
+
+_LAYERED = {"model": "layered-3", "init": "kaiming-normal"}
+EXPERIMENTS: dict[str, dict[str, Any]] = {
+    "methods": {"case": {"critic": _methods(METHODS)}},
+    "depths": {
+        "base": {"init": "kaiming-normal", "loss": "wasserstein", "extractor": "none"},
+        "case": {
+            "critic": _methods(("SN", "GN")),
+            "depth": _named({str(depth): {"model": f"layered-{depth}"} for depth in DEPTHS}),
+        },
+        "grid": {"steps": LENGTHS},
+    },
+    **{
+        family: {"base": DOMAIN | base, "grid": {"loss": losses, name: values}}
+        for family, (base, name, values, losses) in DOMAINS.items()
+    },
+    "activation": {
+        "base": _LAYERED | {"method": "gn", "steps": 300},
+        "case": {"setting": _named({name: {"model": model} for name, model in ACTIVATIONS.items()})},
+        "grid": {"seed": SEEDS},
+    },
+    ZETA: {
+        "base": _LAYERED | {"steps": 300},
+        "case": {"setting": _named({"ζ = 0": {"method": "gn0"}, "ζ = 1": {"method": "gn1"}})},
+        "grid": {"seed": SEEDS},
+    },
+    **{
+        family: {
+            "base": {"loss": loss, "steps": 250},
+            "case": {
+                "setting": _named({letter: _optimiser(f"{preset}-{letter.lower()}") for letter in letters}),
+                "critic": _methods(names),
             },
-            ("lipschitz",),
-            {"depth": depth},
-        )
-        for name in ("SN", "GN")
-        for depth in DEPTHS
-    ]
+        }
+        for family, (preset, letters, names, loss) in SETTINGS.items()
+    },
+}
 
 
-def _domains() -> list[Run]:
-    """The sweep over k_SN and over α with every loss, and over k_GP with the non-saturating one."""
-    runs = []
-    for loss in LOSSES:
-        for k in K_SN:
-            runs.append(_domain_run("k_SN", k, loss, {"spectral_norm": True, "k_sn": k}))
-        for alpha in ALPHA_NARROW:
-            runs.append(_domain_run("α at k_SN = 1", alpha, loss, {"spectral_norm": True, "alpha": alpha}))
-        for alpha in ALPHA_WIDE:
-            changes = {"spectral_norm": True, "k_sn": K_SN[-1], "alpha": alpha}
-            runs.append(_domain_run(f"α at k_SN = {K_SN[-1]:g}", alpha, loss, changes))
-    return runs + [_domain_run("k_GP", k, LOSSES[0], {"penalty": "1-gp", "k_gp": k}) for k in K_GP]
+def _gradients(found: Sequence[Trained]) -> Panels:
+    return {"gradient-norms": [row for run in found if run.finished for row in measured.gradient_rows(run.subject)]}
 
 
-def _domain_run(family: str, value: float, loss: str, changes: dict[str, Any]) -> Run:
-    measures = ("domain", "score") if loss == LOSSES[0] else ("score",)
-    keys = {"family": family, "value": value, "loss": loss}
-    return Run(f"domain-{_slug(family)}-{value:g}-{loss}", loss, {**DOMAIN, **changes, "loss": loss}, measures, keys)
+def _differences(found: Sequence[Trained]) -> Panels:
+    rows = [row for run in found if run.finished for row in measured.finite_difference_rows(run.subject)]
+    return {"finite-differences": rows}
 
 
-def _ablations() -> list[Run]:
-    critics = {name: ("activation", name, "gn") for name in ACTIVATIONS}
-    critics |= {"ζ = 0": ("ζ (ReLU)", "ReLU", "gn0"), "ζ = 1": ("ζ (ReLU)", "ReLU", "gn1")}
-    return [
-        Run(
-            f"ablation-{_slug(setting)}-{seed}",
-            "GN",
-            {"model": layered(DEPTHS[0], activation), "init": "kaiming-normal", "method": method, "seed": seed}
-            | {"steps": 300},
-            ("score",),
-            {"family": family, "setting": setting, "seed": seed},
-        )
-        for setting, (family, activation, method) in critics.items()
-        for seed in SEEDS
-    ]
+def _depths(found: Sequence[Trained]) -> Panels:
+    layers, models = [], []
+    for run in found:
+        subjects = {0: run.untrained} if run.labels["steps"] == LENGTHS[0] else {}
+        subjects |= {run.steps: run.subject} if run.finished else {}
+        for step, subject in subjects.items():
+            keys = {"step": step, "depth": int(run.labels["depth"])}
+            layers += measured.layer_lipschitz_rows(subject, count=8, **keys)
+            models += measured.model_lipschitz_rows(subject, **keys)
+    return {"lipschitz-layers": layers, "lipschitz-training": models}
 
 
-def _robustness() -> list[Run]:
-    families = {
-        "SN-GAN's settings, hinge": (SNGAN_SETTINGS, ("none", "1-GP", "SN", "GN"), "hinge"),
-        "GraN-GAN's settings, non-saturating": (GRAN_SETTINGS, ("1-GP", "SN", "GraN"), "non-saturating"),
+def _spectra(found: Sequence[Trained]) -> Panels:
+    found = [run for run in found if run.critic in SPECTRUM_METHODS]
+    spectra = [measured.spectrum_rows(run.subject) for run in found if run.finished]
+    return {
+        "spectra": [row for values, _ in spectra for row in values],
+        "sigmas": [row for run in found for row in measured.sigma_rows(run.history, run.critic)],
+        "operators": [row for _, norms in spectra for row in norms],
     }
-    return [
-        Run(
-            f"robust-{loss}-{setting}-{_slug(name)}",
-            name,
-            {
-                **METHODS[name],
-                "loss": loss,
-                "lr_d": rate,
-                "lr_g": rate,
-                "betas": (beta1, beta2),
-                "n_dis": n_dis,
-                "steps": 250,
-            },
-            ("score",),
-            {"family": family, "setting": setting, "seed": 0},
-        )
-        for family, (settings, names, loss) in families.items()
-        for setting, (rate, beta1, beta2, n_dis) in settings.items()
-        for name in names
-    ]
 
 
-@dataclass(frozen=True)
-class FigureSpec:
-    """A figure of the papers: the runs that it needs, and how their records become panels."""
-
-    runs: list[Run]
-    panels: Callable[[list[tuple[Run, Record]]], list[Panel]]
-
-
-def _draw_gradients(found: list[tuple[Run, Record]]) -> list[Panel]:
-    return [panels.gradient_norms(_table(found, "gradients"))]
-
-
-def _draw_differences(found: list[tuple[Run, Record]]) -> list[Panel]:
-    return [panels.finite_differences(_table(found, "differences"))]
-
-
-def _draw_depths(found: list[tuple[Run, Record]]) -> list[Panel]:
-    return [
-        panels.lipschitz_layers(_table(found, "layers")),
-        panels.lipschitz_training(_table(found, "model")),
-    ]
-
-
-def _draw_spectra(found: list[tuple[Run, Record]]) -> list[Panel]:
-    return [
-        panels.spectra(_table(found, "spectra")),
-        panels.sigmas(_table(found, "sigmas")),
-        panels.operators(_table(found, "operators")),
-    ]
-
-
-def _draw_domains(found: list[tuple[Run, Record]]) -> list[Panel]:
-    over_training = [
-        {"family": run.keys["family"], "setting": f"{run.keys['value']:g}", **row}
-        for run, record in found
-        for row in record.rows.get("domain", ())
-    ]
+def _domains(found: Sequence[Trained]) -> Panels:
+    over_training, scores = [], []
     # The runs at α = 1 belong to the sweeps over α as well.
-    shared = {K_SN[1]: "α at k_SN = 1", K_SN[-1]: f"α at k_SN = {K_SN[-1]:g}"}
-    scores = [_score(run, record, **run.keys) for run, record in found if run.keys["family"] != "k_GP"]
-    scores += [
-        _score(run, record, **{**run.keys, "family": shared[run.keys["value"]], "value": 1.0})
-        for run, record in found
-        if run.keys["family"] == "k_SN" and run.keys["value"] in shared
-    ]
-    scores.sort(key=lambda row: (row["loss"], row["value"]))
-    order = ("k_SN", *shared.values())
-    scores.sort(key=lambda row: (order.index(row["family"]), LOSSES.index(row["loss"])))
-    return [panels.loss_domains(over_training), panels.domain_sweep(scores)]
+    shared = {1.0: ALPHA, 50.0: ALPHA_WIDE}
+    for run in found:
+        family, loss = run.experiment, run.labels["loss"]
+        value = run.labels[DOMAINS[family][1]]
+        if loss == LOSSES[0]:
+            over_training += measured.domain_rows(run.history, "generator", family, f"{value:g}")
+        if family != "k_GP":
+            scores.append(run.score(family=family, value=value, loss=loss))
+        if family == "k_SN" and value in shared:
+            scores.append(run.score(family=shared[value], value=1.0, loss=loss))
+    order = list(DOMAINS)
+    scores.sort(key=lambda row: (order.index(row["family"]), LOSSES.index(row["loss"]), row["value"]))
+    return {"loss-domains": over_training, "domain-sweep": scores}
 
 
-def _draw_ablations(found: list[tuple[Run, Record]]) -> list[Panel]:
-    rows = [_score(run, record, critic=run.label, **run.keys) for run, record in found]
+def _ablations(found: Sequence[Trained]) -> Panels:
+    rows = [run.score(critic="GN", family=run.experiment, **run.chosen("setting", "seed")) for run in found]
     # ReLU with ζ = |f| stands in both families.
-    zeta = [{**row, "family": "ζ (ReLU)", "setting": "ζ = |f|"} for row in rows if row["setting"] == "ReLU"]
-    return [panels.ablations(rows + zeta)]
+    shared = [{**row, "family": ZETA, "setting": "ζ = |f|"} for row in rows if row["setting"] == "ReLU"]
+    return {"ablations": rows + shared}
 
 
-def _draw_robustness(found: list[tuple[Run, Record]]) -> list[Panel]:
-    return [panels.robustness([_score(run, record, critic=run.label, **run.keys) for run, record in found])]
+def _robustness(found: Sequence[Trained]) -> Panels:
+    return {
+        "robustness": [run.score(family=run.experiment, **run.chosen("critic", "setting"), seed=0) for run in found]
+    }
 
 
-def _table(found: list[tuple[Run, Record]], name: str) -> Rows:
-    return [row for _, record in found for row in record.rows.get(name, ())]
+class PaperFigure(NamedTuple):
+    """A figure of the papers: the experiments that it needs, and its panels from their runs."""
+
+    experiments: tuple[str, ...]
+    panels: Callable[[Sequence[Trained]], Panels]
 
 
-def _score(run: Run, record: Record, **keys: Any) -> dict[str, Any]:
-    return {**keys, "distance": record.distance, "features": record.features, "diverged_at": record.diverged}
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
-
-
-FIGURES: dict[str, FigureSpec] = {
-    "gradients": FigureSpec(_methods(), _draw_gradients),
-    "finite-differences": FigureSpec(_methods(), _draw_differences),
-    "lipschitz": FigureSpec(_depths(), _draw_depths),
-    "singular-values": FigureSpec([run for run in _methods() if run.label in SPECTRUM_METHODS], _draw_spectra),
-    "loss-domains": FigureSpec(_domains(), _draw_domains),
-    "ablations": FigureSpec(_ablations(), _draw_ablations),
-    "robustness": FigureSpec(_robustness(), _draw_robustness),
+FIGURES: dict[str, PaperFigure] = {
+    "gradients": PaperFigure(("methods",), _gradients),
+    "finite-differences": PaperFigure(("methods",), _differences),
+    "lipschitz": PaperFigure(("depths",), _depths),
+    "singular-values": PaperFigure(("methods",), _spectra),
+    "loss-domains": PaperFigure(tuple(DOMAINS), _domains),
+    "ablations": PaperFigure(("activation", ZETA), _ablations),
+    "robustness": PaperFigure(tuple(SETTINGS), _robustness),
 }
 """What `gnfast analyze --reproduce` can draw."""

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast.analysis.tables import Subject
+from gnfast.analysis.measurements import Subject
+from gnfast.config.config import Config
 from gnfast.data import load as load_data
 from gnfast.data import to_float
 from gnfast.engine import reference
@@ -45,7 +46,25 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     generator, critic = build_networks(config)
     generator.load_state_dict(weights["generator"])
     critic.load_state_dict(weights["critic"])
-    source = data or config.data
+    name = f"{folder.name or folder.resolve().name}, step {state['step']}"
+    return _of_networks(name, config, generator, critic, data or config.data, count, device, seed)
+
+
+def untrained(name: str, config: Config, *, count: int, device: torch.device, seed: int = 0) -> Subject:
+    """The critic that a run with these settings begins with; the rest is as for `of_run`."""
+    return _of_networks(name, config, *build_networks(config), config.data, count, device, seed)
+
+
+def _of_networks(
+    name: str,
+    config: Config,
+    generator: nn.Module,
+    critic: nn.Module,
+    source: str,
+    count: int,
+    device: torch.device,
+    seed: int,
+) -> Subject:
     size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
     real = _real(source, count, seed, device, root=config.data_root or None, **size)
     z = torch.randn(len(real), config.z_dim, generator=torch.Generator().manual_seed(seed))
@@ -56,10 +75,8 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     ]
     method = None if config.method == "none" else config.method
     loss = domain_scaled(LOSSES[config.loss], config.alpha)
-    name = f"{folder.name or folder.resolve().name}, step {state['step']}"
-    return _checked(
-        Subject(name, critic.to(device).eval(), real, torch.cat(batches), method, config.tau, config.eps, loss), source
-    )
+    fake = torch.cat(batches)
+    return _checked(Subject(name, critic.to(device).eval(), real, fake, method, config.tau, config.eps, loss), source)
 
 
 def of_module(
@@ -115,7 +132,7 @@ def _imported(spec: str) -> nn.Module:
             f"--net: {spec} cannot be built without arguments ({error}); name a function that can"
         ) from error
     if not isinstance(net, nn.Module):
-        raise ValueError(f"--net: {spec} made a {type(net).__name__}, want a torch.nn.Module")
+        raise ValueError(f"--net: {spec} made a {type(net).__name__}, wanted a torch.nn.Module")
     return net
 
 
@@ -136,7 +153,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 def _real(source: str, count: int, seed: int, device: torch.device, **options: Any) -> Tensor:
     if count < 2:
-        raise ValueError(f"--n: got {count}, want at least 2 images")
+        raise ValueError(f"--n: got {count}, wanted at least 2 images")
     images = load_data(source, progress=False, **options).images
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     return to_float(images[chosen], device)
@@ -156,7 +173,7 @@ def _checked(subject: Subject, source: str) -> Subject:
         ) from error
     if not isinstance(f, Tensor) or f.numel() != len(x):
         got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
-        raise ValueError(f"{what} gives {got} for {len(x)} images, want one logit each")
+        raise ValueError(f"{what} gives {got} for {len(x)} images, wanted one logit each")
     try:
         reference.value_and_input_grad(subject.critic, x)
     except RuntimeError as error:

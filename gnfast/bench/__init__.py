@@ -1,7 +1,7 @@
 """Measuring what a normalised critic costs, on the machine at hand: `gnfast bench`, and what benchmarks/ is made of.
 
-    networks ─ steps ─► ways, baselines ─► cases ─ run (gate, clock, count) ─► rows ─► table, plots
-    plan ─► cost ─ ceilings ─► the floor that every row is compared with
+    critics, critic_steps ─► baselines ─► cases ─► comparison (gate, clock, count) ─► rows ─► printed_rows, plots
+    plan ─► cost, ceilings ─► the floor that every row is compared with
 
 Nothing is reported faster than something else before both were found to compute the same.
 """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from gnfast.bench.steps import Result, hinge
+from gnfast.bench.critic_steps import Result, hinge
 from gnfast.engine import reference
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 Key = tuple[tuple[str, str], ...]
 
 # Parts of the names of figures that are compared; quartiles, counts of rounds and the like are not.
-FIGURES = ("median", "ratio", "fraction", "/s", "per_s", "hours", "over", "launches", "kernels", "peak", "value")
+FIGURES = ("median", "ratio", "fraction", "/s", "per_s", "hours", "over", "launches", "peak", "value")
 # What a comparison found, which may differ between runs without the row being another.
 FOUND = ("gate", "note", "not_counted", "ours", "error", "why", "choices", "failures", "left_out")
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--least", type=float, default=0.05, help="relative change that is told (default: 0.05)")
     options = parser.parse_args(arguments)
     if not options.least >= 0:
-        parser.error(f"--least: got {options.least}, want a number from 0 on")
+        parser.error(f"--least: got {options.least}, wanted a number from 0 on")
     try:
         old, new = (_read(path) for path in (options.old, options.new))
     except (OSError, ValueError) as error:

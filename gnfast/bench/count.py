@@ -51,27 +51,6 @@ def count_flops(step: Step) -> int:
     return work(step).flops
 
 
-def kernels(step: Step) -> int | None:
-    """The kernels, copies and fills that a GPU ran in one step, CUDA graphs and compiled code included.
-
-    None where nothing was seen to run on one. torch.profiler stays attached to the process and may slow later launches:
-    call it after all timing.
-
-    Args:
-        step: it has run before.
-    """
-    if not torch.cuda.is_initialized():
-        return None
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        step()
-        torch.cuda.synchronize()
-    on_device = torch.autograd.DeviceType.CUDA
-    # A profiler repeats named ranges of the program on the device's side.
-    events = profile.profiler.kineto_results.events()
-    return sum(event.device_type() == on_device and not event.is_user_annotation() for event in events) or None
-
-
 @contextlib.contextmanager
 def _triton_launches() -> Iterator[list[object]]:
     """One entry per launch of a Triton kernel, which no dispatcher sees; stays empty without Triton."""

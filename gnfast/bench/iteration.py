@@ -12,13 +12,15 @@ from typing import Any
 import torch
 
 import gnfast
-from gnfast.bench import cases, cost
+from gnfast.bench import cost
 from gnfast.bench.baselines import repair
+from gnfast.bench.case import CAPTURED, EAGER, NO_REWRITES, A, B, Case, Setup, Variant, remembered
 from gnfast.bench.cost import Cost
+from gnfast.bench.critic_steps import Result
+from gnfast.bench.critics import SHIPPED, Z_DIM, Network
 from gnfast.bench.mode import PAPERS, Mode
-from gnfast.bench.networks import SHIPPED, Z_DIM, Network
-from gnfast.bench.steps import Result
 from gnfast.config.config import Config
+from gnfast.config.presets import PRESETS
 from gnfast.data.dataset import ImageDataset
 from gnfast.train.state import State
 
@@ -28,23 +30,12 @@ PAPERS_WAY: dict[str, Any] = {"impl": "reference", "rewrite": False, "cuda_graph
 def settings(network: Network, batch: int) -> Config:
     """GN-GAN's settings for a shipped network; the generator's batch is twice the critic's."""
     family, resolution = SHIPPED[network.name]
-    residual = family == "resnet"
-    return Config(
-        data="noise",
-        resolution=resolution,
-        model=family,
-        width=network.width,
-        z_dim=Z_DIM,
-        loss="hinge" if residual else "non-saturating",
-        n_dis=5 if residual else 1,
-        batch_d=batch,
-        batch_g=2 * batch,
-        lr_d=4e-4 if residual else 2e-4,
-        lr_decay="linear" if residual else "none",
-    )
+    published = PRESETS["gngan-cifar10-resnet" if family == "resnet" else "gngan-cifar10-cnn"].config
+    own = {"data": "noise", "resolution": resolution, "width": network.width, "z_dim": Z_DIM}
+    return dataclasses.replace(published, **own, batch_d=batch, batch_g=2 * batch)
 
 
-def iteration_case(network: Network, setup: "cases.Setup") -> "cases.Case":
+def iteration_case(network: Network, setup: Setup) -> Case:
     """The comparison for one network; `setup.batch` is the number of real images in a critic update.
 
     Precision is the program's own, as `gnfast train` has it: an autocast around the optimiser would go on using the
@@ -52,23 +43,21 @@ def iteration_case(network: Network, setup: "cases.Setup") -> "cases.Case":
     """
     config = settings(network, setup.batch)
     device, tuned = setup.device, setup.tuned
-    large = max(network.shape) >= cases.LARGE
-    searched = dataclasses.replace(tuned, search=not large)
+    searched = dataclasses.replace(tuned, search=not network.large)
     # Running double backward once more, as the yardstick, takes long where images are large.
-    yardstick = None if large else cases.B
+    yardstick = None if network.large else B
 
-    def variant(mode: Mode, budget: str | None, **changes: Any) -> "cases.Variant":
+    def variant(mode: Mode, budget: str | None, **changes: Any) -> Variant:
         chosen = dataclasses.replace(config, **changes)
         make = partial(_prepared, network, chosen, mode, device)
-        visible = not (chosen.cuda_graph and device.type == "cuda")
-        return cases.Variant(make, mode, budget, visible=visible, own_precision=True)
+        return Variant(make, mode, budget, captured=chosen.cuda_graph, own_precision=True)
 
-    variants = {cases.CAPTURED: variant(tuned, yardstick)} if setup.graphs else {}
-    variants |= {
-        cases.A: variant(PAPERS, None, **PAPERS_WAY),
-        cases.B: variant(searched, cases.B, **PAPERS_WAY),
-        cases.EAGER: variant(tuned, yardstick, cuda_graph=False),
-        cases.NO_REWRITES: variant(tuned, yardstick, cuda_graph=False, rewrite=False),
+    variants = {
+        CAPTURED: variant(tuned, yardstick),
+        A: variant(PAPERS, None, **PAPERS_WAY),
+        B: variant(searched, B, **PAPERS_WAY),
+        EAGER: variant(tuned, yardstick, cuda_graph=False),
+        NO_REWRITES: variant(tuned, yardstick, cuda_graph=False, rewrite=False),
     }
 
     def truth() -> Result:
@@ -80,18 +69,23 @@ def iteration_case(network: Network, setup: "cases.Setup") -> "cases.Case":
             return _first(state)
 
     name = f"iteration, n_dis {config.n_dis}, batch {config.batch_d}/{config.batch_g}"
-    known = partial(cases.remembered, (name, network, setup.batch, device), truth)
-    least = iteration_cost(network, config, setup)
-    return cases.Case(name, network.name, network.shape, setup, variants, known, least, trains=True)
+    known = partial(remembered, (name, network, setup.batch, device), truth)
+    with tuned.active(device):
+        critic = network.critic(torch.float32, tuned.layout, device)
+        plan = gnfast.trace(critic, network.images(2, torch.float32, tuned.layout, device))
+        generator = gnfast.rewrite(network.generator(torch.float32, tuned.layout, device))
+        least = iteration_cost(config, plan, *cost.generator(generator, Z_DIM))
+    return Case(name, network.name, network.shape, setup, setup.chosen(variants), known, least, trains=True)
 
 
-def iteration_cost(network: Network, config: Config, setup: "cases.Setup") -> Cost:
-    """What an iteration costs at least: n_dis · (G forward + critic step) + G forward and backward + critic's part."""
-    device, mode = setup.device, setup.tuned
-    with mode.active(device):
-        critic = network.critic(torch.float32, mode.layout, device)
-        plan = gnfast.trace(critic, network.images(2, torch.float32, mode.layout, device))
-        forward, both = cost.generator(gnfast.rewrite(network.generator(torch.float32, mode.layout, device)), Z_DIM)
+def iteration_cost(config: Config, plan: gnfast.Plan, forward: Cost, both: Cost) -> Cost:
+    """What an iteration costs at least: n_dis · (G forward + critic step) + G forward and backward + critic's part.
+
+    Args:
+        config: batches and n_dis.
+        plan: the critic's.
+        forward, both: of the generator per image; see `cost.generator`.
+    """
     update = forward * config.batch_d + cost.critic_step(plan, 2 * config.batch_d)
     return update * config.n_dis + both * config.batch_g + cost.generator_step(plan, config.batch_g)
 

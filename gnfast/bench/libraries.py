@@ -11,7 +11,7 @@ import sys
 import torch
 
 from gnfast.kernels.build_info import MODULES, attempt
-from gnfast.kernels.sign_bits import leaky_relu_pack_torch
+from gnfast.kernels.sign_bits.plain import pack
 
 
 def why_not() -> str | None:
@@ -46,7 +46,7 @@ def why_wrong_on(device: torch.device) -> str | None:
     except RuntimeError as error:
         # A binary for another architecture: "no kernel image is available for execution on the device".
         return f"leaky_relu_pack raised on {device}: {str(error).splitlines()[0]}"
-    if not all(map(torch.equal, results, leaky_relu_pack_torch(x, 0.2))):
+    if not all(map(torch.equal, results, pack(x, 0.2))):
         return f"leaky_relu_pack differs from its twin on {device}"
     return None
 

@@ -50,7 +50,7 @@ def tuned(precision: str) -> Mode:
         precision: "float32", "tf32", or "bfloat16" (by autocast).
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: got {precision!r}, want one of {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(PRECISIONS)}")
     rounded = precision == "tf32"
     autocast = torch.bfloat16 if precision == "bfloat16" else None
     return Mode(torch.channels_last, autocast, conv_tf32=rounded, matmul_tf32=rounded, search=True)

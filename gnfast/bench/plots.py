@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gnfast.bench.ceilings import Ceilings
-from gnfast.bench.run import Row
+from gnfast.bench.comparison import Row
 
 COLOURS = ("#1f6fb4", "#7fb2d9", "#c44e52", "#dd8452", "#e6b35a", "#937860", "#8c8c8c", "#b0a4c8", "#64b5a0")
 

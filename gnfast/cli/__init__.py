@@ -1,19 +1,17 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
-Every error that a user can cause is one line on stderr and exit status 2, a full disk behind stdout too; a failed
-training is status 1; a command that a signal stopped ends with 128 + the signal's number, as shells expect.
+Every error that a user can cause is one line on stderr and exit status 2, and so is a full disk that stdout leads to. A
+failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect.
 """
 
-import contextlib
 import importlib
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from gnfast.cli.common import UsageError, one_line, unknown
+from gnfast.cli.common import UsageError, of_the_user, unknown
 from gnfast.cli.output import lasting_output
+from gnfast.io.files import unwinding
 
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.
 COMMANDS = {
@@ -66,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with lasting_output() as lost, _unwound():
+        with lasting_output() as lost, unwinding():
             status = _run(words)
     except SystemExit as end:
         # The parser's is 0, after it has printed help.
@@ -87,9 +85,6 @@ def _run(words: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"gnfast: warning: {message}", file=sys.stderr)
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
-    except UsageError as error:
-        print(f"gnfast: {one_line(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("gnfast: interrupted", file=sys.stderr)
         return 130
@@ -98,27 +93,11 @@ def _run(words: list[str]) -> int:
             print(f"gnfast: {command} needs {error.name}: pip install gnfast[train]", file=sys.stderr)
             return 2
         raise
-
-
-@contextlib.contextmanager
-def _unwound() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does, so that it takes back what it had begun to write."""
-
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        # Python delivers signals to the main thread only.
-        yield
-        return
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    except Exception as error:
+        if not (said := of_the_user(error)):
+            raise
+        print(f"gnfast: {said}", file=sys.stderr)
+        return 2
 
 
 def _usage() -> str:

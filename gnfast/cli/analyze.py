@@ -1,9 +1,11 @@
 """`gnfast analyze`: what normalisation does to a critic, measured and drawn."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from gnfast.cli.common import UsageError, parse, user_errors
+from gnfast.cli.common import UsageError
+from gnfast.cli.options import argument, parse
 from gnfast.engine.heads import METHODS
 from gnfast.io.files import expanded, output_folder
 
@@ -26,8 +28,10 @@ Examples:
 
 @dataclass(frozen=True)
 class CriticOptions:
-    """Draw analyses of one critic."""
+    """Which critic, and what of it."""
 
+    run: argument("[RUN]") = ""
+    """A run folder."""
     what: str = ""
     """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between;
     all that apply if empty."""
@@ -57,8 +61,10 @@ class CriticOptions:
 
 @dataclass(frozen=True)
 class ReproduceOptions:
-    """Draw the papers' figures from small training runs."""
+    """Which figures, and how large."""
 
+    figures: argument("[FIGURES]") = ""
+    """Names of figures, with commas between; all if empty."""
     data: str = "digits"
     """Where the real images come from, as for `train`."""
     resolution: int = 16
@@ -85,41 +91,33 @@ def run(words: list[str]) -> int:
             print("\n`gnfast analyze RUN --help` and `gnfast analyze --reproduce --help` list the options.")
         return 0 if words else 2
     if words[0] == "--reproduce":
-        return _reproduce(words[1:])
-    folder = None if words[0].startswith("-") else words[0]
-    options = parse(
-        CriticOptions,
-        words[1:] if folder else words,
-        prog="gnfast analyze RUN" if folder else "gnfast analyze",
-        description="Draw analyses of a run's critic, or of any other.\n" + EXAMPLES,
-    )
-    with user_errors():
-        return _critic(folder, options)
+        what = "Draw the papers' figures from small training runs.\n" + EXAMPLES
+        return _reproduce(parse(ReproduceOptions, words[1:], "analyze --reproduce", help=what))
+    what = "Draw analyses of a run's critic, or of any other.\n" + EXAMPLES
+    return _critic(parse(CriticOptions, words, "analyze", help=what))
 
 
-def _critic(folder: str | None, options: CriticOptions) -> int:
+def _critic(options: CriticOptions) -> int:
     from gnfast.analysis import subjects
-    from gnfast.analysis.critic_report import analyze
+    from gnfast.analysis.critic_analyses import analyze
     from gnfast.interop.device import resolve_device
     from gnfast.io.rows import read_rows
 
-    if (folder is None) == (not options.net):
-        raise UsageError("analyze: want either a run folder or --net MODULE:CLASS\n".strip())
+    if bool(options.run) == bool(options.net):
+        raise UsageError("analyze: wanted either a run folder or --net MODULE:CLASS")
     # Before minutes of measuring.
     out = output_folder(options.out) if options.out else None
     common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
-    if folder is not None:
-        run = expanded(folder)
+    if options.run:
+        run = expanded(options.run)
         subject = subjects.of_run(run, data=options.data, **common)
         history, out = read_rows(run / "metrics.jsonl"), out or run / "analysis"
     else:
         if not options.data:
             raise UsageError("analyze: --net needs --data, where the real images come from")
         method = None if options.method == "none" else options.method
-        own = {"method": method, "tau": options.tau, "eps": options.eps}
-        subject = subjects.of_module(
-            options.net, data=options.data, fakes=options.fakes, weights=options.weights, **own, **common
-        )
+        own = {"method": method, "tau": options.tau, "eps": options.eps, "weights": options.weights}
+        subject = subjects.of_module(options.net, data=options.data, fakes=options.fakes, **own, **common)
         history, out = [], out or output_folder("analysis")
     page, left_out = analyze(subject, _names(options.what), out, history)
     for line in left_out:
@@ -128,26 +126,15 @@ def _critic(folder: str | None, options: CriticOptions) -> int:
     return 0
 
 
-def _reproduce(words: list[str]) -> int:
-    figures = "" if not words or words[0].startswith("-") else words[0]
-    options = parse(
-        ReproduceOptions,
-        words[1:] if figures else words,
-        prog="gnfast analyze --reproduce",
-        description="Draw the papers' figures from small training runs.\n" + EXAMPLES,
-    )
-    with user_errors():
-        from gnfast.analysis.reproduce import Scale, reproduce
+def _reproduce(options: ReproduceOptions) -> int:
+    from gnfast.analysis.reproduce import Scale, reproduce
 
-        scale = Scale(
-            data=options.data,
-            resolution=options.resolution,
-            images=options.images,
-            steps_factor=options.steps_factor,
-            width=options.width,
-            device=options.device,
-        )
-        print(reproduce(scale, _names(figures), output_folder(options.out), jobs=options.jobs))
+    scale = Scale(**{field.name: getattr(options, field.name) for field in fields(Scale)})
+    out = output_folder(options.out)
+    page, signal = reproduce(scale, _names(options.figures), out, jobs=options.jobs, progress=sys.stderr.isatty())
+    if signal:
+        return 128 + signal
+    print(page)
     return 0
 
 
@@ -159,5 +146,5 @@ def _names(text: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if text and not names:
-        raise ValueError(f"got the empty selection {text!r}, want names with commas between")
+        raise ValueError(f"got the empty selection {text!r}, wanted names with commas between")
     return names

@@ -2,17 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
-from gnfast.cli.common import UsageError, parse, unknown, user_errors
+import torch
+
+from gnfast.bench import ceilings, plots, printed_rows
+from gnfast.bench.case import Setup, free
+from gnfast.bench.cases import CASES, NEED_A_GENERATOR
+from gnfast.bench.comparison import Row, measure
+from gnfast.bench.critics import SHIPPED, Network, shipped, user
+from gnfast.bench.environment import environment
+from gnfast.bench.mode import PRECISIONS, tuned
+from gnfast.cli.common import UsageError, unknown
+from gnfast.cli.options import argument, parse
+from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_file, write_text
-
-if TYPE_CHECKING:
-    from gnfast.bench.cases import Setup
-    from gnfast.bench.networks import Network
-    from gnfast.bench.run import Row
 
 BENCH_HELP = """\
 Measure what a gradient-normalised critic costs on this machine, against what else there is.
@@ -42,6 +49,8 @@ Examples:
 class BenchOptions:
     """What to measure, and how."""
 
+    cases: argument("[CASE …]", tuple[str, ...]) = ()
+    """What to measure; all of it by default."""
     critics: tuple[str, ...] = ()
     """Shipped critics: cnn-32, resnet-32, cnn-48, resnet-48, resnet-128, resnet-256; by default those of 32 and 48
     pixels, on a GPU all."""
@@ -51,7 +60,7 @@ class BenchOptions:
     """The shape of one of its inputs, as 3,64,64."""
     args: str = ""
     """What its class is called with, as Python literals: "64, norm='none'"."""
-    dtype: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    dtype: Literal["auto", *PRECISIONS] = "auto"
     """Precision of products (weights stay float32): bfloat16, by autocast, on a GPU and float32 on a CPU if auto."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
@@ -77,44 +86,13 @@ class BenchOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast bench [CASE …] [--option value …]`."""
-    from gnfast.bench.cases import CASES
-
-    chosen: list[str] = []
-    while words and not words[0].startswith("-"):
-        chosen.append(words[0])
-        words = words[1:]
-    options = parse(BenchOptions, words, prog="gnfast bench [CASE …]", description=BENCH_HELP)
-    for name in chosen:
-        if name not in CASES:
-            raise UsageError(unknown("case", name, CASES))
-    with user_errors():
-        return _bench(chosen or list(CASES), bool(chosen), options)
-
-
-def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
-    import torch
-
-    from gnfast.bench import ceilings, plots, run, table
-    from gnfast.bench.cases import CASES, NEED_A_GENERATOR
-    from gnfast.bench.environment import environment
-    from gnfast.bench.mode import tuned
-    from gnfast.interop.device import resolve_device
-
-    if options.rounds < 1 or options.batch < 0:
-        raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, want at least 1 and 0")
-    if not 0 <= options.seconds < float("inf"):
-        raise UsageError(f"--seconds: got {options.seconds}, want 0 or more")
-    with user_errors():
-        out, plot = (output_file(name) if name else None for name in (options.json, options.plot))
-    for path in filter(None, (out, plot)):
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"{path}: its folder does not exist")
+    options = parse(BenchOptions, words, "bench", help=BENCH_HELP)
+    out, plot = _checked(options)
     # The profiler, which counts memory, would write its own log between the lines.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     if options.threads:
         torch.set_num_threads(options.threads)
-    with user_errors():
-        device = resolve_device(options.device)
+    device = resolve_device(options.device)
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
@@ -123,7 +101,7 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     roof = ceilings.measure(device, tuned(precision), options.quick)
     title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}")
-    print("\n".join([f"note: {note}" for note in notes] + ["", table.LEGEND]))
+    print("\n".join([f"note: {note}" for note in notes] + ["", printed_rows.LEGEND]))
     rows: list[Row] = []
 
     def record() -> None:
@@ -132,22 +110,13 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
             write_text(out, json.dumps(found, indent=1) + "\n")
 
     for network in networks:
-        for name in chosen:
+        for name in options.cases or CASES:
             if name in NEED_A_GENERATOR and options.net:
-                if asked:
+                if options.cases:
                     print(f"\nnote: {name} needs a generator, which --net does not have")
                 continue
-            try:
-                for case in CASES[name](network, _setup(options, network, device, precision)):
-                    seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
-                    found = _kept(run.measure(case, roof, seconds, least=rounds), rows)
-                    print()
-                    for line in table.lines(found, case.variants):
-                        print(line, flush=True)
-                    record()
-            except ImportError as error:
-                print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
-            run.free()
+            _measure(name, network, _setup(options, network, device, precision), roof, options, rows, record)
+            free()
     if plot and rows:
         plots.draw(rows, roof, plot, title)
     ours_red = any(row["variant"] == row["ours"] and row["gate"] == "red" for row in rows)
@@ -156,7 +125,44 @@ def _bench(chosen: list[str], asked: bool, options: BenchOptions) -> int:
     return int(ours_red or not rows)
 
 
-def _kept(found: Iterator["Row"], rows: "list[Row]") -> Iterator["Row"]:
+def _checked(options: BenchOptions) -> list[Path | None]:
+    """Where to write rows and plot, after all that could be wrong with the options but what they name."""
+    for name in options.cases:
+        if name not in CASES:
+            raise UsageError(unknown("case", name, CASES))
+    if options.rounds < 1 or options.batch < 0:
+        raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, wanted at least 1 and 0")
+    if not 0 <= options.seconds < float("inf"):
+        raise UsageError(f"--seconds: got {options.seconds}, wanted 0 or more")
+    places = [output_file(name) if name else None for name in (options.json, options.plot)]
+    for path in filter(None, places):
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist")
+    return places
+
+
+def _measure(
+    name: str,
+    network: Network,
+    setup: Setup,
+    roof: ceilings.Ceilings,
+    options: BenchOptions,
+    rows: list[Row],
+    record: Callable[[], None],
+) -> None:
+    """Measures and prints one case; its rows are added to `rows`, and recorded as they come."""
+    seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
+    try:
+        for case in CASES[name](network, setup):
+            print()
+            for line in printed_rows.lines(_kept(measure(case, roof, seconds, least=rounds), rows), case.variants):
+                print(line, flush=True)
+            record()
+    except ImportError as error:
+        print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
+
+
+def _kept(found: Iterator[Row], rows: list[Row]) -> Iterator[Row]:
     """What was found, handed on; rows with times are appended to `rows`."""
     for row in found:
         if "note" not in row:
@@ -164,10 +170,8 @@ def _kept(found: Iterator["Row"], rows: "list[Row]") -> Iterator["Row"]:
         yield row
 
 
-def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[str]]":
+def _networks(options: BenchOptions, kind: str) -> tuple[list[Network], list[str]]:
     """What to measure, and what was left out of the defaults."""
-    from gnfast.bench.networks import SHIPPED, shipped, user
-
     if options.net:
         return [user(options.net, options.shape, options.args)], []
     if options.critics:
@@ -183,9 +187,7 @@ def _networks(options: BenchOptions, kind: str) -> "tuple[list[Network], list[st
     return found, notes
 
 
-def _setup(options: BenchOptions, network: "Network", device, precision: str) -> "Setup":
-    from gnfast.bench.cases import Setup
-
+def _setup(options: BenchOptions, network: Network, device: torch.device, precision: str) -> Setup:
     batch = options.batch or (4 if options.quick else 64 if max(network.shape) < 128 else 16)
     return Setup(
         device,

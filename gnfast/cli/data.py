@@ -1,9 +1,16 @@
 """`gnfast data`: the data sets, and the prepared pixels that are kept of them."""
 
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass
 
-from gnfast.cli.common import UsageError, columns, parse, unknown, user_errors
+import torch
+
+from gnfast.cli.common import UsageError, columns, unknown
+from gnfast.cli.options import argument, parse
+from gnfast.config.presets import PRESETS
+from gnfast.data import DataError, Request, cache, find, registered
+from gnfast.data.source import Source
+from gnfast.data.statistics import channel_statistics
 from gnfast.io.files import expanded, make_folder, output_file
 
 HELP = """\
@@ -33,10 +40,19 @@ examples:
 """
 
 
+EXAMPLES = """
+Examples:
+  gnfast data {0} cifar10
+  gnfast data {0} celeba --data-root img_align_celeba.zip --split all --resolution 64
+"""
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """Which images, and how they are prepared."""
 
+    source: argument("SOURCE")
+    """A name (`gnfast data list`), or the path of a folder, zip, tar or LMDB."""
     preset: str = ""
     """Take the split, the resolution and the channels of this preset, where they are not given."""
     split: str | None = None
@@ -67,28 +83,47 @@ class StatsOptions(SourceOptions):
     """Seed of that draw."""
 
 
+@dataclass(frozen=True)
+class VerifyOptions(SourceOptions):
+    """Which images; all that are prepared where there is no SOURCE."""
+
+    source: argument("[SOURCE]") = ""
+    """A name (`gnfast data list`), or the path of a folder, zip, tar or LMDB."""
+
+
+@dataclass(frozen=True)
+class ClearOptions:
+    """Whose prepared images."""
+
+    names: argument("[NAME …]", tuple[str, ...]) = ()
+    """Of data sets, as `gnfast data list` shows them; all if there are none."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """There are none."""
+
+
 def run(words: list[str]) -> int:
     """`gnfast data COMMAND`."""
     if not words or words[0] in ("-h", "--help"):
-        from gnfast.data import cache
-
-        rows = [(f"  {name} {argument}".rstrip(), what) for name, (argument, what, _) in COMMANDS.items()]
+        rows = [(f"  {name} {argument}".rstrip(), what) for name, (argument, what, _, _) in COMMANDS.items()]
         print(HELP.format(commands=columns(rows), folder=cache.folder()), end="")
         return 0 if words else 2
-    if words[0] not in COMMANDS:
-        raise UsageError(unknown("data command", words[0], COMMANDS))
-    with user_errors():
-        COMMANDS[words[0]][2](words[1:])
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise UsageError(unknown("data command", name, COMMANDS))
+    argument, _, kind, function = COMMANDS[name]
+    if not argument and rest and rest[0] not in ("-h", "--help"):
+        raise UsageError(f"data {name} takes no arguments, got {' '.join(rest)}")
+    usage = f"which images? usage: gnfast data {name} {argument} [--option value …]"
+    examples = EXAMPLES.format(name) if issubclass(kind, SourceOptions) else ""
+    function(parse(kind, rest, f"data {name}", help=f"{inspect.getdoc(function)}\n{examples}", usage=usage))
     return 0
 
 
-def _list(words: list[str]) -> None:
-    from gnfast.data import cache, registered
-
-    if _wants_help(words, "list", "The data sets with a name, and what is prepared of any."):
-        return
-    if words:
-        raise UsageError(f"data list takes no arguments, got {' '.join(words)}")
+def _list(_options: ListOptions) -> None:
+    """The data sets with a name, and what is prepared of any."""
     print(columns([("name", "what"), *registered().items()]))
     print("\nAny folder, zip or tar of images, and any LMDB of them, is a data set as well.")
     entries = cache.entries()
@@ -106,38 +141,34 @@ def _list(words: list[str]) -> None:
         print(f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end (data clear)")
 
 
-def _prepare(words: list[str]) -> None:
-    from gnfast.data import cache, find
-
-    parsed = _source("prepare", words, SourceOptions, "Read the images once, and keep them as training wants them.")
-    if parsed is None:
-        return
-    source, options = parsed
-    dataset = cache.prepared(find(source, _request(options)))
+def _prepare(options: SourceOptions) -> None:
+    """Read the images once, and keep them as training wants them."""
+    source = _find(options)
+    dataset = cache.prepared(source)
     print(dataset)
-    entry = cache.entry_of(find(source, _request(options)))
+    entry = cache.entry_of(source)
     print(f"in {entry.data}, {_bytes(entry.nbytes)}" if entry else "small and quick to read: not kept in the cache")
     print(f"fingerprint {dataset.fingerprint}")
 
 
-def _verify(words: list[str]) -> None:
-    from gnfast.data import DataError, cache, find
+def _verify(options: VerifyOptions) -> None:
+    """Compare checksums: of SOURCE's archive with the published one, of prepared images with their own.
 
-    if not words:
-        entries, checked = cache.entries(), []
-    else:
-        what = "Compare checksums: of SOURCE's archive with the published one, of prepared images with their own.\n\n"
-        parsed = _source("verify", words, SourceOptions, what + "Without SOURCE: all prepared images.", optional=True)
-        if parsed is None:
-            return
-        found = find(parsed[0], _request(parsed[1]))
-        checked = found.check()
-        entry = cache.entry_of(found)
+    Without SOURCE: all prepared images.
+    """
+    if options != VerifyOptions() and not options.source:
+        raise UsageError("data verify: which images? usage: gnfast data verify [SOURCE [--option value …]]")
+    if options.source:
+        source = _find(options)
+        checked = source.check()
+        entry = cache.entry_of(source)
         entries = [entry] if entry else []
         if not checked and not entry:
             raise UsageError(
-                f"{parsed[0]}: nothing to verify, neither an archive with a published checksum nor prepared images"
+                f"{options.source}: nothing to verify, neither an archive with a published checksum nor prepared images"
             )
+    else:
+        entries, checked = cache.entries(), []
     for path in checked:
         print(f"{path}: as published")
     damaged = 0
@@ -150,24 +181,16 @@ def _verify(words: list[str]) -> None:
             print(error)
     if damaged:
         raise UsageError(f"{damaged} of {len(entries)} are damaged")
-    if not words and not entries:
+    if not options.source and not entries:
         print(f"Nothing is prepared in {cache.folder()}.")
 
 
-def _stats(words: list[str]) -> None:
-    import torch
-
-    from gnfast.data import cache, find
-    from gnfast.data.statistics import channel_statistics
-
-    parsed = _source("stats", words, StatsOptions, "Count, size, mean and deviation of each channel, classes, a grid.")
-    if parsed is None:
-        return
-    source, options = parsed
+def _stats(options: StatsOptions) -> None:
+    """Count, size, mean and deviation of each channel, classes, a grid."""
     if options.n < 1:
-        raise UsageError(f"--n: got {options.n}, want at least 1")
+        raise UsageError(f"--n: got {options.n}, wanted at least 1")
     out = output_file(options.out) if options.out else None
-    dataset = cache.prepared(find(source, _request(options)))
+    dataset = cache.prepared(_find(options))
     count, channels, height, width = dataset.images.shape
     mean, deviation = ([f"{value:.4f}" for value in row.tolist()] for row in channel_statistics(dataset))
     rows = [
@@ -195,21 +218,18 @@ def _stats(words: list[str]) -> None:
         print(out)
 
 
-def _clear(words: list[str]) -> None:
-    from gnfast.data import cache
-
-    if _wants_help(words, "clear [NAME …]", "Delete what is prepared of the named data sets, or all of it."):
-        return
+def _clear(options: ClearOptions) -> None:
+    """Delete what is prepared of the named data sets, or all of it."""
     entries = cache.entries()
     names = {entry.header["name"] for entry in entries}
-    for word in words:
+    for word in options.names:
         if word not in names:
             raise UsageError(
                 f"data clear: nothing is prepared of {word!r}"
                 + (f", only of {', '.join(sorted(names))}" if names else "")
             )
-    chosen = [entry for entry in entries if not words or entry.header["name"] in words]
-    left = [] if words else cache.leftovers()
+    chosen = [entry for entry in entries if not options.names or entry.header["name"] in options.names]
+    left = [] if options.names else cache.leftovers()
     freed = sum(entry.nbytes for entry in chosen) + sum(path.stat().st_size for path in left)
     for entry in chosen:
         entry.remove()
@@ -218,56 +238,29 @@ def _clear(words: list[str]) -> None:
     print(f"{_bytes(freed)} freed in {cache.folder()}")
 
 
-COMMANDS: dict[str, tuple[str, str, Callable[[list[str]], None]]] = {
-    "list": ("", "what is known by name, and what is prepared", _list),
-    "prepare": ("SOURCE", "read the images of a name or path once, and keep them", _prepare),
-    "verify": ("[SOURCE]", "compare archives and prepared images with their checksums", _verify),
-    "stats": ("SOURCE", "what is in it: numbers, classes, a picture", _stats),
-    "clear": ("[NAME …]", "delete what is prepared", _clear),
+# Command: (its arguments, what it does, what they are read into, what does it).
+COMMANDS = {
+    "list": ("", "what is known by name, and what is prepared", ListOptions, _list),
+    "prepare": ("SOURCE", "read the images of a name or path once, and keep them", SourceOptions, _prepare),
+    "verify": ("[SOURCE]", "compare archives and prepared images with their checksums", VerifyOptions, _verify),
+    "stats": ("SOURCE", "what is in it: numbers, classes, a picture", StatsOptions, _stats),
+    "clear": ("[NAME …]", "delete what is prepared", ClearOptions, _clear),
 }
 
 
-def _source(command: str, words: list[str], kind: type, description: str, optional: bool = False) -> tuple | None:
-    """The source and the options behind it, or None where help was asked for."""
-    argument = "[SOURCE]" if optional else "SOURCE"
-    is_help = bool({"-h", "--help"} & set(words))
-    if not is_help and (not words or words[0].startswith("-")):
-        raise UsageError(f"data {command}: which images? usage: gnfast data {command} {argument} [--option value …]")
-    options = parse(
-        kind,
-        ["--help"] if is_help else words[1:],
-        prog=f"gnfast data {command} {argument}",
-        description=f"{description}\n\n"
-        f"SOURCE is a name (`gnfast data list`) or the path of a folder, zip, tar or LMDB.\n\n"
-        f"Examples:\n  gnfast data {command} cifar10\n"
-        f"  gnfast data {command} celeba --data-root img_align_celeba.zip --split all --resolution 64",
-    )
-    return words[0], options
-
-
-def _request(options: SourceOptions):
-    from gnfast.config.presets import PRESETS
-    from gnfast.data import Request
-
+def _find(options: SourceOptions) -> Source:
     if options.preset and options.preset not in PRESETS:
         raise UsageError(unknown("preset", options.preset, PRESETS))
-    preset = PRESETS[options.preset].config if options.preset else SourceOptions(split="train")
-    return Request(
-        split=preset.split if options.split is None else options.split,
-        resolution=preset.resolution if options.resolution is None else options.resolution,
-        channels=preset.channels if options.channels is None else options.channels,
-        crop=options.crop,
-        download=options.download,
-        root=expanded(options.data_root) if options.data_root else None,
-        verify=options.verify,
+    preset = PRESETS[options.preset].config if options.preset else Request()
+    asked = {
+        name: getattr(preset if getattr(options, name) is None else options, name)
+        for name in ("split", "resolution", "channels")
+    }
+    root = expanded(options.data_root) if options.data_root else None
+    return find(
+        options.source,
+        Request(**asked, crop=options.crop, download=options.download, root=root, verify=options.verify),
     )
-
-
-def _wants_help(words: list[str], usage: str, what: str) -> bool:
-    if words and words[0] in ("-h", "--help"):
-        print(f"usage: gnfast data {usage}\n\n{what}")
-        return True
-    return False
 
 
 def _bytes(count: int) -> str:

@@ -8,16 +8,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from gnfast.cli.common import UsageError, columns, parse, plain, spelled_out, user_errors
+import torch
+
+import gnfast
+from gnfast import metrics
+from gnfast.cli.common import UsageError, columns, plain
+from gnfast.cli.options import argument, parse, spelled_out
+from gnfast.config.config import as_json
+from gnfast.data import ImageDataset, load, to_uint8
+from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
-
-if TYPE_CHECKING:
-    import torch
-
-    from gnfast.data import ImageDataset
-    from gnfast.metrics import FeatureExtractor, ImageStatistics
+from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
+from gnfast.runs.record import WEIGHTS
+from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
+from gnfast.train.export import snapshot
 
 EVAL_HELP = """\
 Fréchet distance (FID with Inception's official weights), Inception score and KID.
@@ -41,8 +47,10 @@ Examples:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Scores of a run, of images or of saved statistics against real images."""
+    """What is measured, against what, and how."""
 
+    what: argument("WHAT")
+    """A run folder, a file with a generator, a folder or zip of images, a named data set, or an .npz of statistics."""
     data: str = ""
     """The real images: a named data set, or a folder, zip or tar of images; a run's own if empty."""
     split: str = ""
@@ -61,7 +69,7 @@ class EvalOptions:
     extractor: str = ""
     """`inception`, `digits-classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty. MODULE is imported, so
     that a run or a file that names one is not taken at its word."""
-    protocol: Literal["", "tf", "torch", "clean", "paper-gn"] = ""
+    protocol: Literal["", *PROTOCOLS] = ""
     """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
     extractor_weights: str = ""
     """Path of Inception's weights; the run's, or the official ones, cached or downloaded, if empty."""
@@ -69,7 +77,7 @@ class EvalOptions:
     """How many images to measure; what the run says, or all that there are, if 0."""
     seed: int = 0
     """Seed of the latent vectors and of KID's subsets."""
-    weights: Literal["", "ema", "raw"] = ""
+    weights: Literal["", *WEIGHTS] = ""
     """The moving average of a run's generator (that, or what a file has, if empty), or the generator itself; --ema and
     --raw are short for them."""
     bn: Literal["batch", "running", "run"] = "run"
@@ -85,29 +93,28 @@ class EvalOptions:
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
 
+    @property
+    def keep(self) -> int:
+        """How many features KID needs of each side."""
+        return metrics.KEEP if self.kid_subsets else 0
+
 
 def run(words: list[str]) -> int:
     """`gnfast eval WHAT [--data … | --reference …]`."""
-    rest = spelled_out(words)
-    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
-        raise UsageError("eval: what? usage: gnfast eval RUN|FOLDER|NPZ|ZIP [--data NAME | --reference NPZ] [--n N]")
-    what = None if rest[0] in ("-h", "--help") else rest.pop(0)
-    options = parse(EvalOptions, rest, prog="gnfast eval WHAT", description=EVAL_HELP)
+    usage = "what? usage: gnfast eval RUN|FOLDER|NPZ|ZIP [--data NAME | --reference NPZ] [--n N]"
+    options = parse(EvalOptions, spelled_out(words), "eval", help=EVAL_HELP, usage=usage)
     if options.data and options.reference:
-        raise UsageError("--data and --reference: got both, want one")
-    with user_errors():
-        # Before hours of measuring.
-        places = {name: str(output_file(path)) for name in ("out", "save_stats") if (path := getattr(options, name))}
-        options = dataclasses.replace(options, **places)
-        result, table = _evaluate(what, options)
-    lines = [options.save_stats, options.out, table]
+        raise UsageError("--data and --reference: got both, wanted one")
+    # Before hours of measuring.
+    places = {name: str(output_file(path)) for name in ("out", "save_stats") if (path := getattr(options, name))}
+    options = dataclasses.replace(options, **places)
+    result, table = _evaluate(options)
     try:
         if options.out:
             # Before anything is printed: whoever reads it may have gone.
-            with user_errors():
-                write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     finally:
-        print("\n".join(filter(None, lines)))
+        print("\n".join(filter(None, [options.save_stats, options.out, table])))
     return 0
 
 
@@ -126,112 +133,93 @@ class Subject:
 
     facts: dict[str, Any]
     settings: dict[str, Any]
-    known: "ImageStatistics | None" = None
-    measure: "Callable[[FeatureExtractor], ImageStatistics] | None" = None
-    images: "ImageDataset | None" = None
-    real: "Callable[[], ImageDataset] | None" = None
+    known: ImageStatistics | None = None
+    measure: Callable[[FeatureExtractor], ImageStatistics] | None = None
+    images: ImageDataset | None = None
+    real: Callable[[], ImageDataset] | None = None
 
 
-def _evaluate(what: str, options: EvalOptions) -> tuple[dict[str, Any], str]:
+def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     """Measures; returns what goes into the JSON file, and the table of it for people."""
-    from gnfast import metrics
-    from gnfast.interop.device import resolve_device
-
     device = resolve_device(options.device)
-    subject = _subject(what, options, device)
+    subject = _subject(options, device)
     spec = _extractor_name(options, subject)
-    real = metrics.ImageStatistics.load(_path(options.reference)) if options.reference else None
+    real = ImageStatistics.load(expanded(options.reference)) if options.reference else None
     images = None if real else _real_images(options, subject)
     if not (real or images or options.save_stats):
-        raise ValueError(f"--data or --reference: got neither, and {what} has no real images of its own")
+        raise ValueError(f"--data or --reference: got neither, and {options.what} has no real images of its own")
     if images and subject.images:
         _require_alike(images, subject.images)
-    extractor = None
-    if subject.measure or images:
-        extractor = _extractor(spec, options, subject, images, device)
+    extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
     if real and extractor:
         # Before hours of measuring.
         metrics.require_comparable(real.origin, metrics.origin(extractor))
-    batch, keep = options.batch, metrics.KEEP if options.kid_subsets else 0
     if images:
-        real = metrics.reference_statistics(images, extractor, batch_size=batch, keep=keep, progress=_progress())
+        how = {"batch_size": options.batch, "keep": options.keep, "progress": _progress()}
+        real = metrics.reference_statistics(images, extractor, **how)
     started = time.perf_counter()
     fake = subject.known or subject.measure(extractor)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
     if options.save_stats:
         fake.save(options.save_stats)
-    result = {"measured": what, **subject.facts, **({"shape": fake.shape} if fake.shape else {})}
+    result = {"measured": options.what, **subject.facts, **({"shape": fake.shape} if fake.shape else {})}
+    scores, timing = None, {}
     if real is None:
         result |= {"extractor": fake.extractor, "protocol": fake.protocol, "n": fake.features.count}
-        timing = {}
     else:
-        scores = metrics.compare(
-            real,
-            fake,
-            kid_subsets=options.kid_subsets,
-            seed=options.seed,
-            details=extractor.details if extractor else None,
-        )
+        details = extractor.details if extractor else None
+        scores = metrics.compare(real, fake, kid_subsets=options.kid_subsets, seed=options.seed, details=details)
         result |= {"against": options.reference or images.name, **scores.as_dict()}
         timing = dict(scores.timing)
     if extractor and extractor.fingerprint:
         result["extractor_sha256"] = extractor.fingerprint
     if speed:
         timing["images_per_second"] = speed
-    rows = [*(scores.rows() if real else ()), *((key, plain(value)) for key, value in _shown(result))]
-    rows += [(key.replace("_", " "), f"{value:.3g}") for key, value in timing.items()]
-    return result | {"device": str(device), "timing": timing, "versions": _versions()}, columns(rows)
+    versions = {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {**result, "device": str(device), "timing": timing, "versions": versions}, _table(scores, result, timing)
 
 
-def _subject(what: str, options: EvalOptions, device: "torch.device") -> Subject:
-    path = _path(what)
+def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
+    """The scores, below them the facts, below them the speed."""
+    above = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std"}
+    rows = [*scores.rows()] if scores else []
+    rows += [(key, plain(value)) for key, value in result.items() if key not in above and value is not None]
+    return columns([*rows, *((key.replace("_", " "), f"{value:.3g}") for key, value in timing.items())])
+
+
+def _subject(options: EvalOptions, device: torch.device) -> Subject:
+    path = expanded(options.what)
     if path.suffix == ".npz":
         return _saved_statistics(path, options)
     if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
         return _run(path, options, device)
-    return _images(what, options)
+    return _images(options)
 
 
 def _saved_statistics(path: Path, options: EvalOptions) -> Subject:
-    from gnfast.metrics import ImageStatistics
-
     if options.save_stats or options.n:
-        raise ValueError(f"--save-stats and --n: {path} holds statistics already, want a run or images")
+        raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
     known = ImageStatistics.load(path)
     return Subject({}, {"extractor": known.extractor, "protocol": known.protocol}, known=known)
 
 
-def _run(path: Path, options: EvalOptions, device: "torch.device") -> Subject:
-    from gnfast import metrics
-    from gnfast.config.config import as_json
-    from gnfast.data import ImageDataset, to_uint8
-    from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
-    from gnfast.train.export import snapshot
-
+def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     saved = snapshot(path, options.weights or None)
     config, generator = saved.config, saved.build().to(device)
     statistics = config.sample_bn if options.bn == "run" else options.bn
 
-    def measure(extractor: metrics.FeatureExtractor) -> metrics.ImageStatistics:
+    def measure(extractor: FeatureExtractor) -> ImageStatistics:
         draw = sampler(config, generator, options.seed, samples_with_batch_statistics(statistics, extractor))
-        return metrics.generated_statistics(
-            draw,
-            options.n or config.n_fake,
-            extractor,
-            batch_size=config.batch_g,
-            keep=metrics.KEEP if options.kid_subsets else 0,
-            progress=_progress(),
-        )
+        how = {"batch_size": config.batch_g, "keep": options.keep, "progress": _progress()}
+        return metrics.generated_statistics(draw, options.n or config.n_fake, extractor, **how)
 
     settings = as_json(config)
     if settings["extractor"] == "none":
         settings["extractor"] = ""
     # Real images are prepared as they were for the run, whichever they are.
     split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
-    changes = {
-        name: value for name in ("data", "data_root", "resolution", "channels") if (value := getattr(options, name))
-    }
-    real = dataclasses.replace(config, **changes)
+    names = ("data", "data_root", "resolution", "channels")
+    real = dataclasses.replace(config, **{name: value for name in names if (value := getattr(options, name))})
     return Subject(
         {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics},
         settings,
@@ -241,33 +229,23 @@ def _run(path: Path, options: EvalOptions, device: "torch.device") -> Subject:
     )
 
 
-def _images(what: str, options: EvalOptions) -> Subject:
-    from gnfast import metrics
+def _images(options: EvalOptions) -> Subject:
+    images = _load(options.what, options.what_split, options)
 
-    images = _load(what, options.what_split, options)
-
-    def measure(extractor: metrics.FeatureExtractor) -> metrics.ImageStatistics:
-        return metrics.dataset_statistics(
-            images,
-            extractor,
-            n=options.n or None,
-            batch_size=options.batch,
-            keep=metrics.KEEP if options.kid_subsets else 0,
-            progress=_progress(),
-        )
+    def measure(extractor: FeatureExtractor) -> ImageStatistics:
+        how = {"batch_size": options.batch, "keep": options.keep, "progress": _progress()}
+        return metrics.dataset_statistics(images, extractor, n=options.n or None, **how)
 
     return Subject({}, {}, measure=measure, images=images)
 
 
-def _real_images(options: EvalOptions, subject: Subject) -> "ImageDataset | None":
+def _real_images(options: EvalOptions, subject: Subject) -> ImageDataset | None:
     if subject.real:
         return subject.real()
     return _load(options.data, options.split or "train", options) if options.data else None
 
 
-def _load(source: str, split: str, options: EvalOptions) -> "ImageDataset":
-    from gnfast.data import load
-
+def _load(source: str, split: str, options: EvalOptions) -> ImageDataset:
     return load(
         source,
         split=split,
@@ -278,7 +256,7 @@ def _load(source: str, split: str, options: EvalOptions) -> "ImageDataset":
     )
 
 
-def _require_alike(real: "ImageDataset", measured: "ImageDataset") -> None:
+def _require_alike(real: ImageDataset, measured: ImageDataset) -> None:
     """Before hours of measuring what `compare` would not compare."""
     one, other = ("x".join(map(str, images.images.shape[1:])) for images in (real, measured))
     if one != other:
@@ -299,13 +277,11 @@ def _extractor_name(options: EvalOptions, subject: Subject) -> str:
 
 
 def _extractor(
-    spec: str, options: EvalOptions, subject: Subject, real: "ImageDataset | None", device: "torch.device"
-) -> "FeatureExtractor":
-    from gnfast.metrics import load_extractor
-
+    spec: str, options: EvalOptions, subject: Subject, real: ImageDataset | None, device: torch.device
+) -> FeatureExtractor:
     # A classifier is trained on real images only; a function may be tried on any.
     dataset = subject.images if real is None and ":" in spec else real
-    return load_extractor(
+    return metrics.load_extractor(
         spec,
         dataset,
         protocol=options.protocol or subject.settings.get("protocol") or "tf",
@@ -313,25 +289,6 @@ def _extractor(
         device=device,
         progress=_progress(),
     )
-
-
-def _shown(result: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The facts that stand below the scores."""
-    hidden = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std"}
-    return [(key, value) for key, value in result.items() if key not in hidden and value is not None]
-
-
-def _versions() -> dict[str, str]:
-    import torch
-
-    import gnfast
-
-    return {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _path(name: str) -> Path:
-    """Shells do not expand the ~ in --out=~/result.json."""
-    return expanded(name)
 
 
 def _progress() -> bool:

@@ -3,48 +3,43 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
+from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.io.files import expanded, output_file
+from gnfast.runs.record import WEIGHTS
 
-USAGE = "usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
+HELP = """\
+Write the generator of a run's newest checkpoint, or of a checkpoint of the papers' code, as one safetensors file, with
+its settings and scores.
+
+Examples:
+  gnfast export runs/digits --out G.safetensors
+  gnfast sample G.safetensors --n 100
+  gnfast export logs/GN-GAN_CIFAR10_RES_0/best_model.pt --out published.safetensors
+  python -c "from gnfast.train.export import load_generator; print(load_generator('G.safetensors'))"
+"""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write the generator of a run's newest checkpoint as a safetensors file."""
+    """Which generator, and where to."""
 
+    run: argument("RUN|FILE.pt")
+    """A run folder, or a checkpoint of the papers' code."""
     out: str = ""
     """The file to write; RUN/generator-ema.safetensors or -raw.safetensors if empty, or FILE.safetensors."""
-    weights: Literal["", "ema", "raw"] = ""
+    weights: Literal["", *WEIGHTS] = ""
     """The moving average of the generator (that, or what a file has, if empty), or the generator itself; --ema and
     --raw are short for them."""
 
 
 def run(words: list[str]) -> int:
     """`gnfast export RUN [--out --ema/--raw]`."""
-    rest = spelled_out(words)
-    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
-        raise UsageError(f"export: which run? {USAGE}")
-    source = None if rest[0] in ("-h", "--help") else expanded(rest.pop(0))
-    options = parse(
-        ExportOptions,
-        rest,
-        prog="gnfast export RUN|FILE.pt",
-        description="Write the generator of a run's newest checkpoint, or of a checkpoint of the papers' code, as one "
-        "safetensors file, with its settings and scores.\n\n"
-        "Examples:\n  gnfast export runs/digits --out G.safetensors\n  gnfast sample G.safetensors --n 100\n"
-        "  gnfast export logs/GN-GAN_CIFAR10_RES_0/best_model.pt --out published.safetensors\n"
-        "  python -c \"from gnfast.train.export import load_generator; print(load_generator('G.safetensors'))\"",
-    )
+    usage = "which run? usage: gnfast export RUN|FILE.pt --out FILE.safetensors [--ema | --raw]"
+    options = parse(ExportOptions, spelled_out(words), "export", help=HELP, usage=usage)
     from gnfast.train.export import export
 
-    with user_errors():
-        default = (
-            source / f"generator-{options.weights or 'ema'}.safetensors"
-            if source.is_dir()
-            else source.with_suffix(".safetensors")
-        )
-        out = output_file(options.out) if options.out else default
-        path = export(source, out, options.weights or None)
-    print(path)
+    source = expanded(options.run)
+    name = f"generator-{options.weights or 'ema'}.safetensors"
+    default = source / name if source.is_dir() else source.with_suffix(".safetensors")
+    print(export(source, output_file(options.out) if options.out else default, options.weights or None))
     return 0

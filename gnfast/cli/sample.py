@@ -3,19 +3,31 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from gnfast.cli.common import UsageError, parse, spelled_out, user_errors
+from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.io.files import expanded, output_file, output_folder
+from gnfast.runs.record import WEIGHTS
+
+HELP = """\
+Draw images from the generator of a run's newest checkpoint, or of a file of `gnfast export`.
+
+Examples:
+  gnfast sample runs/digits
+  gnfast sample runs/digits --n 5000 --out fakes --raw
+  gnfast sample G.safetensors --interpolate 8 --out walk.png
+"""
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Draw images from the generator of a run's newest checkpoint, or of a file that `gnfast export` wrote."""
+    """What to draw, and where to."""
 
+    run: argument("RUN|FILE")
+    """A run folder, or a file that `gnfast export` wrote."""
     n: int = 64
     """How many images."""
     out: str = ""
     """Where to: FILE.png for one grid, or a folder for one PNG per image. RUN/sample-ema.png or -raw.png if empty."""
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Literal[*WEIGHTS] = "ema"
     """The moving average of the generator, or the generator itself; --ema and --raw are short for them."""
     seed: int = 0
     """Seed of the latent vectors."""
@@ -31,35 +43,24 @@ class SampleOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast sample RUN|FILE [--n --out --ema/--raw]`."""
-    rest = spelled_out(words)
-    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
-        raise UsageError("sample: which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw]")
-    source = None if rest[0] in ("-h", "--help") else rest.pop(0)
-    options = parse(
-        SampleOptions,
-        rest,
-        prog="gnfast sample RUN",
-        description="Draw images from the generator of a run's newest checkpoint, or of a file of `gnfast export`.\n\n"
-        "Examples:\n  gnfast sample runs/digits\n  gnfast sample runs/digits --n 5000 --out fakes --raw\n"
-        "  gnfast sample G.safetensors --interpolate 8 --out walk.png",
-    )
+    words = spelled_out(words)
+    usage = "which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw]"
+    options = parse(SampleOptions, words, "sample", help=HELP, usage=usage)
     from gnfast.train.sample import sample_run
 
     # A file holds one kind of weights: only a wish that was spelt out can be wrong.
-    asked = any(word.partition("=")[0] == "--weights" for word in rest)
-    with user_errors():
-        kind = output_file if options.out.lower().endswith(".png") else output_folder
-        out = kind(options.out) if options.out else None
-        path = sample_run(
-            expanded(source),
-            count=options.n,
-            out=out,
-            weights=options.weights if asked else None,
-            seed=options.seed,
-            batch_norm=options.bn,
-            classes=options.classes,
-            interpolate=options.interpolate,
-            device=options.device,
-        )
+    asked = any(word.partition("=")[0] == "--weights" for word in words)
+    kind = output_file if options.out.lower().endswith(".png") else output_folder
+    path = sample_run(
+        expanded(options.run),
+        count=options.n,
+        out=kind(options.out) if options.out else None,
+        weights=options.weights if asked else None,
+        seed=options.seed,
+        batch_norm=options.bn,
+        classes=options.classes,
+        interpolate=options.interpolate,
+        device=options.device,
+    )
     print(path)
     return 0

@@ -5,10 +5,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnfast.cli.common import UsageError, columns, parse, user_errors
+from gnfast.cli.common import columns
+from gnfast.cli.options import argument, parse
 from gnfast.io.files import output_folder
-
-USAGE = "usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
 
 HELP = """\
 Train every run of a sweep file, several at once, and tabulate their scores (docs/sweeps.md describes the file).
@@ -25,8 +24,10 @@ Examples:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Train every run of a sweep file and tabulate their scores."""
+    """Which sweep, and what to do of it."""
 
+    file: argument("FILE")
+    """A sweep file (.toml)."""
     dry_run: bool = False
     """List the runs and their commands, and do nothing."""
     table: bool = False
@@ -41,39 +42,28 @@ class SweepOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast sweep FILE [--dry-run --table --retry --out]`."""
-    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
-        raise UsageError(f"sweep: which file? {USAGE}")
-    file, rest = (None, words) if words[0] in ("-h", "--help") else (Path(words[0]), words[1:])
-    options = parse(SweepOptions, rest, prog="gnfast sweep FILE", description=HELP)
+    usage = "which file? usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
+    options = parse(SweepOptions, words, "sweep", help=HELP, usage=usage)
     from gnfast.runs.sweep_file import load_sweep
 
-    with user_errors():
-        out = output_folder(options.out) if options.out else None
-        sweep = load_sweep(file, out, options.extractor)
+    out = output_folder(options.out) if options.out else None
+    sweep = load_sweep(Path(options.file), out, options.extractor)
     if options.dry_run:
         for case in sweep.cases:
             print(shlex.join(["gnfast", *case.words()]))
-        print(
-            f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{_where(sweep)}; nothing was started."
-        )
+        where = f" on {', '.join(sweep.devices)}" if sweep.devices else ""
+        print(f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
     from gnfast.runs.launch import run_sweep
     from gnfast.runs.sweep_page import write_overview
     from gnfast.runs.sweep_results import collect, rows, write_tables
 
-    signal = 0
-    with user_errors():
-        if not options.table:
-            signal = run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
-        results = collect(sweep)
-        write_tables(results)
-        path = write_overview(results)
+    signal = 0 if options.table else run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
+    results = collect(sweep)
+    write_tables(results)
+    path = write_overview(results)
     print(columns(rows(results)))
     print(f"report: {path}")
     if signal:
         return 128 + signal
     return 0 if options.table or all(run.state.status == "finished" for run in results.runs) else 1
-
-
-def _where(sweep: object) -> str:
-    return f" on {', '.join(sweep.devices)}" if sweep.devices else ""

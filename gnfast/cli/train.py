@@ -2,7 +2,8 @@
 
 import sys
 
-from gnfast.cli.common import UsageError, columns, parse, plain, unknown, user_errors
+from gnfast.cli.common import UsageError, columns, plain, unknown
+from gnfast.cli.options import parse
 from gnfast.cli.presets import table
 
 TRAIN_HELP = """\
@@ -18,6 +19,8 @@ Examples:
   gnfast train {name}{data} --width 0.25 --batch-d 32 --batch-g 32
   gnfast train {name}{data} --impl reference --run-dir runs/double-backward
   torchrun --nproc-per-node 4 -m gnfast train {name}{data} --precision bfloat16
+
+--dry-run prints the settings, the networks and the critic's plan, and exits.
 """
 
 
@@ -39,22 +42,19 @@ def run(words: list[str]) -> int:
     config = parse(
         type(preset.config),
         [word for word in rest if word != "--dry-run"],
-        prog=f"gnfast train {name}",
-        description=TRAIN_HELP.format(name=name, summary=preset.summary, data=data)
-        + "\n--dry-run prints the settings, the networks and the critic's plan, and exits.",
+        f"train {name}",
+        help=TRAIN_HELP.format(name=name, summary=preset.summary, data=data),
         default=preset.config,
     )
     if dry:
-        with user_errors():
-            return _dry_run(name, config)
+        return _dry_run(name, config)
     if not config.data:
         raise UsageError(preset.needs)
     from gnfast.train import NonFiniteLossError
     from gnfast.train import train as run
 
     try:
-        with user_errors():
-            outcome = run(name, config, progress=sys.stderr.isatty())
+        outcome = run(name, config, progress=sys.stderr.isatty())
     except NonFiniteLossError as error:
         print(f"gnfast: {error}", file=sys.stderr)
         return 1

@@ -55,7 +55,7 @@ class Config:
 
     model: Literal[*REGISTRY] = "dcgan"
     """The networks: the papers' CNN (or with the critic of GN-GAN's Table 3), GN-GAN's ResNet, SN-GAN's, mimicry's
-    (GraN-GAN), BigGAN (needs --classes), a small CNN."""
+    (GraN-GAN), BigGAN (needs --classes), a small CNN, or its generator with a plain critic of some depth."""
     init: Literal[*SCHEMES] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
     classes: Interval = 0
@@ -202,8 +202,7 @@ FREE = {
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
     *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
 }
-# Analyses train networks that have no name on the command line.
-_KINDS = get_type_hints(Config, include_extras=True) | {"model": str}
+_KINDS = get_type_hints(Config, include_extras=True)
 REQUIRED = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
 
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -52,7 +53,7 @@ class Entry:
     """A file inside a folder or archive.
 
     Args:
-        name: relative, with forward slashes; bytes that are no text are written as \\xHH.
+        name: relative, with forward slashes; bytes that are not text are written as \\xHH.
         size: what its header says, in bytes; 0 where that is not known before it is read.
         start: its first n bytes, or all where it is shorter.
     """
@@ -149,7 +150,7 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
 
 
 def first_member(path: Path) -> str:
-    """The name of a tar archive's first member; "" when `path` is no tar, has none, or is damaged there."""
+    """The name of a tar archive's first member; "" when `path` is not a tar, has none, or is damaged there."""
     try:
         with open_source(path) as raw:
             decompress = _decompressor(raw)
@@ -235,47 +236,36 @@ def _sorted(entries: Iterator[Entry]) -> list[Entry]:
 
 
 def _folder_entries(root: Path) -> Iterator[Entry]:
-    def starter(file: str) -> Callable[[int], bytes]:
-        def start(count: int) -> bytes:
-            path = root / file
-            try:
-                with open_regular(path) as content:
-                    return content.read(count)
-            except InputError as error:
-                raise EntryError(str(error).removeprefix(f"{path}: ")) from None
-
-        return start
-
     for file in walk_files(root):
-        yield Entry(printable(file), 0, starter(file))
+        yield Entry(printable(file), 0, partial(_start_of_file, root / file))
+
+
+def _start_of_file(path: Path, count: int) -> bytes:
+    try:
+        with open_regular(path) as content:
+            return content.read(count)
+    except InputError as error:
+        raise EntryError(str(error).removeprefix(f"{path}: ")) from None
 
 
 def _zip_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
-    def starter(member: zipfile.ZipInfo) -> Callable[[int], bytes]:
-        def start(count: int) -> bytes:
-            if member.compress_type not in _ZIP_METHODS:
-                method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
-                raise DataError(
-                    f"{path}: {member.filename} is compressed by {method}; pack it with deflate or not at all"
-                )
-            with clear_errors(path), archive.open(member) as file:
-                return file.read(count)
-
-        return start
+    def start(member: zipfile.ZipInfo, count: int) -> bytes:
+        if member.compress_type not in _ZIP_METHODS:
+            method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
+            raise DataError(f"{path}: {member.filename} is compressed by {method}; pack it with deflate or not at all")
+        with clear_errors(path), archive.open(member) as file:
+            return file.read(count)
 
     for member in archive.infolist():
         if not member.filename.endswith("/"):
             # Some Windows tools write backslashes, against the format.
-            yield Entry(printable(member.filename.replace("\\", "/")), member.file_size, starter(member))
+            yield Entry(printable(member.filename.replace("\\", "/")), member.file_size, partial(start, member))
 
 
 def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
-    def starter(member: tarfile.TarInfo) -> Callable[[int], bytes]:
-        def start(count: int) -> bytes:
-            with clear_errors(path), tar.extractfile(member) as file:
-                return file.read(count)
-
-        return start
+    def start(member: tarfile.TarInfo, count: int) -> bytes:
+        with clear_errors(path), tar.extractfile(member) as file:
+            return file.read(count)
 
     with clear_errors(path):
         members = tar.getmembers()
@@ -285,18 +275,15 @@ def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
             raise tarfile.ReadError("no end-of-archive mark")
     for member in members:
         if member.isfile():
-            yield Entry(printable(member.name), member.size, starter(member))
+            yield Entry(printable(member.name), member.size, partial(start, member))
 
 
 def _stream_entries(path: Path, wanted: Callable, progress: bool, kept: IO[bytes]) -> Iterator[Entry]:
     """The entries, with the bytes of the wanted ones in the temporary file `kept`."""
 
-    def starter(at: int, size: int) -> Callable[[int], bytes]:
-        def start(count: int) -> bytes:
-            kept.seek(at)
-            return kept.read(min(count, size))
-
-        return start
+    def start(at: int, size: int, count: int) -> bytes:
+        kept.seek(at)
+        return kept.read(min(count, size))
 
     most, taken, at = _ALLOWED + _GROWTH * path.stat().st_size, 0, 0
     for name, file in stream_members(path, lambda _: True, progress):
@@ -304,7 +291,7 @@ def _stream_entries(path: Path, wanted: Callable, progress: bool, kept: IO[bytes
         if wanted(name):
             with clear_errors(path):
                 content = file.read(ENTRY_BYTES + 1)
-        yield Entry(name, len(content), starter(at, len(content)))
+        yield Entry(name, len(content), partial(start, at, len(content)))
         if len(content) <= ENTRY_BYTES:
             _append(kept, content, path)
             at += len(content)

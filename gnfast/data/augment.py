@@ -74,7 +74,7 @@ def apply_shifts(images: Tensor, shifts: Shifts, fill: float = -1.0) -> Tensor:
     columns = torch.arange(width, device=images.device) - right[:, None]
     is_inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
-    # One more pixel behind each channel's last is where all that comes from outside is taken from.
+    # One more pixel after each channel's last is where all that comes from outside is taken from.
     extended = F.pad(images.flatten(2), (0, 1), value=fill)
     origins = torch.where(is_inside, rows[:, :, None] * width + columns[:, None], height * width)
     return extended.gather(2, origins.flatten(1)[:, None].expand(-1, channels, -1)).view(images.shape)

@@ -177,7 +177,7 @@ class Batches:
         resident: whether the data set is moved to the device as a whole; "auto" does so if it takes at most a quarter
             of the memory that is free there. On a CPU it stays where it is, and "auto" asks whether it takes at most
             half of the machine's memory.
-        prefetch: how many batches the thread prepares ahead where the data set is not resident; 0 is no thread.
+        prefetch: how many batches a thread prepares ahead where the data set is not resident; without a thread if 0.
 
     Raises:
         DataError: an argument is not as wanted.
@@ -278,7 +278,7 @@ class Batches:
             return _Gathered(moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None)
         pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self._images, 0, chosen, out=pinned)
-        # A stream of its own, so that the copy does not queue behind the device's work.
+        # A stream of its own, so that the copy does not wait for the device's work.
         with torch.cuda.stream(self._stream):
             images = pinned.to(self.device, non_blocking=True)
             labels = self._pick(chosen)

@@ -7,17 +7,14 @@ written last. KEY comes from what identifies the source and from how it is prepa
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import mmap
 import os
 import re
-import shutil
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +25,10 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
+from gnfast.data.draft import Draft, ReadyError, alone, clear_about_room, folder, labels_at, new_draft
 from gnfast.data.files import open_source
 from gnfast.data.source import Contents, Source
-from gnfast.io.files import atomic_write, cache_root, is_abandoned, own_part, remove_abandoned
+from gnfast.io.files import is_abandoned, write_text
 
 _FORMAT = 1
 # What every description must have.
@@ -45,16 +43,10 @@ _DESCRIPTION_BYTES = 1 << 26
 # Less than this is prepared in memory, and kept only if that took longer than opening a file is worth.
 _SMALL_BYTES = 16 << 20
 _WORTH_SECONDS = 1.0
-# What running out of room looks like: a full disk, a user's quota, a limit on the size of files.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _DamagedError(Exception):
     """An entry of the cache is not what its description says."""
-
-
-class _ReadyError(Exception):
-    """Another process prepared the same in the meantime."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +73,6 @@ class Entry:
         # Without its description an entry does not exist.
         self.path.unlink(missing_ok=True)
         self.data.unlink(missing_ok=True)
-
-
-def folder() -> Path:
-    """Where prepared pixels are kept."""
-    return cache_root() / "prepared"
 
 
 def entries() -> list[Entry]:
@@ -134,7 +121,7 @@ def prepared(source: Source) -> ImageDataset:
         path.unlink(missing_ok=True)
     try:
         return _prepare(source, path)
-    except _ReadyError:
+    except ReadyError:
         return _open(path, source.request.progress)
 
 
@@ -186,14 +173,14 @@ def _dataset(source: Source, canvas: Canvas, contents: Contents) -> ImageDataset
 
 def _prepare(source: Source, path: Path) -> ImageDataset:
     with contextlib.ExitStack() as stack:
-        drafts: list[_Draft] = []
+        drafts: list[Draft] = []
 
         def allocate(shape: tuple[int, ...]) -> np.ndarray:
             if math.prod(shape) < _SMALL_BYTES:
                 return np.empty(shape, np.uint8)
             if not drafts:
-                stack.enter_context(_alone(path))
-            drafts.append(stack.enter_context(_draft(path, math.prod(shape))))
+                stack.enter_context(alone(path))
+            drafts.append(stack.enter_context(new_draft(path, math.prod(shape))))
             return drafts[-1].pixels.reshape(shape)
 
         start = time.monotonic()
@@ -203,7 +190,7 @@ def _prepare(source: Source, path: Path) -> ImageDataset:
         if not drafts:
             if time.monotonic() - start < _WORTH_SECONDS:
                 return dataset
-            drafts.append(stack.enter_context(_draft(path, dataset.images.nbytes)))
+            drafts.append(stack.enter_context(new_draft(path, dataset.images.nbytes)))
             drafts[-1].pixels[:] = canvas.pixels.reshape(-1)
         recorded = _fingerprint(dataset, source.request.progress)
         draft = drafts[-1]
@@ -220,95 +207,9 @@ def _prepare(source: Source, path: Path) -> ImageDataset:
         os.replace(draft.path, path.with_suffix(".bin"))
         # Until its description is there, the entry does not exist, and its pixels are for nobody.
         stack.callback(lambda: path.exists() or path.with_suffix(".bin").unlink(missing_ok=True))
-        with _clear_about_room(path.parent, dataset.images.nbytes):
+        with clear_about_room(path.parent, dataset.images.nbytes):
             _write_header(path, header)
     return _mapped(path, header)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits for other processes, such as the ranks of one run, that prepare the same.
-
-    Without it they would all do the work and take the room, one after the other with the same result.
-
-    Raises:
-        _ReadyError: one of them has done it.
-    """
-    lock = path.with_suffix(".lock")
-    with _clear_about_room(path.parent, 0):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("w")
-    with file:
-        # Some network file systems have no locks.
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if path.exists():
-                raise _ReadyError
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-class _Draft:
-    """A file that has room for pixels, and becomes an entry's when it is complete."""
-
-    def __init__(self, path: Path, nbytes: int) -> None:
-        self.path = path
-        self.pixels = np.memmap(path, np.uint8, "r+", shape=(nbytes,))
-
-    def finish(self, dataset: ImageDataset) -> None:
-        """Cut the file to the pixels that are in it, and append the labels."""
-        self.pixels.flush()
-        with self.path.open("r+b") as file, _clear_about_room(self.path, dataset.images.nbytes):
-            file.truncate(_labels_at(dataset.images.nbytes))
-            file.seek(0, os.SEEK_END)
-            if dataset.labels is not None:
-                file.write(dataset.labels.numpy().astype("<i8").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _draft(path: Path, nbytes: int) -> Iterator[_Draft]:
-    """A draft beside `path`, which is gone afterwards unless it was moved elsewhere."""
-    with contextlib.ExitStack() as stack:
-        with _clear_about_room(path.parent, nbytes):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Those of other data sets too: the room that they take may be what this one lacks.
-            remove_abandoned(path.parent)
-            part = stack.enter_context(own_part(path.with_suffix(".bin")))
-            with part.open("r+b") as file:
-                # All of it at once: writing through a mapping to a disk that is full would kill the process.
-                _reserve(file.fileno(), nbytes)
-        yield _Draft(part, nbytes)
-
-
-def _reserve(descriptor: int, nbytes: int) -> None:
-    # Reserving more than there is would fill the disk before it fails.
-    if nbytes > shutil.disk_usage(descriptor).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, nbytes)
-        return
-    zeros = bytes(1 << 20)
-    for start in range(0, nbytes, len(zeros)):
-        os.write(descriptor, zeros[: nbytes - start])
-
-
-@contextlib.contextmanager
-def _clear_about_room(path: Path, nbytes: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        advice = "set GNFAST_CACHE to a folder elsewhere, or pass cache=False to hold the images in memory"
-        if error.errno not in _NO_ROOM:
-            raise DataError(f"the cache folder {folder()} cannot be written ({error}); {advice}") from error
-        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
-        raise DataError(
-            f"not enough room in {folder()}: the prepared images need {nbytes / 2**30:.2f} GiB, "
-            f"{free / 2**30:.2f} GiB are free ({error.strerror}); make room (gnfast data clear), or {advice}"
-        ) from error
 
 
 def _open(path: Path, progress: bool) -> ImageDataset:
@@ -340,28 +241,27 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {_DESCRIPTION_BYTES >> 20} MiB")
         header = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"its description is no JSON ({error})") from error
+        raise _DamagedError(f"its description is not JSON ({error})") from error
     is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in _KINDS.items())
     if not is_whole or header["format"] != _FORMAT or len(header["shape"]) != 4:
         raise _DamagedError("its description is incomplete")
     if not all(type(size) is int and size > 0 for size in header["shape"]):
         raise _DamagedError(f"its description has the shape {header['shape']}")
     if not all(isinstance(name, str) for name in header["classes"]):
-        raise _DamagedError("its description has classes that are no names")
+        raise _DamagedError("its description has classes that are not names")
     return header
 
 
 def _write_header(path: Path, header: dict[str, Any]) -> None:
     header = header | {"modified_ns": path.with_suffix(".bin").stat().st_mtime_ns}
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(header, indent=2) + "\n")
 
 
 def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
     shape, count = header["shape"], header["shape"][0]
     data = path.with_suffix(".bin")
     nbytes = math.prod(shape)
-    wanted = _labels_at(nbytes) + 8 * count * header["labels"]
+    wanted = labels_at(nbytes) + 8 * count * header["labels"]
     try:
         with open_source(data) as file:
             got = os.fstat(file.fileno()).st_size
@@ -375,11 +275,14 @@ def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         pixels = torch.frombuffer(content, dtype=torch.uint8, count=nbytes).view(shape)
+    labels = None
+    if header["labels"]:
+        labels = torch.from_numpy(np.frombuffer(content, "<i8", count, labels_at(nbytes)).astype(np.int64))
     try:
         return ImageDataset(
             header["name"],
             pixels,
-            _labels(content, nbytes, count) if header["labels"] else None,
+            labels,
             tuple(header["classes"]),
             header["skipped"],
             header["fingerprint"],
@@ -398,14 +301,6 @@ def _map(descriptor: int, nbytes: int) -> mmap.mmap:
         if error.errno != errno.ENOMEM:
             raise
     return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-
-
-def _labels(content: mmap.mmap, nbytes: int, count: int) -> torch.Tensor:
-    return torch.from_numpy(np.frombuffer(content, "<i8", count, _labels_at(nbytes)).astype(np.int64))
-
-
-def _labels_at(nbytes: int) -> int:
-    return -(-nbytes // 8) * 8
 
 
 def _fingerprint(dataset: ImageDataset, progress: bool) -> str:

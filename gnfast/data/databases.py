@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def is_database(path: Path) -> bool:
 
 
 def open_database(path: Path, request: Request, name: str = "", positions: range | None = None) -> Source:
-    """The images of an LMDB, in the order of their numbers or, where keys are no numbers, of their keys.
+    """The images of an LMDB, in the order of their numbers or, where keys are not numbers, of their keys.
 
     Three layouts are known, and told apart by their keys: `0`, `1`, … to an image file's bytes (GN-GAN's code); `d0`,
     `d1`, … to the bytes, and `l0`, `l1`, … to the class in digits (Faster GN-GAN's); other keys to the bytes (LSUN).
@@ -55,17 +56,15 @@ def open_database(path: Path, request: Request, name: str = "", positions: range
 
 def _read(path: Path, request: Request, positions: range | None, canvas: Canvas) -> Contents:
     with _Database(path) as database:
-        count = database.count
-        if database.has("d0") and database.has("l0"):
-            count //= 2
-            rows = _rows(database, "d", range(count), positions, "l")
-        elif database.has("0"):
-            rows = _rows(database, "", range(count), positions)
+        labelled = database.has("d0") and database.has("l0")
+        numbers = range(database.count // 2 if labelled else database.count)
+        chosen = numbers if positions is None else numbers[positions.start : positions.stop]
+        if labelled or database.has("0"):
+            rows = _rows(database, chosen, len(numbers), labelled)
         else:
-            rows = _in_key_order(database, positions)
-        count = count if positions is None else len(range(count)[positions.start : positions.stop])
+            rows = ((key, None, read) for number, (key, read) in enumerate(database.items()) if number in chosen)
         what = "of all" if positions is None else f"for split {request.split!r}"
-        kept, contents = decode_into(canvas, rows, count, request, path, what)
+        kept, contents = decode_into(canvas, rows, len(chosen), request, path, what)
     if kept[0] is None:
         return contents
     labels = torch.tensor(kept, dtype=torch.int64)
@@ -73,35 +72,26 @@ def _read(path: Path, request: Request, positions: range | None, canvas: Canvas)
     return replace(contents, labels=labels, classes=tuple(map(str, range(int(labels.max()) + 1))))
 
 
-def _rows(
-    database: "_Database", prefix: str, numbers: range, positions: range | None, labels: str = ""
-) -> Iterator[tuple]:
-    """For `decode_into`: the numbered images, with their labels where there are any."""
+def _rows(database: "_Database", chosen: range, count: int, labelled: bool) -> Iterator[tuple]:
+    """For `decode_into`: the chosen ones of so many numbered images, with their labels where there are any."""
 
     def get(key: str) -> bytes:
         value = database.get(key)
         if value is None:
-            raise DataError(f"{database.path}: key {key!r} is missing, although there are {len(numbers)} images")
+            raise DataError(f"{database.path}: key {key!r} is missing, although there are {count} images")
         return value
 
     def label_of(number: int) -> int:
-        digits = get(f"{labels}{number}")
+        digits = get(f"l{number}")
         if not digits.isdigit() or len(digits) > 20 or int(digits) >= _CLASSES:
             raise DataError(
-                f"{database.path}: key '{labels}{number}': got {digits[:20]!r}, "
-                f"wanted a class in digits, below {_CLASSES}"
+                f"{database.path}: key 'l{number}': got {digits[:20]!r}, wanted a class in digits, below {_CLASSES}"
             )
         return int(digits)
 
-    for number in numbers if positions is None else numbers[positions.start : positions.stop]:
-        key = f"{prefix}{number}"
-        yield key, label_of(number) if labels else None, lambda key=key: get(key)
-
-
-def _in_key_order(database: "_Database", positions: range | None) -> Iterator[tuple]:
-    for position, (key, read) in enumerate(database.items()):
-        if positions is None or position in positions:
-            yield key, None, read
+    for number in chosen:
+        key = f"d{number}" if labelled else f"{number}"
+        yield key, label_of(number) if labelled else None, partial(get, key)
 
 
 class _Database:

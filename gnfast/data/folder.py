@@ -121,7 +121,7 @@ def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, .
 
 
 def _split_folders(names: set[str]) -> dict[str, str]:
-    """Those of the folders beside one another that stand for splits, by name, and for which."""
+    """Those of the folders beside one another that stand for splits: name to split."""
     exact = {name: _SPLITS[name.casefold()] for name in names if name.casefold() in _SPLITS}
     # train2017 and val2017, trainA and testA, seg_train and seg_test: only together, as a class may be a bullet_train.
     words = {name: [word for word in map(str.casefold, _WORDS.split(name)) if word in _SPLITS] for name in names}

@@ -1,5 +1,6 @@
 """A data set before its pixels are prepared: what is known of it, what identifies it, and how it is read."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSet:
+class DataSet(ABC):
     """A data set with a name. Those in the list SETS of a file in `gnfast/data/sets` are known to `load`.
 
     A format derives from it, with what it must know of each data set, and `open`.
@@ -86,9 +87,9 @@ class DataSet:
             raise DataError(f"split of {self.name}: got {request.split!r}, wanted one of {wanted}")
         return self.open(request.filled(channels=self.channels, resolution=self.resolution, crop=self.crop))
 
+    @abstractmethod
     def open(self, request: Request) -> Source:
         """`source`, of a split that there is."""
-        raise NotImplementedError
 
     def find(
         self, request: Request, names: Sequence[str], advice: str, holds: Callable[[Path], bool], folder: str = ""

@@ -43,12 +43,12 @@ def normalize_gradient(
             code has it), "pgn-table" (as its Table I has it); or a function φ(f, n) of two broadcastable tensors, or a
             `gnfast.Head`. `gnfast.heads` has the formulas.
         tau, eps: GraN's τ (1) and ε (0.1).
-        return_grad_norm: return also ‖∇ₓf̂‖₂ (B,), which costs no further pass; a third derivative where double
-            backward is used.
+        return_grad_norm: also return ‖∇ₓf̂‖₂ (B,). It costs no further pass, or a third derivative where double backward
+            is used.
         impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
-        rewrite: merge operations where that is exact and cheaper (a convolution with the pooling behind it, say).
+        rewrite: merge operations where that is exact and cheaper (a convolution with the pooling after it, say).
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients

@@ -16,7 +16,8 @@ from torch import Tensor
 from gnfast.engine import passes
 from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.errors import InputError
-from gnfast.kernels.head import Formula, head_kernels
+from gnfast.kernels.backend import implementation
+from gnfast.kernels.head import Formula
 
 Value = Callable[[Tensor, Tensor], Tensor]
 Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -242,7 +243,7 @@ def merged(
 
 
 def _kernels(head: Head, g: Tensor) -> ModuleType | None:
-    return None if head.formula is None else head_kernels(g.device.type)
+    return None if head.formula is None else implementation("head", g.device.type)
 
 
 def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
@@ -271,7 +272,7 @@ def plain(head: Head) -> Head:
 
 
 def _measure(head: Head, g: Tensor) -> Tensor:
-    """What `head.value` takes beside f: m (B,) or the gradient itself."""
+    """What `head.value` takes after f: m (B,) or the gradient itself."""
     return g.to(_accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
 
 

@@ -39,7 +39,7 @@ class GradientNorm(Wrapper):
     ) -> None:
         super().__init__(net)
         heads.find(method, tau=tau, eps=eps)
-        # One attribute, lest it hides a member of `net`.
+        # In one attribute, so that they hide no members of `net`.
         self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict, "rewrite": rewrite}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradients that must not be differentiated again, with an error that says what to do instead."""
+"""Gradients that must not be differentiated again or come in batches, with an error that says what to do instead."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from gnfast.errors import UnsupportedError
-from gnfast.interop import surroundings
 
 
 class _Final(torch.autograd.Function):
@@ -29,13 +28,13 @@ class _Final(torch.autograd.Function):
 def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """Decorates an autograd Function's backward: it runs without a graph, and differentiating its results raises.
 
-    The Function saves its inputs, so that whoever differentiates with respect to them, by whatever call of autograd's,
-    passes through here.
+    The Function must save its inputs. Then every call of autograd's that differentiates with respect to them passes
+    through here.
     """
 
     @functools.wraps(backward)
     def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
-        surroundings.require_one_gradient(*grads)
+        _require_one_gradient(*grads)
         create_graph = torch.is_grad_enabled()
         with torch.no_grad():
             results = backward(ctx, *grads)
@@ -47,3 +46,13 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
         return tuple(next(final) if isinstance(r, Tensor) else r for r in results)
 
     return wrapper
+
+
+def _require_one_gradient(*grads: Tensor | None) -> None:
+    """Raises UnsupportedError in a backward that is to go over a batch of gradients at once."""
+    wrapped = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+    if any(is_batched(grad) for grad in grads if grad is not None for is_batched in wrapped):
+        raise UnsupportedError(
+            "is_grads_batched (jacobian's vectorize=True): gnfast's backward takes one gradient at a time; "
+            "call it in a loop, or use impl='reference'"
+        )

@@ -19,8 +19,7 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
     """
     values = {0: x}
     saved = []
-    schedule = plan.schedule
-    for node, overwrite, last_uses in zip(plan.nodes, schedule.overwrites, schedule.last_uses, strict=True):
+    for node, overwrite, last_uses in zip(plan.nodes, plan.overwrites, plan.last_uses, strict=True):
         inputs = [values[i] for i in node.inputs]
         for value in last_uses:
             del values[value]
@@ -95,18 +94,17 @@ def tangent(
     """
     values = {0: start}
     grads: list[Tensor | None] = [None] * len(operands)
-    schedule = plan.schedule
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
         wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
-        overwrite, biases = schedule.overwrites[index], _biases(operands, node)
+        overwrite, biases = plan.overwrites[index], _biases(operands, node)
         ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
         if cotangent is not None:
             for slot, grad in zip(node.operands, node.op.param_grad(ctx, cotangent, inputs[0]), strict=True):
                 if grad is not None:
                     grads[slot] = grad if grads[slot] is None else grads[slot] + grad
-        for value in schedule.last_uses[index]:
+        for value in plan.last_uses[index]:
             values.pop(value, None)
         if plan.pushes_forward[index]:
             _keep(values, node, node.op.pushforward(ctx, *inputs))

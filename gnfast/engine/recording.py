@@ -1,4 +1,4 @@
-"""A network's Plan for one call, or the reason why there is none: recorded anew, or known from an earlier call."""
+"""A network's Plan for one call, or the reason why there is none: recorded now, or known from an earlier call."""
 
 import weakref
 from collections.abc import Sequence
@@ -130,7 +130,7 @@ def _record(
         reason = f"recording it raised {type(error).__name__}: {error}"
         raise Refused(Refusal("", "forward", reason)) from error
     if torch.is_grad_enabled() and x.requires_grad and any(_depends_on(operand, x) for operand in operands):
-        raise Refused(Refusal("", "forward", "another tensor that it uses was computed from x, beside x itself"))
+        raise Refused(Refusal("", "forward", "it uses another tensor that was computed from x"))
     return plan, operands
 
 

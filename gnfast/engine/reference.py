@@ -34,7 +34,7 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
     # Tensors that are made in inference mode cannot take part in autograd.
     with torch.inference_mode(False), torch.enable_grad():
         if not (create_graph and x.requires_grad):
-            # Inference tensors stay outside autograd, and a graph of make_fx has no gradients behind `detach`.
+            # Inference tensors stay outside autograd, and a graph of make_fx has no gradients after `detach`.
             leaf = x.clone() if x.is_inference() else x.view_as(x) if way == "make_fx" else x.detach()
             x = leaf.requires_grad_()
         y = function(x)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
+from gnfast.kernels.backend import implementation
 from gnfast.kernels.head import Formula
-from gnfast.kernels.mlp import Chain, fits, mlp_kernels
+from gnfast.kernels.mlp import Chain, fits
 from gnfast.plan.chain import chain_of
 from gnfast.plan.plan import Plan
 
@@ -19,7 +20,7 @@ _chain = functools.lru_cache(maxsize=256)(chain_of)
 
 def chain_for_kernels(plan: Plan, head: Head, operands: Sequence[Tensor], device_type: str) -> Chain | None:
     """The Plan as what the two kernels take; None where the passes are to run operation by operation."""
-    if head.formula is None or mlp_kernels(device_type) is None:
+    if head.formula is None or implementation("mlp", device_type) is None:
         return None
     chain = _chain(plan)
     if chain is None:
@@ -38,7 +39,7 @@ class _TwoKernels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chain: Chain, formula: Formula, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
-        kernels = mlp_kernels(x.device.type)
+        kernels = implementation("mlp", x.device.type)
         ctx.chain, ctx.formula, ctx.kernels = chain, formula, kernels
         f_hat, *saved = kernels.forward(formula, chain.slope, _rows(x), *_layers(chain, operands), keep)
         ctx.save_for_backward(x, *saved, *operands)

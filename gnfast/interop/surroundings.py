@@ -50,16 +50,18 @@ def require_ordinary_execution() -> None:
 
 
 def transform() -> str:
-    """The transform or mode at work, to which the four passes are closed; empty if there is none.
+    """The transform or mode at work under which the four passes cannot run; empty if there is none.
 
-    They are an autograd Function with a backward: no rule for `torch.func`, none for forward-mode AD, and a graph that
-    `make_fx` makes of them has no gradients.
+    They are an autograd Function with a backward alone: `torch.func` and forward-mode AD want more rules than that, and
+    a graph that `make_fx` makes of them has no gradients.
     """
     if torch._C._are_functorch_transforms_active():
         return "torch.func"
     if getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0:
         return "torch.autograd.forward_ad"
-    return "make_fx" if _is_traced_by_make_fx() else function_mode()
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return function_mode() if get_proxy_mode() is None else "make_fx"
 
 
 def function_mode() -> str:
@@ -71,22 +73,6 @@ def function_mode() -> str:
         if not isinstance(mode, DeviceContext) and not type(mode).__module__.startswith("gnfast."):
             return type(mode).__name__
     return ""
-
-
-def require_one_gradient(*gradients: Tensor | None) -> None:
-    """Raises UnsupportedError in a backward that is to go over a batch of gradients at once."""
-    wrapped = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
-    if any(is_batched(g) for g in gradients if g is not None for is_batched in wrapped):
-        raise UnsupportedError(
-            "is_grads_batched (jacobian's vectorize=True): gnfast's backward takes one gradient at a time; "
-            "call it in a loop, or use impl='reference'"
-        )
-
-
-def _is_traced_by_make_fx() -> bool:
-    from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-    return get_proxy_mode() is not None
 
 
 def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:

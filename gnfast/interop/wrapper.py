@@ -12,8 +12,8 @@ class Wrapper(nn.Module):
     Moving, training mode, hooks, copies and replicas go through it as through any child. Names are those of `net` where
     PyTorch makes them (`state_dict`, `named_parameters`, `named_buffers`, `named_modules`) and where it looks them up
     (`load_state_dict`, attributes, `torch.func.functional_call`, `torch.distributed.checkpoint`), so checkpoints with
-    and without the wrapper are the same. PyTorch's own wrapper for activation checkpoints does the like; to rename the
-    keys of the `state_dict` alone would leave nothing where others follow them as paths.
+    and without the wrapper are the same. PyTorch's own wrapper for activation checkpoints does the same. Renaming the
+    keys of the `state_dict` alone would not be enough: others follow them as paths.
 
     One path is the wrapper's own: `.net` is what is wrapped, also where that has a member called net, which
     `functional_call` then wants to be called "net.net".

@@ -80,7 +80,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 def _check_regular(path: str | os.PathLike[str], status: os.stat_result, error: type[InputError] = InputError) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        raise error(f"{os.fspath(path)}: {_KINDS.get(kind, 'no regular file')}, wanted a regular file")
+        raise error(f"{os.fspath(path)}: {_KINDS.get(kind, 'not a regular file')}, wanted a regular file")
 
 
 def output_file(name: str | os.PathLike[str]) -> Path:
@@ -92,7 +92,7 @@ def output_file(name: str | os.PathLike[str]) -> Path:
     """
     path = expanded(name)
     with suppress(FileNotFoundError):
-        # Before links are followed: where /dev/stdout leads may have a name that is no path.
+        # Before links are followed: where /dev/stdout leads may have a name that is not a path.
         _check_regular(path, os.stat(path), OccupiedError)
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
@@ -176,7 +176,7 @@ def own_part(path: Path) -> Iterator[Path]:
         file.close()
     with file:
         try:
-            with _unwinding():
+            with unwinding():
                 yield part
         finally:
             part.unlink(missing_ok=True)
@@ -206,8 +206,8 @@ def remove_abandoned(folder: Path, name: str = "") -> None:
 
 
 @contextmanager
-def _unwinding() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind the block instead of ending the process at once, unless they are handled already."""
+def unwinding() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block as Ctrl-C does, unless they are handled already."""
     if threading.current_thread() is not threading.main_thread():
         # Python delivers signals to the main thread only.
         yield
@@ -237,7 +237,7 @@ def open_append(path: Path) -> TextIO:
     """A text file to add lines to, made where it is not there.
 
     Raises:
-        InputError: it is a link or no regular file: what lies in a folder from elsewhere may lead anywhere.
+        InputError: it is a link, or not a regular file: what lies in a folder from elsewhere may lead anywhere.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
@@ -249,7 +249,7 @@ def open_append(path: Path) -> TextIO:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError(f"{path}: no regular file")
+        raise InputError(f"{path}: not a regular file")
     return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 

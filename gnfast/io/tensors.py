@@ -29,7 +29,7 @@ class _Dtype:
 
 
 def _number(dtype: _Dtype, content: bytes) -> float | int | None:
-    """In place of numpy's scalars: a little-endian number, or None for what is none."""
+    """In place of numpy's scalars: a little-endian number, or None for anything else."""
     code = {"f4": "<f", "f8": "<d", "i4": "<i", "i8": "<q"}.get(dtype.name)
     return struct.unpack(code, content)[0] if code else None
 
@@ -49,14 +49,14 @@ def load_tensors(path: str | os.PathLike, *, dense: bool = False) -> Any:
         dense: take archives alone, and no tensors whose elements share memory: these can be larger than the file.
 
     Raises:
-        InputError: no regular file, damaged, of other content than that, or of tensors that are not plain ones in
+        InputError: not a regular file, damaged, of other content than that, or of tensors that are not plain ones in
             memory; the message begins with the path.
         OSError: the file cannot be opened.
     """
     place = os.fspath(path)
     with open_regular(path) as file:
         try:
-            # Files of PyTorch before 1.6 are no archives.
+            # Files of PyTorch before 1.6 are not archives.
             if dense or zipfile.is_zipfile(file):
                 sizes = _sizes(file)
                 # Without their data first: what a file says of its tensors need not be true.

@@ -40,7 +40,7 @@ def finite_differences(
         ValueError: a distance that is not positive and finite.
     """
     if not all(distance > 0 and math.isfinite(distance) for distance in distances.tolist()):
-        raise ValueError(f"distances: got {distances.tolist()}, want positive numbers")
+        raise ValueError(f"distances: got {distances.tolist()}, wanted positive numbers")
     net, x = copy.deepcopy(net).double(), images.detach().double()
     options = {"tau": tau, "eps": eps}
 

@@ -16,7 +16,7 @@ from gnfast.engine.functional import normalize_gradient, value_and_input_grad
 from gnfast.engine.heads import Head
 from gnfast.errors import UnsupportedError
 
-QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 CHUNK = 256
 
 
@@ -64,7 +64,7 @@ def gradient_norms(
         RuntimeError: the critic's output does not depend differentiably on its input.
     """
     if not len(images):
-        raise ValueError("images: got none, want at least 1")
+        raise ValueError("images: got none, wanted at least 1")
     head = None if method is None else heads.find(method, tau=tau, eps=eps)
     with evaluation(net):
         parts = [_chunk(net, *part, head) for part in _chunks(images, labels, chunk)]
@@ -72,9 +72,10 @@ def gradient_norms(
     return GradientNorms(*joined)
 
 
-def quantiles(values: Tensor) -> Tensor:
-    """Least value, lower quartile, median, upper quartile and largest value of (N,): (5,) float64 on the CPU."""
-    return torch.quantile(values.double().cpu(), torch.tensor(QUANTILES, dtype=torch.float64))
+def quantiles(values: Tensor) -> dict[str, float]:
+    """Least value, quartiles and largest value of (N,), under the names of `QUANTILES`."""
+    places = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
+    return dict(zip(QUANTILES, torch.quantile(values.double().cpu(), places).tolist(), strict=True))
 
 
 @contextlib.contextmanager
@@ -123,7 +124,7 @@ def _curved_chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Hea
 
 def _one_logit(f: Tensor, x: Tensor) -> None:
     if f.numel() != len(x):
-        raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, want one logit each")
+        raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, wanted one logit each")
 
 
 def _rows(*values: Any) -> GradientNorms:

@@ -36,7 +36,7 @@ def largest_singular_value(
     """
     right = start / start.norm()
     if not torch.isfinite(right).all():
-        raise ValueError("start: got a direction that is 0 or not finite, want any other")
+        raise ValueError("start: got a direction that is 0 or not finite, wanted any other")
     rights, lefts = [right], []
     diagonal: list[float] = []
     above: list[float] = []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnfast.engine import heads
 from gnfast.measure.gradient_norms import CHUNK, evaluation, gradient_norms
-from gnfast.measure.singular_values import LAYERS
+from gnfast.measure.singular_values import layers_met
 
 
 def distributions(real: Tensor, fake: Tensor | None = None, *, seed: int = 0) -> dict[str, Tensor]:
@@ -79,8 +79,6 @@ def prefix_lipschitz(
         for part in images.split(chunk):
             for name, norms in _jacobian_norms(net, part, iterations, random).items():
                 largest[name] = max(largest.get(name, 0.0), float(norms.max()))
-    if not largest:
-        raise ValueError(f"net: {type(net).__name__} has no convolution or linear layer")
     return largest
 
 
@@ -102,8 +100,8 @@ def _jacobian_norms(net: nn.Module, x: Tensor, iterations: int, random: torch.Ge
     """Name of the layer to the spectral norm (B,) of ∂(its output)/∂x at each image."""
     x = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        outputs = _outputs(net, x)
-        return {name: _jacobian_norm(output, x, iterations, random) for name, output in outputs.items()}
+        met = layers_met(net, x)
+        return {name: _jacobian_norm(output, x, iterations, random) for name, (_, _, output) in met.items()}
 
 
 def _jacobian_norm(output: Tensor, x: Tensor, iterations: int, random: torch.Generator) -> Tensor:
@@ -123,24 +121,3 @@ def _jacobian_norm(output: Tensor, x: Tensor, iterations: int, random: torch.Gen
 
 def _per_sample_norm(tensor: Tensor) -> Tensor:
     return heads.grad_norm(tensor).reshape(-1, *[1] * (tensor.dim() - 1))
-
-
-def _outputs(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The outputs of the network's layers in the order of its forward, of a shared layer the last."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, output: Tensor) -> None:
-        # A copy, for an in-place activation behind the layer would change it.
-        outputs[name] = output.clone()
-
-    handles = [
-        layer.register_forward_hook(lambda _, args, output, name=name: keep(name, output))
-        for name, layer in net.named_modules()
-        if isinstance(layer, LAYERS)
-    ]
-    try:
-        net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs

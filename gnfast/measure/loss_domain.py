@@ -33,6 +33,15 @@ class LossDomain:
         """The length of Ω."""
         return float(self.omega[1] - self.omega[0])
 
+    def row(self) -> dict[str, float]:
+        """The ends as `omega_min`, `omega_max`, and `slope_PART_min`, `slope_PART_max` for each part of the loss."""
+        ends = {"omega": self.omega} | {f"slope_{part}": slopes for part, slopes in self.slopes.items()}
+        return {
+            f"{name}_{end}": value
+            for name, pair in ends.items()
+            for end, value in zip(("min", "max"), pair.tolist(), strict=True)
+        }
+
 
 def loss_domain(loss: Loss, real: Tensor, fake: Tensor, points: int = POINTS) -> LossDomain:
     """Ω and the slopes of a loss on it.
@@ -47,7 +56,7 @@ def loss_domain(loss: Loss, real: Tensor, fake: Tensor, points: int = POINTS) ->
     """
     values = torch.cat([real.detach().flatten(), fake.detach().flatten()]).double().cpu()
     if not len(values) or not torch.isfinite(values).all():
-        raise ValueError(f"real, fake: got {len(values)} logits, want at least one, and all finite")
+        raise ValueError(f"real, fake: got {len(values)} logits, wanted at least one, and all finite")
     omega = torch.stack([values.min(), values.max()])
     places = torch.cat([values, omega[0] + (omega[1] - omega[0]) * torch.linspace(0, 1, points, dtype=torch.float64)])
     found = {name: slopes(getattr(loss, name), places) for name in PARTS}

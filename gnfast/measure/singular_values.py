@@ -3,8 +3,9 @@
 Source: the spectra of SN-GAN (Miyato et al., ICLR 2018, figs. 3 and 9).
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,12 @@ from torch.nn.utils import parametrize
 
 from gnfast.measure.convolution_operator import circular_singular_values, operator_norm
 from gnfast.measure.gradient_norms import evaluation
+from gnfast.measure.lanczos import largest_singular_value
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SIGMA_STEPS = 20
+SIGMA_TOL = 1e-4
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
@@ -53,7 +57,7 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
     """
     spectra = []
     with torch.no_grad(), evaluation(net):
-        for name, layer, shape in _layers_met(net, image):
+        for name, (layer, shape, _) in layers_met(net, image).items():
             weight = layer.weight.detach()
             circular = None
             if isinstance(layer, nn.Conv2d) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1:
@@ -68,9 +72,27 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
                     operator_norm(layer, shape, steps=steps),
                 )
             )
-    if not spectra:
-        raise ValueError(f"net: {type(net).__name__} has no convolution or linear layer")
     return spectra
+
+
+@torch.no_grad()
+def layer_sigmas(net: nn.Module) -> dict[str, tuple[float, float | None]]:
+    """The largest singular value of each layer's weight as a matrix, to about 1e-4 of itself, from below.
+
+    Args:
+        net: the critic; left as it was.
+
+    Returns:
+        Name to that of the parameter, and that of the weight that the layer applies where a parametrisation acts; NaN
+        of a weight whose square is not finite, as those of a run that diverges.
+    """
+    found = {}
+    with evaluation(net):
+        for name, layer in net.named_modules():
+            if isinstance(layer, LAYERS):
+                is_plain = not parametrize.is_parametrized(layer, "weight")
+                found[name] = _sigma(layer, raw_weight(layer)), None if is_plain else _sigma(layer, layer.weight)
+    return found
 
 
 def raw_weight(layer: nn.Module) -> Tensor:
@@ -87,24 +109,44 @@ def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
     return rows.detach().flatten(1)
 
 
+def _sigma(layer: nn.Module, weight: Tensor) -> float:
+    matrix = as_matrix(layer, weight).float()
+    start = torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix.device)
+    options = {"tol": SIGMA_TOL, "steps": SIGMA_STEPS}
+    try:
+        return largest_singular_value(lambda v: matrix @ v, lambda u: matrix.T @ u, start, **options)[0]
+    except torch.linalg.LinAlgError:
+        return math.nan
+
+
 def _spectrum(layer: nn.Module, weight: Tensor) -> Tensor:
     return torch.linalg.svdvals(as_matrix(layer, weight).double()).cpu()
 
 
-def _layers_met(net: nn.Module, image: Tensor) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
-    """Name, layer and input shape (without the batch) in the order of a forward; a shared layer once."""
-    met: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
+def layers_met(net: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...], Tensor]]:
+    """The convolution and linear layers that a forward meets: name to layer, input shape (without batch) and output.
+
+    They come in the order of the forward; of a layer that is met more than once, the last time counts.
+
+    Raises:
+        ValueError: there is none.
+    """
+    met = {}
+
+    def keep(name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        # A copy, for an in-place activation after the layer would change it.
+        met[name] = layer, tuple(args[0].shape[1:]), output.clone()
+
     handles = [
-        layer.register_forward_pre_hook(
-            lambda layer, args, name=name: met.setdefault(name, (layer, tuple(args[0].shape[1:]))) and None
-        )
+        layer.register_forward_hook(partial(keep, name))
         for name, layer in net.named_modules()
         if isinstance(layer, LAYERS)
     ]
     try:
-        net(image)
+        net(x)
     finally:
         for handle in handles:
             handle.remove()
-    for name, (layer, shape) in met.items():
-        yield name, layer, shape
+    if not met:
+        raise ValueError(f"net: {type(net).__name__} has no convolution or linear layer")
+    return met

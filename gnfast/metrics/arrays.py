@@ -1,15 +1,16 @@
-"""Arrays out of an .npz file that anybody may have made: its headers are believed before its data are read."""
+"""Arrays in .npz files: of one that anybody may have made, the headers are checked before its data are read."""
 
 import io
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from gnfast.errors import InputError
-from gnfast.io.files import open_regular
+from gnfast.io.files import atomic_write, open_regular
 
 # An array may take what its whole file has, and in a compressed file this much: a covariance of 4096 features.
 MOST_BYTES = 1 << 27
@@ -24,8 +25,8 @@ def read_arrays(path: str | os.PathLike, names: Iterable[str]) -> dict[str, np.n
     """Those of the named arrays that the file has: numbers, truth values or text, in memory.
 
     Raises:
-        InputError: no regular file, none of NumPy's, damaged, or with arrays of objects, or of another size than their
-            headers or the file allow; the message begins with the path.
+        InputError: not a regular file, not one of NumPy's, damaged, or with arrays of objects, or of another size than
+            their headers or the file allow; the message begins with the path.
         OSError: the file cannot be opened.
     """
     place = os.fspath(path)
@@ -39,6 +40,12 @@ def read_arrays(path: str | os.PathLike, names: Iterable[str]) -> dict[str, np.n
                 }
         except Exception as error:  # The readers raise whatever the bytes lead them to.
             raise InputError(f"{place}: wanted an .npz file, but {error or type(error).__name__}") from error
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Replaces a file in one step."""
+    with atomic_write(Path(path)) as part, part.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _read(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo, most: int) -> np.ndarray:

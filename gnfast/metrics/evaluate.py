@@ -170,16 +170,12 @@ def dataset_statistics(
     if not 2 <= total <= len(dataset):
         raise ValueError(f"n: got {total}, wanted 2 to the {len(dataset)} images of {dataset.name}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+
+    def next_images(start: int, count: int) -> Tensor:
+        return dataset.images[order[start : start + count]]
+
     with _bar(f"images of {dataset.name}", total, progress) as bar:
-        statistics = collect(
-            lambda start, count: dataset.images[order[start : start + count]],
-            total,
-            extractor,
-            batch_size=batch_size,
-            keep=keep,
-            group=group,
-            bar=bar,
-        )
+        statistics = collect(next_images, total, extractor, batch_size=batch_size, keep=keep, group=group, bar=bar)
     # Not on a GPU, where they would lie through a whole training run.
     return dataclasses.replace(statistics, kept=None if statistics.kept is None else statistics.kept.cpu())
 

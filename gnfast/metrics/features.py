@@ -9,7 +9,7 @@ from torch import Tensor
 from gnfast.data import to_uint8
 from gnfast.metrics.protocols import Protocol
 
-# The name of the extractor with the official weights; a distance in other features is no FID.
+# The name of the extractor with the official weights; a distance in other features is not FID.
 INCEPTION = "inception"
 
 

@@ -1,7 +1,6 @@
 """The Fréchet distance between two Gaussians that are fitted to features."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,8 +8,7 @@ import torch.distributed
 from torch import Tensor
 
 from gnfast.errors import InputError, require_int
-from gnfast.io.files import atomic_write
-from gnfast.metrics.arrays import read_arrays
+from gnfast.metrics.arrays import read_arrays, write_arrays
 
 # Files hold covariances that were computed in float32, too.
 _ROUNDING = torch.finfo(torch.float32).eps
@@ -114,8 +112,7 @@ class FeatureStatistics:
         Raises:
             ValueError: there are fewer than two vectors.
         """
-        with atomic_write(Path(path)) as part, part.open("wb") as file:
-            np.savez(file, **self.arrays())
+        write_arrays(path, self.arrays())
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `save` writes."""
@@ -127,8 +124,8 @@ class FeatureStatistics:
         """Read what `save` wrote, or `mu` and `sigma` from the papers' code or pytorch-fid; their `count` is None.
 
         Raises:
-            InputError: the file is damaged, lacks `mu` or `sigma`, or they are no mean and covariance: another shape or
-                kind of numbers, not finite, not symmetric or with negative eigenvalues.
+            InputError: the file is damaged, lacks `mu` or `sigma`, or they are not a mean and a covariance: another
+                shape or kind of numbers, not finite, not symmetric or with negative eigenvalues.
             OSError: the file cannot be opened.
         """
         place = os.fspath(path)

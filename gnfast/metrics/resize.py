@@ -3,7 +3,6 @@
 The first and the last are linear maps along rows and along columns: two products with small matrices.
 """
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -43,46 +42,38 @@ def bicubic_pil(images: Tensor, size: int) -> Tensor:
     return _apply(images, size, _bicubic_pil_weights)
 
 
-def _apply(images: Tensor, size: int, weights: Callable[[int, int], list[list[float]]]) -> Tensor:
+def _apply(images: Tensor, size: int, weights: Callable[[int, int], Tensor]) -> Tensor:
     # In float64, where no setting of the process trades digits for speed; the network takes a thousand times longer.
-    rows, columns = (
-        torch.tensor(weights(length, size), dtype=torch.float64, device=images.device) for length in images.shape[-2:]
-    )
+    rows, columns = (weights(length, size).to(images.device) for length in images.shape[-2:])
     return (rows @ (images.double() @ columns.T)).to(images.dtype)
 
 
 @lru_cache(maxsize=32)
-def _bilinear_tf1_weights(length: int, size: int) -> list[list[float]]:
-    """(size, length): row i holds what each input pixel gives to output pixel i."""
-    weights = [[0.0] * length for _ in range(size)]
-    for i, row in enumerate(weights):
-        low, part = divmod(i * length / size, 1)
-        low = int(low)
-        row[low] += 1 - part
-        row[min(low + 1, length - 1)] += part
-    return weights
+@torch.inference_mode(False)
+def _bilinear_tf1_weights(length: int, size: int) -> Tensor:
+    """(size, length) float64: row i holds what each input pixel gives to output pixel i."""
+    place = torch.arange(size, dtype=torch.float64) * length / size
+    low = place.long()
+    part = (place - low)[:, None]
+    weights = torch.zeros(size, length, dtype=torch.float64).scatter_(1, low[:, None], 1 - part)
+    return weights.scatter_add_(1, (low + 1).clamp_(max=length - 1)[:, None], part)
 
 
 @lru_cache(maxsize=32)
-def _bicubic_pil_weights(length: int, size: int) -> list[list[float]]:
-    """(size, length): row i holds what each input pixel gives to output pixel i."""
+@torch.inference_mode(False)
+def _bicubic_pil_weights(length: int, size: int) -> Tensor:
+    """(size, length) float64: row i holds what each input pixel gives to output pixel i."""
     scale = length / size
     stretch = max(scale, 1.0)
-    weights = [[0.0] * length for _ in range(size)]
-    for i, row in enumerate(weights):
-        centre = (i + 0.5) * scale
-        first = max(0, math.floor(centre - 2 * stretch + 0.5))
-        last = min(length, math.floor(centre + 2 * stretch + 0.5))
-        values = [_cubic((j + 0.5 - centre) / stretch) for j in range(first, last)]
-        row[first:last] = [value / sum(values) for value in values]
-    return weights
+    centre = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * scale
+    # The kernel is 0 where it ends, two steps from the centre.
+    weights = _cubic((torch.arange(length, dtype=torch.float64) + 0.5 - centre) / stretch)
+    return weights / weights.sum(1, keepdim=True)
 
 
-def _cubic(x: float, a: float = -0.5) -> float:
+def _cubic(x: Tensor, a: float = -0.5) -> Tensor:
     """Keys' cubic convolution kernel with the slope that Pillow takes."""
-    x = abs(x)
-    if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    if x < 2:
-        return (((x - 5) * x + 8) * x - 4) * a
-    return 0.0
+    x = x.abs()
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = (((x - 5) * x + 8) * x - 4) * a
+    return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))

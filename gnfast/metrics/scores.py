@@ -24,7 +24,7 @@ class Scores:
 
     Args:
         distance: the Fréchet distance, in the features' units squared: FID where `is_fid`.
-        extractor: the name of the features' extractor. A distance in other features than Inception's is no FID.
+        extractor: the name of the features' extractor. A distance in other features than Inception's is not FID.
         n_real: how many real images the reference is from; None where its file does not say.
         n_fake: how many generated images; the distance is biased upwards when there are few. None as above.
         protocol: how images were prepared; None where there is no choice.

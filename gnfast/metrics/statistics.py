@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.errors import InputError
-from gnfast.io.files import atomic_write
-from gnfast.metrics.arrays import read_arrays
+from gnfast.metrics.arrays import read_arrays, write_arrays
 from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.frechet import FeatureStatistics
 from gnfast.metrics.inception_score import InceptionScore
@@ -58,8 +56,7 @@ class ImageStatistics:
         if self.score is not None:
             arrays["score"] = np.array(self.score)
         arrays |= {name: np.array(value) for name, value in self.origin.items()}
-        with atomic_write(Path(path)) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ImageStatistics":
@@ -94,7 +91,7 @@ class ImageStatistics:
 
 def _text(place: str, name: str, array: np.ndarray) -> str:
     """An array's text, if it is one that can be shown."""
-    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are no characters.
+    with contextlib.suppress(SystemError, ValueError):  # What NumPy raises for numbers that are not characters.
         if array.shape == () and array.dtype.kind == "U" and len(text := str(array)) < 200 and text.isprintable():
             return text
     raise InputError(f"{place}: {name}: got {array.dtype} {array.shape}, wanted a short text")

@@ -5,6 +5,7 @@ of the papers' pairs are pinned in `tests/models/test_models.py`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from gnfast.models import biggan, dcgan, mimicry, resnet, small
 from gnfast.models.baselines import weight_norm_
 from gnfast.models.initialise import SCHEMES, initialise_
-from gnfast.models.plain import ACTIVATIONS, layered_critic
+from gnfast.models.plain import ACTIVATIONS, LAYERED, build_layered, layered_critic
 
 __all__ = [
     "ACTIVATIONS",
@@ -50,6 +51,7 @@ REGISTRY: dict[str, Family] = {
     "biggan": Family(biggan.build, conditional=True),
     "biggan-faster": Family(biggan.build_faster, conditional=True),
     "small": Family(small.build),
+    **{name: Family(partial(build_layered, *kind)) for name, kind in LAYERED.items()},
 }
 
 
@@ -61,10 +63,11 @@ def build(
     Args:
         name: "dcgan" (the CNN of GN-GAN's code, which is SN-GAN's), "dcgan-table3" (the CNN of the paper's Table 3),
             "resnet" (its ResNet), "sngan-resnet" (SN-GAN's), "mimicry-resnet" (mimicry's, GraN-GAN's), "biggan"
-            (GN-GAN's BigGAN), "biggan-faster" (Faster GN-GAN's), or "small" (for digits).
+            (GN-GAN's BigGAN), "biggan-faster" (Faster GN-GAN's), "small" (for digits), or a name of `LAYERED` (the
+            small generator with a plain critic of 3, 6 or 9 convolutions, for analyses).
         resolution: side of the square images, in pixels. `dcgan` takes any multiple of 8 from 16 up, `resnet` 32, 48,
             64, 128 or 256, `sngan-resnet` and `mimicry-resnet` 32, 48, 64 or 128, `biggan` 32, `biggan-faster` 32, 64
-            or 128, `small` any multiple of 4 from 8 up.
+            or 128, `small` any multiple of 4 from 8 up, `layered-…` of 8.
         channels: image channels, 1 or 3.
         z_dim: length of the latent vector.
         width: factor on every hidden channel count (rounded, at least 1); 1.0 is the paper's.
@@ -81,12 +84,12 @@ def build(
             short for `biggan-faster`.
     """
     if name not in REGISTRY:
-        raise ValueError(f"model: got {name!r}, want one of {', '.join(sorted(REGISTRY))}")
+        raise ValueError(f"model: got {name!r}, wanted one of {', '.join(sorted(REGISTRY))}")
     if not width > 0:
-        raise ValueError(f"width: got {width}, want a positive factor")
+        raise ValueError(f"width: got {width}, wanted a positive factor")
     family = REGISTRY[name]
     if family.conditional:
         return family.build(resolution, channels, z_dim, width, classes)
     if classes != 0:
-        raise ValueError(f"classes: {name} has no class-conditional form, got {classes}, want 0")
+        raise ValueError(f"classes: {name} has no class-conditional form, got {classes}, wanted 0")
     return family.build(resolution, channels, z_dim, width)

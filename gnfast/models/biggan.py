@@ -130,7 +130,7 @@ class Generator(nn.Module):
         shared = layout.attention is not None
         self.part = z_dim // len(widths) if shared else z_dim
         if self.part < 1:
-            raise ValueError(f"z_dim: got {z_dim}, want at least {len(widths)}, one for each of the parts")
+            raise ValueError(f"z_dim: got {z_dim}, wanted at least {len(widths)}, one for each of the parts")
         self.shared = nn.Embedding(classes, SHARED) if shared else None
         self.linear = nn.Linear(self.part, widths[0] * START**2)
 
@@ -222,7 +222,7 @@ def _build(
     normalize_blocks: bool,
 ) -> tuple[Generator, Discriminator]:
     if classes < 1:
-        raise ValueError(f"classes: {name} is class-conditional, got {classes}, want at least 1")
+        raise ValueError(f"classes: {name} is class-conditional, got {classes}, wanted at least 1")
     if resolution not in resolutions:
         raise ValueError(f"resolution: {name} takes {' or '.join(map(str, resolutions))}, got {resolution}")
     published = LAYOUTS[resolution]

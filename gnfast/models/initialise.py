@@ -39,7 +39,7 @@ def initialise_(net: nn.Module, scheme: str) -> nn.Module:
         ValueError: an unknown scheme.
     """
     if scheme not in SCHEMES:
-        raise ValueError(f"scheme: got {scheme!r}, want one of {', '.join(SCHEMES)}")
+        raise ValueError(f"scheme: got {scheme!r}, wanted one of {', '.join(SCHEMES)}")
     fill = SCHEMES[scheme]
     if fill is None:
         return net

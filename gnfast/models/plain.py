@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from gnfast.models import small
 from gnfast.models.initialise import initialise_
 
 STAGES = (64, 128, 256)
@@ -82,14 +83,34 @@ def layered_critic(
         ValueError: another value than these.
     """
     if resolution < 8 or resolution % 8:
-        raise ValueError(f"resolution: got {resolution}, want a multiple of 8")
+        raise ValueError(f"resolution: got {resolution}, wanted a multiple of 8")
     if layers < len(STAGES):
-        raise ValueError(f"layers: got {layers}, want at least {len(STAGES)}")
+        raise ValueError(f"layers: got {layers}, wanted at least {len(STAGES)}")
     if not width > 0:
-        raise ValueError(f"width: got {width}, want a positive factor")
+        raise ValueError(f"width: got {width}, wanted a positive factor")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation: got {activation!r}, want one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
     if not beta > 0:
-        raise ValueError(f"beta: got {beta}, want a positive number")
+        raise ValueError(f"beta: got {beta}, wanted a positive number")
     stages = tuple(max(1, round(w * width)) for w in STAGES)
     return LayeredCritic(resolution, channels, layers, stages, lambda: ACTIVATIONS[activation](beta))
+
+
+LAYERED = {
+    "layered-3": (3, "relu", 1.0),
+    "layered-6": (6, "relu", 1.0),
+    "layered-9": (9, "relu", 1.0),
+    "layered-3-elu": (3, "elu", 1.0),
+    "layered-3-softplus-1": (3, "softplus", 1.0),
+    "layered-3-softplus-20": (3, "softplus", 20.0),
+}
+"""Names of pairs to a layered critic's depth, activation and β."""
+
+
+def build_layered(
+    layers: int, activation: str, beta: float, resolution: int, channels: int, z_dim: int, width: float
+) -> tuple[nn.Module, nn.Module]:
+    """The small generator, with a layered critic that is as wide as the small one; see `gnfast.models.build`."""
+    generator, _ = small.build(resolution, channels, z_dim, width)
+    # Its first layer has half of the 64 channels.
+    return generator, layered_critic(resolution, channels, layers, width / 2, activation, beta)

@@ -39,7 +39,8 @@ def _with_joins(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
             continue
         if _is_sum(producer):
             layers = [producers[v] for v in producer.inputs if v in producers and counts[v] == 1]
-            layers = _along_one_axis([layer for layer in layers if _has_bias(layer)])
+            layers = [layer for layer in layers if _has_bias(layer)]
+            layers = [layer for layer in layers if _axis(layer) == _axis(layers[0])]
             instead |= {layer: (_without_bias(layer, layer.output),) for layer in layers}
             instead[producer] = (_join(producer.inputs, layers, producer, activation, counts),)
         elif _has_bias(producer) or (producer.op.is_layer and _is_read_only_by(activation, counts)):
@@ -123,10 +124,6 @@ def _has_bias(node: Node) -> bool:
 def _is_read_only_by(activation: Node, counts: Mapping[int, int]) -> bool:
     """Whether its input has no other reader, and its output several, whose cotangents are to be added up."""
     return counts[activation.inputs[0]] == 1 and counts[activation.output] > 1
-
-
-def _along_one_axis(layers: Sequence[Node]) -> list[Node]:
-    return [layer for layer in layers if _axis(layer) == _axis(layers[0])]
 
 
 def _axis(layer: Node) -> int:

@@ -3,7 +3,8 @@
 Cotangents that come from several readers, or are computed late, are added up on the op's way.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -27,24 +28,27 @@ class Pending:
     """A part of a value's cotangent that is computed by whatever takes it, together with what comes next.
 
     Stands for a `Contribution` in fresh memory. A pullback may return one in place of a tensor.
+
+    Args:
+        compute: () ↦ the cotangent on its own.
+        joined: (before, after, bits, strides, slope) ↦ mask · (cotangent + Σ before) + Σ after, as `join_pullback` of
+            the kernels has it.
+        with_squares: as `Contribution.with_squares`.
     """
 
     owned: ClassVar[bool] = True
 
-    @property
+    def __init__(
+        self,
+        compute: Callable[[], Tensor],
+        joined: Callable[..., Tensor],
+        with_squares: Callable[[float], tuple[Tensor, Tensor | None]],
+    ) -> None:
+        self._compute, self.joined, self.with_squares = compute, joined, with_squares
+
+    @functools.cached_property
     def tensor(self) -> Tensor:
-        """The cotangent on its own."""
-        raise NotImplementedError
-
-    def joined(
-        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
-    ) -> Tensor:
-        """mask · (tensor + Σ before) + Σ after, as `join_pullback` of the kernels has it."""
-        raise NotImplementedError
-
-    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
-        """As `Contribution.with_squares`."""
-        raise NotImplementedError
+        return self._compute()
 
 
 def summed(contributions: Sequence[Contribution | Pending]) -> Contribution:

@@ -1,5 +1,6 @@
 """What an operation of a Plan is: four methods over batched tensors, and the PyTorch functions that record it."""
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -229,15 +230,16 @@ def records(
         functions: a name stands for the functions and methods of PyTorch that have it.
         self_checked: the recorder checks the arguments; else it sees only those that PyTorch has accepted, on tensors
             without data.
-        told: the recorder is told which function was called, after `trace`.
+        told: the recorder is told which function was called, before `trace`.
     """
 
     def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
         own = inspect.signature(recorder).parameters
         renamed = {given: name for given, name in _NUMPY_NAMES.items() if name in own and given not in own}
         for name in functions:
-            for function in _named(name) if isinstance(name, str) else (name,):
-                RECORDERS[function] = _called(recorder, renamed, function if told else None)
+            owners = [owner for owner in (torch, Tensor) if isinstance(name, str) and hasattr(owner, name)]
+            for function in [getattr(owner, name) for owner in owners] or [name]:
+                RECORDERS[function] = _renaming(functools.partial(recorder, function) if told else recorder, renamed)
                 if self_checked:
                     SELF_CHECKED.add(function)
         return recorder
@@ -245,29 +247,14 @@ def records(
     return register
 
 
-def _named(name: str) -> list[Callable[..., Any]]:
-    return [getattr(owner, name) for owner in (torch, Tensor) if hasattr(owner, name)]
-
-
-def _called(
-    recorder: Callable[..., Any], renamed: dict[str, str], function: Callable[..., Any] | None
-) -> Callable[..., Any]:
-    if function is not None:
-        recorder = _told(recorder, function)
-    if not renamed:
-        return recorder
-
+def _renaming(recorder: Callable[..., Any], renamed: dict[str, str]) -> Callable[..., Any]:
     def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
         # Once per operation and call of a network: most come without names.
         if kwargs:
             kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
         return recorder(trace, *args, **kwargs)
 
-    return called
-
-
-def _told(recorder: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda trace, *args, **kwargs: recorder(trace, function, *args, **kwargs)
+    return called if renamed else recorder
 
 
 def adjoint(linear: Callable[..., Tensor], cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from gnfast.plan.op import Op, Shape
 from gnfast.plan.table import render
 
+_PASSES = "forward", "input gradient", "tangent", "weights"
+
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -52,6 +54,16 @@ def readers(nodes: Sequence[Node], output: int) -> Counter[int]:
     return counts
 
 
+def reached(nodes: Sequence[Node], output: int, by_derivatives: bool) -> tuple[bool, ...]:
+    """Per node: whether the output depends on it; or, of that, what derivatives follow."""
+    needed, result = {output}, []
+    for node in reversed(nodes):
+        result.append(not needed.isdisjoint(node.outputs) and not (by_derivatives and node.op.detaches))
+        if result[-1]:
+            needed.update(node.inputs)
+    return tuple(reversed(result))
+
+
 @dataclass(frozen=True)
 class Derived:
     """An operand that a rewrite computes from another one: function(operand in `slot`, *args), differentiably."""
@@ -72,16 +84,6 @@ class Refusal:
     def __str__(self) -> str:
         where = f"submodule {self.submodule!r}" if self.submodule else "the network's own forward"
         return f"{self.operation} in {where}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What the passes need to know beside the nodes, worked out once per structure."""
-
-    overwrites: tuple[bool, ...]
-    """Per node: forward and pushforward may write into its first input, which nothing else reads."""
-    last_uses: tuple[tuple[int, ...], ...]
-    """Per node: the values that no later node reads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,34 +116,26 @@ class Plan:
         return [*recorded, *derived]
 
     @functools.cached_property
-    def schedule(self) -> Schedule:
-        producers = {value: node for node in self.nodes for value in node.outputs}
-        last_use: dict[int, int] = {}
-        uses: dict[int, int] = {}
-        for index, node in enumerate(self.nodes):
-            for value in node.inputs:
-                last_use[value] = index
-                uses[value] = uses.get(value, 0) + 1
+    def overwrites(self) -> tuple[bool, ...]:
+        """Per node: whether forward and pushforward may write into its first input, which nothing else reads."""
+        counts = readers(self.nodes, self.output)
+        owned = {value for node in self.nodes if not node.op.is_view for value in node.outputs}
+        return tuple(node.inputs[0] in owned and counts[node.inputs[0]] == 1 for node in self.nodes)
+
+    @functools.cached_property
+    def last_uses(self) -> tuple[tuple[int, ...], ...]:
+        """Per node: the values that no later node reads."""
+        last_use = {value: index for index, node in enumerate(self.nodes) for value in node.inputs}
         last_use.pop(self.output, None)
-        overwrites, last_uses = [], []
-        for index, node in enumerate(self.nodes):
-            first = node.inputs[0]
-            producer = producers.get(first)
-            owned = producer is not None and not producer.op.is_view
-            overwrites.append(owned and uses[first] == 1 and first != self.output)
-            last_uses.append(tuple(v for v in dict.fromkeys(node.inputs) if last_use.get(v) == index))
-        return Schedule(tuple(overwrites), tuple(last_uses))
+        return tuple(
+            tuple(value for value in dict.fromkeys(node.inputs) if last_use.get(value) == index)
+            for index, node in enumerate(self.nodes)
+        )
 
     @functools.cached_property
     def differentiated(self) -> tuple[bool, ...]:
         """Per node: whether the output's derivative passes through it."""
-        reached = {self.output}
-        result = []
-        for node in reversed(self.nodes):
-            result.append(not node.op.detaches and not reached.isdisjoint(node.outputs))
-            if result[-1]:
-                reached.update(node.inputs)
-        return tuple(reversed(result))
+        return reached(self.nodes, self.output, by_derivatives=True)
 
     @functools.cached_property
     def has_param_grads(self) -> tuple[bool, ...]:
@@ -176,11 +170,8 @@ class Plan:
 
     def flops(self) -> dict[str, int]:
         """Convolution and linear floating-point operations per sample of each pass."""
-        totals = {"forward": 0, "input gradient": 0, "tangent": 0, "weights": 0}
-        for index in range(len(self.nodes)):
-            for name, count in self._node_flops(index).items():
-                totals[name] += count
-        return totals
+        counts = [self._node_flops(index) for index in range(len(self.nodes))]
+        return {name: sum(count[name] for count in counts) for name in _PASSES}
 
     def kept_bytes(self) -> int:
         """Bytes per sample that a critic step keeps between its forward and its backward: cotangents and sign bits."""
@@ -189,12 +180,8 @@ class Plan:
     def _node_flops(self, index: int) -> dict[str, int]:
         node = self.nodes[index]
         has_weight = self.has_param_grads[index] and node.operands[0] in self.trainable
-        return {
-            "forward": node.flops,
-            "input gradient": node.flops * self.differentiated[index],
-            "tangent": node.flops * self.pushes_forward[index],
-            "weights": node.flops * bool(has_weight),
-        }
+        runs = True, self.differentiated[index], self.pushes_forward[index], has_weight
+        return {name: node.flops * run for name, run in zip(_PASSES, runs, strict=True)}
 
     def _node_bytes(self, index: int) -> int:
         node = self.nodes[index]

@@ -213,6 +213,14 @@ class Recorder:
         """Leaves the recording: the network goes through double backward, and `reason` is reported."""
         raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason))
 
+    def axes(self, tensor: Tensor, dim: int | Sequence[int] | None, use: str) -> tuple[int, ...]:
+        """The axes that `dim` names, counted from the left, all for None; refuses the batch's, whatever the `use`."""
+        every = range(tensor.dim())
+        axes = every if dim is None or dim == () else {every[d] for d in ((dim,) if isinstance(dim, int) else dim)}
+        if 0 in axes:
+            self.refuse(f"{use} over the batch axis mixes samples")
+        return tuple(sorted(axes))
+
     def require_batched(self, tensor: Tensor, dims: int) -> None:
         """Raises InputError for an input that lacks its batch axis, which PyTorch would take for a single sample."""
         if self.depends_on_x(tensor) and tensor.dim() < dims:

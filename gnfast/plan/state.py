@@ -25,6 +25,22 @@ _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, io.I
 _MODULE = frozenset(nn.Module().__dict__)
 
 
+def _refill(value: Any, before: Any) -> None:
+    value.clear()
+    (value.update if isinstance(value, set) else value.extend)(before)
+
+
+# What can be put back by itself: how to copy what such an object holds, and how to give that back to it.
+_CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    np.random.Generator: (lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
+    np.ndarray: (lambda array: array.copy(), np.copyto),
+    **dict.fromkeys((list, set, deque, bytearray), (lambda value: value.copy(), _refill)),
+}
+
+
 @contextlib.contextmanager
 def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
     """Puts back, unless what it yields is told to `accept`, what the network's forward changes.
@@ -161,26 +177,13 @@ class _Snapshot(Before):
             if self._thorough:
                 self._keep_module(value)
                 inside = value._modules.values()
-        elif isinstance(value, torch.Generator):
-            self.undos.append(functools.partial(value.set_state, value.get_state()))
-        elif isinstance(value, random.Random):
-            self.undos.append(functools.partial(value.setstate, value.getstate()))
-        elif isinstance(value, np.random.RandomState):
-            self.undos.append(functools.partial(value.set_state, value.get_state()))
-        elif isinstance(value, np.random.Generator):
-            bits = value.bit_generator
-            self.undos.append(functools.partial(setattr, bits, "state", bits.state))
-        elif isinstance(value, np.ndarray):
-            self.undos.append(functools.partial(np.copyto, value, value.copy()))
         elif isinstance(value, dict):
             self.dicts.append((value, value.copy()))
             inside = value.values()
-        elif isinstance(value, list):
-            self.undos.append(functools.partial(value.__setitem__, slice(None), value.copy()))
-            inside = value
-        elif isinstance(value, (set, deque, bytearray)):
-            self.undos.append(functools.partial(_refill, value, value.copy()))
-            inside = value
+        elif kind := next((kind for kind in _CONTENTS if isinstance(value, kind)), None):
+            get, put = _CONTENTS[kind]
+            self.undos.append(functools.partial(put, value, get(value)))
+            inside = value if isinstance(value, (list, set, deque)) else ()
         elif isinstance(value, tuple):
             inside = value
         elif isinstance(value, Iterator):
@@ -215,8 +218,3 @@ def _reset_class(kind: type, before: Mapping[str, Any]) -> None:
 def _reset_slots(value: Any, before: Mapping[str, Any]) -> None:
     for name, content in before.items():
         object.__setattr__(value, name, content)
-
-
-def _refill(value: Any, before: Any) -> None:
-    value.clear()
-    (value.update if isinstance(value, set) else value.extend)(before)

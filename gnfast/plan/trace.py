@@ -14,17 +14,17 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnfast.errors import InputError
-from gnfast.kernels.join import uses_fused
+from gnfast.kernels.backend import implementation
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
-from gnfast.plan.plan import Derived, Node, Plan, Refusal
+from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder, Refused
 from gnfast.plan.rewrite import rewrite
 from gnfast.plan.traced import Traced
@@ -84,7 +84,7 @@ def record(
         frozenset(slot for slot, operand in enumerate(operands.tensors) if operand.requires_grad),
         tuple(recorder.refusals),
         rewritten,
-        uses_fused(x.device.type) if fused is None else fused,
+        implementation("join", x.device.type).FUSES if fused is None else fused,
     )
     return plan, plan.operands(operands.tensors, operands.sources)
 
@@ -100,7 +100,8 @@ def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], k
     recorder.require_recorded(result)
     recorder.require_unchanged_operands()
     recorder.output = result.value
-    if not _reaches_x(recorder.nodes, result.value):
+    followed = zip(recorder.nodes, reached(recorder.nodes, result.value, by_derivatives=True), strict=True)
+    if result.value != 0 and not any(follows and 0 in node.inputs for node, follows in followed):
         recorder.refuse("it does not depend on x in a way that derivatives follow")
     shape = result.extent
     if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
@@ -149,7 +150,8 @@ def _plan(
     fused: bool,
 ) -> Plan:
     """One Plan per structure: what it works out for itself serves every later call."""
-    kept = nodes if refusals else _reachable(nodes, output)
+    needed = reached(nodes, output, by_derivatives=False)
+    kept = tuple(node for node, need in zip(nodes, needed, strict=True) if need or refusals)
     stated_flops = sum(node.flops for node in kept)
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
@@ -158,22 +160,3 @@ def _plan(
         kept = fuse(kept, output)
     trainable |= {slots + index for index, d in enumerate(derived) if d.slot in trainable}
     return Plan(name, input_shape, kept, output, trainable, derived, stated_flops, refusals)
-
-
-def _reachable(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
-    """The nodes on which the output depends, in order."""
-    needed, kept = {output}, []
-    for node in reversed(nodes):
-        if node.output in needed:
-            needed.update(node.inputs)
-            kept.append(node)
-    return tuple(reversed(kept))
-
-
-def _reaches_x(nodes: Sequence[Node], output: int) -> bool:
-    """Whether some derivative of the output arrives at x."""
-    reached = {output}
-    for node in reversed(nodes):
-        if node.output in reached and not node.op.detaches:
-            reached.update(node.inputs)
-    return 0 in reached

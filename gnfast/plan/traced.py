@@ -2,7 +2,7 @@
 
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,11 +42,12 @@ class Traced(Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        return _recorder(args, kwargs).call(func, args, kwargs or {})
+        kwargs = kwargs or {}
+        return _recorder((*args, *kwargs.values())).call(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        _recorder(args, kwargs).refuse("this operation bypasses recording", operation=str(func))
+        _recorder((*args, *(kwargs or {}).values())).refuse("this operation bypasses recording", operation=str(func))
 
     def shares_memory_with(self, view: "Traced") -> "Traced":
         """Notes that `view` lies in this tensor's memory, and returns it."""
@@ -83,15 +84,11 @@ def has_own_rules(kind: type[Tensor]) -> bool:
     return getattr(own, "__func__", own) not in plain
 
 
-def _recorder(args: Any, kwargs: Any) -> "Recorder":
-    tensors = _tensors((*args, *(kwargs or {}).values()))
-    return next(tensor for tensor in tensors if isinstance(tensor, Traced)).recorder
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors among the arguments, lists and tuples included."""
+def _recorder(values: Iterable[Any]) -> "Recorder | None":
+    """That of the first traced tensor among the arguments, lists and tuples included."""
     for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
+        if isinstance(value, Traced):
+            return value.recorder
+        if isinstance(value, (tuple, list)) and (found := _recorder(value)):
+            return found
+    return None

@@ -12,21 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from gnfast.errors import InputError
 from gnfast.interop.surroundings import function_mode
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.interop.wrapper import Wrapper
-from gnfast.rewriting.deferred import Deferred, call, eager, real
-from gnfast.rewriting.merges import RULES
+from gnfast.rewriting.calls import RULES
+from gnfast.rewriting.deferred import Deferred, call, compute, eager, is_pending, memory, real
 
 
 def rewrite(module: nn.Module) -> nn.Module:
     """`module` for fewer FLOPs: the same outputs and gradients up to rounding, for generators and critics alike.
 
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
-    pooling behind them, wherever that takes fewer products. On CPUs with AVX2, 3×3 convolutions and 4×4 ones with
+    pooling after them, wherever that takes fewer products. On CPUs with AVX2, 3×3 convolutions and 4×4 ones with
     stride 2, transposed or not, are Winograd's in forward and backward, where they are float32 and channel counts are
     multiples of 8. The rest runs as it is stated, and so does everything under `torch.compile`, tracing, `torch.func`
     transforms, forward-mode differentiation and checkpointing.
@@ -42,16 +42,14 @@ def rewrite(module: nn.Module) -> nn.Module:
     Raises:
         InputError: `module` is not an `nn.Module`.
         UnsupportedError: in the forward, where a merge would not be exact: an input was written in place by a call
-            that does not show it, the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that was
-            merged with its consumer, or `set_` is called on one that is put off. In the backward, where a tensor's
-            gradient was asked for after a custom autograd Function had been given it. Writes that PyTorch does not
-            count (a compiled extension's; through NumPy or DLPack, unless the memory was taken while the operation was
-            put off) are not noticed.
+            that does not show it, or the gradient is asked for (a hook, `grad_fn`, `autograd.grad`) of a tensor that
+            was merged with its consumer. Writes that PyTorch does not count (a compiled extension's; through NumPy or
+            DLPack, unless the memory was taken while the operation was put off) are not noticed.
         RuntimeError: in the backward, PyTorch's own: the input of an upsampling was written in place after a
             convolution had merged with it. Stated, the graph has a copy of that input; merged, the input itself.
     """
     if not isinstance(module, nn.Module):
-        raise InputError(f"module: got {type(module).__name__}, want an nn.Module")
+        raise InputError(f"module: got {type(module).__name__}, wanted an nn.Module")
     return Rewritten(module)
 
 
@@ -64,11 +62,8 @@ class Rewritten(Wrapper):
             return self.net(*args, **kwargs)
         with _Rewriting() as mode:
             output = self.net(*args, **kwargs)
-        if any(isinstance(leaf, Deferred) for leaf in tree_leaves(output)):
-            output = tree_map_only(Deferred, real, output)
-        # What hooks have kept must outlive the weights of this step.
-        for deferred in mode.stated():
-            real(deferred)
+        # What is returned, and what hooks have kept, must outlive the weights of this step.
+        mode.compute()
         return output
 
 
@@ -77,35 +72,36 @@ class _Rewriting(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.references: list[weakref.ref[Deferred]] = []
+        self.references: list[weakref.ref[Tensor]] = []
 
-    def alive(self) -> list[Deferred]:
-        """Those that somebody still holds."""
-        return [deferred for ref in self.references if (deferred := ref()) is not None]
+    def pending(self) -> list[Deferred]:
+        """Those that somebody still holds, and that are not computed yet."""
+        self.references = [ref for ref in self.references if is_pending(ref())]
+        return [ref() for ref in self.references]
 
-    def stated(self) -> list[Deferred]:
-        """Those of them that are not computed yet."""
-        return [deferred for deferred in self.alive() if deferred.result is None]
+    def compute(self) -> None:
+        """Computes all of these."""
+        for deferred in self.pending():
+            compute(deferred)
 
     @uncompiled("Dynamo could not go on in a compiled submodule")
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is not None and eager():
+        if not eager():
+            # What watches cannot be shown a tensor without values.
+            self.compute()
+        elif func in RULES:
             with torch._C.DisableTorchFunction():
-                result = rule(*args, **kwargs)
-            if isinstance(result, Deferred):
+                result = RULES[func](*args, **kwargs)
+            if is_pending(result):
                 self.references.append(weakref.ref(result))
             if result is not NotImplemented:
                 return result
         written = [real(tensor) for tensor in _written(func, args, kwargs)] if self.references else []
-        for deferred in self.stated() if written else []:
-            if any(torch._C._is_alias_of(read, other) for read in deferred.memory() for other in written):
-                real(deferred)
-        result = call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
-        for deferred in self.alive() if written else []:
-            deferred.follow()
-        return result
+        for deferred in self.pending() if written else []:
+            if any(torch._C._is_alias_of(read, other) for read in memory(deferred) for other in written):
+                compute(deferred)
+        return call(func, args, kwargs) if Deferred in types else func(*args, **kwargs)
 
 
 _HANDING_OUT = frozenset(["numpy", "__array__", "__dlpack__", "untyped_storage", "data_ptr"])

@@ -4,7 +4,7 @@ What is drawn stands in `with drawing()`: labels come from names of runs, layers
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -99,10 +99,10 @@ def legend(axes: "Axes") -> None:
         axes.legend()
 
 
-def legend_outside(figure: "Figure", axes: "Axes", place: str = "lower center", columns: int = 6) -> None:
-    """One legend for all axes, outside of them, where it hides nothing."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc=f"outside {place}", ncols=min(len(labels), columns))
+def legend_outside(figure: "Figure", grid: "Sequence[Axes]") -> None:
+    """One legend for all axes, under them, where it hides nothing."""
+    found = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6))
 
 
 def svg(figure: "Figure") -> bytes:

@@ -1,6 +1,6 @@
 """A sweep: a TOML file that names a preset, base options and what to vary, and the runs that follow from it.
 
-`docs/sweeps.md` describes the file. This module reads it; `launch.py` trains its runs and `tables.py` sums them up.
+`docs/sweeps.md` describes the file. This module reads it; `launch.py` trains its runs, `sweep_results.py` sums them up.
 """
 
 import dataclasses
@@ -109,21 +109,31 @@ def load_sweep(path: Path, out: Path | None = None, extractor: str = "") -> Swee
             text = file.read(_FILE_BYTES + 1)
         if len(text) > _FILE_BYTES:
             raise ValueError(f"longer than {_FILE_BYTES >> 20} MiB")
-        return _sweep(tomllib.loads(text.decode()), out, path.stem, extractor)
+        return sweep_of(tomllib.loads(text.decode()), out, extractor, path.stem)
     except RecursionError as error:
         raise ValueError(f"{path}: lists or tables are nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
-def _sweep(found: dict[str, Any], out: Path | None, stem: str, extractor: str) -> Sweep:
+def sweep_of(found: dict[str, Any], out: Path | None = None, extractor: str = "", stem: str = "sweep") -> Sweep:
+    """The sweep that a file with this content describes.
+
+    Args:
+        found: as TOML has it.
+        out, extractor: as for `load_sweep`.
+        stem: the file's name without its ending.
+
+    Raises:
+        ValueError: a name or value that it cannot have.
+    """
     _known("the file", found, TOP)
     for name, kind in (("preset", str), ("out", str), ("score", str), ("base", dict), ("grid", dict), ("run", dict)):
         if name in found and not isinstance(found[name], kind):
-            raise ValueError(f"{name}: want a {'table' if kind is dict else 'string'}, got {found[name]!r}")
+            raise ValueError(f"{name}: got {found[name]!r}, wanted a {'table' if kind is dict else 'string'}")
+    out = out or expanded(found.get("out", f"runs/{stem}"))
     base = _options("[base]", found.get("base", {}))
     axes = [*_case_axes(found.get("case", [])), *_grid_axes(found.get("grid", {}))]
-    out = out or expanded(found.get("out", f"runs/{stem}"))
     cases = tuple(_cases(found.get("preset", ""), base, axes, out, extractor))
     twice, count = Counter(case.name for case in cases).most_common(1)[0]
     if count > 1:
@@ -132,7 +142,7 @@ def _sweep(found: dict[str, Any], out: Path | None, stem: str, extractor: str) -
     _known("[run]", run, RUN)
     devices = run.get("devices", [])
     if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
-        raise ValueError(f'[run] devices: want a list such as ["cuda:0", "cuda:1"], got {devices!r}')
+        raise ValueError(f'[run] devices: got {devices!r}, wanted a list such as ["cuda:0", "cuda:1"]')
     if devices and any("device" in case.options for case in cases):
         raise ValueError("[run] devices: some runs have an option `device` already; give one of the two")
     processes = _count("processes", run.get("processes", max(1, len(devices))), 1)
@@ -150,7 +160,7 @@ def _case_axes(found: Any) -> Iterator[_Axis]:
     for axis, entries in ({"case": found} if isinstance(found, list) else found).items() if found else ():
         place = f"[[case.{axis}]]" if isinstance(found, dict) else "[[case]]"
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{place}: want tables, got {entries!r}")
+            raise ValueError(f"{place}: got {entries!r}, wanted tables")
         for entry in entries:
             if not isinstance(entry.get("name"), str) or not entry["name"]:
                 raise ValueError(f"{place}: each needs a name")
@@ -161,14 +171,14 @@ def _case_axes(found: Any) -> Iterator[_Axis]:
 def _grid_axes(found: dict[str, Any]) -> Iterator[_Axis]:
     for name, values in _options("[grid]", found).items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"[grid] {name}: want a list of values, got {values!r}")
+            raise ValueError(f"[grid] {name}: got {values!r}, wanted a list of values")
         yield name, [(value, {name: value}) for value in values]
 
 
 def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extractor: str) -> Iterator[Case]:
     count = math.prod(len(labels) for _, labels in axes)
     if count > MOST_RUNS:
-        raise ValueError(f"cases and grid make {count:,} runs, want at most {MOST_RUNS:,}")
+        raise ValueError(f"cases and grid make {count:,} runs, wanted at most {MOST_RUNS:,}")
     # Seeds change slowest, so that a sweep that is cut short has seen every combination.
     order = sorted(range(len(axes)), key=lambda index: axes[index][0] != "seed")
     for picked in itertools.product(*(axes[index][1] for index in order)):
@@ -227,13 +237,13 @@ def _known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
 def _unknown(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, 1)
     return f"unknown name {name!r}" + (
-        f"; did you mean {near[0]!r}?" if near else f"; want one of {', '.join(sorted(known))}"
+        f"; did you mean {near[0]!r}?" if near else f"; wanted one of {', '.join(sorted(known))}"
     )
 
 
 def _count(name: str, value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"[run] {name}: got {value!r}, want a whole number of at least {least}")
+        raise ValueError(f"[run] {name}: got {value!r}, wanted a whole number of at least {least}")
     return value
 
 

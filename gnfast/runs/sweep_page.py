@@ -8,10 +8,11 @@ from urllib.parse import quote
 
 from gnfast.io.files import atomic_write, make_folder, write_text
 from gnfast.runs.curves import Series, line_chart
-from gnfast.runs.drawing import canvas, colour, drawing, legend_outside, log_scale, log_values, svg
+from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.page import Html, element, embedded, page, section, table
 from gnfast.runs.record import measure_of, points
 from gnfast.runs.run_page import duration, number, write_report
+from gnfast.runs.score_figure import Score, score_figure
 from gnfast.runs.sweep_results import Combination, Results, Run, rows, winner
 
 CURVES = 10
@@ -56,75 +57,36 @@ def _refresh_report(run: Run) -> None:
 
 
 def _figure(results: Results, path: Path) -> Html | None:
-    """Lines over the axis of numbers if there is one of three values or more, otherwise bars; None without scores."""
+    """Over the axis of numbers if there is one of three values or more, otherwise bars; None without scores."""
     shown = [one for one in results.combinations if one.best]
     if not shown:
         return None
+    labels = list(shown[0].labels)
+    axis = next((axis for axis in labels if _is_numeric([one.labels[axis] for one in shown])), "")
+    # Bars stand side by side for the labels of the first axis, at one place for each combination of the others.
+    hue = labels[0] if len(labels) > 1 and not axis else axis
+    scores = [
+        Score(one.labels[axis], _name(one, axis), one.best)
+        if axis
+        else Score(_name(one, hue), str(one.labels.get(hue, "")), one.best)
+        for one in shown
+    ]
     with drawing():
-        figure, (axes,) = canvas(1, 1, 3.6, width=7)
-        axis = _numeric_axis(shown)
-        _draw_lines(axes, shown, axis) if axis else _draw_bars(axes, shown)
-        axes.set_ylabel(f"best {results.score}")
-        log_values(axes, _means(shown)[0], 20)
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            legend_outside(figure, axes, "upper left", columns=4)
-        image = svg(figure)
+        image = svg(score_figure({axis: scores}, f"best {results.score}"))
     with atomic_write(path) as part:
         part.write_bytes(image)
     caption = element("figcaption", element("b", "Best scores"))
     return element("figure", caption, embedded(image, "image/svg+xml", "best scores", class_="plot"))
 
 
-def _numeric_axis(shown: Sequence[Combination]) -> str | None:
-    for axis in shown[0].labels:
-        values = {one.labels[axis] for one in shown if not isinstance(one.labels[axis], list)}
-        if len(values) >= 3 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            return axis
-    return None
+def _is_numeric(values: Sequence[Any]) -> bool:
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(values) and len(set(numbers)) >= 3
 
 
-def _draw_lines(axes: Any, shown: Sequence[Combination], axis: str) -> None:
-    curves: dict[str, list[Combination]] = {}
-    for one in shown:
-        curves.setdefault(_without(one, axis), []).append(one)
-    for index, (label, found) in enumerate(curves.items()):
-        found = sorted(found, key=lambda one: one.labels[axis])
-        xs, (means, errors) = [one.labels[axis] for one in found], _means(found)
-        axes.errorbar(xs, means, errors, color=colour(index), marker="o", markersize=4, capsize=3, label=label)
-    xs = [one.labels[axis] for one in shown]
-    if min(xs) > 0 and max(xs) >= 10 * min(xs):
-        log_scale(axes.xaxis)
-    axes.set_xlabel(axis)
-
-
-def _draw_bars(axes: Any, shown: Sequence[Combination]) -> None:
-    """Bars side by side for the labels of the first axis, at one place for each combination of the others."""
-    labels = list(shown[0].labels)
-    # One axis has a place for each label, and runs that differ in their seed alone have one for all.
-    hue = labels[0] if len(labels) > 1 else ""
-    places = {place: x for x, place in enumerate(dict.fromkeys(_without(one, hue) for one in shown))}
-    hues = list(dict.fromkeys(str(one.labels.get(hue)) for one in shown))
-    for index, label in enumerate(hues):
-        found = [one for one in shown if str(one.labels.get(hue)) == label]
-        offset = (index - (len(hues) - 1) / 2) * 0.8 / len(hues)
-        xs, (means, errors) = [places[_without(one, hue)] + offset for one in found], _means(found)
-        axes.bar(xs, means, 0.75 / len(hues), yerr=errors, color=colour(index), capsize=3, label=label)
-    axes.set_xticks(range(len(places)), places)
-    if sum(map(len, places)) > 70:
-        axes.tick_params("x", rotation=45)
-
-
-def _without(one: Combination, axis: str) -> str:
+def _name(one: Combination, without: str) -> str:
     """The name of a combination but for one axis."""
-    return Combination({name: label for name, label in one.labels.items() if name != axis}, [], [], []).name
-
-
-def _means(found: Sequence[Combination]) -> tuple[list[float], list[float]]:
-    """Means and standard deviations of the best scores, 0 where there is one value."""
-    return (
-        [statistics.mean(one.best) for one in found],
-        [statistics.stdev(one.best) if len(one.best) > 1 else 0.0 for one in found],
-    )
+    return Combination({axis: label for axis, label in one.labels.items() if axis != without}, [], [], []).name
 
 
 def _curves(results: Results) -> Html:

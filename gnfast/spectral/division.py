@@ -5,12 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gnfast.kernels.spectral import (
-    as_matrix,
-    spectral_norm_backward,
-    spectral_norm_backward_torch,
-    spectral_norm_scale,
-)
+from gnfast.kernels.spectral import plain, spectral_norm_backward, spectral_norm_scale
+from gnfast.kernels.spectral.plain import as_matrix
 
 
 class Divide(torch.autograd.Function):
@@ -44,7 +40,7 @@ class Divide(torch.autograd.Function):
         if torch.is_grad_enabled():
             # To be differentiated again: σ has to be a function of W.
             sigma = _sigma(weights, vectors, dims)
-            used_results = spectral_norm_backward_torch(grads, weights, vectors, sigma, dims, coeffs)
+            used_results = plain.backward(grads, weights, vectors, sigma, dims, coeffs)
         else:
             used_results = spectral_norm_backward(grads, weights, vectors, sigma, dims, coeffs)
         for i, result in zip(used, used_results, strict=True):

@@ -221,8 +221,7 @@ def _refuse(root: nn.Module, norm: SpectralNorm) -> None:
 
 def fusable(weight: Tensor) -> bool:
     """Whether the kernels take it: the others are complex, empty, of one dimension, or under `torch.func`."""
+    fits = weight.ndim > 1 and weight.numel() > 0 and weight.dtype in _FUSED_DTYPES
     if torch.compiler.is_compiling():
-        transformed = False
-    else:
-        transformed = type(weight) not in (Tensor, nn.Parameter) or torch._C._are_functorch_transforms_active()
-    return weight.ndim > 1 and weight.numel() > 0 and weight.dtype in _FUSED_DTYPES and not transformed
+        return fits
+    return fits and type(weight) in (Tensor, nn.Parameter) and not torch._C._are_functorch_transforms_active()

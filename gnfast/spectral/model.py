@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gnfast.errors import InputError
-from gnfast.kernels.spectral import as_matrix
+from gnfast.kernels.spectral.plain import as_matrix
 from gnfast.spectral.layer import (
     TRANSPOSED,
     LegacyKeys,

@@ -23,7 +23,7 @@ class CapturedStep:
     The first `warmup` calls run the function as it is, on the stream that is captured later; the next call captures it
     and replays the graph, and so do all that follow. Every call is one step, and k calls leave networks, optimisers and
     random states as k calls of the function do, up to the order of float additions. On other devices each call calls
-    the function, so that a program has one form for all. `normalize_gradient` records the network's Python anew on
+    the function, so that a program looks the same for all. `normalize_gradient` records the network's Python again on
     every call; in a captured step that happens once.
 
     What the function reads and writes must be in place: parameters, buffers, optimiser states, `.grad` (freed by
@@ -40,7 +40,7 @@ class CapturedStep:
     Args:
         step: takes tensors, and nests of lists, tuples and dicts of tensors and constants; returns the same or None.
         device: where the step runs. Inputs are copied there; those in pinned memory without a wait, and they may be
-            dropped at once, but not written anew before the copy has ended.
+            dropped at once, but must not be overwritten before the copy has ended.
         warmup: calls before capture, at least 1; optimisers create their states then.
         generators: CUDA generators, other than the default one, from which the step draws.
     """
@@ -114,7 +114,7 @@ class CapturedStep:
         except _Differs as difference:
             raise InputError(
                 f"inputs{difference.place}: got {difference.given}, wanted {difference.wanted} as in the first call; "
-                "a captured step has fixed shapes and constants, reset() starts anew"
+                "a captured step has fixed shapes and constants; reset() starts again"
             ) from None
         if self.device.type != "cuda":
             return args
@@ -201,7 +201,7 @@ def record_graph(
 def _recover(
     graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream, generators: Sequence[torch.Generator]
 ) -> None:
-    """Undoes what PyTorch leaves behind where the end of a capture raises (pytorch/pytorch#171263).
+    """Puts right what PyTorch leaves undone where the end of a capture raises (pytorch/pytorch#171263).
 
     Its `capture_end` ends the capture of the stream first and raises there, before it has told the allocator and the
     generators. The allocator would go on asking this graph whether a stream is being captured, and the generators would
@@ -212,7 +212,7 @@ def _recover(
     try:
         torch._C._cuda_endAllocateToPool(device, pool)
     except RuntimeError:
-        # The capture came as far as that; the graph returns its memory by itself.
+        # The capture had got that far: the graph returns its memory by itself.
         graph.reset()
     else:
         torch._C._cuda_releasePool(device, pool)

@@ -58,15 +58,7 @@ class _Grouped(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
+        self, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
     ) -> Tensor:
         if not training or self.groups == 1:
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -1,6 +1,6 @@
 """Memory of CPU tensors that is used again: a steady step takes none from the system.
 
-malloc maps blocks above 32 MiB anew each time, and the system clears their pages one by one as they are first touched.
+malloc maps blocks above 32 MiB again each time, and the system clears their pages one by one as they are first touched.
 Inside `reuse_memory`, blocks of 64 KiB and more come from a range of memory (`csrc/arena/`) that grows to what is
 in use at one time and is then reused. gnfast's passes open it themselves.
 
@@ -44,7 +44,7 @@ class reuse_memory:
 
 
 def release_memory() -> None:
-    """Gives the system back what is held for reuse and no tensor occupies."""
+    """Returns to the system the memory that is held for reuse and that no tensor occupies."""
     if (library := _library()) is not None:
         library.release_arena()
 

@@ -1,23 +1,15 @@
 """What the training program measures while it trains: gradient norms, singular values, the loss's domain."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnfast.config.config import Config
 from gnfast.data import to_float
-from gnfast.measure.gradient_norms import gradient_norms, quantiles
-from gnfast.measure.lanczos import largest_singular_value
-from gnfast.measure.loss_domain import loss_domain
-from gnfast.measure.singular_values import LAYERS, as_matrix, raw_weight
+from gnfast.measure import gradient_norms, layer_sigmas, loss_domain, quantiles
 from gnfast.train.networks import sample
 from gnfast.train.state import State
 
 IMAGES = 64
-QUANTILE_NAMES = ("min", "q25", "median", "q75", "max")
-SIGMA_STEPS = 20
-SIGMA_TOL = 1e-4
 
 
 class Probe:
@@ -46,23 +38,25 @@ class Probe:
             `grad_norm_real_*` and `grad_norm_fake_*`: least, quartiles and largest ‖∇f̂‖ (‖∇f‖ without a normaliser);
             `omega_min`, `omega_max`: Ω, the range of the values that the loss gets; `slope_PART_min`, `slope_PART_max`:
             of each part of the loss over Ω; `sigma/LAYER`: the largest singular value of each layer's raw weight as a
-            matrix.
+            matrix; `sigma_applied/LAYER`: the same of the weight that the layer applies, where a parametrisation acts.
         """
         options = {"method": self._method, "tau": self.config.tau, "eps": self.config.eps}
         images = {"real": self._real(state), "fake": self._fake(state)}
         measured = {name: gradient_norms(state.critic, x, y, **options) for name, (x, y) in images.items()}
-        found = {}
-        for name, norms in measured.items():
-            values = quantiles(norms.normalized_norm).tolist()
-            found |= {f"grad_norm_{name}_{q}": v for q, v in zip(QUANTILE_NAMES, values, strict=True)}
+        found = {
+            f"grad_norm_{name}_{quantile}": value
+            for name, norms in measured.items()
+            for quantile, value in quantiles(norms.normalized_norm).items()
+        }
         logits = measured["real"].normalized, measured["fake"].normalized
         # A run whose logits are no longer finite is stopped by its losses, with a better message.
         if all(bool(torch.isfinite(part).all()) for part in logits):
-            domain = loss_domain(state.loss, *logits)
-            found |= {"omega_min": float(domain.omega[0]), "omega_max": float(domain.omega[1])}
-            for name, (low, high) in domain.slopes.items():
-                found |= {f"slope_{name}_min": float(low), f"slope_{name}_max": float(high)}
-        return found | {f"sigma/{name}": value for name, value in layer_sigmas(state.critic).items()}
+            found |= loss_domain(state.loss, *logits).row()
+        for layer, (raw, applied) in layer_sigmas(state.critic).items():
+            found[f"sigma/{layer}"] = raw
+            if applied is not None:
+                found[f"sigma_applied/{layer}"] = applied
+        return found
 
     def _real(self, state: State) -> tuple[Tensor, Tensor | None]:
         """The same real images at every step, and their labels where the critic takes any."""
@@ -80,26 +74,3 @@ class Probe:
 
     def _random(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed + 4)
-
-
-@torch.no_grad()
-def layer_sigmas(net: nn.Module, weight: Callable[[nn.Module], Tensor] = raw_weight) -> dict[str, float]:
-    """The largest singular value of each layer's weight as a matrix, to about 1e-4 of itself, from below.
-
-    Args:
-        net: the network; in evaluation mode if `weight` reads what spectral norm computes.
-        weight: what of a layer to measure: the parameter, unless told otherwise.
-    """
-    found = {}
-    for name, layer in net.named_modules():
-        if isinstance(layer, LAYERS):
-            matrix = as_matrix(layer, weight(layer)).float()
-            start = torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix.device)
-            found[name] = largest_singular_value(
-                lambda v, matrix=matrix: matrix @ v,
-                lambda u, matrix=matrix: matrix.T @ u,
-                start,
-                tol=SIGMA_TOL,
-                steps=SIGMA_STEPS,
-            )[0]
-    return found

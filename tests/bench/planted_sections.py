@@ -84,7 +84,7 @@ def slow(context):
 
 
 SECTIONS = {
-    name: Section(function, limit_s=60 if name != "hangs" else 0.5)
+    name: Section(f"{__name__}:{name}", limit_s=60 if name != "hangs" else 0.5)
     for name, function in list(globals().items())
     if callable(function) and not name.startswith("_") and name != "Section"
 }

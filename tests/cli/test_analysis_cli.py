@@ -1,11 +1,11 @@
 """`gnfast analyze`: files for every analysis, one clear line for bad input; the live probe; small reproductions."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib
 import json
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -13,15 +13,17 @@ from PIL import Image
 from torch import nn
 
 from gnfast import measure
-from gnfast.analysis import experiments, reproduce
-from gnfast.analysis.critic_report import ANALYSES
-from gnfast.analysis.experiments import FIGURES, Run
-from gnfast.analysis.reproduce import Scale
+from gnfast.analysis import trained
+from gnfast.analysis.critic_analyses import ANALYSES
+from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, METHODS, ZETA
+from gnfast.analysis.reproduce import Scale, reproduce, sweep_for
 from gnfast.cli import main
 from gnfast.config.config import Config
 from gnfast.data import load
+from gnfast.runs import launch
 from gnfast.train.probe import Probe
 from gnfast.train.state import State
+from tests.pages import Page
 
 TINY = [
     *("--resolution=8", "--width=0.1", "--z-dim=5", "--steps=2", "--batch-d=4", "--batch-g=6", "--extractor=none"),
@@ -43,35 +45,21 @@ CONFIG = Config(
 )
 
 
-class Page(HTMLParser):
-    """Headings and pictures of a page, and whether anything is fetched from elsewhere."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.panels, self.pictures, self.external = [], 0, []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        if tag == "h2":
-            self.panels.append(attributes["id"])
-        for name in ("src", "href"):
-            if (address := attributes.get(name)) is not None:
-                self.pictures += address.startswith("data:image/png;base64,")
-                self.external += [] if address.startswith("data:") else [address]
-
-
 def check(folder, names):
     """Every panel as a picture, a table and a part of a page that stands alone."""
-    page = Page((folder / "index.html").read_text(encoding="utf-8"))
-    assert page.panels == names
-    assert page.pictures == len(names)
-    assert not page.external
+    page = Page(folder / "index.html")
+    page.assert_self_contained()
+    assert [attributes["id"] for tag, attributes in page.elements if tag == "h2"] == names
+    assert len(page.pictures()) == len(names)
     for name in names:
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 500
-        with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
-            assert list(csv.DictReader(file))
+        assert table(folder, name)
+
+
+def table(folder, name):
+    with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def fails(capsys, *words):
@@ -97,8 +85,7 @@ def test_every_analysis_of_a_run(run, tmp_path, capsys):
     assert out[0].startswith("left out training: needs a run that logged")
     names = ["gradient-norms", "finite-differences", "lipschitz-layers", "spectra", "operators", "loss-slopes"]
     check(tmp_path, names)
-    with (tmp_path / "gradient-norms.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = table(tmp_path, "gradient-norms")
     assert [(row["critic"], row["images"], row["count"]) for row in rows] == [
         (critic, images, "16") for critic in ("f", "f̂ (gn)") for images in ("real", "generated")
     ]
@@ -150,13 +137,13 @@ def test_a_critic_that_is_imported(critics, tmp_path):
     ("words", "said"),
     [
         (["my_critics:for_colour"], "do not fit the critic"),
-        (["my_critics:patches"], "want one logit each"),
+        (["my_critics:patches"], "wanted one logit each"),
         (["my_critics:Sign"], "is not differentiable with respect to its input"),
         (["my_critics:number"], "cannot be built without arguments"),
         (["my_critics:nothing"], "cannot be imported"),
         (["my_critics"], "wanted module:Class"),
         (["my_critics:critic", "--what", ","], "empty selection"),
-        (["my_critics:critic", "--what", "colours"], f"want some of {', '.join(ANALYSES)}"),
+        (["my_critics:critic", "--what", "colours"], f"wanted some of {', '.join(ANALYSES)}"),
         (["my_critics:critic", "--what", "loss-domain"], "needs a run"),
         (["my_critics:critic", "--n", "1"], "--n: got 1"),
         (["my_critics:critic", "--method", "gn", "--tau", "2"], "tau: method 'gn' does not take it"),
@@ -172,11 +159,11 @@ def test_bad_input_about_a_run(run, tmp_path, capsys):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     assert f"has no checkpoint yet, looked for {tmp_path}/checkpoints/step-*.pt" in fails(capsys, str(tmp_path))
     assert "wanted a path that exists or one of" in fails(capsys, str(run), "--data", "nowhere")
-    assert "want either a run folder or --net" in fails(capsys, "--data", "digits")
-    assert "want either a run folder or --net" in fails(capsys, str(run), "--net", "a:b")
+    assert "wanted either a run folder or --net" in fails(capsys, "--data", "digits")
+    assert "wanted either a run folder or --net" in fails(capsys, str(run), "--net", "a:b")
     assert "--net needs --data" in fails(capsys, "--net", "torch.nn:Flatten")
-    assert f"want some of {', '.join(FIGURES)}" in fails(capsys, "--reproduce", "everything")
-    assert "want positive numbers" in fails(capsys, "--reproduce", "--steps-factor", "0")
+    assert f"wanted some of {', '.join(FIGURES)}" in fails(capsys, "--reproduce", "everything")
+    assert "wanted positive numbers" in fails(capsys, "--reproduce", "--steps-factor", "0")
 
 
 def test_help(capsys):
@@ -246,48 +233,60 @@ def test_the_probe_of_a_class_conditional_critic():
     torch.testing.assert_close(norms.norm, wanted.detach())
 
 
-TINY_SCALE = Scale(resolution=8, images=64, steps_factor=0.005, width=0.05)
+SCALE = Scale(resolution=8, images=64, steps_factor=0.005, width=0.05)
+
+
+class InThisProcess:
+    """What a sweep needs of a process, without the seconds that one takes to start."""
+
+    def __init__(self, words, stdout, **_):
+        with open(stdout.name, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            self.returncode = main(words[3:])
+
+    def poll(self):
+        return self.returncode
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """One run per figure and kind of measurement instead of all."""
-    for name, spec in FIGURES.items():
-        runs = {(run.measures, run.keys.get("family"), run.keys.get("depth")): run for run in reversed(spec.runs)}
-        monkeypatch.setitem(FIGURES, name, dataclasses.replace(spec, runs=list(runs.values())[::-1]))
-    for name, value in {"IMAGES": 8, "JACOBIANS": 2, "POINTS": 2, "FAKES": 16}.items():
-        monkeypatch.setattr(reproduce, name, value)
+    """One run per experiment instead of all, one of which diverges; and few images."""
+    wild = [{"name": "ζ = 0", "loss": "wasserstein", "method": "none", "lr_d": 1e30, "lr_g": 1e30, "steps": 800}]
+    for name, spec in EXPERIMENTS.items():
+        case = {axis: entries[:1] for axis, entries in spec.get("case", {}).items()}
+        case |= {"methods": {"critic": [{"name": "SN", **METHODS["SN"]}]}, ZETA: {"setting": wild}}.get(name, {})
+        grid = {axis: values[:1] for axis, values in spec.get("grid", {}).items()}
+        monkeypatch.setitem(EXPERIMENTS, name, {**spec, "case": case, "grid": grid})
+    monkeypatch.setattr(trained, "IMAGES", 8)
+    monkeypatch.setitem(BASE, "n_fake", 16)
+    monkeypatch.setattr(launch.subprocess, "Popen", InThisProcess)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0)
 
 
 def test_reproduction_draws_every_figure_and_repeats_nothing(few, tmp_path):
     lines = []
-    page = reproduce.reproduce(TINY_SCALE, [], tmp_path, jobs=1, echo=lines.append)
+    page, signal = reproduce(SCALE, [], tmp_path, jobs=2, echo=lines.append)
     names = ["gradient-norms", "finite-differences", "lipschitz-layers", "lipschitz-training", "spectra", "sigmas"]
     names += ["operators", "loss-domains", "domain-sweep", "ablations", "robustness"]
     check(tmp_path, names)
-    assert page == tmp_path / "index.html"
-    assert lines
-    assert len(list((tmp_path / "records").iterdir())) == len(lines)
+    assert (page, signal) == (tmp_path / "index.html", 0)
+    assert len(lines) == len(EXPERIMENTS)
+    found = {row["family"]: row for row in table(tmp_path, "ablations") if row["setting"] != "ζ = |f|"}
+    assert float(found["activation"]["distance"]) > 0 and not found["activation"]["diverged_at"]
+    assert not found[ZETA]["distance"] and int(found[ZETA]["diverged_at"]) < 4
+    # The critic at the start, at each measurement and at the end.
+    assert {row["step"] for row in table(tmp_path, "sigmas")} == {"0", "1", "2"}
+    assert {row["step"] for row in table(tmp_path, "lipschitz-layers")} == {"0", "1"}
     lines.clear()
-    reproduce.reproduce(TINY_SCALE, ["gradients"], tmp_path, jobs=1, echo=lines.append)
-    assert not lines
-    reproduce.reproduce(dataclasses.replace(TINY_SCALE, width=0.1), ["gradients"], tmp_path, jobs=1, echo=lines.append)
-    assert len(lines) == len(FIGURES["gradients"].runs)
+    reproduce(SCALE, ["gradients"], tmp_path, echo=lines.append)
+    assert len(lines) == 1 and lines[0].endswith("have ended before; 0 to do")
+    lines.clear()
+    reproduce(dataclasses.replace(SCALE, width=0.1), ["gradients"], tmp_path, echo=lines.append)
+    assert len(lines) == 1 and lines[0].startswith("[1/1] methods,SN: finished")
 
 
-def test_a_run_that_diverges_is_recorded_as_such(tmp_path):
-    dataset = load("digits", resolution=8, channels=1, progress=False)
-    run = Run("wild", "wild", {"lr_d": 1e30, "lr_g": 1e30, "loss": "wasserstein"}, ("domain", "sigmas"))
-    config = Config(**reproduce.settings_of(run, dataclasses.replace(TINY_SCALE, steps_factor=0.05), 1))
-    record = reproduce.train(run, config, dataset)
-    assert record.diverged is not None
-    assert record.distance is None
-
-
-def test_runs_have_names_of_their_own_and_known_settings():
-    by_name = {}
-    for spec in FIGURES.values():
-        for run in spec.runs:
-            assert by_name.setdefault(run.name, run) == run
-            assert set(run.measures) <= set(experiments.MEASURES)
-            Config(**reproduce.settings_of(run, Scale(), 1))
+def test_the_runs_of_all_figures_have_names_of_their_own_and_known_settings(tmp_path):
+    dataset = load("digits", resolution=16, progress=False)
+    sweep = sweep_for(Scale(), EXPERIMENTS, "digits", dataset, tmp_path, 1)
+    assert len({case.name for case in sweep.cases}) == len(sweep.cases) == 126
+    assert {case.labels["experiment"] for case in sweep.cases} == {n for f in FIGURES.values() for n in f.experiments}
+    assert all(case.config().steps == case.options["steps"] > 0 for case in sweep.cases)

@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +10,8 @@ from gnfast.cli import main
 from gnfast.data import ImageDataset, cache, load
 from gnfast.data.registry import SETS
 from gnfast.data.statistics import channel_statistics
-from tests.data.builders import publish
+from tests.cli import commands
+from tests.data.builders import encoded, pixels, publish, write
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +23,8 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of 5 images, 4x4, three of them in class a, and two in b."""
-    arrays = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
-    for i, array in enumerate(arrays):
-        path = tmp_path / "pictures" / ("a" if i < 3 else "b") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array).save(path)
-    return str(tmp_path / "pictures")
+    files = {f"{'aaabb'[i]}/{i}.png": encoded(image) for i, image in enumerate(pixels(5, 4, 4, 3))}
+    return str(write(tmp_path / "pictures", files))
 
 
 def says(capsys, *words):
@@ -37,11 +33,7 @@ def says(capsys, *words):
 
 
 def fails(capsys, *words):
-    """The one line that a bad command prints."""
-    assert main(["data", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("gnfast: ")
-    return line
+    return commands.fails(capsys, "data", *words, prints=True)
 
 
 def test_help_teaches(capsys):
@@ -51,14 +43,11 @@ def test_help_teaches(capsys):
     assert str(cache.folder()) in text
     assert main(["data"]) == 2
     capsys.readouterr()
-    for command in ("prepare", "verify", "stats"):
-        with pytest.raises(SystemExit) as end:
-            main(["data", command, "--help"])
-        assert not end.value.code
-        text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-        assert "Examples:" in text and "--resolution" in text and "Side in pixels" in text
-    assert "usage: gnfast data list" in says(capsys, "list", "--help")
-    assert "usage: gnfast data clear" in says(capsys, "clear", "--help")
+    for command in ("prepare", "verify", "stats", "list", "clear"):
+        text = commands.help_of(capsys, "data", command)
+        assert f"usage: gnfast data {command}" in text
+        if command not in ("list", "clear"):
+            assert "Examples:" in text and "--resolution" in text and "Side in pixels" in text
 
 
 def test_prepare_list_verify_clear(capsys, pictures):

@@ -20,6 +20,7 @@ from gnfast.io.rows import read_rows
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
 from gnfast.train import Config
 from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
+from tests.cli import commands
 
 EXTRACTOR = f"--extractor={__name__}:pixels"
 
@@ -35,15 +36,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GNFAST_CACHE", str(folder / "cache"))
-        words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--steps=4", "--batch-d=4", "--batch-g=6", "--n-fake=30"]
-        words += [
-            "--checkpoint-every=2",
-            "--sample-every=0",
-            "--n-samples=4",
-            "--no-tensorboard",
-            "--device=cpu",
-            "--ema-start=0",
-        ]
+        words = [*commands.TINY, "--n-fake=30", "--ema-start=0"]
         assert main(["train", "digits", *words, EXTRACTOR, "--run-dir", str(folder / "run")]) == 0
     (folder / "images").mkdir()
     for i, image in enumerate(load("digits", progress=False).images[:40]):
@@ -64,9 +57,7 @@ def result(*words):
 
 
 def fails(capsys, *words):
-    assert main(["eval", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    return commands.fails(capsys, "eval", *words)
 
 
 def test_a_run_against_its_own_data(capsys):
@@ -157,7 +148,6 @@ def test_code_is_imported_on_the_word_of_the_command_line_alone(capsys, monkeypa
     assert main(["export", "theirs", "--out", "theirs.safetensors"]) == 0
     dataclasses.replace(ImageStatistics.load(_statistics()), extractor="planted:f").save("theirs.npz")
     for what in ("theirs", "theirs.safetensors", "theirs.npz"):
-        capsys.readouterr()
         assert "'planted:f' names code to import" in fails(capsys, what, "--data", "digits", "--n=0")
         assert not Path("code-was-run").exists()
     # The statistics are of other features than that function gives.
@@ -228,7 +218,6 @@ def test_errors_are_one_line(capsys):
         capsys, "images", "--extractor", "classifier", "--save-stats", "x.npz"
     )
     main(["eval", "images", "--save-stats", "some.npz", EXTRACTOR])
-    capsys.readouterr()
     assert "holds statistics already" in fails(capsys, "some.npz", "--reference", "some.npz", "--n", "5")
     assert "wanted the same extractor" in fails(
         capsys, "images", "--reference", "some.npz", f"--extractor={__name__}:corner"
@@ -240,10 +229,7 @@ def corner(images):
 
 
 def test_help(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["eval", "--help"])
-    assert not end.value.code
-    text = capsys.readouterr().out
+    text = commands.help_of(capsys, "eval")
     assert "Examples:" in text
     assert all(name in text for name in ("--protocol", "--reference", "--save-stats"))
 

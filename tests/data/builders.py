@@ -62,7 +62,7 @@ def write(path, files):
 def database(path, rows):
     """An LMDB of `rows` (key -> bytes)."""
     lmdb = pytest.importorskip("lmdb")
-    with lmdb.open(str(path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+    with lmdb.open(str(path), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
         for key, value in rows.items():
             transaction.put(key.encode(), value)
     return path

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import io
 import json
 import os
 import resource
@@ -17,39 +16,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from gnfast.data import DataError, DataWarning, Request, Source, cache, find, load
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import fingerprint_of
 from gnfast.data.source import Contents
 from gnfast.io.files import own_part
+from tests.data.builders import encoded, pixels, write
 from tests.forks import fork
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    """An empty cache that keeps whatever is prepared, however small."""
-    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path / "cache"))
+def _keeps_all(monkeypatch):
+    """Whatever is prepared, however small."""
     monkeypatch.setattr(cache, "_SMALL_BYTES", 0)
     warnings.simplefilter("error")
-
-
-def encoded(array):
-    out = io.BytesIO()
-    Image.fromarray(array).save(out, "PNG")
-    return out.getvalue()
 
 
 @pytest.fixture
 def pictures(tmp_path):
     """A folder of 9 images in two classes, and what is in them."""
-    arrays = np.random.default_rng(0).integers(0, 256, (9, 7, 5, 3), dtype=np.uint8)
-    for i, array in enumerate(arrays):
-        path = tmp_path / "pictures" / "ab"[i // 5] / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(array))
-    return tmp_path / "pictures", torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    arrays = pixels(9, 7, 5, 3)
+    path = write(tmp_path / "pictures", {f"{'ab'[i // 5]}/{i}.png": encoded(image) for i, image in enumerate(arrays)})
+    return path, torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
 def kept():
@@ -111,27 +100,20 @@ def test_what_is_asked_is_part_of_the_key(pictures):
     assert [tuple(load(path, progress=False, **options).images.shape[1:]) for options in asked] == shapes
 
 
-def other_content(path):
-    (path / "a" / "0.png").write_bytes(encoded(np.zeros((7, 5, 3), np.uint8)))
+BLACK = encoded(np.zeros((7, 5, 3), np.uint8))
+CHANGES = {
+    "other content": lambda path: (path / "a" / "0.png").write_bytes(BLACK),
+    "new file": lambda path: (path / "a" / "00.png").write_bytes(BLACK),
+    "removed file": lambda path: (path / "a" / "0.png").unlink(),
+    "renamed file": lambda path: (path / "a" / "0.png").rename(path / "b" / "0.png"),
+}
 
 
-def new_file(path):
-    (path / "a" / "00.png").write_bytes(encoded(np.zeros((7, 5, 3), np.uint8)))
-
-
-def removed_file(path):
-    (path / "a" / "0.png").unlink()
-
-
-def renamed_file(path):
-    (path / "a" / "0.png").rename(path / "b" / "0.png")
-
-
-@pytest.mark.parametrize("change", [other_content, new_file, removed_file, renamed_file])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_the_source_is_seen(pictures, change):
     path, _ = pictures
     old = load(path, progress=False)
-    change(path)
+    CHANGES[change](path)
     new = load(path, progress=False)
     assert new.fingerprint != old.fingerprint
     assert new.fingerprint == load(path, progress=False, cache=False).fingerprint
@@ -141,76 +123,43 @@ def test_an_archive_that_changed_is_seen(pictures, tmp_path):
     path, images = pictures
     archive = shutil.make_archive(str(tmp_path / "x"), "zip", path)
     assert torch.equal(load(archive, progress=False).images, images)
-    removed_file(path)
+    CHANGES["removed file"](path)
     shutil.make_archive(str(tmp_path / "x"), "zip", path)
     assert torch.equal(load(archive, progress=False).images, images[1:])
 
 
-def truncated(entry):
-    os.truncate(entry.data, entry.data.stat().st_size - 1)
-
-
-def longer(entry):
-    with entry.data.open("ab") as file:
-        file.write(b"x")
-
-
-def one_bit(entry):
+def flip(entry, place):
+    """One bit of a byte of pixels and labels."""
     content = bytearray(entry.data.read_bytes())
-    content[100] ^= 1
+    content[place] ^= 1
     entry.data.write_bytes(content)
 
 
-def one_label(entry):
-    content = bytearray(entry.data.read_bytes())
-    content[-8] ^= 1
-    entry.data.write_bytes(content)
+def special(path):
+    path.unlink()
+    os.mkfifo(path)
 
 
-def no_data(entry):
-    entry.data.unlink()
+def rewrite(entry, **changes):
+    entry.path.write_text(json.dumps({**entry.header, **changes}))
 
 
-def no_json(entry):
-    entry.path.write_text("{")
-
-
-def no_fingerprint(entry):
-    entry.path.write_text(json.dumps({**entry.header, "fingerprint": None}))
-
-
-def other_shape(entry):
-    entry.path.write_text(json.dumps({**entry.header, "shape": [9, 7, 5, 3]}))
-
-
-def deep_json(entry):
-    entry.path.write_text("[" * 200_000)
-
-
-def no_text(entry):
-    entry.path.write_bytes(b"\xff" + entry.path.read_bytes())
-
-
-def no_sizes(entry):
-    entry.path.write_text(json.dumps({**entry.header, "shape": [9, "3", -7, 5.0]}))
-
-
-def no_names(entry):
-    entry.path.write_text(json.dumps({**entry.header, "classes": [["a"], 1]}))
-
-
-def pipe(entry):
-    entry.path.unlink()
-    os.mkfifo(entry.path)
-
-
-def pipe_of_pixels(entry):
-    entry.data.unlink()
-    os.mkfifo(entry.data)
-
-
-DAMAGE = [truncated, longer, one_bit, one_label, no_data, no_json, no_fingerprint, other_shape]
-DAMAGE += [deep_json, no_text, no_sizes, no_names, pipe, pipe_of_pixels]
+DAMAGE = {
+    "truncated": lambda entry: os.truncate(entry.data, entry.data.stat().st_size - 1),
+    "longer": lambda entry: entry.data.write_bytes(entry.data.read_bytes() + b"x"),
+    "one bit": lambda entry: flip(entry, 100),
+    "one label": lambda entry: flip(entry, -8),
+    "no data": lambda entry: entry.data.unlink(),
+    "no JSON": lambda entry: entry.path.write_text("{"),
+    "deep JSON": lambda entry: entry.path.write_text("[" * 200_000),
+    "no text": lambda entry: entry.path.write_bytes(b"\xff" + entry.path.read_bytes()),
+    "no fingerprint": lambda entry: rewrite(entry, fingerprint=None),
+    "other shape": lambda entry: rewrite(entry, shape=[9, 7, 5, 3]),
+    "no sizes": lambda entry: rewrite(entry, shape=[9, "3", -7, 5.0]),
+    "no names": lambda entry: rewrite(entry, classes=[["a"], 1]),
+    "pipe": lambda entry: special(entry.path),
+    "pipe of pixels": lambda entry: special(entry.data),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -218,7 +167,7 @@ def test_damage_is_noticed_and_mended(pictures, damage):
     path, images = pictures
     wanted = load(path, progress=False).fingerprint
     (entry,) = cache.entries()
-    damage(entry)
+    DAMAGE[damage](entry)
     with pytest.warns(DataWarning, match="is damaged and prepared again"):
         again = load(path, progress=False)
     assert torch.equal(again.images, images)
@@ -247,11 +196,11 @@ def test_verify_reads_the_content(pictures):
     (entry,) = cache.entries()
     cache.verify(entry, progress=False)
     time = entry.data.stat().st_mtime_ns
-    one_bit(entry)
+    flip(entry, 100)
     os.utime(entry.data, ns=(time, time))
     with pytest.raises(DataError, match="is damaged: expected the fingerprint"):
         cache.verify(entry, progress=False)
-    truncated(entry)
+    DAMAGE["truncated"](entry)
     with pytest.raises(DataError, match=r"is damaged: .* should have \d+ bytes and has \d+"):
         cache.verify(entry, progress=False)
 
@@ -414,7 +363,7 @@ def test_canvas_grows_by_pieces(monkeypatch):
     monkeypatch.setattr("gnfast.data.canvas._COPIED_AT_ONCE", 10)
     canvas = Canvas()
     canvas.expect(6)
-    images = np.random.default_rng(0).integers(0, 256, (5, 1, 2, 2), dtype=np.uint8)
+    images = pixels(5, 1, 2, 2)
     canvas.extend(images)
     canvas.add(np.full((2, 2, 3), 7, np.uint8))
     assert np.array_equal(canvas.pixels[:5], np.broadcast_to(images, (5, 3, 2, 2)))

@@ -1,7 +1,6 @@
 """The published formats, from tiny archives made here: what is read, in which order, and what damage says."""
 
 import gzip
-import pickle
 import re
 import sys
 from dataclasses import replace
@@ -16,32 +15,6 @@ from gnfast.data.registry import SETS
 from gnfast.data.sets import stl10
 from gnfast.io.downloads import checksum
 from tests.data.builders import database, describe, encoded, grey, picture, pixels, publish, values, write
-
-# CIFAR-100
-
-
-def test_cifar100(tmp_path, monkeypatch):
-    images, known = pixels(5, 3072), SETS["cifar100"]
-    batch = {"data": images, "fine_labels": [0, 99, 3, 3, 7], "coarse_labels": [0] * 5, "filenames": ["x"] * 5}
-    files = {f"{known.folder}/{name}": pickle.dumps(batch, protocol=4) for name in ("train", "test")}
-    path = write(tmp_path / known.archive.name, files)
-    with pytest.raises(DataError, match="wrong checksum"):
-        load("cifar100", root=path)
-    publish(monkeypatch, "cifar100", path)
-    for dataset in (load("cifar100", root=tmp_path), load(path, split="test")):
-        assert dataset.name == "cifar100"
-        assert np.array_equal(dataset.images.numpy(), images.reshape(5, 3, 32, 32))
-        assert dataset.labels.tolist() == [0, 99, 3, 3, 7]
-        assert len(dataset.classes) == 100
-        assert (dataset.classes[0], dataset.classes[50], dataset.classes[99]) == ("apple", "mouse", "worm")
-
-
-def test_cifar100_labels_out_of_range(tmp_path):
-    batch = {"data": pixels(1, 3072), "fine_labels": [100]}
-    path = write(tmp_path / "x.tar.gz", {"cifar-100-python/train": pickle.dumps(batch, protocol=4)})
-    with pytest.raises(DataError, match="'fine_labels' is not a list of 1 ints from 0 to 99"):
-        load(path, verify=False)
-
 
 # STL-10
 

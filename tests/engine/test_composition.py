@@ -31,11 +31,6 @@ from tests.oracle import (
 )
 
 
-@pytest.fixture
-def x():
-    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code_around_a_call_has_one_graph_break_and_the_right_numbers(x):
     net = ResNet().double()

@@ -77,7 +77,7 @@ class Called(nn.Module):
 
 
 def normal(*shape):
-    return torch.randn(*shape, dtype=torch.float64)
+    return torch.randn(shape, dtype=torch.float64)
 
 
 def shared(net, x):
@@ -169,11 +169,6 @@ NETWORKS = {
 @pytest.fixture(params=NETWORKS)
 def network(request):
     return NETWORKS[request.param]().double()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
 
 
 def test_everything_matches_double_backward(network, x):

@@ -21,11 +21,6 @@ from tests.oracle import (
 )
 
 
-@pytest.fixture
-def x():
-    return normal(4, 3, 5, 7)
-
-
 def critic(function):
     """The critic h ↦ function(net, h) of h = x · w, its entries bent and summed with weights."""
 
@@ -37,7 +32,7 @@ def critic(function):
     return Called(
         forward,
         w=normal(7),
-        u=normal(()),
+        u=normal(),
         v=normal(3, 1, 1),
         out=normal(300),
         _k=normal(5, 7),

@@ -24,11 +24,6 @@ def options(request):
     return options_of(request.param)
 
 
-@pytest.fixture
-def x():
-    return torch.randn(4, 3, 5, 7, dtype=torch.float64)
-
-
 def assert_both(fast, oracle, net, x):
     assert_same(*(outputs_and_gradients(function, net, x) for function in (fast, oracle)))
 

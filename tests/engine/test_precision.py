@@ -3,6 +3,7 @@
 import copy
 import operator
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gnfast
 from gnfast import penalties, reference
 from gnfast.plan.trace import record
-from gnfast.rewriting import merges
+from gnfast.rewriting import calls
 from gnfast.rewriting.folding import fold_avg_pool, fold_upsample
-from tests.engine.test_engine import NETWORKS, ResNet
+from tests.engine.test_engine import NETWORKS, Called, ResNet, normal
 from tests.oracle import outputs_and_gradients, relative_error
 from tests.public_critics import CRITICS, EXACT
 
@@ -49,6 +50,16 @@ def budget(make, run_fast, run_plain, to_low):
     return fast.sqrt().item(), plain.sqrt().item()
 
 
+def assert_within_budget(*given):
+    """At most twice the error of plain PyTorch at the same precision."""
+    fast, plain = budget(*given)
+    assert fast <= 2 * plain
+
+
+def resnet(device):
+    return ResNet().double().to(device), normal(16, 3, 8, 8).to(device)
+
+
 def strict(net, x, *args, **options):
     return gnfast.normalize_gradient(net, x, *args, strict=True, **options)
 
@@ -57,13 +68,8 @@ def strict(net, x, *args, **options):
 @pytest.mark.parametrize("rewrite", [True, False], ids=["rewritten", "as-stated"])
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 def test_low_precision_networks(dtype, rewrite, device):
-    fast, plain = budget(
-        lambda: (ResNet().double().to(device), torch.randn(16, 3, 8, 8, dtype=torch.float64, device=device)),
-        lambda net, x: strict(net, x, rewrite=rewrite),
-        reference.normalize_gradient,
-        lambda net: net.to(dtype),
-    )
-    assert fast <= 2 * plain
+    fast = partial(strict, rewrite=rewrite)
+    assert_within_budget(lambda: resnet(device), fast, reference.normalize_gradient, lambda net: net.to(dtype))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -77,13 +83,8 @@ def test_autocast(dtype, layout, device):
 
         return run
 
-    fast, plain = budget(
-        lambda: (ResNet().double().to(device), torch.randn(16, 3, 8, 8, dtype=torch.float64, device=device)),
-        under_autocast(strict),
-        under_autocast(reference.normalize_gradient),
-        lambda net: net.float().to(memory_format=layout),
-    )
-    assert fast <= 2 * plain
+    ways = under_autocast(strict), under_autocast(reference.normalize_gradient)
+    assert_within_budget(lambda: resnet(device), *ways, lambda net: net.float().to(memory_format=layout))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -116,17 +117,12 @@ def to_device(value, device):
 
 
 def test_autocast_is_per_call_and_per_region():
-    class Regions(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.low, self.high = nn.Conv2d(3, 4, 3), nn.Linear(60, 1)
+    def regions(net, x):
+        h = net.low(x).relu().flatten(1)
+        with torch.autocast("cpu", enabled=False):
+            return net.high(h.float())
 
-        def forward(self, x):
-            h = self.low(x).relu().flatten(1)
-            with torch.autocast("cpu", enabled=False):
-                return self.high(h.float())
-
-    net, x = Regions(), torch.randn(4, 3, 5, 7)
+    net, x = Called(regions, low=nn.Conv2d(3, 4, 3), high=nn.Linear(60, 1)), torch.randn(4, 3, 5, 7)
     with torch.autocast("cpu", torch.bfloat16):
         labels = [node.op.label() for node in gnfast.trace(net, x).nodes]
         assert labels == ["to bfloat16", "conv2d", "relu", "reshape", "to float32", "linear"]
@@ -138,8 +134,8 @@ def test_autocast_is_per_call_and_per_region():
         assert torch.equal(strict(net, x), exact)
 
 
-def test_float64_is_left_alone_by_autocast():
-    net, x = NETWORKS["resnet"]().double(), torch.randn(4, 3, 5, 7, dtype=torch.float64)
+def test_float64_is_left_alone_by_autocast(x):
+    net = NETWORKS["resnet"]().double()
     with torch.autocast("cpu", torch.bfloat16):
         assert strict(net, x).dtype == torch.float64
         assert relative_error(strict(net, x), reference.normalize_gradient(net, x)) < 1e-12
@@ -175,15 +171,9 @@ def test_tf32_follows_pytorchs_switch(allowed):
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
-        fast, plain = budget(
-            lambda: (ResNet().double().cuda(), torch.randn(16, 3, 8, 8, dtype=torch.float64, device="cuda")),
-            strict,
-            reference.normalize_gradient,
-            lambda net: net.float(),
-        )
+        assert_within_budget(lambda: resnet("cuda"), strict, reference.normalize_gradient, nn.Module.float)
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-    assert fast <= 2 * plain
 
 
 @pytest.mark.parametrize(
@@ -213,15 +203,11 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
         folded = operands[-1]
     else:
         used = []
-        convolve = merges._convolve
-        monkeypatch.setattr(
-            merges,
-            "_convolve",
-            lambda x, weight, *rest, **more: used.append(weight) or convolve(x, weight, *rest, **more),
-        )
+        convolution = calls.convolution
+        monkeypatch.setattr(calls, "convolution", lambda x, w, *rest: used.append(w) or convolution(x, w, *rest))
         with torch.autocast("cpu", torch.bfloat16):
             gnfast.rewrite(net)(x).sum()
-        folded = used[0].to(torch.bfloat16)
+        folded = used[-1].to(torch.bfloat16)
     assert folded.dtype == torch.bfloat16
     assert relative_error(folded.double(), expected) < 1.9e-3
     weights = fold(conv.weight.detach().bfloat16(), (2, 2)).double()
@@ -247,24 +233,19 @@ class LowConvolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Smooth(nn.Module):
+def smooth(net, x):
     """A critic of convolutions of all kinds whose double backward meets kernels as large as its maps."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.same = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, (3, 5), padding="same", bias=False)
-        self.up, self.line = nn.ConvTranspose2d(3, 2, 3, stride=2, groups=1), nn.Conv1d(2, 3, 3, dilation=2)
-
-    def forward(self, x):
-        h = F.softplus(self.same(F.softplus(self.first(x))))
-        return self.line(F.softplus(self.up(h)).mean(3)).cos().sum((1, 2))
+    h = F.softplus(net.same(F.softplus(net.first(x))))
+    return net.line(F.softplus(net.up(h)).mean(3)).cos().sum((1, 2))
 
 
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
 @pytest.mark.parametrize("precision", ["bfloat16", "float16", "autocast"])
 def test_the_fallback_avoids_convolutions_of_low_precision_on_cpus(precision):
     """PyTorch's second-order weight gradient is wrong on CPUs with AMX in bfloat16, at even batches below 16."""
-    low, x = Smooth(), torch.randn(8, 3, 32, 32)
+    first, same = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, (3, 5), padding="same", bias=False)
+    up, line = nn.ConvTranspose2d(3, 2, 3, stride=2, groups=1), nn.Conv1d(2, 3, 3, dilation=2)
+    low, x = Called(smooth, first=first, same=same, up=up, line=line), torch.randn(8, 3, 32, 32)
     if precision != "autocast":
         low, x = low.to(getattr(torch, precision)), x.to(getattr(torch, precision))
     exact = copy.deepcopy(low).double()
@@ -314,27 +295,17 @@ def test_convolutions_of_mixed_dtypes_stay_the_networks_own_error():
     ],
 )
 def test_dtypes_of_autocast_on_cpus(shape, function):
-    class Net(nn.Module):
-        def forward(self, x):
-            h = function(x.bfloat16())
-            dtypes.append(h.dtype)
-            return h.flatten(1).float().sum(1)
+    def forward(net, x):
+        h = function(x.bfloat16())
+        dtypes.append(h.dtype)
+        return h.flatten(1).float().sum(1)
 
-    dtypes, net, x = [], Net(), torch.randn(shape)
+    dtypes, net, x = [], Called(forward), torch.randn(shape)
     with torch.autocast("cpu", torch.bfloat16):
         f, n = gnfast.value_and_grad_norm(net, x, strict=True)
         expected, norm = reference.value_and_grad_norm(net, x)
     assert dtypes[0] == dtypes[1] and (f.dtype, n.dtype) == (expected.dtype, norm.dtype)
     assert relative_error(f, expected) < 1e-2 and relative_error(n, norm) < 1e-2
-
-
-class Divided(nn.Module):
-    def __init__(self, divide, divisor):
-        super().__init__()
-        self.divide, self.divisor = divide, divisor
-
-    def forward(self, x):
-        return self.divide(x * 1, self.divisor).sum(1)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +328,7 @@ class Divided(nn.Module):
 )
 def test_a_divisor_divides(dtype, value, divisor, divide):
     """Its reciprocal would be rounded once more, or infinite."""
-    net, x = Divided(divide, divisor), torch.full((2, 6), value, dtype=dtype)
+    net, x = Called(lambda net, x: divide(x * 1, divisor).sum(1)), torch.full((2, 6), value, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
         f, g = gnfast.value_and_input_grad(net, x, strict=True)
         expected_f, expected_g = reference.value_and_input_grad(net, x)
@@ -367,13 +338,7 @@ def test_a_divisor_divides(dtype, value, divisor, divide):
 
 @pytest.mark.parametrize("shape", [(6,), (), (4, 6)], ids=str)
 def test_a_trained_divisor_in_low_precision(shape):
-    fast, plain = budget(
-        lambda: (
-            Divided(torch.div, nn.Parameter(torch.rand(shape, dtype=torch.float64) + 0.5)),
-            torch.randn(4, 6, dtype=torch.float64),
-        ),
-        strict,
-        reference.normalize_gradient,
-        lambda net: net.half(),
-    )
-    assert fast <= 2 * plain
+    def make():
+        return Called(lambda net, x: (x * 1 / net.divisor).sum(1), divisor=normal(*shape).abs() + 0.5), normal(4, 6)
+
+    assert_within_budget(make, strict, reference.normalize_gradient, nn.Module.half)

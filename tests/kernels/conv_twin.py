@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 
-from gnfast.kernels.sign_bits import _pack, _unpack
+from gnfast.kernels.sign_bits.plain import from_words, to_words
 
 LAST = torch.channels_last
 
@@ -56,7 +56,7 @@ class ConvTwin:
     def conv_join_forward(self, x, weight, arguments, terms, biases, slope, keep_sum, configuration):
         assert len(terms) <= 1 and len(biases) <= 2
         total = convolved(x, weight, arguments) + along_channels(biases) + added(terms)
-        y, bits = masked(total, total > 0, slope), _pack(total.contiguous(memory_format=LAST) > 0)
+        y, bits = masked(total, total > 0, slope), to_words(total.contiguous(memory_format=LAST) > 0)
         variant = len(terms), len(biases), keep_sum
         return self._done("conv_join_forward", variant, configuration, x.dtype, y, total if keep_sum else None, bits)
 
@@ -65,14 +65,14 @@ class ConvTwin:
         total = convolved(x, weight, arguments) + added(terms)
         if biases:
             total = total + scale.to(total.dtype)[:, None, None, None] * along_channels(biases)
-        y = masked(total, _unpack(bits, total.contiguous(memory_format=LAST)), slope)
+        y = masked(total, from_words(bits, total.contiguous(memory_format=LAST)), slope)
         variant = len(terms), len(biases), keep_sum
         return self._done("conv_join_pushforward", variant, configuration, x.dtype, y, total if keep_sum else None)
 
     def conv_input_grad_join(self, cotangent, shape, weight, arguments, before, after, bits, slope, configuration):
         assert len(before) <= 1 and len(after) <= 2
         grad = pulled(cotangent, shape, weight, arguments) + added(before)
-        grad = masked(grad, _unpack(bits, grad.contiguous(memory_format=LAST)), slope) + added(after)
+        grad = masked(grad, from_words(bits, grad.contiguous(memory_format=LAST)), slope) + added(after)
         return self._done("conv_input_grad_join", (len(before), len(after)), configuration, cotangent.dtype, grad)
 
     def _done(self, name, variant, configuration, dtype, *results):

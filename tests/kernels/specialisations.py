@@ -22,16 +22,11 @@ from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from gnfast.bench import iteration, spectral
+from gnfast.bench import iteration, spectral_ways
+from gnfast.bench.critic_steps import Normalize, critic_step, four_passes, generator_step, without_rewrites
+from gnfast.bench.critics import shipped
 from gnfast.bench.mode import tuned
-from gnfast.bench.networks import shipped
-from gnfast.bench.steps import critic_step, generator_step
-from gnfast.bench.ways import Normalize, four_passes, without_rewrites
-from gnfast.kernels import backend, conv, mlp, sign_bits
-from gnfast.kernels import head as heads
-from gnfast.kernels import join as pointwise
-from gnfast.kernels import spectral as spectral_kernels
-from gnfast.kernels import winograd as conv_winograd
+from gnfast.kernels import backend
 from gnfast.train.state import State
 from tests.kernels.cubin import resources
 
@@ -132,7 +127,7 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
     from triton.runtime.jit import JITFunction
 
     found: dict[str, Specialisation] = {}
-    run, unavailable = JITFunction.run, backend._unavailable
+    run = JITFunction.run
 
     def compile_alone(self, *args, grid, warmup, **kwargs):
         started = time.perf_counter()
@@ -140,23 +135,12 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         seconds = time.perf_counter() - started
         found.setdefault(compiled.hash, Specialisation(self.__name__, self.module, compiled, seconds))
 
-    caches = pointwise._implementation, heads.head_kernels, mlp.mlp_kernels, conv._backends
+    chosen = {("winograd", "cpu"): ("torch",)} | {(operation, "cpu"): ("triton",) for operation in triton}
     with contextlib.ExitStack() as stack:
-        table = {operation: {**row, **({"cpu": ("triton",)} if operation in triton else {})}
-                 for operation, row in backend.TABLE.items()}  # fmt: skip
-        stack.enter_context(mock.patch.dict(backend.TABLE, table))
-        stack.enter_context(
-            mock.patch.object(backend, "_unavailable", lambda name: None if name == "triton" else unavailable(name))
-        )
+        stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
-        stack.enter_context(mock.patch.object(conv_winograd, "_enabled", False))
         # Autocast sums in float32 on GPUs, not on CPUs.
         stack.enter_context(mock.patch("gnfast.plan.recorder.widened", return_value=torch.float32))
-        for module in (sign_bits, spectral_kernels):
-            stack.enter_context(mock.patch.dict(module._in_use, {"cpu": module._select("cpu")}))
-        for cache in caches:
-            cache.cache_clear()
-            stack.callback(cache.cache_clear)
         stack.enter_context(mock.patch.object(driver, "_active", _Target(capability)))
         stack.enter_context(_Uncomputed())
         yield found
@@ -183,9 +167,9 @@ def training_step(name: str, batch: int, precision: str) -> None:
 
 def spectral_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Spectral normalisation of a critic's layers, forward and backward."""
-    layers = spectral.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
-    net = spectral.make(layers, layout, dtype, "cpu")[spectral.MODEL]
-    spectral.step(net, spectral.directions_for(net))
+    layers = spectral_ways.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
+    net = spectral_ways.make(layers, layout, dtype, "cpu")[spectral_ways.MODEL]
+    spectral_ways.step(net, spectral_ways.directions_for(net))
 
 
 BATCHES = {"CNN 32": 128, "ResNet 32": 128, "ResNet 256": 16}
@@ -219,7 +203,7 @@ STEPS: dict[str, Callable[[], None]] = {
 
 def specialisations(step: str, capability: int) -> dict[str, Specialisation]:
     """What one of `STEPS` launches: hash: specialisation."""
-    spectral = ("spectral_norm",) if step.startswith("spectral") else ()
+    spectral = ("spectral",) if step.startswith("spectral") else ()
     with recording(capability, (*IN_TRITON, *spectral)) as found:
         STEPS[step]()
     return found

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from gnfast.kernels.join import TorchJoin
-from gnfast.kernels.sign_bits import _unpack
+from gnfast.kernels.join import plain as plain_join
+from gnfast.kernels.sign_bits.plain import from_words
 
 CONFIGURATIONS = [
     "64x64x64",
@@ -161,7 +161,7 @@ def check_joins(problem, configuration, join, nearly_zero):
     bits = torch.randint(-(2**31), 2**31 - 1, (-(-p.x.numel() // 32),), device=p.device).to(torch.int32)
     of_y, of_sum = [p.made(p.shape) for _ in range(terms)], [p.made(p.shape) for _ in range(after)]
     expected, plain = (
-        TorchJoin.pullback([p.input_grad(wide), *widened(of_y, wide)], widened(of_sum, wide), bits, slope, None)
+        plain_join.pullback([p.input_grad(wide), *widened(of_y, wide)], widened(of_sum, wide), bits, slope, None)
         for wide in (True, False)
     )
     with poisoned():
@@ -179,10 +179,10 @@ def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_
             p.x, p.weight, p.arguments, terms, biases, slope, keep_sum, configuration
         )
     sums = [
-        TorchJoin.forward([p.conv(p.x, wide), *widened(terms, wide)], biases, 1, slope, True, None)[1]
+        plain_join.forward([p.conv(p.x, wide), *widened(terms, wide)], biases, 1, slope, True, None)[1]
         for wide in (True, False)
     ]
-    positive = _unpack(bits, y)
+    positive = from_words(bits, y)
     assert torch.equal(positive, sums[0] > 0) or sums[0][positive != (sums[0] > 0)].abs().max() <= nearly_zero
     expected, plain = (torch.where(positive, s, s * slope) for s in sums)
     assert_within_budget(y, expected, plain)
@@ -198,7 +198,7 @@ def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_
                 p.tangent, p.weight, p.arguments, terms, biases, scale, bits, slope, keep_sum, configuration
             )
         results = [
-            TorchJoin.pushforward(
+            plain_join.pushforward(
                 [p.conv(p.tangent, wide), *widened(terms, wide)], given, scale, 1, bits, slope, True, None
             )
             for wide in (True, False)
@@ -256,17 +256,17 @@ def test_interpreted_at_zero_and_beyond():
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
     for slope in (0.0, 0.2):
-        y, total, bits = TorchJoin.forward([zero, term], (), 1, slope, True, None)
+        y, total, bits = plain_join.forward([zero, term], (), 1, slope, True, None)
         result = conv_triton.conv_join_forward(zero, weight, arguments, [term], (), slope, True, "64x64x64")
         for actual, expected in zip(result, (y, total, bits), strict=True):
             assert_same(actual, expected)
         # Shifted, so that all values meet both signs.
         bits = bits.roll(1) ^ 0b1011
-        expected = TorchJoin.pushforward([zero, term], (), None, 1, bits, slope, True, None)
+        expected = plain_join.pushforward([zero, term], (), None, 1, bits, slope, True, None)
         given = (zero, weight, arguments, [term], (), None, bits, slope, True, "64x64x64")
         for left, right in zip(conv_triton.conv_join_pushforward(*given), expected, strict=True):
             assert_same(left, right)
-        expected = TorchJoin.pullback([zero, term], [], bits, slope, None)
+        expected = plain_join.pullback([zero, term], [], bits, slope, None)
         given = (zero, term.shape, weight, arguments, [term], (), bits, slope, "64x64x64")
         assert_same(conv_triton.conv_input_grad_join(*given), expected)
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.kernels import backends, leaky_relu_mask, leaky_relu_pack, sign_bits
+from gnfast.kernels import backends, leaky_relu_mask, leaky_relu_pack
 from tests.processes import run_python
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -25,12 +25,12 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def _implementation(request, device, implementation, monkeypatch):
+def _implementation(device, implementation, use):
     """Sends the public functions through the implementation under test."""
     if implementation == "operators" and backends()["leaky_relu_pack"][device] == "torch":
         pytest.fail(f"the library for {device} is not built")
     if implementation == "torch":
-        monkeypatch.setitem(sign_bits._in_use, device, sign_bits._TORCH)
+        use("sign_bits", device, "torch")
 
 
 def values(numel: int, dtype: torch.dtype, device: str) -> Tensor:

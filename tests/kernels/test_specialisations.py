@@ -9,9 +9,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from gnfast.bench.steps import critic_step
-from gnfast.bench.ways import four_passes
-from gnfast.kernels import backends
+from gnfast.bench.critic_steps import critic_step, four_passes
+from gnfast.kernels.backend import TABLE, choices
 from tests.kernels import specialisations
 from tests.kernels.cubin import resources
 
@@ -56,7 +55,7 @@ def test_launched_kernels_stay_in_registers(step, capability):
     ids=str,
 )
 def test_spectral_kernels_stay_in_registers(dtype, layout, capability):
-    with specialisations.recording(capability, ("spectral_norm",)) as found:
+    with specialisations.recording(capability, ("spectral",)) as found:
         specialisations.spectral_step("CNN 32", dtype, layout)
     assert {made.name for made in found.values()} == SPECTRAL
     assert_fit(found, "fp64" if dtype == torch.float64 else "fp32")
@@ -73,7 +72,7 @@ def test_a_gpu_launches_what_is_found_without_one(precision):
     from triton.runtime.jit import JITFunction
 
     capability = torch.cuda.get_device_capability()
-    in_triton = [name for name, chosen in backends().items() if chosen.get("cuda") == "triton"]
+    in_triton = [operation for operation in TABLE if choices(operation, "cuda")[0] == "triton"]
     step = critic_step, four_passes, "ResNet 32", 128, precision
     with specialisations.recording(10 * capability[0] + capability[1], in_triton) as found:
         specialisations.part_step(*step)

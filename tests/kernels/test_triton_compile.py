@@ -1,9 +1,10 @@
 """Compiles the Triton kernels for GPUs that need not be there, and holds each to its budget of registers, no spills."""
 
+import itertools
 import os
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
-from gnfast.kernels import mlp  # noqa: E402
-from gnfast.kernels.conv import triton as conv_triton  # noqa: E402
-from gnfast.kernels.head import triton as heads_triton  # noqa: E402
-from gnfast.kernels.join import triton as pointwise_triton  # noqa: E402
-from gnfast.kernels.mlp import triton as mlp_triton  # noqa: E402
+from gnfast.kernels.conv import tiles, triton_kernel  # noqa: E402
+from gnfast.kernels.head import triton as head  # noqa: E402
+from gnfast.kernels.join import triton as join  # noqa: E402
+from gnfast.kernels.mlp import MAX_WIDTH  # noqa: E402
+from gnfast.kernels.mlp import triton as mlp  # noqa: E402
 from tests.kernels.cubin import resources  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 CAPABILITIES = [80, 90]
-ELEMENTS = ["bf16", "fp16", "fp32", "fp64"]
 
 
 def assert_compiles(
@@ -59,120 +59,83 @@ def assert_compiles(
     return compiled
 
 
-def accumulator(element: str) -> Any:
-    return tl.float64 if element == "fp64" else tl.float32
+class Case(NamedTuple):
+    """A kernel as it is compiled for several types of elements."""
+
+    module: Any
+    kernel: str
+    tensors: Sequence[str]
+    """Pointers to elements."""
+    others: dict[str, str]
+    """Pointers to something else; "sums": float64 for float64, else float32."""
+    constants: dict[str, Any]
+    elements: Sequence[str] = ("bf16", "fp16", "fp32", "fp64")
 
 
-def budget_of(module: Any, element: str) -> int:
-    return module.REGISTER_BUDGET["fp64" if element == "fp64" else "fp32"]
-
-
-JOIN = {"SLOPE": 0.2, "WIDE": False, "WORDS": pointwise_triton.WORDS}
-VARIANTS = {
-    "bias": {"TERMS": 1, "BIASES": 1, "KEEP_SUM": False},
-    "residual": {"TERMS": 2, "BIASES": 2, "KEEP_SUM": True},
+JOINS = {
+    "bias": {"TERMS": 1, "BIASES": 1, "AFTER": 0, "KEEP_SUM": False},
+    "residual": {"TERMS": 2, "BIASES": 2, "AFTER": 0, "KEEP_SUM": True},
+    "pullback": {"TERMS": 2, "BIASES": 0, "AFTER": 2, "KEEP_SUM": False},
 }
+HEAD = {"CENTRE": 1.0, "BLOCK": head.BLOCK}
+CHAIN = {"HIDDEN": 3, "SLOPE": 0.2, "BIASED": 7, "CENTRE": 1.0, "ROWS": mlp.ROWS, "d_0": 2, "d_4": 1}
+LAYERS = [f"{kind}_{k}" for kind in "wb" for k in (1, 2, 3, 4)]
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """Name, case."""
+    for aligned, (variant, numbers) in itertools.product((True, False), JOINS.items()):
+        constants = {**numbers, "SLOPE": 0.2, "WIDE": False, "WORDS": join.WORDS}
+        constants |= {"ALIGNED": aligned, "CHANNELS_LAST": True}
+        tensors = ("term_1", "term_2", "after_1", "after_2", "bias_1", "bias_2", "out", "total")
+        name = f"{variant}, {'aligned' if aligned else 'unaligned'}"
+        yield f"join masked, {name}", Case(join, "masked", tensors, {"scale": "fp32", "bits": "i32"}, constants)
+        if variant != "pullback":
+            tensors = ("term_1", "term_2", "bias_1", "bias_2", "y", "total")
+            yield f"join forward, {name}", Case(join, "forward", tensors, {"bits": "i32"}, constants)
+    for kind, squared in itertools.product(head.KINDS, (False, True)):
+        constants = HEAD | {"KIND": head.KINDS[kind], "COMPLEMENT": kind == "gn", "TAU": 1.2, "EPS": 0.1}
+        others = {"partials": "sums"} | ({"g": "fp64"} if squared else {})
+        case = Case(head, "normalize", ("f", "g", "f_hat"), others, constants | {"SQUARED": squared})
+        yield f"head normalize, {kind}, {'squares' if squared else 'entries'}", case
+    tensors, others = ("upstream", "x", "g", "start", "grad_x"), {"partials": "sums", "scale": "sums"}
+    yield "head pull", Case(head, "pull", tensors, others, HEAD | {"WANTS_START": True, "WANTS_GRAD_X": True})
+    for width in (16, MAX_WIDTH):
+        constants = CHAIN | dict.fromkeys(("d_1", "d_2", "d_3", "P"), width)
+        others = {"partials": "fp32", "deltas": "fp32", "masks": "i8"}
+        tensors = (*LAYERS, "w_out", "b_out", "x", "g", "f_hat")
+        more = {"BIASED_OUT": True, "KEEP": True, "KIND": 0, "COMPLEMENT": True, "TAU": 1.0, "EPS": 0.1}
+        case = Case(mlp, "forward", tensors, others, constants | more, ("bf16", "fp32"))
+        yield f"mlp forward, {width} wide", case
+        tensors, more = (*LAYERS, "x", "g", "grad_x", "upstream"), {"WANTS_GRAD_X": True, "WANTS_WEIGHTS": True}
+        case = Case(mlp, "backward", tensors, others | {"grads": "fp32"}, constants | more, ("bf16", "fp32"))
+        yield f"mlp backward, {width} wide", case
+
+
+CASES = dict(cases())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("element", ELEMENTS)
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_join_forward(variant, aligned, element, capability):
-    constants = {**JOIN, **VARIANTS[variant], "ALIGNED": aligned, "CHANNELS_LAST": True, "ACC": accumulator(element)}
-    names = ("term_1", "term_2", "bias_1", "bias_2", "y", "total")
-    pointers = {**dict.fromkeys(names, element), "bits": "i32"}
-    budget = budget_of(pointwise_triton, element)
-    kernel = pointwise_triton._join_forward_kernel
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=pointwise_triton.NUM_WARPS)
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("element", ELEMENTS)
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
-@pytest.mark.parametrize("variant", [*VARIANTS, "pullback"])
-def test_join_masked(variant, aligned, element, capability):
-    shape = VARIANTS.get(variant, {"TERMS": 2, "BIASES": 0, "KEEP_SUM": False})
-    constants = {**JOIN, **shape, "ALIGNED": aligned, "CHANNELS_LAST": True, "ACC": accumulator(element)}
-    constants["AFTER"] = 2 if variant == "pullback" else 0
-    names = ("term_1", "term_2", "after_1", "after_2", "bias_1", "bias_2", "out", "total")
-    pointers = {**dict.fromkeys(names, element), "scale": "fp32", "bits": "i32"}
-    budget = budget_of(pointwise_triton, element)
-    kernel = pointwise_triton._join_masked_kernel
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=pointwise_triton.NUM_WARPS)
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("element", ELEMENTS)
-@pytest.mark.parametrize("squared", [False, True], ids=["entries", "squares"])
-@pytest.mark.parametrize("kind", ["gn", "gn0", "gn1", "gran"])
-def test_head_normalize(kind, squared, element, capability):
-    constants = {"KIND": heads_triton.KINDS[kind], "COMPLEMENT": kind == "gn", "CENTRE": 1.0, "TAU": 1.2, "EPS": 0.1}
-    constants |= {"SQUARED": squared, "ACC": accumulator(element), "BLOCK": heads_triton.BLOCK}
-    pointers = {"f": element, "g": "fp64" if squared else element, "f_hat": element}
-    pointers["partials"] = "fp64" if element == "fp64" else "fp32"
-    budget = budget_of(heads_triton, element)
-    kernel = heads_triton._head_normalize_kernel
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=heads_triton.NUM_WARPS)
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("element", ELEMENTS)
-def test_head_pull(element, capability):
-    constants = {"CENTRE": 1.0, "WANTS_START": True, "WANTS_GRAD_X": True, "ACC": accumulator(element)}
-    constants["BLOCK"] = heads_triton.BLOCK
+@pytest.mark.parametrize(("name", "element"), [(name, element) for name, c in CASES.items() for element in c.elements])
+def test_kernel(name, element, capability):
+    module, kernel, tensors, others, constants, _ = CASES[name]
     sums = "fp64" if element == "fp64" else "fp32"
-    pointers = dict.fromkeys(("upstream", "x", "g", "start", "grad_x"), element)
-    pointers |= {"partials": sums, "scale": sums}
-    budget = budget_of(heads_triton, element)
-    kernel = heads_triton._head_pull_kernel
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=heads_triton.NUM_WARPS)
-
-
-def chain(width: int, element: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """Element types and constants of three hidden layers that are as wide as their tile."""
-    weights = [f"{kind}_{k}" for kind in "wb" for k in (1, 2, 3, 4)]
-    pointers = dict.fromkeys((*weights, "w_out", "b_out", "x", "g", "f_hat", "grad_x", "upstream"), element)
-    pointers |= {"partials": "fp32", "deltas": "fp32", "grads": "fp32", "masks": "i8"}
-    constants = {"d_0": 2, "d_1": width, "d_2": width, "d_3": width, "d_4": 1}
-    return pointers, {**constants, "HIDDEN": 3, "SLOPE": 0.2, "BIASED": 7, "P": width, "ROWS": mlp_triton.ROWS}
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("element", ["bf16", "fp32"])
-@pytest.mark.parametrize("width", [16, mlp.MAX_WIDTH])
-def test_mlp_forward(width, element, capability):
-    pointers, constants = chain(width, element)
-    constants |= {
-        "BIASED_OUT": True,
-        "KEEP": True,
-        "KIND": 0,
-        "COMPLEMENT": True,
-        "CENTRE": 1.0,
-        "TAU": 1.0,
-        "EPS": 0.1,
-    }
-    kernel, budget = mlp_triton._mlp_forward_kernel, mlp_triton.REGISTER_BUDGET
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=mlp_triton.NUM_WARPS)
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("element", ["bf16", "fp32"])
-@pytest.mark.parametrize("width", [16, mlp.MAX_WIDTH])
-def test_mlp_backward(width, element, capability):
-    pointers, constants = chain(width, element)
-    constants |= {"WANTS_GRAD_X": True, "WANTS_WEIGHTS": True, "CENTRE": 1.0}
-    kernel, budget = mlp_triton._mlp_backward_kernel, mlp_triton.REGISTER_BUDGET
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=mlp_triton.NUM_WARPS)
+    pointers = {name: sums if kind == "sums" else kind for name, kind in others.items()}
+    pointers = dict.fromkeys(tensors, element) | pointers
+    kernel = getattr(module, f"_{module.__name__.split('.')[-2]}_{kernel}_kernel")
+    constants = {"ACC": tl.float64 if element == "fp64" else tl.float32} | constants
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    budget = module.REGISTER_BUDGET if isinstance(module.REGISTER_BUDGET, int) else module.REGISTER_BUDGET[sums]
+    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
 
 
 NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}
 NOT_JOINED |= {"GRADIENT": False, "SQUARES": False, "CENTRE": 1.0, "WIDE": False}
 CONVOLUTIONS = {
     "plain": {"BIASES": 1},
-    "join forward": {"TERMS": 1, "BIASES": 2, "KEEP_SUM": True, "SIGNS": conv_triton._PACK},
-    "join pushforward": {"TERMS": 1, "BIASES": 2, "SCALED": True, "KEEP_SUM": True, "SIGNS": conv_triton._MASK},
-    "input gradient, join": {"GRADIENT": True, "TERMS": 1, "AFTER": 2, "SIGNS": conv_triton._MASK},
+    "join forward": {"TERMS": 1, "BIASES": 2, "KEEP_SUM": True, "SIGNS": triton_kernel.PACK},
+    "join pushforward": {"TERMS": 1, "BIASES": 2, "SCALED": True, "KEEP_SUM": True, "SIGNS": triton_kernel.MASK},
+    "input gradient, join": {"GRADIENT": True, "TERMS": 1, "AFTER": 2, "SIGNS": triton_kernel.MASK},
     "input gradient, squares": {"GRADIENT": True, "SQUARES": True},
 }
 # Of a block: what a multiprocessor of sm_80 and of sm_90 has.
@@ -188,7 +151,7 @@ def compile_convolution(
     aligned = constants["ALIGNED"] = constants["SIGNS"] != 0 and channels[1] % 32 == 0
     epilogue = constants["SIGNS"] != 0 or constants["SQUARES"]
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[element]
-    constants |= conv_triton.tile(configuration, dtype, channels[0], epilogue, aligned, precision)
+    constants |= tiles.tile(configuration, dtype, channels[0], epilogue, aligned, precision)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
     # The weight is in channels_last, too.
     constants["weight_n" if constants["GRADIENT"] else "weight_c"] = 1
@@ -196,7 +159,7 @@ def compile_convolution(
     odd += [name for name, number in zip(("in_channels", "out_channels"), channels, strict=True) if number % 16]
     names = ("source", "weight", "out", "term", "bias_1", "bias_2", "after_1", "after_2", "total")
     pointers = {**dict.fromkeys(names, element), "scale": "fp32", "bits": "i32", "sums": "fp64"}
-    kernel, budget = conv_triton._conv_kernel, conv_triton.REGISTER_BUDGET
+    kernel, budget = triton_kernel.conv_kernel, triton_kernel.REGISTER_BUDGET
     compiled = assert_compiles(kernel, pointers, constants, budget, capability, odd, **options)
     assert compiled.metadata.shared <= SHARED_MEMORY[capability]
     return compiled.asm["ptx"]
@@ -209,7 +172,7 @@ def uses_tensor_cores(ptx: str) -> bool:
 # Each configuration as a different convolution per element and GPU; all convolutions as the one with the largest tile.
 DRAWN = [
     (configuration, list(CONVOLUTIONS)[(index + first) % 5], element, capability)
-    for index, configuration in enumerate(conv_triton.CONFIGURATIONS)
+    for index, configuration in enumerate(tiles.CONFIGURATIONS)
     for first, element, capability in ((0, "bf16", 80), (1, "fp32", 80), (2, "bf16", 90), (3, "fp32", 90))
 ]
 DRAWN += [("128x128x64", variant, element, 90) for variant in CONVOLUTIONS for element in ("bf16", "fp32")]

@@ -10,9 +10,6 @@ from torch.nn.utils.parametrizations import weight_norm
 import gnfast
 from gnfast import measure
 from gnfast.losses import LOSSES
-from gnfast.measure.gradient_norms import quantiles
-from gnfast.measure.lanczos import largest_singular_value
-from gnfast.measure.loss_domain import slopes
 from gnfast.models import build
 
 METHODS = [None, "gn", "gn0", "gn1", "gran", "pgn", "pgn-table"]
@@ -75,12 +72,13 @@ def test_gradient_norms_refuse_what_they_cannot_measure():
     with pytest.raises(ValueError, match="images: got none"):
         measure.gradient_norms(net, torch.zeros(0, 3, 8, 8, dtype=torch.float64))
     patches = nn.Conv2d(3, 1, 3).double()
-    with pytest.raises(ValueError, match=r"want one logit each"):
+    with pytest.raises(ValueError, match=r"wanted one logit each"):
         measure.gradient_norms(patches, torch.zeros(2, 3, 8, 8, dtype=torch.float64))
 
 
 def test_quantiles():
-    assert quantiles(torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0])).tolist() == [1, 2, 3, 4, 5]
+    found = measure.quantiles(torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0]))
+    assert found == {"min": 1, "q25": 2, "median": 3, "q75": 4, "max": 5}
 
 
 def test_finite_differences_of_a_linear_critic_are_its_slope_at_every_distance():
@@ -110,7 +108,7 @@ def test_largest_singular_value_of_a_matrix(shape, seed):
     torch.manual_seed(seed)
     matrix = torch.randn(shape, dtype=torch.float64)
     start = torch.randn(shape[1], dtype=torch.float64)
-    sigma, residual = largest_singular_value(lambda v: matrix @ v, lambda u: matrix.T @ u, start)
+    sigma, residual = measure.largest_singular_value(lambda v: matrix @ v, lambda u: matrix.T @ u, start)
     wanted = torch.linalg.matrix_norm(matrix, 2).item()
     assert sigma == pytest.approx(wanted, rel=1e-12)
     assert residual <= 1e-9 * sigma
@@ -118,11 +116,13 @@ def test_largest_singular_value_of_a_matrix(shape, seed):
 
 def test_largest_singular_value_where_others_are_equal_or_zero():
     identity = lambda v: v.clone()  # noqa: E731
-    assert largest_singular_value(identity, identity, torch.randn(9, dtype=torch.float64))[0] == pytest.approx(1)
+    assert measure.largest_singular_value(identity, identity, torch.randn(9, dtype=torch.float64))[0] == pytest.approx(
+        1
+    )
     nothing = lambda v: torch.zeros_like(v)  # noqa: E731
-    assert largest_singular_value(nothing, nothing, torch.randn(9, dtype=torch.float64)) == (0, 0)
+    assert measure.largest_singular_value(nothing, nothing, torch.randn(9, dtype=torch.float64)) == (0, 0)
     with pytest.raises(ValueError, match="start: got"):
-        largest_singular_value(identity, identity, torch.zeros(3))
+        measure.largest_singular_value(identity, identity, torch.zeros(3))
 
 
 @pytest.mark.parametrize("size", [(6, 6), (5, 7), (2, 3)])
@@ -202,6 +202,20 @@ def test_layer_spectra_know_raw_and_normalised_weights():
     torch.testing.assert_close(spectrum.raw, torch.linalg.svdvals(direction))
 
 
+def test_sigmas_are_the_largest_of_the_spectra_and_nan_where_weights_overflow():
+    net = gnfast.spectral_norm_(small_critic(), coeff=0.5)
+    spectra = {s.layer: s for s in measure.layer_spectra(net, torch.randn(1, 3, 8, 8, dtype=torch.float64))}
+    sigmas = measure.layer_sigmas(net)
+    assert sigmas.keys() == spectra.keys()
+    for layer, (raw, applied) in sigmas.items():
+        assert raw == pytest.approx(spectra[layer].raw[0].item(), rel=1e-3)
+        assert applied == pytest.approx(spectra[layer].normalized[0].item(), rel=1e-3)
+    plain = nn.Linear(3, 2)
+    nn.init.constant_(plain.weight, 1e30)
+    ((sigma, applied),) = measure.layer_sigmas(plain).values()
+    assert math.isnan(sigma) and applied is None
+
+
 def test_layer_spectra_need_layers():
     with pytest.raises(ValueError, match="no convolution or linear layer"):
         measure.layer_spectra(nn.Flatten(), torch.zeros(1, 3, 8, 8))
@@ -258,13 +272,13 @@ def test_slopes_and_domain_of_a_loss(name):
     assert domain.width == both.max().item() - both.min().item()
     line = torch.linspace(both.min().item(), both.max().item(), 1001, dtype=torch.float64)
     for part, derivative in zip(("critic_real", "critic_fake", "generator"), DERIVATIVES[name], strict=True):
-        torch.testing.assert_close(slopes(getattr(loss, part), both), derivative(both))
+        torch.testing.assert_close(measure.slopes(getattr(loss, part), both), derivative(both))
         wanted = derivative(line)
         torch.testing.assert_close(domain.slopes[part], torch.stack([wanted.min(), wanted.max()]), rtol=1e-9, atol=1e-9)
 
 
 def test_the_domain_of_a_loss_needs_finite_logits():
-    with pytest.raises(ValueError, match="want at least one, and all finite"):
+    with pytest.raises(ValueError, match="wanted at least one, and all finite"):
         measure.loss_domain(LOSSES["hinge"], torch.tensor([math.nan]), torch.zeros(2))
     with pytest.raises(ValueError, match="got 0 logits"):
         measure.loss_domain(LOSSES["hinge"], torch.zeros(0), torch.zeros(0))

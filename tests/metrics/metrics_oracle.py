@@ -3,48 +3,41 @@
 It shares nothing with `gnfast.metrics.inception` but the names of the weights.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 # Name, output channels, input channels, kernel: all layers in the order in which pytorch-fid's file has them.
-LAYERS = """
-Conv2d_1a_3x3 32 3 3 3|Conv2d_2a_3x3 32 32 3 3|Conv2d_2b_3x3 64 32 3 3|Conv2d_3b_1x1 80 64 1 1|Conv2d_4a_3x3 192 80 3 3
-Mixed_5b.branch1x1 64 192 1 1|Mixed_5b.branch5x5_1 48 192 1 1|Mixed_5b.branch5x5_2 64 48 5 5
-Mixed_5b.branch3x3dbl_1 64 192 1 1|Mixed_5b.branch3x3dbl_2 96 64 3 3|Mixed_5b.branch3x3dbl_3 96 96 3 3
-Mixed_5b.branch_pool 32 192 1 1
-Mixed_5c.branch1x1 64 256 1 1|Mixed_5c.branch5x5_1 48 256 1 1|Mixed_5c.branch5x5_2 64 48 5 5
-Mixed_5c.branch3x3dbl_1 64 256 1 1|Mixed_5c.branch3x3dbl_2 96 64 3 3|Mixed_5c.branch3x3dbl_3 96 96 3 3
-Mixed_5c.branch_pool 64 256 1 1
-Mixed_5d.branch1x1 64 288 1 1|Mixed_5d.branch5x5_1 48 288 1 1|Mixed_5d.branch5x5_2 64 48 5 5
-Mixed_5d.branch3x3dbl_1 64 288 1 1|Mixed_5d.branch3x3dbl_2 96 64 3 3|Mixed_5d.branch3x3dbl_3 96 96 3 3
-Mixed_5d.branch_pool 64 288 1 1
-Mixed_6a.branch3x3 384 288 3 3|Mixed_6a.branch3x3dbl_1 64 288 1 1|Mixed_6a.branch3x3dbl_2 96 64 3 3
-Mixed_6a.branch3x3dbl_3 96 96 3 3
-Mixed_6b.branch1x1 192 768 1 1|Mixed_6b.branch7x7_1 128 768 1 1|Mixed_6b.branch7x7_2 128 128 1 7
-Mixed_6b.branch7x7_3 192 128 7 1|Mixed_6b.branch7x7dbl_1 128 768 1 1|Mixed_6b.branch7x7dbl_2 128 128 7 1
-Mixed_6b.branch7x7dbl_3 128 128 1 7|Mixed_6b.branch7x7dbl_4 128 128 7 1|Mixed_6b.branch7x7dbl_5 192 128 1 7
-Mixed_6b.branch_pool 192 768 1 1
-Mixed_6c.branch1x1 192 768 1 1|Mixed_6c.branch7x7_1 160 768 1 1|Mixed_6c.branch7x7_2 160 160 1 7
-Mixed_6c.branch7x7_3 192 160 7 1|Mixed_6c.branch7x7dbl_1 160 768 1 1|Mixed_6c.branch7x7dbl_2 160 160 7 1
-Mixed_6c.branch7x7dbl_3 160 160 1 7|Mixed_6c.branch7x7dbl_4 160 160 7 1|Mixed_6c.branch7x7dbl_5 192 160 1 7
-Mixed_6c.branch_pool 192 768 1 1
-Mixed_6d.branch1x1 192 768 1 1|Mixed_6d.branch7x7_1 160 768 1 1|Mixed_6d.branch7x7_2 160 160 1 7
-Mixed_6d.branch7x7_3 192 160 7 1|Mixed_6d.branch7x7dbl_1 160 768 1 1|Mixed_6d.branch7x7dbl_2 160 160 7 1
-Mixed_6d.branch7x7dbl_3 160 160 1 7|Mixed_6d.branch7x7dbl_4 160 160 7 1|Mixed_6d.branch7x7dbl_5 192 160 1 7
-Mixed_6d.branch_pool 192 768 1 1
-Mixed_6e.branch1x1 192 768 1 1|Mixed_6e.branch7x7_1 192 768 1 1|Mixed_6e.branch7x7_2 192 192 1 7
-Mixed_6e.branch7x7_3 192 192 7 1|Mixed_6e.branch7x7dbl_1 192 768 1 1|Mixed_6e.branch7x7dbl_2 192 192 7 1
-Mixed_6e.branch7x7dbl_3 192 192 1 7|Mixed_6e.branch7x7dbl_4 192 192 7 1|Mixed_6e.branch7x7dbl_5 192 192 1 7
-Mixed_6e.branch_pool 192 768 1 1
-Mixed_7a.branch3x3_1 192 768 1 1|Mixed_7a.branch3x3_2 320 192 3 3|Mixed_7a.branch7x7x3_1 192 768 1 1
-Mixed_7a.branch7x7x3_2 192 192 1 7|Mixed_7a.branch7x7x3_3 192 192 7 1|Mixed_7a.branch7x7x3_4 192 192 3 3
-Mixed_7b.branch1x1 320 1280 1 1|Mixed_7b.branch3x3_1 384 1280 1 1|Mixed_7b.branch3x3_2a 384 384 1 3
-Mixed_7b.branch3x3_2b 384 384 3 1|Mixed_7b.branch3x3dbl_1 448 1280 1 1|Mixed_7b.branch3x3dbl_2 384 448 3 3
-Mixed_7b.branch3x3dbl_3a 384 384 1 3|Mixed_7b.branch3x3dbl_3b 384 384 3 1|Mixed_7b.branch_pool 192 1280 1 1
-Mixed_7c.branch1x1 320 2048 1 1|Mixed_7c.branch3x3_1 384 2048 1 1|Mixed_7c.branch3x3_2a 384 384 1 3
-Mixed_7c.branch3x3_2b 384 384 3 1|Mixed_7c.branch3x3dbl_1 448 2048 1 1|Mixed_7c.branch3x3dbl_2 384 448 3 3
-Mixed_7c.branch3x3dbl_3a 384 384 1 3|Mixed_7c.branch3x3dbl_3b 384 384 3 1|Mixed_7c.branch_pool 192 2048 1 1
-"""
+_STEM = """Conv2d_1a_3x3 32 3 3 3|Conv2d_2a_3x3 32 32 3 3|Conv2d_2b_3x3 64 32 3 3|Conv2d_3b_1x1 80 64 1 1
+Conv2d_4a_3x3 192 80 3 3"""
+_A = """branch1x1 64 {0} 1 1|branch5x5_1 48 {0} 1 1|branch5x5_2 64 48 5 5|branch3x3dbl_1 64 {0} 1 1
+branch3x3dbl_2 96 64 3 3|branch3x3dbl_3 96 96 3 3|branch_pool {1} {0} 1 1"""
+_B = "branch3x3 384 288 3 3|branch3x3dbl_1 64 288 1 1|branch3x3dbl_2 96 64 3 3|branch3x3dbl_3 96 96 3 3"
+_C = """branch1x1 192 768 1 1|branch7x7_1 {0} 768 1 1|branch7x7_2 {0} {0} 1 7|branch7x7_3 192 {0} 7 1
+branch7x7dbl_1 {0} 768 1 1|branch7x7dbl_2 {0} {0} 7 1|branch7x7dbl_3 {0} {0} 1 7|branch7x7dbl_4 {0} {0} 7 1
+branch7x7dbl_5 192 {0} 1 7|branch_pool 192 768 1 1"""
+_D = """branch3x3_1 192 768 1 1|branch3x3_2 320 192 3 3|branch7x7x3_1 192 768 1 1|branch7x7x3_2 192 192 1 7
+branch7x7x3_3 192 192 7 1|branch7x7x3_4 192 192 3 3"""
+_E = """branch1x1 320 {0} 1 1|branch3x3_1 384 {0} 1 1|branch3x3_2a 384 384 1 3|branch3x3_2b 384 384 3 1
+branch3x3dbl_1 448 {0} 1 1|branch3x3dbl_2 384 448 3 3|branch3x3dbl_3a 384 384 1 3|branch3x3dbl_3b 384 384 3 1
+branch_pool 192 {0} 1 1"""
+_BLOCKS = {
+    "5b": _A.format(192, 32),
+    "5c": _A.format(256, 64),
+    "5d": _A.format(288, 64),
+    "6a": _B,
+    "6b": _C.format(128),
+    "6c": _C.format(160),
+    "6d": _C.format(160),
+    "6e": _C.format(192),
+    "7a": _D,
+    "7b": _E.format(1280),
+    "7c": _E.format(2048),
+}
+LAYERS = [
+    *_STEM.replace("\n", "|").split("|"),
+    *(f"Mixed_{at}.{layer}" for at, block in _BLOCKS.items() for layer in block.replace("\n", "|").split("|")),
+]
 
 
 def random_weights(seed=0):
@@ -55,7 +48,7 @@ def random_weights(seed=0):
         return torch.randn(*shape, generator=generator)
 
     state = {}
-    for line in LAYERS.strip().replace("\n", "|").split("|"):
+    for line in LAYERS:
         name, *sizes = line.split()
         out, channels, high, wide = map(int, sizes)
         state[f"{name}.conv.weight"] = normal(out, channels, high, wide) * (2 / (channels * high * wide)) ** 0.5
@@ -139,3 +132,11 @@ def inception(state, x):
 
 
 BN = ("running_mean", "running_var", "weight", "bias")
+
+
+def inception_score(logits, splits=10):
+    """Mean and deviation over the parts, by the formula."""
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    parts = [p[i * len(p) // splits : (i + 1) * len(p) // splits] for i in range(splits)]
+    scores = [np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts]
+    return np.mean(scores), np.std(scores)

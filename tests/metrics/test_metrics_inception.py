@@ -19,7 +19,7 @@ from gnfast.metrics import (
     reference_statistics,
     weights,
 )
-from tests.metrics.metrics_oracle import inception, random_weights
+from tests.metrics.metrics_oracle import inception, inception_score, random_weights
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +179,8 @@ def independent_input(pixels):
 def test_fid_of_two_fixed_sets(state, file, tmp_path):
     real, fake = images(4, seed=1), images(10, seed=2)
     extractor = load_extractor("inception", weights=file)
-    scores = evaluate(
-        lambda n: fake[:n],
-        ImageDataset("real", real),
-        extractor,
-        n_fake=10,
-        batch_size=10,
-        cache_dir=tmp_path,
-        progress=False,
-    )
+    how = {"cache_dir": tmp_path, "progress": False}
+    scores = evaluate(lambda n: fake[:n], ImageDataset("real", real), extractor, n_fake=10, batch_size=10, **how)
     stages = [inception(state, independent_input(pixels).float()) for pixels in (real, fake)]
     a, b = (stage["features"].double().numpy() for stage in stages)
     # Of so few images the covariances have low rank: tr √(Σ_a Σ_b) is the nuclear norm of the product of their factors.
@@ -202,17 +195,9 @@ def test_fid_of_two_fixed_sets(state, file, tmp_path):
     means = ((a.mean(0) - b[:4].mean(0))[:3] ** 2).sum()
     wanted = means + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
     few = [FeatureStatistics(3), FeatureStatistics(3)]
-    kept = reference_statistics(ImageDataset("real", real), extractor, cache_dir=tmp_path, progress=False).kept
+    kept = reference_statistics(ImageDataset("real", real), extractor, **how).kept
     few[0].update(kept[:, :3])
     few[1].update(extractor(fake[:4])[:, :3])
     assert frechet_distance(*few) == pytest.approx(wanted, rel=1e-4)
-    mean, std = independent_score(stages[1]["logits"].double().numpy())
-    assert scores.is_mean == pytest.approx(mean, rel=1e-5)
-    assert scores.is_std == pytest.approx(std, abs=1e-5)
-
-
-def independent_score(logits, splits=10):
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    parts = [p[i * len(p) // splits : (i + 1) * len(p) // splits] for i in range(splits)]
-    scores = [np.exp((part * (np.log(part) - np.log(part.mean(0)))).sum(1).mean()) for part in parts]
-    return np.mean(scores), np.std(scores)
+    wanted = inception_score(stages[1]["logits"].double().numpy())
+    assert (scores.is_mean, scores.is_std) == pytest.approx(wanted, rel=1e-5, abs=1e-5)

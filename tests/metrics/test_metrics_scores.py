@@ -23,6 +23,7 @@ from gnfast.metrics import (
     kernel_distance,
     reference_statistics,
 )
+from tests.metrics.metrics_oracle import inception_score
 from tests.processes import START
 
 evaluate = functools.partial(evaluate, progress=False)
@@ -35,13 +36,10 @@ def random(*shape, seed=0, dtype=torch.float64):
 @pytest.mark.parametrize(("n", "splits", "batch"), [(100, 10, 100), (103, 10, 7), (11, 10, 4), (50, 1, 49)])
 def test_inception_score(n, splits, batch):
     logits = 3 * random(n, 6)
-    p = logits.softmax(1).numpy()
-    parts = [p[i * n // splits : (i + 1) * n // splits] for i in range(splits)]
-    wanted = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in parts]
     score = InceptionScore(6, n, splits)
     for start in range(0, n, batch):
         score.update(logits[start : start + batch], start)
-    assert score.result() == pytest.approx((np.mean(wanted), np.std(wanted)), rel=1e-12)
+    assert score.result() == pytest.approx(inception_score(logits.numpy(), splits), rel=1e-12)
 
 
 def test_inception_score_of_certainty():
@@ -50,19 +48,6 @@ def test_inception_score_of_certainty():
         score = InceptionScore(5, 50, 10)
         score.update(1e4 * torch.nn.functional.one_hot(label, 5).float(), 0)
         assert score.result() == pytest.approx((wanted, 0.0))
-
-
-def test_inception_score_refusals():
-    score = InceptionScore(5, 50, 10)
-    with pytest.raises(ValueError, match=r"logits: got .*, wanted \(B, 5\)"):
-        score.update(torch.zeros(3, 4), 0)
-    with pytest.raises(ValueError, match="outside a stream of 50"):
-        score.update(torch.zeros(3, 5), 48)
-    score.update(torch.zeros(3, 5), 0)
-    with pytest.raises(ValueError, match="score: got 3 images, wanted 50"):
-        score.result()
-    with pytest.raises(ValueError, match="total and splits: got"):
-        InceptionScore(5, 9, 10)
 
 
 def mmd_by_loops(x, y):
@@ -101,13 +86,6 @@ def test_kernel_distance_by_its_seed():
     assert kernel_distance(x, y, subset_size=20, seed=1) != kernel_distance(x, y, subset_size=20, seed=2)
 
 
-def test_kernel_distance_refusals():
-    with pytest.raises(ValueError, match=r"real and fake: got .*, wanted \(N, D\) and \(M, D\)"):
-        kernel_distance(random(5, 3), random(5, 4))
-    with pytest.raises(ValueError, match="at least 2 of each side"):
-        kernel_distance(random(5, 3), random(1, 3))
-
-
 def features_and_logits(images):
     flat = images.float().flatten(1) / 255
     return torch.stack([flat.mean(1), flat.std(1), flat[:, 0]], 1), 5 * flat[:, :4]
@@ -117,8 +95,8 @@ def plain(images):
     return features_and_logits(images)[0]
 
 
-def extractor(**options):
-    return FeatureExtractor("f", 3, features_and_logits, classes=4, **options)
+def extractor(classes=4, **options):
+    return FeatureExtractor("f", 3, features_and_logits, classes=classes, **options)
 
 
 def pictures(n, seed=0, name="pictures"):
@@ -141,9 +119,8 @@ def test_one_pass_gives_all_scores(tmp_path):
     assert position == 70
     a, b = plain(real.images).double().numpy(), plain(fake).double().numpy()
     assert scores.distance == pytest.approx(frechet(a, b), rel=1e-6)
-    p = features_and_logits(fake)[1].double().softmax(1).numpy()
-    wanted = [np.exp((part * np.log(part / part.mean(0))).sum(1).mean()) for part in np.split(p, 10)]
-    assert (scores.is_mean, scores.is_std) == pytest.approx((np.mean(wanted), np.std(wanted)), rel=1e-6)
+    wanted = inception_score(features_and_logits(fake)[1].double().numpy())
+    assert (scores.is_mean, scores.is_std) == pytest.approx(wanted, rel=1e-6)
     everything = 1000 * kernel_distance(torch.from_numpy(a)[:70], torch.from_numpy(b), subsets=1, subset_size=70)[0]
     assert abs(scores.kid_mean - everything) < 3 * scores.kid_std
     assert (scores.n_real, scores.n_fake, scores.extractor, scores.seed) == (90, 70, "f", 4)
@@ -214,14 +191,14 @@ def test_other_extractors_and_protocols_are_not_compared():
         features.update(random(9, 3))
         return ImageStatistics(features, **names)
 
-    with pytest.raises(ValueError, match="got inception and f, wanted the same extractor"):
-        compare(statistics(extractor="inception"), statistics(extractor="f"))
-    with pytest.raises(ValueError, match="got tf and torch, wanted the same protocol"):
-        compare(statistics(extractor="inception", protocol="tf"), statistics(extractor="inception", protocol="torch"))
-    with pytest.raises(ValueError, match="got 12 and 34, wanted the same extractor's weights"):
-        compare(statistics(extractor="f", fingerprint="12"), statistics(extractor="f", fingerprint="34"))
-    with pytest.raises(ValueError, match="got 3x32x32 and 1x32x32, wanted the same channels and size"):
-        compare(statistics(shape="3x32x32"), statistics(shape="1x32x32"))
+    for one, other, wanted in (
+        ({"extractor": "inception"}, {"extractor": "f"}, "got inception and f, wanted the same extractor"),
+        ({"protocol": "tf"}, {"protocol": "torch"}, "got tf and torch, wanted the same protocol"),
+        ({"fingerprint": "12"}, {"fingerprint": "34"}, "got 12 and 34, wanted the same extractor's weights"),
+        ({"shape": "3x32x32"}, {"shape": "1x32x32"}, "got 3x32x32 and 1x32x32, wanted the same channels and size"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            compare(statistics(**one), statistics(**other))
     # A file that does not say is taken at its word.
     scores = compare(statistics(), statistics(extractor="inception", protocol="tf"))
     assert (scores.extractor, scores.protocol, scores.n_real) == ("inception", "tf", 9)
@@ -270,46 +247,81 @@ def test_a_sorted_data_set_is_shuffled():
     assert len(statistics.kept.unique(dim=0)) > 1
 
 
-def test_features_are_kept_and_cached(tmp_path):
+def test_reference_is_kept_and_cached(tmp_path):
     calls = []
 
     def counted(images):
         calls.append(len(images))
         return features_and_logits(images)
 
+    def make(protocol="tf", fingerprint="1"):
+        return FeatureExtractor("f", 3, counted, fingerprint=fingerprint, classes=4, protocol=PROTOCOLS[protocol])
+
     get = functools.partial(reference_statistics, pictures(60), cache_dir=tmp_path, progress=False)
-    make = lambda protocol: FeatureExtractor(  # noqa: E731
-        "f", 3, counted, fingerprint="1", classes=4, protocol=PROTOCOLS[protocol]
-    )
-    tf = make("tf")
+    tf = make()
     assert get(tf, keep=0).kept is None
     # Without features for the kernel distance, a cached file is not enough.
     assert len(get(tf, keep=50).kept) == 50
-    assert get(make("tf"), keep=50).score == get(tf, keep=50).score
+    assert get(tf, keep=50) is get(tf, keep=50)
+    # Another object with the same weights finds the file; another protocol, or other weights of the same name, do not.
+    assert get(make(), keep=50).score == get(tf, keep=50).score
     assert sum(calls) == 120
     get(make("torch"), keep=50)
-    assert sum(calls) == 180
-    assert len(list(tmp_path.iterdir())) == 2
+    get(make(fingerprint="2"), keep=50)
+    assert sum(calls) == 240
+    assert len(list(tmp_path.iterdir())) == 3
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="computed again"):
+        get(make(), keep=50)
+    assert sum(calls) == 300
 
 
-def test_refusals(tmp_path):
-    real = pictures(30)
-    with pytest.raises(ValueError, match=r"n_fake: got .*, wanted an int of at least 2"):
-        evaluate(lambda n: real.images[:n], real, extractor(), n_fake=1)
-    with pytest.raises(ValueError, match=r"generate\(4\): got images of shape \(3, 3, 4, 4\), wanted \(4, 3, 4, 4\)"):
-        evaluate(lambda n: real.images[: n - 1], real, extractor(), n_fake=4, cache_dir=tmp_path)
-    sizes = iter((4, 5))
-    with pytest.raises(ValueError, match="got 3x4x4 and 3x5x5, wanted one shape"):
-        generated_statistics(
-            lambda n: torch.zeros(n, 3, *[next(sizes)] * 2), 8, extractor(), batch_size=4, progress=False
-        )
-    with pytest.raises(ValueError, match="wanted 2 to the 30 images"):
-        dataset_statistics(real, extractor(), n=31)
-    with pytest.raises(ValueError, match=r"got .*\(30, 4\), wanted logits of shape \(30, 5\)"):
-        FeatureExtractor("f", 3, features_and_logits, classes=5)(real.images)
-    (tmp_path / "damaged.npz").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"wanted an \.npz"):
-        ImageStatistics.load(tmp_path / "damaged.npz")
+def scored(*updates, total=50):
+    """The Inception score of (images, first) of uncertain images."""
+    score = InceptionScore(5, total, 10)
+    for images, classes, first in updates:
+        score.update(torch.zeros(images, classes), first)
+    return score.result()
+
+
+def measured(generate=lambda n: pictures(30).images[:n], **options):
+    return evaluate(generate, pictures(30), extractor(), kid_subsets=0, **{"n_fake": 4} | options)
+
+
+def sides_of_4_and_5():
+    sides = iter((4, 5))
+    generate = lambda n: torch.zeros(n, 3, *[next(sides)] * 2)  # noqa: E731
+    return generated_statistics(generate, 8, extractor(), batch_size=4, progress=False)
+
+
+REFUSED = [
+    (lambda: scored((3, 4, 0)), r"logits: got .*, wanted \(B, 5\)"),
+    (lambda: scored((3, 5, 48)), "outside a stream of 50"),
+    (lambda: scored((3, 5, 0)), "score: got 3 images, wanted 50"),
+    (lambda: scored(total=9), "total and splits: got"),
+    (lambda: kernel_distance(random(5, 3), random(5, 4)), r"real and fake: got .*, wanted \(N, D\) and \(M, D\)"),
+    (lambda: kernel_distance(random(5, 3), random(1, 3)), "at least 2 of each side"),
+    (lambda: measured(n_fake=1), "n_fake: got 1, wanted an int of at least 2"),
+    (
+        lambda: measured(lambda n: pictures(n).images.long()),
+        "images: got torch.int64 .*, wanted uint8",
+    ),
+    (lambda: measured(lambda n: pictures(n - 1).images), r"generate\(4\): got .*\(3, 3, 4, 4\), wanted \(4, 3, 4, 4\)"),
+    (sides_of_4_and_5, "got 3x4x4 and 3x5x5, wanted one shape"),
+    (lambda: dataset_statistics(pictures(30), extractor(), n=31), "wanted 2 to the 30 images"),
+    (
+        lambda: FeatureExtractor("f", 3, features_and_logits, classes=5)(pictures(30).images),
+        r"wanted logits .*\(30, 5\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_refusals(tmp_path, monkeypatch, call, message):
+    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def work(rank, folder):

@@ -127,7 +127,7 @@ def test_width_scales_hidden_channels_only():
         ({"name": "biggan", "resolution": 32}, "classes: biggan is class-conditional, got 0"),
         ({"name": "biggan", "resolution": 64, "classes": 10}, "resolution: biggan takes 32, got 64"),
         ({"name": "biggan-faster", "resolution": 48, "classes": 10}, "biggan-faster takes 32 or 64 or 128, got 48"),
-        ({"name": "biggan-faster", "resolution": 64, "classes": 10, "z_dim": 4}, "z_dim: got 4, want at least 5"),
+        ({"name": "biggan-faster", "resolution": 64, "classes": 10, "z_dim": 4}, "z_dim: got 4, wanted at least 5"),
     ],
 )
 def test_bad_arguments_say_what_was_wanted(arguments, message):

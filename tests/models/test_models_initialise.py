@@ -69,7 +69,7 @@ def test_a_seed_gives_the_same_network_with_and_without_spectral_norm():
 
 
 def test_an_unknown_scheme_says_what_there_is():
-    with pytest.raises(ValueError, match="scheme: got 'glorot', want one of default, kaiming-normal, xavier-uniform"):
+    with pytest.raises(ValueError, match="scheme: got 'glorot', wanted one of default, kaiming-normal, xavier-uniform"):
         models.initialise_(every_kind(), "glorot")
 
 
@@ -124,10 +124,10 @@ def test_a_sharp_softplus_is_nearly_a_relu():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resolution": 20}, "resolution: got 20, want a multiple of 8"),
-        ({"layers": 2}, "layers: got 2, want at least 3"),
+        ({"resolution": 20}, "resolution: got 20, wanted a multiple of 8"),
+        ({"layers": 2}, "layers: got 2, wanted at least 3"),
         ({"width": 0.0}, "width: got 0.0"),
-        ({"activation": "tanh"}, "activation: got 'tanh', want one of relu, leaky-relu, elu, softplus"),
+        ({"activation": "tanh"}, "activation: got 'tanh', wanted one of relu, leaky-relu, elu, softplus"),
         ({"activation": "softplus", "beta": 0.0}, "beta: got 0.0"),
     ],
 )

@@ -15,8 +15,8 @@ from gnfast.plan.ops.einsum import Einsum
 from gnfast.plan.ops.elementwise import Add, Scale, Shift
 from gnfast.plan.ops.entries import Gather, index
 from gnfast.plan.ops.linear import Linear
-from gnfast.plan.ops.picks import AdaptiveMaxPool, MaxPool, Pick
-from gnfast.plan.ops.pool import AdaptiveAvgPool2d, AvgPool2d
+from gnfast.plan.ops.picks import Pick
+from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.reduce import Sum
 from gnfast.plan.ops.resample import Pad, Upsample
 from gnfast.plan.ops.shape import Permute, Reshape
@@ -71,16 +71,16 @@ CASES = {
     "clamp inverted": (ACTIVATIONS[torch.clamp](0.5, -0.5), [IMAGE], []),
     "hardsigmoid": (ACTIVATIONS[F.hardsigmoid](), [IMAGE], []),
     "threshold": (ACTIVATIONS[F.threshold](0.2, -3.0), [IMAGE], []),
-    "max_pool2d": (MaxPool((3, 2), (2, 2), (1, 0), (1, 1), True), [IMAGE], []),
-    "max_pool2d dilated": (MaxPool((2, 2), (1, 1), (0, 0), (2, 3), False), [IMAGE], []),
-    "max_pool3d": (MaxPool((2, 2, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1), False), [VOLUME], []),
-    "adaptive_max_pool2d": (AdaptiveMaxPool((3, 4)), [IMAGE], []),
-    "adaptive_max_pool3d": (AdaptiveMaxPool((2, 2, 4)), [VOLUME], []),
-    "max over channels": (Pick(torch.max, 1), [IMAGE], []),
-    "sort": (Pick(torch.sort, 2, (), (("descending", True),)), [IMAGE], []),
-    "topk": (Pick(torch.topk, 3, (4,), (("largest", False),)), [IMAGE], []),
-    "kthvalue": (Pick(torch.kthvalue, 1, (2,)), [IMAGE], []),
-    "median": (Pick(torch.median, 3), [IMAGE], []),
+    "max_pool2d": (Pick(F.max_pool2d_with_indices, ((3, 2), (2, 2), (1, 0), (1, 1), True)), [IMAGE], []),
+    "max_pool2d dilated": (Pick(F.max_pool2d_with_indices, ((2, 2), (1, 1), (0, 0), (2, 3), False)), [IMAGE], []),
+    "max_pool3d": (Pick(F.max_pool3d_with_indices, ((2, 2, 2), (1, 2, 2), (0, 1, 0), (1, 1, 1), False)), [VOLUME], []),
+    "adaptive_max_pool2d": (Pick(F.adaptive_max_pool2d_with_indices, ((3, 4),)), [IMAGE], []),
+    "adaptive_max_pool3d": (Pick(F.adaptive_max_pool3d_with_indices, ((2, 2, 4),)), [VOLUME], []),
+    "max over channels": (Pick(torch.max, (1, True), dim=1), [IMAGE], []),
+    "sort": (Pick(torch.sort, (2, True), dim=2), [IMAGE], []),
+    "topk": (Pick(torch.topk, (4, 3), (("largest", False),), 3), [IMAGE], []),
+    "kthvalue": (Pick(torch.kthvalue, (2, 1, True), dim=1), [IMAGE], []),
+    "median": (Pick(torch.median, (3, True), dim=3), [IMAGE], []),
     "maximum": (Maximum(1), [IMAGE, IMAGE], []),
     "minimum broadcast": (Maximum(-1), [IMAGE, (B, 6, 1, 9)], []),
     "maximum with a constant": (Maximum(1, (False, True)), [IMAGE], [(6, 1, 9)]),
@@ -95,8 +95,8 @@ CASES = {
     "avg_pool2d ceil padded": (AvgPool2d((3, 2), (2, 2), (1, 1), True, False, None), [IMAGE], []),
     "avg_pool2d divisor": (AvgPool2d((3, 3), (1, 2), (1, 0), False, True, 5), [IMAGE], []),
     "avg_pool3d": (LinearCall(F.avg_pool3d, (2, 1)), [VOLUME], []),
-    "adaptive_avg_pool2d": (AdaptiveAvgPool2d((3, 2)), [IMAGE], []),
-    "adaptive_avg_pool2d global": (AdaptiveAvgPool2d((1, 1)), [IMAGE], []),
+    "adaptive_avg_pool2d": (LinearCall(F.adaptive_avg_pool2d, ((3, 2),)), [IMAGE], []),
+    "adaptive_avg_pool2d global": (LinearCall(F.adaptive_avg_pool2d, ((1, 1),)), [IMAGE], []),
     "upsample nearest": (Upsample((2, 3)), [IMAGE], []),
     "upsample bilinear": (LinearCall(F.interpolate, (None, 2, "bilinear")), [IMAGE], []),
     "pad": (Pad((1, 2, 0, 3)), [IMAGE], []),

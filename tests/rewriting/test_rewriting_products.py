@@ -15,10 +15,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import gnfast
 from gnfast import models
-from gnfast.kernels import winograd as conv_winograd
-from gnfast.rewriting import merges
+from gnfast.kernels import winograd
+from gnfast.rewriting import calls
 from gnfast.rewriting import winograd as products
-from tests.kernels.test_conv_winograd import ENABLED, Called
+from tests.kernels.test_winograd import ENABLED, Called
 from tests.oracle import loss_of
 
 NHWC = torch.channels_last
@@ -72,7 +72,7 @@ def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
     truth = gradients(copy.deepcopy(net).double(), x.double(), order)
     stated = gradients(copy.deepcopy(net), x, order)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merges, "convolution", lambda *_: None)
+        patch.setattr(calls, "convolution", lambda *_: None)
         merged = gradients(gnfast.rewrite(copy.deepcopy(net)), x, order)
     with Called() as called:
         ours = gradients(gnfast.rewrite(copy.deepcopy(net)), x, order)
@@ -89,7 +89,7 @@ def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
 @pytest.fixture
 def any_size(monkeypatch):
     """Winograd however small the problem."""
-    for module in conv_winograd, products:
+    for module in winograd, products:
         monkeypatch.setattr(module, "_MIN_POSITIONS", 1)
 
 
@@ -129,7 +129,7 @@ def test_derivatives_numerically(name, monkeypatch):
     applied = []
 
     def fits(x, weight, arguments, positions):
-        is_served = conv_winograd._STRIDES.get(tuple(weight.shape[2:])) == arguments[0]
+        is_served = winograd._STRIDES.get(tuple(weight.shape[2:])) == arguments[0]
         applied.append(is_served)
         return is_served
 
@@ -455,7 +455,7 @@ def test_watchers_see_what_is_stated(watch):
         net.zero_grad()
     for a, b in zip(*results, strict=True):
         assert (a is None and b is None) or torch.equal(a, b)
-    assert not conv_winograd._enabled or not torch.equal(gnfast.rewrite(net)(x), net(x))
+    assert not winograd.enabled("cpu") or not torch.equal(gnfast.rewrite(net)(x), net(x))
 
 
 def batched(y, x, parameters):

@@ -1,13 +1,11 @@
 """Reports: pages that parse, refer to nothing outside, escape what they are given and bear with missing pieces."""
 
 import base64
-import io
 import json
 import os
 import re
 import struct
 import zlib
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
@@ -19,47 +17,7 @@ from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.record import best, last, points, read_run, score_names
 from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
 from gnfast.train import Config, RunError, train
-
-VOID = {"meta", "img", "br"}
-
-
-class Page(HTMLParser):
-    """A page as its elements: fails on tags that do not match, collects texts, attributes and pictures."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.open, self.elements, self.texts = [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if not self.open or self.open[-1] not in ("script", "style"):
-            self.texts.append(text)
-
-    def images(self, kind):
-        """The data of the images whose type begins with `kind`."""
-        found = (attributes["src"] for tag, attributes in self.elements if tag == "img")
-        return [base64.b64decode(s.partition("base64,")[2]) for s in found if s.startswith(f"data:image/{kind}")]
-
-    def pictures(self):
-        return [Image.open(io.BytesIO(data)) for kind in ("png", "jpeg") for data in self.images(kind)]
-
-    def assert_self_contained(self):
-        for tag, attributes in self.elements:
-            assert tag not in ("link", "iframe", "object", "base")
-            assert not any(name.startswith("on") for name in attributes)
-            assert attributes.get("src", "data:").startswith("data:")
-            assert tag != "script" or not attributes
-        assert not any("http" in attributes.get("href", "") for _, attributes in self.elements)
+from tests.pages import Page
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from gnfast.runs.sweep_page import write_overview
 from gnfast.runs.sweep_results import collect, rows, spread, write_tables
 from gnfast.train import RunError
 from tests import processes
-from tests.runs.test_report import Page
+from tests.pages import Page
 
 TINY = """
 preset = "digits"
@@ -98,20 +98,20 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
         ("preset = 'digits'\n[base]\nextractor = 'planted:f'", "'planted:f' names code to import"),
         ("preset = 'digits'\n[base]\nlrd = 3", r"\[base\]: unknown name 'lrd'; did you mean 'lr_d'?"),
         ("preset = 'digits'\n[grid]\nseeds = [3]", r"\[grid\]: unknown name 'seeds'; did you mean 'seed'?"),
-        ("preset = 'digits'\n[grid]\nseed = 3", r"\[grid\] seed: want a list"),
-        ("preset = 'digits'\n[grid]\nseed = []", r"\[grid\] seed: want a list"),
+        ("preset = 'digits'\n[grid]\nseed = 3", r"\[grid\] seed: got .*, wanted a list"),
+        ("preset = 'digits'\n[grid]\nseed = []", r"\[grid\] seed: got .*, wanted a list"),
         ("preset = 'digits'\n[[case]]\nseed = 3", r"\[\[case\]\]: each needs a name"),
         ("preset = 'digits'\n[[case.a]]\nname = 'x'\nfoo = 1", r"\[\[case.a\]\]: unknown name 'foo'"),
-        ("preset = 'digits'\n[case]\na = 1", r"\[\[case.a\]\]: want tables"),
-        ("preset = 'digits'\n[case]\na = []", r"\[\[case.a\]\]: want tables"),
+        ("preset = 'digits'\n[case]\na = 1", r"\[\[case.a\]\]: got .*, wanted tables"),
+        ("preset = 'digits'\n[case]\na = []", r"\[\[case.a\]\]: got .*, wanted tables"),
         ("preset = 'digits'\n[grid]\nseed = [1, 1]", "two runs would be called 'seed=1'"),
         ("preset = 'digits'\n[base]\nsteps = 0", "run run: --steps: got 0, wanted a whole number of at least 1"),
         ("preset = 'digits'\n[base]\nlr_d = 'much'", "run run: "),
         ("preset = 'digits'\n[base]\nrun_dir = 'x'", "run_dir: follows from"),
         ("preset = 'digits'\n[run]\nprocesses = 0", "processes: got 0"),
         ("preset = 'digits'\n[run]\nproceses = 1", "did you mean 'processes'?"),
-        ("preset = 'digits'\n[run]\ndevices = 'cuda'", "devices: want a list"),
-        ("preset = 'digits'\nbase = 3", "base: want a table, got 3"),
+        ("preset = 'digits'\n[run]\ndevices = 'cuda'", "devices: got .cuda., wanted a list"),
+        ("preset = 'digits'\nbase = 3", "base: got 3, wanted a table"),
         ("preset = 'digits'\n[base]\ndevice='cpu'\n[run]\ndevices = ['cpu']", "give one of the two"),
         ("preset = ", "sweep.toml: Invalid value"),
         ("preset = 'digits'\n[grid]\npreset = [['digits']]", "preset: "),

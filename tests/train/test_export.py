@@ -112,7 +112,7 @@ def test_files_that_are_none_say_so(run, tmp_path):
         ({"width": 100.0}, "do not fit a small generator: .*the file has .* instead of"),
         ({"resolution": 1 << 50}, "there are no such networks"),
         ({"resolution": "8"}, "--resolution: got '8', wanted a whole number"),
-        ({"model": "huge"}, "model: got 'huge', want one of"),
+        ({"model": "huge"}, "model: got 'huge', wanted one of"),
         ({"sample_bn": "neither"}, "--sample-bn: got 'neither', wanted one of"),
         ({"batch_g": 10**9}, "--batch-g: got 1000000000, wanted a whole number from 1 to 16384"),
         ({"betas": [0.1]}, "--betas: got"),

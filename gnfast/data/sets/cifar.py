@@ -126,7 +126,7 @@ def _check_steps(content: bytes) -> None:
 
     Raises:
         pickle.UnpicklingError: it takes other steps, or more of them, than CIFAR needs.
-        ValueError: it is no pickle.
+        ValueError: it is not a pickle.
     """
     tuples = 0
     for number, (step, argument, _) in enumerate(pickletools.genops(content)):

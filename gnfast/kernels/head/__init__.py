@@ -1,12 +1,9 @@
-"""Normalisers that have fused kernels: what the kernels compile in, and where they run.
+"""Normalisers that have fused kernels: what these compile in. `gnfast.heads` has the formulas in plain PyTorch.
 
-`gnfast.heads` has the formulas in plain PyTorch."""
+`implementation("head", device_type)` has `normalize` and `pull`, or is None where plain PyTorch does it.
+"""
 
-import functools
-from types import ModuleType
 from typing import NamedTuple
-
-from gnfast.kernels.backend import choose
 
 
 class Formula(NamedTuple):
@@ -19,13 +16,3 @@ class Formula(NamedTuple):
     centre: float = 0.0
     tau: float = 1.0
     eps: float = 0.1
-
-
-@functools.cache
-def head_kernels(device_type: str) -> ModuleType | None:
-    """The module with `normalize` and `pull` for that device; None where plain PyTorch does it."""
-    if choose("head", device_type) != "triton":
-        return None
-    from gnfast.kernels.head import triton as heads_triton
-
-    return heads_triton

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gnfast.kernels.head import Formula
-from gnfast.kernels.join import batch_major, with_strides
+from gnfast.kernels.jit import acc_type
+from gnfast.kernels.layout import accumulator, batch_major, with_strides
 
 BLOCK = 2048
 NUM_WARPS = 8
@@ -26,7 +27,8 @@ _GN1 = tl.constexpr(2)
 
 
 @triton.jit
-def _value_and_partials(u, m, KIND: tl.constexpr, TAU: tl.constexpr, EPS: tl.constexpr):
+def value_and_partials(u, m, KIND: tl.constexpr, TAU: tl.constexpr, EPS: tl.constexpr):
+    """φ(u, m) and its partial derivatives."""
     safe = tl.where(m == 0, 1.0, m)
     if KIND == _GN0:
         at_zero = tl.where(u == 0, 0.0, u * float("inf"))
@@ -82,7 +84,7 @@ def _head_normalize_kernel(
     u = tl.load(f + sample).to(ACC)
     if COMPLEMENT:
         u = 1 - u
-    value, by_u, by_m = _value_and_partials(u, m, KIND, TAU, EPS)
+    value, by_u, by_m = value_and_partials(u, m, KIND, TAU, EPS)
     tl.store(f_hat + sample, value.to(f_hat.dtype.element_ty))
     tl.store(partials + sample, -by_u if COMPLEMENT else by_u)
     # g − centre is 0 where m is, and so is the gradient of m.
@@ -124,7 +126,7 @@ def normalize(formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None = N
     """
     f, batch = f.contiguous(), len(g)
     entries = batch_major(g) if squares is None else squares.contiguous()
-    acc = torch.float64 if g.dtype == torch.float64 else torch.float32
+    acc = accumulator(g.dtype)
     f_hat = torch.empty_like(f, dtype=torch.promote_types(f.dtype, g.dtype))
     partials = g.new_empty((3, batch), dtype=acc)
     if batch:
@@ -132,7 +134,7 @@ def normalize(formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None = N
             _head_normalize_kernel[(batch,)](
                 f, entries, f_hat, partials, batch, entries.numel() // batch,
                 KIND=KINDS[formula.kind], COMPLEMENT=formula.complement, CENTRE=formula.centre, TAU=formula.tau,
-                EPS=formula.eps, SQUARED=squares is not None, ACC=_tl(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
+                EPS=formula.eps, SQUARED=squares is not None, ACC=acc_type(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
             )  # fmt: skip
     return f_hat, partials
 
@@ -159,10 +161,6 @@ def pull(
             _head_pull_kernel[(batch, triton.cdiv(per_sample, BLOCK))](
                 upstream, partials, x, g, scale, x if start is None else start, x if grad_x is None else grad_x,
                 batch, per_sample, CENTRE=formula.centre, WANTS_START=wants_start, WANTS_GRAD_X=wants_grad_x,
-                ACC=_tl(partials.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS,
+                ACC=acc_type(partials.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS,
             )  # fmt: skip
     return scale, start, grad_x
-
-
-def _tl(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32

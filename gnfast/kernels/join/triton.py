@@ -1,4 +1,4 @@
-"""`gnfast.kernels.join` in Triton, and the sign bits on their own for GPUs without the CUDA library.
+"""Joins in Triton, one kernel each.
 
 Imported when it is chosen, as Triton may be missing. Every program takes `WORDS` rows of 32 consecutive entries, so
 that a row's signs make one word; entries are found by their place in memory, whatever the order of the axes.
@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gnfast.kernels.autotune import choose_fastest, enabled
-from gnfast.kernels.sign_bits import _check_dense_floating, _check_words
+from gnfast.kernels.jit import acc_type, masked, rectified
+from gnfast.kernels.layout import filled
 
 WORDS = 64
 NUM_WARPS = 4
@@ -23,7 +24,7 @@ CONFIGURATIONS = {"64x4": (WORDS, NUM_WARPS), "32x4": (32, 4), "128x4": (128, 4)
 # loads in flight each keep memory busy.
 REGISTER_BUDGET = {"fp32": 96, "fp64": 168}
 
-_TL_DTYPES = {torch.float64: tl.float64}
+FUSES = True
 
 
 @triton.jit
@@ -71,11 +72,9 @@ def _join_forward_kernel(
     if BIASES > 0:
         s += _bias_sum(bias_1, bias_2, word, e, numel, inner, channels, BIASES, ALIGNED, CHANNELS_LAST, ACC)
     positive = (s > 0) & inside
-    # With slope 0, NaN goes through, as in torch.relu, and -inf does not become NaN.
-    negative = tl.where(s != s, s, 0.0) if SLOPE == 0 else s * SLOPE
     if KEEP_SUM:
         tl.store(total + e, s.to(total.dtype.element_ty), mask=inside)
-    tl.store(y + e, tl.where(positive, s, negative).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + e, rectified(s, positive, SLOPE).to(y.dtype.element_ty), mask=inside)
     flags = positive.to(tl.int32) << tl.arange(0, 32)[None, :]
     tl.store(bits + word, tl.sum(flags, axis=1), mask=word * 32 < numel)
 
@@ -105,9 +104,7 @@ def _join_masked_kernel(
         tl.store(total + e, value.to(total.dtype.element_ty), mask=inside)
     flags = tl.load(bits + word, mask=word * 32 < numel, other=0)
     positive = ((flags[:, None] >> tl.arange(0, 32)[None, :]) & 1) != 0
-    # Slope 0 selects, so that inf and NaN become 0.
-    negative = tl.zeros_like(value) if SLOPE == 0 else value * SLOPE
-    value = tl.where(positive, value, negative)
+    value = masked(value, positive, SLOPE)
     if AFTER > 0:
         value += tl.load(after_1 + e, mask=inside, other=0).to(ACC)
     if AFTER > 1:
@@ -124,7 +121,7 @@ def forward(
     target: Tensor | None,
     configuration: str | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """`gnfast.kernels.join.join_forward`; the result, s where it is kept, may lie in `target`."""
+    """`join_forward`; the result, s where it is kept, may lie in `target`."""
     first = terms[0]
     if configuration is None:
         configuration = _tuned(
@@ -138,7 +135,7 @@ def forward(
     if numel:
         with torch.cuda.device_of(first):
             _join_forward_kernel[_grid(numel, configuration)](
-                first, terms[-1], *_two(biases, first), y, y if total is None else total, bits, numel,
+                *filled(terms, 2, first), *filled(biases, 2, first), y, y if total is None else total, bits, numel,
                 *_place(first, axis), TERMS=len(terms), BIASES=len(biases), KEEP_SUM=keep_sum, SLOPE=slope,
                 **_layout(first, axis, configuration),
             )  # fmt: skip
@@ -153,7 +150,7 @@ def pullback(
     target: Tensor | None,
     configuration: str | None = None,
 ) -> Tensor:
-    """`gnfast.kernels.join.join_pullback`."""
+    """`join_pullback`."""
     first = of_y[0]
     if configuration is None:
         configuration = _tuned(
@@ -176,7 +173,7 @@ def pushforward(
     target: Tensor | None,
     configuration: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gnfast.kernels.join.join_pushforward`; the result, ṡ where it is kept, may lie in `target`."""
+    """`join_pushforward`; the result, ṡ where it is kept, may lie in `target`."""
     first = tangents[0]
     if configuration is None:
         configuration = _tuned(
@@ -189,41 +186,15 @@ def pushforward(
     return out, total
 
 
-def leaky_relu_pack(x: Tensor, negative_slope: float) -> tuple[Tensor, Tensor]:
-    """`gnfast.kernels.sign_bits.leaky_relu_pack`."""
-    _check_dense_floating(x, "x")
-    y, _, bits = forward([x], (), 0, negative_slope, False, None)
-    return y, bits
-
-
-def leaky_relu_pack_(x: Tensor, negative_slope: float) -> Tensor:
-    """`gnfast.kernels.sign_bits.leaky_relu_pack(inplace=True)`; returns the bits."""
-    _check_dense_floating(x, "x")
-    return forward([x], (), 0, negative_slope, False, x)[2]
-
-
-def leaky_relu_mask(t: Tensor, bits: Tensor, negative_slope: float) -> Tensor:
-    """`gnfast.kernels.sign_bits.leaky_relu_mask`."""
-    _check_dense_floating(t, "t")
-    _check_words(bits, t)
-    return pullback([t], (), bits, negative_slope, None)
-
-
-def leaky_relu_mask_(t: Tensor, bits: Tensor, negative_slope: float) -> None:
-    """`gnfast.kernels.sign_bits.leaky_relu_mask(inplace=True)`."""
-    _check_dense_floating(t, "t")
-    _check_words(bits, t)
-    pullback([t], (), bits, negative_slope, t)
-
-
 def _launch_masked(terms, after, biases, scale, axis, bits, slope, out, total, configuration):
     first = terms[0]
     numel = first.numel()
     if numel:
         with torch.cuda.device_of(first):
             _join_masked_kernel[_grid(numel, configuration)](
-                first, terms[-1], *_two(after, first), *_two(biases, first), first if scale is None else scale, bits,
-                out, out if total is None else total, numel, *_place(first, axis), numel // max(len(first), 1),
+                *filled(terms, 2, first), *filled(after, 2, first), *filled(biases, 2, first),
+                first if scale is None else scale, bits, out, out if total is None else total, numel,
+                *_place(first, axis), numel // max(len(first), 1),
                 TERMS=len(terms), AFTER=len(after), BIASES=len(biases), KEEP_SUM=total is not None, SLOPE=slope,
                 **_layout(first, axis, configuration),
             )  # fmt: skip
@@ -243,11 +214,6 @@ def _grid(numel: int, configuration: str) -> tuple[int]:
     return (triton.cdiv(numel, 32 * CONFIGURATIONS[configuration][0]),)
 
 
-def _two(tensors: Sequence[Tensor], filler: Tensor) -> tuple[Tensor, Tensor]:
-    """Pointers for two arguments, of which the kernel reads as many as there are tensors."""
-    return (tensors[0], tensors[-1]) if tensors else (filler, filler)
-
-
 def _place(t: Tensor, axis: int) -> tuple[int, int]:
     """(inner, channels): entry i of the memory belongs to channel i // inner % channels."""
     if t.dim() == 0 or t.shape[axis] == 1:
@@ -262,7 +228,7 @@ def _layout(t: Tensor, axis: int, configuration: str) -> dict[str, object]:
         "ALIGNED": (channels if inner == 1 else inner) % 32 == 0,
         "CHANNELS_LAST": inner == 1,
         "WIDE": t.numel() >= 2**31 - 32 * words,
-        "ACC": _TL_DTYPES.get(t.dtype, tl.float32),
+        "ACC": acc_type(t.dtype),
         "WORDS": words,
         "num_warps": warps,
     }

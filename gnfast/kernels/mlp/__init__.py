@@ -1,12 +1,11 @@
-"""Which Plans are small chains of linear layers and (leaky) ReLUs, and their kernels (`mlp.triton`)."""
+"""Small chains of linear layers and (leaky) ReLUs: what a Plan must be for their kernels.
 
-import functools
-from types import ModuleType
+`implementation("mlp", device_type)` has `forward` and `backward`, or is None where the passes do it in steps.
+"""
+
 from typing import NamedTuple
 
 import torch
-
-from gnfast.kernels.backend import choose
 
 MAX_HIDDEN = 4
 # At 128 the tiles of a weight and of its gradient leave the registers.
@@ -20,16 +19,6 @@ class Chain(NamedTuple):
     weights: tuple[int, ...]
     """Slots of the layers' weights, the output's last."""
     biases: tuple[int | None, ...]
-
-
-@functools.cache
-def mlp_kernels(device_type: str) -> ModuleType | None:
-    """The module with `forward` and `backward` for that device; None where the passes run operation by operation."""
-    if choose("mlp", device_type) != "triton":
-        return None
-    from gnfast.kernels.mlp import triton as mlp_triton
-
-    return mlp_triton
 
 
 def fits(sizes: list[tuple[int, ...]], dtype: torch.dtype) -> bool:

@@ -19,7 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gnfast.kernels.head import Formula
-from gnfast.kernels.head.triton import KINDS, _value_and_partials
+from gnfast.kernels.head.triton import KINDS, value_and_partials
+from gnfast.kernels.jit import masked, rectified
+from gnfast.kernels.layout import filled
 
 ROWS = 16
 NUM_WARPS = 8
@@ -76,7 +78,7 @@ def _mlp_forward_kernel(
             a += tl.load(_pick(k, b_1, b_2, b_3, b_4) + e, mask=e < rows, other=0).to(tl.float32)[None, :]
         positive = a > 0
         tl.store(masks + k * plane + place, positive.to(tl.int8), mask=present)
-        h = tl.where(positive, a, tl.where(a != a, a, 0.0) if SLOPE == 0 else a * SLOPE)
+        h = rectified(a, positive, SLOPE)
     width = _pick(HIDDEN - 1, d_1, d_2, d_3, d_4)
     last = tl.load(w_out + e, mask=e < width, other=0).to(tl.float32)
     f = tl.sum(h * last[None, :], axis=1)
@@ -88,7 +90,7 @@ def _mlp_forward_kernel(
     delta = tl.zeros((ROWS, P), tl.float32) + last[None, :]
     for k in tl.static_range(HIDDEN - 1, -1, -1):
         positive = tl.load(masks + k * plane + place, mask=present, other=0) != 0
-        delta = tl.where(positive, delta, 0.0 if SLOPE == 0 else delta * SLOPE)
+        delta = masked(delta, positive, SLOPE)
         if KEEP:
             tl.store(deltas + k * plane + place, delta, mask=present)
         columns, rows = _pick(k, d_0, d_1, d_2, d_3), _pick(k, d_1, d_2, d_3, d_4)
@@ -99,7 +101,7 @@ def _mlp_forward_kernel(
     entry = tl.where(inside, delta - CENTRE, 0.0).to(tl.float64)
     m = tl.sqrt(tl.sum(entry * entry, axis=1)).to(tl.float32)
     u = 1 - f if COMPLEMENT else f
-    value, by_u, by_m = _value_and_partials(u, m, KIND, TAU, EPS)
+    value, by_u, by_m = value_and_partials(u, m, KIND, TAU, EPS)
     tl.store(f_hat + sample, value.to(f_hat.dtype.element_ty), mask=sample < batch)
     tl.store(partials + sample, -by_u if COMPLEMENT else by_u, mask=sample < batch)
     tl.store(partials + batch + sample, by_m, mask=sample < batch)
@@ -146,7 +148,7 @@ def _mlp_backward_kernel(
                         bias = tl.load(_pick(k, b_1, b_2, b_3, b_4) + e, mask=e < rows, other=0).to(tl.float32)
                         c += s[:, None] * bias[None, :]
                     positive = tl.load(masks + k * plane + place, mask=there[:, None], other=0) != 0
-                    c = tl.where(positive, c, 0.0 if SLOPE == 0 else c * SLOPE)
+                    c = masked(c, positive, SLOPE)
             # The cotangent of the output is 1: its layer's gradient is a sum over samples, in row 0.
             limit = tl.where(layer < HIDDEN, batch, 0)
             delta = tl.load(deltas + layer * plane + place, mask=(sample < limit)[:, None], other=0)
@@ -179,7 +181,7 @@ def forward(
     """f̂ (B,), g of x's shape, partial derivatives (3, B), masks and, with `keep`, cotangents.
 
     Args:
-        slope: of the activation behind each hidden layer; 0 is ReLU.
+        slope: of the activation after each hidden layer; 0 is ReLU.
         x: (B, d_0).
         weights, biases: of the hidden layers and the output's (1, d).
     """
@@ -248,8 +250,7 @@ def tile(weights: Sequence[Tensor]) -> int:
 
 
 def _four(tensors: Sequence[Tensor | None], filler: Tensor) -> list[Tensor]:
-    given = [filler if t is None else t.contiguous() for t in tensors]
-    return given + [filler] * (4 - len(given))
+    return filled([filler if t is None else t.contiguous() for t in tensors], 4, filler)
 
 
 def _widths(weights: Sequence[Tensor]) -> list[int]:

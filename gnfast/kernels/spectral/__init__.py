@@ -15,22 +15,11 @@ All weights of a call share one dtype (float32, float64, bfloat16 or float16) an
 blocks for autograd Functions and are not differentiable themselves.
 """
 
-import contextlib
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from gnfast.kernels.backend import choose
-from gnfast.kernels.build_info import load
-
-
-class _Implementation(NamedTuple):
-    iterate: Callable[..., tuple[Tensor, Tensor]]
-    scale: Callable[..., list[Tensor]]
-    backward: Callable[..., list[Tensor]]
+from gnfast.kernels.backend import implementation
 
 
 def spectral_norm_iterate(
@@ -59,7 +48,7 @@ def spectral_norm_iterate(
         TypeError: a dtype that is not one of the four, or a mixture.
         ValueError: shapes, counts or devices that do not fit.
     """
-    return _implementation(weights).iterate(weights, u, v, dims, iterations, eps)
+    return implementation("spectral", weights[0].device.type).iterate(weights, u, v, dims, iterations, eps)
 
 
 def spectral_norm_scale(weights: Sequence[Tensor], sigma: Tensor, coeffs: Sequence[float]) -> list[Tensor]:
@@ -73,7 +62,7 @@ def spectral_norm_scale(weights: Sequence[Tensor], sigma: Tensor, coeffs: Sequen
     Raises:
         TypeError, ValueError: as `spectral_norm_iterate`.
     """
-    return _implementation(weights).scale(weights, sigma, coeffs)
+    return implementation("spectral", weights[0].device.type).scale(weights, sigma, coeffs)
 
 
 def spectral_norm_backward(
@@ -94,120 +83,4 @@ def spectral_norm_backward(
     Raises:
         TypeError, ValueError: as `spectral_norm_iterate`.
     """
-    return _implementation(weights).backward(grads, weights, vectors, sigma, dims, coeffs)
-
-
-# Plain PyTorch: the test oracle of the other implementations, and what runs where nothing was compiled.
-
-
-def as_matrix(weight: Tensor, dim: int) -> Tensor:
-    """The weight as (rows, cols): a view where its strides allow one."""
-    return weight.movedim(dim, 0).flatten(1)
-
-
-def spectral_norm_iterate_torch(weights, u, v, dims, iterations, eps):
-    """`spectral_norm_iterate` in plain PyTorch."""
-    vectors, sigmas = [], []
-    with _without_autocast(weights[0].device.type):
-        for weight, u_i, v_i, dim, count, eps_i in zip(weights, u, v, dims, iterations, eps, strict=True):
-            dtype = _accumulator(weight.dtype)
-            matrix, left, right = as_matrix(weight, dim).to(dtype), u_i.to(dtype), v_i.to(dtype)
-            for _ in range(count):
-                left = _normalized(matrix @ right, eps_i)
-                right = _normalized(matrix.T @ left, eps_i)
-            if count:
-                u_i.copy_(left)
-                v_i.copy_(right)
-            sigmas.append(torch.dot(left, matrix @ right))
-            vectors += [left, right]
-        return torch.cat(vectors), torch.stack(sigmas)
-
-
-def spectral_norm_scale_torch(weights, sigma, coeffs):
-    """`spectral_norm_scale` in plain PyTorch."""
-    factors = [coeff / sigma[i] for i, coeff in enumerate(coeffs)]
-    return [(w.to(factor.dtype) * factor).to(w.dtype) for w, factor in zip(weights, factors, strict=True)]
-
-
-def spectral_norm_backward_torch(grads, weights, vectors, sigma, dims, coeffs):
-    """`spectral_norm_backward` in plain PyTorch."""
-    results, start = [], 0
-    for i, (grad, weight, dim, coeff) in enumerate(zip(grads, weights, dims, coeffs, strict=True)):
-        rows = weight.shape[dim]
-        cols = weight.numel() // rows
-        u, v = vectors[start : start + rows], vectors[start + rows : start + rows + cols]
-        start += rows + cols
-        g, w = grad.to(sigma.dtype), weight.to(sigma.dtype)
-        outer = torch.outer(u, v).unflatten(1, _without(weight.shape, dim)).movedim(0, dim)
-        result = coeff / sigma[i] * (g - (g * w).sum() / sigma[i] * outer)
-        results.append(torch.empty_like(weight).copy_(result))
-    return results
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _normalized(x: Tensor, eps: float) -> Tensor:
-    return x / x.norm().clamp_min(eps)
-
-
-def _without(shape: Sequence[int], dim: int) -> list[int]:
-    return [size for d, size in enumerate(shape) if d != dim]
-
-
-# Registration and choice.
-
-_TORCH = _Implementation(spectral_norm_iterate_torch, spectral_norm_scale_torch, spectral_norm_backward_torch)
-
-
-def _register_fakes() -> None:
-    @torch.library.register_fake("gnfast::spectral_norm_iterate")
-    def _(weights, u, v, dims, iterations, eps):
-        dtype = _accumulator(weights[0].dtype)
-        size = sum(w.shape[dim] + math.prod(_without(w.shape, dim)) for w, dim in zip(weights, dims, strict=True))
-        return weights[0].new_empty((size,), dtype=dtype), weights[0].new_empty((len(weights),), dtype=dtype)
-
-    @torch.library.register_fake("gnfast::spectral_norm_scale")
-    def _(weights, sigma, coeffs):
-        return [torch.empty_like(w) for w in weights]
-
-    @torch.library.register_fake("gnfast::spectral_norm_backward")
-    def _(grads, weights, vectors, sigma, dims, coeffs):
-        return [torch.empty_like(w) for w in weights]
-
-
-def _select(device_type: str) -> _Implementation:
-    backend = choose("spectral_norm", device_type)
-    if backend == "torch":
-        return _TORCH
-    if backend == "triton":
-        from gnfast.kernels.spectral import triton as spectral_triton
-
-        return _Implementation(spectral_triton.iterate, spectral_triton.scale, spectral_triton.backward)
-    operators = torch.ops.gnfast
-    return _Implementation(
-        operators.spectral_norm_iterate.default,
-        operators.spectral_norm_scale.default,
-        operators.spectral_norm_backward.default,
-    )
-
-
-def _implementation(weights: Sequence[Tensor]) -> _Implementation:
-    return _in_use.get(weights[0].device.type, _TORCH)
-
-
-if load("cpp"):
-    _register_fakes()
-
-# device type -> implementation; devices that are not listed use plain PyTorch. Complete before the first call, so that
-# torch.compile sees a constant.
-_in_use = {"cpu": _select("cpu")}
-if torch.cuda.is_available():
-    _in_use["cuda"] = _select("cuda")
+    return implementation("spectral", weights[0].device.type).backward(grads, weights, vectors, sigma, dims, coeffs)

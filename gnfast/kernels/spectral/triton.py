@@ -12,6 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gnfast.kernels.jit import acc_type
+from gnfast.kernels.layout import accumulator, with_strides
+
 BLOCK_ROWS = 8
 BLOCK_COLUMNS = 256
 BLOCK_ELEMENTS = 2048
@@ -20,8 +23,6 @@ REGISTER_BUDGET = {"fp32": 96, "fp64": 168}
 # Layers differ in these: kernels that do not depend on them are compiled once for many layers.
 _SIZES = ("num_shares", "num_products", "rows", "cols", "major", "minor")
 _VECTORS = ("u", "v", "used_u", "used_v", "sigma")
-
-_TL_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 @triton.jit
@@ -193,10 +194,6 @@ def _matrix(weight: Tensor, dim: int) -> tuple[Tensor, Layout]:
     return weight, layout
 
 
-def _with_strides_of(tensor: Tensor, like: Tensor) -> Tensor:
-    return tensor if tensor.stride() == like.stride() else torch.empty_like(like).copy_(tensor)
-
-
 def iterate(
     weights: Sequence[Tensor],
     u: Sequence[Tensor],
@@ -205,9 +202,9 @@ def iterate(
     iterations: Sequence[int],
     eps: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """`gnfast.kernels.spectral.spectral_norm_iterate`."""
-    dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
-    acc = _TL_DTYPES[dtype]
+    """`spectral_norm_iterate`."""
+    dtype = accumulator(weights[0].dtype)
+    acc = acc_type(dtype)
     sizes = [n for w, dim in zip(weights, dims, strict=True) for n in (w.shape[dim], w.numel() // w.shape[dim])]
     vectors = weights[0].new_empty((sum(sizes),), dtype=dtype)
     sigma = weights[0].new_empty((len(weights),), dtype=dtype)
@@ -233,15 +230,15 @@ def iterate(
 
 
 def scale(weights: Sequence[Tensor], sigma: Tensor, coeffs: Sequence[float]) -> list[Tensor]:
-    """`gnfast.kernels.spectral.spectral_norm_scale`."""
+    """`spectral_norm_scale`."""
     results = []
     with torch.cuda.device_of(weights[0]):
         for i, (weight, coeff) in enumerate(zip(weights, coeffs, strict=True)):
             out = torch.empty_like(weight)
             size = weight.numel()
             _spectral_norm_scale_kernel[(triton.cdiv(size, BLOCK_ELEMENTS),)](
-                _with_strides_of(weight, out), out, sigma[i:], size,
-                COEFF=coeff, ACC=_TL_DTYPES[sigma.dtype], BLOCK=BLOCK_ELEMENTS,
+                with_strides(weight, out.stride()), out, sigma[i:], size,
+                COEFF=coeff, ACC=acc_type(sigma.dtype), BLOCK=BLOCK_ELEMENTS,
             )  # fmt: skip
             results.append(out)
     return results
@@ -255,13 +252,13 @@ def backward(
     dims: Sequence[int],
     coeffs: Sequence[float],
 ) -> list[Tensor]:
-    """`gnfast.kernels.spectral.spectral_norm_backward`."""
-    acc = _TL_DTYPES[sigma.dtype]
+    """`spectral_norm_backward`."""
+    acc = acc_type(sigma.dtype)
     results, start = [], 0
     with torch.cuda.device_of(weights[0]):
         for i, (grad, weight, dim, coeff) in enumerate(zip(grads, weights, dims, coeffs, strict=True)):
             matrix, (rows, cols, inner, major, minor) = _matrix(weight, dim)
-            grad = _with_strides_of(grad, matrix)
+            grad = with_strides(grad, matrix.stride())
             left, right = vectors[start : start + rows], vectors[start + rows : start + rows + cols]
             start += rows + cols
             blocks = triton.cdiv(rows * cols, BLOCK_ELEMENTS)
@@ -274,5 +271,5 @@ def backward(
                 grad, out, products, blocks, left, right, sigma[i:], rows * cols, rows, inner, major, minor,
                 COEFF=coeff, ACC=acc, BLOCK=BLOCK_ELEMENTS, num_warps=NUM_WARPS,
             )  # fmt: skip
-            results.append(out if matrix is weight else torch.empty_like(weight).copy_(out))
+            results.append(out if matrix is weight else with_strides(out, torch.empty_like(weight).stride()))
     return results

@@ -150,26 +150,11 @@ def _hardtanh(min_val: float = -1.0, max_val: float = 1.0) -> Piecewise:
     return Piecewise("hardtanh", ((min_val, False), (max_val, True)), (0, 1, 0), (min_val, 0, max_val))
 
 
-def _softshrink(lambd: float = 0.5) -> Piecewise:
-    return Piecewise("softshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (lambd, 0, -lambd))
-
-
-def _hardshrink(lambd: float = 0.5) -> Piecewise:
+def _shrink(name: str, lambd: float, intercepts: tuple[float, ...]) -> Piecewise:
     if not lambd >= 0:
-        return Piecewise("hardshrink", ((0, True),), (1, 1), (0, 0))
-    return Piecewise("hardshrink", ((-lambd, True), (lambd, False)), (1, 0, 1), (0, 0, 0))
-
-
-def _threshold(threshold: float, value: float) -> Piecewise:
-    return Piecewise("threshold", ((threshold, False),), (0, 1), (value, 0))
-
-
-def _hardsigmoid() -> Piecewise:
-    return Piecewise("hardsigmoid", ((-3, False), (3, True)), (0, 1 / 6, 0), (0, 0.5, 1))
-
-
-def _rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> LeakyReLU | None:
-    return None if training else LeakyReLU((lower + upper) / 2)
+        # PyTorch lets this pass for hardshrink alone, which then changes nothing.
+        return Piecewise(name, ((0, True),), (1, 1), (0, 0))
+    return Piecewise(name, ((-lambd, True), (lambd, False)), (1, 0, 1), intercepts)
 
 
 # function: the op for its arguments after the input, `inplace` left out.
@@ -177,7 +162,8 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
     F.relu: lambda: LeakyReLU(0.0),
     torch.relu: lambda: LeakyReLU(0.0),
     F.leaky_relu: lambda negative_slope=0.01: LeakyReLU(float(negative_slope)),
-    F.rrelu: _rrelu,
+    # None: slopes that are drawn anew for every entry.
+    F.rrelu: lambda lower=1 / 8, upper=1 / 3, training=False: None if training else LeakyReLU((lower + upper) / 2),
     torch.abs: lambda: Piecewise("abs", ((0, True), (0, False)), (-1, 0, 1), (0, 0, 0)),
     torch.clamp: _clamp,
     torch.clip: _clamp,
@@ -185,10 +171,10 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
     torch.clamp_max: lambda max: _clamp(max=max),
     F.hardtanh: _hardtanh,
     F.relu6: lambda: _hardtanh(0.0, 6.0),
-    F.threshold: _threshold,
-    F.softshrink: _softshrink,
-    F.hardshrink: _hardshrink,
-    F.hardsigmoid: _hardsigmoid,
+    F.threshold: lambda threshold, value: Piecewise("threshold", ((threshold, False),), (0, 1), (value, 0)),
+    F.softshrink: lambda lambd=0.5: _shrink("softshrink", lambd, (lambd, 0, -lambd)),
+    F.hardshrink: lambda lambd=0.5: _shrink("hardshrink", lambd, (0, 0, 0)),
+    F.hardsigmoid: lambda: Piecewise("hardsigmoid", ((-3, False), (3, True)), (0, 1 / 6, 0), (0, 0.5, 1)),
 }
 
 

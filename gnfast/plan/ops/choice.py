@@ -1,7 +1,7 @@
 """Choices between tensors and over axes of which equals share the gradient: maximum, amax, where."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -93,18 +93,10 @@ class Extremum(Op):
         return f"{'amax' if self.sign > 0 else 'amin'} over {','.join(map(str, self.dims))}"
 
 
-def choice_axes(trace: Any, input: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The axes over which something is chosen, counted from the left; all for None."""
-    axes = range(input.dim())
-    dims = axes if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
-    dims = tuple(sorted({axes[d] for d in dims}))
-    if 0 in dims:
-        trace.refuse("a choice along the batch axis mixes samples")
-    return dims
-
-
-def maximum_of(trace: Any, input: Tensor, other: Tensor, sign: int) -> Tensor:
-    """Records a `Maximum`."""
+@records("maximum", "minimum", told=True)
+def maximum_of(function: Callable[..., Any], trace: Any, input: Tensor, other: Tensor) -> Tensor:
+    """Records a `Maximum`: the larger or the smaller, as the function's name has it."""
+    sign = 1 if "max" in function.__name__ else -1
     first, second = (input, other) if trace.depends_on_x(input) else (other, input)
     if not trace.depends_on_x(second):
         trace.require_constant_within_sample(second, first)
@@ -112,16 +104,6 @@ def maximum_of(trace: Any, input: Tensor, other: Tensor, sign: int) -> Tensor:
     if first.dim() != second.dim():
         trace.refuse("x-dependent tensors with different numbers of axes")
     return trace.emit(Maximum(sign), [first, second])
-
-
-@records("maximum")
-def _maximum(trace, input, other):
-    return maximum_of(trace, input, other, 1)
-
-
-@records("minimum")
-def _minimum(trace, input, other):
-    return maximum_of(trace, input, other, -1)
 
 
 @records(torch.where)
@@ -152,11 +134,7 @@ def _masked_fill(trace, input, mask, value):
     return torch.where(mask, value, input)
 
 
-@records("amax")
-def _amax(trace, input, dim=(), keepdim=False):
-    return trace.emit(Extremum(choice_axes(trace, input, dim), keepdim, 1), [input])
-
-
-@records("amin")
-def _amin(trace, input, dim=(), keepdim=False):
-    return trace.emit(Extremum(choice_axes(trace, input, dim), keepdim, -1), [input])
+@records("amax", "amin", told=True)
+def _amax(function, trace, input, dim=(), keepdim=False):
+    sign = 1 if function.__name__ == "amax" else -1
+    return trace.emit(Extremum(trace.axes(input, dim, "a choice"), keepdim, sign), [input])

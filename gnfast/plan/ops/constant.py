@@ -22,6 +22,6 @@ def like(trace: Any, value: Any) -> Any:
     self_checked=True,
     told=True,
 )
-def constant(trace: Any, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def constant(function: Callable[..., Tensor], trace: Any, *args: Any, **kwargs: Any) -> Tensor:
     """What a function returns that reads nothing but shape, dtype and device of its x-dependent arguments."""
     return function(*(like(trace, a) for a in args), **{name: like(trace, value) for name, value in kwargs.items()})

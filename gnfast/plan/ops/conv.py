@@ -1,8 +1,8 @@
 """Convolutions and transposed convolutions in one, two and three dimensions."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -52,8 +52,15 @@ class Conv(Op):
         return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor | Pending]:
-        grad = InputGrad(cotangent, ctx.shapes[0], ctx.operands[0], self.arguments())
-        return (grad if fuses(cotangent, grad.weight, grad.arguments) else grad.tensor,)
+        weight, arguments, shape = ctx.operands[0], self.arguments(), ctx.shapes[0]
+
+        def grad() -> Tensor:
+            return conv2d_input_grad(cotangent, stand_in(cotangent, shape), weight, arguments)
+
+        if not fuses(cotangent, weight, arguments):
+            return (grad(),)
+        given = cotangent, shape, weight, arguments
+        return (Pending(grad, partial(conv_input_grad_join, *given), partial(conv2d_input_grad_squares, *given)),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         weight, bias = ctx.operands
@@ -88,31 +95,6 @@ class Conv(Op):
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
 
 
-@dataclass(frozen=True, eq=False)
-class InputGrad(Pending):
-    """The cotangent of a convolution's input, of that shape."""
-
-    cotangent: Tensor
-    shape: Shape
-    weight: Tensor
-    arguments: Arguments
-
-    @functools.cached_property
-    def tensor(self) -> Tensor:
-        like = stand_in(self.cotangent, self.shape)
-        return conv2d_input_grad(self.cotangent, like, self.weight, self.arguments)
-
-    def joined(
-        self, before: Sequence[Tensor], after: Sequence[Tensor], bits: Tensor, strides: tuple[int, ...], slope: float
-    ) -> Tensor:
-        return conv_input_grad_join(
-            self.cotangent, self.shape, self.weight, self.arguments, before, after, bits, strides, slope
-        )
-
-    def with_squares(self, centre: float) -> tuple[Tensor, Tensor | None]:
-        return conv2d_input_grad_squares(self.cotangent, self.shape, self.weight, self.arguments, centre)
-
-
 def sizes(value: int | Sequence[int], dims: int) -> Sizes:
     """One entry per axis of space, from the shorter forms that PyTorch takes."""
     if isinstance(value, int):
@@ -121,31 +103,26 @@ def sizes(value: int | Sequence[int], dims: int) -> Sizes:
     return values * dims if len(values) == 1 else values
 
 
-def _records_conv(function, transposed_function, dims):
-    @records(function)
-    def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        trace.require_batched(input, dims=dims + 2)
-        dilation = sizes(dilation, dims)
-        if isinstance(padding, str):
-            span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            span = span if padding == "same" else [0] * dims
-            if any(s % 2 for s in span):
-                # PyTorch puts the odd row or column at the end.
-                input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
-            padding = tuple(s // 2 for s in span)
-        op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
-        return trace.emit(op, [input], [weight, kept_bias(bias)])
-
-    @records(transposed_function)
-    def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        trace.require_batched(input, dims=dims + 2)
-        stride, padding, output_padding, dilation = (
-            sizes(v, dims) for v in (stride, padding, output_padding, dilation)
-        )
-        op = Conv(stride, padding, dilation, groups, True, output_padding)
-        return trace.emit(op, [input], [weight, kept_bias(bias)])
+@records(F.conv1d, F.conv2d, F.conv3d)
+def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    dims = weight.dim() - 2
+    trace.require_batched(input, dims=dims + 2)
+    dilation = sizes(dilation, dims)
+    if isinstance(padding, str):
+        span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        span = span if padding == "same" else [0] * dims
+        if any(s % 2 for s in span):
+            # PyTorch puts the odd row or column at the end.
+            input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
+        padding = tuple(s // 2 for s in span)
+    op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
+    return trace.emit(op, [input], [weight, kept_bias(bias)])
 
 
-_records_conv(F.conv1d, F.conv_transpose1d, 1)
-_records_conv(F.conv2d, F.conv_transpose2d, 2)
-_records_conv(F.conv3d, F.conv_transpose3d, 3)
+@records(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    dims = weight.dim() - 2
+    trace.require_batched(input, dims=dims + 2)
+    stride, padding, output_padding, dilation = (sizes(v, dims) for v in (stride, padding, output_padding, dilation))
+    op = Conv(stride, padding, dilation, groups, True, output_padding)
+    return trace.emit(op, [input], [weight, kept_bias(bias)])

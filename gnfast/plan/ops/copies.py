@@ -67,10 +67,10 @@ def _clone(trace, input, *, memory_format=torch.preserve_format):
 
 @records(*(Tensor.to, Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda), self_checked=True, told=True)
 @records(*(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16), self_checked=True, told=True)
-def _cast(trace, function, input, *args, **kwargs):
+def _cast(function, trace, input, *args, **kwargs):
     """What may change dtype or device; PyTorch itself says what comes out."""
     if not trace.depends_on_x(input):
-        return constant(trace, function, input, *args, **kwargs)
+        return constant(function, trace, input, *args, **kwargs)
     given = [like(trace, value) for value in args]
     probe = torch.empty((0,) * input.dim(), dtype=input.dtype, device=input.device)
     converted = function(probe, *given, **{name: like(trace, value) for name, value in kwargs.items()})

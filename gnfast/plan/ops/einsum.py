@@ -111,7 +111,7 @@ def _contract(trace, terms, output, tensors, autocasts):
 
 
 @records("matmul", "mm", "bmm", "mv", told=True)
-def _product(trace, function, input, mat2):
+def _product(function, trace, input, mat2):
     """The axes from the right: n × k times k × m, everything before them in parallel."""
     left_dims, right_dims = input.dim(), mat2.dim()
     parallel = max(left_dims, right_dims, 2) - 2
@@ -123,7 +123,7 @@ def _product(trace, function, input, mat2):
 
 
 @records("addmm", "baddbmm", told=True)
-def _sum_with_product(trace, function, input, mat1, mat2, *, beta=1, alpha=1):
+def _sum_with_product(function, trace, input, mat1, mat2, *, beta=1, alpha=1):
     low = trace.runs_low(function, input, mat1, mat2)
     product = mat1 @ mat2
     product = product if alpha == 1 else product * alpha

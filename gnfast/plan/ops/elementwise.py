@@ -85,8 +85,10 @@ class Scale(Op):
         return f"{'divide' if self.divides else 'multiply'} {'constant' if self.factor is None else f'{self.factor:g}'}"
 
 
-def _add(trace, a, b, alpha):
-    """a + alpha · b for any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
+@records("add")
+def _add(trace, input, other, *, alpha=1):
+    """Of any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
+    a, b = input, other
     if isinstance(alpha, bool):
         trace.refuse("a truth value for alpha")
     if trace.depends_on_x(a) and trace.depends_on_x(b):
@@ -112,16 +114,11 @@ def _scaled(trace, a, b, divides=False):
     return trace.emit(Scale(None, divides), [a], [b])
 
 
-@records("add")
-def _record_add(trace, input, other, *, alpha=1):
-    return _add(trace, input, other, alpha)
-
-
 @records("sub", "subtract")
 def _record_sub(trace, input, other, *, alpha=1):
     if any(isinstance(t, bool) or (isinstance(t, Tensor) and t.dtype == torch.bool) for t in (input, other, alpha)):
         trace.refuse("subtraction with truth values, which PyTorch does not have")
-    return _add(trace, input, other, -alpha)
+    return _add(trace, input, other, alpha=-alpha)
 
 
 @records("rsub", "__rsub__")

@@ -62,7 +62,7 @@ def _static(trace, value):
 @records("narrow", "select", "expand", "broadcast_to", "repeat", "tile", self_checked=True, told=True)
 @records("repeat_interleave", "flip", "fliplr", "flipud", "roll", "rot90", self_checked=True, told=True)
 @records("diagonal", Tensor.unfold, self_checked=True, told=True)
-def _rearranged(trace, function, input, *args, **kwargs):
+def _rearranged(function, trace, input, *args, **kwargs):
     args, kwargs = _static(trace, args), frozen({name: _static(trace, value) for name, value in kwargs.items()})
     moves_samples, is_view = _tried(function, args, kwargs, tuple(input.shape))
     if moves_samples:
@@ -74,18 +74,18 @@ def _rearranged(trace, function, input, *args, **kwargs):
 @records(Tensor.expand_as, self_checked=True)
 def _expand_as(trace, input, other):
     if not trace.depends_on_x(input):
-        return constant(trace, Tensor.expand_as, input, other)
+        return constant(Tensor.expand_as, trace, input, other)
     return input.expand(tuple(other.shape))
 
 
 @records("chunk", "split", "tensor_split", "split_with_sizes", self_checked=True, told=True)
-def _parts(trace, function, input, *args, **kwargs):
+def _parts(function, trace, input, *args, **kwargs):
     """Consecutive parts along one axis; PyTorch itself says which."""
     parts = function(torch.empty(input.shape, device="meta"), *args, **kwargs)
     dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0)) % input.dim()
     start, cut = 0, []
     for part in parts:
-        cut.append(_rearranged(trace, torch.narrow, input, dim, start, part.shape[dim]))
+        cut.append(_rearranged(torch.narrow, trace, input, dim, start, part.shape[dim]))
         start += part.shape[dim]
     return type(parts)(cut)
 
@@ -123,7 +123,7 @@ def _getitem(trace, input, key):
             indices += found if isinstance(found, list) else []
     key = tuple(entries)
     if not indices:
-        return _rearranged(trace, index, input, key)
+        return _rearranged(index, trace, input, key)
     moves_samples, _ = _tried(_index_of_zeros, (key, tuple(tuple(i.shape) for i in indices)), (), tuple(input.shape))
     if moves_samples:
         trace.refuse("an index along the batch axis, or one that moves it")
@@ -143,28 +143,19 @@ def _indices(trace, entry, device):
     return list(tensor.nonzero(as_tuple=True)) if is_mask else [tensor]
 
 
-@records("index_select")
-def _index_select(trace, input, dim, index):
-    return _picked_along(trace, torch.index_select, input, dim, index)
-
-
-@records("gather")
-def _gather(trace, input, dim, index, *, sparse_grad=False):
-    return _picked_along(trace, torch.gather, input, dim, index)
+@records("index_select", "gather", told=True)
+def _picked_along(function, trace, input, dim, index, *, sparse_grad=False):
+    if dim is None or range(input.dim())[dim] == 0:
+        trace.refuse("an index along the batch axis")
+    if trace.depends_on_x(index) or not isinstance(index, Tensor):
+        trace.refuse("indices that depend on x")
+    return trace.emit(Gather(function, (dim,)), [input], [index])
 
 
 @records("take_along_dim")
 def _take_along_dim(trace, input, indices, dim=None):
-    return _picked_along(trace, _taken, input, dim, indices)
+    return _picked_along(_taken, trace, input, dim, indices)
 
 
 def _taken(h, dim, indices):
     return torch.take_along_dim(h, indices, dim)
-
-
-def _picked_along(trace, function, input, dim, indices):
-    if dim is None or range(input.dim())[dim] == 0:
-        trace.refuse("an index along the batch axis")
-    if trace.depends_on_x(indices) or not isinstance(indices, Tensor):
-        trace.refuse("indices that depend on x")
-    return trace.emit(Gather(function, (dim,)), [input], [indices])

@@ -39,7 +39,7 @@ def _instance_norm(
 
 
 @records(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout, told=True)
-def _dropout(trace, function, input, p=0.5, training=True, inplace=False, **kwargs):
+def _dropout(function, trace, input, p=0.5, training=True, inplace=False, **kwargs):
     training = kwargs.get("train", training)
     if not training or p == 0:
         return input

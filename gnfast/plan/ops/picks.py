@@ -9,87 +9,47 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.op import Context, Op, records
-from gnfast.plan.ops.choice import choice_axes, maximum_of
-from gnfast.plan.ops.conv import Sizes, sizes
-from gnfast.plan.ops.pool import across, adaptive_sizes
+from gnfast.plan.ops.choice import maximum_of
+from gnfast.plan.ops.conv import sizes
+from gnfast.plan.ops.pool import across, adaptive_sizes, emit_across
 
 
-class _Picks(Op):
-    """Ops whose every output entry is one input entry, found again by its index along some axes.
+@dataclass(frozen=True)
+class Pick(Op):
+    """The entries that function(h, *args, **kwargs) picks along `dim`, or in windows of space where that is None.
 
-    Keeps the indices (int64): over all axes of space as one, unless a subclass says otherwise.
+    The function returns values and indices, as torch.max and F.max_pool2d_with_indices do. Keeps the indices (int64).
     """
 
-    mask_bits: ClassVar[float] = 64
-    homogeneous: ClassVar[bool] = True
-
-    def _flattened(self, t: Tensor) -> tuple[Tensor, int]:
-        """The tensor with the axes of choice as one, and which axis that is."""
-        return t.flatten(2), 2
-
-    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        picked, dim = self._flattened(cotangent)
-        indices, _ = self._flattened(ctx.saved)
-        zeros, _ = self._flattened(cotangent.new_zeros(ctx.shapes[0]))
-        return (zeros.scatter_add_(dim, indices, picked).view(ctx.shapes[0]),)
-
-    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        flat, dim = self._flattened(tangents[0])
-        indices, _ = self._flattened(ctx.saved)
-        return flat.gather(dim, indices).view(ctx.saved.shape)
-
-
-@dataclass(frozen=True)
-class MaxPool(_Picks):
-    """Maximum over windows of h (B, C, *space); the first of equals."""
-
-    kernel: Sizes
-    stride: Sizes
-    padding: Sizes
-    dilation: Sizes
-    ceil_mode: bool
-
-    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        pool = F.max_pool2d_with_indices if len(self.kernel) == 2 else F.max_pool3d_with_indices
-        return pool(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    def label(self) -> str:
-        return f"max_pool{len(self.kernel)}d {self.kernel[0] if len(set(self.kernel)) == 1 else self.kernel}"
-
-
-@dataclass(frozen=True)
-class AdaptiveMaxPool(_Picks):
-    """Maximum over `size` windows that cover h (B, C, *space); the first of equals."""
-
-    size: Sizes
-
-    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        pool = F.adaptive_max_pool2d_with_indices if len(self.size) == 2 else F.adaptive_max_pool3d_with_indices
-        return pool(inputs[0], self.size)
-
-    def label(self) -> str:
-        return f"adaptive_max_pool{len(self.size)}d {self.size[0] if len(set(self.size)) == 1 else self.size}"
-
-
-@dataclass(frozen=True)
-class Pick(_Picks):
-    """What a function picks along `dim`: torch.max, min, sort, topk, median, kthvalue with their static arguments."""
-
     function: Callable[..., Any]
-    dim: int
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
+    dim: int | None = None
+    homogeneous: ClassVar[bool] = True
+    mask_bits: ClassVar[float] = 64
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        keepdim = {} if self.function in (torch.sort, torch.topk) else {"keepdim": True}
-        values, indices = self.function(inputs[0], *self.args, dim=self.dim, **dict(self.kwargs), **keepdim)
+        values, indices = self.function(inputs[0], *self.args, **dict(self.kwargs))
         return values, indices
 
-    def label(self) -> str:
-        return f"{self.function.__name__} over {self.dim}"
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        zeros = self._flattened(cotangent.new_zeros(ctx.shapes[0]))
+        picked, indices = self._flattened(cotangent), self._flattened(ctx.saved)
+        return (zeros.scatter_add_(self.dim or 2, indices, picked).view(ctx.shapes[0]),)
 
-    def _flattened(self, t: Tensor) -> tuple[Tensor, int]:
-        return t, self.dim
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        found = self._flattened(tangents[0]).gather(self.dim or 2, self._flattened(ctx.saved))
+        return found.view(ctx.saved.shape)
+
+    def label(self) -> str:
+        if self.dim is not None:
+            return f"{self.function.__name__} over {self.dim}"
+        size = self.args[0]
+        return f"{self.function.__name__.split('_with_')[0]} {size[0] if len(set(size)) == 1 else size}"
+
+    def _flattened(self, t: Tensor) -> Tensor:
+        """The tensor with the axes of choice as one."""
+        return t.flatten(2) if self.dim is None else t
 
 
 class Indices:
@@ -109,20 +69,18 @@ class Indices:
 
 def _pick(trace, function, input, dim, *args, keepdim=True, **kwargs):
     """The named tuple (values, indices) that `function` returns."""
-    if dim is None:
-        trace.refuse("a choice along the batch axis mixes samples")
-    (dim,) = choice_axes(trace, input, dim)
-    values = trace.emit(Pick(function, dim, args, tuple(kwargs.items())), [input])
+    dim, *_ = trace.axes(input, dim, "a choice")
+    kwargs |= {"dim": dim} | ({} if function in (torch.sort, torch.topk) else {"keepdim": True})
+    values = trace.emit(Pick(function, args, tuple(kwargs.items()), dim), [input])
     result = getattr(torch.return_types, function.__name__)
     return result((values if keepdim else values.squeeze(dim), Indices(trace)))
 
 
 @records("max", "min", told=True)
-def _max(trace, function, input, dim=None, keepdim=False, *, other=None):
-    function = getattr(torch, function.__name__)
+def _max(function, trace, input, dim=None, keepdim=False, *, other=None):
     if isinstance(dim, Tensor) or other is not None:
-        return maximum_of(trace, input, dim if other is None else other, 1 if function is torch.max else -1)
-    return _pick(trace, function, input, dim, keepdim=keepdim)
+        return maximum_of(function, trace, input, dim if other is None else other)
+    return _pick(trace, getattr(torch, function.__name__), input, dim, keepdim=keepdim)
 
 
 @records("median")
@@ -146,31 +104,27 @@ def _topk(trace, input, k, dim=-1, largest=True, sorted=True):
 
 
 def _windows(dims, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
-    kernel = sizes(kernel_size, dims)
+    kernel, padding, dilation = (sizes(value, dims) for value in (kernel_size, padding, dilation))
     stride = sizes(stride, dims) if stride else kernel
-    return MaxPool(
-        *(across(kernel), across(stride), across(sizes(padding, dims), 0), across(sizes(dilation, dims)), ceil_mode)
-    )
+    return across(kernel), across(stride), across(padding, 0), across(dilation), ceil_mode
 
 
 def _adaptive_windows(dims, input, output_size):
-    return AdaptiveMaxPool(across(adaptive_sizes(output_size, input)))
+    return (across(adaptive_sizes(output_size, input)),)
 
 
-def _records_max_pool(name, dims, op_of):
+def _records_max_pool(name, dims, arguments):
     """Records a function and its twin that returns the indices as well."""
+    alone = getattr(F, f"{name}{dims}d")
 
-    def pooled(trace, function, input, *args, return_indices=False, **kwargs):
+    @records(alone, getattr(F, f"{name}{dims}d_with_indices"), told=True)
+    def pooled(function, trace, input, *args, return_indices=False, **kwargs):
         trace.require_batched(input, dims=dims + 2)
-        op = op_of(dims, input, *args, **kwargs)
-        input = trace.autocast(function, input, 1)
-        y = trace.emit(op, [input]) if dims > 1 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+        op = Pick(getattr(F, f"{name}{max(dims, 2)}d_with_indices"), arguments(dims, input, *args, **kwargs))
+        y = emit_across(trace, op, trace.autocast(function, input, 1))
         return y if function is alone else (y, Indices(trace))
-
-    alone = getattr(F, name)
-    records(alone, getattr(F, f"{name}_with_indices"), told=True)(pooled)
 
 
 for _dims in (1, 2, 3):
-    _records_max_pool(f"max_pool{_dims}d", _dims, _windows)
-    _records_max_pool(f"adaptive_max_pool{_dims}d", _dims, _adaptive_windows)
+    _records_max_pool("max_pool", _dims, _windows)
+    _records_max_pool("adaptive_max_pool", _dims, _adaptive_windows)

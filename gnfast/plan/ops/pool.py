@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.plan.op import LinearCall, LinearMap, Op, Shape, frozen, is_channels_last, records, stand_in
 from gnfast.plan.ops.conv import Sizes, sizes
 
 aten = torch.ops.aten
@@ -47,22 +47,6 @@ class AvgPool2d(LinearMap):
         return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
 
 
-@dataclass(frozen=True)
-class AdaptiveAvgPool2d(LinearMap):
-    """Mean over `size` windows that cover h (B, C, H, W)."""
-
-    size: Sizes
-
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(inputs[0], self.size)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (aten._adaptive_avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0])),)
-
-    def label(self) -> str:
-        return f"adaptive_avg_pool2d {self.size[0]}×{self.size[1]}"
-
-
 def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor) -> Sizes:
     """The extents that an adaptive pooling gives: the input's own for None."""
     own = tuple(input.shape[2:])
@@ -78,42 +62,33 @@ def across(extents: Sizes, lead: int = 1) -> Sizes:
     return (lead, *extents) if len(extents) == 1 else extents
 
 
-def _pooled(trace, op, input, dims):
+def emit_across(trace: Any, op: Op, input: Tensor) -> Tensor:
+    """Records an op on images, also for a tensor that has one axis of space less."""
+    return trace.emit(op, [input]) if input.dim() > 3 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+
+
+@records(F.avg_pool1d, F.avg_pool2d, told=True)
+def _avg_pool(
+    function, trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
+    divisor_override=None,
+):  # fmt: skip
+    dims = 1 if function is F.avg_pool1d else 2
     trace.require_batched(input, dims=dims + 2)
-    return trace.emit(op, [input]) if dims > 1 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
+    kernel, padding = sizes(kernel_size, dims), across(sizes(padding, dims), 0)
+    stride = across(sizes(stride, dims) if stride else kernel)
+    op = AvgPool2d(across(kernel), stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return emit_across(trace, op, input)
 
 
-@records(F.avg_pool1d)
-def _avg_pool1d(trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
-    kernel = sizes(kernel_size, 1)
-    stride = sizes(stride, 1) if stride else kernel
-    padding = across(sizes(padding, 1), 0)
-    op = AvgPool2d(across(kernel), across(stride), padding, ceil_mode, count_include_pad, None)
-    return _pooled(trace, op, input, 1)
-
-
-@records(F.avg_pool2d)
-def _avg_pool2d(
-    trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
-):
-    kernel = sizes(kernel_size, 2)
-    stride = sizes(stride, 2) if stride else kernel
-    op = AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override)
-    return _pooled(trace, op, input, 2)
-
-
-@records(F.adaptive_avg_pool1d)
-def _adaptive_avg_pool1d(trace, input, output_size):
-    trace.require_batched(input, dims=3)
-    return _pooled(trace, AdaptiveAvgPool2d(across(adaptive_sizes(output_size, input))), input, 1)
-
-
-@records(F.adaptive_avg_pool2d)
-def _adaptive_avg_pool2d(trace, input, output_size):
-    trace.require_batched(input, dims=4)
-    return _pooled(trace, AdaptiveAvgPool2d(adaptive_sizes(output_size, input)), input, 2)
+@records(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, told=True)
+def _adaptive_avg_pool(function, trace, input, output_size):
+    dims = 1 if function is F.adaptive_avg_pool1d else 2
+    trace.require_batched(input, dims=dims + 2)
+    op = LinearCall(F.adaptive_avg_pool2d, (across(adaptive_sizes(output_size, input)),))
+    return emit_across(trace, op, input)
 
 
 @records(F.avg_pool3d, F.adaptive_avg_pool3d, told=True)
-def _pool3d(trace, function, input, *args, **kwargs):
-    return _pooled(trace, LinearCall(function, frozen(args), frozen(kwargs)), trace.autocast(function, input, 1), 3)
+def _pool3d(function, trace, input, *args, **kwargs):
+    trace.require_batched(input, dims=5)
+    return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [trace.autocast(function, input, 1)])

@@ -37,19 +37,13 @@ class Sum(LinearMap):
 
 
 @records("sum", "mean", told=True)
-def _sum(trace, function, input, dim=None, keepdim=False, *, dtype=None):
+def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
     mean = function.__name__ == "mean"
     if dtype:
         input = trace.cast(input, dtype)
     elif not mean:
         input = trace.autocast(torch.sum, input)
-    if dim is None or dim == ():
-        dims = tuple(range(input.dim()))
-    else:
-        dims = tuple(sorted({d % input.dim() for d in ((dim,) if isinstance(dim, int) else dim)}))
-    if 0 in dims:
-        trace.refuse("a reduction over the batch axis mixes samples")
-    return trace.emit(Sum(dims, keepdim, mean), [input])
+    return trace.emit(Sum(trace.axes(input, dim, "a reduction"), keepdim, mean), [input])
 
 
 @records(torch.linalg.vector_norm)

@@ -83,6 +83,6 @@ def _pad(trace, input, pad, mode="constant", value=None):
 
 
 @records(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold, told=True)
-def _grid_map(trace, function, input, *args, **kwargs):
+def _grid_map(function, trace, input, *args, **kwargs):
     trace.require_batched(input, dims=4)
     return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [input])

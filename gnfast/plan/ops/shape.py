@@ -57,11 +57,11 @@ _SHAPED = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape, Tensor.r
 
 
 @records(*_SHAPED, "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", self_checked=True, told=True)
-def _reshape(trace, function, input, *args, **kwargs):
+def _reshape(function, trace, input, *args, **kwargs):
     """PyTorch itself says what shape comes out, with -1 and axis arithmetic resolved."""
     function = _SHAPED.get(function, function)
     if not trace.depends_on_x(input):
-        return constant(trace, function, input, *args, **kwargs)
+        return constant(function, trace, input, *args, **kwargs)
     if any(isinstance(value, torch.dtype) for value in args) or "dtype" in kwargs:
         trace.refuse("a view as another dtype")
     args = [tuple(a.shape) if isinstance(a, Tensor) and a.dim() else a for a in args]
@@ -73,7 +73,7 @@ def _reshape(trace, function, input, *args, **kwargs):
 
 @records("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", self_checked=True, told=True)
 @records("adjoint", "t", *(getattr(Tensor, name).__get__ for name in ("mT", "mH", "T")), self_checked=True, told=True)
-def _permute(trace, function, input, *args, **kwargs):
+def _permute(function, trace, input, *args, **kwargs):
     """PyTorch itself says in what order the axes come out, of a probe whose strides tell them apart."""
     probe = torch.empty(0).as_strided([0] * input.dim(), list(range(1, input.dim() + 1)))
     dims = tuple(stride - 1 for stride in function(probe, *args, **kwargs).stride())

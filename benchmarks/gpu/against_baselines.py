@@ -1,0 +1,114 @@
+"""gnfast's steps against baselines, by the cases of `gnfast.bench`; and what the device reaches at its best."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.gpu.alone import search_alone
+from benchmarks.gpu.section import Context, Row
+from gnfast.bench import environment as surroundings
+from gnfast.bench.case import STRONGEST, Case, D, Setup, free
+from gnfast.bench.cases import CASES
+from gnfast.bench.comparison import measure
+from gnfast.bench.critics import SHIPPED, shipped
+from gnfast.bench.mode import PRECISIONS
+
+
+def environment(context: Context) -> Iterator[Row]:
+    """Device, versions, and what runs where."""
+    yield surroundings.environment(context.device)
+
+
+def ceilings(context: Context) -> Iterator[Row]:
+    """What this device reaches at its best: an 8192³ product or a 3×3 convolution, and a copy of 1 GiB."""
+    for precision in reversed(PRECISIONS):
+        found = context.ceilings(precision)
+        if found is None:
+            raise RuntimeError(f"no ceilings in {precision}; log.txt has the reason")
+        yield {
+            "precision": precision,
+            "TFLOP/s": round(found.flop_per_s / 1e12, 2),
+            "GB/s": round(found.bytes_per_s / 1e9, 1),
+        }
+
+
+def compare(
+    context: Context, case: str, network: str, batch: int, precision: str, budget_s: float = 0.6
+) -> Iterator[Row]:
+    """Cases of `gnfast.bench`: gnfast's step against baselines, checked, with the fraction of the floor.
+
+    Args:
+        case: a key of `gnfast.bench.cases.CASES`.
+        network: a key of `gnfast.bench.critics.SHIPPED`.
+        budget_s: seconds for each variant's rounds.
+    """
+    for found in _cases(context, case, network, batch, precision):
+        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), alone=context.alone):
+            # The papers' code has a precision of its own.
+            yield row | {"asked": precision}
+        free()
+
+
+def compiled(
+    context: Context, network: str, batch: int, precision: str, search: bool, budget_s: float = 0.6
+) -> Iterator[Row]:
+    """The baselines of the critic's and the generator's step that torch.compile makes, prepared while others measure.
+
+    Args:
+        network, batch, precision, budget_s: as for `compare`.
+        search: let the compiler try kernels (max-autotune), which takes it longer.
+    """
+    # Four such processes share the cores. The compiler, which reads this, is not imported yet.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    search_alone(context.out)
+    ready, failures = [], []
+    for name in ("critic", "generator"):
+        options = {"compiled": True, "search": search and not context.quick}
+        for found in _cases(context, name, network, batch, precision, **options):
+            prepared = {}
+            # Without its search torch.compile of torch.func is weaker than the strongest in every way.
+            names = [n for n in ((STRONGEST, D) if search else (STRONGEST,)) if n in found.variants]
+            for variant in names:
+                started = time.monotonic()
+                try:
+                    # A CPU's C++ compiler would take minutes for what a dry run is about.
+                    with mock.patch.object(torch, "compile", _as_it_is) if context.quick else contextlib.nullcontext():
+                        prepared[variant] = found.prepare(variant)
+                except Exception as error:
+                    failures.append(error)
+                    continue
+                print(f"{found.step}: {variant} prepared in {time.monotonic() - started:.0f} s", flush=True)
+            ready.append((found, prepared))
+    context.wait()
+    for found, prepared in ready:
+        options = {"prepared": prepared, "only": (found.ours[0], *prepared), "alone": context.alone}
+        for row in measure(found, context.ceilings(precision), **_rounds(context, budget_s), **options):
+            yield row | {"asked": precision, "search": search}
+        free()
+    for error in failures:
+        # The others were measured first.
+        raise error
+
+
+def _cases(
+    context: Context, case: str, network: str, batch: int, precision: str, compiled: bool = False, search: bool = False
+) -> Iterator[Case]:
+    width, small = 1.0, SHIPPED[network][1] < 48
+    if context.quick:
+        # Through many layers of few channels, nothing of a gradient is left in bfloat16.
+        width, batch, precision = (0.05, 2, precision) if small else (0.02, 2, "float32")
+    setup = Setup(torch.device(context.device), precision, batch, graphs=True, compiled=compiled, search=search)
+    yield from CASES[case](shipped(network, width=width), setup)
+
+
+def _rounds(context: Context, budget_s: float) -> dict[str, float]:
+    return {"budget_s": 0.0, "least": 1, "warmup": 0} if context.quick else {"budget_s": budget_s}
+
+
+def _as_it_is(function: Any, **options: Any) -> Any:
+    return function

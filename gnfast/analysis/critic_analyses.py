@@ -1,0 +1,103 @@
+"""Every analysis of one critic, by name."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gnfast.analysis import measurements as measured
+from gnfast.analysis.measurements import Subject
+from gnfast.analysis.panels import Panels, write_panels
+from gnfast.analysis.rows import Rows
+from gnfast.measure.loss_domain import PARTS
+
+
+class NotApplicableError(ValueError):
+    """An analysis needs something that this critic came without; the message says what."""
+
+
+def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()) -> tuple[Path, list[str]]:
+    """Draws analyses of a critic.
+
+    Args:
+        subject: the critic and its images.
+        what: names from `ANALYSES`; empty for all that apply.
+        out: folder for PNG, CSV and index.html.
+        history: the rows of the run's metrics.jsonl, if it is a run's.
+
+    Returns:
+        The page, and a line for each analysis that was left out because it does not apply.
+
+    Raises:
+        ValueError: an unknown name, or a named analysis that does not apply.
+    """
+    if unknown := [name for name in what if name not in ANALYSES]:
+        raise ValueError(f"--what: got {unknown[0]!r}, wanted some of {', '.join(ANALYSES)}")
+    drawn: Panels = {}
+    left_out = []
+    for name in what or ANALYSES:
+        try:
+            drawn |= ANALYSES[name](subject, history)
+        except NotApplicableError as error:
+            if what:
+                raise
+            left_out.append(f"{name}: {error}")
+    lead = (
+        f"Measured at {len(subject.real)} real"
+        + (f" and {len(subject.fake)} generated" if subject.fake is not None else "")
+        + f" images of {' × '.join(map(str, subject.real.shape[1:]))}, with the critic in evaluation mode"
+        + (f" and the normaliser {subject.method}." if subject.method else " and without gradient normalisation.")
+    )
+    return write_panels(out, f"Critic of {subject.name}", lead, drawn), left_out
+
+
+def _gradients(subject: Subject, history: Rows) -> Panels:
+    return {"gradient-norms": [row for one in _plain_and_normalised(subject) for row in measured.gradient_rows(one)]}
+
+
+def _finite_differences(subject: Subject, history: Rows) -> Panels:
+    rows = [row for one in _plain_and_normalised(subject) for row in measured.finite_difference_rows(one)]
+    return {"finite-differences": rows}
+
+
+def _lipschitz(subject: Subject, history: Rows) -> Panels:
+    return {"lipschitz-layers": measured.layer_lipschitz_rows(subject)}
+
+
+def _singular_values(subject: Subject, history: Rows) -> Panels:
+    return dict(zip(("spectra", "operators"), measured.spectrum_rows(subject), strict=True))
+
+
+def _loss_domain(subject: Subject, history: Rows) -> Panels:
+    if subject.loss is None or subject.fake is None:
+        raise NotApplicableError("needs a run, whose loss and generator are known")
+    return {"loss-slopes": measured.slope_rows(subject)}
+
+
+def _training(subject: Subject, history: Rows) -> Panels:
+    settings = {part: part.replace("_", ", ") for part in PARTS}
+    domains = [measured.domain_rows(history, part, subject.name, setting) for part, setting in settings.items()]
+    found = {
+        "gradient-norm-training": measured.norm_training_rows(history),
+        "sigmas": measured.sigma_rows(history, subject.name),
+        "loss-domains": [row for rows in domains for row in rows],
+    }
+    if not all(found.values()):
+        raise NotApplicableError("needs a run that logged these figures while it trained (--probe-every)")
+    return found
+
+
+def _plain_and_normalised(subject: Subject) -> list[Subject]:
+    """f, and f̂ where there is a normaliser."""
+    plain = dataclasses.replace(subject, name="f", method=None, tau=None, eps=None)
+    return [plain, *([] if subject.method is None else [dataclasses.replace(subject, name=f"f̂ ({subject.method})")])]
+
+
+ANALYSES: dict[str, Callable[[Subject, Rows], Panels]] = {
+    "gradients": _gradients,
+    "finite-differences": _finite_differences,
+    "lipschitz": _lipschitz,
+    "singular-values": _singular_values,
+    "loss-domain": _loss_domain,
+    "training": _training,
+}
+"""Name of an analysis to its figures."""

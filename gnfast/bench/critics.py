@@ -1,0 +1,133 @@
+"""The critics that are measured: the shipped ones by name, or one of the user's."""
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from gnfast import models
+from gnfast.io.objects import load_object
+
+Z_DIM = 128
+
+# What `models.build` is asked for.
+SHIPPED = {
+    "CNN 32": ("dcgan", 32),
+    "ResNet 32": ("resnet", 32),
+    "CNN 48": ("dcgan", 48),
+    "ResNet 48": ("resnet", 48),
+    "ResNet 128": ("resnet", 128),
+    "ResNet 256": ("resnet", 256),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A critic to measure, and its generator where it has one.
+
+    Attributes:
+        name: what tables call it.
+        shape: (C, H, W) of an image.
+        build: () ↦ (generator or None, critic), freshly initialised from PyTorch's global random state.
+        width: the factor on its channel counts, for a shipped one.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    build: Callable[[], tuple[nn.Module | None, nn.Module]]
+    width: float = 1.0
+
+    @property
+    def large(self) -> bool:
+        """Whether images are so large that PyTorch's second-order convolutions are too slow to search kernels for."""
+        return len(self.shape) == 3 and max(self.shape[1:]) >= 128
+
+    def critic(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu") -> nn.Module:
+        """The critic, the same one every time."""
+        return self._made(1).to(device=device, dtype=dtype, memory_format=layout)
+
+    def generator(
+        self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu"
+    ) -> nn.Module:
+        """The generator, the same one every time; latents are (B, Z_DIM)."""
+        return self._made(0).to(device=device, dtype=dtype, memory_format=layout)
+
+    def images(
+        self, batch: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """(batch, *shape) in [-1, 1], the same ones every time."""
+        images = torch.rand(batch, *self.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        layout = layout if images.dim() == 4 else torch.contiguous_format
+        return images.to(device=device, dtype=dtype, memory_format=layout)
+
+    def _made(self, index: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.build()[index]
+
+
+@cache
+def shipped(name: str, width: float = 1.0) -> Network:
+    """A critic of `gnfast.models`, the same object for the same arguments.
+
+    Args:
+        name: a key of `SHIPPED`, or the same as a word ("resnet-32").
+        width: factor on every hidden channel count.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = {word(key): key for key in SHIPPED}
+    if word(name) not in known:
+        raise ValueError(f"critic: got {name!r}, wanted one of {', '.join(known)}")
+    title = known[word(name)]
+    family, resolution = SHIPPED[title]
+    build = partial(models.build, family, resolution=resolution, z_dim=Z_DIM, width=width)
+    return Network(title, (3, resolution, resolution), build, width)
+
+
+def word(name: str) -> str:
+    """A name as one writes it in a command: "ResNet 32" is resnet-32."""
+    return name.lower().replace(" ", "-")
+
+
+def user(spec: str, shape: str, arguments: str = "") -> Network:
+    """A critic of the user's.
+
+    Args:
+        spec: "module:Class", importable from the current folder or anywhere else; a function that returns a module too.
+        shape: of one input without the batch, "3,64,64".
+        arguments: what to call it with, as Python writes it: "64, norm='none'"; literals only.
+
+    Raises:
+        ValueError: one of them is not of that form, or nothing importable.
+    """
+    try:
+        extents = tuple(int(extent) for extent in shape.split(","))
+    except ValueError:
+        extents = ()
+    if not extents or min(extents) < 1:
+        raise ValueError(f"--shape: got {shape!r}, wanted the shape of one input, such as 3,64,64")
+    args, kwargs = _literals(arguments)
+    factory = load_object(spec, "--net")
+    try:
+        made = factory(*args, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"--args: {spec}({arguments}) raised {error}") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"--net: {spec} gave a {type(made).__name__}, wanted a torch.nn.Module")
+    return Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
+
+
+def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:
+    try:
+        call = ast.parse(f"f({arguments})", mode="eval").body
+        return (
+            [ast.literal_eval(argument) for argument in call.args],
+            {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords},
+        )
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise ValueError(f"--args: got {arguments!r}, wanted Python literals such as \"64, norm='none'\"") from error

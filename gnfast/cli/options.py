@@ -1,0 +1,75 @@
+"""Arguments and options of commands, by tyro: its help as it is, and its errors as one line."""
+
+import contextlib
+import io
+import re
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from gnfast.cli.common import UsageError
+
+T = TypeVar("T")
+
+
+def argument(metavar: str, kind: Any = str) -> Any:
+    """The type of an option that is given by its place, and shown as `metavar`."""
+    return Annotated[kind, tyro.conf.Positional, tyro.conf.arg(metavar=metavar)]
+
+
+def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: str = "", default: T | None = None) -> T:
+    """What the words say.
+
+    Args:
+        kind: a dataclass of the arguments and options.
+        words: those after the command.
+        command: as `sample`, or `data prepare`.
+        help: what `--help` shows above the options.
+        usage: what is said where an argument is missing.
+        default: values where the words do not say; those of `kind` if None.
+
+    Raises:
+        UsageError: they are not such words.
+        SystemExit: help was asked for, and printed.
+    """
+    prog, errors = f"gnfast {command}", io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                kind, args=words, prog=prog, description=help, **({} if default is None else {"default": default})
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if usage and "Missing from" in errors.getvalue():
+        raise UsageError(f"{command}: {usage}")
+    raise UsageError(f"{_unframed(errors.getvalue())} (see {prog} --help)")
+
+
+def _unframed(box: str) -> str:
+    """What a framed message of tyro says, without its title, its frame and its repetition of the help."""
+    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    lines = [line for line in lines if line and line[0] not in "╭╰"]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if set(line) <= {"─", "-"}:
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    if "╭" not in box and len(parts) > 1:
+        # Where stdout is not UTF-8, the title is not in a frame but above a rule.
+        parts.pop(0)
+    message = " ".join(parts[0]).removeprefix("Error parsing Config: ")
+    near = re.search(r"meant:.*?(--[\w-]+)", " ".join(line for part in parts[1:] for line in part))
+    return f"{message}; did you mean {near.group(1)}?" if near else message
+
+
+def spelled_out(words: list[str]) -> list[str]:
+    """The words with --ema and --raw as the option --weights that they are short for."""
+    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
+    given = [word for word in words if word in short or word.partition("=")[0] == "--weights"]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)}: wanted one of --ema, --raw, --weights")
+    return [part for word in words for part in short.get(word, [word])]

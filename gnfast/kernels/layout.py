@@ -1,0 +1,37 @@
+"""Where the entries of tensors lie in memory, and what sums of them are made in."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Strides = tuple[int, ...]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether the entries fill their memory, in any order of dimensions, without gaps and overlaps."""
+    # `preserve_format` keeps the strides of exactly these tensors.
+    return torch.empty_like(t, device="meta").stride() == t.stride()
+
+
+def batch_major(t: Tensor) -> Tensor:
+    """The tensor without gaps and with its samples one after the other in memory; itself where it is so already."""
+    per_sample = t.numel() // max(t.shape[0], 1)
+    return t if is_dense(t) and (t.shape[0] == 1 or t.stride(0) == per_sample) else t.contiguous()
+
+
+def with_strides(t: Tensor, strides: Strides) -> Tensor:
+    """The tensor with those strides; itself where it has them."""
+    if t.stride() == strides:
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def filled(tensors: Sequence[Tensor], count: int, filler: Tensor) -> list[Tensor]:
+    """Pointers for `count` arguments of a kernel, which reads as many as there are tensors."""
+    return [*tensors, *[filler] * (count - len(tensors))]

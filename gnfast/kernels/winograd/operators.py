@@ -1,0 +1,82 @@
+"""Winograd convolutions by the compiled library; what torch.compile and FLOP counters are told of its operators."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+_operators = torch.ops.gnfast
+
+
+def conv2d(x, weight, bias, arguments):
+    """`conv2d`."""
+    y = _operators.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[1][0])
+    return _in_layout_of(y, x, weight)
+
+
+def conv2d_input_grad(cotangent, x, weight, arguments):
+    """`conv2d_input_grad`."""
+    given = _channels_last(cotangent), _channels_last(weight)
+    grad = _operators.winograd_conv2d_input_grad(*given, arguments[1][0], *x.shape[2:])
+    return _in_layout_of(grad, cotangent, weight)
+
+
+def conv2d_weight_grad(cotangent, x, weight, arguments):
+    """`conv2d_weight_grad`."""
+    given = _channels_last(cotangent), _channels_last(x)
+    grad = _operators.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[1][0])
+    return _in_layout_of(grad, weight)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _in_layout_of(result: Tensor, *given: Tensor) -> Tensor:
+    """As PyTorch chooses: channels_last if one of the given tensors is."""
+    last = any(t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous() for t in given)
+    return result if last else result.contiguous()
+
+
+def _feature_map(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("gnfast::winograd_conv2d")
+def _(x, weight, bias, padding):
+    size = weight.shape[2]
+    space = [(extent + 2 * padding - size) // (size - 2) + 1 for extent in x.shape[2:]]
+    return _feature_map(x, x.shape[0], weight.shape[0], *space)
+
+
+@torch.library.register_fake("gnfast::winograd_conv2d_input_grad")
+def _(grad, weight, padding, height, width):
+    return _feature_map(grad, grad.shape[0], weight.shape[1], height, width)
+
+
+@torch.library.register_fake("gnfast::winograd_conv2d_weight_grad")
+def _(grad, x, kernel_size, padding):
+    return _feature_map(grad, grad.shape[1], x.shape[1], kernel_size, kernel_size)
+
+
+# FLOPs as PyTorch counts them, which are those of the direct algorithm.
+
+
+def _products(y_shape, weight_shape):
+    return 2 * math.prod(weight_shape) * y_shape[0] * math.prod(y_shape[2:])
+
+
+@register_flop_formula(_operators.winograd_conv2d)
+def _(x_shape, weight_shape, *_, out_shape, **__):
+    return _products(out_shape, weight_shape)
+
+
+@register_flop_formula(_operators.winograd_conv2d_input_grad)
+def _(grad_shape, weight_shape, *_, **__):
+    return _products(grad_shape, weight_shape)
+
+
+@register_flop_formula(_operators.winograd_conv2d_weight_grad)
+def _(grad_shape, *_, out_shape, **__):
+    return _products(grad_shape, out_shape)
