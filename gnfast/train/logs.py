@@ -24,7 +24,6 @@ from gnfast.runs import drawing
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import points, read_json
 
-
 LOG, METRICS, SPEED = "log.txt", "metrics.jsonl", "speed.jsonl"
 
 
@@ -102,7 +101,7 @@ class RunLog:
         except RunError as error:
             aside = path.with_name(f"{path.name}.damaged")
             os.replace(path, aside)
-            self.say(f"warning: {error}; it is begun anew, {aside.name} is the file as it was")
+            self.say(f"warning: {error}; a new one is begun, and {aside.name} is the file as it was")
             return []
 
     def picture(self, name: str, step: int, images: Tensor) -> None:

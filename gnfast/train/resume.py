@@ -29,7 +29,7 @@ def open_run(
             # A power cut leaves an empty file. A checkpoint knows preset and settings as well.
             if (folder / "config.json").stat().st_size and not checkpoint.paths(checkpoints):
                 raise RunError(f"{error}; choose another --run-dir") from error
-            warn(f"warning: {error}; it is written anew")
+            warn(f"warning: {error}; it is written again")
         except RunError as error:
             raise RunError(f"{error}; choose another --run-dir") from error
         else:
