@@ -1,4 +1,4 @@
-// A heap of large blocks behind PyTorch's CPU allocator.
+// A heap of large blocks under PyTorch's CPU allocator.
 
 #include "arena.h"
 

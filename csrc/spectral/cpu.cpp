@@ -31,7 +31,8 @@ SpectralKernels<T> spectral_kernels() {
   return portable_spectral_kernels<T>();
 }
 
-// Large enough that a block's partial sums along the columns are few beside its weights, small enough for the L2 cache.
+// Large enough that a block's partial sums along the columns are few compared with its weights, small enough for the L2
+// cache.
 constexpr int64_t kBlockElements = 65536;
 // Rows that are read a second time while they are in the L1 or L2 cache.
 constexpr int64_t kPanelRows = 4;

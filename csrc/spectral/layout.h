@@ -21,7 +21,7 @@ struct SpectralLayout {
   int64_t column(int64_t position) const { return position % minor * major + position / minor; }
 };
 
-// Nothing for a weight with gaps, and where the order of the columns in memory is no rotation of their own.
+// Nothing for a weight with gaps, and where the order of the columns in memory is not a rotation of their own.
 inline std::optional<SpectralLayout> spectral_layout(c10::IntArrayRef sizes, c10::IntArrayRef strides, int64_t dim) {
   std::vector<int64_t> columns, in_memory;  // dimensions: the columns in order; all, from the largest stride down
   for (int64_t d = 0; d < static_cast<int64_t>(sizes.size()); ++d) {

@@ -64,7 +64,7 @@ DOMAIN = {"optimizer": "rmsprop", "lr_d": 5e-4, "lr_g": 5e-4, "steps": 250}
 LOSSES = ["non-saturating", "least-squares", "wasserstein", "cosine", "exponential"]
 K_SN = [0.2, 1.0, 5.0, 50.0]
 ALPHA, ALPHA_WIDE = "α at k_SN = 1", "α at k_SN = 50"
-# By family: base options, what varies beside the loss, and the losses.
+# By family: base options, what varies besides the loss, and the losses.
 DOMAINS: dict[str, tuple[dict[str, Any], str, list[float], list[str]]] = {
     "k_SN": ({"spectral_norm": True}, "k_sn", K_SN, LOSSES),
     ALPHA: ({"spectral_norm": True}, "alpha", [1e2, 1e5], LOSSES),

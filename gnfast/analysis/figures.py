@@ -1,4 +1,4 @@
-"""The figures: each function draws one from a tidy table, the rows that the CSV file beside it holds."""
+"""The figures: each function draws one from a tidy table, the rows that the CSV file of the same name holds."""
 
 from typing import Any
 
@@ -120,7 +120,7 @@ def spectra(rows: Rows) -> Figure:
     Args:
         rows: critic, layer, index (from 0), raw, normalized.
     """
-    # A layer with a single output has one singular value, which is no spectrum; `operators` shows it.
+    # A layer with a single output has one singular value, which is not a spectrum; `operators` shows it.
     layers = distinct([row for row in rows if row["index"]], "layer") or distinct(rows, "layer")
     columns = min(4, len(layers))
     lines = -(-len(layers) // columns)

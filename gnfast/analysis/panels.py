@@ -119,7 +119,7 @@ CAPTIONS = {
     "spectra": Caption(
         "Singular values of the layers",
         "All singular values of each layer's weight as a matrix with a row per output channel: of the weight that "
-        "is applied (solid) and of the parameter behind it where they differ (dashed). A spectrum that falls "
+        "is applied (solid) and of the underlying parameter where they differ (dashed). A spectrum that falls "
         "steeply means that the layer passes on few directions.",
         f"{SNGAN}, figs. 3 and 9",
         figures.spectra,
@@ -127,7 +127,7 @@ CAPTIONS = {
     "operators": Caption(
         "A convolution is not its matrix",
         "The largest singular value of each layer's applied weight as a matrix, which is what spectral "
-        "normalisation sets, beside that of the convolution on a map that wraps around and of the layer as it acts "
+        "normalisation sets, next to that of the convolution on a map that wraps around and of the layer as it acts "
         "on its input. The operator applies the matrix to overlapping windows and is larger, by the kernel's side "
         "at most at stride 1.",
         "Sedghi, Gupta and Long (ICLR 2019)",

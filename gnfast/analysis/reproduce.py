@@ -23,7 +23,7 @@ from gnfast.runs.launch import run_sweep
 from gnfast.runs.sweep_file import Case, Sweep, sweep_of
 from gnfast.runs.sweep_results import ENDED, collect
 
-# Measurements over training, beside one at the start.
+# Measurements over training, apart from one at the start.
 POINTS = 6
 
 

@@ -97,13 +97,13 @@ def of_module(
     Args:
         spec: "module:name" of a module, or of a class or function that makes one without arguments.
         data: source of the real images, as `gnfast.data.load` takes it.
-        fakes: source of generated images, likewise; none if empty.
+        fakes: source of generated images, in the same words; none if empty.
         weights: file with its state dict (.pt or .safetensors); as built if empty.
         method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for none.
         count, device, seed: as for `of_run`.
 
     Raises:
-        ValueError: it cannot be imported, is no critic, is not differentiable, or the data do not fit it.
+        ValueError: it cannot be imported, is not a critic, is not differentiable, or the data do not fit it.
     """
     net = _imported(spec)
     if weights:

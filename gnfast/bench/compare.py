@@ -69,9 +69,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from None
+        raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(content, dict) or not ("sections" in content or "rows" in content):
-        raise ValueError(f"{path}: neither sections nor rows in it, so it is no result of a benchmark")
+        raise ValueError(f"{path}: neither sections nor rows in it, so it is not a result of a benchmark")
     return content
 
 

@@ -44,7 +44,7 @@ def measure(
         ceilings: the device's, for the floor that each row's time is compared with; None leaves it out.
         budget_s: seconds of timed rounds per variant, of which there are 50 at most.
         least: rounds, whatever the budget.
-        warmup: rounds before those, beside the runs that checking and counting take.
+        warmup: rounds before those, besides the runs that checking and counting take.
         prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
         only: the variants that are measured, all if None; others may be their yardsticks all the same.
         alone: keeps other processes off the device while something is timed.

@@ -1,7 +1,7 @@
 """What a step costs at least, from the critic's Plan: operations, and bytes that must move.
 
 The traffic model: a product (convolution, matrix product) reads its operand and its weight once and writes its result
-once; activations are fused into the products beside them and move their sign bits only; an addition reads what its
+once; activations are fused into the products next to them and move their sign bits only; an addition reads what its
 producer does not hand it; whatever else computes reads its inputs and writes its output; views are free. Nothing is
 found in a cache. `docs/scaling.md` has the formulae and how far they are from measurements.
 """

@@ -10,7 +10,7 @@ from gnfast.kernels import backends, build_info
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Device, versions and threads: what a figure needs beside it.
+    """Device, versions and threads: what a figure must come with.
 
     Args:
         device: what is measured; a GPU where there is one if None.

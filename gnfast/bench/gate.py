@@ -104,7 +104,7 @@ class Gate:
             return None, None
         error = error_of(result, self._truth)
         if variant.budget == name:
-            # The yardstick: what double backward itself loses is no fault, as long as something is left.
+            # The yardstick: what double backward itself loses is not a fault, as long as something is left.
             return error, max(error.values, error.gradients) < 1
         return error, within(error, self._budget(variant.budget), variant.precision)
 

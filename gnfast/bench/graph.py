@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def captured(function: Callable[[], T], device: torch.device) -> Callable[[], T]:
-    """A function that replays what `function` does and returns the same tensors every time, filled anew.
+    """A function that replays what `function` does and returns the same tensors every time, filled again.
 
     Args:
         function: work on the device with inputs that stay where they are; it runs three times before the capture, on

@@ -1,6 +1,6 @@
 """Whether the compiled libraries serve this Python, this PyTorch and this GPU:
 
-    python -m gnfast.bench.libraries     one line; exit status 1 if they are to be built (anew) here
+    python -m gnfast.bench.libraries     one line; exit status 1 if they have to be built (again) here
 
 Without a GPU the CUDA library is loaded all the same, if PyTorch is a CUDA build, but nothing of it runs.
 """

@@ -1,4 +1,4 @@
-"""How a step runs, beside what it computes: memory layout, precision, and the liberties that libraries may take."""
+"""How a step runs, not what it computes: memory layout, precision, and the liberties that libraries may take."""
 
 import contextlib
 from collections.abc import Iterator

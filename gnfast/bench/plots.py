@@ -1,4 +1,4 @@
-"""Rows as pictures: each row's time beside its baselines', and where it stands under the machine's roofline."""
+"""Rows as pictures: each row's time next to its baselines', and where it stands under the machine's roofline."""
 
 from pathlib import Path
 

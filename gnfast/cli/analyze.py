@@ -42,7 +42,7 @@ class CriticOptions:
     data: str = ""
     """Where real images come from, as for `train`; a run's own if empty."""
     fakes: str = ""
-    """With --net: where generated images come from, likewise; none if empty."""
+    """With --net: where generated images come from, in the same words; none if empty."""
     method: Literal["none", *METHODS] = "none"
     """With --net: its normaliser. A run's is in its settings."""
     tau: float | None = None

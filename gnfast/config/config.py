@@ -134,7 +134,7 @@ class Config:
     impl: Literal["auto", "reference"] = "auto"
     """Normalisation by gnfast, or for comparison by plain PyTorch: double backward, its own spectral norm."""
     rewrite: bool = True
-    """Merge convolutions with the pooling or upsampling beside them where that saves work (not with `reference`)."""
+    """Merge convolutions with the pooling or upsampling next to them where that saves work (not with `reference`)."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
@@ -157,7 +157,7 @@ class Config:
     sample_bn: Literal["batch", "running"] = "batch"
     """Batch norm in the generator when it samples: the batch's statistics, as in the papers' code, or running ones."""
     eval_every: Interval = 5000
-    """Steps between Fréchet distances, beside one at the start and one at the end; 0 for those two only."""
+    """Steps between Fréchet distances, apart from one at the start and one at the end; 0 for those two only."""
     extractor: str = "none"
     """Feature extractor for the Fréchet distance: `inception` (FID), `classifier`, `module:function`; `none` does not
     evaluate."""
@@ -173,7 +173,7 @@ class Config:
     """Steps between measurements of gradient norms, singular values and the loss's domain (see `gnfast analyze`); 0 for
     none."""
     checkpoint_every: Interval = 1000
-    """Steps between checkpoints, beside one at the end; the newest two are kept, and the best by Fréchet distance."""
+    """Steps between checkpoints, and at the end; the newest two are kept, and the best by Fréchet distance."""
     tensorboard: bool = True
     """Write TensorBoard event files too."""
 

@@ -54,7 +54,7 @@ class Entry:
     """A preparation in the cache.
 
     Args:
-        path: of its description, a JSON file; the pixels are beside it.
+        path: of its description, a JSON file; the pixels are next to it.
         header: what the description holds.
         nbytes: of both files.
     """

@@ -110,7 +110,7 @@ class _Database:
             import lmdb  # noqa: F401
         except ImportError as error:
             raise DataError(f"{path} is an LMDB, and the package lmdb is not installed: pip install lmdb") from error
-        # -P: the modules of this package beside the script must not stand for Python's own.
+        # -P: the modules of this package next to the script must not stand for Python's own.
         words = [sys.executable, "-P", lmdb_reader.__file__, os.fspath(path), str(ENTRY_BYTES)]
         modules = os.pathsep.join(folder for folder in sys.path if folder)
         self._process = subprocess.Popen(

@@ -77,7 +77,7 @@ class Draft:
 
 @contextlib.contextmanager
 def new_draft(path: Path, nbytes: int) -> Iterator[Draft]:
-    """A draft beside `path`, which is gone afterwards unless it was moved elsewhere."""
+    """A draft next to `path`, which is gone afterwards unless it was moved elsewhere."""
     with contextlib.ExitStack() as stack:
         with clear_about_room(path.parent, nbytes):
             path.parent.mkdir(parents=True, exist_ok=True)

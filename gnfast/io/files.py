@@ -131,7 +131,7 @@ def _check_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends, and vanishes when it raises.
+    """A temporary path next to `path` that becomes `path` when the block ends, and vanishes when it raises.
 
     What is there afterwards is the old content or the new one, whole and on disk, whatever stops the
     process or the machine. A link at `path` is replaced, not followed: it may have been planted there.
@@ -158,7 +158,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def own_part(path: Path) -> Iterator[Path]:
-    """A new empty file beside `path`, named after it, that is gone after the block unless it was moved elsewhere.
+    """A new empty file next to `path`, named after it, that is gone after the block unless it was moved elsewhere.
 
     Others may read it as far as the user's umask lets them. What a killed process left of the same name goes first.
     """

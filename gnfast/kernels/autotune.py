@@ -90,7 +90,7 @@ def _measured(
     expected = _tensors(view((reference or candidates[default])()))
     right = [] if reference else [default]
     for name in [name for name in candidates if name not in right]:
-        # A configuration that a device cannot launch is no candidate there.
+        # A configuration that a device cannot launch is not a candidate there.
         with contextlib.suppress(Exception):
             if _agree(_tensors(view(candidates[name]())), expected, tolerance):
                 right.append(name)

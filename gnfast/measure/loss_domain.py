@@ -49,7 +49,7 @@ def loss_domain(loss: Loss, real: Tensor, fake: Tensor, points: int = POINTS) ->
     Args:
         loss: its three parts are functions of logits that average over them.
         real, fake: (N,) logits, floating point; those that the loss is applied to, after any normaliser.
-        points: evenly spaced over Ω, at which slopes are taken beside the logits.
+        points: evenly spaced over Ω, at which slopes are taken besides the logits.
 
     Raises:
         ValueError: no logits, or one that is not finite.

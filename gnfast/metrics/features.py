@@ -25,7 +25,7 @@ class FeatureExtractor:
         device: where `function` wants its images.
         fingerprint: identifies the function's weights, so that statistics may be cached on disk; None when unknown.
         details: figures about it, for logs (the classifier's "held_out_accuracy", a fraction).
-        classes: K, the number of logits that the function gives beside the features; None for features alone.
+        classes: K, the number of logits that the function gives besides the features; None for features alone.
         protocol: how images are prepared, where there is a choice.
     """
 

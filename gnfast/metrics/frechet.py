@@ -170,7 +170,7 @@ class FeatureStatistics:
 
 
 def _covariance(place: str, matrix: Tensor) -> Tensor:
-    """The matrix, symmetric to the last bit, once it has been found to be a covariance but for rounding.
+    """The matrix, symmetric to the last bit, once it has been found to be a covariance up to rounding.
 
     Raises:
         InputError: it is not finite, not symmetric or has a negative eigenvalue.
@@ -243,7 +243,7 @@ def _cholesky(matrix: Tensor) -> Tensor | None:
 
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
-    """Of a matrix that is symmetric but for rounding; eigvalsh would read one triangle."""
+    """Of a matrix that is symmetric up to rounding; eigvalsh would read one triangle."""
     return torch.linalg.eigvalsh(_symmetric(matrix))
 
 

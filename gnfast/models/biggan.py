@@ -31,7 +31,7 @@ class Layout:
         generator: channels of the first map, then of each block's output; each block doubles the side.
         critic: output channels of each block.
         downs: how many of the critic's blocks, from the first on, halve the map.
-        attention: the generator's block (counted from 1) behind which it has attention; the critic has it behind its
+        attention: the generator's block (counted from 1) after which it has attention; the critic has it after its
             first. None: neither has any, and labels go straight to the batch norms, without a shared embedding.
     """
 

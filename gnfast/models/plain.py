@@ -30,7 +30,7 @@ class LayeredCritic(nn.Module):
         channels: image channels.
         layers: n, at least 3.
         stages: width of the 3x3 convolutions of each stage.
-        activation: called once per convolution, returns the activation behind it.
+        activation: called once per convolution, returns the activation after it.
     """
 
     def __init__(

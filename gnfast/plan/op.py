@@ -17,11 +17,11 @@ Shape = tuple[int, ...]
 
 
 class Context(NamedTuple):
-    """What a pass hands to an operation beside the tensors that it works on."""
+    """What a pass hands to an operation besides the tensors that it works on."""
 
     operands: Sequence[Tensor | None] = ()
     saved: Any = None
-    """What forward returned beside y: whatever fixes the mask. Not set in pass 1."""
+    """What forward returned besides y: whatever fixes the mask. Not set in pass 1."""
     overwrite: bool = False
     """Whether a method may write its result into the first tensor that it works on."""
     shapes: Sequence[Shape] = ()

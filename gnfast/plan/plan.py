@@ -33,7 +33,7 @@ class Node:
     """Bytes per entry of the output."""
     submodule: str
     further_outputs: tuple[int, ...] = ()
-    """Values beside `output` that a fused node produces, of the same shape and dtype."""
+    """Values besides `output` that a fused node produces, of the same shape and dtype."""
     biases: tuple[int, ...] = ()
     """Slots of what a fused node adds for layers before it, whose nodes take the gradients."""
 

@@ -1,4 +1,4 @@
-"""What a forward may change beside its result, to be put back when a recording of it is thrown away."""
+"""What a forward may change besides its result, to be put back when a recording of it is thrown away."""
 
 import contextlib
 import copyreg
@@ -56,7 +56,7 @@ def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
 
     Args:
         thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
-            of attributes or among very many, attributes of classes, and modules that are no submodules.
+            of attributes or among very many, attributes of classes, and modules that are not submodules.
 
     Raises:
         UnsupportedError: a forward that is thrown away during a capture has changed the network.
@@ -135,7 +135,7 @@ class _Snapshot(Before):
         self._seen.add(id(module))
         parameters, buffers, attributes = module._parameters, module._buffers, module.__dict__
         for entries in (parameters, buffers, module._modules, attributes):
-            # Those of a ScriptModule are no dicts, and its Python cannot reassign them.
+            # Those of a ScriptModule are not dicts, and its Python cannot reassign them.
             if type(entries) is dict:
                 self.dicts.append((entries, entries.copy()))
         for parameter in parameters.values():

@@ -22,7 +22,7 @@ class Traced(Tensor):
     extent: Shape
     """The shape, without the detour of `.shape` through `__torch_function__`."""
     scalar: torch.dtype
-    """The dtype, likewise."""
+    """The dtype, in the same way."""
     views: "weakref.WeakSet[Traced] | None"
     """The tensors that share this one's memory, itself included; None while there is no other."""
     tracked: bool

@@ -1,4 +1,4 @@
-"""Convolution kernels folded with the average pooling behind them or the nearest upsampling before them.
+"""Convolution kernels folded with the average pooling after them or the nearest upsampling before them.
 
 Differentiable functions of the weight, exact up to rounding (docs/algorithm.md, Rewrites). All of them speak of a
 convolution with stride 1, dilation 1 and zero padding p.

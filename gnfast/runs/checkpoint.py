@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill: each is written beside the others, flushed to disk and renamed, and two are kept.
+"""Checkpoints that survive a kill: each is written next to the others, flushed to disk and renamed, and two are kept.
 
 A file is a dict of tensors and plain values, which `gnfast.io.tensors` reads without believing what it says of itself.
 """
@@ -28,7 +28,7 @@ def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> 
         step: generator updates done.
         state: tensors, numbers, strings, and lists and dicts of them: `preset`, `data` (a fingerprint) and `state`, a
             dict with `step` and the weights `generator`, `critic` and `ema`.
-        best: write it as the best so far instead, beside those; the one before goes.
+        best: write it as the best so far instead, next to those; the one before goes.
 
     Returns:
         The path of the file, which is complete on disk.

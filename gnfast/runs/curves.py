@@ -32,7 +32,7 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False, note:
         title: what the vertical axis shows.
         series: the curves; empty ones are left out.
         log: a logarithmic vertical axis, where all values are positive and they differ by more than a factor of 3.
-        note: said beside the title.
+        note: said next to the title.
     """
     drawn = [one for one in series if one.points]
     if not drawn:

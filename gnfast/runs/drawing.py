@@ -20,7 +20,7 @@ WIDTH = 8.5
 DPI = 130
 
 _STYLE = {
-    # A $ in a name is no formula.
+    # A $ in a name is not a formula.
     "text.parse_math": False,
     # The same figure is the same bytes.
     "svg.hashsalt": "gnfast",

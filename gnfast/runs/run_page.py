@@ -64,7 +64,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         The file written.
 
     Raises:
-        RunError: one of them is no run folder.
+        RunError: one of them is not a run folder.
     """
     records = [read_run(folder) for folder in run_dirs]
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in run_dirs]))

@@ -25,7 +25,7 @@ TOP = ("preset", "out", "score", "base", "grid", "case", "run")
 RUN = ("processes", "devices", "threads")
 MOST_RUNS = 200_000
 _FILE_BYTES = 16 << 20
-# What the folder of a sweep holds beside its runs.
+# What the folder of a sweep holds besides its runs.
 _OWN = {"output", "sweep.json", "table.md", "table.csv", "runs.csv", "figure.svg", "report.html", ".lock"}
 
 

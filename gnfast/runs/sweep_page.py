@@ -85,7 +85,7 @@ def _is_numeric(values: Sequence[Any]) -> bool:
 
 
 def _name(one: Combination, without: str) -> str:
-    """The name of a combination but for one axis."""
+    """The name of a combination without one axis."""
     return Combination({axis: label for axis, label in one.labels.items() if axis != without}, [], [], []).name
 
 

@@ -223,7 +223,7 @@ def _of_file(path: Path, weights: Weights | None) -> Snapshot:
     return found
 
 
-# What a file says beside the settings, and how to tell.
+# What a file says besides the settings, and how to tell.
 _ABOUT: dict[str, Callable[[Any], bool]] = {
     "weights": lambda value: value in ("ema", "raw"),
     "preset": lambda value: isinstance(value, str),

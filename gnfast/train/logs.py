@@ -37,7 +37,7 @@ class RunLog:
         folder: the run folder.
         step: step to continue after; rows and events of later steps are dropped, and of a run that has not begun all.
         tensorboard: write event files.
-        echo: called with each line of the log, beside the file.
+        echo: called with each line of the log, besides the file.
         writes: whether this process leaves anything; of several, one does.
     """
 
@@ -153,7 +153,7 @@ def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
             kept.append(line if line.endswith(b"\n") else line + b"\n")
         changed |= not kept or kept[-1] is not line
     if not line.endswith(b"\n") and parsed(line) is None:
-        # As a kill leaves it: a row that was being written is no row.
+        # As a kill leaves it: a row that was being written does not count.
         damaged.pop()
     if damaged:
         copy = path.with_name(f"{path.name}.damaged")

@@ -92,7 +92,7 @@ def _normalize_spectrally(critic: nn.Module, config: Config) -> None:
 
 
 def merged(net: nn.Module, config: Config) -> nn.Module:
-    """The network with its convolutions merged into what stands beside them, where the run does that."""
+    """The network with its convolutions merged into what is next to them, where the run does that."""
     return rewrite(net) if config.rewrite and config.impl == "auto" else net
 
 

@@ -75,7 +75,7 @@ def _unscaled(state: State) -> State:
 
     With these activations a critic is homogeneous in its weights and (each layer's bias with all scales up to there)
     biases, so that it does not matter where the scales are. Attention is not: before it, they are gathered in the block
-    that it follows, and the biases behind it keep them.
+    that it follows, and the biases after it keep them.
     """
     scales = {
         key.removesuffix(".module.weight_scale"): scale

@@ -38,7 +38,7 @@ def test_as_a_command(tmp_path, capsys):
         path.write_text(json.dumps(results(time)))
     assert main([*map(str, paths)]) == 0
     assert "×3.000" in capsys.readouterr().out
-    for content, message in (("{", "no JSON"), ("[]", "no result of a benchmark")):
+    for content, message in (("{", "not JSON"), ("[]", "not a result of a benchmark")):
         paths[0].write_text(content)
         with pytest.raises(SystemExit):
             main([*map(str, paths)])

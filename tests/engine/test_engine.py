@@ -406,7 +406,7 @@ def test_refused_networks_fall_back_exactly_with_one_warning(message, x):
         (lambda x: torch.einsum("bi,ci->c", x.flatten(1), x.new_ones(4, 105)), "batch axis mixes samples"),
         (lambda x: (x.new_ones(4, 4) @ x.flatten(1)).sum(1), "batch axis mixes samples"),
         (lambda x: F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)).sum((1, 2, 3)), "padding the batch axis"),
-        (lambda x: F.rrelu(x, training=True).sum((1, 2, 3)), "drawn anew"),
+        (lambda x: F.rrelu(x, training=True).sum((1, 2, 3)), "drawn at random"),
         (lambda x: x.flatten(1)[torch.arange(4), torch.arange(4)], "an index along the batch axis"),
         (lambda x: [x.sum((1, 2, 3))][0].sum(0), "mixes samples"),
     ],

@@ -31,7 +31,7 @@ REGISTER_BUDGET = 255
 
 @triton.jit
 def _pick(i: tl.constexpr, first, second, third, fourth):
-    """Lists of pointers are no kernel arguments."""
+    """Triton kernels take no lists of pointers."""
     if i == 0:
         chosen = first
     elif i == 1:

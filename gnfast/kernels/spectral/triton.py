@@ -165,7 +165,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(weight: Tensor, dim: int) -> Layout | None:
-    """Where the matrix's entries lie; None for gaps, and where the columns in memory are no rotation of their order."""
+    """Where the matrix's entries lie; None for gaps, and where columns in memory are not a rotation of their order."""
     dimensions = [d for d in range(weight.dim()) if weight.shape[d] != 1]
     columns = [d for d in dimensions if d != dim]
     in_memory = sorted(dimensions, key=lambda d: -weight.stride(d))

@@ -162,7 +162,7 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
     F.relu: lambda: LeakyReLU(0.0),
     torch.relu: lambda: LeakyReLU(0.0),
     F.leaky_relu: lambda negative_slope=0.01: LeakyReLU(float(negative_slope)),
-    # None: slopes that are drawn anew for every entry.
+    # None: slopes that are drawn for every entry.
     F.rrelu: lambda lower=1 / 8, upper=1 / 3, training=False: None if training else LeakyReLU((lower + upper) / 2),
     torch.abs: lambda: Piecewise("abs", ((0, True), (0, False)), (-1, 0, 1), (0, 0, 0)),
     torch.clamp: _clamp,
@@ -189,7 +189,7 @@ def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> 
             trace.refuse("a bound that is a tensor")
         op = op_of(*args, **kwargs)
         if op is None:
-            trace.refuse("slopes that are drawn anew for every entry")
+            trace.refuse("slopes that are drawn at random for every entry")
         if inplace and isinstance(op, LeakyReLU) and op.slope < 0:
             trace.refuse("a negative slope in place, of which PyTorch has no gradient")
         y = trace.emit(op, [input])

@@ -53,7 +53,7 @@ class Pick(Op):
 
 
 class Indices:
-    """Stands for the indices beside a maximum's values: integers that depend on x, and are not recorded."""
+    """Stands for the indices that come with a maximum's values: integers that depend on x, and are not recorded."""
 
     def __init__(self, trace: Any) -> None:
         self._trace = trace
