@@ -332,7 +332,7 @@ def test_own_extractor(digits, name, classes):
         ("digits-classifier", {"protocol": "legacy"}, "protocol: got 'legacy', wanted one of tf,"),
         ("nowhere:f", {}, "cannot be imported"),
         (f"{__name__}:not_features", {}, r"floats of shape \(2, D\)"),
-        ("classifier", {"dataset": ImageDataset("x", torch.zeros(20, 1, 8, 8, dtype=torch.uint8))}, "has no labels"),
+        ("classifier", {"dataset": ImageDataset("x", torch.zeros(20, 1, 8, 8, dtype=torch.uint8))}, "with no labels"),
     ],
 )
 def test_extractor_refusals(digits, cache, spec, options, message):
