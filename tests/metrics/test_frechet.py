@@ -139,7 +139,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_refusals(tmp_path):
     one, two = statistics(vectors(1, 3, 0)), statistics(vectors(2, 3, 0))
-    with pytest.raises(ValueError, match=r"a: got .* feature vectors, wanted at least 2"):
+    with pytest.raises(ValueError, match="got 1 feature vectors, wanted at least 2"):
         frechet_distance(one, two)
     with pytest.raises(ValueError, match="got dimensions 3 and 4, wanted the same"):
         frechet_distance(two, statistics(vectors(5, 4, 0)))
@@ -169,6 +169,7 @@ SIGMA = vectors(9, 3, 0).T.cov().numpy()
         ({"n": np.array(2.5)}, "got n .*, wanted an integer of at least 2"),
         ({"n": np.array([5])}, "got n .*, wanted an integer of at least 2"),
         ({"n": np.array(1)}, "got n .*, wanted an integer of at least 2"),
+        ({"kept": np.zeros((), np.float32)}, r"kept: got float32 \(\), wanted \(k, 3\) float32"),
         ({"kept": np.zeros((2, 4), np.float32)}, r"kept: got .*, wanted \(k, 3\) float32"),
         ({"kept": np.zeros((9, 3), np.float32), "n": np.array(8)}, "no more than the n images"),
         ({"kept": np.full((2, 3), np.nan, np.float32)}, "kept: got NaN or infinity"),
