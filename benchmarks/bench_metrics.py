@@ -29,9 +29,8 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", ["tf", "torch", "clean", "tf, plain network"])
 def bench_features(benchmark, weights, device, name):
     """Features and logits; and the network alone, as it is stated: not folded, NCHW."""
-    protocol = name.partition(",")[0]
-    load = {"weights": weights, "device": torch.device(device), "progress": False}
-    extractor = load_extractor("inception", protocol=protocol, **load)
+    how = {"protocol": name.partition(",")[0], "weights": weights, "device": device, "progress": False}
+    extractor = load_extractor("inception", **how)
     pixels = torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, device=device)
     call = lambda: extractor(pixels)  # noqa: E731
     if name == "tf, plain network":

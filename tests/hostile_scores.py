@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pickle
 import random
 import struct
@@ -22,22 +21,11 @@ from gnfast.config.config import Config, as_json
 from gnfast.runs import checkpoint
 from gnfast.train.export import _digest
 from tests.damage import CONTENT, SPECIAL
-from tests.hostile_files import CANARY, HOSTILE, Hostile
+from tests.hostile_files import CANARY, HOSTILE, TOUCH, Code, Hostile
 
 DIM = 6
-CONFIG = Config(
-    data="digits",
-    resolution=8,
-    channels=1,
-    model="small",
-    width=0.1,
-    z_dim=5,
-    batch_d=4,
-    batch_g=4,
-    n_samples=4,
-    n_fake=8,
-    extractor=f"{__name__}:planted",
-)
+_SIZES = {"resolution": 8, "channels": 1, "width": 0.1, "z_dim": 5, "batch_d": 4, "batch_g": 4, "n_samples": 4}
+CONFIG = Config(data="digits", model="small", n_fake=8, extractor=f"{__name__}:planted", **_SIZES)
 
 
 def planted(images: torch.Tensor) -> torch.Tensor:
@@ -46,23 +34,8 @@ def planted(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(1).float()
 
 
-def pixels(images: torch.Tensor) -> torch.Tensor:
-    """One that the command names."""
-    return images.flatten(1).float()[:, 10:16]
-
-
-class Code:
-    """Pickled, a call of a function with arguments."""
-
-    def __init__(self, function: Callable, *arguments: Any, state: Any = None) -> None:
-        self.call = (function, arguments) if state is None else (function, arguments, state)
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
 RUNS_CODE = {
-    "system": Code(os.system, f"touch {CANARY}"),
+    "system": TOUCH,
     "open": Code(open, CANARY, "w"),
     "eval": Code(eval, f"open({CANARY!r}, 'w')"),
     "attribute": Code(getattr, Code(__import__, "os"), "system"),
@@ -241,18 +214,7 @@ def _damaged(good: Callable[[Path, random.Random], Path], how: str, folder: Path
     return path
 
 
-DAMAGES = [
-    "truncated",
-    "flipped",
-    "head-flipped",
-    "tail-flipped",
-    "doubled",
-    "cut-out",
-    "zeroed",
-    "noise",
-    "empty",
-    "text",
-]
+DAMAGES = [how for how in CONTENT if how not in ("zeros", "overwritten", "filled", "repeated")]
 
 
 def _special(name: str, how: str, folder: Path, _draw: random.Random) -> Path:
@@ -373,6 +335,13 @@ def _framed(header: bytes, size: int | None = None, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header) if size is None else size) + header + data
 
 
+def _claimed(data: bytes, **tensors: tuple[str, list[int], list[int]]) -> bytes:
+    """With the dtype, the shape and the place in the data that each tensor claims."""
+    keys = ("dtype", "shape", "data_offsets")
+    header = {name: dict(zip(keys, claims, strict=True)) for name, claims in tensors.items()}
+    return _framed(json.dumps(header).encode(), data=data)
+
+
 HEADERS = {
     "header-endless": lambda draw: _framed(b"{}", 2**63),
     "header-larger-than-the-file": lambda draw: _framed(b"{}", draw.randrange(99, 10**8)),
@@ -381,18 +350,11 @@ HEADERS = {
     "header-deep": lambda draw: _framed(b"[" * draw.randrange(1000, 100_000)),
     "header-no-text": lambda draw: _framed(b"\xff" * draw.randrange(1, 999)),
     "header-metadata-list": lambda draw: _framed(b'{"__metadata__":["gnfast"]}'),
-    "header-overlapping": lambda draw: _framed(
-        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
-        data=bytes(8),
-    ),
-    "header-beyond": lambda draw: _framed(
-        b'{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}', data=bytes(8)
-    ),
-    "header-negative": lambda draw: _framed(b'{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', data=bytes(4)),
-    "header-of-another-size": lambda draw: _framed(
-        b'{"a":{"dtype":"F64","shape":[3],"data_offsets":[0,4]}}', data=bytes(4)
-    ),
-    "header-dtype": lambda draw: _framed(b'{"a":{"dtype":"O","shape":[1],"data_offsets":[0,4]}}', data=bytes(4)),
+    "header-overlapping": lambda draw: _claimed(bytes(8), a=("F32", [2], [0, 8]), b=("F32", [2], [0, 8])),
+    "header-beyond": lambda draw: _claimed(bytes(8), a=("F32", [10**12], [0, 4 * 10**12])),
+    "header-negative": lambda draw: _claimed(bytes(4), a=("F32", [-1], [0, 4])),
+    "header-of-another-size": lambda draw: _claimed(bytes(4), a=("F64", [3], [0, 4])),
+    "header-dtype": lambda draw: _claimed(bytes(4), a=("O", [1], [0, 4])),
     "header-twice": lambda draw: _framed(
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},' * 2 + b'"b":0}', data=b"1"
     ),
@@ -426,10 +388,19 @@ def _changed(name: str, value: Any) -> Callable[[dict, random.Random], None]:
     return change
 
 
-def _faster(content: dict, critic: dict) -> None:
-    """In the other code's format."""
-    content.clear()
-    content["D"] = critic
+def _faster(critic: dict) -> Callable[[dict, random.Random], None]:
+    """A critic in the other code's format."""
+
+    def change(content: dict, draw: random.Random) -> None:
+        content.clear()
+        content["D"] = critic
+
+    return change
+
+
+def _many(*shape: int) -> torch.Tensor:
+    """One zero, seen many times."""
+    return torch.zeros(()).expand(shape)
 
 
 def _quantised(value: torch.Tensor) -> torch.Tensor:
@@ -467,24 +438,14 @@ PUBLISHED = {
     "keys-code": _set(ema_G={"__class__": torch.zeros(1), "forward": torch.zeros(1)}),
     "keys-dots": _set(ema_G={"." * 150: torch.zeros(1), "blocks.": torch.zeros(1)}),
     "keys-module": _set(ema_G={"module." * 20: torch.zeros(1)}),
-    "numbers-10e12": _changed(_LAYER, torch.zeros(()).expand(10**12)),
-    "numbers-10e18": _changed(_LAYER, torch.zeros(()).expand(10**18)),
-    "singular-vector-huge": _set(
-        net_D={"main.0.weight_u": torch.zeros(()).expand(1 << 26), "main.0.weight_orig": torch.zeros(1)}
+    "numbers-10e12": _changed(_LAYER, _many(10**12)),
+    "numbers-10e18": _changed(_LAYER, _many(10**18)),
+    "singular-vector-huge": _set(net_D={"main.0.weight_u": _many(1 << 26), "main.0.weight_orig": torch.zeros(1)}),
+    "scales-outer": _faster(
+        {"main.0.module.weight_raw": _many(1 << 13, 1), "main.0.module.weight_scale": _many(1 << 13)}
     ),
-    "scales-outer": lambda content, draw: _faster(
-        content,
-        {
-            "main.0.module.weight_raw": torch.zeros(()).expand(1 << 13, 1),
-            "main.0.module.weight_scale": torch.zeros(()).expand(1 << 13),
-        },
-    ),
-    "scales-many": lambda content, draw: _faster(
-        content, {f"main.{i}.module.weight_scale": torch.ones(()) for i in range(3000)}
-    ),
-    "scales-without-layers": lambda content, draw: _faster(
-        content, {"linear.module.weight_scale": torch.ones(()), "main.9.gamma": torch.ones(())}
-    ),
+    "scales-many": _faster({f"main.{i}.module.weight_scale": torch.ones(()) for i in range(3000)}),
+    "scales-without-layers": _faster({"linear.module.weight_scale": torch.ones(()), "main.9.gamma": torch.ones(())}),
     "meta": _changed(_LAYER, lambda value: value.to("meta")),
     "sparse-tensor": _changed(_LAYER, lambda value: torch.zeros(value.shape).to_sparse()),
     "quantised": _changed(_LAYER, _quantised),
@@ -493,9 +454,9 @@ PUBLISHED = {
     "truth": _changed(_LAYER, lambda value: value.bool()),
     "nan": _changed(_LAYER, lambda value: value + float("nan")),
     "no-channels": _changed("main.11.weight", torch.zeros(64, 0, 3, 3)),
-    "channels-10e6": _changed("main.11.weight", torch.zeros(()).expand(64, 10**6, 3, 3)),
+    "channels-10e6": _changed("main.11.weight", _many(64, 10**6, 3, 3)),
     "z-dim-0": _changed(_LAYER, torch.zeros(8192, 0)),
-    "z-dim-10e4": _changed(_LAYER, torch.zeros(()).expand(8192, 10**4)),
+    "z-dim-10e4": _changed(_LAYER, _many(8192, 10**4)),
     "dimensions": _changed(_LAYER, torch.zeros((1,) * 60)),
     "step-text": _set(step="seven"),
     "step-huge": _set(step=10**300),
@@ -523,15 +484,13 @@ def _zipped(change: Callable[[str, bytes], tuple[str, bytes] | None], folder: Pa
     return inner
 
 
+_CALL = pickle.dumps(TOUCH, 2)
 ZIPPED = {
     "record-bomb": lambda name, content: (name, _ZEROS if name.endswith("data/0") else content),
     "pickle-bomb": lambda name, content: (name, content + _ZEROS if name.endswith(".pkl") else content),
     "pickle-missing": lambda name, content: None if name.endswith(".pkl") else (name, content),
     "pickle-noise": lambda name, content: (name, b"\x80\x02" + content[9:] if name.endswith(".pkl") else content),
-    "pickle-code": lambda name, content: (
-        name,
-        pickle.dumps(RUNS_CODE["system"], 2) if name.endswith(".pkl") else content,
-    ),
+    "pickle-code": lambda name, content: (name, _CALL if name.endswith(".pkl") else content),
     "records-missing": lambda name, content: None if "/data/" in name else (name, content),
     "version": lambda name, content: (name, b"-99\n" if name.endswith("version") else content),
     "byteorder": lambda name, content: (name, b"sideways" if name.endswith("byteorder") else content),
@@ -543,7 +502,7 @@ def _run(change: Callable[[dict, random.Random], Any], folder: Path, draw: rando
     """A run folder whose settings or newest checkpoint were changed."""
     run = folder / "run"
     state = {"step": 3, "generator": _state(), "ema": _state(), "critic": {}}
-    content = {"config": as_json(CONFIG), "saved": {"state": state}}
+    content = {"config": as_json(CONFIG), "saved": {"preset": "digits", "data": "", "state": state}}
     change(content, draw)
     checkpoint.save(run / "checkpoints", 3, content["saved"])
     (run / "config.json").write_text(json.dumps({"preset": "digits", "config": content["config"]}))
@@ -587,7 +546,7 @@ PLAIN = {
     "sparse-one": {"a": torch.zeros(3).to_sparse()},
     "number": {"a": 3},
     "keys": {3: torch.zeros(1)},
-    "wide": {"fc.weight": torch.zeros(()).expand(10**12)},
+    "wide": {"fc.weight": _many(10**12)},
 }
 # Kind: what each change is made by, and the command that meets the result.
 _CHANGED = [

@@ -57,11 +57,10 @@ def operator_norm(
     linear = copy.deepcopy(layer).double().eval()
     if getattr(linear, "bias", None) is not None:
         linear.bias = None
-    device = next(iter(linear.parameters())).device
     # Drawn on the CPU, so that a seed means the same on every device.
-    start = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+    start = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    start = start.to(next(linear.parameters()).device).requires_grad_()
     with torch.enable_grad():
-        source = start.clone().requires_grad_()
-        image = linear(source)
-    adjoint = lambda cotangent: torch.autograd.grad(image, source, cotangent, retain_graph=True)[0]  # noqa: E731
+        image = linear(start)
+    adjoint = lambda cotangent: torch.autograd.grad(image, start, cotangent, retain_graph=True)[0]  # noqa: E731
     return largest_singular_value(linear, adjoint, start, tol=tol, steps=steps)[0]

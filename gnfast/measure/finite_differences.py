@@ -42,10 +42,9 @@ def finite_differences(
     if not all(distance > 0 and math.isfinite(distance) for distance in distances.tolist()):
         raise ValueError(f"distances: got {distances.tolist()}, wanted positive numbers")
     net, x = copy.deepcopy(net).double(), images.detach().double()
-    options = {"tau": tau, "eps": eps}
 
     def value(points: Tensor) -> Tensor:
-        f = net(points) if method is None else normalize_gradient(net, points, method=method, **options)
+        f = net(points) if method is None else normalize_gradient(net, points, method=method, tau=tau, eps=eps)
         return f.detach().reshape(-1)
 
     with torch.no_grad(), evaluation(net):

@@ -5,8 +5,7 @@ Source: the box plots of GraN-GAN (Bhaskara et al., WACV 2022, fig. 3).
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -66,10 +65,12 @@ def gradient_norms(
     if not len(images):
         raise ValueError("images: got none, wanted at least 1")
     head = None if method is None else heads.find(method, tau=tau, eps=eps)
-    with evaluation(net):
-        parts = [_chunk(net, *part, head) for part in _chunks(images, labels, chunk)]
-    joined = (torch.cat([getattr(part, field.name) for part in parts]).cpu() for field in fields(GradientNorms))
-    return GradientNorms(*joined)
+    rows = []
+    with torch.no_grad(), evaluation(net):
+        for start in range(0, len(images), chunk):
+            part = slice(start, start + chunk)
+            rows.append(_chunk(net, images[part], () if labels is None else (labels[part],), head))
+    return GradientNorms(*(torch.cat(column).cpu() for column in zip(*rows, strict=True)))
 
 
 def quantiles(values: Tensor) -> dict[str, float]:
@@ -90,42 +91,20 @@ def evaluation(net: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _chunks(images: Tensor, labels: Tensor | None, size: int) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """Images and the network's further arguments, `size` at a time."""
-    for start in range(0, len(images), size):
-        part = slice(start, start + size)
-        yield images[part], () if labels is None else (labels[part],)
-
-
-def _chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
+def _chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> list[Tensor]:
+    """The fields of `GradientNorms`."""
     try:
-        with torch.no_grad():
-            f, g = value_and_input_grad(net, x, *args, strict=True)
-            _one_logit(f, x)
-            norm = heads.grad_norm(g)
-            if head is None:
-                return _rows(f, norm, f, norm)
-            return _rows(f, norm, heads.apply_head(head, f, g), heads.normalized_grad_norm(head, f, g))
+        (f, g), has_curvature = value_and_input_grad(net, x, *args, strict=True), False
     except UnsupportedError:
-        return _curved_chunk(net, x, args, head)
-
-
-def _curved_chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> GradientNorms:
-    """By differentiation: where the critic has curvature, the norm inside f̂ depends on x as well."""
-    with torch.no_grad():
-        f, g = value_and_input_grad(net, x, *args, impl="reference")
-        _one_logit(f, x)
-        norm = heads.grad_norm(g)
-        if head is None:
-            return _rows(f, norm, f, norm)
-        options = {"method": head, "impl": "reference", "return_grad_norm": True}
-        return _rows(f, norm, *normalize_gradient(net, x, *args, **options))
-
-
-def _one_logit(f: Tensor, x: Tensor) -> None:
+        (f, g), has_curvature = value_and_input_grad(net, x, *args, impl="reference"), True
     if f.numel() != len(x):
         raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, wanted one logit each")
-
-
-def _rows(*values: Any) -> GradientNorms:
-    return GradientNorms(*(value.detach().reshape(-1) for value in values))
+    norm = heads.grad_norm(g)
+    if head is None:
+        normalized = f, norm
+    elif has_curvature:
+        # The norm inside f̂ depends on x as well.
+        normalized = normalize_gradient(net, x, *args, method=head, impl="reference", return_grad_norm=True)
+    else:
+        normalized = heads.apply_head(head, f, g), heads.normalized_grad_norm(head, f, g)
+    return [value.detach().reshape(-1) for value in (f, norm, *normalized)]

@@ -75,10 +75,14 @@ def prefix_lipschitz(
     """
     random = torch.Generator().manual_seed(seed)
     largest: dict[str, float] = {}
-    with evaluation(net):
+    with evaluation(net), torch.enable_grad():
         for part in images.split(chunk):
-            for name, norms in _jacobian_norms(net, part, iterations, random).items():
-                largest[name] = max(largest.get(name, 0.0), float(norms.max()))
+            x = part.detach().clone().requires_grad_()
+            norms = {
+                name: _jacobian_norm(output, x, iterations, random)
+                for name, (_, _, output) in layers_met(net, x).items()
+            }
+            largest = {name: max(largest.get(name, 0.0), float(norm.max())) for name, norm in norms.items()}
     return largest
 
 
@@ -96,15 +100,8 @@ def range_bound(constant: float, shape: tuple[int, ...], span: float = 2.0) -> f
     return constant * span * math.sqrt(math.prod(shape))
 
 
-def _jacobian_norms(net: nn.Module, x: Tensor, iterations: int, random: torch.Generator) -> dict[str, Tensor]:
-    """Name of the layer to the spectral norm (B,) of ∂(its output)/∂x at each image."""
-    x = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        met = layers_met(net, x)
-        return {name: _jacobian_norm(output, x, iterations, random) for name, (_, _, output) in met.items()}
-
-
 def _jacobian_norm(output: Tensor, x: Tensor, iterations: int, random: torch.Generator) -> Tensor:
+    """The spectral norm (B,) of ∂output/∂x at each image."""
     # J v is the derivative of Jᵀ u, which is linear in u, along v: forward mode out of two backward passes.
     cotangent = torch.zeros_like(output, requires_grad=True)
     (pulled,) = torch.autograd.grad(output, x, cotangent, create_graph=True)

@@ -3,6 +3,7 @@
 Source: the spectra of SN-GAN (Miyato et al., ICLR 2018, figs. 3 and 9).
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +15,9 @@ from torch.nn.utils import parametrize
 from gnfast.measure.convolution_operator import circular_singular_values, operator_norm
 from gnfast.measure.gradient_norms import evaluation
 from gnfast.measure.lanczos import largest_singular_value
+from gnfast.spectral.layer import TRANSPOSED
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-SIGMA_STEPS = 20
-SIGMA_TOL = 1e-4
-LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -62,16 +60,10 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
             circular = None
             if isinstance(layer, nn.Conv2d) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1:
                 circular = float(circular_singular_values(weight.double(), shape[-2:])[0])
-            spectra.append(
-                LayerSpectrum(
-                    name,
-                    "linear" if isinstance(layer, nn.Linear) else "convolution",
-                    _spectrum(layer, raw_weight(layer)),
-                    _spectrum(layer, weight),
-                    circular,
-                    operator_norm(layer, shape, steps=steps),
-                )
-            )
+            kind = "linear" if isinstance(layer, nn.Linear) else "convolution"
+            raw, normalized = _spectrum(layer, _raw_weight(layer)), _spectrum(layer, weight)
+            operator = operator_norm(layer, shape, steps=steps)
+            spectra.append(LayerSpectrum(name, kind, raw, normalized, circular, operator))
     return spectra
 
 
@@ -79,23 +71,20 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
 def layer_sigmas(net: nn.Module) -> dict[str, tuple[float, float | None]]:
     """The largest singular value of each layer's weight as a matrix, to about 1e-4 of itself, from below.
 
-    Args:
-        net: the critic; left as it was.
-
     Returns:
         Name to that of the parameter, and that of the weight that the layer applies where a parametrisation acts; NaN
-        of a weight whose square is not finite, as those of a run that diverges.
+        of a weight whose square is not finite, as those of a run that diverges. The critic is left as it was.
     """
     found = {}
     with evaluation(net):
         for name, layer in net.named_modules():
             if isinstance(layer, LAYERS):
                 is_plain = not parametrize.is_parametrized(layer, "weight")
-                found[name] = _sigma(layer, raw_weight(layer)), None if is_plain else _sigma(layer, layer.weight)
+                found[name] = _sigma(layer, _raw_weight(layer)), None if is_plain else _sigma(layer, layer.weight)
     return found
 
 
-def raw_weight(layer: nn.Module) -> Tensor:
+def _raw_weight(layer: nn.Module) -> Tensor:
     """The parameter behind a parametrised weight; of weight norm, which has two, the direction."""
     if not parametrize.is_parametrized(layer, "weight"):
         return layer.weight
@@ -103,24 +92,23 @@ def raw_weight(layer: nn.Module) -> Tensor:
     return held.original if held.is_tensor else held.original1
 
 
-def as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
+def _as_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
     """A layer's weight as (out, in · kernel size), without a graph."""
     rows = weight.transpose(0, 1) if isinstance(layer, TRANSPOSED) else weight
     return rows.detach().flatten(1)
 
 
 def _sigma(layer: nn.Module, weight: Tensor) -> float:
-    matrix = as_matrix(layer, weight).float()
+    matrix = _as_matrix(layer, weight).float()
     start = torch.randn(matrix.shape[1], generator=torch.Generator().manual_seed(0)).to(matrix.device)
-    options = {"tol": SIGMA_TOL, "steps": SIGMA_STEPS}
     try:
-        return largest_singular_value(lambda v: matrix @ v, lambda u: matrix.T @ u, start, **options)[0]
+        return largest_singular_value(lambda v: matrix @ v, lambda u: matrix.T @ u, start, tol=1e-4, steps=20)[0]
     except torch.linalg.LinAlgError:
         return math.nan
 
 
 def _spectrum(layer: nn.Module, weight: Tensor) -> Tensor:
-    return torch.linalg.svdvals(as_matrix(layer, weight).double()).cpu()
+    return torch.linalg.svdvals(_as_matrix(layer, weight).double()).cpu()
 
 
 def layers_met(net: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...], Tensor]]:
@@ -137,16 +125,11 @@ def layers_met(net: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, tuple[in
         # A copy, for an in-place activation after the layer would change it.
         met[name] = layer, tuple(args[0].shape[1:]), output.clone()
 
-    handles = [
-        layer.register_forward_hook(partial(keep, name))
-        for name, layer in net.named_modules()
-        if isinstance(layer, LAYERS)
-    ]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, layer in net.named_modules():
+            if isinstance(layer, LAYERS):
+                hooks.callback(layer.register_forward_hook(partial(keep, name)).remove)
         net(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not met:
         raise ValueError(f"net: {type(net).__name__} has no convolution or linear layer")
     return met

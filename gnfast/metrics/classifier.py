@@ -23,8 +23,6 @@ _SEED = 20210511
 _BATCH = 64
 _EPOCHS = 12
 _MAX_STEPS = 2000
-# What a damaged or foreign file leads to.
-_DAMAGE = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OSError)
 
 
 class Classifier(nn.Module):
@@ -71,11 +69,9 @@ def load_classifier(dataset: ImageDataset, folder: Path, device: torch.device, p
     """
     if dataset.labels is None or len(dataset) < 10:
         have = "no labels" if dataset.labels is None else f"{len(dataset)} images"
-        raise ValueError(
-            f"the classifier needs a data set with labels and at least 10 images, {dataset.name} has {have}"
-        )
-    net = _new_classifier(dataset)
+        raise ValueError(f"dataset: got {dataset.name} with {have}, wanted labels and at least 10 images to classify")
     path = folder / f"classifier-v{_VERSION}-{dataset.fingerprint[:32]}.pt"
+    net = _new_classifier(dataset)
     accuracy = _restore(net, path)
     if accuracy is None:
         # A damaged file may have been loaded in part.
@@ -92,15 +88,8 @@ def load_classifier(dataset: ImageDataset, folder: Path, device: torch.device, p
         features = net.features(to_float(images, device))
         return features, net.head(features)
 
-    return FeatureExtractor(
-        f"{dataset.name}-classifier",
-        net.dim,
-        features_and_logits,
-        device,
-        _fingerprint(net),
-        {"held_out_accuracy": accuracy},
-        classes=len(dataset.classes),
-    )
+    name, details, classes = f"{dataset.name}-classifier", {"held_out_accuracy": accuracy}, len(dataset.classes)
+    return FeatureExtractor(name, net.dim, features_and_logits, device, _fingerprint(net), details, classes)
 
 
 def _new_classifier(dataset: ImageDataset) -> Classifier:
@@ -118,7 +107,7 @@ def _restore(net: nn.Module, path: Path) -> float | None:
         kept = load_tensors(path)
         accuracy = float(kept["held_out_accuracy"])
         net.load_state_dict(kept["net"])
-    except _DAMAGE as error:
+    except Exception as error:  # Whatever a damaged or foreign file leads to.
         reason = str(error).partition("\n")[0] or type(error).__name__
         warnings.warn(f"{path} is damaged ({reason}); the classifier is trained again", stacklevel=4)
         return None
@@ -136,9 +125,9 @@ def _train(net: nn.Module, dataset: ImageDataset, device: torch.device, progress
     net.to(device).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    hidden = None if progress else True
+    bar = trange(steps, desc=f"training the {dataset.name} classifier", disable=None if progress else True)
     with torch.enable_grad(), _one_thread():
-        for step in trange(steps, desc=f"training the {dataset.name} classifier", disable=hidden):
+        for step in bar:
             if step % per_epoch == 0:
                 shuffled = train[torch.randperm(len(train), generator=generator)]
             chosen = shuffled[step % per_epoch * _BATCH :][:_BATCH]
@@ -149,12 +138,9 @@ def _train(net: nn.Module, dataset: ImageDataset, device: torch.device, progress
             optimizer.step()
             schedule.step()
     net.eval()
-    right = 0
     with torch.no_grad():
-        for part in held_out.split(500):
-            guess = net(to_float(dataset.images[part], device)).argmax(1).cpu()
-            right += int((guess == dataset.labels[part]).sum())
-    return right / len(held_out)
+        guesses = [net(to_float(dataset.images[part], device)).argmax(1).cpu() for part in held_out.split(500)]
+    return int((torch.cat(guesses) == dataset.labels[held_out]).sum()) / len(held_out)
 
 
 @contextmanager
@@ -178,8 +164,5 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _fingerprint(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    parts = (name.encode() + tensor.cpu().numpy().tobytes() for name, tensor in net.state_dict().items())
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.distributed
 from torch import Tensor
-from tqdm import tqdm
 
 from gnfast.data import ImageDataset
 from gnfast.errors import require_int
@@ -105,8 +104,8 @@ def generated_statistics(
             raise ValueError(f"generate({count}): got images of shape {tuple(images.shape)}, wanted {wanted}")
         return images
 
-    with _bar("generated images", n, progress) as bar:
-        return collect(next_images, n, extractor, batch_size=batch_size, keep=keep, group=group, bar=bar)
+    how = {"batch_size": batch_size, "keep": keep, "group": group, "progress": progress}
+    return collect(next_images, n, extractor, what="generated images", **how)
 
 
 def reference_statistics(
@@ -142,10 +141,10 @@ def reference_statistics(
             statistics = ImageStatistics.load(path)
         except ValueError as error:
             warnings.warn(f"reference statistics are computed again: {error}", stacklevel=2)
-    if statistics is None or _kept(statistics) < keep:
-        statistics = dataset_statistics(
-            dataset, extractor, batch_size=batch_size, keep=keep, group=group, progress=progress
-        )
+    kept = 0 if statistics is None or statistics.kept is None else len(statistics.kept)
+    if statistics is None or kept < keep:
+        how = {"batch_size": batch_size, "keep": keep, "group": group, "progress": progress}
+        statistics = dataset_statistics(dataset, extractor, **how)
         if path is not None and (group is None or torch.distributed.get_rank(group) == 0):
             try:
                 statistics.save(path)
@@ -174,8 +173,8 @@ def dataset_statistics(
     def next_images(start: int, count: int) -> Tensor:
         return dataset.images[order[start : start + count]]
 
-    with _bar(f"images of {dataset.name}", total, progress) as bar:
-        statistics = collect(next_images, total, extractor, batch_size=batch_size, keep=keep, group=group, bar=bar)
+    how = {"batch_size": batch_size, "keep": keep, "group": group, "progress": progress}
+    statistics = collect(next_images, total, extractor, what=f"images of {dataset.name}", **how)
     # Not on a GPU, where they would lie through a whole training run.
     return dataclasses.replace(statistics, kept=None if statistics.kept is None else statistics.kept.cpu())
 
@@ -187,11 +186,3 @@ def _cache_path(dataset: ImageDataset, extractor: FeatureExtractor, cache_dir: s
     protocol = extractor.protocol.name if extractor.protocol else ""
     parts = (str(_VERSION), dataset.fingerprint, extractor.name, extractor.fingerprint, protocol)
     return folder / f"{dataset.name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"
-
-
-def _kept(statistics: ImageStatistics) -> int:
-    return 0 if statistics.kept is None else len(statistics.kept)
-
-
-def _bar(what: str, total: int, progress: bool) -> tqdm:
-    return tqdm(total=total, desc=f"features of {what}", unit="img", disable=None if progress else True)

@@ -3,8 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,27 +12,22 @@ from gnfast.data import ImageDataset
 from gnfast.io.files import cache_root, expanded
 from gnfast.io.objects import load_object
 from gnfast.metrics.classifier import load_classifier
-from gnfast.metrics.features import INCEPTION, FeatureExtractor, describe, is_matrix
+from gnfast.metrics.features import INCEPTION, FeatureExtractor, as_pair, describe, is_matrix
 from gnfast.metrics.inception import FEATURES, LOGITS, build_inception
 from gnfast.metrics.protocols import Protocol, find_protocol
 from gnfast.metrics.weights import is_official, load_weights
 
-
-@dataclass(frozen=True)
-class Request:
-    """What a caller of `load_extractor` asks for; see there for the fields."""
-
-    dataset: ImageDataset | None
-    protocol: Protocol
-    weights: str | os.PathLike | None
-    cache_dir: Path
-    device: torch.device
-    progress: bool
+_CLASSIFIER = "A small classifier trained on the labelled real images on the spot: 64 features."
+_EXTRACTORS = {
+    INCEPTION: "The Inception network of 2015 that FID, IS and KID are defined by: 2048 features, 1008 logits.",
+    "digits-classifier": _CLASSIFIER,
+    "classifier": _CLASSIFIER,
+}
 
 
 def registered_extractors() -> dict[str, str]:
     """The names that `load_extractor` knows, each with a line that describes it."""
-    return {name: make.__doc__.partition("\n")[0] for name, make in _EXTRACTORS.items()}
+    return dict(_EXTRACTORS)
 
 
 def load_extractor(
@@ -63,62 +57,46 @@ def load_extractor(
         ValueError: `spec` or `protocol` is unknown, `spec` cannot be imported or gives no (N, D) floats, the weights
             cannot be had, or the data set is missing or does not suit it.
     """
+    device, preparation = torch.device(device), find_protocol(protocol)
+    if spec == INCEPTION:
+        return _inception(preparation, weights, device, progress)
+    function = None
+    if spec not in _EXTRACTORS:
+        function = load_object(spec, "extractor", f"{', '.join(_EXTRACTORS)}, or module:function")
+    if dataset is None:
+        raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")
+    if function is not None:
+        return _own(spec, function, dataset, device)
     folder = cache_root() / "extractors" if cache_dir is None else expanded(cache_dir)
-    request = Request(dataset, find_protocol(protocol), weights, folder, torch.device(device), progress)
-    if spec in _EXTRACTORS:
-        return _EXTRACTORS[spec](request)
-    function = load_object(spec, "extractor", f"{', '.join(_EXTRACTORS)}, or module:function")
-    return _own(spec, function, request)
+    return load_classifier(dataset, folder, device, progress)
 
 
-def _own(spec: str, function: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]], request: Request) -> FeatureExtractor:
-    sample = _dataset(spec, request).images[:2].to(request.device)
+def _own(spec: str, function: Callable[[Tensor], Any], dataset: ImageDataset, device: torch.device) -> FeatureExtractor:
+    sample = dataset.images[:2].to(device)
     with torch.no_grad():
         result = function(sample)
-    features, logits = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    features, logits = as_pair(result)
     if not is_matrix(features, len(sample)) or (logits is not None and not is_matrix(logits, len(sample))):
         raise ValueError(
             f"extractor {spec}: got {describe(result)}, wanted floats of shape ({len(sample)}, D), or a pair of them "
             f"and logits ({len(sample)}, K)"
         )
     classes = None if logits is None else logits.shape[1]
-    return FeatureExtractor(spec, features.shape[1], function, request.device, classes=classes)
+    return FeatureExtractor(spec, features.shape[1], function, device, classes=classes)
 
 
-def _inception(request: Request) -> FeatureExtractor:
-    """The Inception network of 2015 that FID, IS and KID are defined by: 2048 features, 1008 logits."""
-    state, checksum = load_weights(request.weights, progress=request.progress)
-    net = build_inception(state).to(request.device)
-    protocol = request.protocol
+def _inception(
+    protocol: Protocol, weights: str | os.PathLike | None, device: torch.device, progress: bool
+) -> FeatureExtractor:
+    state, checksum = load_weights(weights, progress=progress)
+    net = build_inception(state).to(device)
 
     def features_and_logits(images: Tensor) -> tuple[Tensor, Tensor]:
         with _full_precision():
             return net(protocol.prepare(images).contiguous(memory_format=torch.channels_last))
 
     name = INCEPTION if is_official(checksum) else f"{INCEPTION}-{checksum[:8]}"
-    return FeatureExtractor(
-        name, FEATURES, features_and_logits, request.device, checksum, classes=LOGITS, protocol=protocol
-    )
-
-
-def _classifier(request: Request) -> FeatureExtractor:
-    """A small classifier trained on the labelled real images on the spot: 64 features."""
-    return load_classifier(
-        _dataset("classifier", request), request.cache_dir, request.device, progress=request.progress
-    )
-
-
-_EXTRACTORS: dict[str, Callable[[Request], FeatureExtractor]] = {
-    INCEPTION: _inception,
-    "digits-classifier": _classifier,
-    "classifier": _classifier,
-}
-
-
-def _dataset(spec: str, request: Request) -> ImageDataset:
-    if request.dataset is None:
-        raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")
-    return request.dataset
+    return FeatureExtractor(name, FEATURES, features_and_logits, device, checksum, classes=LOGITS, protocol=protocol)
 
 
 @contextmanager

@@ -58,10 +58,7 @@ class FeatureExtractor:
         """Features (N, D) and logits (N, K), or None where there are none; arguments as for a call."""
         with torch.no_grad():
             result = self.function(self._pixels(images))
-        if self.classes is None:
-            features, logits = result, None
-        else:
-            features, logits = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        features, logits = (result, None) if self.classes is None else as_pair(result)
         for what, value, width in (("floats", features, self.dim), ("logits", logits, self.classes)):
             if width is not None and not (is_matrix(value, len(images)) and value.shape[1] == width):
                 raise ValueError(
@@ -86,13 +83,13 @@ class FeatureExtractor:
 
 def is_matrix(value: object, count: int) -> bool:
     """Whether `value` is a floating-point tensor of shape (count, D) with D >= 1."""
-    return (
-        isinstance(value, Tensor)
-        and value.dim() == 2
-        and value.shape[0] == count
-        and value.shape[1] > 0
-        and value.is_floating_point()
-    )
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    return is_float and value.dim() == 2 and len(value) == count and value.shape[1] > 0
+
+
+def as_pair(result: object) -> tuple[object, object]:
+    """Features and logits of what a function gave; None for logits that it did not give."""
+    return result if isinstance(result, tuple) and len(result) == 2 else (result, None)
 
 
 def describe(value: object) -> str:

@@ -36,20 +36,15 @@ class FeatureStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """(D,) float64.
-
-        Raises:
-            ValueError: there is no vector yet.
-        """
+        """(D,) float64; ValueError where there is no vector yet."""
         self._require(1)
         return self._mean.clone()
 
     @property
     def cov(self) -> Tensor:
-        """(D, D) float64, with the divisor count - 1; symmetric, and the same after saving and loading, bit for bit.
+        """(D, D) float64, with the divisor count - 1; ValueError where there are fewer than two vectors.
 
-        Raises:
-            ValueError: there are fewer than two vectors.
+        It is symmetric, and the same after saving and loading, bit for bit.
         """
         self._require(2)
         return _symmetric(self._second / (self.count - 1)) if self._is_sum else self._second.clone()
@@ -170,11 +165,7 @@ class FeatureStatistics:
 
 
 def _covariance(place: str, matrix: Tensor) -> Tensor:
-    """The matrix, symmetric to the last bit, once it has been found to be a covariance up to rounding.
-
-    Raises:
-        InputError: it is not finite, not symmetric or has a negative eigenvalue.
-    """
+    """The matrix, symmetric to the last bit; InputError where it is not a covariance up to rounding."""
     if not torch.isfinite(matrix).all():
         raise InputError(f"{place}: sigma: got NaN or infinity, wanted finite numbers")
     largest = matrix.abs().max()
@@ -211,28 +202,25 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """
     if a.dim != b.dim:
         raise ValueError(f"a and b: got dimensions {a.dim} and {b.dim}, wanted the same")
-    for name, one in (("a", a), ("b", b)):
-        if one.count is not None and one.count < 2:
-            raise ValueError(f"{name}: got {one.count} feature vectors, wanted at least 2")
-    means, covs = [a.mean, b.mean.to(a.mean.device)], [a.cov, b.cov.to(a.mean.device)]
-    for name, mean, cov in zip("ab", means, covs, strict=True):
-        if not (torch.isfinite(mean).all() and torch.isfinite(cov).all()):
-            raise ValueError(f"{name}: got NaN or infinity in its mean or covariance, wanted finite numbers")
+    device = a.mean.device
+    means, covs = (a.mean, b.mean.to(device)), (a.cov, b.cov.to(device))
+    if not all(torch.isfinite(part).all() for part in (*means, *covs)):
+        raise ValueError("a and b: got NaN or infinity in a mean or covariance, wanted finite numbers")
     distance = (means[0] - means[1]).square().sum() + covs[0].trace() + covs[1].trace() - 2 * _trace_of_root(*covs)
     return max(0.0, float(distance))
 
 
 def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
     """tr √(a b) for two symmetric semidefinite matrices."""
-    factors = _cholesky(a), _cholesky(b)
-    if factors[0] is not None and factors[1] is not None:
-        return _eigenvalues(factors[0].T @ b @ factors[0]).clamp(min=0).sqrt().sum()
-    if factors[0] is not None or factors[1] is not None:
-        factor, other = (factors[0], b) if factors[0] is not None else (factors[1], a)
+    factored = [(factor, other) for one, other in ((a, b), (b, a)) if (factor := _cholesky(one)) is not None]
+    if factored:
+        factor, other = factored[0]
     else:
         values, vectors = torch.linalg.eigh(a)
         factor, other = vectors * _roots(values), b
-    return _roots(_eigenvalues(factor.T @ other @ factor)).sum()
+    # eigvalsh reads one triangle alone.
+    values = torch.linalg.eigvalsh(_symmetric(factor.T @ other @ factor))
+    return (values.clamp(min=0).sqrt() if len(factored) == 2 else _roots(values)).sum()
 
 
 def _cholesky(matrix: Tensor) -> Tensor | None:
@@ -240,11 +228,6 @@ def _cholesky(matrix: Tensor) -> Tensor | None:
     factor, info = torch.linalg.cholesky_ex(matrix)
     noise = matrix.diagonal().abs().max() * len(matrix) * torch.finfo(matrix.dtype).eps
     return factor if not info and factor.diagonal().square().min() > noise else None
-
-
-def _eigenvalues(matrix: Tensor) -> Tensor:
-    """Of a matrix that is symmetric up to rounding; eigvalsh would read one triangle."""
-    return torch.linalg.eigvalsh(_symmetric(matrix))
 
 
 def _symmetric(matrix: Tensor) -> Tensor:

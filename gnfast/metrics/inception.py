@@ -7,8 +7,8 @@ Sources: Szegedy et al., "Rethinking the Inception architecture for computer vis
 inception-2015-12-05 that Salimans et al. (2016) and Heusel et al. (2017) evaluated with.
 """
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,9 @@ LOGITS = 1008
 class Conv(nn.Module):
     """A convolution without bias, batch norm with running statistics, ReLU."""
 
-    def __init__(self, channels: int, out: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int]) -> None:
+    def __init__(
+        self, channels: int, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, padding: str | int = "same"
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out, kernel, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=0.001)
@@ -44,8 +46,8 @@ class Block(nn.Module):
 
     Args:
         channels: of the input.
-        paths: each a list of steps: a pooling function; a layer (name, channels, kernel, stride), padded to keep the
-            size where its stride is 1; or a tuple of such layers, over the same input and side by side.
+        paths: each a list of steps: a pooling function; a layer, its name and the arguments of `Conv` after the first;
+            or a list of such layers, over the same input and side by side.
     """
 
     def __init__(self, channels: int, paths: list[list]) -> None:
@@ -56,28 +58,23 @@ class Block(nn.Module):
             width, steps = channels, []
             for step in path:
                 if callable(step):
-                    steps.append(step)
+                    steps.append([step])
                     continue
-                layers = step if isinstance(step[0], tuple) else (step,)
-                for name, out, kernel, stride in layers:
-                    padding = (kernel[0] // 2, kernel[1] // 2) if stride == 1 else (0, 0)
-                    self.add_module(name, Conv(width, out, kernel, stride, padding))
-                steps.append([name for name, *_ in layers])
+                layers = step if isinstance(step, list) else [step]
+                for name, *sizes in layers:
+                    self.add_module(name, Conv(width, *sizes))
+                steps.append([self.get_submodule(name) for name, *_ in layers])
                 width = sum(out for _, out, *_ in layers)
             self.paths.append(steps)
             self.channels += width
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self._follow(steps, x) for steps in self.paths], 1)
+        return torch.cat([reduce(_side_by_side, steps, x) for steps in self.paths], 1)
 
-    def _follow(self, steps: list, x: Tensor) -> Tensor:
-        for step in steps:
-            if callable(step):
-                x = step(x)
-            else:
-                parts = [self.get_submodule(name)(x) for name in step]
-                x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return x
+
+def _side_by_side(x: Tensor, functions: list[Callable[[Tensor], Tensor]]) -> Tensor:
+    parts = [function(x) for function in functions]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class Inception(nn.Module):
@@ -88,27 +85,24 @@ class Inception(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv2d_1a_3x3 = Conv(3, 32, (3, 3), 2, (0, 0))
-        self.Conv2d_2a_3x3 = Conv(32, 32, (3, 3), 1, (0, 0))
-        self.Conv2d_2b_3x3 = Conv(32, 64, (3, 3), 1, (1, 1))
-        self.Conv2d_3b_1x1 = Conv(64, 80, (1, 1), 1, (0, 0))
-        self.Conv2d_4a_3x3 = Conv(80, 192, (3, 3), 1, (0, 0))
-        self.mixed = []
+        self.Conv2d_1a_3x3 = Conv(3, 32, 3, 2, 0)
+        self.Conv2d_2a_3x3 = Conv(32, 32, 3, 1, 0)
+        self.Conv2d_2b_3x3 = Conv(32, 64, 3)
+        self.Conv2d_3b_1x1 = Conv(64, 80)
+        self.Conv2d_4a_3x3 = Conv(80, 192, 3, 1, 0)
         channels = 192
         for name, paths in _BLOCKS.items():
             block = Block(channels, paths)
             self.add_module(f"Mixed_{name}", block)
-            self.mixed.append(f"Mixed_{name}")
             channels = block.channels
         self.fc = nn.Linear(FEATURES, LOGITS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = F.max_pool2d(x, 3, 2)
-        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x))
-        x = F.max_pool2d(x, 3, 2)
-        for name in self.mixed:
-            x = self.get_submodule(name)(x)
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_shrink(x)))
+        x = _shrink(x)
+        for name in _BLOCKS:
+            x = self.get_submodule(f"Mixed_{name}")(x)
         features = x.mean((2, 3))
         # In float64, where no setting of the process trades digits for speed.
         return features, features.double() @ self.fc.weight.double().T
@@ -125,13 +119,9 @@ def build_inception(state: Mapping[str, Tensor]) -> Inception:
     """
     with torch.device("meta"):
         net = Inception()
-    # Counters of training steps, which files have or lack and evaluation does not read.
-    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    for name, buffer in net.named_buffers():
-        if name.endswith("num_batches_tracked"):
-            state[name] = torch.zeros_like(buffer, device="cpu")
     try:
-        net.load_state_dict(state, assign=True)
+        # A plain dict says nothing of batch norm's version, so that it may lack the counters of training steps.
+        net.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"these are not the weights of the Inception network: {reason[:300]}") from error
@@ -141,85 +131,66 @@ def build_inception(state: Mapping[str, Tensor]) -> Inception:
     return net.float().requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
 
-def _layer(name: str, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1) -> tuple:
-    return name, out, (kernel, kernel) if isinstance(kernel, int) else kernel, stride
+_average = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+_maximum = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+_shrink = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
 def _a(pooled: int) -> list[list]:
     return [
-        [_layer("branch1x1", 64)],
-        [_layer("branch5x5_1", 48), _layer("branch5x5_2", 64, 5)],
-        [_layer("branch3x3dbl_1", 64), _layer("branch3x3dbl_2", 96, 3), _layer("branch3x3dbl_3", 96, 3)],
-        [_average, _layer("branch_pool", pooled)],
-    ]
-
-
-def _b() -> list[list]:
-    return [
-        [_layer("branch3x3", 384, 3, 2)],
-        [_layer("branch3x3dbl_1", 64), _layer("branch3x3dbl_2", 96, 3), _layer("branch3x3dbl_3", 96, 3, 2)],
-        [_shrink],
+        [("branch1x1", 64)],
+        [("branch5x5_1", 48), ("branch5x5_2", 64, 5)],
+        [("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+        [_average, ("branch_pool", pooled)],
     ]
 
 
 def _c(width: int) -> list[list]:
-    long = ((7, 1), (1, 7), (7, 1))
+    double = [(f"branch7x7dbl_{i}", width, (7, 1) if i % 2 == 0 else (1, 7)) for i in (2, 3, 4)]
     return [
-        [_layer("branch1x1", 192)],
-        [
-            _layer("branch7x7_1", width),
-            _layer("branch7x7_2", width, (1, 7)),
-            _layer("branch7x7_3", 192, (7, 1)),
-        ],
-        [
-            _layer("branch7x7dbl_1", width),
-            *(_layer(f"branch7x7dbl_{i}", width, kernel) for i, kernel in enumerate(long, 2)),
-            _layer("branch7x7dbl_5", 192, (1, 7)),
-        ],
-        [_average, _layer("branch_pool", 192)],
+        [("branch1x1", 192)],
+        [("branch7x7_1", width), ("branch7x7_2", width, (1, 7)), ("branch7x7_3", 192, (7, 1))],
+        [("branch7x7dbl_1", width), *double, ("branch7x7dbl_5", 192, (1, 7))],
+        [_average, ("branch_pool", 192)],
     ]
 
 
-def _d() -> list[list]:
+def _e(pool: Callable[[Tensor], Tensor]) -> list[list]:
     return [
-        [_layer("branch3x3_1", 192), _layer("branch3x3_2", 320, 3, 2)],
+        [("branch1x1", 320)],
+        [("branch3x3_1", 384), [("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))]],
         [
-            _layer("branch7x7x3_1", 192),
-            _layer("branch7x7x3_2", 192, (1, 7)),
-            _layer("branch7x7x3_3", 192, (7, 1)),
-            _layer("branch7x7x3_4", 192, 3, 2),
+            ("branch3x3dbl_1", 448),
+            ("branch3x3dbl_2", 384, 3),
+            [("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))],
         ],
-        [_shrink],
+        [pool, ("branch_pool", 192)],
     ]
 
-
-def _e(pool) -> list[list]:
-    return [
-        [_layer("branch1x1", 320)],
-        [_layer("branch3x3_1", 384), _fork("branch3x3_2")],
-        [_layer("branch3x3dbl_1", 448), _layer("branch3x3dbl_2", 384, 3), _fork("branch3x3dbl_3")],
-        [pool, _layer("branch_pool", 192)],
-    ]
-
-
-def _fork(name: str) -> tuple:
-    return _layer(f"{name}a", 384, (1, 3)), _layer(f"{name}b", 384, (3, 1))
-
-
-_average = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-_maximum = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
-_shrink = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 _BLOCKS = {
     "5b": _a(32),
     "5c": _a(64),
     "5d": _a(64),
-    "6a": _b(),
+    "6a": [
+        [("branch3x3", 384, 3, 2, 0)],
+        [("branch3x3dbl_1", 64), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2, 0)],
+        [_shrink],
+    ],
     "6b": _c(128),
     "6c": _c(160),
     "6d": _c(160),
     "6e": _c(192),
-    "7a": _d(),
+    "7a": [
+        [("branch3x3_1", 192), ("branch3x3_2", 320, 3, 2, 0)],
+        [
+            ("branch7x7x3_1", 192),
+            ("branch7x7x3_2", 192, (1, 7)),
+            ("branch7x7x3_3", 192, (7, 1)),
+            ("branch7x7x3_4", 192, 3, 2, 0),
+        ],
+        [_shrink],
+    ],
     "7b": _e(_average),
     "7c": _e(_maximum),
 }

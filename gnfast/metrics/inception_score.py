@@ -21,9 +21,7 @@ class InceptionScore:
 
     def __init__(self, classes: int, total: int, splits: int = 10, device: torch.device | str = "cpu") -> None:
         if splits < 1 or total < splits:
-            raise ValueError(
-                f"total and splits: got {total} and {splits}, wanted at least 1 split and an image for each"
-            )
+            raise ValueError(f"total, splits: got {total} and {splits}, wanted at least 1 split and an image for each")
         self.total, self.splits = total, splits
         self._seen = torch.zeros(splits, dtype=torch.float64, device=device)
         self._entropy = torch.zeros(splits, dtype=torch.float64, device=device)
@@ -58,11 +56,7 @@ class InceptionScore:
             torch.distributed.all_reduce(tensor, group=group)
 
     def result(self) -> tuple[float, float]:
-        """Mean and standard deviation.
-
-        Raises:
-            ValueError: images of the stream are missing.
-        """
+        """Mean and standard deviation; ValueError where images of the stream are missing."""
         if int(self._seen.sum()) != self.total:
             raise ValueError(f"score: got {int(self._seen.sum())} images, wanted {self.total}")
         q = self._sums / self._seen[:, None]

@@ -35,18 +35,13 @@ def kernel_distance(
     if size == len(real) == len(fake):
         subsets = 1
     generator = torch.Generator().manual_seed(seed)
-    values = torch.stack(
-        [
-            _discrepancy(_draw(real, size, generator, fake.device), _draw(fake, size, generator, fake.device))
-            for _ in range(subsets)
-        ]
-    )
+
+    def draw(features: Tensor) -> Tensor:
+        chosen = torch.randperm(len(features), generator=generator)[:size]
+        return features[chosen.to(features.device)].to(fake.device, torch.float64)
+
+    values = torch.stack([_discrepancy(draw(real), draw(fake)) for _ in range(subsets)])
     return float(values.mean()), float(values.std(correction=0)) if subsets > 1 else None
-
-
-def _draw(features: Tensor, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    chosen = torch.randperm(len(features), generator=generator)[:size]
-    return features[chosen.to(features.device)].to(device, torch.float64)
 
 
 def _discrepancy(x: Tensor, y: Tensor) -> Tensor:

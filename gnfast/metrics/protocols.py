@@ -37,14 +37,7 @@ class Protocol:
     batch_statistics: bool = False
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The images as they are measured.
-
-        Args:
-            images: (N, C, H, W) uint8, or floating point in [-1, 1].
-
-        Returns:
-            uint8, or where the protocol does not quantise and floating point came, that as float32.
-        """
+        """Images (N, C, H, W), uint8 or floating point in [-1, 1], as uint8 or, where not quantised, as float32."""
         if images.dtype == torch.uint8:
             return images
         return to_uint8(images) if self.quantise else images.float()
@@ -65,31 +58,20 @@ class Protocol:
         return ((values - self.shift) / self.scale).expand(-1, 3, -1, -1)
 
 
+_CURVES = "the curves of GN-GAN's code, not its tables"
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol("tf", bilinear_tf1, 128.0, 128.0, "TTUR's TensorFlow code: the numbers that papers report"),
         Protocol("torch", bilinear_torch, 127.5, 127.5, "pytorch-fid"),
         Protocol("clean", bicubic_pil, 128.0, 128.0, "clean-fid", clip=True),
-        Protocol(
-            "paper-gn",
-            bilinear_torch,
-            127.5,
-            127.5,
-            "the curves of GN-GAN's code, not its tables",
-            quantise=False,
-            batch_statistics=True,
-        ),
+        Protocol("paper-gn", bilinear_torch, 127.5, 127.5, _CURVES, quantise=False, batch_statistics=True),
     )
 }
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of that name.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The protocol of that name; ValueError where there is none."""
     if name not in PROTOCOLS:
         raise ValueError(f"protocol: got {name!r}, wanted one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

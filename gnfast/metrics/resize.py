@@ -32,12 +32,7 @@ def bilinear_torch(images: Tensor, size: int) -> Tensor:
 def bicubic_pil(images: Tensor, size: int) -> Tensor:
     """Pillow's bicubic filter on floating-point channels (mode "F"), which widens when the image shrinks.
 
-    Args:
-        images: (N, C, H, W) float32 or float64.
-        size: side of the result in pixels.
-
-    Returns:
-        (N, C, size, size), of the same dtype; it overshoots the range of `images` a little.
+    Arguments as for the others; the result overshoots the range of `images` a little.
     """
     return _apply(images, size, _bicubic_pil_weights)
 

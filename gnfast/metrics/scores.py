@@ -101,13 +101,11 @@ def compare(
 
     Args:
         real, fake: of the same extractor and protocol.
-        kid_subsets, kid_subset_size: as for `kernel_distance`; 0 subsets for no kernel distance.
-        seed: of the kernel distance's draws (0 if None), and the result's.
+        kid_subsets, kid_subset_size, seed: as for `kernel_distance`; 0 subsets for none, None for the seed 0.
         details: figures about the extractor.
 
     Raises:
-        ValueError: the two are of different extractors, weights, protocols or shapes of images, or `frechet_distance`
-            refuses them.
+        ValueError: `require_comparable` or `frechet_distance` refuses the two.
     """
     require_comparable(real.origin, fake.origin)
     started = time.perf_counter()
@@ -115,30 +113,17 @@ def compare(
     timing = {"distance_seconds": time.perf_counter() - started}
     kid = (None, None)
     if kid_subsets and real.kept is not None and fake.kept is not None and min(len(real.kept), len(fake.kept)) > 1:
-        mean, std = kernel_distance(
-            real.kept, fake.kept, subsets=kid_subsets, subset_size=kid_subset_size, seed=seed or 0
-        )
+        how = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed or 0}
+        mean, std = kernel_distance(real.kept, fake.kept, **how)
         kid = (1000 * mean, None if std is None else 1000 * std)
-    return Scores(
-        distance,
-        fake.extractor or real.extractor or "an unknown extractor",
-        real.features.count,
-        fake.features.count,
-        fake.protocol or real.protocol,
-        seed,
-        *(fake.score or (None, None)),
-        *kid,
-        dict(details or {}),
-        timing,
-    )
+    extractor = fake.extractor or real.extractor or "an unknown extractor"
+    counts, protocol = (real.features.count, fake.features.count), fake.protocol or real.protocol
+    scores = (*(fake.score or (None, None)), *kid)
+    return Scores(distance, extractor, *counts, protocol, seed, *scores, dict(details or {}), timing)
 
 
 def require_comparable(real: Mapping[str, str], fake: Mapping[str, str]) -> None:
-    """Refuses what `ImageStatistics.origin` tells apart; what one of them does not say is taken at the other's word.
-
-    Raises:
-        ValueError: another extractor, protocol, fingerprint or shape of images.
-    """
+    """Raises ValueError where `ImageStatistics.origin` of both differ; what one does not say may be anything."""
     for name, wanted in _IN_COMMON.items():
         if name in real and name in fake and real[name] != fake[name]:
             raise ValueError(f"real and generated images: got {real[name][:32]} and {fake[name][:32]}, wanted {wanted}")

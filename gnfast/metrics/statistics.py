@@ -71,8 +71,7 @@ class ImageStatistics:
         found = read_arrays(path, ("kept", "score", *_NAMES))
         kept, score = found.get("kept"), found.get("score")
         if kept is not None:
-            most = features.count or len(kept)
-            fits = kept.ndim == 2 and kept.shape[1] == features.dim and 0 < len(kept) <= most
+            fits = kept.ndim == 2 and kept.shape[1] == features.dim and 0 < len(kept) <= (features.count or len(kept))
             if not fits or kept.dtype != np.float32:
                 wanted = f"(k, {features.dim}) float32 of no more than the n images"
                 raise InputError(f"{place}: kept: got {kept.dtype} {kept.shape}, wanted {wanted}")
@@ -102,65 +101,53 @@ def collect(
     total: int,
     extractor: FeatureExtractor,
     *,
+    what: str,
     batch_size: int,
     keep: int,
-    group: torch.distributed.ProcessGroup | None = None,
-    bar: tqdm | None = None,
+    group: torch.distributed.ProcessGroup | None,
+    progress: bool,
 ) -> ImageStatistics:
-    """One pass over images, on the extractor's device.
+    """One pass over images, on the extractor's device; further arguments as for `evaluate`.
 
     Args:
         images: start and n to the n images (n, C, H, W) that follow the first `start` ones.
         total: how many images, >= 2.
         extractor: what maps them to features.
-        batch_size: how many at a time.
+        what: they are, for the bar.
         keep: how many images' features to keep.
-        group: processes of `torch.distributed` that take turns at the batches; each gets the whole result.
-        bar: is told of each batch.
 
     Raises:
         InputError: images of two shapes.
     """
-    rank, world = 0, 1
-    if group is not None:
-        rank, world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+    rank, world = (0, 1) if group is None else (group.rank(), group.size())
     statistics = FeatureStatistics(extractor.dim, extractor.device)
     # At each image's place, so that its neighbours do not depend on the number of processes.
     kept = torch.zeros(min(keep, total), extractor.dim, device=extractor.device)
     score, shape = None, None
     if extractor.classes is not None and total >= SPLITS:
         score = InceptionScore(extractor.classes, total, SPLITS, extractor.device)
-    for start in range(rank * batch_size, total, world * batch_size):
-        n = min(batch_size, total - start)
-        batch = images(start, n)
-        if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
-            raise InputError(f"images: got {before} and {shape}, wanted one shape")
-        features, logits = extractor.features_and_logits(batch)
-        statistics.update(features)
-        kept[start : start + n] = features[: max(0, len(kept) - start)]
-        if score is not None:
-            score.update(logits, start)
-        if bar is not None:
-            bar.update(n)
+    with tqdm(total=total, desc=f"features of {what}", unit="img", disable=None if progress else True) as bar:
+        for start in range(rank * batch_size, total, world * batch_size):
+            batch = images(start, min(batch_size, total - start))
+            if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
+                raise InputError(f"images: got {before} and {shape}, wanted one shape")
+            features, logits = extractor.features_and_logits(batch)
+            statistics.update(features)
+            kept[start : start + len(batch)] = features[: max(0, len(kept) - start)]
+            if score is not None:
+                score.update(logits, start)
+            bar.update(len(batch))
     if group is not None:
         statistics.all_reduce(group)
         torch.distributed.all_reduce(kept, group=group)
         if score is not None:
             score.all_reduce(group)
-    return ImageStatistics(
-        statistics,
-        kept if len(kept) else None,
-        None if score is None else score.result(),
-        **origin(extractor),
-        shape=shape,
-    )
+    result = None if score is None else score.result()
+    return ImageStatistics(statistics, kept if len(kept) else None, result, **origin(extractor), shape=shape)
 
 
 def origin(extractor: FeatureExtractor) -> dict[str, str]:
     """What the statistics of an extractor say of it."""
-    known = {
-        "extractor": extractor.name,
-        "protocol": extractor.protocol and extractor.protocol.name,
-        "fingerprint": extractor.fingerprint,
-    }
+    protocol = extractor.protocol and extractor.protocol.name
+    known = {"extractor": extractor.name, "protocol": protocol, "fingerprint": extractor.fingerprint}
     return {name: value for name, value in known.items() if value}

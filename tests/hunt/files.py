@@ -4,17 +4,12 @@ A command must end by itself, in bounded time and memory, without a traceback an
 """
 
 import argparse
-import importlib
 import itertools
-import pkgutil
 import random
 import re
 import tempfile
-from pathlib import Path
 
-import gnfast.cli
-import gnfast.train
-from tests.hostile_files import HOSTILE, Hostile, Outcome, attack
+from tests.hostile_files import Hostile, Outcome, attack, every
 from tests.hunt.tally import Hunter, Tally
 
 _LONGEST = 150
@@ -22,14 +17,8 @@ _LONGEST = 150
 
 
 def _kinds(wanted: str | None) -> list[Hostile]:
-    """All kinds, or those that begin with `wanted`, from every `tests/hostile_*.py`."""
-    for path in sorted(Path(__file__).parents[1].glob("hostile_*.py")):
-        importlib.import_module(f"tests.{path.stem}")
-    # What commands import when they run is imported once, before they are forked.
-    for package in (gnfast.cli, gnfast.train):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            importlib.import_module(module.name)
-    return [hostile for hostile in HOSTILE if hostile.kind.startswith(wanted or "")]
+    """All kinds, or those that begin with `wanted`."""
+    return [hostile for hostile in every() if hostile.kind.startswith(wanted or "")]
 
 
 def _message(outcome: Outcome) -> str:

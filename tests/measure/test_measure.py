@@ -169,12 +169,6 @@ def test_operator_norm_is_that_of_the_dense_matrix(name):
     assert layer.bias is not None
 
 
-def test_the_circular_operator_is_the_layer_with_circular_padding():
-    layer, shape = LAYERS["circular padding"]
-    circular = measure.circular_singular_values(layer.weight.double(), shape[1:])[0].item()
-    assert measure.operator_norm(layer, shape) == pytest.approx(circular, rel=1e-8)
-
-
 def test_layer_spectra_of_a_critic():
     net = small_critic()
     spectra = measure.layer_spectra(net, torch.randn(1, 3, 8, 8, dtype=torch.float64))

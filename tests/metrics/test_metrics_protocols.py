@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from gnfast.metrics import PROTOCOLS, find_protocol
-from gnfast.metrics.resize import bicubic_pil, bilinear_tf1, bilinear_torch
+from gnfast.metrics.resize import bicubic_pil, bilinear_tf1
 
 SHAPES = [(32, 32), (48, 48), (17, 5), (299, 299), (300, 640), (1, 2)]
 
@@ -52,18 +52,6 @@ def test_bicubic_pil(shape):
         np.testing.assert_allclose(got[n, channel].numpy(), np.asarray(pillow), atol=1e-4)
 
 
-def test_resizes_differ_from_each_other():
-    image = picture(32, 32).float()
-    results = [resize(image, 299) for resize in (bilinear_tf1, bilinear_torch, bicubic_pil)]
-    for i in range(3):
-        assert (results[i] - results[i - 1]).abs().mean() > 1
-
-
-def test_rows_of_weights_sum_to_one():
-    for resize in (bilinear_tf1, bilinear_torch, bicubic_pil):
-        torch.testing.assert_close(resize(torch.full((1, 1, 31, 64), 7.0), 40), torch.full((1, 1, 40, 40), 7.0))
-
-
 def test_inputs_by_definition():
     image = picture(64, 64)
     x = image.float()
@@ -83,15 +71,12 @@ def test_inputs_by_definition():
 def test_quantisation():
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     for name, protocol in PROTOCOLS.items():
-        pixels = protocol.pixels(images)
-        assert pixels.dtype == (torch.float32 if name == "paper-gn" else torch.uint8)
-        if name != "paper-gn":
-            assert torch.equal(protocol.prepare(pixels), protocol.prepare(protocol.pixels(pixels)))
+        is_exact = name == "paper-gn"
+        assert protocol.pixels(images).dtype == (torch.float32 if is_exact else torch.uint8)
+        assert protocol.batch_statistics == is_exact
     exact = PROTOCOLS["paper-gn"]
     wanted = torch.nn.functional.interpolate(images, (299, 299), mode="bilinear")
     torch.testing.assert_close(exact.prepare(exact.pixels(images)), wanted, rtol=0, atol=1e-6)
-    assert exact.batch_statistics
-    assert not any(protocol.batch_statistics for name, protocol in PROTOCOLS.items() if name != "paper-gn")
 
 
 def test_unknown_protocol():

@@ -299,7 +299,7 @@ REFUSED = [
     (lambda: scored((3, 4, 0)), r"logits: got .*, wanted \(B, 5\)"),
     (lambda: scored((3, 5, 48)), "outside a stream of 50"),
     (lambda: scored((3, 5, 0)), "score: got 3 images, wanted 50"),
-    (lambda: scored(total=9), "total and splits: got"),
+    (lambda: scored(total=9), "total, splits: got"),
     (lambda: kernel_distance(random(5, 3), random(5, 4)), r"real and fake: got .*, wanted \(N, D\) and \(M, D\)"),
     (lambda: kernel_distance(random(5, 3), random(1, 3)), "at least 2 of each side"),
     (lambda: measured(n_fake=1), "n_fake: got 1, wanted an int of at least 2"),
