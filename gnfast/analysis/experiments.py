@@ -3,13 +3,14 @@
 An experiment has the parts of a sweep file (docs/sweeps.md): base options, cases, a grid. Figures share experiments.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gnfast.analysis import measurements as measured
-from gnfast.analysis.panels import Panels
+from gnfast.analysis.measurements import Subject
 from gnfast.analysis.trained import Trained
 from gnfast.config.presets import PRESETS
+from gnfast.runs.rows import Panels
 
 PRESET = "digits"
 BASE: dict[str, Any] = {
@@ -130,19 +131,10 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _gradients(found: Sequence[Trained]) -> Panels:
-    return {"gradient-norms": [row for run in found if run.finished for row in measured.gradient_rows(run.subject)]}
-
-
-def _differences(found: Sequence[Trained]) -> Panels:
-    rows = [row for run in found if run.finished for row in measured.finite_difference_rows(run.subject)]
-    return {"finite-differences": rows}
-
-
 def _depths(found: Sequence[Trained]) -> Panels:
     layers, models = [], []
     for run in found:
-        subjects = {0: run.untrained} if run.labels["steps"] == LENGTHS[0] else {}
+        subjects = {0: run.untrained()} if run.labels["steps"] == LENGTHS[0] else {}
         subjects |= {run.steps: run.subject} if run.finished else {}
         for step, subject in subjects.items():
             keys = {"step": step, "depth": int(run.labels["depth"])}
@@ -152,13 +144,10 @@ def _depths(found: Sequence[Trained]) -> Panels:
 
 
 def _spectra(found: Sequence[Trained]) -> Panels:
-    found = [run for run in found if run.critic in SPECTRUM_METHODS]
-    spectra = [measured.spectrum_rows(run.subject) for run in found if run.finished]
-    return {
-        "spectra": [row for values, _ in spectra for row in values],
-        "sigmas": [row for run in found for row in measured.sigma_rows(run.history, run.critic)],
-        "operators": [row for _, norms in spectra for row in norms],
-    }
+    found = [run for run in found if run.labels["critic"] in SPECTRUM_METHODS]
+    sigmas = [row for run in found for row in measured.sigma_rows(run.history(), run.labels["critic"])]
+    panels = measured.spectrum_panels(_critics(found))
+    return {"spectra": panels["spectra"], "sigmas": sigmas, "operators": panels["operators"]}
 
 
 def _domains(found: Sequence[Trained]) -> Panels:
@@ -166,10 +155,10 @@ def _domains(found: Sequence[Trained]) -> Panels:
     # The runs at α = 1 belong to the sweeps over α as well.
     shared = {1.0: ALPHA, 50.0: ALPHA_WIDE}
     for run in found:
-        family, loss = run.experiment, run.labels["loss"]
+        family, loss = run.labels["experiment"], run.labels["loss"]
         value = run.labels[DOMAINS[family][1]]
         if loss == LOSSES[0]:
-            over_training += measured.domain_rows(run.history, "generator", family, f"{value:g}")
+            over_training += measured.domain_rows(run.history(), "generator", family, f"{value:g}")
         if family != "k_GP":
             scores.append(run.score(family=family, value=value, loss=loss))
         if family == "k_SN" and value in shared:
@@ -180,16 +169,25 @@ def _domains(found: Sequence[Trained]) -> Panels:
 
 
 def _ablations(found: Sequence[Trained]) -> Panels:
-    rows = [run.score(critic="GN", family=run.experiment, **run.chosen("setting", "seed")) for run in found]
+    rows = [
+        run.score(critic="GN", family=run.labels["experiment"], setting=run.labels["setting"], seed=run.labels["seed"])
+        for run in found
+    ]
     # ReLU with ζ = |f| stands in both families.
     shared = [{**row, "family": ZETA, "setting": "ζ = |f|"} for row in rows if row["setting"] == "ReLU"]
     return {"ablations": rows + shared}
 
 
 def _robustness(found: Sequence[Trained]) -> Panels:
-    return {
-        "robustness": [run.score(family=run.experiment, **run.chosen("critic", "setting"), seed=0) for run in found]
-    }
+    rows = [
+        run.score(family=run.labels["experiment"], critic=run.labels["critic"], setting=run.labels["setting"], seed=0)
+        for run in found
+    ]
+    return {"robustness": rows}
+
+
+def _critics(found: Sequence[Trained]) -> Iterator[Subject]:
+    return (run.subject for run in found if run.finished)
 
 
 class PaperFigure(NamedTuple):
@@ -200,8 +198,8 @@ class PaperFigure(NamedTuple):
 
 
 FIGURES: dict[str, PaperFigure] = {
-    "gradients": PaperFigure(("methods",), _gradients),
-    "finite-differences": PaperFigure(("methods",), _differences),
+    "gradients": PaperFigure(("methods",), lambda found: measured.gradient_norm_panels(_critics(found))),
+    "finite-differences": PaperFigure(("methods",), lambda found: measured.finite_difference_panels(_critics(found))),
     "lipschitz": PaperFigure(("depths",), _depths),
     "singular-values": PaperFigure(("methods",), _spectra),
     "loss-domains": PaperFigure(tuple(DOMAINS), _domains),

@@ -9,7 +9,7 @@ import torch
 
 from gnfast.analysis import subjects
 from gnfast.analysis.measurements import Subject
-from gnfast.analysis.rows import Rows
+from gnfast.runs.rows import Rows
 from gnfast.runs.sweep_results import Run
 from gnfast.train.evaluate import load_split
 from gnfast.train.probe import Probe
@@ -32,45 +32,29 @@ class Trained:
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What it is among the others."""
+        """What it is among the others: its `experiment`, and often its `critic`."""
         return self.run.case.labels
-
-    def chosen(self, *axes: str) -> dict[str, Any]:
-        """Its labels on these axes."""
-        return {axis: self.labels[axis] for axis in axes}
-
-    @property
-    def experiment(self) -> str:
-        """The experiment that it belongs to."""
-        return self.labels["experiment"]
-
-    @property
-    def critic(self) -> str:
-        """What figures call its critic."""
-        return self.labels["critic"]
-
-    @property
-    def finished(self) -> bool:
-        """Whether it trained to its end; otherwise it diverged."""
-        return self.run.state.status == "finished"
 
     @property
     def steps(self) -> int:
         """The generator updates that it has done."""
         return self.run.record.step
 
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end; otherwise it diverged."""
+        return self.run.state.status == "finished"
+
     @cached_property
     def subject(self) -> Subject:
         """Its critic at the end."""
         found = subjects.of_run(self.run.case.folder, count=IMAGES, device=self.device)
-        return dataclasses.replace(found, name=self.critic)
+        return dataclasses.replace(found, name=self.labels["critic"])
 
-    @cached_property
     def untrained(self) -> Subject:
         """Its critic at the start."""
-        return subjects.untrained(self.critic, self.run.record.config, count=IMAGES, device=self.device)
+        return subjects.untrained(self.labels["critic"], self.run.record.config, count=IMAGES, device=self.device)
 
-    @cached_property
     def history(self) -> Rows:
         """The rows of metrics.jsonl, and before them what the probe measures at the start."""
         config = self.run.record.config
@@ -79,7 +63,7 @@ class Trained:
 
     def score(self, **keys: Any) -> dict[str, Any]:
         """A row for the figures of scores: the distance at the end, None if it diverged, and what it is measured in."""
-        end = self.run.last("distance_raw") if self.finished else None
+        end = self.run.last if self.finished else None
         features = next((row["extractor"] for row in self.run.record.rows if "extractor" in row), "")
         lost = None if self.finished else self.steps
         return {**keys, "distance": end and end[1], "features": features, "diverged_at": lost}

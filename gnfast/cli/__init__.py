@@ -9,8 +9,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gnfast.cli.common import UsageError, of_the_user, unknown
+from gnfast.cli.common import UsageError, of_the_user
 from gnfast.cli.output import lasting_output
+from gnfast.errors import unknown
 from gnfast.io.files import unwinding
 
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.

@@ -1,6 +1,8 @@
 """`gnfast presets [NAME]`: the named experiments, what was reported with them, and where each value comes from."""
 
-from gnfast.cli.common import UsageError, columns, plain, unknown
+from gnfast.cli.common import UsageError, columns
+from gnfast.errors import unknown
+from gnfast.io.rows import plain
 
 HELP = """\
 usage: gnfast presets [NAME | PREFIX]

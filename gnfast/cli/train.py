@@ -2,9 +2,11 @@
 
 import sys
 
-from gnfast.cli.common import UsageError, columns, plain, unknown
+from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
 from gnfast.cli.presets import table
+from gnfast.errors import unknown
+from gnfast.io.rows import plain
 
 TRAIN_HELP = """\
 Train the preset {name}: {summary}.

@@ -59,8 +59,7 @@ class Record:
     @property
     def step(self) -> int:
         """Generator updates done, as far as rows and checkpoints show."""
-        saved = checkpoint.paths(self.folder / "checkpoints")
-        return max([0, *(row["step"] for row in self.rows), *(int(path.stem.removeprefix("step-")) for path in saved)])
+        return max([checkpoint.last_step(self.folder / "checkpoints"), *(row["step"] for row in self.rows)])
 
     @property
     def config(self) -> Config:
@@ -175,11 +174,11 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
         raise DamagedFileError(f"{path} is damaged: not JSON ({' '.join(str(error).split())[:100]})") from error
 
 
-def tail(path: Path) -> str:
-    """The end of a text file; empty if it is missing or not a regular file."""
+def tail(path: Path, most: int = LOG_BYTES) -> str:
+    """At most so many bytes of the end of a text file; empty if it is missing or not a regular file."""
     try:
         with open_regular(path) as file:
-            file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
+            file.seek(max(0, file.seek(0, 2) - most))
             return file.read().decode("utf-8", "replace")
     except (OSError, InputError):
         return ""

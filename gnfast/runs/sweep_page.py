@@ -12,8 +12,8 @@ from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.page import Html, element, embedded, page, section, table
 from gnfast.runs.record import measure_of, points
 from gnfast.runs.run_page import duration, number, write_report
-from gnfast.runs.score_figure import Score, score_figure
-from gnfast.runs.sweep_results import Combination, Results, Run, rows, winner
+from gnfast.runs.score_figure import score_figure
+from gnfast.runs.sweep_results import Results, Run, rows, winner
 
 CURVES = 10
 
@@ -64,15 +64,14 @@ def _figure(results: Results, path: Path) -> Html | None:
     labels = list(shown[0].labels)
     axis = next((axis for axis in labels if _is_numeric([one.labels[axis] for one in shown])), "")
     # Bars stand side by side for the labels of the first axis, at one place for each combination of the others.
-    hue = labels[0] if len(labels) > 1 and not axis else axis
-    scores = [
-        Score(one.labels[axis], _name(one, axis), one.best)
-        if axis
-        else Score(_name(one, hue), str(one.labels.get(hue, "")), one.best)
-        for one in shown
-    ]
+    hue = labels[0] if len(labels) > 1 else ""
+    table = []
+    for one in shown:
+        place = one.labels[axis] if axis else one.name(without=hue)
+        name = one.name(without=axis) if axis else str(one.labels.get(hue, ""))
+        table += [{"axis": axis, "place": place, "hue": name, "score": score} for score in one.best]
     with drawing():
-        image = svg(score_figure({axis: scores}, f"best {results.score}"))
+        image = svg(score_figure(table, "axis", "place", "hue", "score", f"best {results.score}"))
     with atomic_write(path) as part:
         part.write_bytes(image)
     caption = element("figcaption", element("b", "Best scores"))
@@ -84,11 +83,6 @@ def _is_numeric(values: Sequence[Any]) -> bool:
     return len(numbers) == len(values) and len(set(numbers)) >= 3
 
 
-def _name(one: Combination, without: str) -> str:
-    """The name of a combination without one axis."""
-    return Combination({axis: label for axis, label in one.labels.items() if axis != without}, [], [], []).name
-
-
 def _curves(results: Results) -> Html:
     """The score over training, one curve per combination: means over the runs that have it at a step."""
     series = []
@@ -97,7 +91,7 @@ def _curves(results: Results) -> Html:
         for run in one.runs:
             for step, value in points(run.record.rows, results.score) if run.record else ():
                 at.setdefault(step, []).append(value)
-        series.append(Series(one.name, [(step, statistics.mean(values)) for step, values in sorted(at.items())]))
+        series.append(Series(one.name(), [(step, statistics.mean(values)) for step, values in sorted(at.items())]))
     left = len(results.combinations) - CURVES
     note = f"the first {CURVES} combinations" if left > 0 else ""
     return line_chart(
@@ -110,7 +104,7 @@ def _run_table(results: Results) -> Html:
     lines = []
     for run in results.runs:
         link = element("a", run.case.name, href=f"{quote(run.case.name)}/report.html") if run.record else run.case.name
-        top, end = run.best(results.score), run.last(results.score)
+        top, end = run.best, run.last
         lines.append(
             [
                 link,

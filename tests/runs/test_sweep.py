@@ -388,7 +388,7 @@ def test_a_sweep_of_one_combination_has_tables_and_a_figure(sweep, text, labels,
     write_tables(results)
     Page(write_overview(results)).assert_self_contained()
     assert rows(results)[1:] == [(*labels, str(runs), "2", "2")]
-    assert f">{results.combinations[0].name}</text>" in (read.out / "figure.svg").read_text()
+    assert f">{results.combinations[0].name()}</text>" in (read.out / "figure.svg").read_text()
 
 
 def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):
