@@ -138,22 +138,14 @@ def picture(path: Path, budget: int, alt: str) -> Html | None:
     if kind == "PNG" and max(image.size) <= SIDES[0][0] and path.stat().st_size <= budget:
         return embedded(path.read_bytes(), "image/png", alt)
     for side, quality in SIDES:
-        data = _jpeg(image, side, quality)
-        if len(data) <= budget:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= budget:
             break
-    return embedded(data, "image/jpeg", alt)
+    return embedded(buffer.getvalue(), "image/jpeg", alt)
 
 
 def embedded(data: bytes, kind: str, alt: str, **attributes: object) -> Html:
     """An image element that holds its data."""
     return element("img", src=f"data:{kind};base64,{base64.b64encode(data).decode()}", alt=alt, **attributes)
-
-
-def _jpeg(image: Image.Image, side: int, quality: int) -> bytes:
-    """At most `side` pixels wide and high."""
-    factor = min(1.0, side / max(image.size))
-    if factor < 1:
-        image = image.resize([max(1, round(length * factor)) for length in image.size], Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
