@@ -50,14 +50,6 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
     return write_panels(out, f"Critic of {subject.name}", lead, drawn), left_out
 
 
-def _gradients(subject: Subject, history: Rows) -> Panels:
-    return measured.gradient_norm_panels(_plain_and_normalised(subject))
-
-
-def _finite_differences(subject: Subject, history: Rows) -> Panels:
-    return measured.finite_difference_panels(_plain_and_normalised(subject))
-
-
 def _plain_and_normalised(subject: Subject) -> Iterator[Subject]:
     """f, and f̂ where there is a normaliser."""
     yield dataclasses.replace(subject, name="f", method=None, tau=None, eps=None)
@@ -84,8 +76,8 @@ def _training(subject: Subject, history: Rows) -> Panels:
 
 
 ANALYSES: dict[str, Callable[[Subject, Rows], Panels]] = {
-    "gradients": _gradients,
-    "finite-differences": _finite_differences,
+    "gradients": lambda subject, history: measured.gradient_norm_panels(_plain_and_normalised(subject)),
+    "finite-differences": lambda subject, history: measured.finite_difference_panels(_plain_and_normalised(subject)),
     "lipschitz": lambda subject, history: {"lipschitz-layers": measured.layer_lipschitz_rows(subject)},
     "singular-values": lambda subject, history: measured.spectrum_panels([subject]),
     "loss-domain": _loss_domain,

@@ -3,29 +3,32 @@
 An experiment has the parts of a sweep file (docs/sweeps.md): base options, cases, a grid. Figures share experiments.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
+
 from gnfast.analysis import measurements as measured
+from gnfast.analysis import subjects
 from gnfast.analysis.measurements import Subject
-from gnfast.analysis.trained import Trained
 from gnfast.config.presets import PRESETS
-from gnfast.runs.rows import Panels
+from gnfast.runs.rows import Panels, Rows
+from gnfast.runs.sweep_results import Run
+from gnfast.train.evaluate import load_split
+from gnfast.train.probe import Probe
+from gnfast.train.state import State
 
 PRESET = "digits"
+# Of each kind, that critics are measured at.
+IMAGES = 256
 BASE: dict[str, Any] = {
-    "flip": False,
-    "model": "small",
-    "z_dim": 64,
     "method": "none",
-    "loss": "hinge",
     "steps": 400,
-    "n_dis": 1,
     "batch_d": 32,
     "batch_g": 32,
-    "lr_d": 1e-3,
-    "lr_g": 1e-3,
-    "betas": [0.5, 0.9],
     "ema_decay": 0.0,
     "extractor": "classifier",
     "n_fake": 2048,
@@ -35,7 +38,7 @@ BASE: dict[str, Any] = {
     "checkpoint_every": 0,
     "tensorboard": False,
 }
-"""What all runs share unless they say otherwise; the scale of a reproduction adds data, resolution and width."""
+"""What all runs change of the preset unless they say otherwise; the scale of a reproduction adds the data and sizes."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -79,13 +82,9 @@ SETTINGS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
 }
 
 
-def _named(options: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a `[[case]]`."""
-    return [{"name": name, **changes} for name, changes in options.items()]
-
-
 def _methods(names: Iterable[str]) -> list[dict[str, Any]]:
-    return _named({name: METHODS[name] for name in names})
+    """The entries of a `[[case]]`."""
+    return [{"name": name, **METHODS[name]} for name in names]
 
 
 def _optimiser(preset: str) -> dict[str, Any]:
@@ -100,7 +99,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "base": {"init": "kaiming-normal", "loss": "wasserstein", "extractor": "none"},
         "case": {
             "critic": _methods(("SN", "GN")),
-            "depth": _named({str(depth): {"model": f"layered-{depth}"} for depth in DEPTHS}),
+            "depth": [{"name": str(depth), "model": f"layered-{depth}"} for depth in DEPTHS],
         },
         "grid": {"steps": LENGTHS},
     },
@@ -110,19 +109,19 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     "activation": {
         "base": _LAYERED | {"method": "gn", "steps": 300},
-        "case": {"setting": _named({name: {"model": model} for name, model in ACTIVATIONS.items()})},
+        "case": {"setting": [{"name": name, "model": model} for name, model in ACTIVATIONS.items()]},
         "grid": {"seed": SEEDS},
     },
     ZETA: {
         "base": _LAYERED | {"steps": 300},
-        "case": {"setting": _named({"ζ = 0": {"method": "gn0"}, "ζ = 1": {"method": "gn1"}})},
+        "case": {"setting": [{"name": "ζ = 0", "method": "gn0"}, {"name": "ζ = 1", "method": "gn1"}]},
         "grid": {"seed": SEEDS},
     },
     **{
         family: {
             "base": {"loss": loss, "steps": 250},
             "case": {
-                "setting": _named({letter: _optimiser(f"{preset}-{letter.lower()}") for letter in letters}),
+                "setting": [{"name": letter, **_optimiser(f"{preset}-{letter.lower()}")} for letter in letters],
                 "critic": _methods(names),
             },
         }
@@ -131,12 +130,63 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run with its figures.
+
+    Attributes:
+        run: as the sweep has it; it has a record.
+        device: where to measure.
+    """
+
+    run: Run
+    device: torch.device
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What it is among the others: its `experiment`, and often its `critic`."""
+        return self.run.case.labels
+
+    @property
+    def steps(self) -> int:
+        """The generator updates that it has done."""
+        return self.run.record.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end; otherwise it diverged."""
+        return self.run.state.status == "finished"
+
+    @cached_property
+    def subject(self) -> Subject:
+        """Its critic at the end."""
+        found = subjects.of_run(self.run.case.folder, count=IMAGES, device=self.device)
+        return dataclasses.replace(found, name=self.labels["critic"])
+
+    def untrained(self) -> Subject:
+        """Its critic at the start."""
+        return subjects.untrained(self.labels["critic"], self.run.record.config, count=IMAGES, device=self.device)
+
+    def history(self) -> Rows:
+        """The rows of metrics.jsonl, and before them what the probe measures at the start."""
+        config = self.run.record.config
+        state = State(config, load_split(config, config.split, progress=False), self.device)
+        return [{"step": 0, **Probe(config).measure(state)}, *self.run.record.rows]
+
+    def score(self, **keys: Any) -> dict[str, Any]:
+        """A row for the figures of scores: the distance at the end, None if it diverged, and what it is measured in."""
+        end = self.run.last if self.finished else None
+        features = next((row["extractor"] for row in self.run.record.rows if "extractor" in row), "")
+        lost = None if self.finished else self.steps
+        return {**keys, "distance": end and end[1], "features": features, "diverged_at": lost}
+
+
 def _depths(found: Sequence[Trained]) -> Panels:
     layers, models = [], []
     for run in found:
-        subjects = {0: run.untrained()} if run.labels["steps"] == LENGTHS[0] else {}
-        subjects |= {run.steps: run.subject} if run.finished else {}
-        for step, subject in subjects.items():
+        found_at = {0: run.untrained()} if run.labels["steps"] == LENGTHS[0] else {}
+        found_at |= {run.steps: run.subject} if run.finished else {}
+        for step, subject in found_at.items():
             keys = {"step": step, "depth": int(run.labels["depth"])}
             layers += measured.layer_lipschitz_rows(subject, count=8, **keys)
             models += measured.model_lipschitz_rows(subject, **keys)

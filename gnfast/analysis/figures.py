@@ -4,7 +4,7 @@ Its docstring is what the page says about it; names in braces stand for numbers 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,22 +27,13 @@ OPERATORS = {
 
 
 Draw = Callable[[Rows], Figure]
-
-
-class Panel(NamedTuple):
-    """A figure with its heading and its source: a paper, and a figure of it."""
-
-    title: str
-    source: str
-    draw: Draw
-
-
-PANELS: dict[str, Panel] = {}
+PANELS: dict[str, tuple[str, str, Draw]] = {}
+"""Of each figure the heading, the source (a paper, and a figure of it) and what draws it."""
 
 
 def _panel(name: str, title: str, source: str) -> Callable[[Draw], Draw]:
     def register(draw: Draw) -> Draw:
-        PANELS[name] = Panel(title, source, draw)
+        PANELS[name] = (title, source, draw)
         return draw
 
     return register

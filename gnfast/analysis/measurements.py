@@ -24,7 +24,6 @@ from gnfast.measure.gradient_norms import QUANTILES
 from gnfast.measure.loss_domain import PARTS
 from gnfast.runs.rows import Panels, Rows
 
-KINDS = {"real": "real", "fake": "generated"}
 # Of difference quotients: from 1e-4 to 100, two in each power of ten, at as many images.
 DISTANCES = 10.0 ** (torch.arange(-8, 5).double() / 2)
 QUOTIENTS = 64
@@ -137,7 +136,7 @@ def norm_training_rows(history: Rows) -> Rows:
     """For `gradient-norm-training`."""
     return [
         {"images": kind, "step": row["step"], **dict(zip(QUANTILES, values, strict=True))}
-        for key, kind in KINDS.items()
+        for key, kind in (("real", "real"), ("fake", "generated"))
         for row, values in _numbers(history, [f"grad_norm_{key}_{quantile}" for quantile in QUANTILES])
     ]
 

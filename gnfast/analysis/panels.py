@@ -5,9 +5,9 @@ import inspect
 from pathlib import Path
 
 from gnfast.analysis.figures import PANELS
-from gnfast.io.files import atomic_write, write_text
+from gnfast.io.files import atomic_write
 from gnfast.runs.drawing import drawing, png
-from gnfast.runs.page import Html, element, embedded, page, section
+from gnfast.runs.page import Html, element, embedded, section, write_page
 from gnfast.runs.rows import Panels, Rows
 
 
@@ -23,9 +23,7 @@ def write_panels(folder: Path, heading: str, lead: str, panels: Panels) -> Path:
         The page.
     """
     sections = [_written(folder, name, rows) for name, rows in panels.items()]
-    path = folder / "index.html"
-    write_text(path, page(heading, element("h1", heading), element("p", lead), *sections))
-    return path
+    return write_page(folder / "index.html", heading, element("h1", heading), element("p", lead), *sections)
 
 
 def _written(folder: Path, name: str, rows: Rows) -> Html:

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from gnfast import metrics
-from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, PRESET
+from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, PRESET, Trained
 from gnfast.analysis.panels import write_panels
-from gnfast.analysis.trained import Trained
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import resolve_device

@@ -71,27 +71,16 @@ def _of_networks(
 
 
 def of_module(
-    spec: str,
-    *,
-    data: str,
-    fakes: str = "",
-    weights: str = "",
-    method: str | None = None,
-    tau: float | None = None,
-    eps: float | None = None,
-    count: int,
-    device: torch.device,
-    seed: int = 0,
+    spec: str, *, data: str, fakes: str, weights: str, count: int, device: torch.device, seed: int, **normaliser: Any
 ) -> Subject:
     """An imported critic at images of a data set.
 
     Args:
         spec: "module:name" of a module, or of a class or function that makes one without arguments.
-        data: source of the real images, as `gnfast.data.load` takes it.
-        fakes: source of generated images, in the same words; none if empty.
+        data, fakes: sources of real and generated images, as `gnfast.data.load` takes them; no generated ones if empty.
         weights: file with its state dict (.pt or .safetensors); as built if empty.
-        method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for none.
         count, device, seed: as for `of_run`.
+        normaliser: `method`, `tau` and `eps`, as in `gnfast.normalize_gradient`.
 
     Raises:
         ValueError: it cannot be imported, is not a critic, is not differentiable, or the data do not fit it.
@@ -108,7 +97,7 @@ def of_module(
     if fakes:
         fake = _real(fakes, len(real), seed, device, resolution=real.shape[-1], channels=real.shape[1])
         real = real[: len(fake)]
-    return _checked(Subject(spec, net.to(device).eval(), real, fake, method, tau, eps), data)
+    return _checked(Subject(spec, net.to(device).eval(), real, fake, **normaliser), data)
 
 
 def _imported(spec: str) -> nn.Module:

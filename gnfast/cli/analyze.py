@@ -124,11 +124,7 @@ def _reproduce(options: ReproduceOptions) -> int:
 
 
 def _names(text: str) -> list[str]:
-    """The names in a list with commas.
-
-    Raises:
-        ValueError: commas and nothing else.
-    """
+    """The names in a list with commas."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if text and not names:
         raise ValueError(f"got the empty selection {text!r}, wanted names with commas between")

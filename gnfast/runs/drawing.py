@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#7a50b5", "#8a6242"]
 MARKERS = "osD^v<>P"
 WIDTH = 8.5
-DPI = 130
 
 _STYLE = {
     # A $ in a name is not a formula.
@@ -26,6 +25,7 @@ _STYLE = {
     "svg.hashsalt": "gnfast",
     "svg.fonttype": "none",
     "path.simplify": False,
+    "savefig.dpi": 130,
     "font.size": 8,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -109,7 +109,7 @@ def svg(figure: "Figure") -> bytes:
 
 def png(figure: "Figure") -> bytes:
     """The figure as a PNG file."""
-    return _saved(figure, format="png", dpi=DPI)
+    return _saved(figure, format="png")
 
 
 def _saved(figure: "Figure", **options: object) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gnfast.io.files import open_regular
+from gnfast.io.files import open_regular, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --text: #1d2126; --soft: #667078; --line: #e2e4e6;
@@ -82,8 +82,8 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{marks}>{inner}</{name}>")
 
 
-def page(title: str, *sections: Html) -> str:
-    """A whole document."""
+def write_page(path: Path, title: str, *sections: Html) -> Path:
+    """Writes a whole document, and returns its path."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -94,7 +94,8 @@ def page(title: str, *sections: Html) -> str:
         element("style", Html(STYLE)),
     )
     body = element("body", *sections, element("script", Html(SCRIPT)))
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
+    write_text(path, "<!doctype html>\n" + element("html", head, body, lang="en") + "\n")
+    return path
 
 
 def section(title: str, *content: object, **attributes: object) -> Html:

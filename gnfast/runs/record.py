@@ -24,7 +24,6 @@ WEIGHTS = ("ema", "raw")
 # Every other score (Fréchet and kernel distances) is better the lower it is.
 HIGHER_IS_BETTER = {"is", "inception_score", "precision", "recall", "density", "coverage"}
 _SCORE = re.compile(rf"(?P<measure>\w+?)_(?:{'|'.join(WEIGHTS)})")
-_PICTURE = re.compile(r"(?P<weights>ema|raw)-(?P<step>\d+)\.png")
 SPEED = ("step", "seconds", "steps_per_second")
 # More bytes than any run writes: of a JSON file, of the end of a log.
 JSON_BYTES, LOG_BYTES = 16 << 20, 1 << 20
@@ -99,9 +98,8 @@ class Record:
 
     def pictures(self, weights: str) -> list[tuple[int, Path]]:
         """(step, path) of the sample grids of one kind of weights, oldest first."""
-        folder = self.folder / "samples"
-        matches = [(_PICTURE.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
-        return sorted((int(m["step"]), path) for m, path in matches if m and m["weights"] == weights)
+        named = [(path.stem.removeprefix(f"{weights}-"), path) for path in self.folder.glob(f"samples/{weights}-*.png")]
+        return sorted((int(step), path) for step, path in named if step.isdecimal())
 
 
 def read_run(folder: Path) -> Record:

@@ -10,10 +10,9 @@ import numpy as np
 import gnfast
 from gnfast.config.config import as_json
 from gnfast.config.presets import PRESETS
-from gnfast.io.files import write_text
 from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
-from gnfast.runs.page import Html, card, element, page, picture, section, table
+from gnfast.runs.page import Html, card, element, picture, section, table, write_page
 from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, best, last, measure_of, points, read_run, score_names
 
 # Steps that the samples are shown of, and what their pictures may weigh together, in bytes before base64.
@@ -23,25 +22,22 @@ LOG_LINES = 25
 # These say where a run was made or kept: they differ between runs as a matter of course.
 PLACES = {"run_dir", "device", "threads", "data_root"}
 LOSSES = {"loss_real": "real", "loss_fake": "fake", "loss_generator": "generator"}
+Runs = Sequence[tuple[str, Record]]
 MEASURES = {"distance": "Fréchet distance", "is": "Inception score", "kid": "kernel distance"}
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Writes a run's page: status, key figures, curves, samples over time, settings, sessions, log.
+    """Writes a run's page, to `out` or RUN/report.html: status, key figures, curves, samples, settings, sessions, log.
 
-    Args:
-        run_dir: the run folder, of a finished or unfinished run; whatever is missing in it is left out.
-        out: the file to write; RUN/report.html if None.
-
-    Returns:
-        The file written. It refers to nothing outside itself.
+    Whatever is missing in the run folder is left out. The page refers to nothing outside itself.
 
     Raises:
         RunError: no run folder.
     """
     record = read_run(run_dir)
     title = record.preset or run_dir.name
-    text = page(
+    return write_page(
+        out or run_dir / "report.html",
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record),
@@ -52,44 +48,31 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         section("Log", element("pre", "\n".join(record.log[-LOG_LINES:])) if record.log else None),
         _footer(),
     )
-    out = out or run_dir / "report.html"
-    write_text(out, text)
-    return out
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes a page that lays several runs side by side: scores, curves, settings that differ, last samples.
+    """Writes a page that lays runs side by side: scores, curves, settings that differ, last samples.
 
-    Args:
-        run_dirs: two or more run folders.
-        out: the file to write; comparison.html in the folder that holds all of them if None.
-
-    Returns:
-        The file written.
+    It goes to `out`, or to comparison.html in the folder that holds all of them.
 
     Raises:
         RunError: one of them is not a run folder.
     """
-    records = [read_run(folder) for folder in run_dirs]
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in run_dirs]))
-    names = [folder.resolve().relative_to(shared).as_posix() for folder in run_dirs]
-    measures = _by_measure([row for record in records for row in record.rows])
+    runs = [(folder.resolve().relative_to(shared).as_posix(), read_run(folder)) for folder in run_dirs]
+    measures = _by_measure([row for _, record in runs for row in record.rows])
     scores = [of_measure[0] for of_measure in measures.values()]
-    text = page(
-        f"{len(records)} runs",
-        element("h1", f"{len(records)} runs"),
+    return write_page(
+        out or shared / "comparison.html",
+        f"{len(runs)} runs",
+        element("h1", f"{len(runs)} runs"),
         element("p", f"in {shared}", class_="soft"),
-        section("Scores", _score_table(records, names, scores)),
-        section(
-            "Curves over generator updates", element("div", *_overlaid(records, names, scores), class_="grid wide")
-        ),
-        section("Settings that differ", _differing(records, names)),
-        section("Last samples", _last_samples(records, names)),
+        section("Scores", _score_table(runs, scores)),
+        section("Curves over generator updates", element("div", *_overlaid(runs, scores), class_="grid wide")),
+        section("Settings that differ", _differing(runs)),
+        section("Last samples", _last_samples(runs)),
         _footer(),
     )
-    out = out or shared / "comparison.html"
-    write_text(out, text)
-    return out
 
 
 def number(value: float | None) -> str:
@@ -231,11 +214,11 @@ def _sessions(record: Record) -> Html | None:
     return table(head, rows) if rows else None
 
 
-def _score_table(records: Sequence[Record], names: Sequence[str], scores: Sequence[str]) -> Html:
+def _score_table(runs: Runs, scores: Sequence[str]) -> Html:
     titles = [f"{what} {score_title(score)}" for score in scores for what in ("best", "last")]
     head = ["run", "status", *titles, "time", "steps/s"]
     rows = []
-    for record, name in zip(records, names, strict=True):
+    for name, record in runs:
         cells = [cell for s in scores for cell in (_at(best(record.rows, s)), _at(last(record.rows, s)))]
         rows.append([name, record.status, *cells, duration(record.seconds), number(steps_per_second(record))])
     return table(head, rows)
@@ -245,30 +228,29 @@ def _at(point: tuple[int, float] | None) -> str:
     return "–" if point is None else f"{number(point[1])} (step {point[0]:,})"
 
 
-def _overlaid(records: Sequence[Record], names: Sequence[str], scores: Sequence[str]) -> list[Html]:
+def _overlaid(runs: Runs, scores: Sequence[str]) -> list[Html]:
     def chart(title: str, key: str, log: bool = False) -> Html:
-        pairs = zip(records, names, strict=True)
-        return line_chart(title, [Series(name, points(record.rows, key)) for record, name in pairs], log=log)
+        return line_chart(title, [Series(name, points(record.rows, key)) for name, record in runs], log=log)
 
     charts = [chart(score_title(name), name, measure_of(name) == "distance") for name in scores]
     return [*charts, *(chart(f"Loss: {label}", name) for name, label in LOSSES.items())]
 
 
-def _differing(records: Sequence[Record], names: Sequence[str]) -> Html:
-    everything = [{"preset": record.preset, **record.settings} for record in records]
+def _differing(runs: Runs) -> Html:
+    everything = [{"preset": record.preset, **record.settings} for _, record in runs]
     options = dict.fromkeys(name for settings in everything for name in settings if name not in PLACES)
     rows = [
         [name if name == "preset" else _option(name), *(plain(settings.get(name, "–")) for settings in everything)]
         for name in options
         if any(settings.get(name) != everything[0].get(name) for settings in everything)
     ]
-    return table(["option", *names], rows) if rows else element("p", "none", class_="soft")
+    return table(["option", *(name for name, _ in runs)], rows) if rows else element("p", "none", class_="soft")
 
 
-def _last_samples(records: Sequence[Record], names: Sequence[str]) -> Html | None:
-    budget = PICTURES // len(records)
+def _last_samples(runs: Runs) -> Html | None:
+    budget = PICTURES // len(runs)
     figures = []
-    for record, name in zip(records, names, strict=True):
+    for name, record in runs:
         for step, path in (record.pictures("ema") or record.pictures("raw"))[-1:]:
             image = picture(path, budget, f"samples of {name}")
             if image:

@@ -1,4 +1,4 @@
-"""What a sweep found, in figures: mean and standard deviation over seeds per combination, as text, Markdown and CSV."""
+"""What a sweep found: mean and standard deviation over seeds per combination, as tables, a figure and a page."""
 
 import csv
 import math
@@ -8,16 +8,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from gnfast.io.files import atomic_write, make_folder, write_text
+from gnfast.io.files import atomic_write, write_text
 from gnfast.runs.checkpoint import RunError
+from gnfast.runs.curves import Series, line_chart
+from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.launch import State, read_record, state_of
-from gnfast.runs.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
-from gnfast.runs.run_page import number, steps_per_second
+from gnfast.runs.page import Html, element, embedded, section, table, write_page
+from gnfast.runs.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, points, read_run
+from gnfast.runs.run_page import duration, number, steps_per_second, write_report
+from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_file import Case, Sweep, shown
 
 # Runs with these states count in means: a run that diverged has scores of the checkpoints before.
 ENDED = ("finished", "diverged")
+# Combinations that curves are drawn of.
+CURVES = 10
 
 
 @dataclass(frozen=True)
@@ -129,16 +136,39 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def write_tables(results: Results) -> None:
-    """Writes table.csv, runs.csv and table.md into the sweep's folder."""
+def write_results(results: Results) -> Path:
+    """Writes table.csv, runs.csv, table.md, figure.svg and report.html into the sweep's folder.
+
+    The runs' own pages are drawn where they are missing or older than their figures.
+
+    Returns:
+        The page, which links to the runs' own.
+    """
     out = results.sweep.out
-    make_folder(out)
     _write_csv(out / "table.csv", _table_csv(results))
     _write_csv(out / "runs.csv", _runs_csv(results))
     write_text(out / "table.md", _markdown(results))
+    for run in results.runs:
+        _refresh_report(run)
+    drawn = _figure(results, out / "figure.svg")
+    head, *body = rows(results)
+    title = f"Sweep {out.name}"
+    return write_page(
+        out / "report.html",
+        title,
+        element("h1", title),
+        element("p", f"{len(results.runs)} runs of {len(results.combinations)} combinations", class_="soft"),
+        section(
+            "Scores",
+            element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
+            table(head, body, _winner(results)),
+        ),
+        section("Curves", element("div", drawn, _curves(results), class_="grid wide") if drawn else ""),
+        section("Runs", _run_table(results)),
+    )
 
 
-def winner(results: Results) -> list[int]:
+def _winner(results: Results) -> list[int]:
     """The row with the best mean of best scores, where there are several to choose from."""
     means = {i: statistics.mean(one.best) for i, one in enumerate(results.combinations) if one.best}
     choose = max if measure_of(results.score) in HIGHER_IS_BETTER else min
@@ -185,9 +215,74 @@ def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
 
 def _markdown(results: Results) -> str:
     head, *body = rows(results)
-    bold = winner(results)
+    bold = _winner(results)
     lines = [
         [f"**{cell}**" if index in bold and column == len(head) - 2 else cell for column, cell in enumerate(cells)]
         for index, cells in enumerate(body)
     ]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in [head, ["---"] * len(head), *lines])
+
+
+def _refresh_report(run: Run) -> None:
+    report, rows_file = run.case.folder / "report.html", run.case.folder / "metrics.jsonl"
+    if run.record is None:
+        return
+    if not report.exists() or (rows_file.exists() and rows_file.stat().st_mtime > report.stat().st_mtime):
+        write_report(run.case.folder)
+
+
+def _figure(results: Results, path: Path) -> Html | None:
+    """Over the axis of numbers if there is one of three values or more, otherwise bars; None without scores."""
+    scored = [one for one in results.combinations if one.best]
+    if not scored:
+        return None
+    labels = list(scored[0].labels)
+    axis = next((axis for axis in labels if _is_numeric([one.labels[axis] for one in scored])), "")
+    # Bars stand side by side for the labels of the first axis, at one place for each combination of the others.
+    hue = labels[0] if len(labels) > 1 else ""
+    scores = []
+    for one in scored:
+        place = one.labels[axis] if axis else one.name(without=hue)
+        name = one.name(without=axis) if axis else str(one.labels.get(hue, ""))
+        scores += [{"axis": axis, "place": place, "hue": name, "score": score} for score in one.best]
+    with drawing():
+        image = svg(score_figure(scores, "axis", "place", "hue", "score", f"best {results.score}"))
+    with atomic_write(path) as part:
+        part.write_bytes(image)
+    caption = element("figcaption", element("b", "Best scores"))
+    return element("figure", caption, embedded(image, "image/svg+xml", "best scores", class_="plot"))
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(values) and len(set(numbers)) >= 3
+
+
+def _curves(results: Results) -> Html:
+    """The score over training, one curve per combination: means over the runs that have it at a step."""
+    series = []
+    for one in results.combinations[:CURVES]:
+        at: dict[int, list[float]] = {}
+        for run in one.runs:
+            for step, value in points(run.record.rows, results.score) if run.record else ():
+                at.setdefault(step, []).append(value)
+        series.append(Series(one.name(), [(step, statistics.mean(values)) for step, values in sorted(at.items())]))
+    left = len(results.combinations) - CURVES
+    note = f"the first {CURVES} combinations" if left > 0 else ""
+    is_distance = measure_of(results.score) == "distance"
+    return line_chart(f"{results.score}, mean over seeds", series, log=is_distance, note=note)
+
+
+def _run_table(results: Results) -> Html:
+    head = ["run", "status", f"best {results.score}", "at step", f"last {results.score}", "time", "message"]
+    lines = []
+    for run in results.runs:
+        name, status, seconds = run.case.name, run.state.status, None
+        if run.record:
+            name, seconds = element("a", name, href=f"{quote(name)}/report.html"), run.record.seconds
+            status = run.record.status if status in ("finished", "stopped") else status
+        step, top = run.best or (None, None)
+        _, end = run.last or (None, None)
+        scores = [number(top), "–" if step is None else f"{step:,}", number(end)]
+        lines.append([name, status, *scores, duration(seconds), run.state.message])
+    return table(head, lines)
