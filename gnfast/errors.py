@@ -1,5 +1,8 @@
 """What gnfast raises and warns with."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UnsupportedError(RuntimeError):
     """The four passes do not cover this network (or call) exactly; the message names the submodule and operation."""
@@ -18,3 +21,10 @@ def require_int(name: str, value: object, least: int, error: type[ValueError] = 
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise error(f"{name}: got {value!r}, wanted an int of at least {least}")
     return value
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    """The message about a word that is none of those that are known: with the nearest of them, or with all."""
+    near = get_close_matches(word, known, 1)
+    advice = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(known)}"
+    return f"unknown {what} {word!r}; {advice}"

@@ -1,6 +1,6 @@
 """Whether processes that train together always end: rounds of `tests/engine/test_ddp.py` and of a training by torchrun.
 
-    python -m tests.hangs ROUNDS    # of each kind, beside a busy process; prints a line per failure and the counts
+    python -m tests.hunt hangs --count ROUNDS    # beside a busy process; prints each failure and the counts
 
 A hang at the end of a process depends on which of its threads is first, so it shows only in many rounds. Importing
 PyTorch would be nine tenths of a round: two kinds are forked from a process that has imported all and run nothing, and
@@ -20,14 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.forks import fork
+from tests.forks import forked
 
 ROOT = Path(__file__).parents[1]
 ANEW_EVERY = 20
@@ -38,7 +36,6 @@ IMPORTED = "gnfast.cli", "tests.engine.test_ddp", "torch.distributed.run", "matp
 
 class Outcome(NamedTuple):
     kind: str
-    seconds: float
     failure: str
     """Empty if the round ended as it should; else what it printed, with all threads' stacks if it hung."""
 
@@ -52,7 +49,7 @@ def hangs(rounds: int, limit: float = 300) -> Iterator[Outcome]:
         rounds: of each check.
         limit: seconds after which a round hangs.
     """
-    command = [sys.executable, "-m", "tests.hangs", str(rounds), "--limit", str(limit), "--lines"]
+    command = [sys.executable, "-m", "tests.hangs", str(rounds), str(limit)]
     settings = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **settings}
@@ -63,7 +60,7 @@ def hangs(rounds: int, limit: float = 300) -> Iterator[Outcome]:
         finally:
             process.terminate()
     if process.returncode not in (0, -signal.SIGTERM):
-        yield Outcome("rounds", 0.0, f"the process that forks them ended with status {process.returncode}")
+        yield Outcome("rounds", f"the process that forks them ended with status {process.returncode}")
 
 
 def _rounds(count: int, limit: float) -> Iterator[Outcome]:
@@ -73,7 +70,7 @@ def _rounds(count: int, limit: float) -> Iterator[Outcome]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # What was imported is not searched for cycles at every process's end, which would be most of a round.
     gc.freeze()
-    busy = _forked(_be_busy, Path(os.devnull))
+    busy = forked(_be_busy, Path(os.devnull), end=_end)
     try:
         for index in range(count):
             if index % ANEW_EVERY == ANEW_EVERY - 1:
@@ -91,7 +88,7 @@ def _round(kind: str, work: Callable[[str], None], limit: float) -> Outcome:
     folder = tempfile.mkdtemp()
     log = Path(folder, "log")
     start = time.monotonic()
-    process = _forked(work, log, folder)
+    process = forked(work, log, folder, end=_end)
     ended = 0, 0
     try:
         while not ended[0] and time.monotonic() - start < limit:
@@ -103,26 +100,7 @@ def _round(kind: str, work: Callable[[str], None], limit: float) -> Outcome:
         printed = log.read_text(errors="replace")
         shutil.rmtree(folder, ignore_errors=True)
     failure = f"status {ended[1]}: {printed}" if ended[0] else f"hung: {printed}"
-    return Outcome(kind, time.monotonic() - start, failure if ended != (process, 0) else "")
-
-
-def _forked(work: Callable[..., None], log: Path, *arguments: object) -> int:
-    """The id of a process that does the work, prints into `log` and ends as a Python process ends."""
-    process = fork()
-    if process:
-        return process
-    status = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        work(*arguments)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        _end(status)
+    return Outcome(kind, failure if ended != (process, 0) else "")
 
 
 def _end(status: int) -> None:
@@ -153,7 +131,7 @@ def _be_busy() -> None:
 def _two_ranks(folder: str) -> None:
     from tests.engine import test_ddp
 
-    ranks = [_forked(test_ddp.work, Path(folder, "log"), rank, folder) for rank in range(2)]
+    ranks = [forked(test_ddp.work, Path(folder, "log"), rank, folder, end=_end) for rank in range(2)]
     assert [os.waitpid(rank, 0)[1] for rank in ranks] == [0, 0]
 
 
@@ -188,30 +166,6 @@ def _torchrun(folder: str) -> None:
     os.execv(sys.executable, [sys.executable, "-m", *words, f"--run-dir={folder}/run"])
 
 
-def _main() -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rounds", type=int, help="of each check")
-    parser.add_argument("--limit", type=float, default=300, help="seconds after which a round hangs")
-    parser.add_argument("--lines", action="store_true", help="only a line of JSON for each round")
-    options = parser.parse_args()
-    if options.lines:
-        for outcome in _rounds(options.rounds, options.limit):
-            print(json.dumps(outcome), flush=True)
-        return
-    seconds: Counter[str] = Counter()
-    counts: Counter[tuple[str, bool]] = Counter()
-    for outcome in hangs(options.rounds, options.limit):
-        counts[outcome.kind, bool(outcome.failure)] += 1
-        seconds[outcome.kind] += outcome.seconds
-        if outcome.failure:
-            print(f"{outcome.kind}: {outcome.failure}", flush=True)
-    for kind in seconds:
-        ended, failed = counts[kind, False], counts[kind, True]
-        print(f"{kind}: {ended} ended, {failed} failed, {seconds[kind] / (ended + failed):.1f} s each")
-    sys.exit(any(failed for _, failed in counts))
-
-
 if __name__ == "__main__":
-    _main()
+    for found in _rounds(int(sys.argv[1]), float(sys.argv[2])):
+        print(json.dumps(found), flush=True)

@@ -7,13 +7,12 @@ import atexit
 import functools
 import io
 import json
+import operator
 import os
 import pickle
 import random
 import shutil
-import sys
 import tempfile
-import traceback
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,20 +23,13 @@ import torch
 from PIL import Image
 
 from tests.damage import CONTENT, SPECIAL
-from tests.forks import fork
 from tests.hostile_files import CANARY, HOSTILE, Hostile, chunk, png
+from tests.processes import run_python
 
 TRAIN = [
     *("train", "digits", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6", "--log-every=1"),
-    *(
-        "--n-samples=4",
-        "--sample-every=2",
-        "--checkpoint-every=2",
-        "--probe-every=2",
-        "--extractor=none",
-        "--device=cpu",
-    ),
-    *("--no-tensorboard", "--threads=1"),
+    *("--n-samples=4", "--sample-every=2", "--checkpoint-every=2", "--probe-every=2", "--extractor=none"),
+    *("--device=cpu", "--no-tensorboard", "--threads=1"),
 ]
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "report": lambda run: ["report", str(run)],
@@ -55,21 +47,9 @@ def _stopped() -> Path:
     """A run of four steps, made in a process of its own: training starts threads, after which none should fork."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    child = fork()
-    if not child:
-        status = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-            from gnfast.cli import main
-
-            status = main([*TRAIN, "--steps=4", f"--run-dir={folder / 'run'}"])
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    if os.waitpid(child, 0)[1]:
-        raise RuntimeError("the run to be damaged could not be made")
+    made = run_python("-m", "gnfast", *TRAIN, "--steps=4", f"--run-dir={folder / 'run'}")
+    if made.returncode:
+        raise RuntimeError(f"the run to be damaged could not be made: {made.stderr}")
     return folder / "run"
 
 
@@ -183,13 +163,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 for _kind, _changes in SETTINGS.items():
     _add(f"settings-{_kind}", "config.json", _settings(**_changes), "report", "sample", "analyze")
 _add("settings-none", "config.json", _content(lambda old, rng: b'{"preset": "digits"}'), "report", "sample", "train")
-_add(
-    "settings-preset-list",
-    "config.json",
-    _content(lambda old, rng: b'{"preset": [], "config": {}}'),
-    "compare",
-    "train",
-)
+_odd = _content(lambda old, rng: b'{"preset": [], "config": {}}')
+_add("settings-preset-list", "config.json", _odd, "compare", "train")
 
 # Rows
 
@@ -232,32 +207,28 @@ def _changed(change: Callable[[dict[str, Any]], Any]) -> Damage:
     def damage(path: Path, _rng: random.Random) -> None:
         content = torch.load(path, weights_only=True)
         changed = change(content)
-        content = content if changed is None else changed
         for old in path.parent.iterdir():
             old.unlink()
-        torch.save(content, path)
+        torch.save(content if changed is None else changed, path)
 
     return damage
 
 
 def _set(*keys: Any, value: Any) -> Damage:
     def change(content: dict[str, Any]) -> None:
-        place = content
-        for key in keys[:-1]:
-            place = place[key]
-        if callable(value):
-            place[keys[-1]] = value(place[keys[-1]])
-        else:
-            place[keys[-1]] = value
+        place = functools.reduce(operator.getitem, keys[:-1], content)
+        place[keys[-1]] = value(place[keys[-1]]) if callable(value) else value
 
     return _changed(change)
 
 
+def _weights(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    return _set("state", name, value=lambda weights: {key: change(weight) for key, weight in weights.items()})
+
+
 def _without(*keys: Any) -> Damage:
     def change(content: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            content = content[key]
-        del content[keys[-1]]
+        del functools.reduce(operator.getitem, keys[:-1], content)[keys[-1]]
 
     return _changed(change)
 
@@ -318,19 +289,11 @@ CHECKPOINTS: dict[str, Damage] = {
     "step-beyond-64-bits": _set("state", "step", value=10**30),
     "no-generator": _without("state", "generator"),
     "generator-list": _set("state", "generator", value=[1, 2]),
-    "weight-of-another-shape": _set(
-        "state", "critic", value=lambda w: {k: v.repeat(2) if v.dim() == 1 else v for k, v in w.items()}
-    ),
-    "weights-all-in-one-place": _set(
-        "state", "ema", value=lambda w: {k: _expanded(v) if v.dim() else v for k, v in w.items()}
-    ),
-    "weights-sparse": _set(
-        "state", "generator", value=lambda w: {k: v.to_sparse() if v.dim() > 1 else v for k, v in w.items()}
-    ),
-    "weights-complex": _set("state", "generator", value=lambda w: {k: v.to(torch.complex64) for k, v in w.items()}),
-    "weights-nan": _set(
-        "state", "critic", value=lambda w: {k: v * float("nan") if v.is_floating_point() else v for k, v in w.items()}
-    ),
+    "weight-of-another-shape": _weights("critic", lambda v: v.repeat(2) if v.dim() == 1 else v),
+    "weights-all-in-one-place": _weights("ema", lambda v: _expanded(v) if v.dim() else v),
+    "weights-sparse": _weights("generator", lambda v: v.to_sparse() if v.dim() > 1 else v),
+    "weights-complex": _weights("generator", lambda v: v.to(torch.complex64)),
+    "weights-nan": _weights("critic", lambda v: v * float("nan") if v.is_floating_point() else v),
     "moment-of-another-shape": _set(*WEIGHT, "exp_avg", value=torch.zeros(1)),
     "moment-of-no-element": _set(*WEIGHT, "exp_avg_sq", value=torch.zeros(0)),
     "moment-all-in-one-place": _set(*WEIGHT, "exp_avg", value=_expanded),

@@ -1,18 +1,16 @@
 """Trainings that are killed at drawn moments and in the middle of drawn file operations, continued, and compared.
 
-`python -m tests.kills [COUNT [SEED]]` kills COUNT times and prints a line for each run.
+`python -m tests.hunt kills --count COUNT --seed SEED` does it COUNT times.
 """
 
-import contextlib
 import hashlib
 import importlib
+import itertools
 import os
 import random
 import signal
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ import torch
 from PIL import Image
 
 from gnfast.runs import checkpoint
-from tests.forks import fork
+from tests.forks import forked
 
 STEPS = 8
 SECONDS = 120
@@ -48,20 +46,19 @@ class Outcome:
     faults: list[str] = field(default_factory=list)
 
 
-def kills(rng: random.Random, folder: Path, most: int = 3, whole: "Runs | None" = None) -> Iterator[Outcome]:
-    """Without end: a run is killed up to `most` times, in each stage from decoding to the report, and compared.
+def kills(rng: random.Random, folder: Path, whole: "Runs | None" = None) -> Iterator[Outcome]:
+    """Without end: a run is killed up to three times, in each stage from decoding to the report, and compared.
 
     Args:
         rng: draws the places.
         folder: an empty folder for data, caches and runs.
-        most: kills of one run.
         whole: the uninterrupted run to compare with; made in `folder` if None.
     """
     whole = whole or Runs(folder)
-    for number in _count():
+    for number in itertools.count():
         run = folder / f"run-{number}"
         places = []
-        for _ in range(rng.randint(1, most)):
+        for _ in range(rng.randint(1, 3)):
             place = whole.draw(rng)
             if whole.start(run, **place) == -signal.SIGKILL:
                 places.append(", ".join(f"{name} {value}" for name, value in place.items()))
@@ -75,7 +72,7 @@ def concurrent_starts(rng: random.Random, folder: Path, whole: "Runs | None" = N
     The second must say so in one line and touch nothing; the first must end as if it had been alone.
     """
     whole = whole or Runs(folder)
-    for number in _count():
+    for number in itertools.count():
         run, delay = folder / f"shared-{number}", rng.uniform(0.0, whole.seconds)
         first = whole.fork(run, "first")
         time.sleep(delay)
@@ -108,13 +105,7 @@ class Runs:
             pixels = bytes(draw.randrange(256) for _ in range(64))
             Image.frombytes("L", (8, 8), pixels).save(self.data / f"{index:02d}.png")
         # Not in each fork again.
-        for name in (
-            "gnfast.cli.train",
-            "gnfast.train.loop",
-            "matplotlib.figure",
-            "matplotlib.backends.backend_agg",
-            "tyro",
-        ):
+        for name in ("gnfast.cli.train", "gnfast.train.loop", "matplotlib.figure", "matplotlib.backends.backend_agg"):
             importlib.import_module(name)
         began = time.monotonic()
         whole = folder / "whole"
@@ -167,33 +158,16 @@ class Runs:
 
     def fork(self, run: Path, name: str, **place: float) -> int:
         """The process of `gnfast train` in `run`: a fork, which need not import PyTorch again."""
-        child = fork()
-        if child:
-            return child
-        status = 1
-        try:
-            os.setpgid(0, 0)
-            output = os.open(self._output(run, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2):
-                os.dup2(output, stream)
-            sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
-            os.environ["GNFAST_CACHE"] = str(self.folder / f"cache-{run.name}")
-            status = self._train(run, place)
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.setprofile(None)
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(status)
+        output = self._output(run, name)
+        output.unlink(missing_ok=True)
+        return forked(self._train, output, run, place)
 
     def _train(self, run: Path, place: dict[str, float]) -> int:
         import gnfast.data.cache
         from gnfast.cli import main
 
+        os.setpgid(0, 0)
+        os.environ["GNFAST_CACHE"] = str(self.folder / f"cache-{run.name}")
         torch.set_num_threads(1)
         # Small images are not worth a file, but these are to have one.
         gnfast.data.cache._WORTH_SECONDS = 0.0
@@ -204,11 +178,12 @@ class Runs:
         counter = _Operations(int(place.get("operation", 0)))
         if "operation" in place or "count" in place:
             sys.setprofile(counter)
-        status = main(["train", "digits", *words])
-        sys.setprofile(None)
-        if "count" in place:
-            self.counted.write_text(str(counter.seen))
-        return status
+        try:
+            return main(["train", "digits", *words])
+        finally:
+            sys.setprofile(None)
+            if "count" in place:
+                self.counted.write_text(str(counter.seen))
 
 
 class _Operations:
@@ -270,27 +245,3 @@ def _digest(value: object) -> str:
 
     add(value)
     return digest.hexdigest()
-
-
-def _count() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
-def main(words: list[str]) -> int:
-    """Kills as often as asked, and prints a line for each run."""
-    wanted, seed = (int(word) for word in [*words, *("20", "0")[len(words) :]])
-    done = failed = 0
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        for outcome in kills(random.Random(seed), Path(folder)):
-            done, failed = done + outcome.kills, failed + bool(outcome.faults)
-            print(f"{done} {outcome.what}: {'; '.join(outcome.faults) or 'the same'}", flush=True)
-            if done >= wanted:
-                return failed
-    return failed
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

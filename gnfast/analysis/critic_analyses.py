@@ -1,14 +1,14 @@
 """Every analysis of one critic, by name."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gnfast.analysis import measurements as measured
 from gnfast.analysis.measurements import Subject
-from gnfast.analysis.panels import Panels, write_panels
-from gnfast.analysis.rows import Rows
+from gnfast.analysis.panels import write_panels
 from gnfast.measure.loss_domain import PARTS
+from gnfast.runs.rows import Panels, Rows
 
 
 class NotApplicableError(ValueError):
@@ -50,21 +50,11 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
     return write_panels(out, f"Critic of {subject.name}", lead, drawn), left_out
 
 
-def _gradients(subject: Subject, history: Rows) -> Panels:
-    return {"gradient-norms": [row for one in _plain_and_normalised(subject) for row in measured.gradient_rows(one)]}
-
-
-def _finite_differences(subject: Subject, history: Rows) -> Panels:
-    rows = [row for one in _plain_and_normalised(subject) for row in measured.finite_difference_rows(one)]
-    return {"finite-differences": rows}
-
-
-def _lipschitz(subject: Subject, history: Rows) -> Panels:
-    return {"lipschitz-layers": measured.layer_lipschitz_rows(subject)}
-
-
-def _singular_values(subject: Subject, history: Rows) -> Panels:
-    return dict(zip(("spectra", "operators"), measured.spectrum_rows(subject), strict=True))
+def _plain_and_normalised(subject: Subject) -> Iterator[Subject]:
+    """f, and f̂ where there is a normaliser."""
+    yield dataclasses.replace(subject, name="f", method=None, tau=None, eps=None)
+    if subject.method is not None:
+        yield dataclasses.replace(subject, name=f"f̂ ({subject.method})")
 
 
 def _loss_domain(subject: Subject, history: Rows) -> Panels:
@@ -74,8 +64,7 @@ def _loss_domain(subject: Subject, history: Rows) -> Panels:
 
 
 def _training(subject: Subject, history: Rows) -> Panels:
-    settings = {part: part.replace("_", ", ") for part in PARTS}
-    domains = [measured.domain_rows(history, part, subject.name, setting) for part, setting in settings.items()]
+    domains = [measured.domain_rows(history, part, subject.name, part.replace("_", ", ")) for part in PARTS]
     found = {
         "gradient-norm-training": measured.norm_training_rows(history),
         "sigmas": measured.sigma_rows(history, subject.name),
@@ -86,17 +75,11 @@ def _training(subject: Subject, history: Rows) -> Panels:
     return found
 
 
-def _plain_and_normalised(subject: Subject) -> list[Subject]:
-    """f, and f̂ where there is a normaliser."""
-    plain = dataclasses.replace(subject, name="f", method=None, tau=None, eps=None)
-    return [plain, *([] if subject.method is None else [dataclasses.replace(subject, name=f"f̂ ({subject.method})")])]
-
-
 ANALYSES: dict[str, Callable[[Subject, Rows], Panels]] = {
-    "gradients": _gradients,
-    "finite-differences": _finite_differences,
-    "lipschitz": _lipschitz,
-    "singular-values": _singular_values,
+    "gradients": lambda subject, history: measured.gradient_norm_panels(_plain_and_normalised(subject)),
+    "finite-differences": lambda subject, history: measured.finite_difference_panels(_plain_and_normalised(subject)),
+    "lipschitz": lambda subject, history: {"lipschitz-layers": measured.layer_lipschitz_rows(subject)},
+    "singular-values": lambda subject, history: measured.spectrum_panels([subject]),
     "loss-domain": _loss_domain,
     "training": _training,
 }

@@ -3,28 +3,32 @@
 An experiment has the parts of a sweep file (docs/sweeps.md): base options, cases, a grid. Figures share experiments.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
+
 from gnfast.analysis import measurements as measured
-from gnfast.analysis.panels import Panels
-from gnfast.analysis.trained import Trained
+from gnfast.analysis import subjects
+from gnfast.analysis.measurements import Subject
 from gnfast.config.presets import PRESETS
+from gnfast.runs.rows import Panels, Rows
+from gnfast.runs.sweep_results import Run
+from gnfast.train.evaluate import load_split
+from gnfast.train.probe import Probe
+from gnfast.train.state import State
 
 PRESET = "digits"
+# Of each kind, that critics are measured at.
+IMAGES = 256
 BASE: dict[str, Any] = {
-    "flip": False,
-    "model": "small",
-    "z_dim": 64,
     "method": "none",
-    "loss": "hinge",
     "steps": 400,
-    "n_dis": 1,
     "batch_d": 32,
     "batch_g": 32,
-    "lr_d": 1e-3,
-    "lr_g": 1e-3,
-    "betas": [0.5, 0.9],
     "ema_decay": 0.0,
     "extractor": "classifier",
     "n_fake": 2048,
@@ -34,7 +38,7 @@ BASE: dict[str, Any] = {
     "checkpoint_every": 0,
     "tensorboard": False,
 }
-"""What all runs share unless they say otherwise; the scale of a reproduction adds data, resolution and width."""
+"""What all runs change of the preset unless they say otherwise; the scale of a reproduction adds the data and sizes."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -78,13 +82,9 @@ SETTINGS: dict[str, tuple[str, str, tuple[str, ...], str]] = {
 }
 
 
-def _named(options: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a `[[case]]`."""
-    return [{"name": name, **changes} for name, changes in options.items()]
-
-
 def _methods(names: Iterable[str]) -> list[dict[str, Any]]:
-    return _named({name: METHODS[name] for name in names})
+    """The entries of a `[[case]]`."""
+    return [{"name": name, **METHODS[name]} for name in names]
 
 
 def _optimiser(preset: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "base": {"init": "kaiming-normal", "loss": "wasserstein", "extractor": "none"},
         "case": {
             "critic": _methods(("SN", "GN")),
-            "depth": _named({str(depth): {"model": f"layered-{depth}"} for depth in DEPTHS}),
+            "depth": [{"name": str(depth), "model": f"layered-{depth}"} for depth in DEPTHS],
         },
         "grid": {"steps": LENGTHS},
     },
@@ -109,19 +109,19 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     "activation": {
         "base": _LAYERED | {"method": "gn", "steps": 300},
-        "case": {"setting": _named({name: {"model": model} for name, model in ACTIVATIONS.items()})},
+        "case": {"setting": [{"name": name, "model": model} for name, model in ACTIVATIONS.items()]},
         "grid": {"seed": SEEDS},
     },
     ZETA: {
         "base": _LAYERED | {"steps": 300},
-        "case": {"setting": _named({"ζ = 0": {"method": "gn0"}, "ζ = 1": {"method": "gn1"}})},
+        "case": {"setting": [{"name": "ζ = 0", "method": "gn0"}, {"name": "ζ = 1", "method": "gn1"}]},
         "grid": {"seed": SEEDS},
     },
     **{
         family: {
             "base": {"loss": loss, "steps": 250},
             "case": {
-                "setting": _named({letter: _optimiser(f"{preset}-{letter.lower()}") for letter in letters}),
+                "setting": [{"name": letter, **_optimiser(f"{preset}-{letter.lower()}")} for letter in letters],
                 "critic": _methods(names),
             },
         }
@@ -130,21 +130,63 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _gradients(found: Sequence[Trained]) -> Panels:
-    return {"gradient-norms": [row for run in found if run.finished for row in measured.gradient_rows(run.subject)]}
+@dataclass(frozen=True)
+class Trained:
+    """A run with its figures.
 
+    Attributes:
+        run: as the sweep has it; it has a record.
+        device: where to measure.
+    """
 
-def _differences(found: Sequence[Trained]) -> Panels:
-    rows = [row for run in found if run.finished for row in measured.finite_difference_rows(run.subject)]
-    return {"finite-differences": rows}
+    run: Run
+    device: torch.device
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """What it is among the others: its `experiment`, and often its `critic`."""
+        return self.run.case.labels
+
+    @property
+    def steps(self) -> int:
+        """The generator updates that it has done."""
+        return self.run.record.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end; otherwise it diverged."""
+        return self.run.state.status == "finished"
+
+    @cached_property
+    def subject(self) -> Subject:
+        """Its critic at the end."""
+        found = subjects.of_run(self.run.case.folder, count=IMAGES, device=self.device)
+        return dataclasses.replace(found, name=self.labels["critic"])
+
+    def untrained(self) -> Subject:
+        """Its critic at the start."""
+        return subjects.untrained(self.labels["critic"], self.run.record.config, count=IMAGES, device=self.device)
+
+    def history(self) -> Rows:
+        """The rows of metrics.jsonl, and before them what the probe measures at the start."""
+        config = self.run.record.config
+        state = State(config, load_split(config, config.split, progress=False), self.device)
+        return [{"step": 0, **Probe(config).measure(state)}, *self.run.record.rows]
+
+    def score(self, **keys: Any) -> dict[str, Any]:
+        """A row for the figures of scores: the distance at the end, None if it diverged, and what it is measured in."""
+        end = self.run.last if self.finished else None
+        features = next((row["extractor"] for row in self.run.record.rows if "extractor" in row), "")
+        lost = None if self.finished else self.steps
+        return {**keys, "distance": end and end[1], "features": features, "diverged_at": lost}
 
 
 def _depths(found: Sequence[Trained]) -> Panels:
     layers, models = [], []
     for run in found:
-        subjects = {0: run.untrained} if run.labels["steps"] == LENGTHS[0] else {}
-        subjects |= {run.steps: run.subject} if run.finished else {}
-        for step, subject in subjects.items():
+        found_at = {0: run.untrained()} if run.labels["steps"] == LENGTHS[0] else {}
+        found_at |= {run.steps: run.subject} if run.finished else {}
+        for step, subject in found_at.items():
             keys = {"step": step, "depth": int(run.labels["depth"])}
             layers += measured.layer_lipschitz_rows(subject, count=8, **keys)
             models += measured.model_lipschitz_rows(subject, **keys)
@@ -152,13 +194,10 @@ def _depths(found: Sequence[Trained]) -> Panels:
 
 
 def _spectra(found: Sequence[Trained]) -> Panels:
-    found = [run for run in found if run.critic in SPECTRUM_METHODS]
-    spectra = [measured.spectrum_rows(run.subject) for run in found if run.finished]
-    return {
-        "spectra": [row for values, _ in spectra for row in values],
-        "sigmas": [row for run in found for row in measured.sigma_rows(run.history, run.critic)],
-        "operators": [row for _, norms in spectra for row in norms],
-    }
+    found = [run for run in found if run.labels["critic"] in SPECTRUM_METHODS]
+    sigmas = [row for run in found for row in measured.sigma_rows(run.history(), run.labels["critic"])]
+    panels = measured.spectrum_panels(_critics(found))
+    return {"spectra": panels["spectra"], "sigmas": sigmas, "operators": panels["operators"]}
 
 
 def _domains(found: Sequence[Trained]) -> Panels:
@@ -166,10 +205,10 @@ def _domains(found: Sequence[Trained]) -> Panels:
     # The runs at α = 1 belong to the sweeps over α as well.
     shared = {1.0: ALPHA, 50.0: ALPHA_WIDE}
     for run in found:
-        family, loss = run.experiment, run.labels["loss"]
+        family, loss = run.labels["experiment"], run.labels["loss"]
         value = run.labels[DOMAINS[family][1]]
         if loss == LOSSES[0]:
-            over_training += measured.domain_rows(run.history, "generator", family, f"{value:g}")
+            over_training += measured.domain_rows(run.history(), "generator", family, f"{value:g}")
         if family != "k_GP":
             scores.append(run.score(family=family, value=value, loss=loss))
         if family == "k_SN" and value in shared:
@@ -180,16 +219,25 @@ def _domains(found: Sequence[Trained]) -> Panels:
 
 
 def _ablations(found: Sequence[Trained]) -> Panels:
-    rows = [run.score(critic="GN", family=run.experiment, **run.chosen("setting", "seed")) for run in found]
+    rows = [
+        run.score(critic="GN", family=run.labels["experiment"], setting=run.labels["setting"], seed=run.labels["seed"])
+        for run in found
+    ]
     # ReLU with ζ = |f| stands in both families.
     shared = [{**row, "family": ZETA, "setting": "ζ = |f|"} for row in rows if row["setting"] == "ReLU"]
     return {"ablations": rows + shared}
 
 
 def _robustness(found: Sequence[Trained]) -> Panels:
-    return {
-        "robustness": [run.score(family=run.experiment, **run.chosen("critic", "setting"), seed=0) for run in found]
-    }
+    rows = [
+        run.score(family=run.labels["experiment"], critic=run.labels["critic"], setting=run.labels["setting"], seed=0)
+        for run in found
+    ]
+    return {"robustness": rows}
+
+
+def _critics(found: Sequence[Trained]) -> Iterator[Subject]:
+    return (run.subject for run in found if run.finished)
 
 
 class PaperFigure(NamedTuple):
@@ -200,8 +248,8 @@ class PaperFigure(NamedTuple):
 
 
 FIGURES: dict[str, PaperFigure] = {
-    "gradients": PaperFigure(("methods",), _gradients),
-    "finite-differences": PaperFigure(("methods",), _differences),
+    "gradients": PaperFigure(("methods",), lambda found: measured.gradient_norm_panels(_critics(found))),
+    "finite-differences": PaperFigure(("methods",), lambda found: measured.finite_difference_panels(_critics(found))),
     "lipschitz": PaperFigure(("depths",), _depths),
     "singular-values": PaperFigure(("methods",), _spectra),
     "loss-domains": PaperFigure(tuple(DOMAINS), _domains),

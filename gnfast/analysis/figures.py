@@ -1,15 +1,23 @@
-"""The figures: each function draws one from a tidy table, the rows that the CSV file of the same name holds."""
+"""The papers' figures: each function draws one from a tidy table, the rows that the CSV file of the same name holds.
 
+Its docstring is what the page says about it; names in braces stand for numbers of the first row.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gnfast.analysis.rows import Rows, distinct, parts, values, where
 from gnfast.runs.drawing import canvas, colour, legend, legend_outside, log_scale, log_values, marker
-from gnfast.runs.score_figure import Score, score_figure
+from gnfast.runs.rows import Rows, distinct, parts, values, where
+from gnfast.runs.score_figure import score_figure
 
+GRAN = "GraN-GAN (Bhaskara et al., WACV 2022)"
+GNGAN = "GN-GAN (Wu et al., ICCV 2021)"
+SNGAN = "SN-GAN (Miyato et al., ICLR 2018)"
+LIPSCHITZ = "Qin et al. (ECCV 2020)"
 STEPS = "generator updates"
 OPERATORS = {
     "matrix": "reshaped weight",
@@ -18,28 +26,40 @@ OPERATORS = {
 }
 
 
-def gradient_norm_boxes(rows: Rows) -> Figure:
-    """Box plots over images, one group per critic, one box per kind of image.
+Draw = Callable[[Rows], Figure]
+PANELS: dict[str, tuple[str, str, Draw]] = {}
+"""Of each figure the heading, the source (a paper, and a figure of it) and what draws it."""
 
-    Args:
-        rows: critic, images, min, q25, median, q75, max; the bound the critic's method gives as `bound` or None.
+
+def _panel(name: str, title: str, source: str) -> Callable[[Draw], Draw]:
+    def register(draw: Draw) -> Draw:
+        PANELS[name] = (title, source, draw)
+        return draw
+
+    return register
+
+
+@_panel("gradient-norms", "Gradient norms of critics", f"{GRAN}, fig. 3")
+def _gradient_norms(rows: Rows) -> Figure:
+    """The norm of each critic's input gradient at {count} real and as many generated images, after its own
+    normalisation: least value, quartiles and largest value. A gradient-normalised critic stays below its dotted bound
+    at every single image; a penalty or a normalised weight only moves the distribution.
     """
-    kinds = distinct(rows, "images")
+    kinds, critics = distinct(rows, "images"), distinct(rows, "critic")
     figure, (axes,) = canvas(1, 1, 3.6)
-    step = 0.8 / len(kinds)
+    width = 0.8 / len(kinds)
     shown = _near_the_largest(rows)
-    for place, critic, part in parts(rows, "critic"):
-        if part[0] not in shown:
-            note = f"below:\n{part[0]['median']:.1e}"
+    for index, kind in enumerate(kinds):
+        part = where(shown, images=kind)
+        places = [critics.index(row["critic"]) + (index - (len(kinds) - 1) / 2) * width for row in part]
+        _boxes(axes, part, places, 0.8 * width, colour(index), kind)
+    for place, _, part in parts(rows, "critic"):
+        first = part[0]
+        if first not in shown:
+            note = f"below:\n{first['median']:.1e}"
             axes.text(place, 0.02, note, transform=axes.get_xaxis_transform(), ha="center", fontsize=7.5)
-            continue
-        for row in part:
-            index = kinds.index(row["images"])
-            label = row["images"] if critic == rows[0]["critic"] else None
-            _box(axes, row, place + (index - (len(kinds) - 1) / 2) * step, step * 0.8, colour(index), label)
-        if part[0].get("bound"):
-            axes.hlines(part[0]["bound"], place - 0.45, place + 0.45, color="black", linestyle=":", linewidth=1)
-    critics = distinct(rows, "critic")
+        elif first.get("bound"):
+            axes.hlines(first["bound"], place - 0.45, place + 0.45, color="black", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(critics)), critics)
     log_values(axes, values(shown, "min", "max"))
     axes.set(ylabel="gradient norm of the critic")
@@ -48,16 +68,16 @@ def gradient_norm_boxes(rows: Rows) -> Figure:
     return figure
 
 
-def finite_difference_lines(rows: Rows) -> Figure:
-    """Difference quotients against the distance: medians as lines, quartiles as bands, the largest dashed.
-
-    Args:
-        rows: critic, distance, q25, median, q75, max.
+@_panel("finite-differences", "From the slope to the change over a distance", f"{GRAN}, fig. 4")
+def _finite_differences(rows: Rows) -> Figure:
+    """How much a critic h changes when an image moves by δ along its gradient, divided by δ: at small δ this is the
+    gradient norm. Where the curves bend, the image has left the linear piece that the gradient describes; where the
+    largest exceeds the bound on the gradient, a normalised critic jumped between two pieces.
     """
     figure, (axes,) = canvas(1, 1, 3.8)
     shown = _near_the_largest(rows)
     for index, critic, part in parts(rows, "critic"):
-        label = critic if any(row in shown for row in part) else f"{critic} (below)"
+        label = critic if part[0] in shown else f"{critic} (below)"
         _quantile_lines(axes, part, "distance", index, marker=marker(index), ms=3, label=label)
     log_scale(axes.xaxis)
     log_values(axes, values(shown, "q25", "max"))
@@ -68,11 +88,11 @@ def finite_difference_lines(rows: Rows) -> Figure:
     return figure
 
 
-def lipschitz_by_layer(rows: Rows) -> Figure:
-    """The constants of the first k layers against k, darker from the beginning of training to its end.
-
-    Args:
-        rows: critic, depth, step, index (from 1), layer, constant.
+@_panel("lipschitz-layers", "Lipschitz constant by depth", f"{GNGAN}, fig. 3 and Theorem 5")
+def _lipschitz_by_layer(rows: Rows) -> Figure:
+    """The largest Jacobian norm of the first k layers over {images} real, generated, mixed and noise images, before
+    any gradient normalisation. Layers of constant 1 cannot raise it (Theorem 5); a convolution whose reshaped weight
+    has norm 1 can, by as much as its norm as an operator.
     """
     critics, depths = distinct(rows, "critic"), distinct(rows, "depth")
     figure, grid = canvas(len(critics), len(depths), 2.5 * len(critics), sharey=True)
@@ -80,6 +100,7 @@ def lipschitz_by_layer(rows: Rows) -> Figure:
         line, column = divmod(place, len(depths))
         part = where(rows, critic=critics[line], depth=depths[column])
         steps = distinct(part, "step")
+        # Darker from the beginning of training to its end.
         for shade, step, curve in parts(part, "step"):
             edge = shade in (0, len(steps) - 1) and len(steps) > 1
             style = {"color": colour(line), "alpha": 0.25 + 0.75 * (shade + 1) / len(steps), "marker": "o", "ms": 2.5}
@@ -87,19 +108,19 @@ def lipschitz_by_layer(rows: Rows) -> Figure:
         log_values(axes, values(rows, "constant"))
         axes.set_title(f"{critics[line]}, {depths[column]} layers" if depths[column] else critics[line])
         axes.set_xticks(range(1, 1 + max(values(part, "index"), default=1)))
-        if column == 0:
-            axes.set_ylabel("largest Jacobian norm of\nthe first k layers")
-        if line == len(critics) - 1:
-            axes.set_xlabel("k")
         legend(axes)
+    for axes in grid[:: len(depths)]:
+        axes.set_ylabel("largest Jacobian norm of\nthe first k layers")
+    for axes in grid[-len(depths) :]:
+        axes.set_xlabel("k")
     return figure
 
 
-def lipschitz_over_training(rows: Rows) -> Figure:
-    """The largest gradient norm of whole critics over training.
-
-    Args:
-        rows: critic, depth, step, constant (the largest over all kinds of images).
+@_panel("lipschitz-training", "Lipschitz constant of whole critics over training", f"{GNGAN}, fig. 3")
+def _lipschitz_over_training(rows: Rows) -> Figure:
+    """The largest gradient norm of the critic that the loss sees, over {images} images of each kind (real, generated,
+    mixed, noise): a lower bound of its Lipschitz constant. Gradient normalisation keeps it below 1 at every depth;
+    under spectral normalisation it is what the layers make of it.
     """
     figure, (axes,) = canvas(1, 1, 3.4)
     styles = dict(zip(distinct(rows, "depth"), ("-", "--", ":", "-."), strict=False))
@@ -114,11 +135,11 @@ def lipschitz_over_training(rows: Rows) -> Figure:
     return figure
 
 
-def spectra(rows: Rows) -> Figure:
-    """Singular values of every layer, of the weight that is applied (lines) and of the parameter (dashed).
-
-    Args:
-        rows: critic, layer, index (from 0), raw, normalized.
+@_panel("spectra", "Singular values of the layers", f"{SNGAN}, figs. 3 and 9")
+def _spectra(rows: Rows) -> Figure:
+    """All singular values of each layer's weight as a matrix with a row per output channel: of the weight that is
+    applied (solid) and of the underlying parameter where they differ (dashed). A spectrum that falls steeply means
+    that the layer passes on few directions.
     """
     # A layer with a single output has one singular value, which is not a spectrum; `operators` shows it.
     layers = distinct([row for row in rows if row["index"]], "layer") or distinct(rows, "layer")
@@ -147,11 +168,11 @@ def spectra(rows: Rows) -> Figure:
     return figure
 
 
-def operators(rows: Rows) -> Figure:
-    """The largest singular value of each layer as a matrix and as an operator.
-
-    Args:
-        rows: critic, layer, matrix, circular (or None), operator.
+@_panel("operators", "A convolution is not its matrix", "Sedghi, Gupta and Long (ICLR 2019)")
+def _operators(rows: Rows) -> Figure:
+    """The largest singular value of each layer's applied weight as a matrix, which is what spectral normalisation
+    sets, next to that of the convolution on a map that wraps around and of the layer as it acts on its input. The
+    operator applies the matrix to overlapping windows and is larger, by the kernel's side at most at stride 1.
     """
     figure, grid = canvas(1, len(distinct(rows, "critic")), 3.4, sharey=True)
     for axes, (_, critic, part) in zip(grid, parts(rows, "critic"), strict=True):
@@ -166,11 +187,11 @@ def operators(rows: Rows) -> Figure:
     return figure
 
 
-def sigmas_over_training(rows: Rows) -> Figure:
-    """The largest singular value of each layer's parameter over training, dashed that of the applied weight.
-
-    Args:
-        rows: critic, step, layer, raw, applied.
+@_panel("sigmas", "Largest singular values over training", f"{SNGAN}, fig. 9")
+def _sigmas_over_training(rows: Rows) -> Figure:
+    """The largest singular value of each layer's parameter as a matrix at steps of training (solid), and of the weight
+    that is applied where it differs (dashed). Under gradient and spectral normalisation nothing bounds the parameters;
+    clipping bounds them from outside.
     """
     layers = distinct(rows, "layer")
     figure, grid = canvas(1, len(distinct(rows, "critic")), 2.9, sharey=True)
@@ -181,18 +202,31 @@ def sigmas_over_training(rows: Rows) -> Figure:
             if any(abs(row["raw"] - row["applied"]) > 1e-3 * row["raw"] for row in line):
                 _plot(axes, line, "step", "applied", color=colour(index), linestyle="--")
         log_values(axes, values(rows, "raw", "applied"))
-        axes.set_title(critic)
-        axes.set_xlabel(STEPS)
+        axes.set(title=critic, xlabel=STEPS)
     grid[0].set_ylabel("largest singular value")
     legend_outside(figure, grid)
     return figure
 
 
-def domains_over_training(rows: Rows) -> Figure:
-    """Ω above and the interval of the loss's slope below, over training, one column per family of settings.
+@_panel("loss-slopes", "The loss where the critic uses it", f"{LIPSCHITZ}, fig. 4")
+def _loss_slopes(rows: Rows) -> Figure:
+    """The derivatives of the three parts of the loss over Ω, the range of the critic's values on real and generated
+    images. The flatter they are, the more the loss acts as a linear one.
+    """
+    figure, (axes,) = canvas(1, 1, 3.2)
+    for index, part, line in parts(rows, "part"):
+        style = {"color": colour(index), "linestyle": ("-", "--", ":")[index]}
+        _plot(axes, line, "logit", "slope", label=part.replace("_", ", "), **style)
+    axes.set(xlabel="critic's value, over Ω", ylabel="derivative of the loss")
+    legend(axes)
+    return figure
 
-    Args:
-        rows: family, setting, step, omega_min, omega_max, slope_min, slope_max.
+
+@_panel("loss-domains", "Domain and slopes of the loss over training", f"{LIPSCHITZ}, fig. 4")
+def _domains_over_training(rows: Rows) -> Figure:
+    """Ω, the range of the critic's values on real and generated images, and below it the interval of the generator
+    loss's derivative on Ω, over training. A small Lipschitz constant, or a small α, keeps Ω where any loss is almost
+    linear.
     """
     families = distinct(rows, "family")
     figure, grid = canvas(2, len(families), 5.2)
@@ -212,11 +246,10 @@ def domains_over_training(rows: Rows) -> Figure:
     return figure
 
 
-def gradient_norms_over_training(rows: Rows) -> Figure:
-    """Gradient norms over training: medians as lines, quartiles as bands, the largest dashed.
-
-    Args:
-        rows: images, step, q25, median, q75, max.
+@_panel("gradient-norm-training", "Gradient norms over training", f"{GRAN}, fig. 3, over time")
+def _gradient_norms_over_training(rows: Rows) -> Figure:
+    """Median (line), quartiles (band) and largest value (dashed) of the critic's gradient norm at the same real images
+    and the same latents throughout. It is what reaches the generator through the critic.
     """
     figure, (axes,) = canvas(1, 1, 3.2)
     for index, kind, part in parts(rows, "images"):
@@ -227,48 +260,34 @@ def gradient_norms_over_training(rows: Rows) -> Figure:
     return figure
 
 
-def loss_slopes(rows: Rows) -> Figure:
-    """The derivatives of a loss's parts over the range of the critic's values.
-
-    Args:
-        rows: part, logit, slope.
-    """
-    figure, (axes,) = canvas(1, 1, 3.2)
-    for index, part, line in parts(rows, "part"):
-        style = {"color": colour(index), "linestyle": ("-", "--", ":")[index]}
-        _plot(axes, line, "logit", "slope", label=part.replace("_", ", "), **style)
-    axes.set(xlabel="critic's value, over Ω", ylabel="derivative of the loss")
-    legend(axes)
-    return figure
-
-
-def score_lines(rows: Rows) -> Figure:
-    """The Fréchet distance against a setting: a column per family, a line per loss.
-
-    Args:
-        rows: family, value, loss, distance (None for a run that diverged); `features` names the distance's features.
+@_panel("domain-sweep", "Score against the size of the domain", f"{LIPSCHITZ}, tables 2-5")
+def _domain_sweep(rows: Rows) -> Figure:
+    """The generator's Fréchet distance (lower is better) against the norm k that each layer is normalised to, and
+    against the factor α by which a loss's domain is scaled, per loss; crosses are runs that diverged. If losses only
+    work where they are almost linear, all curves are alike for small k and α and part for large ones.
     """
     return _scores(rows, "value", "loss")
 
 
-def score_bars(rows: Rows) -> Figure:
-    """The Fréchet distance by setting and critic, a column per family.
+@_panel("ablations", "Activations and ζ", f"{GNGAN}, figs. 4 and 5")
+def _ablations(rows: Rows) -> Figure:
+    """The generator's Fréchet distance (lower is better) for gradient-normalised critics with other activations and
+    with ζ in f / (‖∇f‖ + ζ), one dot per seed. The theorems need a piecewise linear critic; Softplus with a large β is
+    almost one.
+    """
+    return _scores(rows, "setting", "critic")
 
-    Args:
-        rows: family, setting, critic, seed, distance (None for a run that diverged); `features`.
+
+@_panel("robustness", "Robustness to optimiser settings", f"{SNGAN}, figs. 1 and 2; {GRAN}, fig. 2")
+def _robustness(rows: Rows) -> Figure:
+    """The generator's Fréchet distance (lower is better) under the papers' settings of learning rate, Adam's decay
+    rates and critic updates; crosses are runs that diverged. A robust method has bars of even height.
     """
     return _scores(rows, "setting", "critic")
 
 
 def _scores(rows: Rows, place: str, hue: str) -> Figure:
-    families = {}
-    for _, family, column in parts(rows, "family"):
-        scores = families[family] = []
-        for _, name, part in parts(column, hue):
-            for _, setting, runs in parts(part, place):
-                known = [value for value in values(runs, "distance") if value is not None]
-                scores.append(Score(setting, name, known, lost=len(runs) - len(known)))
-    return score_figure(families, f"Fréchet distance\n({rows[0]['features']})")
+    return score_figure(rows, "family", place, hue, "distance", f"Fréchet distance\n({rows[0]['features']})")
 
 
 def _plot(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
@@ -276,8 +295,7 @@ def _plot(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
 
 
 def _band(axes: Axes, rows: Rows, x: str, low: str, high: str, index: int, alpha: float) -> None:
-    lows, highs = values(rows, low), values(rows, high)
-    axes.fill_between(values(rows, x), lows, highs, color=colour(index), alpha=alpha, lw=0)
+    axes.fill_between(values(rows, x), values(rows, low), values(rows, high), color=colour(index), alpha=alpha, lw=0)
 
 
 def _quantile_lines(axes: Axes, rows: Rows, x: str, index: int, **style: Any) -> None:
@@ -287,12 +305,13 @@ def _quantile_lines(axes: Axes, rows: Rows, x: str, index: int, **style: Any) ->
     _plot(axes, rows, x, "max", color=colour(index), linestyle="--", linewidth=0.8)
 
 
-def _box(axes: Axes, row: dict[str, Any], place: float, width: float, color: str, label: str | None) -> None:
-    ends = {"whislo": row["min"], "q1": row["q25"], "med": row["median"], "q3": row["q75"], "whishi": row["max"]}
+def _boxes(axes: Axes, rows: Rows, places: list[float], width: float, color: str, label: str) -> None:
+    names = {"whislo": "min", "q1": "q25", "med": "median", "q3": "q75", "whishi": "max"}
+    ends = [{end: row[name] for end, name in names.items()} for row in rows]
     lines = {part: {"color": "black", "linewidth": 0.9} for part in ("medianprops", "whiskerprops", "capprops")}
     face = {"facecolor": color, "alpha": 0.6, "edgecolor": "black", "linewidth": 0.8}
-    drawn = axes.bxp([ends], [place], widths=width, patch_artist=True, showfliers=False, boxprops=face, **lines)
-    drawn["boxes"][0].set_label(label or "_")
+    drawn = axes.bxp(ends, places, widths=width, patch_artist=True, showfliers=False, boxprops=face, **lines)
+    drawn["boxes"][0].set_label(label)
 
 
 def _symlog(axes: Axes, numbers: list[float]) -> None:

@@ -1,13 +1,12 @@
 """Measurements as rows for figures and CSV files: of one critic, and of what a run logged while it trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnfast.analysis.rows import Rows
 from gnfast.engine import heads
 from gnfast.losses import Loss
 from gnfast.measure import (
@@ -23,10 +22,11 @@ from gnfast.measure import (
 )
 from gnfast.measure.gradient_norms import QUANTILES
 from gnfast.measure.loss_domain import PARTS
+from gnfast.runs.rows import Panels, Rows
 
-KINDS = {"real": "real", "fake": "generated"}
-DECADES = (-4, 2)
-PER_DECADE = 2
+# Of difference quotients: from 1e-4 to 100, two in each power of ten, at as many images.
+DISTANCES = 10.0 ** (torch.arange(-8, 5).double() / 2)
+QUOTIENTS = 64
 
 
 @dataclass(frozen=True)
@@ -64,32 +64,45 @@ class Subject:
         return 1 / (self.tau or 1.0) if self.method == "gran" else None
 
 
-def gradient_rows(subject: Subject) -> Rows:
-    """For `gradient_norm_boxes`."""
-    images = {"real": subject.real} | ({} if subject.fake is None else {"generated": subject.fake})
+def gradient_norm_panels(subjects: Iterable[Subject]) -> Panels:
+    """The gradient norms of critics at their images."""
     rows = []
-    for kind, x in images.items():
-        norms = gradient_norms(subject.critic, x, **subject.normaliser).normalized_norm
-        key = {"critic": subject.name, "images": kind, "count": len(x)}
-        rows.append({**key, **quantiles(norms), "bound": subject.bound})
-    return rows
+    for subject in subjects:
+        for kind, x in {"real": subject.real, "generated": subject.fake}.items():
+            if x is not None:
+                norms = gradient_norms(subject.critic, x, **subject.normaliser).normalized_norm
+                key = {"critic": subject.name, "images": kind, "count": len(x)}
+                rows.append({**key, **quantiles(norms), "bound": subject.bound})
+    return {"gradient-norms": rows}
 
 
-def finite_difference_rows(subject: Subject, count: int = 64) -> Rows:
-    """For `finite_difference_lines`: at the first `count` real images."""
-    exponents = torch.arange(DECADES[0] * PER_DECADE, DECADES[1] * PER_DECADE + 1) / PER_DECADE
-    distances = 10.0 ** exponents.double()
-    found = finite_differences(subject.critic, subject.real[:count], distances, **subject.normaliser)
+def finite_difference_panels(subjects: Iterable[Subject]) -> Panels:
+    """The difference quotients of critics at the first of their real images."""
     rows = []
-    for distance, values in zip(distances.tolist(), found, strict=True):
-        values = values[~values.isnan()]
-        numbers = quantiles(values) if len(values) else dict.fromkeys(QUANTILES, 0.0)
-        rows.append({"critic": subject.name, "distance": distance, **numbers})
-    return rows
+    for subject in subjects:
+        found = finite_differences(subject.critic, subject.real[:QUOTIENTS], DISTANCES, **subject.normaliser)
+        for distance, values in zip(DISTANCES.tolist(), found, strict=True):
+            values = values[~values.isnan()]
+            numbers = quantiles(values) if len(values) else dict.fromkeys(QUANTILES, 0.0)
+            rows.append({"critic": subject.name, "distance": distance, **numbers})
+    return {"finite-differences": rows}
+
+
+def spectrum_panels(subjects: Iterable[Subject]) -> Panels:
+    """The singular values of critics' layers, and the largest of each as a matrix and as an operator."""
+    spectra, operators = [], []
+    for subject in subjects:
+        for found in layer_spectra(subject.critic, subject.real[:1]):
+            key = {"critic": subject.name, "layer": found.layer}
+            pairs = zip(found.raw.tolist(), found.normalized.tolist(), strict=True)
+            spectra += [{**key, "index": i, "raw": raw, "normalized": given} for i, (raw, given) in enumerate(pairs)]
+            matrix = float(found.normalized[0])
+            operators.append({**key, "matrix": matrix, "circular": found.circular, "operator": found.operator})
+    return {"spectra": spectra, "operators": operators}
 
 
 def layer_lipschitz_rows(subject: Subject, *, count: int = 32, step: int = 0, depth: int = 0) -> Rows:
-    """For `lipschitz_by_layer`: over `count` images of each kind."""
+    """For `lipschitz-layers`: over `count` images of each kind."""
     fake = None if subject.fake is None else subject.fake[:count]
     images = torch.cat(list(distributions(subject.real[:count], fake).values()))
     found = prefix_lipschitz(subject.critic, images)
@@ -101,26 +114,14 @@ def layer_lipschitz_rows(subject: Subject, *, count: int = 32, step: int = 0, de
 
 
 def model_lipschitz_rows(subject: Subject, *, step: int = 0, depth: int = 0) -> Rows:
-    """For `lipschitz_over_training`: of the normalised critic, with the largest of each kind of image as well."""
+    """For `lipschitz-training`: of the normalised critic, with the largest of each kind of image as well."""
     found = model_lipschitz(subject.critic, distributions(subject.real, subject.fake), **subject.normaliser)
     key = {"critic": subject.name, "depth": depth, "step": step}
     return [{**key, "constant": max(found.values()), "images": len(subject.real), **found}]
 
 
-def spectrum_rows(subject: Subject) -> tuple[Rows, Rows]:
-    """For `spectra` and for `operators`."""
-    values, norms = [], []
-    for found in layer_spectra(subject.critic, subject.real[:1]):
-        key = {"critic": subject.name, "layer": found.layer}
-        pairs = zip(found.raw.tolist(), found.normalized.tolist(), strict=True)
-        values += [{**key, "index": i, "raw": raw, "normalized": given} for i, (raw, given) in enumerate(pairs)]
-        matrix = float(found.normalized[0])
-        norms.append({**key, "matrix": matrix, "circular": found.circular, "operator": found.operator})
-    return values, norms
-
-
 def slope_rows(subject: Subject, points: int = 200) -> Rows:
-    """For `loss_slopes`: the derivative of each part of the loss over Ω."""
+    """For `loss-slopes`: the derivative of each part of the loss over Ω."""
     logits = [gradient_norms(subject.critic, x, **subject.normaliser).normalized for x in (subject.real, subject.fake)]
     omega = loss_domain(subject.loss, *logits).omega
     places = omega[0] + (omega[1] - omega[0]) * torch.linspace(0, 1, points, dtype=torch.float64)
@@ -132,16 +133,16 @@ def slope_rows(subject: Subject, points: int = 200) -> Rows:
 
 
 def norm_training_rows(history: Rows) -> Rows:
-    """For `gradient_norms_over_training`."""
+    """For `gradient-norm-training`."""
     return [
         {"images": kind, "step": row["step"], **dict(zip(QUANTILES, values, strict=True))}
-        for key, kind in KINDS.items()
+        for key, kind in (("real", "real"), ("fake", "generated"))
         for row, values in _numbers(history, [f"grad_norm_{key}_{quantile}" for quantile in QUANTILES])
     ]
 
 
 def sigma_rows(history: Rows, critic: str) -> Rows:
-    """For `sigmas_over_training`."""
+    """For `sigmas`."""
     layers = dict.fromkeys(key.removeprefix("sigma/") for row in history for key in row if key.startswith("sigma/"))
     rows = []
     for layer in layers:
@@ -153,7 +154,7 @@ def sigma_rows(history: Rows, critic: str) -> Rows:
 
 
 def domain_rows(history: Rows, part: str, family: str, setting: str) -> Rows:
-    """For `domains_over_training`: with the slopes of one part of the loss."""
+    """For `loss-domains`: with the slopes of one part of the loss."""
     names = ("omega_min", "omega_max", "slope_min", "slope_max")
     keys = [name.replace("slope", f"slope_{part}") for name in names]
     return [

@@ -3,25 +3,24 @@
 import dataclasses
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from gnfast import metrics
-from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, PRESET
+from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, PRESET, Trained
 from gnfast.analysis.panels import write_panels
-from gnfast.analysis.trained import Trained
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import atomic_write
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.launch import run_sweep
-from gnfast.runs.sweep_file import Case, Sweep, sweep_of
+from gnfast.runs.sweep_file import Sweep, sweep_of
 from gnfast.runs.sweep_results import ENDED, collect
+from gnfast.train.logs import grid
 
 # Measurements over training, apart from one at the start.
 POINTS = 6
@@ -29,23 +28,20 @@ POINTS = 6
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the runs are.
-
-    Attributes:
-        data: where real images come from, as `gnfast.data.load` takes it; with class labels, for the score's features.
-        resolution: side of the images in pixels, a multiple of 8.
-        images: how many of them, 0 for all.
-        steps_factor: factor on the steps of every run.
-        width: factor on the networks' channels.
-        device: where to train.
-    """
+    """How large the runs are."""
 
     data: str = "digits"
+    """Where the real images come from, as for `train`; with class labels, for the score's features."""
     resolution: int = 16
+    """Side of the images in pixels, a multiple of 4."""
     images: int = 5000
+    """How many images of the data set to use, the first of a random order; 0 for all."""
     steps_factor: float = 1.0
+    """Factor on the number of steps of every run."""
     width: float = 0.25
+    """Factor on the channels of the networks."""
     device: str = "cpu"
+    """`cpu`, `cuda`, …; small networks gain nothing from a GPU."""
 
 
 def reproduce(
@@ -97,7 +93,7 @@ def reproduce(
     runs = [Trained(run, device) for run in found]
     panels = {}
     for figure in chosen:
-        panels |= figure.panels([run for run in runs if run.experiment in figure.experiments])
+        panels |= figure.panels([run for run in runs if run.labels["experiment"] in figure.experiments])
     lead = (
         f"Trained on {dataset}: {len(runs)} runs of small networks (width {scale.width:g}), steps × "
         f"{scale.steps_factor:g}. Each figure shows what a paper shows at full size; scores of runs this short compare "
@@ -115,27 +111,21 @@ def sweep_for(
     channels = dataset.images.shape[1]
     own = {"data": source, "resolution": scale.resolution, "channels": channels, "width": scale.width}
     own |= {"device": scale.device, "n_fake": min(BASE["n_fake"], len(dataset))}
-    sweeps = [
-        sweep_of(
-            {
-                "preset": PRESET,
-                "base": BASE | own | spec.get("base", {}),
-                "case": {"experiment": [{"name": name}], **spec.get("case", {})},
-                "grid": spec.get("grid", {}),
-            },
-            out / "runs" / place,
-        )
-        for name, spec in ((name, EXPERIMENTS[name]) for name in experiments)
-    ]
-    cases = tuple(_scaled(case, scale.steps_factor) for sweep in sweeps for case in sweep.cases)
-    return dataclasses.replace(sweeps[0], cases=cases, score="distance_raw", processes=jobs, threads=1)
-
-
-def _scaled(case: Case, factor: float) -> Case:
-    steps = max(1, round(case.options["steps"] * factor))
-    return dataclasses.replace(
-        case, options=case.options | {"steps": steps, "probe_every": max(1, round(steps / POINTS))}
-    )
+    cases = []
+    for name in experiments:
+        spec = EXPERIMENTS[name]
+        content = {
+            "preset": PRESET,
+            "base": BASE | own | spec.get("base", {}),
+            "case": {"experiment": [{"name": name}], **spec.get("case", {})},
+            "grid": spec.get("grid", {}),
+        }
+        sweep = sweep_of(content, out / "runs" / place)
+        for case in sweep.cases:
+            steps = max(1, round(case.options["steps"] * scale.steps_factor))
+            options = case.options | {"steps": steps, "probe_every": max(1, round(steps / POINTS))}
+            cases.append(dataclasses.replace(case, options=options))
+    return dataclasses.replace(sweep, cases=tuple(cases), score="distance_raw", processes=jobs, threads=1)
 
 
 def _prepared(scale: Scale, out: Path) -> tuple[str, ImageDataset]:
@@ -149,15 +139,9 @@ def _prepared(scale: Scale, out: Path) -> tuple[str, ImageDataset]:
     path = out / f"images-{loaded.fingerprint[:12]}-{scale.images}.zip"
     if not path.exists():
         with atomic_write(path) as part, zipfile.ZipFile(part, "w") as archive:
-            for name, image in _files(loaded, order.tolist()):
-                with archive.open(name, "w") as file:
-                    image.save(file, "PNG")
+            for index in order.tolist():
+                picture = grid(loaded.images[index : index + 1], scale=1, gap=0)
+                # In a folder for each class.
+                with archive.open(f"class-{int(loaded.labels[index]):04d}/{index:08d}.png", "w") as file:
+                    picture.save(file, "PNG")
     return str(path), load_data(path, resolution=scale.resolution, progress=False)
-
-
-def _files(dataset: ImageDataset, chosen: Iterable[int]) -> Iterator[tuple[str, Image.Image]]:
-    """Images in a folder for each class."""
-    for index in chosen:
-        pixels = dataset.images[index].permute(1, 2, 0).numpy()
-        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels.copy())
-        yield f"class-{int(dataset.labels[index]):04d}/{index:08d}.png", picture

@@ -16,7 +16,8 @@ from gnfast.io.files import expanded, open_regular
 from gnfast.io.objects import load_object
 from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
-from gnfast.runs.checkpoint import RunError
+from gnfast.models import Pair
+from gnfast.runs.checkpoint import RunError, first_line
 from gnfast.train.export import newest_state
 from gnfast.train.networks import build_networks, require_fit, sample
 
@@ -43,64 +44,43 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
         require_fit(config, **weights)
     except ValueError as error:
         raise RunError(f"{folder}: the checkpoint does not fit its settings: {error}") from error
-    generator, critic = build_networks(config)
-    generator.load_state_dict(weights["generator"])
-    critic.load_state_dict(weights["critic"])
+    networks = build_networks(config)
+    for net, own in zip(networks, weights.values(), strict=True):
+        net.load_state_dict(own)
     name = f"{folder.name or folder.resolve().name}, step {state['step']}"
-    return _of_networks(name, config, generator, critic, data or config.data, count, device, seed)
+    return _of_networks(name, config, networks, data or config.data, count, device, seed)
 
 
 def untrained(name: str, config: Config, *, count: int, device: torch.device, seed: int = 0) -> Subject:
     """The critic that a run with these settings begins with; the rest is as for `of_run`."""
-    return _of_networks(name, config, *build_networks(config), config.data, count, device, seed)
+    return _of_networks(name, config, build_networks(config), config.data, count, device, seed)
 
 
 def _of_networks(
-    name: str,
-    config: Config,
-    generator: nn.Module,
-    critic: nn.Module,
-    source: str,
-    count: int,
-    device: torch.device,
-    seed: int,
+    name: str, config: Config, networks: Pair, source: str, count: int, device: torch.device, seed: int
 ) -> Subject:
+    generator, critic = (net.to(device) for net in networks)
     size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
     real = _real(source, count, seed, device, root=config.data_root or None, **size)
     z = torch.randn(len(real), config.z_dim, generator=torch.Generator().manual_seed(seed))
-    generator.to(device)
-    batches = [
-        sample(generator, part.to(device), batch_statistics=config.sample_bn == "batch")
-        for part in z.split(config.batch_g)
-    ]
+    batch_statistics = config.sample_bn == "batch"
+    parts = [sample(generator, part.to(device), batch_statistics=batch_statistics) for part in z.split(config.batch_g)]
     method = None if config.method == "none" else config.method
     loss = domain_scaled(LOSSES[config.loss], config.alpha)
-    fake = torch.cat(batches)
-    return _checked(Subject(name, critic.to(device).eval(), real, fake, method, config.tau, config.eps, loss), source)
+    return _checked(Subject(name, critic.eval(), real, torch.cat(parts), method, config.tau, config.eps, loss), source)
 
 
 def of_module(
-    spec: str,
-    *,
-    data: str,
-    fakes: str = "",
-    weights: str = "",
-    method: str | None = None,
-    tau: float | None = None,
-    eps: float | None = None,
-    count: int,
-    device: torch.device,
-    seed: int = 0,
+    spec: str, *, data: str, fakes: str, weights: str, count: int, device: torch.device, seed: int, **normaliser: Any
 ) -> Subject:
     """An imported critic at images of a data set.
 
     Args:
         spec: "module:name" of a module, or of a class or function that makes one without arguments.
-        data: source of the real images, as `gnfast.data.load` takes it.
-        fakes: source of generated images, in the same words; none if empty.
+        data, fakes: sources of real and generated images, as `gnfast.data.load` takes them; no generated ones if empty.
         weights: file with its state dict (.pt or .safetensors); as built if empty.
-        method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for none.
         count, device, seed: as for `of_run`.
+        normaliser: `method`, `tau` and `eps`, as in `gnfast.normalize_gradient`.
 
     Raises:
         ValueError: it cannot be imported, is not a critic, is not differentiable, or the data do not fit it.
@@ -116,21 +96,17 @@ def of_module(
     fake = None
     if fakes:
         fake = _real(fakes, len(real), seed, device, resolution=real.shape[-1], channels=real.shape[1])
-        if len(fake) < len(real):
-            real = real[: len(fake)]
-    return _checked(Subject(spec, net.to(device).eval(), real, fake, method, tau, eps), data)
+        real = real[: len(fake)]
+    return _checked(Subject(spec, net.to(device).eval(), real, fake, **normaliser), data)
 
 
 def _imported(spec: str) -> nn.Module:
-    found = load_object(spec, "--net")
-    if isinstance(found, nn.Module):
-        return found
+    net = load_object(spec, "--net")
     try:
-        net = found()
+        net = net if isinstance(net, nn.Module) else net()
     except TypeError as error:
-        raise ValueError(
-            f"--net: {spec} cannot be built without arguments ({error}); name a function that can"
-        ) from error
+        message = f"--net: {spec} cannot be built without arguments ({error}); name a function that can"
+        raise ValueError(message) from error
     if not isinstance(net, nn.Module):
         raise ValueError(f"--net: {spec} made a {type(net).__name__}, wanted a torch.nn.Module")
     return net
@@ -167,16 +143,13 @@ def _checked(subject: Subject, source: str) -> Subject:
         with torch.no_grad():
             f = subject.critic(x)
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"--data: images of {source}, {tuple(x.shape[1:])}, do not fit the critic ({what}): {reason}"
-        ) from error
+        wrong = f"images of {source}, {tuple(x.shape[1:])}, do not fit the critic ({what})"
+        raise ValueError(f"--data: {wrong}: {first_line(error)}") from error
     if not isinstance(f, Tensor) or f.numel() != len(x):
         got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
         raise ValueError(f"{what} gives {got} for {len(x)} images, wanted one logit each")
     try:
         reference.value_and_input_grad(subject.critic, x)
     except RuntimeError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{what} is not differentiable with respect to its input: {reason}") from error
+        raise ValueError(f"{what} is not differentiable with respect to its input: {first_line(error)}") from error
     return subject

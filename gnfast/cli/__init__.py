@@ -9,8 +9,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gnfast.cli.common import UsageError, of_the_user, unknown
+from gnfast.cli.common import UsageError, columns, of_the_user
 from gnfast.cli.output import lasting_output
+from gnfast.errors import unknown
 from gnfast.io.files import unwinding
 
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.
@@ -101,7 +102,5 @@ def _run(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    names = [f"{name} {argument}".rstrip() for name, (argument, _) in COMMANDS.items()]
-    width = max(map(len, names))
-    lines = [f"  {name:{width}}  {what}" for name, (_, what) in zip(names, COMMANDS.values(), strict=True)]
-    return USAGE.format(commands="\n".join(lines))
+    rows = [(f"  {name} {argument}".rstrip(), what) for name, (argument, what) in COMMANDS.items()]
+    return USAGE.format(commands=columns(rows))

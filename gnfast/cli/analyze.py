@@ -1,13 +1,18 @@
 """`gnfast analyze`: what normalisation does to a critic, measured and drawn."""
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
+from gnfast.analysis import subjects
+from gnfast.analysis.critic_analyses import analyze
+from gnfast.analysis.reproduce import Scale, reproduce
 from gnfast.cli.common import UsageError
 from gnfast.cli.options import argument, parse
 from gnfast.engine.heads import METHODS
+from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_folder
+from gnfast.io.rows import read_rows
 
 USAGE = """\
 usage: gnfast analyze RUN [--what NAMES] [--option value …]
@@ -60,27 +65,15 @@ class CriticOptions:
 
 
 @dataclass(frozen=True)
-class ReproduceOptions:
+class ReproduceOptions(Scale):
     """Which figures, and how large."""
 
     figures: argument("[FIGURES]") = ""
     """Names of figures, with commas between; all if empty."""
-    data: str = "digits"
-    """Where the real images come from, as for `train`."""
-    resolution: int = 16
-    """Side of the images in pixels, a multiple of 4."""
-    images: int = 5000
-    """How many images of the data set to use, the first of a random order; 0 for all."""
-    steps_factor: float = 1.0
-    """Factor on the number of steps of every run."""
-    width: float = 0.25
-    """Factor on the channels of the networks."""
     jobs: int = 0
     """Runs at a time, each on one thread; as many as there are CPUs if 0."""
     out: str = "analysis"
     """Where to: a folder. Finished runs in it are not repeated."""
-    device: str = "cpu"
-    """`cpu`, `cuda`, …; small networks gain nothing from a GPU."""
 
 
 def run(words: list[str]) -> int:
@@ -98,11 +91,6 @@ def run(words: list[str]) -> int:
 
 
 def _critic(options: CriticOptions) -> int:
-    from gnfast.analysis import subjects
-    from gnfast.analysis.critic_analyses import analyze
-    from gnfast.interop.device import resolve_device
-    from gnfast.io.rows import read_rows
-
     if bool(options.run) == bool(options.net):
         raise UsageError("analyze: wanted either a run folder or --net MODULE:CLASS")
     # Before minutes of measuring.
@@ -127,11 +115,8 @@ def _critic(options: CriticOptions) -> int:
 
 
 def _reproduce(options: ReproduceOptions) -> int:
-    from gnfast.analysis.reproduce import Scale, reproduce
-
-    scale = Scale(**{field.name: getattr(options, field.name) for field in fields(Scale)})
     out = output_folder(options.out)
-    page, signal = reproduce(scale, _names(options.figures), out, jobs=options.jobs, progress=sys.stderr.isatty())
+    page, signal = reproduce(options, _names(options.figures), out, jobs=options.jobs, progress=sys.stderr.isatty())
     if signal:
         return 128 + signal
     print(page)
@@ -139,11 +124,7 @@ def _reproduce(options: ReproduceOptions) -> int:
 
 
 def _names(text: str) -> list[str]:
-    """The names in a list with commas.
-
-    Raises:
-        ValueError: commas and nothing else.
-    """
+    """The names in a list with commas."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     if text and not names:
         raise ValueError(f"got the empty selection {text!r}, wanted names with commas between")

@@ -16,8 +16,9 @@ from gnfast.bench.comparison import Row, measure
 from gnfast.bench.critics import SHIPPED, Network, shipped, user
 from gnfast.bench.environment import environment
 from gnfast.bench.mode import PRECISIONS, tuned
-from gnfast.cli.common import UsageError, unknown
+from gnfast.cli.common import UsageError
 from gnfast.cli.options import argument, parse
+from gnfast.errors import unknown
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_file, write_text
 

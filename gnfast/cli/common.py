@@ -10,17 +10,13 @@ class UsageError(Exception):
     """The command line is not one that gnfast understands; the message is one line."""
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, without the line breaks that a message of a library or a file name may have."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def of_the_user(error: Exception) -> str:
     """What to say of an error that what the user gave leads to; "" for a bug, which keeps its traceback."""
     from gnfast.runs.checkpoint import RunError
 
     if isinstance(error, UsageError | ValueError | OSError | RunError | UnsupportedError):
-        return one_line(error)
+        # A message of a library or a file name may have line breaks.
+        return " ".join(str(error).split()) or type(error).__name__
     # Of the many errors of this kind those that a file or an option can cause.
     is_size = re.search("allocate memory|out of memory|overflow", str(error))
     if isinstance(error, MemoryError | OverflowError) or (isinstance(error, RuntimeError) and is_size):
@@ -33,19 +29,3 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(map(plain, value))
-    return '""' if value == "" else str(value)
-
-
-def unknown(what: str, word: str, known: Sequence[str] | dict) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, known, 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(known)}"
-    return f"unknown {what} {word!r}; {advice}"

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from gnfast.cli.common import UsageError, columns, unknown
+from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import argument, parse
 from gnfast.config.presets import PRESETS
 from gnfast.data import DataError, Request, cache, find, registered
 from gnfast.data.source import Source
 from gnfast.data.statistics import channel_statistics
+from gnfast.errors import unknown
 from gnfast.io.files import expanded, make_folder, output_file
 
 HELP = """\

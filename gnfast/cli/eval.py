@@ -1,6 +1,7 @@
 """`gnfast eval WHAT`: scores of a run, of images or of saved statistics against real images."""
 
 import dataclasses
+import functools
 import json
 import platform
 import sys
@@ -14,12 +15,13 @@ import torch
 
 import gnfast
 from gnfast import metrics
-from gnfast.cli.common import UsageError, columns, plain
+from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.config.config import as_json
 from gnfast.data import ImageDataset, load, to_uint8
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
+from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
 from gnfast.runs.record import WEIGHTS
 from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
@@ -94,9 +96,10 @@ class EvalOptions:
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
 
     @property
-    def keep(self) -> int:
-        """How many features KID needs of each side."""
-        return metrics.KEEP if self.kid_subsets else 0
+    def how(self) -> dict[str, Any]:
+        """How images are measured, with as many features of each side as KID needs."""
+        keep = metrics.KEEP if self.kid_subsets else 0
+        return {"batch_size": self.batch, "keep": keep, "progress": _progress()}
 
 
 def run(words: list[str]) -> int:
@@ -155,8 +158,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         # Before hours of measuring.
         metrics.require_comparable(real.origin, metrics.origin(extractor))
     if images:
-        how = {"batch_size": options.batch, "keep": options.keep, "progress": _progress()}
-        real = metrics.reference_statistics(images, extractor, **how)
+        real = metrics.reference_statistics(images, extractor, **options.how)
     started = time.perf_counter()
     fake = subject.known or subject.measure(extractor)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
@@ -190,17 +192,15 @@ def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[s
 def _subject(options: EvalOptions, device: torch.device) -> Subject:
     path = expanded(options.what)
     if path.suffix == ".npz":
-        return _saved_statistics(path, options)
+        if options.save_stats or options.n:
+            raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
+        known = ImageStatistics.load(path)
+        return Subject({}, {"extractor": known.extractor, "protocol": known.protocol}, known=known)
     if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
         return _run(path, options, device)
-    return _images(options)
-
-
-def _saved_statistics(path: Path, options: EvalOptions) -> Subject:
-    if options.save_stats or options.n:
-        raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
-    known = ImageStatistics.load(path)
-    return Subject({}, {"extractor": known.extractor, "protocol": known.protocol}, known=known)
+    images = _load(options.what, options.what_split, options)
+    measure = functools.partial(metrics.dataset_statistics, images, n=options.n or None, **options.how)
+    return Subject({}, {}, measure=measure, images=images)
 
 
 def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
@@ -210,7 +210,7 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
 
     def measure(extractor: FeatureExtractor) -> ImageStatistics:
         draw = sampler(config, generator, options.seed, samples_with_batch_statistics(statistics, extractor))
-        how = {"batch_size": config.batch_g, "keep": options.keep, "progress": _progress()}
+        how = options.how | {"batch_size": config.batch_g}
         return metrics.generated_statistics(draw, options.n or config.n_fake, extractor, **how)
 
     settings = as_json(config)
@@ -227,16 +227,6 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
         images=ImageDataset("samples", to_uint8(sampler(config, generator, 0, True)(2)).cpu()),
         real=(lambda: load_split(real, split, _progress())) if real.data else None,
     )
-
-
-def _images(options: EvalOptions) -> Subject:
-    images = _load(options.what, options.what_split, options)
-
-    def measure(extractor: FeatureExtractor) -> ImageStatistics:
-        how = {"batch_size": options.batch, "keep": options.keep, "progress": _progress()}
-        return metrics.dataset_statistics(images, extractor, n=options.n or None, **how)
-
-    return Subject({}, {}, measure=measure, images=images)
 
 
 def _real_images(options: EvalOptions, subject: Subject) -> ImageDataset | None:

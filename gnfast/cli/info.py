@@ -3,7 +3,8 @@
 import platform
 from pathlib import Path
 
-from gnfast.cli.common import UsageError, columns, plain
+from gnfast.cli.common import UsageError, columns
+from gnfast.io.rows import plain
 
 
 def run(words: list[str]) -> int:

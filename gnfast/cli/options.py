@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -51,18 +52,13 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
 def _unframed(box: str) -> str:
     """What a framed message of tyro says, without its title, its frame and its repetition of the help."""
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    lines = [line for line in lines if line and line[0] not in "╭╰"]
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if set(line) <= {"─", "-"}:
-            parts.append([])
-        else:
-            parts[-1].append(line)
+    groups = itertools.groupby(filter(None, lines), re.compile("[╭╰]|[─-]+$").match)
+    parts = [" ".join(group) for frame, group in groups if not frame]
     if "╭" not in box and len(parts) > 1:
         # Where stdout is not UTF-8, the title is not in a frame but above a rule.
         parts.pop(0)
-    message = " ".join(parts[0]).removeprefix("Error parsing Config: ")
-    near = re.search(r"meant:.*?(--[\w-]+)", " ".join(line for part in parts[1:] for line in part))
+    message = parts[0].removeprefix("Error parsing Config: ")
+    near = re.search(r"meant:.*?(--[\w-]+)", " ".join(parts[1:]))
     return f"{message}; did you mean {near.group(1)}?" if near else message
 
 

@@ -1,6 +1,10 @@
 """`gnfast presets [NAME]`: the named experiments, what was reported with them, and where each value comes from."""
 
-from gnfast.cli.common import UsageError, columns, plain, unknown
+from gnfast.cli.common import UsageError, columns
+from gnfast.config.config import as_json
+from gnfast.config.presets import GROUPS, PRESETS
+from gnfast.errors import unknown
+from gnfast.io.rows import plain
 
 HELP = """\
 usage: gnfast presets [NAME | PREFIX]
@@ -17,8 +21,6 @@ Examples:
 
 def run(words: list[str]) -> int:
     """`gnfast presets [NAME]`."""
-    from gnfast.config.presets import PRESETS
-
     if words and words[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -36,31 +38,24 @@ def run(words: list[str]) -> int:
 
 def table(prefix: str = "") -> str:
     """The presets whose names begin with `prefix`, grouped by paper."""
-    from gnfast.config.presets import GROUPS
-
-    header = ("preset", "networks", "loss", "lr D / G", "n_dis", "batch D / G", "steps", "reported")
-    rows, starts = [header], {}
+    rows = [("preset", "networks", "loss", "lr D / G", "n_dis", "batch D / G", "steps", "reported")]
+    titles = {}
     for title, presets in GROUPS.items():
-        chosen = [(name, preset) for name, preset in presets.items() if name.startswith(prefix)]
-        if chosen:
-            starts[len(rows)] = title
-        for name, preset in chosen:
+        for name, preset in presets.items():
+            if not name.startswith(prefix):
+                continue
+            titles.setdefault(title, len(rows))
             c = preset.config
             networks = f"{c.model} {c.resolution}x{c.resolution}"
             rates, batches = f"{c.lr_d:g} / {c.lr_g:g}", f"{c.batch_d} / {c.batch_g}"
             rows.append((name, networks, c.loss, rates, str(c.n_dis), batches, f"{c.steps:,}", preset.reported))
-    lines = []
-    for index, line in enumerate(columns(rows).splitlines()):
-        if index in starts:
-            lines += ["", starts[index]]
-        lines.append(line)
+    lines = columns(rows).splitlines()
+    for title, place in reversed(titles.items()):
+        lines[place:place] = ["", title]
     return "\n".join(lines)
 
 
 def _show(name: str) -> None:
-    from gnfast.config.config import as_json
-    from gnfast.config.presets import PRESETS
-
     preset = PRESETS[name]
     print(f"{name}: {preset.summary}\n")
     for title, text in (("reported", preset.reported), ("open", preset.open), ("needs", preset.needs)):

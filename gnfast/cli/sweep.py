@@ -55,13 +55,11 @@ def run(words: list[str]) -> int:
         print(f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
     from gnfast.runs.launch import run_sweep
-    from gnfast.runs.sweep_page import write_overview
-    from gnfast.runs.sweep_results import collect, rows, write_tables
+    from gnfast.runs.sweep_results import collect, rows, write_results
 
     signal = 0 if options.table else run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
     results = collect(sweep)
-    write_tables(results)
-    path = write_overview(results)
+    path = write_results(results)
     print(columns(rows(results)))
     print(f"report: {path}")
     if signal:

@@ -2,9 +2,16 @@
 
 import sys
 
-from gnfast.cli.common import UsageError, columns, plain, unknown
+import torch
+
+import gnfast
+from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
 from gnfast.cli.presets import table
+from gnfast.config.config import Config, as_json
+from gnfast.config.presets import PRESETS
+from gnfast.errors import unknown
+from gnfast.io.rows import plain
 
 TRAIN_HELP = """\
 Train the preset {name}: {summary}.
@@ -26,27 +33,19 @@ Examples:
 
 def run(words: list[str]) -> int:
     """`gnfast train PRESET [--option value …]`."""
-    from gnfast.config.presets import PRESETS
-
     if not words or words[0] in ("-h", "--help"):
         print("usage: gnfast train PRESET [--dry-run] [--option value …]\n")
         print(table())
         print("`gnfast train PRESET --help` lists every option with the preset's value.")
         return 0 if words else 2
-    name, rest = words[0], words[1:]
+    name, rest = words[0], [word for word in words[1:] if word != "--dry-run"]
     if name not in PRESETS:
         raise UsageError(unknown("preset", name, PRESETS))
     preset = PRESETS[name]
-    dry = "--dry-run" in rest
     data = "" if preset.config.data else " --data PATH"
-    config = parse(
-        type(preset.config),
-        [word for word in rest if word != "--dry-run"],
-        f"train {name}",
-        help=TRAIN_HELP.format(name=name, summary=preset.summary, data=data),
-        default=preset.config,
-    )
-    if dry:
+    help = TRAIN_HELP.format(name=name, summary=preset.summary, data=data)
+    config = parse(Config, rest, f"train {name}", help=help, default=preset.config)
+    if "--dry-run" in words:
         return _dry_run(name, config)
     if not config.data:
         raise UsageError(preset.needs)
@@ -63,15 +62,10 @@ def run(words: list[str]) -> int:
     return 0 if outcome.finished else 128 + outcome.signal
 
 
-def _dry_run(name: str, config: object) -> int:
-    import torch
-
-    import gnfast
-    from gnfast.config.config import Config, as_json
+def _dry_run(name: str, config: Config) -> int:
     from gnfast.train.loop import run_folder
     from gnfast.train.networks import build_networks
 
-    assert isinstance(config, Config)
     print(f"{name}, dry run: nothing is trained, read or written.\n")
     print(columns([(f"--{key.replace('_', '-')}", plain(value)) for key, value in as_json(config).items()]))
     generator, critic = build_networks(config)

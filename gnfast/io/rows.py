@@ -54,3 +54,12 @@ def _is_plain(value: Any) -> bool:
 
 def _is_plain_list(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 1000 and all(map(_is_plain, value))
+
+
+def plain(value: object) -> str:
+    """A value as text for people: without brackets, and the empty word in quotes."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(plain, value))
+    return '""' if value == "" else str(value)

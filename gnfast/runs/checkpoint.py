@@ -58,7 +58,7 @@ def load_newest(folder: Path, warn: Any = print) -> dict[str, Any] | None:
         try:
             return _load(path)
         except Exception as error:  # torch.load raises whatever the damaged bytes lead it to.
-            reason = _first_line(error.__cause__ or error).removeprefix(f"{path}: ")
+            reason = first_line(error.__cause__ or error).removeprefix(f"{path}: ")
             warn(f"warning: checkpoint {path} is damaged ({reason}); trying the one before")
     if found:
         raise RunError(f"{folder}: none of the {len(found)} checkpoints can be read; start again in another --run-dir")
@@ -69,6 +69,11 @@ def paths(folder: Path) -> list[Path]:
     """The checkpoint files in a folder, newest first."""
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted((f for f in files if _NAME.fullmatch(f.name)), reverse=True)
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder, damaged or not; 0 if there is none."""
+    return max((int(path.stem.removeprefix("step-")) for path in paths(folder)), default=0)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -86,6 +91,6 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Of torch's long messages the first sentence, which says what is wrong."""
     return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -1,7 +1,7 @@
 """Curves over training, as a part of a page: a legend that is text, a drawing, and the values where they are few."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gnfast.runs.drawing import colour, drawing, log_values, svg
 from gnfast.runs.page import Html, element, embedded, table
@@ -12,14 +12,8 @@ BINS = 300
 DOTS = 60
 
 
-@dataclass(frozen=True)
-class Series:
-    """A curve.
-
-    Attributes:
-        label: its name in the legend.
-        points: (x, y), finite, by rising x.
-    """
+class Series(NamedTuple):
+    """A curve: its name in the legend, and (x, y), finite, by rising x."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -61,7 +55,7 @@ def _drawn(series: Sequence[Series], log: bool) -> bytes:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_formatter("{x:.4g}")
         if log:
-            log_values(axes, (y for one in series for _, y in one.points), 3)
+            log_values(axes, [y for one in series for _, y in one.points], 3)
         return svg(figure)
 
 
@@ -77,11 +71,11 @@ def _draw(axes, series: Series, index: int) -> None:
 def _bins(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, float, float]]:
     """(x, mean, smallest, largest) of each stretch."""
     size = -(-len(points) // BINS)
-    chunks = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        (chunk[-1][0], sum(y for _, y in chunk) / len(chunk), min(y for _, y in chunk), max(y for _, y in chunk))
-        for chunk in chunks
-    ]
+    bins = []
+    for start in range(0, len(points), size):
+        xs, ys = zip(*points[start : start + size], strict=True)
+        bins.append((xs[-1], sum(ys) / len(ys), min(ys), max(ys)))
+    return bins
 
 
 def _values(series: Sequence[Series]) -> Html:

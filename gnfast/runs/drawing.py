@@ -4,7 +4,7 @@ What is drawn stands in `with drawing()`: labels come from names of runs, layers
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#7a50b5", "#8a6242"]
 MARKERS = "osD^v<>P"
 WIDTH = 8.5
-DPI = 130
 
 _STYLE = {
     # A $ in a name is not a formula.
@@ -26,6 +25,7 @@ _STYLE = {
     "svg.hashsalt": "gnfast",
     "svg.fonttype": "none",
     "path.simplify": False,
+    "savefig.dpi": 130,
     "font.size": 8,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9,
@@ -51,14 +51,12 @@ def drawing() -> Iterator[None]:
         yield
 
 
-def canvas(
-    rows: int, columns: int, height: float, *, width: float = WIDTH, sharey: bool = False
-) -> "tuple[Figure, list[Axes]]":
-    """A figure of so many inches, with its axes row by row."""
+def canvas(rows: int, columns: int, height: float, *, sharey: bool = False) -> "tuple[Figure, list[Axes]]":
+    """A figure of so many inches in height, with its axes row by row."""
     # Figure, not pyplot: no global state and no display.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
 
 
@@ -81,14 +79,13 @@ def log_scale(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def log_values(axes: "Axes", values: Iterable[float | None], factor: float = 5) -> None:
+def log_values(axes: "Axes", values: Sequence[float], factor: float = 5) -> None:
     """A logarithmic vertical axis where all values are positive and span more than a factor."""
     from matplotlib.ticker import LogLocator
 
-    known = [value for value in values if value is not None]
-    if known and min(known) > 0 and max(known) > factor * min(known):
+    if values and min(values) > 0 and max(values) > factor * min(values):
         log_scale(axes.yaxis)
-        if max(known) < 100 * min(known):
+        if max(values) < 100 * min(values):
             # A decade or two has too few powers of ten to read values from.
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
@@ -112,7 +109,7 @@ def svg(figure: "Figure") -> bytes:
 
 def png(figure: "Figure") -> bytes:
     """The figure as a PNG file."""
-    return _saved(figure, format="png", dpi=DPI)
+    return _saved(figure, format="png")
 
 
 def _saved(figure: "Figure", **options: object) -> bytes:

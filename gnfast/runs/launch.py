@@ -1,6 +1,7 @@
 """The runs of a sweep as processes: several at once, each in its own folder, and repeated until all have finished."""
 
 import contextlib
+import itertools
 import json
 import re
 import subprocess
@@ -9,28 +10,25 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from gnfast.config.config import differences
-from gnfast.errors import InputError
-from gnfast.io.files import open_regular, write_text
+from gnfast.io.files import write_text
 from gnfast.io.rows import Row
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import DamagedFileError, best, last, main_score, read_json, read_run, tail
+from gnfast.runs.record import DamagedFileError, best, last, main_score, read_json, read_run, read_settings, tail
 from gnfast.runs.signals import STOPS, requested_stops
 from gnfast.runs.sweep_file import MOST_RUNS, Case, Sweep
 
 POLL_SECONDS = 0.2
 RECORD = "sweep.json"
-_STEP = re.compile(rb'"step": (\d+)')
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """How far a run of a sweep is.
 
     Attributes:
@@ -45,9 +43,10 @@ class State:
 
 def state_of(case: Case, record: dict[str, Row]) -> State:
     """The state of a run, by its folder and by what `read_record` says about its last end."""
-    done = _checkpointed(case.folder)
-    if done >= case.config().steps and not _differs(case):
-        return State("finished")
+    done = checkpoint.last_step(case.folder / "checkpoints")
+    with contextlib.suppress(RunError):
+        if done >= case.config().steps and not differences(read_settings(case.folder)[1], case.config()):
+            return State("finished")
     ended = record.get(case.name, {})
     if ended.get("status") in ("diverged", "failed"):
         return State(ended["status"], str(ended.get("message", "")))
@@ -96,18 +95,19 @@ def run_sweep(
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lock.sole_user(sweep.out, "a sweep (or runs that it left), process"))
         record = read_record(sweep.out)
-        states = {case.name: state_of(case, record) for case in sweep.cases}
         skipped = {"finished"} if retry else {"finished", "diverged"}
-        waiting = deque(case for case in sweep.cases if states[case.name].status not in skipped)
+        waiting = deque(case for case in sweep.cases if state_of(case, record).status not in skipped)
         kept = len(sweep.cases) - len(waiting)
         if kept:
             echo(f"{kept} of {len(sweep.cases)} runs in {sweep.out} have ended before; {len(waiting)} to do")
-        devices = sweep.devices or ("",)
-        free = deque(devices[index % len(devices)] for index in range(sweep.processes))
+        free = deque(itertools.islice(itertools.cycle(sweep.devices or ("",)), sweep.processes))
         running: list[_Job] = []
         stack.callback(lambda: [job.kill() for job in running])
         stopped = stack.enter_context(requested_stops())
-        bar = stack.enter_context(_Bar(sweep, progress))
+        steps = {case.name: _logged(case) for case in sweep.cases} if progress else {}
+        total, done = sum(case.config().steps for case in sweep.cases), sum(steps.values())
+        bar = tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True)
+        stack.enter_context(bar)
         asked = False
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
@@ -125,7 +125,10 @@ def run_sweep(
                 write_text(sweep.out / RECORD, json.dumps(record, indent=2) + "\n")
                 kept += ended["status"] != "stopped"
                 echo(f"[{kept}/{len(sweep.cases)}] {job.case.name}: {_told(job.case, ended, sweep.score)}")
-            bar.show(running)
+            if progress:
+                steps.update({job.case.name: _logged(job.case) for job in running})
+                bar.set_postfix_str(f"{len(running)} running", refresh=False)
+                bar.update(sum(steps.values()) - bar.n)
         return int(stopped[0]) if stopped else 0
 
 
@@ -159,7 +162,7 @@ class _Job:
         message = lines[-1] if lines else ""
         if code == 0:
             status = "finished"
-        elif code in {sign * number + base for number in STOPS for sign, base in ((-1, 0), (1, 128))}:
+        elif any(code in (-number, 128 + number) for number in STOPS):
             status = "stopped"
         else:
             # Status 1 is also that of a traceback, whose last line has no such beginning.
@@ -172,53 +175,9 @@ class _Job:
         self.process.wait()
 
 
-class _Bar:
-    """A progress bar over the steps of all runs."""
-
-    def __init__(self, sweep: Sweep, shown: bool):
-        self.folders = [case.folder for case in sweep.cases]
-        self.steps = {folder: _logged(folder) for folder in self.folders} if shown else {}
-        total = sum(case.config().steps for case in sweep.cases)
-        self.bar = tqdm(
-            total=total, initial=sum(self.steps.values()), unit="step", disable=not shown, dynamic_ncols=True
-        )
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, running: list[_Job]) -> None:
-        if self.bar.disable:
-            return
-        self.steps.update({job.case.folder: _logged(job.case.folder) for job in running})
-        self.bar.set_postfix_str(f"{len(running)} running", refresh=False)
-        self.bar.update(sum(self.steps.values()) - self.bar.n)
-
-
-def _differs(case: Case) -> bool:
-    try:
-        return bool(differences(read_run(case.folder).settings, case.config()))
-    except RunError:
-        return True
-
-
-def _checkpointed(folder: Path) -> int:
-    """The step of the newest checkpoint, 0 if there is none."""
-    saved = checkpoint.paths(folder / "checkpoints")
-    return int(saved[0].stem.removeprefix("step-")) if saved else 0
-
-
-def _logged(folder: Path) -> int:
+def _logged(case: Case) -> int:
     """The step of the last row of metrics.jsonl, 0 if there is none."""
-    try:
-        with open_regular(folder / "metrics.jsonl") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - 4096))
-            found = _STEP.findall(file.read())
-    except (OSError, InputError):
-        return 0
+    found = re.findall(r'"step": (\d+)', tail(case.folder / "metrics.jsonl", 4096))
     return int(found[-1]) if found else 0
 
 

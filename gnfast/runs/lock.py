@@ -1,7 +1,6 @@
 """One process at a time in a run folder or a sweep's."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import socket
@@ -13,7 +12,6 @@ from gnfast.io.files import make_folder
 from gnfast.runs.checkpoint import RunError
 
 NAME = ".lock"
-_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -59,24 +57,20 @@ def _taken(folder: Path) -> int:
             continue
         except OSError as error:
             raise RunError(f"{path}: {error.strerror}") from error
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, descriptor)
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise RunError(f"{path}: not a regular file; delete it")
-            _lock(descriptor, folder)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+                message = f"{folder}: {who} is still at work here; wait until it has ended, or stop it"
+                raise RunError(message) from error
+            except OSError:
+                # Some network file systems have no locks.
+                pass
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    stack.pop_all()
                     return descriptor
-            os.close(descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some network file systems have no locks.
-        if error.errno in _TAKEN:
-            who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            raise RunError(f"{folder}: {who} is still at work here; wait until it has ended, or stop it") from error

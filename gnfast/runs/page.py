@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from gnfast.io.files import open_regular
+from gnfast.io.files import open_regular, write_text
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbfa; --card: #fff; --text: #1d2126; --soft: #667078; --line: #e2e4e6;
@@ -82,8 +82,8 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{marks}>{inner}</{name}>")
 
 
-def page(title: str, *sections: Html) -> str:
-    """A whole document."""
+def write_page(path: Path, title: str, *sections: Html) -> Path:
+    """Writes a whole document, and returns its path."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -94,7 +94,8 @@ def page(title: str, *sections: Html) -> str:
         element("style", Html(STYLE)),
     )
     body = element("body", *sections, element("script", Html(SCRIPT)))
-    return "<!doctype html>\n" + element("html", head, body, lang="en") + "\n"
+    write_text(path, "<!doctype html>\n" + element("html", head, body, lang="en") + "\n")
+    return path
 
 
 def section(title: str, *content: object, **attributes: object) -> Html:
@@ -138,22 +139,14 @@ def picture(path: Path, budget: int, alt: str) -> Html | None:
     if kind == "PNG" and max(image.size) <= SIDES[0][0] and path.stat().st_size <= budget:
         return embedded(path.read_bytes(), "image/png", alt)
     for side, quality in SIDES:
-        data = _jpeg(image, side, quality)
-        if len(data) <= budget:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= budget:
             break
-    return embedded(data, "image/jpeg", alt)
+    return embedded(buffer.getvalue(), "image/jpeg", alt)
 
 
 def embedded(data: bytes, kind: str, alt: str, **attributes: object) -> Html:
     """An image element that holds its data."""
     return element("img", src=f"data:{kind};base64,{base64.b64encode(data).decode()}", alt=alt, **attributes)
-
-
-def _jpeg(image: Image.Image, side: int, quality: int) -> bytes:
-    """At most `side` pixels wide and high."""
-    factor = min(1.0, side / max(image.size))
-    if factor < 1:
-        image = image.resize([max(1, round(length * factor)) for length in image.size], Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()

@@ -24,7 +24,6 @@ WEIGHTS = ("ema", "raw")
 # Every other score (Fréchet and kernel distances) is better the lower it is.
 HIGHER_IS_BETTER = {"is", "inception_score", "precision", "recall", "density", "coverage"}
 _SCORE = re.compile(rf"(?P<measure>\w+?)_(?:{'|'.join(WEIGHTS)})")
-_PICTURE = re.compile(r"(?P<weights>ema|raw)-(?P<step>\d+)\.png")
 SPEED = ("step", "seconds", "steps_per_second")
 # More bytes than any run writes: of a JSON file, of the end of a log.
 JSON_BYTES, LOG_BYTES = 16 << 20, 1 << 20
@@ -59,8 +58,7 @@ class Record:
     @property
     def step(self) -> int:
         """Generator updates done, as far as rows and checkpoints show."""
-        saved = checkpoint.paths(self.folder / "checkpoints")
-        return max([0, *(row["step"] for row in self.rows), *(int(path.stem.removeprefix("step-")) for path in saved)])
+        return max([checkpoint.last_step(self.folder / "checkpoints"), *(row["step"] for row in self.rows)])
 
     @property
     def config(self) -> Config:
@@ -100,9 +98,8 @@ class Record:
 
     def pictures(self, weights: str) -> list[tuple[int, Path]]:
         """(step, path) of the sample grids of one kind of weights, oldest first."""
-        folder = self.folder / "samples"
-        matches = [(_PICTURE.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
-        return sorted((int(m["step"]), path) for m, path in matches if m and m["weights"] == weights)
+        named = [(path.stem.removeprefix(f"{weights}-"), path) for path in self.folder.glob(f"samples/{weights}-*.png")]
+        return sorted((int(step), path) for step, path in named if step.isdecimal())
 
 
 def read_run(folder: Path) -> Record:
@@ -175,11 +172,11 @@ def read_json(path: Path, most: int = JSON_BYTES) -> Any:
         raise DamagedFileError(f"{path} is damaged: not JSON ({' '.join(str(error).split())[:100]})") from error
 
 
-def tail(path: Path) -> str:
-    """The end of a text file; empty if it is missing or not a regular file."""
+def tail(path: Path, most: int = LOG_BYTES) -> str:
+    """At most so many bytes of the end of a text file; empty if it is missing or not a regular file."""
     try:
         with open_regular(path) as file:
-            file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
+            file.seek(max(0, file.seek(0, 2) - most))
             return file.read().decode("utf-8", "replace")
     except (OSError, InputError):
         return ""

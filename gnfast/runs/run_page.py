@@ -1,17 +1,18 @@
 """A run as one page to read and to pass on, and several runs side by side on another."""
 
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 import gnfast
 from gnfast.config.config import as_json
 from gnfast.config.presets import PRESETS
-from gnfast.io.files import write_text
-from gnfast.io.rows import Row
+from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
-from gnfast.runs.page import Html, card, element, page, picture, section, table
+from gnfast.runs.page import Html, card, element, picture, section, table, write_page
 from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, best, last, measure_of, points, read_run, score_names
 
 # Steps that the samples are shown of, and what their pictures may weigh together, in bytes before base64.
@@ -21,25 +22,22 @@ LOG_LINES = 25
 # These say where a run was made or kept: they differ between runs as a matter of course.
 PLACES = {"run_dir", "device", "threads", "data_root"}
 LOSSES = {"loss_real": "real", "loss_fake": "fake", "loss_generator": "generator"}
+Runs = Sequence[tuple[str, Record]]
 MEASURES = {"distance": "Fréchet distance", "is": "Inception score", "kid": "kernel distance"}
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Writes a run's page: status, key figures, curves, samples over time, settings, sessions, log.
+    """Writes a run's page, to `out` or RUN/report.html: status, key figures, curves, samples, settings, sessions, log.
 
-    Args:
-        run_dir: the run folder, of a finished or unfinished run; whatever is missing in it is left out.
-        out: the file to write; RUN/report.html if None.
-
-    Returns:
-        The file written. It refers to nothing outside itself.
+    Whatever is missing in the run folder is left out. The page refers to nothing outside itself.
 
     Raises:
         RunError: no run folder.
     """
     record = read_run(run_dir)
     title = record.preset or run_dir.name
-    text = page(
+    return write_page(
+        out or run_dir / "report.html",
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record),
@@ -50,40 +48,31 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         section("Log", element("pre", "\n".join(record.log[-LOG_LINES:])) if record.log else None),
         _footer(),
     )
-    return _written(out or run_dir / "report.html", text)
 
 
 def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes a page that lays several runs side by side: scores, curves, settings that differ, last samples.
+    """Writes a page that lays runs side by side: scores, curves, settings that differ, last samples.
 
-    Args:
-        run_dirs: two or more run folders.
-        out: the file to write; comparison.html in the folder that holds all of them if None.
-
-    Returns:
-        The file written.
+    It goes to `out`, or to comparison.html in the folder that holds all of them.
 
     Raises:
         RunError: one of them is not a run folder.
     """
-    records = [read_run(folder) for folder in run_dirs]
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in run_dirs]))
-    names = [folder.resolve().relative_to(shared).as_posix() for folder in run_dirs]
-    rows = [row for record in records for row in record.rows]
-    scores = _preferred(score_names(rows))
-    text = page(
-        f"{len(records)} runs",
-        element("h1", f"{len(records)} runs"),
+    runs = [(folder.resolve().relative_to(shared).as_posix(), read_run(folder)) for folder in run_dirs]
+    measures = _by_measure([row for _, record in runs for row in record.rows])
+    scores = [of_measure[0] for of_measure in measures.values()]
+    return write_page(
+        out or shared / "comparison.html",
+        f"{len(runs)} runs",
+        element("h1", f"{len(runs)} runs"),
         element("p", f"in {shared}", class_="soft"),
-        section("Scores", _score_table(records, names, scores)),
-        section(
-            "Curves over generator updates", element("div", *_overlaid(records, names, scores), class_="grid wide")
-        ),
-        section("Settings that differ", _differing(records, names)),
-        section("Last samples", _last_samples(records, names)),
+        section("Scores", _score_table(runs, scores)),
+        section("Curves over generator updates", element("div", *_overlaid(runs, scores), class_="grid wide")),
+        section("Settings that differ", _differing(runs)),
+        section("Last samples", _last_samples(runs)),
         _footer(),
     )
-    return _written(out or shared / "comparison.html", text)
 
 
 def number(value: float | None) -> str:
@@ -111,8 +100,8 @@ def score_title(name: str) -> str:
 
 def steps_per_second(record: Record) -> float | None:
     """The median of speed.jsonl; None where it is missing."""
-    speeds = sorted(rate for _, rate in points(record.speed, "steps_per_second"))
-    return speeds[len(speeds) // 2] if speeds else None
+    speeds = [rate for _, rate in points(record.speed, "steps_per_second")]
+    return statistics.median_high(speeds) if speeds else None
 
 
 def _heading(record: Record, title: str) -> Html:
@@ -132,13 +121,13 @@ def _heading(record: Record, title: str) -> Html:
 def _figures(record: Record) -> Html:
     cards = []
     for measure, names in _by_measure(record.rows).items():
-        bests = {name: best(record.rows, name) for name in names}
-        sign = -1 if measure in HIGHER_IS_BETTER else 1
-        name = min((name for name in names if bests[name]), key=lambda name: sign * bests[name][1], default=None)
-        if name:
-            lasts = ", ".join(f"{_weights(n)} {number(last(record.rows, n)[1])}" for n in names if bests[n])
-            note = f"{_weights(name)}, step {bests[name][0]:,}; last: {lasts}"
-            cards.append(card(f"Best {MEASURES.get(measure, measure)}", number(bests[name][1]), note))
+        bests = {name: found for name in names if (found := best(record.rows, name))}
+        if bests:
+            choose = max if measure in HIGHER_IS_BETTER else min
+            name, (step, value) = choose(bests.items(), key=lambda found: found[1][1])
+            lasts = ", ".join(f"{_weights(name)} {number(last(record.rows, name)[1])}" for name in bests)
+            note = f"{_weights(name)}, step {step:,}; last: {lasts}"
+            cards.append(card(f"Best {MEASURES.get(measure, measure)}", number(value), note))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
@@ -181,7 +170,9 @@ def _how(row: Row) -> str:
 
 def _samples(record: Record) -> Html | None:
     by_weights = {weights: dict(record.pictures(weights)) for weights in WEIGHTS}
-    steps = _evenly(sorted({step for found in by_weights.values() for step in found}), SHOTS)
+    steps = sorted({step for found in by_weights.values() for step in found})
+    # Evenly over the run, the first and the last among them.
+    steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, min(SHOTS, len(steps)))]
     budget = PICTURES // (max(1, len(steps)) * len(WEIGHTS))
     figures = []
     for step in steps:
@@ -200,52 +191,34 @@ def _samples(record: Record) -> Html | None:
 def _settings(record: Record) -> Html:
     known = PRESETS.get(record.preset)
     usual = as_json(known.config) if known else {}
-    changed = {
-        name for name, value in record.settings.items() if name in usual and name not in PLACES and value != usual[name]
-    }
+    own = record.settings
+    changed = [name for name in own if name in usual and name not in PLACES and own[name] != usual[name]]
     parts = []
     if changed:
-        rows = [
-            (_option(name), _plain(record.settings[name]), _plain(usual[name]))
-            for name in record.settings
-            if name in changed
-        ]
+        rows = [(_option(name), plain(own[name]), plain(usual[name])) for name in changed]
         parts.append(table(("differs from the preset", "this run", "preset"), rows, range(len(rows))))
-    rows = [
-        (
-            _option(name),
-            _plain(value),
-            "this run" if name in changed else known.source_of(name) if known and name not in PLACES else "",
-        )
-        for name, value in record.settings.items()
-    ]
-    marked = [index for index, name in enumerate(record.settings) if name in changed]
+    rows = []
+    for name, value in own.items():
+        source = known.source_of(name) if known and name not in PLACES else ""
+        rows.append((_option(name), plain(value), "this run" if name in changed else source))
+    marked = [index for index, name in enumerate(own) if name in changed]
     everything = table(("option", "value", "source"), rows, marked)
     parts.append(element("details", element("summary", f"all {len(rows)} settings"), everything))
     return element("div", *parts)
 
 
 def _sessions(record: Record) -> Html | None:
-    if not record.sessions:
-        return None
     names = ("started", "continued_after_step", "device", "device_name", "gnfast", "torch", "python", "threads")
-    rows = [
-        [*(session.get(name, "") for name in names), _command(session.get("command", ""))]
-        for session in record.sessions
-    ]
-    return table([*(name.replace("_", " ") for name in names), "command"], rows)
+    head = [*(name.replace("_", " ") for name in names), "command"]
+    rows = [[*(entry.get(name, "") for name in names), plain(entry.get("command", []))] for entry in record.sessions]
+    return table(head, rows) if rows else None
 
 
-def _score_table(records: Sequence[Record], names: Sequence[str], scores: Sequence[str]) -> Html:
-    head = [
-        "run",
-        "status",
-        *(f"{what} {score_title(s)}" for s in scores for what in ("best", "last")),
-        "time",
-        "steps/s",
-    ]
+def _score_table(runs: Runs, scores: Sequence[str]) -> Html:
+    titles = [f"{what} {score_title(score)}" for score in scores for what in ("best", "last")]
+    head = ["run", "status", *titles, "time", "steps/s"]
     rows = []
-    for record, name in zip(records, names, strict=True):
+    for name, record in runs:
         cells = [cell for s in scores for cell in (_at(best(record.rows, s)), _at(last(record.rows, s)))]
         rows.append([name, record.status, *cells, duration(record.seconds), number(steps_per_second(record))])
     return table(head, rows)
@@ -255,30 +228,29 @@ def _at(point: tuple[int, float] | None) -> str:
     return "–" if point is None else f"{number(point[1])} (step {point[0]:,})"
 
 
-def _overlaid(records: Sequence[Record], names: Sequence[str], scores: Sequence[str]) -> list[Html]:
+def _overlaid(runs: Runs, scores: Sequence[str]) -> list[Html]:
     def chart(title: str, key: str, log: bool = False) -> Html:
-        pairs = zip(records, names, strict=True)
-        return line_chart(title, [Series(name, points(record.rows, key)) for record, name in pairs], log=log)
+        return line_chart(title, [Series(name, points(record.rows, key)) for name, record in runs], log=log)
 
     charts = [chart(score_title(name), name, measure_of(name) == "distance") for name in scores]
     return [*charts, *(chart(f"Loss: {label}", name) for name, label in LOSSES.items())]
 
 
-def _differing(records: Sequence[Record], names: Sequence[str]) -> Html:
-    everything = [{"preset": record.preset, **record.settings} for record in records]
+def _differing(runs: Runs) -> Html:
+    everything = [{"preset": record.preset, **record.settings} for _, record in runs]
     options = dict.fromkeys(name for settings in everything for name in settings if name not in PLACES)
     rows = [
-        [name if name == "preset" else _option(name), *(_plain(settings.get(name, "–")) for settings in everything)]
+        [name if name == "preset" else _option(name), *(plain(settings.get(name, "–")) for settings in everything)]
         for name in options
         if any(settings.get(name) != everything[0].get(name) for settings in everything)
     ]
-    return table(["option", *names], rows) if rows else element("p", "none", class_="soft")
+    return table(["option", *(name for name, _ in runs)], rows) if rows else element("p", "none", class_="soft")
 
 
-def _last_samples(records: Sequence[Record], names: Sequence[str]) -> Html | None:
-    budget = PICTURES // len(records)
+def _last_samples(runs: Runs) -> Html | None:
+    budget = PICTURES // len(runs)
     figures = []
-    for record, name in zip(records, names, strict=True):
+    for name, record in runs:
         for step, path in (record.pictures("ema") or record.pictures("raw"))[-1:]:
             image = picture(path, budget, f"samples of {name}")
             if image:
@@ -291,36 +263,5 @@ def _footer() -> Html:
     return element("p", f"gnfast {gnfast.__version__}", class_="soft")
 
 
-def _preferred(names: Sequence[str]) -> list[str]:
-    """One score per measure: of the moving average where it was measured."""
-    chosen: dict[str, str] = {}
-    for name in names:
-        if name.endswith("_ema") or measure_of(name) not in chosen:
-            chosen[measure_of(name)] = name
-    return list(chosen.values())
-
-
-def _evenly(values: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the values, the first and the last among them."""
-    if len(values) <= count:
-        return list(values)
-    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
-
-
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_plain, value))
-    return '""' if value == "" else str(value)
-
-
-def _command(words: Any) -> str:
-    return " ".join(map(str, words)) if isinstance(words, list) else str(words)
-
-
-def _written(path: Path, text: str) -> Path:
-    write_text(path, text)
-    return path

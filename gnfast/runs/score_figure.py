@@ -1,86 +1,64 @@
 """Scores of many runs as a figure: curves over a number, or bars side by side for settings that have names."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gnfast.runs.drawing import canvas, colour, legend_outside, log_scale, log_values, marker
+from gnfast.runs.rows import Rows, distinct, parts, values, where
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
-class Score:
-    """The score of runs that differ in their seed alone.
-
-    Attributes:
-        place: their setting, on the horizontal axis: a number or a name.
-        hue: what else they are, in the legend.
-        values: one of each run that has a score.
-        lost: how many have none, for they diverged.
-    """
-
-    place: float | str
-    hue: str
-    values: Sequence[float]
-    lost: int = 0
-
-
-def score_figure(families: dict[str, Sequence[Score]], label: str) -> "Figure":
+def score_figure(rows: Rows, family: str, place: str, hue: str, score: str, label: str) -> "Figure":
     """Means with standard deviations, single runs as dots on bars, runs without a score as crosses on top.
 
     Args:
-        families: by what they vary, the scores of a column of the figure.
+        rows: one of each run.
+        family: the column with what they vary, for which each value has axes of its own.
+        place: the column with their setting, on the horizontal axis: numbers or names.
+        hue: the column with what else they are, in the legend.
+        score: the column with their scores; None of a run that diverged.
         label: of the vertical axis.
     """
-    figure, grid = canvas(1, len(families), 3.6, sharey=True)
-    known = [value for scores in families.values() for score in scores for value in score.values]
-    hues = list(dict.fromkeys(score.hue for scores in families.values() for score in scores))
+    figure, grid = canvas(1, len(distinct(rows, family)), 3.6, sharey=True)
+    known = [value for value in values(rows, score) if value is not None]
     top = max(known, default=1.0) * 1.3
-    for axes, (family, scores) in zip(grid, families.items(), strict=True):
-        places = list(dict.fromkeys(score.place for score in scores))
-        own = [hue for hue in hues if any(score.hue == hue for score in scores)]
-        is_numeric = all(isinstance(place, int | float) for place in places)
-        for hue in own:
-            index = hues.index(hue)
-            style = {"color": colour(index), "capsize": 3, "label": hue}
-            part = {_x(score, places, own): score for score in scores if score.hue == hue}
+    hues = distinct(rows, hue)
+    for axes, (_, title, column) in zip(grid, parts(rows, family), strict=True):
+        places = distinct(column, place)
+        is_numeric = all(isinstance(value, int | float) for value in places)
+        own = [name for name in hues if name in values(column, hue)]
+        for slot, name in enumerate(own):
+            index = hues.index(name)
+            style = {"color": colour(index), "capsize": 3, "label": name}
+            part = where(column, **{hue: name})
+            # A number's own place, or that of a bar in its group.
+            shift = (slot - (len(own) - 1) / 2) * 0.8 / len(own)
+            at = {value if is_numeric else places.index(value) + shift: runs for _, value, runs in parts(part, place)}
+            xs = sorted(at)
+            found = [[value for value in values(at[x], score) if value is not None] for x in xs]
+            # NaN breaks a curve.
+            means = [statistics.mean(one) if one else float("nan") for one in found]
+            errors = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in found]
             if is_numeric:
-                axes.errorbar(*_means(part), marker=marker(index), markersize=4, **style)
+                axes.errorbar(xs, means, errors, marker=marker(index), markersize=4, **style)
             else:
-                xs, means, errors = _means(part)
                 axes.bar(xs, means, 0.75 / len(own), yerr=errors, alpha=0.75, **style)
-                dots = [(x, v) for x, score in part.items() if len(score.values) > 1 for v in score.values]
+                dots = [(x, value) for x, one in zip(xs, found, strict=True) if len(one) > 1 for value in one]
                 axes.scatter([x for x, _ in dots], [value for _, value in dots], color="black", s=7, zorder=3)
-            lost = [x for x, score in part.items() if score.lost]
+            lost = [x for x in xs if None in values(at[x], score)]
             axes.scatter(lost, [top * 1.05**index for _ in lost], color=style["color"], marker="x")
         if is_numeric:
             if min(places) > 0 and max(places) >= 10 * min(places):
                 log_scale(axes.xaxis)
-            axes.set_xlabel(family)
+            axes.set_xlabel(title)
         else:
-            crowded = sum(map(len, places)) > 70 / len(families)
+            crowded = sum(map(len, places)) > 70 / len(grid)
             axes.set_xticks(range(len(places)), places, rotation=30 if crowded else 0)
-            axes.set_title(family)
+            axes.set_title(title)
         log_values(axes, known)
     grid[0].set_ylabel(label)
     if len(hues) > 1:
         legend_outside(figure, grid)
     return figure
-
-
-def _x(score: Score, places: list[Any], hues: list[str]) -> float:
-    """A number's own place, or that of a bar in its group."""
-    if not isinstance(score.place, str):
-        return score.place
-    return places.index(score.place) + (hues.index(score.hue) - (len(hues) - 1) / 2) * 0.8 / len(hues)
-
-
-def _means(scores: dict[float, Score]) -> tuple[list[float], list[float], list[float]]:
-    """Places, means (NaN of none, which breaks a curve) and standard deviations (0 of one value)."""
-    places = sorted(scores)
-    values = [scores[place].values for place in places]
-    means = [statistics.mean(one) if one else float("nan") for one in values]
-    return places, means, [statistics.stdev(one) if len(one) > 1 else 0.0 for one in values]

@@ -11,17 +11,17 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from gnfast.config.config import Config, require_kinds
+from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS
+from gnfast.errors import require_int, unknown
 from gnfast.io.files import expanded, open_regular
 
 # The run folder follows from the sweep's.
-OPTIONS = {field.name for field in dataclasses.fields(Config)} - {"run_dir"}
-TOP = ("preset", "out", "score", "base", "grid", "case", "run")
+OPTIONS = [field.name for field in dataclasses.fields(Config) if field.name != "run_dir"]
+TOP = {"preset": str, "out": str, "score": str, "base": dict, "grid": dict, "case": dict | list, "run": dict}
 RUN = ("processes", "devices", "threads")
 MOST_RUNS = 200_000
 _FILE_BYTES = 16 << 20
@@ -62,7 +62,6 @@ class Case:
             ValueError: a value that they cannot have.
         """
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
-        require_kinds(options)
         return dataclasses.replace(PRESETS[self.preset].config, **options, run_dir=str(self.folder))
 
     def words(self) -> list[str]:
@@ -128,12 +127,12 @@ def sweep_of(found: dict[str, Any], out: Path | None = None, extractor: str = ""
         ValueError: a name or value that it cannot have.
     """
     _known("the file", found, TOP)
-    for name, kind in (("preset", str), ("out", str), ("score", str), ("base", dict), ("grid", dict), ("run", dict)):
-        if name in found and not isinstance(found[name], kind):
-            raise ValueError(f"{name}: got {found[name]!r}, wanted a {'table' if kind is dict else 'string'}")
+    for name, value in found.items():
+        if not isinstance(value, TOP[name]):
+            raise ValueError(f"{name}: got {value!r}, wanted a {'string' if TOP[name] is str else 'table'}")
     out = out or expanded(found.get("out", f"runs/{stem}"))
     base = _options("[base]", found.get("base", {}))
-    axes = [*_case_axes(found.get("case", [])), *_grid_axes(found.get("grid", {}))]
+    axes = [*_case_axes(found.get("case", {})), *_grid_axes(found.get("grid", {}))]
     cases = tuple(_cases(found.get("preset", ""), base, axes, out, extractor))
     twice, count = Counter(case.name for case in cases).most_common(1)[0]
     if count > 1:
@@ -145,27 +144,29 @@ def sweep_of(found: dict[str, Any], out: Path | None = None, extractor: str = ""
         raise ValueError(f'[run] devices: got {devices!r}, wanted a list such as ["cuda:0", "cuda:1"]')
     if devices and any("device" in case.options for case in cases):
         raise ValueError("[run] devices: some runs have an option `device` already; give one of the two")
-    processes = _count("processes", run.get("processes", max(1, len(devices))), 1)
-    return Sweep(
-        out, cases, found.get("score", ""), processes, tuple(devices), _count("threads", run.get("threads", 0), 0)
-    )
+    processes = require_int("[run] processes", run.get("processes", max(1, len(devices))), 1)
+    threads = require_int("[run] threads", run.get("threads", 0), 0)
+    return Sweep(out, cases, found.get("score", ""), processes, tuple(devices), threads)
 
 
 # An axis: its name, and for each of its labels the options that go with it.
 _Axis = tuple[str, list[tuple[Any, dict[str, Any]]]]
 
 
-def _case_axes(found: Any) -> Iterator[_Axis]:
+def _case_axes(found: dict[str, Any] | list[Any]) -> Iterator[_Axis]:
     """`[[case]]` is one axis of that name; `[[case.NAME]]` is one axis each."""
-    for axis, entries in ({"case": found} if isinstance(found, list) else found).items() if found else ():
-        place = f"[[case.{axis}]]" if isinstance(found, dict) else "[[case]]"
+    axes = found if isinstance(found, dict) else {"case": found}
+    for axis, entries in axes.items() if found else ():
+        place = f"[[case.{axis}]]" if axes is found else "[[case]]"
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{place}: got {entries!r}, wanted tables")
+        labels = []
         for entry in entries:
-            if not isinstance(entry.get("name"), str) or not entry["name"]:
+            name = entry.get("name")
+            if not isinstance(name, str) or not name:
                 raise ValueError(f"{place}: each needs a name")
-        options = [({name: v for name, v in entry.items() if name != "name"}) for entry in entries]
-        yield axis, [(entry["name"], _options(place, o)) for entry, o in zip(entries, options, strict=True)]
+            labels.append((name, _options(place, {key: value for key, value in entry.items() if key != "name"})))
+        yield axis, labels
 
 
 def _grid_axes(found: dict[str, Any]) -> Iterator[_Axis]:
@@ -183,17 +184,19 @@ def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extr
     order = sorted(range(len(axes)), key=lambda index: axes[index][0] != "seed")
     for picked in itertools.product(*(axes[index][1] for index in order)):
         chosen = dict(zip(order, picked, strict=True))
-        labels = {axes[index][0]: chosen[index][0] for index in range(len(axes))}
-        options = base | {name: v for index in range(len(axes)) for name, v in chosen[index][1].items()}
+        labels, options = {}, dict(base)
+        for index, (axis, _) in enumerate(axes):
+            labels[axis], changes = chosen[index]
+            options |= changes
         if extractor:
             options["extractor"] = extractor
         elif ":" in (named := str(options.get("extractor", ""))):
             raise ValueError(f"extractor: {named!r} names code to import, which is taken from --extractor alone")
         name = options.pop("preset", preset)
-        if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(
-                f"preset: {_unknown(name, PRESETS)}" if name else "preset: which one? e.g. preset = 'digits'"
-            )
+        if not name:
+            raise ValueError("preset: which one? e.g. preset = 'digits'")
+        if str(name) not in PRESETS:
+            raise ValueError(f"preset: {unknown('name', str(name), PRESETS)}")
         case = Case(labels, name, options, out / _folder(labels))
         try:
             if not case.config().data:
@@ -206,7 +209,7 @@ def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extr
 def _folder(labels: dict[str, Any]) -> str:
     """`A,SN,k_sn=0.5,seed=0`: names of cases as they are, values with their option's name."""
     parts = [
-        label if axis not in OPTIONS and axis != "preset" else f"{axis}={'+'.join(map(str, _listed(label)))}"
+        f"{axis}={shown(label, '+')}" if axis in OPTIONS or axis == "preset" else label
         for axis, label in labels.items()
     ]
     name = re.sub(r"[^\w.,=+-]", "-", ",".join(parts)) or "run"
@@ -215,8 +218,9 @@ def _folder(labels: dict[str, Any]) -> str:
     return name
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def shown(label: Any, between: str = " ") -> str:
+    """A label as text."""
+    return between.join(map(str, label)) if isinstance(label, list) else str(label)
 
 
 def _options(place: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -231,20 +235,7 @@ def _options(place: str, found: dict[str, Any]) -> dict[str, Any]:
 def _known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
-            raise ValueError(f"{place}: {_unknown(name, known)}")
-
-
-def _unknown(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, 1)
-    return f"unknown name {name!r}" + (
-        f"; did you mean {near[0]!r}?" if near else f"; wanted one of {', '.join(sorted(known))}"
-    )
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"[run] {name}: got {value!r}, wanted a whole number of at least {least}")
-    return value
+            raise ValueError(f"{place}: {unknown('name', name, known)}")
 
 
 def _word(name: str, value: Any) -> list[str]:

@@ -1,37 +1,47 @@
-"""What a sweep found, in figures: mean and standard deviation over seeds per combination, as text, Markdown and CSV."""
+"""What a sweep found: mean and standard deviation over seeds per combination, as tables, a figure and a page."""
 
 import csv
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from gnfast.io.files import atomic_write, make_folder, write_text
+from gnfast.io.files import atomic_write, write_text
 from gnfast.runs.checkpoint import RunError
+from gnfast.runs.curves import Series, line_chart
+from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.launch import State, read_record, state_of
-from gnfast.runs.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, read_run
-from gnfast.runs.run_page import number, steps_per_second
-from gnfast.runs.sweep_file import Case, Sweep
+from gnfast.runs.page import Html, element, embedded, section, table, write_page
+from gnfast.runs.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, points, read_run
+from gnfast.runs.run_page import duration, number, steps_per_second, write_report
+from gnfast.runs.score_figure import score_figure
+from gnfast.runs.sweep_file import Case, Sweep, shown
 
 # Runs with these states count in means: a run that diverged has scores of the checkpoints before.
 ENDED = ("finished", "diverged")
+# Combinations that curves are drawn of.
+CURVES = 10
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the sweep with what its folder holds; `record` is None where there is no run yet."""
+    """A run of the sweep with what its folder holds.
+
+    Attributes:
+        case, state: what it is, and how far.
+        record: None where there is no run yet.
+        best, last: (step, value) of its score; None where there is none.
+    """
 
     case: Case
     state: State
     record: Record | None
-
-    def best(self, score: str) -> tuple[int, float] | None:
-        return best(self.record.rows, score) if self.record else None
-
-    def last(self, score: str) -> tuple[int, float] | None:
-        return last(self.record.rows, score) if self.record else None
+    best: tuple[int, float] | None
+    last: tuple[int, float] | None
 
 
 @dataclass(frozen=True)
@@ -41,8 +51,7 @@ class Combination:
     Attributes:
         labels: what they have in common, per axis.
         runs: all of them.
-        best: the best score of each run that ended.
-        last: the last score of each run that ended.
+        best, last: the scores of those that ended.
     """
 
     labels: dict[str, Any]
@@ -50,20 +59,24 @@ class Combination:
     best: list[float]
     last: list[float]
 
+    def name(self, without: str = "") -> str:
+        """`A, SN, k_sn 0.5`; one axis may be left out."""
+        labels = [(axis, label) for axis, label in self.labels.items() if axis != without]
+        return ", ".join(v if isinstance(v, str) else f"{axis} {shown(v)}" for axis, v in labels) or "all"
+
     @property
-    def name(self) -> str:
-        """`A, SN, k_sn 0.5`."""
-        return ", ".join(v if isinstance(v, str) else f"{axis} {shown(v)}" for axis, v in self.labels.items()) or "all"
+    def states(self) -> Counter[str]:
+        """How many runs are in which state."""
+        return Counter(run.state.status for run in self.runs)
 
     @property
     def count(self) -> str:
         """`3`, or `1 of 3, 1 diverged` where not all have finished."""
-        states = [run.state.status for run in self.runs]
-        finished = states.count("finished")
-        if finished == len(states):
+        finished, total = self.states["finished"], self.states.total()
+        if finished == total:
             return str(finished)
-        others = [f"{states.count(s)} {s}" for s in ("diverged", "failed", "stopped", "waiting") if s in states]
-        return ", ".join([f"{finished} of {len(states)}", *others])
+        others = [f"{self.states[s]} {s}" for s in ("diverged", "failed", "stopped", "waiting") if self.states[s]]
+        return ", ".join([f"{finished} of {total}", *others])
 
 
 @dataclass(frozen=True)
@@ -85,29 +98,31 @@ class Results:
 
 def collect(sweep: Sweep) -> Results:
     """Reads the run folders of a sweep."""
-    record = read_record(sweep.out)
-    runs = [Run(case, state_of(case, record), _record(case)) for case in sweep.cases]
-    score = sweep.score or main_score(row for run in runs if run.record for row in run.record.rows)
-    combinations = []
+    ends = read_record(sweep.out)
+    records = [_record(case) for case in sweep.cases]
+    score = sweep.score or main_score(row for record in records if record for row in record.rows)
+    runs = []
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        groups.setdefault(tuple(map(str, run.case.combination)), []).append(run)
+    for case, record in zip(sweep.cases, records, strict=True):
+        rows = record.rows if record else []
+        runs.append(Run(case, state_of(case, ends), record, best(rows, score), last(rows, score)))
+        groups.setdefault(tuple(map(str, case.combination)), []).append(runs[-1])
+    combinations = []
     for group in groups.values():
         ended = [run for run in group if run.state.status in ENDED]
-        bests, lasts = ([p[1] for run in ended if (p := getattr(run, which)(score))] for which in ("best", "last"))
+        bests = [run.best[1] for run in ended if run.best]
+        lasts = [run.last[1] for run in ended if run.last]
         combinations.append(Combination(dict(group[0].case.combination), group, bests, lasts))
     return Results(sweep, score, runs, combinations)
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
     """The table as text, its head first: axes, runs, best and last score (mean ± standard deviation over seeds)."""
-    axes = list(results.combinations[0].labels)
     score = results.score or "score"
-    body = [
-        (*(shown(one.labels[axis]) for axis in axes), one.count, spread(one.best), spread(one.last))
-        for one in results.combinations
-    ]
-    return [(*axes, "runs", f"best {score}", f"last {score}"), *body]
+    lines = [(*results.combinations[0].labels, "runs", f"best {score}", f"last {score}")]
+    for one in results.combinations:
+        lines.append((*map(shown, one.labels.values()), one.count, spread(one.best), spread(one.last)))
+    return lines
 
 
 def spread(values: Sequence[float]) -> str:
@@ -121,25 +136,43 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def write_tables(results: Results) -> None:
-    """Writes table.csv, runs.csv and table.md into the sweep's folder."""
+def write_results(results: Results) -> Path:
+    """Writes table.csv, runs.csv, table.md, figure.svg and report.html into the sweep's folder.
+
+    The runs' own pages are drawn where they are missing or older than their figures.
+
+    Returns:
+        The page, which links to the runs' own.
+    """
     out = results.sweep.out
-    make_folder(out)
     _write_csv(out / "table.csv", _table_csv(results))
     _write_csv(out / "runs.csv", _runs_csv(results))
     write_text(out / "table.md", _markdown(results))
+    for run in results.runs:
+        _refresh_report(run)
+    drawn = _figure(results, out / "figure.svg")
+    head, *body = rows(results)
+    title = f"Sweep {out.name}"
+    return write_page(
+        out / "report.html",
+        title,
+        element("h1", title),
+        element("p", f"{len(results.runs)} runs of {len(results.combinations)} combinations", class_="soft"),
+        section(
+            "Scores",
+            element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
+            table(head, body, _winner(results)),
+        ),
+        section("Curves", element("div", drawn, _curves(results), class_="grid wide") if drawn else ""),
+        section("Runs", _run_table(results)),
+    )
 
 
-def winner(results: Results) -> list[int]:
+def _winner(results: Results) -> list[int]:
     """The row with the best mean of best scores, where there are several to choose from."""
     means = {i: statistics.mean(one.best) for i, one in enumerate(results.combinations) if one.best}
     choose = max if measure_of(results.score) in HIGHER_IS_BETTER else min
     return [choose(means, key=means.__getitem__)] if len(means) > 1 else []
-
-
-def shown(value: Any) -> str:
-    """A label as text."""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _record(case: Case) -> Record | None:
@@ -150,40 +183,29 @@ def _record(case: Case) -> Record | None:
 
 
 def _table_csv(results: Results) -> Iterator[Sequence[Any]]:
-    axes = list(results.combinations[0].labels)
-    numbers = [f"{which}_{what}" for which in ("best", "last") for what in ("mean", "std")]
-    yield [*axes, "runs", "finished", "diverged", "score", *numbers]
+    numbers = ("best_mean", "best_std", "last_mean", "last_std")
+    yield [*results.combinations[0].labels, "runs", "finished", "diverged", "score", *numbers]
     for one in results.combinations:
-        states = [run.state.status for run in one.runs]
-        figures = [
-            figure
-            for values in (one.best, one.last)
-            for figure in (
-                statistics.mean(values) if values else "",
-                statistics.stdev(values) if len(values) > 1 else "",
-            )
-        ]
-        counts = [len(states), states.count("finished"), states.count("diverged")]
-        yield [*(shown(one.labels[axis]) for axis in axes), *counts, results.score, *figures]
+        labels, states = map(shown, one.labels.values()), one.states
+        counts = (states.total(), states["finished"], states["diverged"])
+        yield [*labels, *counts, results.score, *_moments(one.best), *_moments(one.last)]
+
+
+def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:
+    """Mean and standard deviation, empty where there are too few values."""
+    return statistics.mean(values) if values else "", statistics.stdev(values) if len(values) > 1 else ""
 
 
 def _runs_csv(results: Results) -> Iterator[Sequence[Any]]:
-    axes = list(results.runs[0].case.labels)
+    axes = results.runs[0].case.labels
     yield ["run", *axes, "status", "steps", "score", "best", "best_step", "last", "seconds", "steps_per_second"]
     for run in results.runs:
-        top, end = run.best(results.score), run.last(results.score)
-        record = run.record
-        yield [
-            run.case.name,
-            *(shown(run.case.labels[axis]) for axis in axes),
-            run.state.status,
-            record.step if record else 0,
-            results.score,
-            *((top[1], top[0]) if top else ("", "")),
-            end[1] if end else "",
-            (record and record.seconds) or "",
-            (record and steps_per_second(record)) or "",
-        ]
+        labels, record = map(shown, run.case.labels.values()), run.record
+        step, top = run.best or ("", "")
+        _, end = run.last or ("", "")
+        speed = (record.seconds or "", steps_per_second(record) or "") if record else ("", "")
+        steps = record.step if record else 0
+        yield [run.case.name, *labels, run.state.status, steps, results.score, top, step, end, *speed]
 
 
 def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
@@ -193,9 +215,74 @@ def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
 
 def _markdown(results: Results) -> str:
     head, *body = rows(results)
-    bold = winner(results)
+    bold = _winner(results)
     lines = [
         [f"**{cell}**" if index in bold and column == len(head) - 2 else cell for column, cell in enumerate(cells)]
         for index, cells in enumerate(body)
     ]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in [head, ["---"] * len(head), *lines])
+
+
+def _refresh_report(run: Run) -> None:
+    report, rows_file = run.case.folder / "report.html", run.case.folder / "metrics.jsonl"
+    if run.record is None:
+        return
+    if not report.exists() or (rows_file.exists() and rows_file.stat().st_mtime > report.stat().st_mtime):
+        write_report(run.case.folder)
+
+
+def _figure(results: Results, path: Path) -> Html | None:
+    """Over the axis of numbers if there is one of three values or more, otherwise bars; None without scores."""
+    scored = [one for one in results.combinations if one.best]
+    if not scored:
+        return None
+    labels = list(scored[0].labels)
+    axis = next((axis for axis in labels if _is_numeric([one.labels[axis] for one in scored])), "")
+    # Bars stand side by side for the labels of the first axis, at one place for each combination of the others.
+    hue = labels[0] if len(labels) > 1 else ""
+    scores = []
+    for one in scored:
+        place = one.labels[axis] if axis else one.name(without=hue)
+        name = one.name(without=axis) if axis else str(one.labels.get(hue, ""))
+        scores += [{"axis": axis, "place": place, "hue": name, "score": score} for score in one.best]
+    with drawing():
+        image = svg(score_figure(scores, "axis", "place", "hue", "score", f"best {results.score}"))
+    with atomic_write(path) as part:
+        part.write_bytes(image)
+    caption = element("figcaption", element("b", "Best scores"))
+    return element("figure", caption, embedded(image, "image/svg+xml", "best scores", class_="plot"))
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return len(numbers) == len(values) and len(set(numbers)) >= 3
+
+
+def _curves(results: Results) -> Html:
+    """The score over training, one curve per combination: means over the runs that have it at a step."""
+    series = []
+    for one in results.combinations[:CURVES]:
+        at: dict[int, list[float]] = {}
+        for run in one.runs:
+            for step, value in points(run.record.rows, results.score) if run.record else ():
+                at.setdefault(step, []).append(value)
+        series.append(Series(one.name(), [(step, statistics.mean(values)) for step, values in sorted(at.items())]))
+    left = len(results.combinations) - CURVES
+    note = f"the first {CURVES} combinations" if left > 0 else ""
+    is_distance = measure_of(results.score) == "distance"
+    return line_chart(f"{results.score}, mean over seeds", series, log=is_distance, note=note)
+
+
+def _run_table(results: Results) -> Html:
+    head = ["run", "status", f"best {results.score}", "at step", f"last {results.score}", "time", "message"]
+    lines = []
+    for run in results.runs:
+        name, status, seconds = run.case.name, run.state.status, None
+        if run.record:
+            name, seconds = element("a", name, href=f"{quote(name)}/report.html"), run.record.seconds
+            status = run.record.status if status in ("finished", "stopped") else status
+        step, top = run.best or (None, None)
+        _, end = run.last or (None, None)
+        scores = [number(top), "–" if step is None else f"{step:,}", number(end)]
+        lines.append([name, status, *scores, duration(seconds), run.state.message])
+    return table(head, lines)

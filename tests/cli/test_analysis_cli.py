@@ -13,36 +13,20 @@ from PIL import Image
 from torch import nn
 
 from gnfast import measure
-from gnfast.analysis import trained
+from gnfast.analysis import experiments
 from gnfast.analysis.critic_analyses import ANALYSES
 from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, METHODS, ZETA
 from gnfast.analysis.reproduce import Scale, reproduce, sweep_for
 from gnfast.cli import main
-from gnfast.config.config import Config
 from gnfast.data import load
 from gnfast.runs import launch
 from gnfast.train.probe import Probe
 from gnfast.train.state import State
+from tests.cli.commands import TINY, fails, help_of
 from tests.pages import Page
+from tests.tiny_runs import tiny
 
-TINY = [
-    *("--resolution=8", "--width=0.1", "--z-dim=5", "--steps=2", "--batch-d=4", "--batch-g=6", "--extractor=none"),
-    *("--sample-every=0", "--n-samples=4", "--no-tensorboard", "--device=cpu"),
-]
-CONFIG = Config(
-    data="digits",
-    resolution=8,
-    channels=1,
-    flip=False,
-    model="small",
-    width=0.1,
-    z_dim=5,
-    steps=20,
-    batch_d=4,
-    batch_g=4,
-    n_samples=4,
-    tensorboard=False,
-)
+CONFIG = tiny("", steps=20, flip=False, n_samples=4)
 
 
 def check(folder, names):
@@ -62,19 +46,10 @@ def table(folder, name):
         return list(csv.DictReader(file))
 
 
-def fails(capsys, *words):
-    """The one line that a bad command prints."""
-    assert main(["analyze", *words]) == 2
-    captured = capsys.readouterr()
-    (line,) = captured.err.splitlines()
-    assert line.startswith("gnfast: ")
-    return line
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "digits", *TINY, "--run-dir", str(folder)]) == 0
+    assert main(["train", "digits", *TINY, "--extractor=none", "--run-dir", str(folder)]) == 0
     return folder
 
 
@@ -150,30 +125,28 @@ def test_a_critic_that_is_imported(critics, tmp_path):
     ],
 )
 def test_bad_input_about_a_critic(words, said, critics, tmp_path, capsys):
-    assert said in fails(capsys, "--net", *words, "--data", "digits", "--out", str(tmp_path / "bad"))
+    assert said in fails(capsys, "analyze", "--net", *words, "--data", "digits", "--out", str(tmp_path / "bad"))
     assert not (tmp_path / "bad").exists()
 
 
 def test_bad_input_about_a_run(run, tmp_path, capsys):
-    assert f"{tmp_path / 'none'}: no such file or folder" in fails(capsys, str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'}: no such file or folder" in fails(capsys, "analyze", str(tmp_path / "none"))
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
-    assert f"has no checkpoint yet, looked for {tmp_path}/checkpoints/step-*.pt" in fails(capsys, str(tmp_path))
-    assert "wanted a path that exists or one of" in fails(capsys, str(run), "--data", "nowhere")
-    assert "wanted either a run folder or --net" in fails(capsys, "--data", "digits")
-    assert "wanted either a run folder or --net" in fails(capsys, str(run), "--net", "a:b")
-    assert "--net needs --data" in fails(capsys, "--net", "torch.nn:Flatten")
-    assert f"wanted some of {', '.join(FIGURES)}" in fails(capsys, "--reproduce", "everything")
-    assert "wanted positive numbers" in fails(capsys, "--reproduce", "--steps-factor", "0")
+    assert f"has no checkpoint yet, looked for {tmp_path}/checkpoints/step-*.pt" in fails(
+        capsys, "analyze", str(tmp_path)
+    )
+    assert "wanted a path that exists or one of" in fails(capsys, "analyze", str(run), "--data", "nowhere")
+    assert "wanted either a run folder or --net" in fails(capsys, "analyze", "--data", "digits")
+    assert "wanted either a run folder or --net" in fails(capsys, "analyze", str(run), "--net", "a:b")
+    assert "--net needs --data" in fails(capsys, "analyze", "--net", "torch.nn:Flatten")
+    assert f"wanted some of {', '.join(FIGURES)}" in fails(capsys, "analyze", "--reproduce", "everything")
+    assert "wanted positive numbers" in fails(capsys, "analyze", "--reproduce", "--steps-factor", "0")
 
 
 def test_help(capsys):
-    assert main(["analyze", "--help"]) == 0
-    assert "Examples:" in capsys.readouterr().out
-    for words in (["run", "--help"], ["--reproduce", "--help"]):
-        with pytest.raises(SystemExit) as end:
-            main(["analyze", *words])
-        assert not end.value.code
-        assert "(default: " in capsys.readouterr().out
+    assert "Examples:" in help_of(capsys, "analyze")
+    for word in ("run", "--reproduce"):
+        assert "(default: " in help_of(capsys, "analyze", word)
 
 
 PROBED = {
@@ -192,7 +165,7 @@ def test_the_probe_measures_what_the_analyses_do_and_changes_nothing(name):
         state.update()
         twin.update()
         row = Probe(config, 16).measure(state)
-    assert _equal(state.state_dict(), twin.state_dict())
+    torch.testing.assert_close(state.state_dict(), twin.state_dict(), rtol=0, atol=0)
     assert all(module.training for module in state.critic.modules())
     assert Probe(config, 16).measure(state) == row
     assert all(isinstance(value, float) for value in row.values())
@@ -206,16 +179,6 @@ def test_the_probe_measures_what_the_analyses_do_and_changes_nothing(name):
     if "alpha" in PROBED[name]:
         # L_α'(x) = L'(αx) of (x − 1)² on real images.
         assert row["slope_critic_real_min"] == pytest.approx(2 * (3 * row["omega_min"] - 1), rel=1e-5)
-
-
-def _equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return a == b
 
 
 def test_the_probe_of_a_class_conditional_critic():
@@ -256,7 +219,7 @@ def few(monkeypatch):
         case |= {"methods": {"critic": [{"name": "SN", **METHODS["SN"]}]}, ZETA: {"setting": wild}}.get(name, {})
         grid = {axis: values[:1] for axis, values in spec.get("grid", {}).items()}
         monkeypatch.setitem(EXPERIMENTS, name, {**spec, "case": case, "grid": grid})
-    monkeypatch.setattr(trained, "IMAGES", 8)
+    monkeypatch.setattr(experiments, "IMAGES", 8)
     monkeypatch.setitem(BASE, "n_fake", 16)
     monkeypatch.setattr(launch.subprocess, "Popen", InThisProcess)
     monkeypatch.setattr(launch, "POLL_SECONDS", 0)

@@ -4,8 +4,6 @@ import base64
 import json
 import os
 import re
-import struct
-import zlib
 from xml.etree import ElementTree
 
 import pytest
@@ -16,32 +14,20 @@ from gnfast.config.config import as_json
 from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.record import best, last, points, read_run, score_names
 from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
-from gnfast.train import Config, RunError, train
+from gnfast.train import Config, RunError
+from tests.hostile_files import png
 from tests.pages import Page
+from tests.tiny_runs import quiet, tiny
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two real tiny runs that differ in a learning rate and the seed."""
     folder = tmp_path_factory.mktemp("runs")
+    settings = {"steps": 6, "log_every": 2, "sample_every": 2, "n_samples": 4, "eval_every": 3, "n_fake": 20}
     for name, changes in (("one", {}), ("two", {"seed": 1, "lr_d": 5e-3})):
-        settings = {"model": "small", "width": 0.1, "z_dim": 5, "steps": 6, "batch_d": 4, "batch_g": 4} | changes
-        config = Config(
-            data="digits",
-            resolution=8,
-            channels=1,
-            **settings,
-            n_samples=4,
-            log_every=2,
-            sample_every=2,
-            eval_every=3,
-            extractor="tests.train.test_train:pixels",
-            n_fake=20,
-            device="cpu",
-            tensorboard=False,
-            run_dir=str(folder / name),
-        )
-        train("digits", config, progress=False, echo=lambda line: None)
+        config = tiny(folder / name, extractor="tests.train.test_train:pixels", **settings, **changes)
+        quiet("digits", config)
     return folder
 
 
@@ -126,17 +112,11 @@ def test_a_link_that_lies_there_is_not_followed(odd, tmp_path):
     assert outside.read_text() == "mine"
 
 
-def png_of(width, height):
-    """The beginning of a PNG that claims a size."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
-
-
 def test_pictures_that_no_run_makes_are_left_out(odd):
     folder = odd / "samples"
     folder.mkdir()
-    (folder / "ema-000001.png").write_bytes(png_of(60_000, 60_000))
-    (folder / "ema-000002.png").write_bytes(png_of(9_000, 9_000))
+    (folder / "ema-000001.png").write_bytes(png(60_000, 60_000))
+    (folder / "ema-000002.png").write_bytes(png(9_000, 9_000))
     (folder / "ema-000003.png").symlink_to("/dev/zero")
     (folder / "ema-000004.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     os.mkfifo(folder / "ema-000005.png")

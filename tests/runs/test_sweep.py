@@ -19,8 +19,7 @@ from gnfast.runs import launch, lock
 from gnfast.runs.launch import read_record, run_sweep, state_of
 from gnfast.runs.record import read_run
 from gnfast.runs.sweep_file import load_sweep
-from gnfast.runs.sweep_page import write_overview
-from gnfast.runs.sweep_results import collect, rows, spread, write_tables
+from gnfast.runs.sweep_results import collect, rows, spread, write_results
 from gnfast.train import RunError
 from tests import processes
 from tests.pages import Page
@@ -338,8 +337,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(sweep):
         ("1.0", "0 of 3, 1 diverged, 2 waiting", "0.5", "0.5"),
         ("10.0", "0 of 3, 3 waiting", "–", "–"),
     ]
-    write_tables(results)
-    path = write_overview(results)
+    path = write_results(results)
     with (read.out / "table.csv").open() as file:
         first, second, third = csv.DictReader(file)
     assert (float(first["best_mean"]), float(first["best_std"]), float(first["last_mean"])) == (2.0, 1.0, 3.0)
@@ -365,7 +363,7 @@ def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
     read = sweep(TINY + "[grid]\nseed = [0, 1]\n" + cases)
     for case in read.cases:
         pretend(case, (case.labels["seed"] + 1.0 + (case.labels["critic"] == "SN"),))
-    write_overview(collect(read))
+    write_results(collect(read))
     figure = (read.out / "figure.svg").read_text()
     assert all(f">{text}</text>" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
 
@@ -385,10 +383,9 @@ def test_a_sweep_of_one_combination_has_tables_and_a_figure(sweep, text, labels,
     for case in read.cases:
         pretend(case, (2.0,))
     results = collect(read)
-    write_tables(results)
-    Page(write_overview(results)).assert_self_contained()
+    Page(write_results(results)).assert_self_contained()
     assert rows(results)[1:] == [(*labels, str(runs), "2", "2")]
-    assert f">{results.combinations[0].name}</text>" in (read.out / "figure.svg").read_text()
+    assert f">{results.combinations[0].name()}</text>" in (read.out / "figure.svg").read_text()
 
 
 def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):
@@ -398,7 +395,7 @@ def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):
         lines = [{"step": step, "is_ema": value, "distance_ema": 1.0} for step, value in enumerate(values)]
         (case.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert rows(collect(read))[1:] == [("gn", "1", "7", "6"), ("none", "1", "3", "3")]
-    write_tables(collect(read))
+    write_results(collect(read))
     assert "| gn | 1 | **7** |" in (read.out / "table.md").read_text()
 
 

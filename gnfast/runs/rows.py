@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 Rows = list[dict[str, Any]]
+Panels = dict[str, Rows]
+"""Tables by the names of the figures that are drawn from them."""
 
 
 def parts(rows: Rows, name: str) -> Iterator[tuple[int, Any, Rows]]:
