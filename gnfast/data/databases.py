@@ -57,7 +57,7 @@ def open_database(path: Path, request: Request, name: str = "", positions: range
 def _read(path: Path, request: Request, positions: range | None, canvas: Canvas) -> Contents:
     with closing(_said(path, positions or range(sys.maxsize))) as said:
         total = next(said)
-        rows = ((key, label, partial(_require_small, content)) for key, label, content in said)
+        rows = ((key, label, partial(_value, content)) for key, label, content in said)
         what = "of all" if positions is None else f"for split {request.split!r}"
         kept, contents = decode_into(canvas, rows, total, request, path, what)
     if kept[0] is None:
@@ -67,7 +67,7 @@ def _read(path: Path, request: Request, positions: range | None, canvas: Canvas)
     return replace(contents, labels=labels, classes=tuple(map(str, range(int(labels.max()) + 1))))
 
 
-def _require_small(content: bytes | None) -> bytes:
+def _value(content: bytes | None) -> bytes:
     if content is None:
         raise EntryError(f"larger than {ENTRY_BYTES >> 20} MiB")
     return content

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gnfast.data.archive import open_entries
+from gnfast.data.archive import Entry, open_entries
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import Official
@@ -44,27 +44,31 @@ class Cifar(DataSet):
 
 def _read(cifar: Cifar, path: Path, request: Request, canvas: Canvas) -> Contents:
     names = [f"{cifar.folder}/{batch}" for batch in cifar.splits[request.split]]
-    with open_entries(path, names.__contains__, request.progress) as entries:
-        content = {entry.name: entry.read(_BATCH_BYTES) for entry in entries if entry.name in names}
-    if missing := [name for name in names if name not in content]:
-        raise DataError(f"{path} has no {', '.join(missing)}: it is not the official archive of {cifar.name}")
-    batches = [_batch(content.pop(name), f"{path}:{name}", cifar) for name in names]
-    canvas.expect(sum(len(data) for data, _ in batches))
-    for data, _ in batches:
-        add_arrays(canvas, data.reshape(-1, 3, 32, 32), request)
+    with open_entries(path, names.__contains__, request.progress, _BATCH_BYTES) as entries:
+        found = {entry.name: entry for entry in entries}
+        if missing := [name for name in names if name not in found]:
+            raise DataError(f"{path} has no {', '.join(missing)}: it is not the official archive of {cifar.name}")
+        batches = [_batch(found[name], path, cifar) for name in names]
+    canvas.expect(sum(len(pixels) for pixels, _ in batches))
+    for pixels, _ in batches:
+        add_arrays(canvas, pixels.reshape(-1, 3, 32, 32), request)
     return Contents(torch.cat([labels for _, labels in batches]), cifar.classes)
 
 
-def _batch(content: bytes, where: str, cifar: Cifar) -> tuple[np.ndarray, torch.Tensor]:
+def _batch(entry: Entry, path: Path, cifar: Cifar) -> tuple[np.ndarray, torch.Tensor]:
     """One batch: (n, 3072) uint8 and its labels (n,) int64."""
+    where = f"{path}:{entry.name}"
     try:
         # A pickle can hold nearly any damage, and an unpickler raise nearly anything.
+        content = entry.read()
         _check_steps(content)
         batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{where} cannot be read: {error}") from error
     data, labels = (batch.get("data"), batch.get(cifar.labels)) if type(batch) is dict else (None, None)
-    pixels = data.pixels() if isinstance(data, _Array) else None
+    pixels = _pixels(data)
     if pixels is None:
         raise DataError(f"{where}: 'data' is not a uint8 array of shape (n, 3072)")
     count = len(cifar.classes)
@@ -85,30 +89,18 @@ class _Inert:
         self.state = state
 
 
-class _Type(_Inert):
-    """Stands for a dtype."""
+def _pixels(array: Any) -> np.ndarray | None:
+    """(n, 3072) uint8, n >= 1, or None where it is another array or none."""
+    match array:
+        case _Inert(state=(1, (int(count), 3072), _Inert(arguments=("u1", *_)), 0, str() | bytes() as raw)):
+            # Python 2 had no bytes; its strings are read as latin1, which keeps every byte.
+            content = raw if isinstance(raw, bytes) else raw.encode("latin1", "replace")
+            if len(content) == count * 3072 > 0:
+                return np.frombuffer(content, np.uint8).reshape(count, 3072)
+    return None
 
 
-class _Array(_Inert):
-    """Stands for an array."""
-
-    def pixels(self) -> np.ndarray | None:
-        """(n, 3072) uint8, n >= 1, or None where it is another array or none."""
-        match self.state:
-            case (1, (int(count), 3072), _Type(arguments=("u1", *_)), 0, str() | bytes() as raw):
-                # Python 2 had no bytes; its strings are read as latin1, which keeps every byte.
-                content = raw if isinstance(raw, bytes) else raw.encode("latin1", "replace")
-                if len(content) == count * 3072 > 0:
-                    return np.frombuffer(content, np.uint8).reshape(count, 3072)
-        return None
-
-
-_ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Type,
-}
+_ADMITTED = {"numpy.ndarray", "numpy.dtype", *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))}
 
 # What dictionaries, lists, numbers, strings and arrays are made of.
 _STEPS = re.compile(
@@ -143,10 +135,9 @@ class _Unpickler(pickle.Unpickler):
     """Admits the three names that an array's pickle needs, for each of which something inert stands."""
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need") from None
+        if f"{module}.{name}" not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need")
+        return _Inert
 
 
 # CIFAR-100's fine labels.
