@@ -120,6 +120,6 @@ def published(files: Sequence[Official], request: Request, read: Callable[[list[
         files[0].dataset,
         request,
         identity if len(files) > 1 else identity[files[0].name],
-        lambda canvas: read([file.checked(request) for file in files], canvas),
-        check=lambda: [path for file in files for path in file.check_if_there(request)],
+        lambda canvas: read([file.locate(request) for file in files], canvas),
+        check=lambda: [file.check(path) for file in files if (path := file.path(request)).is_file()],
     )

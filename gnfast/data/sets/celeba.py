@@ -38,10 +38,7 @@ class CelebA(DataSet):
         path = self.find(request, (archive.name, "img_align_celeba"), advice, _holds_something)
 
         def check() -> list[Path]:
-            if path.name != archive.name or not path.is_file():
-                return []
-            archive.check(path)
-            return [path]
+            return [archive.check(path)] if path.name == archive.name and path.is_file() else []
 
         def read(canvas: Canvas) -> Contents:
             if request.verify:
