@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from gnfast.data import DataError, DataWarning, Request, Source, cache, find, load
-from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import fingerprint_of
 from gnfast.data.source import Contents
 from gnfast.io.files import own_part
@@ -183,7 +182,7 @@ def test_a_copied_cache_is_trusted_after_a_look_at_its_content(pictures, monkeyp
     (entry,) = cache.entries()
     os.utime(entry.data, ns=(1, 1))
     looks = []
-    monkeypatch.setattr(cache, "_fingerprint", lambda dataset, progress: looks.append(1) or fingerprint_of(dataset))
+    monkeypatch.setattr(cache, "fingerprint_of", lambda dataset, progress: looks.append(1) or fingerprint_of(dataset))
     with nothing_is_decoded(monkeypatch):
         load(path, progress=False)
         load(path, progress=False)
@@ -253,7 +252,7 @@ def test_an_interrupted_preparation_leaves_nothing(pictures, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             load(path, progress=False)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_fingerprint", interrupted)
+        patch.setattr(cache, "fingerprint_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(path, progress=False)
     assert kept() == []
@@ -357,17 +356,6 @@ def test_grey_before_colour(pictures):
             assert torch.equal(dataset.images[i], torch.from_numpy(grey + i).expand(3, 7, 5))
         assert torch.equal(dataset.images[4:], images)
     assert len(kept()) == 2
-
-
-def test_canvas_grows_by_pieces(monkeypatch):
-    monkeypatch.setattr("gnfast.data.canvas._COPIED_AT_ONCE", 10)
-    canvas = Canvas()
-    canvas.expect(6)
-    images = pixels(5, 1, 2, 2)
-    canvas.extend(images)
-    canvas.add(np.full((2, 2, 3), 7, np.uint8))
-    assert np.array_equal(canvas.pixels[:5], np.broadcast_to(images, (5, 3, 2, 2)))
-    assert (canvas.pixels[5] == 7).all()
 
 
 def test_entries_and_leftovers(pictures):
