@@ -185,17 +185,11 @@ def own_part(path: Path) -> Iterator[Path]:
 def is_abandoned(part: Path) -> bool:
     """Whether no process holds the lock of `own_part` on a file; also false where that cannot be known."""
     try:
-        descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb", 0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
+    return True
 
 
 def remove_abandoned(folder: Path, name: str = "") -> None:
@@ -239,9 +233,8 @@ def open_append(path: Path) -> TextIO:
     Raises:
         InputError: it is a link, or not a regular file: what lies in a folder from elsewhere may lead anywhere.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
@@ -254,9 +247,7 @@ def open_append(path: Path) -> TextIO:
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to disk, where the system can."""
-    if os.name != "posix":
-        return
+    """Flushes a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
