@@ -1,15 +1,12 @@
 """The files of a folder, zip or tar as (name, bytes), not unpacked, and in little memory whatever they say."""
 
 import bz2
-import errno
 import gzip
 import io
 import lzma
-import struct
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -25,10 +22,6 @@ from gnfast.io.files import open_regular
 
 ENTRY_BYTES = 1 << 27
 """No image file is larger."""
-
-# What the readers raise on damaged input. zipfile adds RuntimeError for encryption, NotImplementedError for methods.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error, EOFError, OSError)
-_DAMAGE += (RuntimeError, ValueError, OverflowError, IndexError, KeyError, MemoryError)
 
 # Of the others zipfile decompresses 4 KiB at once, which may become gigabytes.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
@@ -153,9 +146,9 @@ def clear_errors(path: Path) -> Iterator[None]:
     """What readers raise on damaged input as one `DataError`, for reading from what `stream_members` yields."""
     try:
         yield
-    except DataError:
+    except (DataError, EntryError):
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # The readers raise nearly anything.
         raise DataError(f"archive {path} is truncated or damaged: {error or type(error).__name__}") from error
 
 
@@ -288,21 +281,15 @@ def _in_stream(path: Path, wanted: Callable, progress: bool, limit: int, kept: I
                 content = file.read(limit + 1)
         yield Entry(name, partial(read, at, len(content)))
         if len(content) <= limit:
-            _append(kept, content, path)
+            try:
+                kept.write(content)
+            except OSError as error:
+                raise DataError(
+                    f"{tempfile.gettempdir()} cannot hold the images in {path} ({error.strerror}): "
+                    f"set TMPDIR to another folder, or unpack the archive"
+                ) from error
             at += len(content)
         # An entry without content takes memory too.
         taken += len(content) + len(name) + _ENTRY_MEMORY
         if taken > most:
             raise DataError(f"{path} unpacks to more than {_GROWTH} times its size, which images do not")
-
-
-def _append(kept: IO[bytes], content: bytes, path: Path) -> None:
-    try:
-        kept.write(content)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        where = tempfile.gettempdir()
-        raise DataError(
-            f"no room in {where} for the images in {path}: set TMPDIR to another folder, or unpack the archive"
-        ) from error

@@ -64,7 +64,9 @@ class DataSet(ABC):
         description: how many images of what, their size, the source, how to get it; one line.
         splits: the names of its parts, each with what says which images are in it.
         channels, resolution, crop: what it takes where a request does not say, as in `Request.filled`.
-        folder: what its official archive has everything in, by which it is recognised under any name; "" if nothing.
+        archive: the published file, where it is one.
+        folder: what that has everything in, by which it is recognised under any name; "" if nothing.
+        classes: what its labels stand for.
     """
 
     name: str
@@ -73,7 +75,9 @@ class DataSet(ABC):
     channels: int = 3
     resolution: int | None = None
     crop: int = 0
+    archive: Official | None = None
     folder: str = ""
+    classes: tuple[str, ...] = ()
 
     def source(self, request: Request) -> Source:
         """What `request` asks for.

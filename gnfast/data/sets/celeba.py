@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gnfast.data import databases
@@ -18,15 +17,8 @@ from gnfast.data.source import Contents, DataSet, Source
 _NUMBERED = re.compile(r"\D*(\d{1,18})")
 
 
-@dataclass(frozen=True, kw_only=True)
 class CelebA(DataSet):
-    """Aligned and cropped by its authors. Each split has the numbers in its files' names.
-
-    Args:
-        archive: the published file.
-    """
-
-    archive: Official
+    """Aligned and cropped by its authors. Each split has the numbers in its files' names."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is img_align_celeba.zip, or the folder that it unpacks to, or one with either."""

@@ -27,14 +27,10 @@ class Cifar(DataSet):
     """One of the two. Each split has the names of its files in the archive's folder.
 
     Args:
-        archive: the published file.
         labels: the key of a batch's labels.
-        classes: what the labels stand for.
     """
 
-    archive: Official
     labels: str
-    classes: tuple[str, ...]
     resolution: int = 32
 
     def open(self, request: Request) -> Source:

@@ -4,7 +4,6 @@ import gzip
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -24,15 +23,8 @@ _MOST = 10_000_000
 _AT_ONCE = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True)
 class Idx(DataSet):
-    """A data set in this format. Each split has two `Official`s, of its images and of its labels.
-
-    Args:
-        classes: what the labels stand for.
-    """
-
-    classes: tuple[str, ...]
+    """A data set in this format. Each split has two `Official`s, of its images and of its labels."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is the folder with the files."""

@@ -1,7 +1,6 @@
 """STL-10 in its official binary archive, read as a stream: its unlabeled part alone is 2.8 GB."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -19,17 +18,8 @@ _BYTES = 3 * 96 * 96
 _AT_ONCE = 500
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stl10(DataSet):
-    """The data set. Each split has the number of its images.
-
-    Args:
-        archive: the published file.
-        classes: what the labels stand for, the first of which is 1.
-    """
-
-    archive: Official
-    classes: tuple[str, ...]
+    """The data set. Each split has the number of its images; the first label is 1."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is the archive or its folder, or the folder stl10_binary that it unpacks to."""
