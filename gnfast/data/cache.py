@@ -6,7 +6,6 @@ written last. KEY comes from what identifies the source and from how it is prepa
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -278,7 +277,5 @@ def _map(descriptor: int, nbytes: int) -> mmap.mmap:
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
     try:
         return mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    except OSError:
+        return mmap.mmap(descriptor, nbytes, prot=mmap.PROT_READ)

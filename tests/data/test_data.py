@@ -461,7 +461,7 @@ NO_BATCHES = {
     "a number": (pickle.dumps({"data": 1}), "'data' is not"),
     "a list": (pickle.dumps([1]), "'data' is not"),
     "labels alone": (pickle.dumps({"labels": [1]}), "'data' is not"),
-    "another label": (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, 4), "'labels' is not"),
+    "another label": (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, 4), "its labels are not"),
     **{
         f"dtype {dtype}": (with_array(np.zeros((4, 3072), np.uint8), dtype), "'data' is not a uint8 array of shape")
         for dtype in (b"U\x02O8", b"U\x03V99", b"U\x02f8", b"]", b"U\x02i1")

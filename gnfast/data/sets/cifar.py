@@ -4,7 +4,6 @@ import io
 import pickle
 import pickletools
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,8 @@ from gnfast.data.source import Contents, DataSet, Source, published
 _BATCH_BYTES = 200 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cifar(DataSet):
-    """One of the two. Each split has the names of its files in the archive's folder.
-
-    Args:
-        labels: the key of a batch's labels.
-    """
-
-    labels: str
-    resolution: int = 32
+    """One of the two. Each split has the names of its files in the archive's folder."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is the archive, or has it."""
@@ -63,14 +54,14 @@ def _batch(entry: Entry, path: Path, cifar: Cifar) -> tuple[np.ndarray, torch.Te
         raise
     except Exception as error:
         raise DataError(f"{where} cannot be read: {error}") from error
-    data, labels = (batch.get("data"), batch.get(cifar.labels)) if type(batch) is dict else (None, None)
-    pixels = _pixels(data)
+    batch = batch if type(batch) is dict else {}
+    pixels, labels = _pixels(batch.get("data")), batch.get("fine_labels", batch.get("labels"))
     if pixels is None:
         raise DataError(f"{where}: 'data' is not a uint8 array of shape (n, 3072)")
     count = len(cifar.classes)
     numbers = type(labels) is list and len(labels) == len(pixels) and all(type(label) is int for label in labels)
     if not numbers or not all(0 <= label < count for label in labels):
-        raise DataError(f"{where}: {cifar.labels!r} is not a list of {len(pixels)} ints from 0 to {count - 1}")
+        raise DataError(f"{where}: its labels are not a list of {len(pixels)} ints from 0 to {count - 1}")
     return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
@@ -152,6 +143,7 @@ SETS = [
         name="cifar10",
         description="60,000 photographs in ten classes, 32x32, RGB (Krizhevsky, 2009); 170 MB.",
         splits={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        resolution=32,
         folder="cifar-10-batches-py",
         archive=Official(
             dataset="cifar10",
@@ -160,13 +152,13 @@ SETS = [
             md5="c58f30108f718f92721af3b95e74349a",
             size="170 MB",
         ),
-        labels="labels",
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     Cifar(
         name="cifar100",
         description="60,000 photographs in a hundred classes, 32x32, RGB (Krizhevsky, 2009); 169 MB.",
         splits={"train": ("train",), "test": ("test",)},
+        resolution=32,
         folder="cifar-100-python",
         archive=Official(
             dataset="cifar100",
@@ -175,7 +167,6 @@ SETS = [
             md5="eb9058c3a382ffc7106e4002c42a8d85",
             size="169 MB",
         ),
-        labels="fine_labels",
         classes=tuple(_FINE.split()),
     ),
 ]
