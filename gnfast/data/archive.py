@@ -25,8 +25,6 @@ ENTRY_BYTES = 1 << 27
 
 # Of the others zipfile decompresses 4 KiB at once, which may become gigabytes.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
-# Dictionaries of xz -9 have 64 MiB.
-_XZ_MEMORY = 1 << 28
 # Longer names in a tar, and larger tables of attributes, are not read: tarfile holds them in memory as a whole.
 _TAR_HEADER = 1 << 20
 # Encoded images hardly compress: what grows by more than this, beyond the first 256 MiB, was made to fill a disk.
@@ -166,12 +164,16 @@ class _Member(tarfile.TarInfo):
         return member
 
 
+# Dictionaries of xz -9 have 64 MiB.
+_new_xz = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=1 << 28)
+
+
 class _Xz(io.RawIOBase):
     """A file compressed by xz, read in bounded memory: `lzma.open` gives it what its header asks for."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decoder = self._new()
+        self._decoder = _new_xz()
 
     def readable(self) -> bool:
         return True
@@ -183,16 +185,12 @@ class _Xz(io.RawIOBase):
                 more = (self._decoder.unused_data + self._file.read(1 << 16)).lstrip(b"\0")
                 if not more:
                     return 0
-                self._decoder = self._new()
+                self._decoder = _new_xz()
             elif self._decoder.needs_input and not (more := self._file.read(1 << 16)):
                 raise EOFError("it ends before its end mark")
             if data := self._decoder.decompress(more, len(buffer)):
                 buffer[: len(data)] = data
                 return len(data)
-
-    @staticmethod
-    def _new() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
 
 _COMPRESSED = {

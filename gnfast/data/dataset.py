@@ -53,10 +53,7 @@ class Request:
     def filled(self, *, channels: int, resolution: int | None = None, crop: int = 0) -> "Request":
         """The same with a data set's own values where nothing was asked for, so that asking for them changes nothing.
 
-        Args:
-            channels: of all its images.
-            resolution: of all its images where they are square and nothing is cut out of them, else None.
-            crop: what is cut out by default.
+        `resolution` is that of its images where they are square, else None.
         """
         crop = crop if self.crop is None else self.crop
         own = None if crop else resolution

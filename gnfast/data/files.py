@@ -148,11 +148,3 @@ class Official:
                 f"download it again, or pass verify=False if it is meant to differ"
             )
         return path
-
-    def identity(self, request: Request) -> dict[str, Any]:
-        """The checksum, or what the file system says of a file that may differ from the published one.
-
-        Raises:
-            DataError: as `locate`, if the file may differ.
-        """
-        return {"md5": self.md5} if request.verify else stat_identity(self.locate(request))

@@ -1,6 +1,7 @@
 """STL-10 in its official binary archive, read as a stream: its unlabeled part alone is 2.8 GB."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -23,15 +24,11 @@ class Stl10(DataSet):
 
     def open(self, request: Request) -> Source:
         """`request.root` is the archive or its folder, or the folder stl10_binary that it unpacks to."""
-        if unpacked := self._unpacked(request.root):
-            identity = stat_identity(unpacked)
-            return Source(self.name, request, identity, lambda canvas: _read(self, unpacked, request, canvas))
+        root = request.root
+        for folder in () if root is None else (root, root / self.folder):
+            if (folder / "train_X.bin").is_file():
+                return Source(self.name, request, stat_identity(folder), partial(_read, self, folder, request))
         return published([self.archive], request, lambda paths, canvas: _read(self, paths[0], request, canvas))
-
-    def _unpacked(self, root: Path | None) -> Path | None:
-        """The folder that the archive unpacks to, where `root` is or has it."""
-        folders = () if root is None else (root, root / self.folder)
-        return next((folder for folder in folders if (folder / "train_X.bin").is_file()), None)
 
 
 def _read(stl10: Stl10, path: Path, request: Request, canvas: Canvas) -> Contents:
