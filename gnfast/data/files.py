@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gnfast.data.dataset import DataError, Request
-from gnfast.errors import InputError
 from gnfast.io.downloads import checksum, download
 from gnfast.io.files import cache_root, open_regular
 
@@ -26,10 +25,7 @@ def open_source(path: Path) -> BinaryIO:
         DataError: it is a pipe, a device, a socket or a folder.
         OSError: it cannot be opened.
     """
-    try:
-        return open_regular(path)
-    except InputError as error:
-        raise DataError(str(error)) from None
+    return open_regular(path, DataError)
 
 
 def printable(name: str) -> str:

@@ -10,12 +10,13 @@ import marshal
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 
 # ImageNet's full version has 21,841.
 _CLASSES = 100_000
 
 
-def images(folder: str, chosen: slice, limit: int) -> Iterator[object]:
+def images(folder: str, positions: slice, limit: int) -> Iterator[object]:
     import lmdb
 
     with lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False) as environment:
@@ -31,23 +32,29 @@ def images(folder: str, chosen: slice, limit: int) -> Iterator[object]:
                 raise ValueError(f"it claims {entries} entries in {size} bytes")
             is_labelled = None not in (transaction.get(b"d0"), transaction.get(b"l0"))
             numbers = range(entries // 2 if is_labelled else entries)
-            yield len(numbers[chosen])
+            chosen = numbers[positions]
+            yield len(chosen)
             if is_labelled or transaction.get(b"0") is not None:
-                rows = _numbered(folder, transaction, numbers, chosen, is_labelled)
+                rows = _numbered(folder, transaction, chosen, len(numbers), is_labelled)
             else:
-                rows = _in_order(folder, transaction, numbers, chosen)
+                found = islice(transaction.cursor(), chosen.start, chosen.stop)
+                rows = ((bytes(key).decode(errors="backslashreplace"), None, value) for key, value in found)
+            missing = len(chosen)
             for key, label, value in rows:
                 yield key, label, None if len(value) > limit else bytes(value)
+                missing -= 1
+            if missing:
+                raise LookupError(f"{folder} is damaged: it ends before the last {missing} of its entries")
 
 
-def _numbered(folder: str, transaction, numbers: range, chosen: slice, is_labelled: bool) -> Iterator[tuple]:
+def _numbered(folder: str, transaction, chosen: range, count: int, is_labelled: bool) -> Iterator[tuple]:
     def get(key: str) -> memoryview:
         value = transaction.get(key.encode())
         if value is None:
-            raise LookupError(f"{folder}: key {key!r} is missing, although there are {len(numbers)} images")
+            raise LookupError(f"{folder}: key {key!r} is missing, although there are {count} images")
         return value
 
-    for number in numbers[chosen]:
+    for number in chosen:
         label = None
         if is_labelled:
             digits = bytes(get(f"l{number}")[:21])
@@ -57,15 +64,6 @@ def _numbered(folder: str, transaction, numbers: range, chosen: slice, is_labell
             label = int(digits)
         key = f"d{number}" if is_labelled else f"{number}"
         yield key, label, get(key)
-
-
-def _in_order(folder: str, transaction, numbers: range, chosen: slice) -> Iterator[tuple]:
-    cursor = transaction.cursor()
-    for number in numbers[: chosen.stop]:
-        if not cursor.next():
-            raise LookupError(f"{folder} is damaged: it ends after {number} of its {len(numbers)} entries")
-        if number >= chosen.start:
-            yield bytes(cursor.key()).decode(errors="backslashreplace"), None, cursor.value()
 
 
 def main(folder: str, start: str, stop: str, limit: str) -> None:

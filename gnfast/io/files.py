@@ -59,25 +59,25 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{os.fspath(path)}: {error}") from None
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], error: type[ValueError] = InputError) -> BinaryIO:
     """The file, open for reading in binary.
 
     Raises:
-        InputError: it is a pipe, a device, a socket or a folder, which would never end or never answer.
+        error: it is a pipe, a device, a socket or a folder, which would never end or never answer.
         OSError: it cannot be opened.
     """
-    _check_regular(path, os.stat(path))
+    _check_regular(path, os.stat(path), error)
     # It may have become another since; a pipe that nobody writes to blocks whoever opens it, unless asked not to.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        _check_regular(path, os.fstat(descriptor))
+        _check_regular(path, os.fstat(descriptor), error)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _check_regular(path: str | os.PathLike[str], status: os.stat_result, error: type[InputError] = InputError) -> None:
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result, error: type[ValueError]) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         raise error(f"{os.fspath(path)}: {_KINDS.get(kind, 'not a regular file')}, wanted a regular file")
@@ -115,18 +115,15 @@ def make_folder(path: Path) -> None:
         OccupiedError: it, or one above it, is something else.
         OSError: it cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        _check_folder(path)
-        raise
+    _check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _check_folder(path: Path) -> None:
     there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
     if not there.is_dir() and os.path.lexists(there):
         kind = _KINDS.get(stat.S_IFMT(there.stat().st_mode), "a file") if there.exists() else "a link to nothing"
-        raise OccupiedError(f"{there}: {kind}, wanted a folder") from None
+        raise OccupiedError(f"{there}: {kind}, wanted a folder")
 
 
 @contextmanager
@@ -141,10 +138,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     make_folder(path.parent)
-    with suppress(FileNotFoundError):
-        status = os.lstat(path)
-        if not stat.S_ISLNK(status.st_mode):
-            _check_regular(path, status, OccupiedError)
+    if path.exists() and not path.is_symlink():
+        _check_regular(path, os.stat(path), OccupiedError)
     with own_part(path) as part:
         mode = stat.S_IMODE(part.stat().st_mode)
         yield part
