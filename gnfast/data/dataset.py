@@ -1,7 +1,7 @@
 """What every data set becomes: one uint8 tensor, in memory or mapped from a file, with its labels and a fingerprint."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -49,15 +49,6 @@ class Request:
         for name, least in (("resolution", 1), ("crop", 0)):
             if (value := getattr(self, name)) is not None:
                 at_least(name, value, least)
-
-    def filled(self, *, channels: int, resolution: int | None = None, crop: int = 0) -> "Request":
-        """The same with a data set's own values where nothing was asked for, so that asking for them changes nothing.
-
-        `resolution` is that of its images where they are square, else None.
-        """
-        crop = crop if self.crop is None else self.crop
-        own = None if crop else resolution
-        return replace(self, channels=self.channels or channels, resolution=self.resolution or own, crop=crop)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class DataSet(ABC):
         name: for `load`, logs and results.
         description: how many images of what, their size, the source, how to get it; one line.
         splits: the names of its parts, each with what says which images are in it.
-        channels, resolution, crop: what it takes where a request does not say, as in `Request.filled`.
+        channels, resolution, crop: of all its images where a request does not say; no resolution if not all are square.
         archive: the published file, where it is one.
         folder: what that has everything in, by which it is recognised under any name; "" if nothing.
         classes: what its labels stand for.
@@ -89,7 +89,10 @@ class DataSet(ABC):
         if request.split not in self.splits:
             wanted = ", ".join(map(repr, self.splits))
             raise DataError(f"split of {self.name}: got {request.split!r}, wanted one of {wanted}")
-        return self.open(request.filled(channels=self.channels, resolution=self.resolution, crop=self.crop))
+        # Its own values where nothing is asked for, so that asking for them changes nothing.
+        crop = self.crop if request.crop is None else request.crop
+        resolution = request.resolution or (None if crop else self.resolution)
+        return self.open(replace(request, channels=request.channels or self.channels, resolution=resolution, crop=crop))
 
     @abstractmethod
     def open(self, request: Request) -> Source:
