@@ -25,7 +25,7 @@ from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
 from gnfast.data.draft import ReadyError, alone, clear_about_room, finish, folder, labels_at, new_draft
 from gnfast.data.files import open_source
-from gnfast.data.source import Contents, Source
+from gnfast.data.source import Source
 from gnfast.io.files import is_abandoned, write_text
 
 _FORMAT = 1
@@ -101,7 +101,7 @@ def prepared(source: Source) -> ImageDataset:
         DataError: what reading `source` raises, or there is no room for the prepared pixels.
     """
     if not source.request.cache or source.is_quick:
-        return _in_memory(source)
+        return _prepare(source, None)
     path = _path(source)
     try:
         return _open(path, source.request.progress)
@@ -143,23 +143,8 @@ def _description(source: Source) -> dict[str, Any]:
     return {"format": _FORMAT, "name": source.name, "source": dict(source.identity), **asked, "crop": request.crop or 0}
 
 
-def _in_memory(source: Source) -> ImageDataset:
-    canvas = Canvas()
-    try:
-        return _dataset(source, canvas, source.read(canvas))
-    except MemoryError as error:
-        raise DataError(f"{source.name}: the images do not fit into memory ({error})") from error
-
-
-def _dataset(source: Source, canvas: Canvas, contents: Contents) -> ImageDataset:
-    if contents.warning:
-        warnings.warn(contents.warning, DataWarning, stacklevel=5)
-    return ImageDataset(
-        source.name, torch.from_numpy(canvas.pixels), contents.labels, contents.classes, contents.skipped
-    )
-
-
-def _prepare(source: Source, path: Path) -> ImageDataset:
+def _prepare(source: Source, path: Path | None) -> ImageDataset:
+    """The images of `source`, read, and kept at `path` if they are worth it; in memory alone where there is no path."""
     with contextlib.ExitStack() as stack:
         drafts: list[np.memmap] = []
 
@@ -171,14 +156,21 @@ def _prepare(source: Source, path: Path) -> ImageDataset:
 
         def allocate(shape: tuple[int, ...]) -> np.ndarray:
             nbytes = math.prod(shape)
-            return np.empty(shape, np.uint8) if nbytes < _SMALL_BYTES else new(nbytes).reshape(shape)
+            in_memory = path is None or nbytes < _SMALL_BYTES
+            return np.empty(shape, np.uint8) if in_memory else new(nbytes).reshape(shape)
 
         start = time.monotonic()
         canvas = Canvas(allocate)
-        contents = source.read(canvas)
-        dataset = _dataset(source, canvas, contents)
+        try:
+            contents = source.read(canvas)
+        except MemoryError as error:
+            raise DataError(f"{source.name}: the images do not fit into memory ({error})") from error
+        if contents.warning:
+            warnings.warn(contents.warning, DataWarning, stacklevel=4)
+        pixels = torch.from_numpy(canvas.pixels)
+        dataset = ImageDataset(source.name, pixels, contents.labels, contents.classes, contents.skipped)
         if not drafts:
-            if time.monotonic() - start < _WORTH_SECONDS:
+            if path is None or time.monotonic() - start < _WORTH_SECONDS:
                 return dataset
             new(dataset.images.nbytes)[:] = canvas.pixels.reshape(-1)
         header = {

@@ -11,12 +11,12 @@ class Canvas:
     C is 1 as long as all images are grey, and becomes 3 with the first one in colour.
 
     Args:
-        allocate: shape -> a uint8 array of that shape, whatever is in it; memory by default. It is called once, or
-            twice if grey images come before the first one in colour.
+        allocate: shape -> a uint8 array of that shape, whatever is in it. It is called once, or twice if grey images
+            come before the first one in colour.
     """
 
-    def __init__(self, allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> None:
-        self._allocate = allocate or (lambda shape: np.empty(shape, np.uint8))
+    def __init__(self, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> None:
+        self._allocate = allocate
         self._capacity = 0
         self._array: np.ndarray | None = None
         self.count = 0

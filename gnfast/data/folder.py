@@ -94,12 +94,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
 
 
 def _divided(path: Path, below: defaultdict[tuple[str, ...], set[str]]) -> tuple[str, ...] | None:
-    """The folder that holds the splits' folders, or None where there is none.
-
-    Args:
-        path: for messages.
-        below: the names of the folders in each folder.
-    """
+    """The folder that holds the splits' folders, or None; `below` has the names of the folders in each folder."""
     # One name may be a class: "train" is one of Pascal's.
     divided = [folder for folder in sorted(below) if len(set(_split_folders(below[folder]).values())) > 1]
     divided = [folder for folder in divided if not any(folder[: len(top)] == top for top in divided if top != folder)]

@@ -140,22 +140,17 @@ def decode_into(
             first = first or name
             canvas.add(pixels)
             kept.append(tag)
-    _require_bright(brightest, path)
+    if 0 <= brightest < 64:
+        raise DataError(
+            f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
+            f"bits do, and would become black; scale them to 16 bits first"
+        )
     more = f", and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     examples = f": {', '.join(skipped[:3])}{more}"
     if not kept:
         raise DataError(f"no image is left in {path} {what}{examples if skipped else ': it holds no file'}")
     warning = f"{path}: {len(skipped)} of {total + len(others)} files skipped{examples}" if skipped else ""
     return kept, Contents(skipped=len(skipped), warning=warning)
-
-
-def _require_bright(brightest: int, path: Path) -> None:
-    """Refuses images of 16 bits, the largest value among which is `brightest` of 255, or negative if there are none."""
-    if 0 <= brightest < 64:
-        raise DataError(
-            f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
-            f"bits do, and would become black; scale them to 16 bits first"
-        )
 
 
 _Pixels = tuple[np.ndarray, bool]

@@ -101,17 +101,12 @@ class DataSet(ABC):
     def find(
         self, request: Request, names: Sequence[str], advice: str, holds: Callable[[Path], bool], folder: str = ""
     ) -> Path:
-        """What a user fetches by hand: the first of `names` in `request.root`, or in the cache, or that itself.
+        """What a user fetches by hand: the first that `holds` of `names` in `request.root`, and that itself.
 
-        Args:
-            request: as for `open`.
-            names: of files or folders.
-            advice: where to get them, for the message.
-            holds: whether a path is such a one.
-            folder: under the cache's `data`; by default the data set's name.
+        By default it is looked for in the cache, in the data set's `folder`, or one of its name.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none; `advice` says where to get it.
         """
         root = request.root or cache_root() / "data" / (folder or self.name)
         path = next((path for path in (*(root / name for name in names), root) if holds(path)), None)

@@ -50,8 +50,6 @@ def _batch(entry: Entry, path: Path, cifar: Cifar) -> tuple[np.ndarray, torch.Te
         content = entry.read()
         _check_steps(content)
         batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except DataError:
-        raise
     except Exception as error:
         raise DataError(f"{where} cannot be read: {error}") from error
     batch = batch if type(batch) is dict else {}

@@ -40,7 +40,7 @@ def _read(stl10: Stl10, path: Path, request: Request, canvas: Canvas) -> Content
         for name, file in stream_members(path, lambda name: PurePosixPath(name).name in both, request.progress):
             where = f"{path}:{name}"
             if name.endswith(numbers):
-                labels = _labels(file.read(count + 1), where, len(stl10.classes))
+                labels = np.frombuffer(file.read(count + 1), np.uint8)
             elif canvas.count:
                 raise DataError(f"{path} holds {pictures} more than once")
             else:
@@ -54,7 +54,10 @@ def _read(stl10: Stl10, path: Path, request: Request, canvas: Canvas) -> Content
         return Contents()
     if labels is None or len(labels) != canvas.count:
         raise DataError(f"{path}: {numbers}: wanted a label for each of the {canvas.count} images")
-    return Contents(labels, stl10.classes)
+    low, high, most = labels.min(), labels.max(), len(stl10.classes)
+    if not 1 <= low <= high <= most:
+        raise DataError(f"{path}: {numbers}: got labels from {low} to {high}, wanted 1 to {most}")
+    return Contents(torch.from_numpy(labels.astype(np.int64) - 1), stl10.classes)
 
 
 def _images(file: IO[bytes], where: str) -> Iterator[np.ndarray]:
@@ -64,13 +67,6 @@ def _images(file: IO[bytes], where: str) -> Iterator[np.ndarray]:
             raise DataError(f"{where}: it ends within an image, wanted a whole number of {_BYTES} bytes each")
         # Each channel is stored column by column.
         yield np.frombuffer(content, np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
-
-
-def _labels(content: bytes, where: str, classes: int) -> torch.Tensor:
-    numbers = np.frombuffer(content, np.uint8)
-    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= classes:
-        raise DataError(f"{where}: got labels from {numbers.min()} to {numbers.max()}, wanted 1 to {classes}")
-    return torch.from_numpy(numbers.astype(np.int64) - 1)
 
 
 SETS = [
