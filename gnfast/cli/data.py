@@ -252,10 +252,8 @@ def _find(options: SourceOptions) -> Source:
         for name in ("split", "resolution", "channels")
     }
     root = expanded(options.data_root) if options.data_root else None
-    return find(
-        options.source,
-        Request(**asked, crop=options.crop, download=options.download, root=root, verify=options.verify),
-    )
+    request = Request(**asked, crop=options.crop, download=options.download, root=root, verify=options.verify)
+    return find(options.source, request)
 
 
 def _bytes(count: int) -> str:

@@ -175,22 +175,18 @@ class _Xz(io.RawIOBase):
         self._file = file
         self._decoder = _new_xz()
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
+    def read(self, size: int = -1) -> bytes:
         while True:
             more = b""
             if self._decoder.eof:
                 more = (self._decoder.unused_data + self._file.read(1 << 16)).lstrip(b"\0")
                 if not more:
-                    return 0
+                    return b""
                 self._decoder = _new_xz()
             elif self._decoder.needs_input and not (more := self._file.read(1 << 16)):
                 raise EOFError("it ends before its end mark")
-            if data := self._decoder.decompress(more, len(buffer)):
-                buffer[: len(data)] = data
-                return len(data)
+            if data := self._decoder.decompress(more, size):
+                return data
 
 
 _COMPRESSED = {

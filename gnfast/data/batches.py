@@ -84,12 +84,8 @@ class ShuffledIndices:
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Where it stands: ints, and the generator's state (uint8) at the epoch's start, which gives the order."""
-        return {
-            "size": self.size,
-            "epoch": self._epoch,
-            "position": self._position,
-            "generator": self._epoch_state.clone(),
-        }
+        generator = self._epoch_state.clone()
+        return {"size": self.size, "epoch": self._epoch, "position": self._position, "generator": generator}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken.

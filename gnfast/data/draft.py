@@ -86,9 +86,8 @@ def finish(draft: np.memmap, dataset: ImageDataset) -> None:
     """Cut a draft's file to the pixels that are in it, and append the labels."""
     draft.flush()
     nbytes = dataset.images.nbytes
-    with open(draft.filename, "r+b") as file, clear_about_room(nbytes):
+    with open(draft.filename, "ab") as file, clear_about_room(nbytes):
         file.truncate(labels_at(nbytes))
-        file.seek(0, os.SEEK_END)
         if dataset.labels is not None:
             file.write(dataset.labels.numpy().astype("<i8").tobytes())
         file.flush()

@@ -103,7 +103,7 @@ class DataSet(ABC):
     ) -> Path:
         """What a user fetches by hand: the first that `holds` of `names` in `request.root`, and that itself.
 
-        By default it is looked for in the cache, in the data set's `folder`, or one of its name.
+        Without `request.root` it is looked for in the cache's `data`, in `folder` or one of the data set's name.
 
         Raises:
             DataError: there is none; `advice` says where to get it.
