@@ -200,12 +200,9 @@ def test_tar_cut_between_members(tmp_path):
     refused("no end-of-archive mark", path)
 
 
-def test_not_an_archive(tmp_path):
+def test_what_is_no_source(tmp_path):
     (tmp_path / "x.png").write_bytes(picture(RED))
     refused("not a folder, zip or tar", tmp_path / "x.png")
-
-
-def test_missing_path_lists_names(tmp_path):
     refused(r"wanted a path that exists or one of .*cifar10, .*digits", tmp_path / "nowhere")
     refused("source: got None, wanted a path or one of", None)
 
