@@ -56,8 +56,7 @@ def loader(dataset, device):
     generator = torch.Generator().manual_seed(0)
 
     def collate(images):
-        flipped = [random_flip(image[None], generator)[0] / 127.5 - 1 for image in images]
-        return torch.stack(flipped)
+        return torch.stack([random_flip(image[None], generator)[0] / 127.5 - 1 for image in images])
 
     while True:
         for images in torch.utils.data.DataLoader(dataset.images, BATCH, True, drop_last=True, collate_fn=collate):

@@ -39,7 +39,6 @@ examples:
 `gnfast data COMMAND --help` explains every option.
 """
 
-
 EXAMPLES = """
 Examples:
   gnfast data {0} cifar10

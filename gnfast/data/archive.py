@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -132,11 +132,10 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
 
 def first_file(path: Path) -> str:
     """The name of the first file in a tar archive; "" when `path` is not a tar, has none, or is damaged there."""
-    with closing(stream_members(path, lambda _: True, progress=False)) as members:
-        try:
-            return next(members, ("",))[0]
-        except DataError:
-            return ""
+    try:
+        return next(stream_members(path, lambda _: True, progress=False), ("",))[0]
+    except DataError:
+        return ""
 
 
 @contextmanager

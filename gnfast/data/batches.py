@@ -242,7 +242,8 @@ class Batches:
         share = self.batch_size // self.world
         part = slice(self.rank * share, (self.rank + 1) * share)
         chosen = self.indices.next_batch(self.batch_size)[part]
-        return chosen, torch.rand(self.batch_size, generator=self._flips)[part] < 0.5 if self.flip else None
+        mirrored = torch.rand(self.batch_size, generator=self._flips)[part] < 0.5 if self.flip else None
+        return chosen, mirrored
 
     def _gather(self, chosen: Tensor) -> _Gathered:
         if self._stream is None:

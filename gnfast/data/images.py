@@ -65,9 +65,8 @@ def prepare(image: Image.Image, request: Request) -> np.ndarray:
         # Rounded as torchvision's CenterCrop does, with which the papers' codes crop.
         left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
         image = image.crop((left, top, left + crop, top + crop))
-    resolution = request.resolution
-    if resolution is not None and image.size != (resolution, resolution):
-        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    if (side := request.resolution) and image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
     # np.asarray(image) is a third slower for thumbnails.
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, *[3] * (mode == "RGB"))
 
@@ -86,10 +85,9 @@ def add_arrays(canvas: Canvas, images: np.ndarray, request: Request) -> None:
     for image in images:
         picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
         try:
-            array = prepare(picture, request)
+            canvas.add(prepare(picture, request))
         except ValueError as error:
             raise DataError(f"crop: {error}") from error
-        canvas.add(array)
 
 
 def decode_into(

@@ -138,8 +138,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     make_folder(path.parent)
-    if path.exists() and not path.is_symlink():
-        _check_regular(path, os.stat(path), OccupiedError)
+    with suppress(FileNotFoundError):
+        status = os.lstat(path)
+        if not stat.S_ISLNK(status.st_mode):
+            _check_regular(path, status, OccupiedError)
     with own_part(path) as part:
         mode = stat.S_IMODE(part.stat().st_mode)
         yield part
