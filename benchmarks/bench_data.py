@@ -36,51 +36,39 @@ def random_images(canvas):
     return Contents()
 
 
-class Plain:
+def batches(dataset, device, **options):
+    for images, _ in Batches(dataset, BATCH, flip=True, device=device, **options):
+        yield images
+
+
+def plain(dataset, device):
     """Indexing, `torch.where` and arithmetic, drawing as `Batches` does."""
-
-    def __init__(self, dataset, device):
-        self.images, self.device = dataset.images, device
-        self.batches = Batches(dataset, BATCH, flip=True)
-
-    def __next__(self):
-        images = self.images[self.batches.indices.next_batch(BATCH)]
-        mirrored = torch.rand(BATCH, generator=self.batches._flips) < 0.5
+    drawn = Batches(dataset, BATCH, flip=True)
+    while True:
+        images = dataset.images[drawn.indices.next_batch(BATCH)]
+        mirrored = torch.rand(BATCH, generator=drawn._flips) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        return (images.to(self.device).to(torch.float32) / 127.5 - 1,)
+        yield images.to(device).to(torch.float32) / 127.5 - 1
 
 
-class Loader:
+def loader(dataset, device):
     """`torch.utils.data.DataLoader` without workers, one image after another, as the papers' codes load."""
+    generator = torch.Generator().manual_seed(0)
 
-    def __init__(self, dataset, device):
-        generator = torch.Generator().manual_seed(0)
+    def collate(images):
+        return torch.stack([random_flip(image[None], generator)[0] / 127.5 - 1 for image in images])
 
-        class Images(torch.utils.data.Dataset):
-            def __len__(self):
-                return len(dataset)
-
-            def __getitem__(self, index):
-                image = random_flip(dataset.images[index : index + 1], generator)[0]
-                return image / 127.5 - 1
-
-        self.loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, drop_last=True)
-        self.device, self.rows = device, iter(self.loader)
-
-    def __next__(self):
-        try:
-            return (next(self.rows).to(self.device),)
-        except StopIteration:
-            self.rows = iter(self.loader)
-            return next(self)
+    while True:
+        for images in torch.utils.data.DataLoader(dataset.images, BATCH, True, drop_last=True, collate_fn=collate):
+            yield images.to(device)
 
 
 ROWS = {
-    "resident": lambda dataset, device: Batches(dataset, BATCH, flip=True, device=device, resident=True),
-    "prefetched": lambda dataset, device: Batches(dataset, BATCH, flip=True, device=device, resident=False),
-    "gathered": lambda dataset, device: Batches(dataset, BATCH, flip=True, device=device, resident=False, prefetch=0),
-    "plain PyTorch": Plain,
-    "DataLoader, image by image": Loader,
+    "resident": lambda dataset, device: batches(dataset, device, resident=True),
+    "prefetched": lambda dataset, device: batches(dataset, device, resident=False),
+    "gathered": lambda dataset, device: batches(dataset, device, resident=False, prefetch=0),
+    "plain PyTorch": plain,
+    "DataLoader, image by image": loader,
 }
 
 
@@ -88,13 +76,11 @@ def check(dataset, device, name):
     """The row's batches are those of plain PyTorch; a DataLoader, which draws otherwise, gives some of its images."""
     row = ROWS[name](dataset, device)
     if name.startswith("DataLoader"):
-        images = next(row)[0]
-        found = ((images + 1) * 127.5).round().to(torch.uint8).cpu()
+        found = ((next(row) + 1) * 127.5).round().to(torch.uint8).cpu()
         assert any(torch.equal(found[0], image) or torch.equal(found[0], image.flip(-1)) for image in dataset.images)
         return
-    plain = Plain(dataset, device)
-    for _ in range(5):
-        torch.testing.assert_close(next(row)[0], next(plain)[0], rtol=0, atol=1e-6)
+    for got, wanted, _ in zip(row, plain(dataset, device), range(5), strict=False):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

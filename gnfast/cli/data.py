@@ -40,7 +40,6 @@ examples:
 `gnfast data COMMAND --help` explains every option.
 """
 
-
 EXAMPLES = """
 Examples:
   gnfast data {0} cifar10
@@ -115,8 +114,6 @@ def run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(unknown("data command", name, COMMANDS))
     argument, _, kind, function = COMMANDS[name]
-    if not argument and rest and rest[0] not in ("-h", "--help"):
-        raise UsageError(f"data {name} takes no arguments, got {' '.join(rest)}")
     usage = f"which images? usage: gnfast data {name} {argument} [--option value …]"
     examples = EXAMPLES.format(name) if issubclass(kind, SourceOptions) else ""
     function(parse(kind, rest, f"data {name}", help=f"{inspect.getdoc(function)}\n{examples}", usage=usage))
@@ -161,15 +158,16 @@ def _verify(options: VerifyOptions) -> None:
         raise UsageError("data verify: which images? usage: gnfast data verify [SOURCE [--option value …]]")
     if options.source:
         source = _find(options)
-        checked = source.check()
-        entry = cache.entry_of(source)
+        checked, entry = source.check(), cache.entry_of(source)
         entries = [entry] if entry else []
         if not checked and not entry:
             raise UsageError(
                 f"{options.source}: nothing to verify, neither an archive with a published checksum nor prepared images"
             )
     else:
-        entries, checked = cache.entries(), []
+        checked, entries = [], cache.entries()
+        if not entries:
+            print(f"Nothing is prepared in {cache.folder()}.")
     for path in checked:
         print(f"{path}: as published")
     damaged = 0
@@ -182,8 +180,6 @@ def _verify(options: VerifyOptions) -> None:
             print(error)
     if damaged:
         raise UsageError(f"{damaged} of {len(entries)} are damaged")
-    if not options.source and not entries:
-        print(f"Nothing is prepared in {cache.folder()}.")
 
 
 def _stats(options: StatsOptions) -> None:
@@ -225,10 +221,8 @@ def _clear(options: ClearOptions) -> None:
     names = {entry.header["name"] for entry in entries}
     for word in options.names:
         if word not in names:
-            raise UsageError(
-                f"data clear: nothing is prepared of {word!r}"
-                + (f", only of {', '.join(sorted(names))}" if names else "")
-            )
+            others = f", only of {', '.join(sorted(names))}" if names else ""
+            raise UsageError(f"data clear: nothing is prepared of {word!r}{others}")
     chosen = [entry for entry in entries if not options.names or entry.header["name"] in options.names]
     left = [] if options.names else cache.leftovers()
     freed = sum(entry.nbytes for entry in chosen) + sum(path.stat().st_size for path in left)
@@ -258,10 +252,8 @@ def _find(options: SourceOptions) -> Source:
         for name in ("split", "resolution", "channels")
     }
     root = expanded(options.data_root) if options.data_root else None
-    return find(
-        options.source,
-        Request(**asked, crop=options.crop, download=options.download, root=root, verify=options.verify),
-    )
+    request = Request(**asked, crop=options.crop, download=options.download, root=root, verify=options.verify)
+    return find(options.source, request)
 
 
 def _bytes(count: int) -> str:

@@ -1,21 +1,17 @@
 """The files of a folder, zip or tar as (name, bytes), not unpacked, and in little memory whatever they say."""
 
 import bz2
-import errno
 import gzip
 import io
 import lzma
-import struct
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
@@ -27,14 +23,8 @@ from gnfast.io.files import open_regular
 ENTRY_BYTES = 1 << 27
 """No image file is larger."""
 
-# What the readers raise on damaged input. zipfile adds RuntimeError for encryption, NotImplementedError for methods.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, struct.error, EOFError, OSError)
-_DAMAGE += (RuntimeError, ValueError, OverflowError, IndexError, KeyError, MemoryError)
-
 # Of the others zipfile decompresses 4 KiB at once, which may become gigabytes.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)
-# Dictionaries of xz -9 have 64 MiB.
-_XZ_MEMORY = 1 << 28
 # Longer names in a tar, and larger tables of attributes, are not read: tarfile holds them in memory as a whole.
 _TAR_HEADER = 1 << 20
 # Encoded images hardly compress: what grows by more than this, beyond the first 256 MiB, was made to fill a disk.
@@ -48,36 +38,23 @@ class EntryError(Exception):
     """One file of many cannot be read; the message is the reason."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A file inside a folder or archive.
 
-    Args:
+    Attributes:
         name: relative, with forward slashes; bytes that are not text are written as \\xHH.
-        size: what its header says, in bytes; 0 where that is not known before it is read.
-        start: its first n bytes, or all where it is shorter.
+        read: gives its bytes, or raises `EntryError` where they are too many or not a regular file's, OSError where a
+            file of a folder cannot be read, DataError where the archive is damaged.
     """
 
     name: str
-    size: int
-    start: Callable[[int], bytes]
-
-    def read(self, limit: int = ENTRY_BYTES) -> bytes:
-        """All of its bytes.
-
-        Raises:
-            EntryError: they are more than `limit`, or not a regular file's.
-            OSError: a file of a folder cannot be read.
-            DataError: the archive is damaged.
-        """
-        content = b"" if self.size > limit else self.start(limit + 1)
-        if max(self.size, len(content)) > limit:
-            raise EntryError(f"larger than {limit >> 20} MiB")
-        return content
+    read: Callable[[], bytes]
 
 
 @contextmanager
-def open_entries(path: Path, wanted: Callable[[str], bool], progress: bool = True) -> Iterator[list[Entry]]:
+def open_entries(
+    path: Path, wanted: Callable[[str], bool], progress: bool = True, limit: int | None = None
+) -> Iterator[list[Entry]]:
     """The files under `path`, sorted by name; of a name that comes twice in an archive, the last.
 
     Folders, zips and plain tars are read when an entry is. A compressed tar has no random access: it is read once, from
@@ -87,31 +64,33 @@ def open_entries(path: Path, wanted: Callable[[str], bool], progress: bool = Tru
         path: a folder, a zip, or a tar (plain, gz, bz2 or xz); the content decides, not the name.
         wanted: which names will be read; reading another entry of a compressed tar gives b"".
         progress: show a bar while a compressed tar is read, on a terminal.
+        limit: how many bytes a file may have; by default `ENTRY_BYTES`.
 
     Raises:
-        DataError: `path` is none of these, or is truncated or damaged; the latter also from `Entry.read`.
+        DataError: `path` is none of these, or is truncated or damaged.
     """
-    if path.is_dir():
-        yield _sorted(_folder_entries(path))
-        return
-    with open_source(path) as file:
-        decompress = _decompressor(file)
-        head = file.read(2)
-    if decompress is not None:
-        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as kept:
-            yield _sorted(_stream_entries(path, wanted, progress, kept))
-    elif head == b"PK":
-        with clear_errors(path):
-            archive = zipfile.ZipFile(path)
-        with archive:
-            yield _sorted(_zip_entries(path, archive))
-    else:
-        with ExitStack() as stack:
-            try:
-                tar = stack.enter_context(tarfile.open(path, "r:", tarinfo=_Member))
-            except (tarfile.TarError, ValueError):
-                raise DataError(f"{path} is not a folder, zip or tar archive") from None
-            yield _sorted(_tar_entries(path, tar))
+    limit = limit or ENTRY_BYTES
+    with ExitStack() as stack:
+        if path.is_dir():
+            entries = _in_folder(path, limit)
+        else:
+            file = stack.enter_context(open_source(path))
+            if _decompressor(file):
+                kept = stack.enter_context(tempfile.SpooledTemporaryFile(_IN_MEMORY))
+                entries = _in_stream(path, wanted, progress, limit, kept)
+            elif file.read(2) == b"PK":
+                with clear_errors(path):
+                    archive = stack.enter_context(zipfile.ZipFile(file))
+                entries = _in_zip(path, archive, limit)
+            else:
+                file.seek(0)
+                try:
+                    tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=_Member))
+                except (tarfile.TarError, ValueError):
+                    raise DataError(f"{path} is not a folder, zip or tar archive") from None
+                entries = _in_tar(path, tar, limit)
+        by_name = {entry.name: entry for entry in entries}
+        yield [by_name[name] for name in sorted(by_name)]
 
 
 def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = True) -> Iterator[tuple[str, IO[bytes]]]:
@@ -145,20 +124,17 @@ def stream_members(path: Path, wanted: Callable[[str], bool], progress: bool = T
                         with tar.extractfile(member) as file:
                             yield name, file
                     bar.update(raw.tell() - bar.n)
-            _drain(stream)
+            # What follows the end mark is read too: there the compressed file keeps its checksum.
+            while stream.read(1 << 20):
+                pass
             bar.update(size - bar.n)
 
 
-def first_member(path: Path) -> str:
-    """The name of a tar archive's first member; "" when `path` is not a tar, has none, or is damaged there."""
+def first_file(path: Path) -> str:
+    """The name of the first file in a tar archive; "" when `path` is not a tar, has none, or is damaged there."""
     try:
-        with open_source(path) as raw:
-            decompress = _decompressor(raw)
-            stream = decompress(raw) if decompress else raw
-            with stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as tar:
-                member = tar.next()
-                return member.name if member else ""
-    except _DAMAGE:
+        return next(stream_members(path, lambda _: True, progress=False), ("",))[0]
+    except DataError:
         return ""
 
 
@@ -167,9 +143,9 @@ def clear_errors(path: Path) -> Iterator[None]:
     """What readers raise on damaged input as one `DataError`, for reading from what `stream_members` yields."""
     try:
         yield
-    except DataError:
+    except (DataError, EntryError):
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # The readers raise nearly anything.
         raise DataError(f"archive {path} is truncated or damaged: {error or type(error).__name__}") from error
 
 
@@ -187,39 +163,35 @@ class _Member(tarfile.TarInfo):
         return member
 
 
+# Dictionaries of xz -9 have 64 MiB.
+_new_xz = partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=1 << 28)
+
+
 class _Xz(io.RawIOBase):
     """A file compressed by xz, read in bounded memory: `lzma.open` gives it what its header asks for."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decoder = self._new()
+        self._decoder = _new_xz()
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:
+    def read(self, size: int = -1) -> bytes:
         while True:
             more = b""
             if self._decoder.eof:
                 more = (self._decoder.unused_data + self._file.read(1 << 16)).lstrip(b"\0")
                 if not more:
-                    return 0
-                self._decoder = self._new()
+                    return b""
+                self._decoder = _new_xz()
             elif self._decoder.needs_input and not (more := self._file.read(1 << 16)):
                 raise EOFError("it ends before its end mark")
-            if data := self._decoder.decompress(more, len(buffer)):
-                buffer[: len(data)] = data
-                return len(data)
-
-    @staticmethod
-    def _new() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+            if data := self._decoder.decompress(more, size):
+                return data
 
 
 _COMPRESSED = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lambda file: io.BufferedReader(_Xz(file), 1 << 17),
+    b"\xfd7zXZ\x00": _Xz,
 }
 
 
@@ -230,42 +202,50 @@ def _decompressor(file: IO[bytes]) -> Callable | None:
     return next((how for magic, how in _COMPRESSED.items() if head.startswith(magic)), None)
 
 
-def _sorted(entries: Iterator[Entry]) -> list[Entry]:
-    by_name = {entry.name: entry for entry in entries}
-    return [by_name[name] for name in sorted(by_name)]
+def require_size(size: int, limit: int) -> None:
+    """Raises `EntryError` for an entry of more bytes than `limit`."""
+    if size > limit:
+        raise EntryError(f"larger than {limit >> 20} MiB")
 
 
-def _folder_entries(root: Path) -> Iterator[Entry]:
+def _whole(file: IO[bytes], limit: int) -> bytes:
+    with file:
+        content = file.read(limit + 1)
+    require_size(len(content), limit)
+    return content
+
+
+def _in_folder(root: Path, limit: int) -> Iterator[Entry]:
+    def read(path: Path) -> bytes:
+        try:
+            return _whole(open_regular(path), limit)
+        except InputError as error:
+            raise EntryError(str(error).removeprefix(f"{path}: ")) from None
+
     for file in walk_files(root):
-        yield Entry(printable(file), 0, partial(_start_of_file, root / file))
+        yield Entry(printable(file), partial(read, root / file))
 
 
-def _start_of_file(path: Path, count: int) -> bytes:
-    try:
-        with open_regular(path) as content:
-            return content.read(count)
-    except InputError as error:
-        raise EntryError(str(error).removeprefix(f"{path}: ")) from None
-
-
-def _zip_entries(path: Path, archive: zipfile.ZipFile) -> Iterator[Entry]:
-    def start(member: zipfile.ZipInfo, count: int) -> bytes:
+def _in_zip(path: Path, archive: zipfile.ZipFile, limit: int) -> Iterator[Entry]:
+    def read(member: zipfile.ZipInfo) -> bytes:
+        require_size(member.file_size, limit)
         if member.compress_type not in _ZIP_METHODS:
             method = zipfile.compressor_names.get(member.compress_type, member.compress_type)
             raise DataError(f"{path}: {member.filename} is compressed by {method}; pack it with deflate or not at all")
-        with clear_errors(path), archive.open(member) as file:
-            return file.read(count)
+        with clear_errors(path):
+            return _whole(archive.open(member), limit)
 
     for member in archive.infolist():
         if not member.filename.endswith("/"):
             # Some Windows tools write backslashes, against the format.
-            yield Entry(printable(member.filename.replace("\\", "/")), member.file_size, partial(start, member))
+            yield Entry(printable(member.filename.replace("\\", "/")), partial(read, member))
 
 
-def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
-    def start(member: tarfile.TarInfo, count: int) -> bytes:
-        with clear_errors(path), tar.extractfile(member) as file:
-            return file.read(count)
+def _in_tar(path: Path, tar: tarfile.TarFile, limit: int) -> Iterator[Entry]:
+    def read(member: tarfile.TarInfo) -> bytes:
+        require_size(member.size, limit)
+        with clear_errors(path):
+            return _whole(tar.extractfile(member), limit)
 
     with clear_errors(path):
         members = tar.getmembers()
@@ -275,45 +255,34 @@ def _tar_entries(path: Path, tar: tarfile.TarFile) -> Iterator[Entry]:
             raise tarfile.ReadError("no end-of-archive mark")
     for member in members:
         if member.isfile():
-            yield Entry(printable(member.name), member.size, partial(start, member))
+            yield Entry(printable(member.name), partial(read, member))
 
 
-def _stream_entries(path: Path, wanted: Callable, progress: bool, kept: IO[bytes]) -> Iterator[Entry]:
-    """The entries, with the bytes of the wanted ones in the temporary file `kept`."""
+def _in_stream(path: Path, wanted: Callable, progress: bool, limit: int, kept: IO[bytes]) -> Iterator[Entry]:
+    """What a compressed tar holds, with the bytes of the wanted entries in the temporary file `kept`."""
 
-    def start(at: int, size: int, count: int) -> bytes:
+    def read(at: int, size: int) -> bytes:
+        require_size(size, limit)
         kept.seek(at)
-        return kept.read(min(count, size))
+        return kept.read(size)
 
     most, taken, at = _ALLOWED + _GROWTH * path.stat().st_size, 0, 0
     for name, file in stream_members(path, lambda _: True, progress):
         content = b""
         if wanted(name):
             with clear_errors(path):
-                content = file.read(ENTRY_BYTES + 1)
-        yield Entry(name, len(content), partial(start, at, len(content)))
-        if len(content) <= ENTRY_BYTES:
-            _append(kept, content, path)
+                content = file.read(limit + 1)
+        yield Entry(name, partial(read, at, len(content)))
+        if len(content) <= limit:
+            try:
+                kept.write(content)
+            except OSError as error:
+                raise DataError(
+                    f"{tempfile.gettempdir()} cannot hold the images in {path} ({error.strerror}): "
+                    f"set TMPDIR to another folder, or unpack the archive"
+                ) from error
             at += len(content)
         # An entry without content takes memory too.
         taken += len(content) + len(name) + _ENTRY_MEMORY
         if taken > most:
             raise DataError(f"{path} unpacks to more than {_GROWTH} times its size, which images do not")
-
-
-def _append(kept: IO[bytes], content: bytes, path: Path) -> None:
-    try:
-        kept.write(content)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        where = tempfile.gettempdir()
-        raise DataError(
-            f"no room in {where} for the images in {path}: set TMPDIR to another folder, or unpack the archive"
-        ) from error
-
-
-def _drain(stream: IO[bytes]) -> None:
-    """Read what follows the tar's end mark, where the compressed file keeps its checksum."""
-    while stream.read(1 << 20):
-        pass

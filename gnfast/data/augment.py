@@ -34,8 +34,7 @@ def draw_shifts(
 
     Args:
         count: B, how many images.
-        height: of the images in pixels.
-        width: of the images in pixels.
+        height, width: of the images, in pixels.
         generator: the CPU's.
         flip: probability, 0..1.
         translate: largest translation as a fraction of the size, 0..1.
@@ -86,8 +85,7 @@ def flip_and_translate(images: Tensor, generator: torch.Generator, *, rank: int 
     Args:
         images: (B, C, H, W) in [-1, 1], on any device: the rank-th of `world` equal parts of a batch.
         generator: the CPU's, in the same state in all processes; it moves by the whole batch.
-        rank: which of the processes this is.
-        world: how many processes share a batch.
+        rank, world: which of the processes this is, and how many share a batch.
 
     Returns:
         (B, C, H, W), contiguous.

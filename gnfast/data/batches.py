@@ -40,12 +40,7 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
     `generator` is the CPU's wherever the images are, so that a seed means the same on every device.
     """
-    return _mirror(images, draw_flips(images.shape[0], generator))
-
-
-def draw_flips(count: int, generator: torch.Generator) -> Tensor:
-    """(count,) bool on the CPU, true with probability ½, from a CPU generator."""
-    return torch.rand(count, generator=generator) < 0.5
+    return _mirror(images, torch.rand(len(images), generator=generator) < 0.5)
 
 
 def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
@@ -89,12 +84,8 @@ class ShuffledIndices:
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """Where it stands: ints, and the generator's state (uint8) at the epoch's start, which gives the order."""
-        return {
-            "size": self.size,
-            "epoch": self._epoch,
-            "position": self._position,
-            "generator": self._epoch_state.clone(),
-        }
+        generator = self._epoch_state.clone()
+        return {"size": self.size, "epoch": self._epoch, "position": self._position, "generator": generator}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken.
@@ -131,32 +122,8 @@ class Batch(NamedTuple):
     labels: Tensor | None
 
 
-class _Gathered(NamedTuple):
-    """A batch on its way to the device, as uint8.
-
-    Attributes:
-        images: (b, C, H, W).
-        labels: (b,) int64, or None.
-        copied: when it has arrived; None where there is nothing to wait for.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    copied: torch.cuda.Event | None
-
-
-class _Plan(NamedTuple):
-    """What the next batch is made of.
-
-    Attributes:
-        chosen: (b,) int64, which images.
-        mirrored: (b,) bool, which of them are mirrored, or None.
-        state: where the random streams stood before it was drawn.
-    """
-
-    chosen: Tensor
-    mirrored: Tensor | None
-    state: dict[str, Tensor | int]
+_Gathered = tuple[Tensor, Tensor | None, torch.cuda.Event | None]
+"""Images (b, C, H, W) as uint8, labels (b,), and when both will have arrived on the device; None is now."""
 
 
 class Batches:
@@ -215,7 +182,8 @@ class Batches:
         home = self.device if self.resident else "cpu"
         self._images = dataset.images.to(home)
         self._labels = None if dataset.labels is None else dataset.labels.to(home)
-        self._ahead: deque[tuple[_Plan, Future[_Gathered]]] = deque()
+        # Of each batch that is on its way: the state before it was drawn, which of it is mirrored, and the images.
+        self._ahead: deque[tuple[dict[str, Tensor | int], Tensor | None, Future[_Gathered]]] = deque()
         self._thread = None if self.resident or not prefetch else ThreadPoolExecutor(1, "gnfast-batches")
         self._stream = torch.cuda.Stream(self.device) if self._thread and self.device.type == "cuda" else None
 
@@ -228,17 +196,24 @@ class Batches:
     def next_batch(self) -> Batch:
         """This process's part of the next batch: batch_size / world images."""
         if self._thread is None:
-            plan = self._plan()
-            gathered = self._gather(plan.chosen)
+            chosen, mirrored = self._draw()
+            images, labels, copied = self._gather(chosen)
         else:
             while len(self._ahead) <= self.prefetch:
-                planned = self._plan()
-                self._ahead.append((planned, self._thread.submit(self._gather, planned.chosen)))
-            plan, future = self._ahead.popleft()
-            gathered = future.result()
-        images, labels = self._arrived(gathered)
-        if plan.mirrored is not None:
-            images = _mirror(images, plan.mirrored)
+                state = self._state()
+                chosen, mirrored = self._draw()
+                self._ahead.append((state, mirrored, self._thread.submit(self._gather, chosen)))
+            _, mirrored, future = self._ahead.popleft()
+            images, labels, copied = future.result()
+        if copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(copied)
+            for tensor in (images, labels):
+                if tensor is not None:
+                    # Allocated on the other stream, which may not have the memory back before this one is done.
+                    tensor.record_stream(stream)
+        if mirrored is not None:
+            images = _mirror(images, mirrored)
         return Batch(to_float(images, self.device), labels)
 
     def state_dict(self) -> dict[str, Tensor | int]:
@@ -246,7 +221,7 @@ class Batches:
 
         It does not depend on the device, the number of processes, or what is prefetched.
         """
-        return self._ahead[0][0].state if self._ahead else self._drawn()
+        return self._ahead[0][0] if self._ahead else self._state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the very next batch after `state` was taken.
@@ -259,44 +234,30 @@ class Batches:
         self._flips.set_state(state["flips"].cpu())
         self._ahead.clear()
 
-    def _drawn(self) -> dict[str, Tensor | int]:
+    def _state(self) -> dict[str, Tensor | int]:
         return {**self.indices.state_dict(), "flips": self._flips.get_state()}
 
-    def _plan(self) -> _Plan:
-        """Draws for all processes, and takes this one's part."""
-        state = self._drawn()
+    def _draw(self) -> tuple[Tensor, Tensor | None]:
+        """This process's part of what is drawn for all: which images come next, and which of them are mirrored."""
         share = self.batch_size // self.world
         part = slice(self.rank * share, (self.rank + 1) * share)
         chosen = self.indices.next_batch(self.batch_size)[part]
-        return _Plan(chosen, draw_flips(self.batch_size, self._flips)[part] if self.flip else None, state)
+        mirrored = torch.rand(self.batch_size, generator=self._flips)[part] < 0.5 if self.flip else None
+        return chosen, mirrored
 
     def _gather(self, chosen: Tensor) -> _Gathered:
-        if self.resident:
-            chosen = moved(chosen, self._images.device)
-            return _Gathered(self._images.index_select(0, chosen), self._pick(chosen), None)
         if self._stream is None:
-            return _Gathered(moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None)
+            chosen = moved(chosen, self._images.device)
+            return moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None
         pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
         torch.index_select(self._images, 0, chosen, out=pinned)
         # A stream of its own, so that the copy does not wait for the device's work.
         with torch.cuda.stream(self._stream):
             images = pinned.to(self.device, non_blocking=True)
-            labels = self._pick(chosen)
-            return _Gathered(images, labels, self._stream.record_event())
+            return images, self._pick(chosen), self._stream.record_event()
 
     def _pick(self, chosen: Tensor) -> Tensor | None:
         return None if self._labels is None else moved(self._labels.index_select(0, chosen), self.device)
-
-    def _arrived(self, gathered: _Gathered) -> tuple[Tensor, Tensor | None]:
-        """The images and labels, which the device's current stream may use from now on."""
-        if gathered.copied is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(gathered.copied)
-            for tensor in (gathered.images, gathered.labels):
-                if tensor is not None:
-                    # Allocated on the other stream, which may not have the memory back before this one is done.
-                    tensor.record_stream(stream)
-        return gathered.images, gathered.labels
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

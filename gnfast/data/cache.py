@@ -6,7 +6,6 @@ written last. KEY comes from what identifies the source and from how it is prepa
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -21,13 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprint_of
-from gnfast.data.draft import Draft, ReadyError, alone, clear_about_room, folder, labels_at, new_draft
+from gnfast.data.draft import ReadyError, alone, clear_about_room, finish, folder, labels_at, new_draft
 from gnfast.data.files import open_source
-from gnfast.data.source import Contents, Source
+from gnfast.data.source import Source
 from gnfast.io.files import is_abandoned, write_text
 
 _FORMAT = 1
@@ -43,10 +41,6 @@ _DESCRIPTION_BYTES = 1 << 26
 # Less than this is prepared in memory, and kept only if that took longer than opening a file is worth.
 _SMALL_BYTES = 16 << 20
 _WORTH_SECONDS = 1.0
-
-
-class _DamagedError(Exception):
-    """An entry of the cache is not what its description says."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def entries() -> list[Entry]:
     """What is in the cache, by name; entries whose description cannot be read are left out."""
     found = []
     for path in sorted(folder().glob("*.json")):
-        with contextlib.suppress(_DamagedError, OSError):
+        with contextlib.suppress(DataError, OSError):
             header = _header(path)
             found.append(Entry(path, header, path.stat().st_size + path.with_suffix(".bin").stat().st_size))
     return found
@@ -88,11 +82,8 @@ def entries() -> list[Entry]:
 def leftovers() -> list[Path]:
     """Files in the cache that belong to no entry: damaged, or of a preparation that was killed."""
     known = {path for entry in entries() for path in (entry.path, entry.data)}
-    return sorted(path for path in folder().glob("*") if path not in known and _is_left(path))
-
-
-def _is_left(path: Path) -> bool:
-    return path.is_file() and (path.suffix != ".part" or is_abandoned(path))
+    others = [path for path in folder().glob("*") if path.is_file() and path not in known]
+    return sorted(path for path in others if path.suffix != ".part" or is_abandoned(path))
 
 
 def entry_of(source: Source) -> Entry | None:
@@ -110,13 +101,13 @@ def prepared(source: Source) -> ImageDataset:
         DataError: what reading `source` raises, or there is no room for the prepared pixels.
     """
     if not source.request.cache or source.is_quick:
-        return _in_memory(source)
+        return _prepare(source, None)
     path = _path(source)
     try:
         return _open(path, source.request.progress)
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except _DamagedError as error:
+    except DataError as error:
         warnings.warn(f"{path} is damaged and prepared again: {error}", DataWarning, stacklevel=3)
         path.unlink(missing_ok=True)
     try:
@@ -132,11 +123,8 @@ def verify(entry: Entry, progress: bool = True) -> None:
         DataError: they differ, or the entry is damaged otherwise.
     """
     try:
-        dataset = _mapped(entry.path, entry.header)
-        got = _fingerprint(dataset, progress)
-        if got != entry.header["fingerprint"]:
-            raise _DamagedError(f"expected the fingerprint {entry.header['fingerprint']}, got {got}")
-    except (_DamagedError, OSError) as error:
+        _compare(_mapped(entry.path, entry.header), entry.header, progress)
+    except (DataError, OSError) as error:
         raise DataError(f"{entry.data} is damaged: {error}; it is prepared again when it is needed") from error
 
 
@@ -155,46 +143,36 @@ def _description(source: Source) -> dict[str, Any]:
     return {"format": _FORMAT, "name": source.name, "source": dict(source.identity), **asked, "crop": request.crop or 0}
 
 
-def _in_memory(source: Source) -> ImageDataset:
-    canvas = Canvas()
-    try:
-        return _dataset(source, canvas, source.read(canvas))
-    except MemoryError as error:
-        raise DataError(f"{source.name}: the images do not fit into memory ({error})") from error
-
-
-def _dataset(source: Source, canvas: Canvas, contents: Contents) -> ImageDataset:
-    if contents.warning:
-        warnings.warn(contents.warning, DataWarning, stacklevel=5)
-    return ImageDataset(
-        source.name, torch.from_numpy(canvas.pixels), contents.labels, contents.classes, contents.skipped
-    )
-
-
-def _prepare(source: Source, path: Path) -> ImageDataset:
+def _prepare(source: Source, path: Path | None) -> ImageDataset:
+    """The images of `source`, read, and kept at `path` if they are worth it; in memory alone where there is no path."""
     with contextlib.ExitStack() as stack:
-        drafts: list[Draft] = []
+        drafts: list[np.memmap] = []
 
-        def allocate(shape: tuple[int, ...]) -> np.ndarray:
-            if math.prod(shape) < _SMALL_BYTES:
-                return np.empty(shape, np.uint8)
+        def new(nbytes: int) -> np.memmap:
             if not drafts:
                 stack.enter_context(alone(path))
-            drafts.append(stack.enter_context(new_draft(path, math.prod(shape))))
-            return drafts[-1].pixels.reshape(shape)
+            drafts.append(stack.enter_context(new_draft(path, nbytes)))
+            return drafts[-1]
+
+        def allocate(shape: tuple[int, ...]) -> np.ndarray:
+            nbytes = math.prod(shape)
+            in_memory = path is None or nbytes < _SMALL_BYTES
+            return np.empty(shape, np.uint8) if in_memory else new(nbytes).reshape(shape)
 
         start = time.monotonic()
         canvas = Canvas(allocate)
-        contents = source.read(canvas)
-        dataset = _dataset(source, canvas, contents)
+        try:
+            contents = source.read(canvas)
+        except MemoryError as error:
+            raise DataError(f"{source.name}: the images do not fit into memory ({error})") from error
+        if contents.warning:
+            warnings.warn(contents.warning, DataWarning, stacklevel=4)
+        pixels = torch.from_numpy(canvas.pixels)
+        dataset = ImageDataset(source.name, pixels, contents.labels, contents.classes, contents.skipped)
         if not drafts:
-            if time.monotonic() - start < _WORTH_SECONDS:
+            if path is None or time.monotonic() - start < _WORTH_SECONDS:
                 return dataset
-            drafts.append(stack.enter_context(new_draft(path, dataset.images.nbytes)))
-            drafts[-1].pixels[:] = canvas.pixels.reshape(-1)
-        recorded = _fingerprint(dataset, source.request.progress)
-        draft = drafts[-1]
-        draft.finish(dataset)
+            new(dataset.images.nbytes)[:] = canvas.pixels.reshape(-1)
         header = {
             **_description(source),
             "shape": list(dataset.images.shape),
@@ -202,12 +180,13 @@ def _prepare(source: Source, path: Path) -> ImageDataset:
             "labels": dataset.labels is not None,
             "skipped": dataset.skipped,
             "warning": contents.warning,
-            "fingerprint": recorded,
+            "fingerprint": fingerprint_of(dataset, source.request.progress),
         }
-        os.replace(draft.path, path.with_suffix(".bin"))
+        finish(drafts[-1], dataset)
+        os.replace(drafts[-1].filename, path.with_suffix(".bin"))
         # Until its description is there, the entry does not exist, and its pixels are for nobody.
         stack.callback(lambda: path.exists() or path.with_suffix(".bin").unlink(missing_ok=True))
-        with clear_about_room(path.parent, dataset.images.nbytes):
+        with clear_about_room(dataset.images.nbytes):
             _write_header(path, header)
     return _mapped(path, header)
 
@@ -217,20 +196,24 @@ def _open(path: Path, progress: bool) -> ImageDataset:
 
     Raises:
         FileNotFoundError: there is none.
-        _DamagedError: it is not what its description says.
+        DataError: it is not what its description says.
     """
     header = _header(path)
     dataset = _mapped(path, header)
     if path.with_suffix(".bin").stat().st_mtime_ns != header["modified_ns"]:
         # Copied, restored or changed since: only the content can tell.
-        got = _fingerprint(dataset, progress)
-        if got != header["fingerprint"]:
-            raise _DamagedError(f"expected the fingerprint {header['fingerprint']}, got {got}")
+        _compare(dataset, header, progress)
         with contextlib.suppress(OSError):
             _write_header(path, header)
     if header["warning"]:
         warnings.warn(header["warning"], DataWarning, stacklevel=4)
     return dataset
+
+
+def _compare(dataset: ImageDataset, header: dict[str, Any], progress: bool) -> None:
+    got = fingerprint_of(dataset, progress)
+    if got != header["fingerprint"]:
+        raise DataError(f"expected the fingerprint {header['fingerprint']}, got {got}")
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -241,14 +224,14 @@ def _header(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {_DESCRIPTION_BYTES >> 20} MiB")
         header = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise _DamagedError(f"its description is not JSON ({error})") from error
+        raise DataError(f"its description is not JSON ({error})") from error
     is_whole = isinstance(header, dict) and all(isinstance(header.get(key), kind) for key, kind in _KINDS.items())
     if not is_whole or header["format"] != _FORMAT or len(header["shape"]) != 4:
-        raise _DamagedError("its description is incomplete")
+        raise DataError("its description is incomplete")
     if not all(type(size) is int and size > 0 for size in header["shape"]):
-        raise _DamagedError(f"its description has the shape {header['shape']}")
+        raise DataError(f"its description has the shape {header['shape']}")
     if not all(isinstance(name, str) for name in header["classes"]):
-        raise _DamagedError("its description has classes that are not names")
+        raise DataError("its description has classes that are not names")
     return header
 
 
@@ -266,29 +249,18 @@ def _mapped(path: Path, header: dict[str, Any]) -> ImageDataset:
         with open_source(data) as file:
             got = os.fstat(file.fileno()).st_size
             if got != wanted:
-                raise _DamagedError(f"{data.name} should have {wanted} bytes and has {got}")
+                raise DataError(f"{data.name} should have {wanted} bytes and has {got}")
             content = _map(file.fileno(), wanted)
     except FileNotFoundError as error:
-        raise _DamagedError(f"{data.name} is not there") from error
-    except DataError as error:
-        raise _DamagedError(str(error)) from error
+        raise DataError(f"{data.name} is not there") from error
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         pixels = torch.frombuffer(content, dtype=torch.uint8, count=nbytes).view(shape)
     labels = None
     if header["labels"]:
         labels = torch.from_numpy(np.frombuffer(content, "<i8", count, labels_at(nbytes)).astype(np.int64))
-    try:
-        return ImageDataset(
-            header["name"],
-            pixels,
-            labels,
-            tuple(header["classes"]),
-            header["skipped"],
-            header["fingerprint"],
-        )
-    except DataError as error:
-        raise _DamagedError(str(error)) from error
+    classes = tuple(header["classes"])
+    return ImageDataset(header["name"], pixels, labels, classes, header["skipped"], header["fingerprint"])
 
 
 def _map(descriptor: int, nbytes: int) -> mmap.mmap:
@@ -297,14 +269,5 @@ def _map(descriptor: int, nbytes: int) -> mmap.mmap:
     flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0)
     try:
         return mmap.mmap(descriptor, nbytes, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    except OSError as error:
-        if error.errno != errno.ENOMEM:
-            raise
-    return mmap.mmap(descriptor, nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-
-
-def _fingerprint(dataset: ImageDataset, progress: bool) -> str:
-    hidden = None if progress and dataset.images.nbytes > 1 << 30 else True
-    size = dataset.images.nbytes
-    with tqdm(total=size, desc=f"fingerprint of {dataset.name}", unit="B", unit_scale=True, disable=hidden) as bar:
-        return fingerprint_of(dataset, bar.update)
+    except OSError:
+        return mmap.mmap(descriptor, nbytes, prot=mmap.PROT_READ)

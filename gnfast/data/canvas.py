@@ -4,8 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-_COPIED_AT_ONCE = 1 << 26
-
 
 class Canvas:
     """Images of one size, filled from the front: (count, C, H, W) uint8.
@@ -13,12 +11,12 @@ class Canvas:
     C is 1 as long as all images are grey, and becomes 3 with the first one in colour.
 
     Args:
-        allocate: shape -> a uint8 array of that shape, whatever is in it; memory by default. It is called once, or
-            twice if grey images come before the first one in colour.
+        allocate: shape -> a uint8 array of that shape, whatever is in it. It is called once, or twice if grey images
+            come before the first one in colour.
     """
 
-    def __init__(self, allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> None:
-        self._allocate = allocate or (lambda shape: np.empty(shape, np.uint8))
+    def __init__(self, allocate: Callable[[tuple[int, ...]], np.ndarray]) -> None:
+        self._allocate = allocate
         self._capacity = 0
         self._array: np.ndarray | None = None
         self.count = 0
@@ -46,14 +44,7 @@ class Canvas:
         if self._array is None:
             self._array = self._allocate((self._capacity, *images.shape[1:]))
         elif self._array.shape[1] < images.shape[1]:
-            self._colour()
+            grey, self._array = self._array, self._allocate((self._capacity, *images.shape[1:]))
+            self._array[: self.count] = grey[: self.count]
         self._array[self.count : self.count + len(images)] = images
         self.count += len(images)
-
-    def _colour(self) -> None:
-        grey = self._array
-        self._array = self._allocate((self._capacity, 3, *grey.shape[2:]))
-        step = max(1, _COPIED_AT_ONCE // grey[0].nbytes)
-        for start in range(0, self.count, step):
-            stop = min(start + step, self.count)
-            self._array[start:stop] = grey[start:stop]

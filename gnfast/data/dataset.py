@@ -1,13 +1,13 @@
 """What every data set becomes: one uint8 tensor, in memory or mapped from a file, with its labels and a fingerprint."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from gnfast.errors import require_int
 
@@ -49,18 +49,6 @@ class Request:
         for name, least in (("resolution", 1), ("crop", 0)):
             if (value := getattr(self, name)) is not None:
                 at_least(name, value, least)
-
-    def filled(self, *, channels: int, resolution: int | None = None, crop: int = 0) -> "Request":
-        """The same with a data set's own values where nothing was asked for, so that asking for them changes nothing.
-
-        Args:
-            channels: of all its images.
-            resolution: of all its images where they are square and nothing is cut out of them, else None.
-            crop: what is cut out by default.
-        """
-        crop = crop if self.crop is None else self.crop
-        own = None if crop else resolution
-        return replace(self, channels=self.channels or channels, resolution=self.resolution or own, crop=crop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,15 +116,18 @@ class ImageDataset:
         return self.recorded or fingerprint_of(self)
 
 
-def fingerprint_of(dataset: ImageDataset, progress: Callable[[int], None] = lambda _: None) -> str:
-    """The fingerprint of what `dataset` holds, recorded or not; `progress` is told of the bytes as they are read."""
+def fingerprint_of(dataset: ImageDataset, progress: bool = False) -> str:
+    """The fingerprint of what `dataset` holds, recorded or not; a bar is shown for more than 1 GiB if `progress`."""
     digest = hashlib.sha256(repr((tuple(dataset.images.shape), dataset.classes)).encode())
-    for tensor in (dataset.images, dataset.labels):
-        if tensor is None:
-            continue
-        content = memoryview(tensor.contiguous().numpy()).cast("B")
-        for start in range(0, len(content), _HASHED_AT_ONCE):
-            piece = content[start : start + _HASHED_AT_ONCE]
-            digest.update(piece)
-            progress(len(piece))
+    size = dataset.images.nbytes
+    hidden = None if progress and size > 1 << 30 else True
+    with tqdm(total=size, desc=f"fingerprint of {dataset.name}", unit="B", unit_scale=True, disable=hidden) as bar:
+        for tensor in (dataset.images, dataset.labels):
+            if tensor is None:
+                continue
+            content = memoryview(tensor.contiguous().numpy()).cast("B")
+            for start in range(0, len(content), _HASHED_AT_ONCE):
+                piece = content[start : start + _HASHED_AT_ONCE]
+                digest.update(piece)
+                bar.update(len(piece))
     return digest.hexdigest()

@@ -41,7 +41,7 @@ def alone(path: Path) -> Iterator[None]:
         ReadyError: one of them has done it.
     """
     lock = path.with_suffix(".lock")
-    with clear_about_room(path.parent, 0):
+    with clear_about_room(0):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
     with file:
@@ -56,38 +56,18 @@ def alone(path: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-class Draft:
-    """A file that has room for pixels, and becomes an entry's when it is complete."""
-
-    def __init__(self, path: Path, nbytes: int) -> None:
-        self.path = path
-        self.pixels = np.memmap(path, np.uint8, "r+", shape=(nbytes,))
-
-    def finish(self, dataset: ImageDataset) -> None:
-        """Cut the file to the pixels that are in it, and append the labels."""
-        self.pixels.flush()
-        with self.path.open("r+b") as file, clear_about_room(self.path, dataset.images.nbytes):
-            file.truncate(labels_at(dataset.images.nbytes))
-            file.seek(0, os.SEEK_END)
-            if dataset.labels is not None:
-                file.write(dataset.labels.numpy().astype("<i8").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
-def new_draft(path: Path, nbytes: int) -> Iterator[Draft]:
-    """A draft next to `path`, which is gone afterwards unless it was moved elsewhere."""
+def new_draft(path: Path, nbytes: int) -> Iterator[np.memmap]:
+    """The bytes of a file next to `path`, which is gone afterwards unless it was moved elsewhere."""
     with contextlib.ExitStack() as stack:
-        with clear_about_room(path.parent, nbytes):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with clear_about_room(nbytes):
             # Those of other data sets too: the room that they take may be what this one lacks.
             remove_abandoned(path.parent)
             part = stack.enter_context(own_part(path.with_suffix(".bin")))
             with part.open("r+b") as file:
                 # All of it at once: writing through a mapping to a disk that is full would kill the process.
                 _reserve(file.fileno(), nbytes)
-        yield Draft(part, nbytes)
+        yield np.memmap(part, np.uint8, "r+", shape=(nbytes,))
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:
@@ -102,8 +82,20 @@ def _reserve(descriptor: int, nbytes: int) -> None:
         os.write(descriptor, zeros[: nbytes - start])
 
 
+def finish(draft: np.memmap, dataset: ImageDataset) -> None:
+    """Cut a draft's file to the pixels that are in it, and append the labels."""
+    draft.flush()
+    nbytes = dataset.images.nbytes
+    with open(draft.filename, "ab") as file, clear_about_room(nbytes):
+        file.truncate(labels_at(nbytes))
+        if dataset.labels is not None:
+            file.write(dataset.labels.numpy().astype("<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextlib.contextmanager
-def clear_about_room(path: Path, nbytes: int) -> Iterator[None]:
+def clear_about_room(nbytes: int) -> Iterator[None]:
     """What the system says of a folder that cannot be written, or is too small for `nbytes`, as a DataError."""
     try:
         yield
@@ -111,7 +103,8 @@ def clear_about_room(path: Path, nbytes: int) -> Iterator[None]:
         advice = "set GNFAST_CACHE to a folder elsewhere, or pass cache=False to hold the images in memory"
         if error.errno not in _NO_ROOM:
             raise DataError(f"the cache folder {folder()} cannot be written ({error}); {advice}") from error
-        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        there = next(place for place in (folder(), *folder().parents) if place.is_dir())
+        free = shutil.disk_usage(there).free
         raise DataError(
             f"not enough room in {folder()}: the prepared images need {nbytes / 2**30:.2f} GiB, "
             f"{free / 2**30:.2f} GiB are free ({error.strerror}); make room (gnfast data clear), or {advice}"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gnfast.data.dataset import DataError, Request
-from gnfast.errors import InputError
 from gnfast.io.downloads import checksum, download
 from gnfast.io.files import cache_root, open_regular
 
@@ -26,10 +25,7 @@ def open_source(path: Path) -> BinaryIO:
         DataError: it is a pipe, a device, a socket or a folder.
         OSError: it cannot be opened.
     """
-    try:
-        return open_regular(path)
-    except InputError as error:
-        raise DataError(str(error)) from None
+    return open_regular(path, DataError)
 
 
 def printable(name: str) -> str:
@@ -55,8 +51,7 @@ def walk_files(root: Path) -> Iterator[str]:
         place = os.path.join(root, folder)
         try:
             status = os.stat(place)
-            with os.scandir(place) as listing:
-                children = sorted((child.name, _is_folder(child)) for child in listing)
+            names = sorted(os.listdir(place))
         except OSError:
             yield folder or "."
             continue
@@ -66,17 +61,14 @@ def walk_files(root: Path) -> Iterator[str]:
         ways[itself] += 1
         if ways[itself] > _WAYS:
             raise DataError(f"{root}: links lead to the folder {os.path.realpath(place)} in more than {_WAYS} ways")
-        yield from (os.path.join(folder, name) for name, is_folder in children if not is_folder)
-        folders += [
-            (os.path.join(folder, name), above | {itself}) for name, is_folder in reversed(children) if is_folder
-        ]
-
-
-def _is_folder(child: os.DirEntry) -> bool:
-    try:
-        return child.is_dir()
-    except OSError:  # A link to itself.
-        return False
+        below = []
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isdir(os.path.join(root, path)):
+                below.append((path, above | {itself}))
+            else:
+                yield path
+        folders += reversed(below)
 
 
 def stat_identity(path: Path) -> dict[str, Any]:
@@ -119,13 +111,18 @@ class Official:
     size: str
     folder: str = ""
 
+    def path(self, request: Request) -> Path:
+        """Where the file is or would be: `request.root` itself, or in that folder, or in the cache's."""
+        root = request.root or cache_root() / "data" / self.folder
+        return root if root.is_file() else root / self.name
+
     def locate(self, request: Request) -> Path:
-        """Where the file is: `request.root` itself, or in that folder, or in the cache's; fetched if need be.
+        """Where the file is, fetched if need be, and its checksum compared unless `request.verify` is False.
 
         Raises:
-            DataError: it is not there and `request.download` is False, or the download failed.
+            DataError: it is not there and `request.download` is False, the download failed, or as `check`.
         """
-        path = self._path(request)
+        path = self.path(request)
         if not path.is_file():
             if not request.download:
                 raise DataError(
@@ -133,18 +130,10 @@ class Official:
                     f"or root=… with the file's path or its folder"
                 )
             download(self.url, path, "md5", self.md5, error=DataError, progress=request.progress)
-        return path
+        return self.check(path) if request.verify else path
 
-    def identity(self, request: Request) -> dict[str, Any]:
-        """The checksum, or what the file system says of a file that may differ from the published one.
-
-        Raises:
-            DataError: as `locate`, if the file may differ.
-        """
-        return {"md5": self.md5} if request.verify else stat_identity(self.locate(request))
-
-    def check(self, path: Path) -> None:
-        """Compare the checksum of the file at `path`.
+    def check(self, path: Path) -> Path:
+        """The path, after the checksum of the file there was compared.
 
         Raises:
             DataError: it is another one.
@@ -154,30 +143,4 @@ class Official:
                 f"{path}: wrong checksum, expected MD5 {self.md5}, got {got}; "
                 f"download it again, or pass verify=False if it is meant to differ"
             )
-
-    def check_if_there(self, request: Request) -> list[Path]:
-        """The file in a list, or an empty one where it is not there.
-
-        Raises:
-            DataError: as `check`.
-        """
-        path = self._path(request)
-        if not path.is_file():
-            return []
-        self.check(path)
-        return [path]
-
-    def _path(self, request: Request) -> Path:
-        root = request.root or cache_root() / "data" / self.folder
-        return root if root.is_file() else root / self.name
-
-    def checked(self, request: Request) -> Path:
-        """Where the file is, after its checksum was compared, unless `request.verify` is False.
-
-        Raises:
-            DataError: as `locate` and `check`.
-        """
-        path = self.locate(request)
-        if request.verify:
-            self.check(path)
         return path

@@ -1,7 +1,9 @@
 """A folder, zip or tar of image files as a data set, with or without folders for splits and classes."""
 
 import re
+from collections import defaultdict
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +69,16 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
     Without folders for splits, all images, with their paths below what everything lies in.
     """
     wanted = _SPLITS.get(split.casefold(), split)
-    below: dict[tuple[str, ...], set[str]] = {(): set()}
+    below: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for parts, _ in images:
         for depth in range(len(parts) - 1):
-            below.setdefault(parts[:depth], set()).add(parts[depth])
+            below[parts[:depth]].add(parts[depth])
     divided = _divided(path, below)
     if divided is None:
         if wanted != "train":
             raise DataError(f"split of {path}: got {split!r}, wanted 'train': it has no folder for each split")
-        depth = len(_common({parts[:-1] for parts, _ in images}))
+        places = {parts[:-1] for parts, _ in images}
+        depth = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*places, strict=False))))
         return [(parts[depth:], entry) for parts, entry in images], []
     named = _split_folders(below[divided])
     folders = {split: name for name, split in sorted(named.items())}
@@ -90,13 +93,8 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
     return chosen, [(parts, entry) for parts, entry in images if parts[:depth] not in tops]
 
 
-def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, ...] | None:
-    """The folder that holds the splits' folders, or None where there is none.
-
-    Args:
-        path: for messages.
-        below: the names of the folders in each folder.
-    """
+def _divided(path: Path, below: defaultdict[tuple[str, ...], set[str]]) -> tuple[str, ...] | None:
+    """The folder that holds the splits' folders, or None; `below` has the names of the folders in each folder."""
     # One name may be a class: "train" is one of Pascal's.
     divided = [folder for folder in sorted(below) if len(set(_split_folders(below[folder]).values())) > 1]
     divided = [folder for folder in divided if not any(folder[: len(top)] == top for top in divided if top != folder)]
@@ -108,7 +106,6 @@ def _divided(path: Path, below: dict[tuple[str, ...], set[str]]) -> tuple[str, .
     folder: tuple[str, ...] = ()
     while not _split_folders(below[folder]) and len(below[folder]) == 1:
         folder += tuple(below[folder])
-        below.setdefault(folder, set())
     named = _split_folders(below[folder])
     if not named or (len(below[folder]) > 1 and "train" in named.values()):
         return None
@@ -127,12 +124,6 @@ def _split_folders(names: set[str]) -> dict[str, str]:
     words = {name: [word for word in map(str.casefold, _WORDS.split(name)) if word in _SPLITS] for name in names}
     loose = {name: _SPLITS[found[0]] for name, found in words.items() if len(found) == 1}
     return loose if len(set(loose.values())) > 1 and 2 * len(loose) >= len(names) else exact
-
-
-def _common(folders: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """The folder that all of `folders` lie in."""
-    low, high = min(folders, default=()), max(folders, default=())
-    return low[: next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))]
 
 
 def _labels(paths: list[tuple[str, ...]]) -> dict[str, Any]:

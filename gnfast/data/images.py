@@ -6,7 +6,7 @@ import io
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from gnfast.data.archive import EntryError
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import stat_identity
@@ -36,8 +35,6 @@ _DECODING = 2
 _MANY = 256
 _MEMORY = 1 << 28
 _PIXELS = 1 << 26
-# Bytes of an encoded image above which decoding it outside the interpreter's lock outweighs handing it to a thread.
-_THREADS_ABOVE = 8192
 
 
 def decoded_identity(path: Path) -> dict[str, Any]:
@@ -68,9 +65,8 @@ def prepare(image: Image.Image, request: Request) -> np.ndarray:
         # Rounded as torchvision's CenterCrop does, with which the papers' codes crop.
         left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
         image = image.crop((left, top, left + crop, top + crop))
-    resolution = request.resolution
-    if resolution is not None and image.size != (resolution, resolution):
-        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    if (side := request.resolution) and image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BILINEAR)
     # np.asarray(image) is a third slower for thumbnails.
     return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, *[3] * (mode == "RGB"))
 
@@ -89,10 +85,9 @@ def add_arrays(canvas: Canvas, images: np.ndarray, request: Request) -> None:
     for image in images:
         picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
         try:
-            array = prepare(picture, request)
+            canvas.add(prepare(picture, request))
         except ValueError as error:
             raise DataError(f"crop: {error}") from error
-        canvas.add(array)
 
 
 def decode_into(
@@ -143,22 +138,17 @@ def decode_into(
             first = first or name
             canvas.add(pixels)
             kept.append(tag)
-    _require_bright(brightest, path)
+    if 0 <= brightest < 64:
+        raise DataError(
+            f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
+            f"bits do, and would become black; scale them to 16 bits first"
+        )
     more = f", and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     examples = f": {', '.join(skipped[:3])}{more}"
     if not kept:
         raise DataError(f"no image is left in {path} {what}{examples if skipped else ': it holds no file'}")
     warning = f"{path}: {len(skipped)} of {total + len(others)} files skipped{examples}" if skipped else ""
     return kept, Contents(skipped=len(skipped), warning=warning)
-
-
-def _require_bright(brightest: int, path: Path) -> None:
-    """Refuses images of 16 bits, the largest value among which is `brightest` of 255, or negative if there are none."""
-    if 0 <= brightest < 64:
-        raise DataError(
-            f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
-            f"bits do, and would become black; scale them to 16 bits first"
-        )
 
 
 _Pixels = tuple[np.ndarray, bool]
@@ -168,77 +158,63 @@ def _decoded(
     encoded: Iterable[tuple[str, Tag, Callable[[], bytes]]], request: Request
 ) -> Iterator[tuple[str, Tag, _Pixels | str]]:
     """Each image's name, tag, and its pixels with whether they had 16 bits, or the reason why it has none."""
-    waiting: deque[tuple[str, Tag, Callable[[], _Pixels | str], int]] = deque()
+    waiting: deque[tuple[str, Tag, Future[_Pixels | str], int]] = deque()
     memory = 0
     with ThreadPoolExecutor() as pool:
         try:
             for name, tag, read in encoded:
-                data = _read(read)
-                image = data if isinstance(data, str) else _header(data)
-                needs = len(data) + (0 if isinstance(image, str) else 4 * image.width * image.height)
+                image, needs = _opened(read)
                 while waiting and (len(waiting) == _MANY or memory + needs > _MEMORY):
-                    *first, result, taken = waiting.popleft()
-                    yield *first, result()
+                    *first, future, taken = waiting.popleft()
+                    yield *first, future.result()
                     memory -= taken
-                if isinstance(image, str) or len(data) <= _THREADS_ABOVE:
-                    done = image if isinstance(image, str) else _pixels([image], request)
-                    waiting.append((name, tag, lambda done=done: done, needs))
-                else:
-                    waiting.append((name, tag, pool.submit(_pixels, [image], request).result, needs))
+                waiting.append((name, tag, pool.submit(_pixels, [image], request), needs))
                 memory += needs
                 # What waits for its turn must not be held from here as well.
-                del data, image, read
+                del image, read
             while waiting:
-                *first, result, _ = waiting.popleft()
-                yield *first, result()
+                *first, future, _ = waiting.popleft()
+                yield *first, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read(read: Callable[[], bytes]) -> bytes | str:
+def _opened(read: Callable[[], bytes]) -> tuple[Image.Image | str, int]:
+    """An image of which only the header has been read, and how many bytes it will take; or why there is none, and 0."""
     try:
-        return read()
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
-    except EntryError as error:
-        return f"unreadable: {error}"
-
-
-def _header(data: bytes) -> Image.Image | str:
-    """An image of which only the header has been read, or the reason why it cannot be one."""
-    try:
+        data = read()
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except DataError:
+        raise
     except UnidentifiedImageError:
-        return "not an image"
+        return "not an image", 0
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data.
-        return _reason(error)
+        return _reason(error), 0
     if image.width * image.height > _PIXELS:
-        return f"unreadable: {image.width}x{image.height} is larger than {_PIXELS >> 20} megapixels"
-    return image
+        return f"unreadable: {image.width}x{image.height} is larger than {_PIXELS >> 20} megapixels", 0
+    return image, len(data) + 4 * image.width * image.height
 
 
-def _pixels(images: list[Image.Image], request: Request) -> _Pixels | str:
+def _pixels(images: list[Image.Image | str], request: Request) -> _Pixels | str:
     """The pixels of the one image in the list, which is taken out, so that each step may let go of the last one's."""
+    if isinstance(images[0], str):
+        return images[0]
     try:
         has_16_bits = images[0].mode.startswith("I;16") or any(";16" in str(tile.args) for tile in images[0].tile)
-        _turn_upright(images[0])
+        images[0].load()
+        # Asking Pillow takes as long as decoding a small image.
+        if images[0].format == "TIFF" or not _ORIENTED.isdisjoint(images[0].info):
+            # Damaged metadata do not make the pixels worse.
+            with contextlib.suppress(Exception):
+                ImageOps.exif_transpose(images[0], in_place=True)
         return prepare(images.pop(), request), has_16_bits
     except Exception as error:
         return _reason(error)
 
 
-def _turn_upright(image: Image.Image) -> None:
-    """Turn the image as its EXIF orientation says that it is to be seen."""
-    image.load()
-    # Asking Pillow takes as long as decoding a small image.
-    if image.format == "TIFF" or not _ORIENTED.isdisjoint(image.info):
-        # Damaged metadata do not make the pixels worse.
-        with contextlib.suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-
-
 def _reason(error: Exception) -> str:
-    return f"unreadable: {' '.join(str(error).split()) or type(error).__name__}"
+    said = str(getattr(error, "strerror", None) or error)
+    return f"unreadable: {' '.join(said.split()) or type(error).__name__}"
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,66 +1,81 @@
 """Reads an LMDB for `gnfast.data.databases`, as a process of its own: a damaged page may kill whoever touches it.
 
-    python -P lmdb_reader.py FOLDER LIMIT
+    python -P lmdb_reader.py FOLDER START STOP LIMIT
 
-It reads requests from its standard input, each a length (uint32) and a key, and writes answers, each a status (uint8),
-a length (uint64) and as many bytes. The first answer, unasked, is the number of entries in digits. A request without a
-key asks for the next entry, which is two answers, key and value.
+It writes to its standard output, by `marshal`: how many images there are at the positions from START to STOP; then, of
+each, key, label or None, and bytes, or None where these are more than LIMIT. Text in place of that says what is wrong.
 """
 
+import marshal
 import os
-import struct
 import sys
+from collections.abc import Iterator
+from itertools import islice
 
-REQUEST = struct.Struct("<I")
-ANSWER = struct.Struct("<BQ")
-FOUND, MISSING, TOO_LARGE, FAILED = range(4)
-"""The bytes of an answer are: the value; none, as there is no such key or no next entry; none, as there are more than
-LIMIT; a message."""
+# ImageNet's full version has 21,841.
+_CLASSES = 100_000
 
 
-def serve(folder: str, limit: int, requests, answers) -> None:
+def images(folder: str, positions: slice, limit: int) -> Iterator[object]:
     import lmdb
 
-    def answer(status: int, content=b"") -> None:
-        if len(content) > limit:
-            status, content = TOO_LARGE, b""
-        # Copied before anything is said, so that a page that is not there leaves no half answer.
-        content = bytes(content)
-        answers.write(ANSWER.pack(status, len(content)))
-        answers.write(content)
+    with lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False) as environment:
+        # A file that was cut off opens like a whole one.
+        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        size = os.stat(os.path.join(folder, "data.mdb")).st_size
+        if size < needed:
+            raise ValueError(f"it is truncated: data.mdb has {size} bytes, and {needed} are in use")
+        with environment.begin(buffers=True) as transaction:
+            entries = transaction.stat()["entries"]
+            # Each takes more than these 8 bytes.
+            if entries > size // 8:
+                raise ValueError(f"it claims {entries} entries in {size} bytes")
+            is_labelled = None not in (transaction.get(b"d0"), transaction.get(b"l0"))
+            numbers = range(entries // 2 if is_labelled else entries)
+            chosen = numbers[positions]
+            yield len(chosen)
+            if is_labelled or transaction.get(b"0") is not None:
+                rows = _numbered(folder, transaction, chosen, len(numbers), is_labelled)
+            else:
+                found = islice(transaction.cursor(), chosen.start, chosen.stop)
+                rows = ((bytes(key).decode(errors="backslashreplace"), None, value) for key, value in found)
+            missing = len(chosen)
+            for key, label, value in rows:
+                yield key, label, None if len(value) > limit else bytes(value)
+                missing -= 1
+            if missing:
+                raise LookupError(f"{folder} is damaged: it ends before the last {missing} of its entries")
 
-    try:
-        with lmdb.open(folder, readonly=True, lock=False, readahead=False, meminit=False, create=False) as environment:
-            # A file that was cut off opens like a whole one.
-            needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-            size = os.stat(os.path.join(folder, "data.mdb")).st_size
-            if size < needed:
-                raise ValueError(f"it is truncated: data.mdb has {size} bytes, and {needed} are in use")
-            with environment.begin(buffers=True) as transaction:
-                entries = transaction.stat()["entries"]
-                # Each takes more than these 8 bytes.
-                if entries > size // 8:
-                    raise ValueError(f"it claims {entries} entries in {size} bytes")
-                answer(FOUND, str(entries).encode())
-                cursor = transaction.cursor()
-                while True:
-                    answers.flush()
-                    head = requests.read(REQUEST.size)
-                    if len(head) < REQUEST.size:
-                        return
-                    key = requests.read(*REQUEST.unpack(head))
-                    if key:
-                        value = transaction.get(key)
-                        answer(MISSING if value is None else FOUND, b"" if value is None else value)
-                    elif cursor.next():
-                        answer(FOUND, cursor.key())
-                        answer(FOUND, cursor.value())
-                    else:
-                        answer(MISSING)
-    except (lmdb.Error, ValueError, OSError) as error:
-        answer(FAILED, str(error).encode("utf-8", "backslashreplace"))
-        answers.flush()
+
+def _numbered(folder: str, transaction, chosen: range, count: int, is_labelled: bool) -> Iterator[tuple]:
+    def get(key: str) -> memoryview:
+        value = transaction.get(key.encode())
+        if value is None:
+            raise LookupError(f"{folder}: key {key!r} is missing, although there are {count} images")
+        return value
+
+    for number in chosen:
+        label = None
+        if is_labelled:
+            digits = bytes(get(f"l{number}")[:21])
+            if not digits.isdigit() or len(digits) > 20 or int(digits) >= _CLASSES:
+                wanted = f"a class in digits, below {_CLASSES}"
+                raise LookupError(f"{folder}: key 'l{number}': got {digits[:20]!r}, wanted {wanted}")
+            label = int(digits)
+        key = f"d{number}" if is_labelled else f"{number}"
+        yield key, label, get(key)
+
+
+def main(folder: str, start: str, stop: str, limit: str) -> None:
+    with sys.stdout.buffer as out:
+        try:
+            for row in images(folder, slice(int(start), int(stop)), int(limit)):
+                marshal.dump(row, out)
+        except LookupError as error:
+            marshal.dump(str(error), out)
+        except Exception as error:
+            marshal.dump(f"{folder} cannot be read as an LMDB: {error}", out)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), sys.stdin.buffer, sys.stdout.buffer)
+    main(*sys.argv[1:])

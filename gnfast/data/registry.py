@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from gnfast.data import databases, sets
-from gnfast.data.archive import first_member
+from gnfast.data.archive import first_file
 from gnfast.data.cache import prepared
 from gnfast.data.dataset import DataError, ImageDataset, Request
 from gnfast.data.files import open_source
@@ -94,7 +94,7 @@ def find(source: str | os.PathLike, request: Request) -> Source:
         open_source(path).close()
     if databases.is_database(path):
         return databases.open_database(path, request)
-    top = PurePosixPath(first_member(path)).parts[:1] if path.is_file() else ()
+    top = PurePosixPath(first_file(path)).parts[:1] if path.is_file() else ()
     # Official archives are recognised by the folder that all is in, whatever their name and checksum.
     if official := next((known for known in SETS.values() if top == (known.folder,)), None):
         return official.source(replace(request, root=path))

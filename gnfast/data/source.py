@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import Official
+from gnfast.data.files import Official, stat_identity
 from gnfast.io.files import cache_root
 
 
@@ -63,8 +63,10 @@ class DataSet(ABC):
         name: for `load`, logs and results.
         description: how many images of what, their size, the source, how to get it; one line.
         splits: the names of its parts, each with what says which images are in it.
-        channels, resolution, crop: what it takes where a request does not say, as in `Request.filled`.
-        folder: what its official archive has everything in, by which it is recognised under any name; "" if nothing.
+        channels, resolution, crop: of all its images where a request does not say; no resolution if not all are square.
+        archive: the published file, where it is one.
+        folder: what that has everything in, by which it is recognised under any name; "" if nothing.
+        classes: what its labels stand for.
     """
 
     name: str
@@ -73,7 +75,9 @@ class DataSet(ABC):
     channels: int = 3
     resolution: int | None = None
     crop: int = 0
+    archive: Official | None = None
     folder: str = ""
+    classes: tuple[str, ...] = ()
 
     def source(self, request: Request) -> Source:
         """What `request` asks for.
@@ -85,7 +89,10 @@ class DataSet(ABC):
         if request.split not in self.splits:
             wanted = ", ".join(map(repr, self.splits))
             raise DataError(f"split of {self.name}: got {request.split!r}, wanted one of {wanted}")
-        return self.open(request.filled(channels=self.channels, resolution=self.resolution, crop=self.crop))
+        # Its own values where nothing is asked for, so that asking for them changes nothing.
+        crop = self.crop if request.crop is None else request.crop
+        resolution = request.resolution or (None if crop else self.resolution)
+        return self.open(replace(request, channels=request.channels or self.channels, resolution=resolution, crop=crop))
 
     @abstractmethod
     def open(self, request: Request) -> Source:
@@ -94,17 +101,12 @@ class DataSet(ABC):
     def find(
         self, request: Request, names: Sequence[str], advice: str, holds: Callable[[Path], bool], folder: str = ""
     ) -> Path:
-        """What a user fetches by hand: the first of `names` in `request.root`, or in the cache, or that itself.
+        """What a user fetches by hand: the first that `holds` of `names` in `request.root`, and that itself.
 
-        Args:
-            request: as for `open`.
-            names: of files or folders.
-            advice: where to get them, for the message.
-            holds: whether a path is such a one.
-            folder: under the cache's `data`; by default the data set's name.
+        Without `request.root` it is looked for in the cache's `data`, in `folder` or one of the data set's name.
 
         Raises:
-            DataError: there is none.
+            DataError: there is none; `advice` says where to get it.
         """
         root = request.root or cache_root() / "data" / (folder or self.name)
         path = next((path for path in (*(root / name for name in names), root) if holds(path)), None)
@@ -115,11 +117,14 @@ class DataSet(ABC):
 
 def published(files: Sequence[Official], request: Request, read: Callable[[list[Path], Canvas], Contents]) -> Source:
     """A data set in files with published checksums, of which `read` gets the paths, after they were compared."""
-    identity = {file.name: file.identity(request) for file in files}
+    # Only a file that may differ is looked at.
+    identity = {
+        file.name: {"md5": file.md5} if request.verify else stat_identity(file.locate(request)) for file in files
+    }
     return Source(
         files[0].dataset,
         request,
         identity if len(files) > 1 else identity[files[0].name],
-        lambda canvas: read([file.checked(request) for file in files], canvas),
-        check=lambda: [path for file in files for path in file.check_if_there(request)],
+        lambda canvas: read([file.locate(request) for file in files], canvas),
+        check=lambda: [file.check(path) for file in files if (path := file.path(request)).is_file()],
     )

@@ -9,13 +9,13 @@ from gnfast.data.dataset import ImageDataset
 _BYTES_AT_ONCE = 1 << 24
 
 
-def channel_statistics(dataset: ImageDataset, progress: bool = True) -> tuple[Tensor, Tensor]:
+def channel_statistics(dataset: ImageDataset) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all pixels, on the scale 0..1: (C,) float64 each, exact."""
     images = dataset.images
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
-    step = max(1, _BYTES_AT_ONCE // images[0].nbytes)
-    hidden = None if progress and images.nbytes > 1 << 30 else True
-    for block in tqdm(images.split(step), desc=f"statistics of {dataset.name}", disable=hidden):
+    blocks = images.split(max(1, _BYTES_AT_ONCE // images[0].nbytes))
+    hidden = None if images.nbytes > 1 << 30 else True
+    for block in tqdm(blocks, desc=f"statistics of {dataset.name}", disable=hidden):
         for channel, pixels in enumerate(block.unbind(1)):
             counts[channel] += pixels.flatten().bincount(minlength=256)
     weights = counts.double() / counts.sum(1, keepdim=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def download(
                 while block := answer.read(_CHUNK):
                     file.write(block)
                     bar.update(len(block))
-        except (urllib.error.URLError, OSError, ValueError) as reason:
+        except (OSError, ValueError) as reason:
             raise error(f"could not download {url} ({reason}); {by_hand}") from reason
         if (got := checksum(part, algorithm)) != expected:
             raise error(

@@ -59,25 +59,25 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{os.fspath(path)}: {error}") from None
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], error: type[ValueError] = InputError) -> BinaryIO:
     """The file, open for reading in binary.
 
     Raises:
-        InputError: it is a pipe, a device, a socket or a folder, which would never end or never answer.
+        error: it is a pipe, a device, a socket or a folder, which would never end or never answer.
         OSError: it cannot be opened.
     """
-    _check_regular(path, os.stat(path))
+    _check_regular(path, os.stat(path), error)
     # It may have become another since; a pipe that nobody writes to blocks whoever opens it, unless asked not to.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        _check_regular(path, os.fstat(descriptor))
+        _check_regular(path, os.fstat(descriptor), error)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _check_regular(path: str | os.PathLike[str], status: os.stat_result, error: type[InputError] = InputError) -> None:
+def _check_regular(path: str | os.PathLike[str], status: os.stat_result, error: type[ValueError]) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         raise error(f"{os.fspath(path)}: {_KINDS.get(kind, 'not a regular file')}, wanted a regular file")
@@ -115,18 +115,15 @@ def make_folder(path: Path) -> None:
         OccupiedError: it, or one above it, is something else.
         OSError: it cannot be made.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        _check_folder(path)
-        raise
+    _check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _check_folder(path: Path) -> None:
     there = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
     if not there.is_dir() and os.path.lexists(there):
         kind = _KINDS.get(stat.S_IFMT(there.stat().st_mode), "a file") if there.exists() else "a link to nothing"
-        raise OccupiedError(f"{there}: {kind}, wanted a folder") from None
+        raise OccupiedError(f"{there}: {kind}, wanted a folder")
 
 
 @contextmanager
@@ -185,17 +182,11 @@ def own_part(path: Path) -> Iterator[Path]:
 def is_abandoned(part: Path) -> bool:
     """Whether no process holds the lock of `own_part` on a file; also false where that cannot be known."""
     try:
-        descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb", 0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)
+    return True
 
 
 def remove_abandoned(folder: Path, name: str = "") -> None:
@@ -239,9 +230,8 @@ def open_append(path: Path) -> TextIO:
     Raises:
         InputError: it is a link, or not a regular file: what lies in a folder from elsewhere may lead anywhere.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
@@ -254,9 +244,7 @@ def open_append(path: Path) -> TextIO:
 
 
 def _sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to disk, where the system can."""
-    if os.name != "posix":
-        return
+    """Flushes a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -53,7 +53,6 @@ def load_tensors(path: str | os.PathLike, *, dense: bool = False) -> Any:
             memory; the message begins with the path.
         OSError: the file cannot be opened.
     """
-    place = os.fspath(path)
     with open_regular(path) as file:
         try:
             # Files of PyTorch before 1.6 are not archives.
@@ -69,7 +68,7 @@ def load_tensors(path: str | os.PathLike, *, dense: bool = False) -> Any:
                     raise ValueError("it holds a tensor without data")
         except Exception as error:  # torch.load raises whatever the bytes lead it to.
             raise InputError(
-                f"{place}: damaged, or not a file of tensors that can be read safely ({_reason(error)})"
+                f"{os.fspath(path)}: damaged, or not a file of tensors that can be read safely ({_reason(error)})"
             ) from error
     return found
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gnfast.data import DataError, load
 from gnfast.data.registry import SETS
 from gnfast.io.downloads import checksum
 
@@ -57,6 +58,12 @@ def write(path, files):
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(content)
     return path
+
+
+def refused(message, source, **options):
+    """That `load` raises a DataError with this message."""
+    with pytest.raises(DataError, match=message):
+        load(source, progress=False, **options)
 
 
 def database(path, rows):

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gnfast.data import DataError, DataWarning, ImageDataset, load
+from gnfast.data import DataError, DataWarning, ImageDataset, archive, load
 from gnfast.data.registry import SETS
 from gnfast.errors import InputError
 from tests import hostile_files
-from tests.data.builders import encoded, picture, pixels, publish, values, write
+from tests.data.builders import encoded, picture, pixels, publish, refused, values, write
 
 CIFAR_JPEG = Path(__file__).parents[3] / "shared" / "data" / "cifar10-jpeg.tar.xz"
 load = functools.partial(load, progress=False)
@@ -53,10 +53,8 @@ def test_splits(tmp_path):
     path = write(tmp_path / "x.tar.xz", files)
     assert len(load(path)) == 3
     assert load(path, split="test").classes == ("a", "b", "c")
-    with pytest.raises(DataError, match=r"split of .*: got 'val', wanted one of 'test', 'train'"):
-        load(path, split="val")
-    with pytest.raises(DataError, match=r"split of .*flat: got 'test', wanted 'train'"):
-        load(write(tmp_path / "flat", CLASSES), split="test")
+    refused(r"split of .*: got 'val', wanted one of 'test', 'train'", path, split="val")
+    refused(r"split of .*flat: got 'test', wanted 'train'", write(tmp_path / "flat", CLASSES), split="test")
 
 
 def one(*names):
@@ -103,8 +101,7 @@ def test_what_lies_beside_the_splits_is_in_none(tmp_path, names, beside, contain
     ],
 )
 def test_splits_that_cannot_be_told(tmp_path, names, message):
-    with pytest.raises(DataError, match=message):
-        load(write(tmp_path / "folder", one(*names)))
+    refused(message, write(tmp_path / "folder", one(*names)))
 
 
 @pytest.mark.parametrize("classes", [("car", "train"), ("bullet train", "cat", "dog", "test tube", "tree")])
@@ -132,11 +129,9 @@ def test_only_regular_files_are_read(tmp_path, kind):
     what = "a named pipe" if kind == "pipe" else "a device"
     with pytest.warns(DataWarning, match=rf"2.png \(unreadable: {what}, wanted a regular file\)"):
         assert len(load(path)) == 1
-    with pytest.raises(DataError, match=f"x.zip: {what}, wanted a regular file"):
-        load(tmp_path / "x.zip")
+    refused(f"x.zip: {what}, wanted a regular file", tmp_path / "x.zip")
     (tmp_path / "x.zip").rename(tmp_path / "img_align_celeba.zip")
-    with pytest.raises(DataError, match=what):
-        load("celeba", root=tmp_path, verify=False)
+    refused(what, "celeba", root=tmp_path, verify=False)
 
 
 def test_names_that_are_no_text(tmp_path):
@@ -181,11 +176,9 @@ def test_skipped_files_are_counted_once(tmp_path):
 
 
 def test_nothing_left(tmp_path):
-    with pytest.raises(DataError, match=r"no image is left.*notes.txt \(not an image\)"):
-        load(write(tmp_path / "text", {"notes.txt": b"hello"}))
+    refused(r"no image is left.*notes.txt \(not an image\)", write(tmp_path / "text", {"notes.txt": b"hello"}))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="it holds no file"):
-        load(tmp_path / "empty")
+    refused("it holds no file", tmp_path / "empty")
 
 
 @pytest.mark.parametrize("container", CONTAINERS[1:])
@@ -204,21 +197,14 @@ def test_truncated_archive(tmp_path, container, keep):
 def test_tar_cut_between_members(tmp_path):
     path = write(tmp_path / "x.tar", CLASSES)
     path.write_bytes(path.read_bytes()[: 2 * 1024])
-    with pytest.raises(DataError, match="no end-of-archive mark"):
-        load(path)
+    refused("no end-of-archive mark", path)
 
 
-def test_not_an_archive(tmp_path):
+def test_what_is_no_source(tmp_path):
     (tmp_path / "x.png").write_bytes(picture(RED))
-    with pytest.raises(DataError, match="not a folder, zip or tar"):
-        load(tmp_path / "x.png")
-
-
-def test_missing_path_lists_names(tmp_path):
-    with pytest.raises(DataError, match=r"wanted a path that exists or one of .*cifar10, .*digits"):
-        load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="source: got None, wanted a path or one of"):
-        load(None)
+    refused("not a folder, zip or tar", tmp_path / "x.png")
+    refused(r"wanted a path that exists or one of .*cifar10, .*digits", tmp_path / "nowhere")
+    refused("source: got None, wanted a path or one of", None)
 
 
 def test_names_that_climb_out_write_nothing(tmp_path):
@@ -230,8 +216,7 @@ def test_names_that_climb_out_write_nothing(tmp_path):
 
 def test_different_sizes(tmp_path):
     path = write(tmp_path / "sizes", {"1.png": picture(RED, (6, 6)), "2.png": picture(RED, (8, 4))})
-    with pytest.raises(DataError, match=r"1.png is 6x6 and 2.png is 8x4; pass resolution="):
-        load(path)
+    refused(r"1.png is 6x6 and 2.png is 8x4; pass resolution=", path)
     assert load(path, resolution=5).images.shape == (2, 3, 5, 5)
 
 
@@ -307,8 +292,7 @@ def png_16_bit(colour, top):
 @pytest.mark.parametrize("colour", [0, 2])
 def test_fewer_bits_in_16_do_not_become_black(tmp_path, colour):
     path = write(tmp_path / "f", {"1.png": png_16_bit(colour, 1 << 12)})
-    with pytest.raises(DataError, match=r"values of its 16-bit images stay below 4096 of 65536, .* scale them"):
-        load(path)
+    refused(r"values of its 16-bit images stay below 4096 of 65536, .* scale them", path)
     write(path, {"2.png": png_16_bit(colour, 1 << 16)})
     assert load(path).images.amax((1, 2, 3)).tolist() == [15, 255]
 
@@ -321,11 +305,6 @@ def test_too_many_pixels(tmp_path):
     assert len(caught) == 1
     assert "1.png (unreadable: Image size (3600000000 pixels) exceeds limit" in str(caught[0].message)
     assert "2.png (unreadable: 9000x9000 is larger than 64 megapixels)" in str(caught[0].message)
-
-
-def test_grey_among_colours_becomes_rgb(tmp_path):
-    dataset = load(write(tmp_path / "f", {"1.png": picture(77, mode="L"), "2.png": picture(RED)}))
-    assert dataset.images[:, :, 0, 0].tolist() == [[77, 77, 77], [200, 0, 0]]
 
 
 @pytest.mark.parametrize("memory", [1, 100_000, 1 << 28])
@@ -354,8 +333,7 @@ def test_digits():
     [("resolution", 0), ("resolution", 8.0), ("resolution", True), ("channels", 2), ("split", ""), ("crop", -1)],
 )
 def test_bad_arguments_are_named(argument, value):
-    with pytest.raises(DataError, match=f"{argument}: got {value!r}, wanted "):
-        load("digits", **{argument: value})
+    refused(f"{argument}: got {value!r}, wanted ", "digits", **{argument: value})
 
 
 def test_dataset_checks_itself():
@@ -408,6 +386,8 @@ def test_cifar10_official(official):
 
 
 def test_cifar100(tmp_path, monkeypatch):
+    """Its batches are larger than an image may be."""
+    monkeypatch.setattr(archive, "ENTRY_BYTES", 1000)
     images, known = pixels(5, 3072), SETS["cifar100"]
     batch = {"data": images, "fine_labels": [0, 99, 3, 3, 7], "coarse_labels": [0] * 5, "filenames": ["x"] * 5}
     files = {f"{known.folder}/{name}": pickle.dumps(batch, protocol=4) for name in ("train", "test")}
@@ -425,14 +405,8 @@ def test_cifar10_checksum(official):
     right = SETS["cifar10"].archive.md5
     with path.open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(DataError, match=f"wrong checksum, expected MD5 {right}, got "):
-        load(path)
+    refused(f"wrong checksum, expected MD5 {right}, got ", path)
     assert len(load(path, verify=False)) == 20
-
-
-def test_cifar10_missing_says_how(tmp_path):
-    with pytest.raises(DataError, match="download=True"):
-        load("cifar10", root=tmp_path)
 
 
 def test_cifar10_download(official, tmp_path, monkeypatch):
@@ -459,7 +433,7 @@ NO_BATCHES = {
     "a number": (pickle.dumps({"data": 1}), "'data' is not"),
     "a list": (pickle.dumps([1]), "'data' is not"),
     "labels alone": (pickle.dumps({"labels": [1]}), "'data' is not"),
-    "another label": (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, 4), "'labels' is not"),
+    "another label": (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [10]}, 4), "its labels are not"),
     **{
         f"dtype {dtype}": (with_array(np.zeros((4, 3072), np.uint8), dtype), "'data' is not a uint8 array of shape")
         for dtype in (b"U\x02O8", b"U\x03V99", b"U\x02f8", b"]", b"U\x02i1")
@@ -471,8 +445,7 @@ NO_BATCHES = {
 def test_pickles_that_are_no_batches_are_refused(tmp_path, monkeypatch, payload, message):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "bad.tar.gz", {"cifar-10-batches-py/test_batch": payload})
-    with pytest.raises(DataError, match=f"test_batch.*{message}"):
-        load(path, split="test", verify=False)
+    refused(f"test_batch.*{message}", path, split="test", verify=False)
     assert not os.path.exists("hacked")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import resource
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from gnfast.data import DataError, DataWarning, Request, Source, cache, find, load
-from gnfast.data.canvas import Canvas
+from gnfast.data import DataError, DataWarning, Request, Source, cache, load
 from gnfast.data.dataset import fingerprint_of
 from gnfast.data.source import Contents
 from gnfast.io.files import own_part
-from tests.data.builders import encoded, pixels, write
+from tests.data.builders import encoded, pixels, refused, write
 from tests.forks import fork
+
+load = functools.partial(load, progress=False)
 
 
 @pytest.fixture(autouse=True)
@@ -55,11 +57,11 @@ def nothing_is_decoded(monkeypatch):
 
 def test_second_time_from_the_file(pictures, monkeypatch):
     path, images = pictures
-    first = load(path, progress=False)
+    first = load(path)
     assert kept() == ["pictures-train-full.bin", "pictures-train-full.json"]
     with nothing_is_decoded(monkeypatch):
-        second = load(path, progress=False)
-    without = load(path, progress=False, cache=False)
+        second = load(path)
+    without = load(path, cache=False)
     for dataset in (first, second, without):
         assert torch.equal(dataset.images, images)
         assert dataset.labels.tolist() == [0] * 5 + [1] * 4
@@ -70,7 +72,7 @@ def test_second_time_from_the_file(pictures, monkeypatch):
 
 def test_layout_is_as_documented(pictures):
     path, _ = pictures
-    load(path, progress=False, resolution=3)
+    load(path, resolution=3)
     (entry,) = cache.entries()
     assert entry.nbytes == sum(file.stat().st_size for file in cache.folder().iterdir())
     header = json.loads(entry.path.read_text())
@@ -84,20 +86,20 @@ def test_layout_is_as_documented(pictures):
 
 def test_writing_to_the_images_changes_neither_file_nor_others(pictures):
     path, images = pictures
-    first, second = load(path, progress=False), load(path, progress=False)
+    first, second = load(path), load(path)
     first.images.zero_()
     assert not first.images.any()
     assert torch.equal(second.images, images)
-    assert torch.equal(load(path, progress=False).images, images)
+    assert torch.equal(load(path).images, images)
 
 
 def test_what_is_asked_is_part_of_the_key(pictures):
     path, _ = pictures
     asked = [{}, {"resolution": 3}, {"channels": 1}, {"channels": 3}, {"crop": 4}, {"crop": 4, "resolution": 3}]
-    shapes = [tuple(load(path, progress=False, **options).images.shape[1:]) for options in asked]
+    shapes = [tuple(load(path, **options).images.shape[1:]) for options in asked]
     assert shapes == [(3, 7, 5), (3, 3, 3), (1, 7, 5), (3, 7, 5), (3, 4, 4), (3, 3, 3)]
     assert len(cache.entries()) == 6
-    assert [tuple(load(path, progress=False, **options).images.shape[1:]) for options in asked] == shapes
+    assert [tuple(load(path, **options).images.shape[1:]) for options in asked] == shapes
 
 
 BLACK = encoded(np.zeros((7, 5, 3), np.uint8))
@@ -112,20 +114,20 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_the_source_is_seen(pictures, change):
     path, _ = pictures
-    old = load(path, progress=False)
+    old = load(path)
     CHANGES[change](path)
-    new = load(path, progress=False)
+    new = load(path)
     assert new.fingerprint != old.fingerprint
-    assert new.fingerprint == load(path, progress=False, cache=False).fingerprint
+    assert new.fingerprint == load(path, cache=False).fingerprint
 
 
 def test_an_archive_that_changed_is_seen(pictures, tmp_path):
     path, images = pictures
     archive = shutil.make_archive(str(tmp_path / "x"), "zip", path)
-    assert torch.equal(load(archive, progress=False).images, images)
+    assert torch.equal(load(archive).images, images)
     CHANGES["removed file"](path)
     shutil.make_archive(str(tmp_path / "x"), "zip", path)
-    assert torch.equal(load(archive, progress=False).images, images[1:])
+    assert torch.equal(load(archive).images, images[1:])
 
 
 def flip(entry, place):
@@ -165,34 +167,34 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_noticed_and_mended(pictures, damage):
     path, images = pictures
-    wanted = load(path, progress=False).fingerprint
+    wanted = load(path).fingerprint
     (entry,) = cache.entries()
     DAMAGE[damage](entry)
     with pytest.warns(DataWarning, match="is damaged and prepared again"):
-        again = load(path, progress=False)
+        again = load(path)
     assert torch.equal(again.images, images)
     assert again.labels.tolist() == [0] * 5 + [1] * 4
     assert again.fingerprint == fingerprint_of(again) == wanted
     assert len(kept()) == 2
-    load(path, progress=False)
+    load(path)
 
 
 def test_a_copied_cache_is_trusted_after_a_look_at_its_content(pictures, monkeypatch):
     path, _ = pictures
-    load(path, progress=False)
+    load(path)
     (entry,) = cache.entries()
     os.utime(entry.data, ns=(1, 1))
     looks = []
-    monkeypatch.setattr(cache, "_fingerprint", lambda dataset, progress: looks.append(1) or fingerprint_of(dataset))
+    monkeypatch.setattr(cache, "fingerprint_of", lambda dataset, progress: looks.append(1) or fingerprint_of(dataset))
     with nothing_is_decoded(monkeypatch):
-        load(path, progress=False)
-        load(path, progress=False)
+        load(path)
+        load(path)
     assert len(looks) == 1
 
 
 def test_verify_reads_the_content(pictures):
     path, _ = pictures
-    load(path, progress=False)
+    load(path)
     (entry,) = cache.entries()
     cache.verify(entry, progress=False)
     time = entry.data.stat().st_mtime_ns
@@ -219,9 +221,9 @@ def largest_file(nbytes):
 def test_no_room_is_said_before_and_leaves_nothing(pictures):
     path, images = pictures
     with largest_file(500), pytest.raises(DataError, match=r"not enough room in .*prepared: .* GiB.*GNFAST_CACHE"):
-        load(path, progress=False)
+        load(path)
     assert kept() == []
-    assert torch.equal(load(path, progress=False, cache=False).images, images)
+    assert torch.equal(load(path, cache=False).images, images)
 
 
 @pytest.mark.parametrize("at", ["labels", "description"])
@@ -236,10 +238,9 @@ def test_no_room_at_the_end_leaves_nothing(pictures, at, monkeypatch):
             patch.setattr(os, "fsync", full)
         else:
             patch.setattr(json, "dumps", lambda value, indent=None, **kwargs: full() if indent else "{}")
-        with pytest.raises(DataError, match="not enough room"):
-            load(path, progress=False)
+        refused("not enough room", path)
     assert kept() == []
-    assert torch.equal(load(path, progress=False).images, images)
+    assert torch.equal(load(path).images, images)
 
 
 def test_an_interrupted_preparation_leaves_nothing(pictures, monkeypatch):
@@ -251,11 +252,11 @@ def test_an_interrupted_preparation_leaves_nothing(pictures, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("gnfast.data.folder.decode_into", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            load(path, progress=False)
+            load(path)
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_fingerprint", interrupted)
+        patch.setattr(cache, "fingerprint_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            load(path, progress=False)
+            load(path)
     assert kept() == []
 
 
@@ -266,7 +267,7 @@ def test_what_a_killed_preparation_left_goes_with_the_next_one(pictures):
     left.write_bytes(b"half")
     with own_part(cache.folder() / "under-way.bin") as busy:
         assert cache.leftovers() == [left]
-        load(path, progress=False)
+        load(path)
         assert busy.exists()
         assert not left.exists()
         assert cache.leftovers() == []
@@ -316,21 +317,20 @@ def test_a_folder_that_cannot_be_written(pictures, tmp_path, monkeypatch):
     path, images = pictures
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("GNFAST_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"the cache folder .*file/prepared cannot be written .* cache=False"):
-        load(path, progress=False)
-    assert torch.equal(load(path, progress=False, cache=False).images, images)
+    refused(r"the cache folder .*file/prepared cannot be written .* cache=False", path)
+    assert torch.equal(load(path, cache=False).images, images)
 
 
 def test_small_and_quick_is_not_kept(pictures, monkeypatch):
     path, images = pictures
-    load("digits", progress=False)
+    load("digits")
     assert kept() == []
     monkeypatch.setattr(cache, "_SMALL_BYTES", 1 << 20)
-    load(path, progress=False)
+    load(path)
     assert kept() == []
     monkeypatch.setattr(cache, "_WORTH_SECONDS", 0)
     for _ in range(2):
-        assert torch.equal(load(path, progress=False).images, images)
+        assert torch.equal(load(path).images, images)
     assert len(kept()) == 2
 
 
@@ -339,11 +339,9 @@ def test_skipped_files_are_told_every_time(pictures):
     (path / "a" / "broken.png").write_bytes(b"hello")
     for _ in range(2):
         with pytest.warns(DataWarning, match=r"1 of 10 files skipped: a/broken.png"):
-            dataset = load(path, progress=False)
+            dataset = load(path)
         assert dataset.skipped == 1
         assert torch.equal(dataset.images, images)
-    (entry,) = cache.entries()
-    assert entry.header["shape"][0] == 9
 
 
 def test_grey_before_colour(pictures):
@@ -352,41 +350,16 @@ def test_grey_before_colour(pictures):
     grey = np.arange(35, dtype=np.uint8).reshape(7, 5)
     for i in range(4):
         (path / "a" / f"-{i}.png").write_bytes(encoded(grey + i))
-    for dataset in (load(path, progress=False), load(path, progress=False), load(path, progress=False, cache=False)):
+    for dataset in (load(path), load(path), load(path, cache=False)):
         for i in range(4):
             assert torch.equal(dataset.images[i], torch.from_numpy(grey + i).expand(3, 7, 5))
         assert torch.equal(dataset.images[4:], images)
     assert len(kept()) == 2
 
 
-def test_canvas_grows_by_pieces(monkeypatch):
-    monkeypatch.setattr("gnfast.data.canvas._COPIED_AT_ONCE", 10)
-    canvas = Canvas()
-    canvas.expect(6)
-    images = pixels(5, 1, 2, 2)
-    canvas.extend(images)
-    canvas.add(np.full((2, 2, 3), 7, np.uint8))
-    assert np.array_equal(canvas.pixels[:5], np.broadcast_to(images, (5, 3, 2, 2)))
-    assert (canvas.pixels[5] == 7).all()
-
-
-def test_entries_and_leftovers(pictures):
-    path, _ = pictures
-    assert (cache.entries(), cache.leftovers()) == ([], [])
-    load(path, progress=False)
-    source = find(path, Request())
-    assert cache.entry_of(source) == cache.entries()[0]
-    assert cache.entry_of(find(path, Request(resolution=3))) is None
-    part = cache.folder() / "x.bin.12345678.part"
-    part.write_bytes(b"half")
-    assert cache.leftovers() == [part]
-    cache.entries()[0].remove()
-    assert list(cache.folder().iterdir()) == [part]
-
-
 def test_pixels_of_a_removed_entry_stay_readable(pictures):
     path, images = pictures
-    dataset = load(path, progress=False)
+    dataset = load(path)
     cache.entries()[0].remove()
     assert torch.equal(dataset.images, images)
 

@@ -1,7 +1,6 @@
 """The published formats, from tiny archives made here: what is read, in which order, and what damage says."""
 
 import gzip
-import re
 import sys
 from dataclasses import replace
 
@@ -10,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gnfast.data import DataError, DataWarning, load, registered
+from gnfast.data import DataWarning, load, registered
 from gnfast.data.registry import SETS
 from gnfast.data.sets import stl10
 from gnfast.io.downloads import checksum
-from tests.data.builders import database, describe, encoded, grey, picture, pixels, publish, values, write
+from tests.data.builders import database, describe, encoded, grey, picture, pixels, publish, refused, values, write
 
 # STL-10
 
@@ -64,14 +63,9 @@ def test_stl10_damage(stl, tmp_path, monkeypatch):
     path, _, files = stl
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="wrong checksum"):
-        load("stl10", root=path)
-    with pytest.raises(DataError, match="truncated or damaged"):
-        load("stl10", root=path, split="unlabeled", verify=False)
-    with pytest.raises(
-        DataError, match=re.escape(f"stl10 is not at {tmp_path / 'none' / path.name}; pass download=True")
-    ):
-        load("stl10", root=tmp_path / "none")
+    refused("wrong checksum", "stl10", root=path)
+    refused("truncated or damaged", "stl10", root=path, split="unlabeled", verify=False)
+    refused(f"stl10 is not at .*/none/{path.name}; pass download=True", "stl10", root=tmp_path / "none")
 
     def changed(**content):
         path = tmp_path / "changed.tar.gz"
@@ -85,11 +79,9 @@ def test_stl10_damage(stl, tmp_path, monkeypatch):
         ({"train_y": bytes([1, 2, 11])}, "got labels from 1 to 11, wanted 1 to 10"),
         ({"train_X": None}, "has no stl10_binary/train_X.bin"),
     ):
-        with pytest.raises(DataError, match=message):
-            load(changed(**content), verify=False)
+        refused(message, changed(**content), verify=False)
     describe(monkeypatch, "stl10", splits={**SETS["stl10"].splits, "train": 2})
-    with pytest.raises(DataError, match="holds more than 2 images"):
-        load(changed(), verify=False)
+    refused("holds more than 2 images", changed(), verify=False)
 
 
 # MNIST and Fashion-MNIST
@@ -113,8 +105,7 @@ def four_files(tmp_path):
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_idx(four_files, monkeypatch, name):
     root, content = four_files
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz: wrong checksum"):
-        load(name, root=root)
+    refused(r"train-images-idx3-ubyte\.gz: wrong checksum", name, root=root)
     right = {
         split: tuple(
             replace(file, md5=checksum(root / file.name, "md5"), url=(root / file.name).as_uri()) for file in pair
@@ -147,13 +138,10 @@ def test_idx_damage(four_files):
         (gzip.compress(gzip.decompress(whole) + b"x"), r"it says \[5, 28, 28\], and holds more bytes"),
     ):
         images.write_bytes(content)
-        with pytest.raises(DataError, match=message):
-            load("mnist", **options)
+        refused(message, "mnist", **options)
     images.unlink()
-    with pytest.raises(DataError, match=r"mnist is not at .*pass download=True"):
-        load("mnist", root=root)
-    with pytest.raises(DataError, match=r"root: got the file .*, wanted the folder"):
-        load("mnist", root=root / "train-labels-idx1-ubyte.gz")
+    refused(r"mnist is not at .*pass download=True", "mnist", root=root)
+    refused(r"root: got the file .*, wanted the folder", "mnist", root=root / "train-labels-idx1-ubyte.gz")
 
 
 # CelebA
@@ -172,8 +160,7 @@ def test_celeba_splits(tmp_path, faces, monkeypatch, container):
     write(root, {"list_attr_celeba.txt": b"x"} if container != "folder" else {})
     if container == "zip":
         path = write(root / "img_align_celeba.zip", faces)
-        with pytest.raises(DataError, match="wrong checksum"):
-            load("celeba", root=root)
+        refused("wrong checksum", "celeba", root=root)
         publish(monkeypatch, "celeba", path)
     else:
         write(root, faces)
@@ -197,14 +184,11 @@ def test_celeba_is_cropped_as_mimicry_does(tmp_path):
 
 
 def test_celeba_missing_says_how(tmp_path):
-    with pytest.raises(DataError, match=r"celeba is not at .*fetch img_align_celeba.zip .* by hand from https"):
-        load("celeba", root=tmp_path)
+    refused(r"celeba is not at .*fetch img_align_celeba.zip .* by hand from https", "celeba", root=tmp_path)
     write(tmp_path, {"cat.png": grey(1)})
-    with pytest.raises(DataError, match=r"no image is left in .* for numbered images"):
-        load("celeba", root=tmp_path)
+    refused(r"no image is left in .* for numbered images", "celeba", root=tmp_path)
     write(tmp_path, {"a/1.png": grey(1), "b/01.png": grey(1)})
-    with pytest.raises(DataError, match=r"two images with the number 1, a/1.png and b/01.png"):
-        load("celeba", root=tmp_path)
+    refused(r"two images with the number 1, a/1.png and b/01.png", "celeba", root=tmp_path)
 
 
 @pytest.mark.parametrize("size", [(7, 6), (6, 7), (9, 5), (5, 5)])
@@ -223,8 +207,7 @@ def test_smaller_than_the_crop(tmp_path):
         DataWarning, match=r"1 of 2 files skipped: 1.png \(unreadable: 6x9 is smaller than the crop of 7x7"
     ):
         assert values(load(path, crop=7)) == [2]
-    with pytest.raises(DataError, match="crop: 8x8 is smaller than the crop of 9x9"):
-        load("digits", crop=9)
+    refused("crop: 8x8 is smaller than the crop of 9x9", "digits", crop=9)
     assert load("digits", crop=6).images.shape == (1797, 1, 6, 6)
 
 
@@ -253,8 +236,7 @@ def test_celebahq_write(tmp_path, first, name):
 def test_celebahq_second_part_alone(tmp_path):
     root = write(tmp_path / "hq", {f"{i}.png": grey(i) for i in (8, 9, 10)})
     assert values(load("celebahq", root=root, split="test")) == [8, 9, 10]
-    with pytest.raises(DataError, match=r"no image is left in .* for split 'train', of 3 numbered images"):
-        load("celebahq", root=root)
+    refused(r"no image is left in .* for split 'train', of 3 numbered images", "celebahq", root=root)
 
 
 def test_the_papers_split_is_before_27001(tmp_path):
@@ -270,8 +252,7 @@ def test_lmdb_of_gngan(tmp_path):
     assert values(load(path)) == [10 * i for i in range(12)]
     assert values(load("celebahq", root=path)) == [10 * i for i in range(7)]
     assert values(load("celebahq", root=path, split="test")) == [70, 80, 90]
-    with pytest.raises(DataError, match=r"split of .*: got 'test', wanted 'train'"):
-        load(path, split="test")
+    refused(r"split of .*: got 'test', wanted 'train'", path, split="test")
 
 
 def test_lmdb_of_faster_gngan(tmp_path):
@@ -282,11 +263,7 @@ def test_lmdb_of_faster_gngan(tmp_path):
     assert dataset.classes == ("0", "1", "2")
     assert load(tmp_path / "x", resolution=3, channels=1).images.shape == (12, 1, 3, 3)
     del rows["d5"]
-    with pytest.raises(DataError, match="key 'd5' is missing, although there are 11 images"):
-        load(database(tmp_path / "gap", rows))
-    rows["l4"] = b"cat"
-    with pytest.raises(DataError, match="key 'l4': got b'cat', wanted a class in digits, below 100000"):
-        load(database(tmp_path / "word", rows))
+    refused("key 'd5' is missing, although there are 11 images", database(tmp_path / "gap", rows))
 
 
 def test_lsun(tmp_path):
@@ -301,14 +278,10 @@ def test_lsun(tmp_path):
         assert values(dataset) == [30, 90]
         assert dataset.labels is None
     assert load("lsun-church", root=path, crop=5).images.shape == (2, 3, 5, 5)
-    with pytest.raises(DataError, match="differ in size: a0 is 5x7 and b1 is 8x5; pass resolution="):
-        load(path)
-    with pytest.raises(
-        DataError, match=r"fetch it by hand from http://dl.yf.io/lsun/scenes/church_outdoor_val_lmdb.zip"
-    ):
-        load("lsun-church", root=tmp_path, split="val")
-    with pytest.raises(DataError, match=r"lsun-horse is not at .*horse.zip"):
-        load("lsun-horse", root=tmp_path)
+    refused("differ in size: a0 is 5x7 and b1 is 8x5; pass resolution=", path)
+    advice = "fetch it by hand from http://dl.yf.io/lsun/scenes/church_outdoor_val_lmdb.zip"
+    refused(advice, "lsun-church", root=tmp_path, split="val")
+    refused(r"lsun-horse is not at .*horse.zip", "lsun-horse", root=tmp_path)
 
 
 def test_lmdb_unreadable_images_are_skipped(tmp_path):
@@ -316,8 +289,7 @@ def test_lmdb_unreadable_images_are_skipped(tmp_path):
     with pytest.warns(DataWarning, match=r"1 of 3 files skipped: 1 \(not an image\)"):
         dataset = load(path)
     assert (values(dataset), dataset.skipped) == ([1, 3], 1)
-    with pytest.raises(DataError, match=r"no image is left in .*: 0 \(not an image\)"):
-        load(database(tmp_path / "y", {"0": b"hello"}))
+    refused(r"no image is left in .*: 0 \(not an image\)", database(tmp_path / "y", {"0": b"hello"}))
 
 
 def test_corrupt_lmdb(tmp_path):
@@ -325,11 +297,9 @@ def test_corrupt_lmdb(tmp_path):
     data = path / "data.mdb"
     whole = data.read_bytes()
     data.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"is truncated: data.mdb has \d+ bytes, and \d+ are in use"):
-        load(path)
+    refused(r"is truncated: data.mdb has \d+ bytes, and \d+ are in use", path)
     data.write_bytes(b"hello" * 10_000)
-    with pytest.raises(DataError, match="cannot be read as an LMDB"):
-        load(path)
+    refused("cannot be read as an LMDB", path)
 
 
 def test_a_damaged_page_of_an_lmdb_ends_no_process_but_its_reader(tmp_path):
@@ -339,22 +309,19 @@ def test_a_damaged_page_of_an_lmdb_ends_no_process_but_its_reader(tmp_path):
     entry = (5000).to_bytes(4, "little") + b"\1\0\1\x000"
     assert entry in data.read_bytes()
     data.write_bytes(data.read_bytes().replace(entry, (5000 + (1 << 24)).to_bytes(4, "little") + entry[4:]))
-    with pytest.raises(DataError, match=r"x is damaged: the process that read its data.mdb was ended by SIG(BUS|SEGV)"):
-        load(path)
+    refused(r"x is damaged: the process that read its data.mdb was ended by SIG(BUS|SEGV)", path)
 
 
-@pytest.mark.parametrize("label", ["99999999", "9" * 5000, "-1", ""])
+@pytest.mark.parametrize("label", ["99999999", "9" * 5000, "-1", "", "cat"])
 def test_lmdb_labels_that_are_no_classes(tmp_path, label):
     path = database(tmp_path / "x", {"d0": grey(1), "l0": label.encode()})
-    with pytest.raises(DataError, match=r"key 'l0': got b'.*', wanted a class in digits, below 100000"):
-        load(path)
+    refused(r"key 'l0': got b'.*', wanted a class in digits, below 100000", path)
 
 
 def test_lmdb_is_optional(tmp_path, monkeypatch):
     path = database(tmp_path / "x", {"0": grey(1)})
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    with pytest.raises(DataError, match="the package lmdb is not installed: pip install lmdb"):
-        load(path)
+    refused("the package lmdb is not installed: pip install lmdb", path)
 
 
 def test_registered_describe_themselves():
@@ -366,8 +333,7 @@ def test_registered_describe_themselves():
 @pytest.mark.parametrize("name", SETS)
 def test_an_unknown_split_is_refused_with_those_there_are(name):
     wanted = ", ".join(map(repr, SETS[name].splits))
-    with pytest.raises(DataError, match=f"split of {name}: got 'vales', wanted one of {wanted}$"):
-        load(name, split="vales")
+    refused(f"split of {name}: got 'vales', wanted one of {wanted}$", name, split="vales")
 
 
 def test_fingerprints_tell_data_sets_apart(stl, tmp_path):

@@ -1,7 +1,6 @@
 """CelebA and CelebA-HQ: folders and archives of numbered images, whose splits are ranges of numbers."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,75 +18,47 @@ _NUMBERED = re.compile(r"\D*(\d{1,18})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CelebA(DataSet):
-    """Aligned and cropped by its authors. Each split has the numbers in its files' names.
+class Faces(DataSet):
+    """Images with a number in each name. Each split has their positions, counted from 0.
 
     Args:
-        archive: the published file.
+        names: of the archive, and of the folder that it unpacks to.
+        advice: how to get it.
+        first: the number at position 0; if None, the lowest, but at most 1: a part alone may begin with any other.
     """
 
-    archive: Official
+    names: tuple[str, str]
+    advice: str
+    first: int | None = None
 
     def open(self, request: Request) -> Source:
-        """`request.root` is img_align_celeba.zip, or the folder that it unpacks to, or one with either."""
-        archive, numbers = self.archive, self.splits[request.split]
-        advice = (
-            f"fetch {archive.name} ({archive.size}) by hand from {archive.url}, Align&Cropped Images, and put it "
-            f"there, or pass root=… with its path"
-        )
-        path = self.find(request, (archive.name, "img_align_celeba"), advice, _holds_something)
+        """`request.root` is the archive, or what it unpacks to, or an LMDB of the same images, or a folder with it.
+
+        An LMDB that GN-GAN's code made of a part of CelebA-HQ counts from 0 again: its images are in "all" and, up to
+        27,000, in "train".
+        """
+        path = self.find(request, self.names, self.advice, _holds_something)
+        if databases.is_database(path):
+            return databases.open_database(path, request, self.name, self.splits[request.split])
 
         def check() -> list[Path]:
-            if path.name != archive.name or not path.is_file():
-                return []
-            archive.check(path)
-            return [path]
+            is_published = self.archive and path.name == self.archive.name and path.is_file()
+            return [self.archive.check(path)] if is_published else []
 
         def read(canvas: Canvas) -> Contents:
             if request.verify:
                 check()
-            return _read(path, request, lambda number, first: number in numbers, canvas)
+            return _read(self, path, request, canvas)
 
         return Source(self.name, request, decoded_identity(path), read, check=check)
-
-
-class CelebAHQ(DataSet):
-    """Split as GN-GAN's code does: each split has positions in the order of the files' numbers."""
-
-    def open(self, request: Request) -> Source:
-        """`request.root` is a folder, zip, tar or LMDB of images, numbered from 0 (as CelebAMask-HQ's) or from 1.
-
-        An LMDB that GN-GAN's code made of a part counts from 0 again: its images are in "all" and, up to 27,000, in
-        "train".
-        """
-        advice = (
-            "fetch CelebAMask-HQ.zip (3 GB, https://github.com/switchablenorms/CelebAMask-HQ) by hand and put it "
-            "there, or pass root=… with a folder, zip, tar or LMDB of the numbered images"
-        )
-        path = self.find(request, ("CelebAMask-HQ.zip", "CelebAMask-HQ"), advice, _holds_something)
-        positions = self.splits[request.split]
-        if databases.is_database(path):
-            return databases.open_database(path, request, self.name, positions)
-
-        def read(canvas: Canvas) -> Contents:
-            # Counted from 0 or from 1; a folder with the second part alone still counts from 1.
-            return _read(path, request, lambda number, first: number - min(first, 1) in positions, canvas)
-
-        return Source(self.name, request, decoded_identity(path), read)
 
 
 def _holds_something(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
-def _read(path: Path, request: Request, is_wanted: Callable[[int, int], bool], canvas: Canvas) -> Contents:
-    """The images of one split in the order of their numbers, from a folder, zip or tar.
-
-    Args:
-        path: what holds them, in whatever folders; other files are passed over.
-        request: how they are prepared, and the split's name for messages.
-        is_wanted: (number, lowest number) -> whether an image is in the split.
-        canvas: where they go.
+def _read(faces: Faces, path: Path, request: Request, canvas: Canvas) -> Contents:
+    """The images of one split in the order of their numbers, in whatever folders; other files are passed over.
 
     Raises:
         DataError: no image is left, or two have the same number.
@@ -105,27 +76,32 @@ def _read(path: Path, request: Request, is_wanted: Callable[[int, int], bool], c
                     f"pass root=… with the folder of one of them"
                 )
             numbers[number] = entry
-        first = min(numbers, default=0)
-        chosen = [numbers[number] for number in sorted(numbers) if is_wanted(number, first)]
+        first = min([1, *numbers]) if faces.first is None else faces.first
+        positions = faces.splits[request.split]
+        chosen = [numbers[number] for number in sorted(numbers) if number - first in positions]
         what = f"for split {request.split!r}, of {len(numbers)} numbered images" if numbers else "for numbered images"
         encoded = ((entry.name, None, entry.read) for entry in chosen)
         return decode_into(canvas, encoded, len(chosen), request, path, what)[1]
 
 
 SETS = [
-    CelebA(
+    Faces(
         name="celeba",
         description="202,599 faces of celebrities, 178x218, cropped to 178x178, RGB (Liu et al., 2015); 1.4 GB, "
         "fetched by hand.",
         # The official partition (list_eval_partition.txt).
         splits={
-            "train": range(1, 162_771),
-            "valid": range(162_771, 182_638),
-            "test": range(182_638, 202_600),
-            "all": range(1, 202_600),
+            "train": range(162_770),
+            "valid": range(162_770, 182_637),
+            "test": range(182_637, 202_599),
+            "all": range(202_599),
         },
+        first=1,
         # mimicry cuts out this square before it resizes.
         crop=178,
+        names=("img_align_celeba.zip", "img_align_celeba"),
+        advice="fetch img_align_celeba.zip (1.4 GB) by hand from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
+        "Align&Cropped Images, and put it there, or pass root=… with its path",
         archive=Official(
             dataset="celeba",
             name="img_align_celeba.zip",
@@ -134,11 +110,14 @@ SETS = [
             size="1.4 GB",
         ),
     ),
-    CelebAHQ(
+    Faces(
         name="celebahq",
         description="30,000 faces of celebrities in high quality, RGB (Karras et al., 2018); prepared or fetched by "
         "hand.",
         # Images before 27001, and 27001 to 30000.
         splits={"train": range(27_000), "test": range(27_000, 30_000), "all": range(30_000)},
+        names=("CelebAMask-HQ.zip", "CelebAMask-HQ"),
+        advice="fetch CelebAMask-HQ.zip (3 GB, https://github.com/switchablenorms/CelebAMask-HQ) by hand and put it "
+        "there, or pass root=… with a folder, zip, tar or LMDB of the numbered images",
     ),
 ]

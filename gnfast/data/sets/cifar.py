@@ -4,14 +4,13 @@ import io
 import pickle
 import pickletools
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gnfast.data.archive import open_entries
+from gnfast.data.archive import Entry, open_entries
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import Official
@@ -22,20 +21,8 @@ from gnfast.data.source import Contents, DataSet, Source, published
 _BATCH_BYTES = 200 << 20
 
 
-@dataclass(frozen=True, kw_only=True)
 class Cifar(DataSet):
-    """One of the two. Each split has the names of its files in the archive's folder.
-
-    Args:
-        archive: the published file.
-        labels: the key of a batch's labels.
-        classes: what the labels stand for.
-    """
-
-    archive: Official
-    labels: str
-    classes: tuple[str, ...]
-    resolution: int = 32
+    """One of the two. Each split has the names of its files in the archive's folder."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is the archive, or has it."""
@@ -44,33 +31,35 @@ class Cifar(DataSet):
 
 def _read(cifar: Cifar, path: Path, request: Request, canvas: Canvas) -> Contents:
     names = [f"{cifar.folder}/{batch}" for batch in cifar.splits[request.split]]
-    with open_entries(path, names.__contains__, request.progress) as entries:
-        content = {entry.name: entry.read(_BATCH_BYTES) for entry in entries if entry.name in names}
-    if missing := [name for name in names if name not in content]:
-        raise DataError(f"{path} has no {', '.join(missing)}: it is not the official archive of {cifar.name}")
-    batches = [_batch(content.pop(name), f"{path}:{name}", cifar) for name in names]
-    canvas.expect(sum(len(data) for data, _ in batches))
-    for data, _ in batches:
-        add_arrays(canvas, data.reshape(-1, 3, 32, 32), request)
+    with open_entries(path, names.__contains__, request.progress, _BATCH_BYTES) as entries:
+        found = {entry.name: entry for entry in entries}
+        if missing := [name for name in names if name not in found]:
+            raise DataError(f"{path} has no {', '.join(missing)}: it is not the official archive of {cifar.name}")
+        batches = [_batch(found[name], path, cifar) for name in names]
+    canvas.expect(sum(len(pixels) for pixels, _ in batches))
+    for pixels, _ in batches:
+        add_arrays(canvas, pixels.reshape(-1, 3, 32, 32), request)
     return Contents(torch.cat([labels for _, labels in batches]), cifar.classes)
 
 
-def _batch(content: bytes, where: str, cifar: Cifar) -> tuple[np.ndarray, torch.Tensor]:
+def _batch(entry: Entry, path: Path, cifar: Cifar) -> tuple[np.ndarray, torch.Tensor]:
     """One batch: (n, 3072) uint8 and its labels (n,) int64."""
+    where = f"{path}:{entry.name}"
     try:
         # A pickle can hold nearly any damage, and an unpickler raise nearly anything.
+        content = entry.read()
         _check_steps(content)
         batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:
         raise DataError(f"{where} cannot be read: {error}") from error
-    data, labels = (batch.get("data"), batch.get(cifar.labels)) if type(batch) is dict else (None, None)
-    pixels = data.pixels() if isinstance(data, _Array) else None
+    batch = batch if type(batch) is dict else {}
+    pixels, labels = _pixels(batch.get("data")), batch.get("fine_labels", batch.get("labels"))
     if pixels is None:
         raise DataError(f"{where}: 'data' is not a uint8 array of shape (n, 3072)")
     count = len(cifar.classes)
     numbers = type(labels) is list and len(labels) == len(pixels) and all(type(label) is int for label in labels)
     if not numbers or not all(0 <= label < count for label in labels):
-        raise DataError(f"{where}: {cifar.labels!r} is not a list of {len(pixels)} ints from 0 to {count - 1}")
+        raise DataError(f"{where}: its labels are not a list of {len(pixels)} ints from 0 to {count - 1}")
     return pixels, torch.tensor(labels, dtype=torch.int64)
 
 
@@ -85,30 +74,18 @@ class _Inert:
         self.state = state
 
 
-class _Type(_Inert):
-    """Stands for a dtype."""
+def _pixels(array: Any) -> np.ndarray | None:
+    """(n, 3072) uint8, n >= 1, or None where it is another array or none."""
+    match array:
+        case _Inert(state=(1, (int(count), 3072), _Inert(arguments=("u1", *_)), 0, str() | bytes() as raw)):
+            # Python 2 had no bytes; its strings are read as latin1, which keeps every byte.
+            content = raw if isinstance(raw, bytes) else raw.encode("latin1", "replace")
+            if len(content) == count * 3072 > 0:
+                return np.frombuffer(content, np.uint8).reshape(count, 3072)
+    return None
 
 
-class _Array(_Inert):
-    """Stands for an array."""
-
-    def pixels(self) -> np.ndarray | None:
-        """(n, 3072) uint8, n >= 1, or None where it is another array or none."""
-        match self.state:
-            case (1, (int(count), 3072), _Type(arguments=("u1", *_)), 0, str() | bytes() as raw):
-                # Python 2 had no bytes; its strings are read as latin1, which keeps every byte.
-                content = raw if isinstance(raw, bytes) else raw.encode("latin1", "replace")
-                if len(content) == count * 3072 > 0:
-                    return np.frombuffer(content, np.uint8).reshape(count, 3072)
-        return None
-
-
-_ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Type,
-}
+_ADMITTED = {"numpy.ndarray", "numpy.dtype", *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core"))}
 
 # What dictionaries, lists, numbers, strings and arrays are made of.
 _STEPS = re.compile(
@@ -143,10 +120,9 @@ class _Unpickler(pickle.Unpickler):
     """Admits the three names that an array's pickle needs, for each of which something inert stands."""
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need") from None
+        if f"{module}.{name}" not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR does not need")
+        return _Inert
 
 
 # CIFAR-100's fine labels.
@@ -165,6 +141,7 @@ SETS = [
         name="cifar10",
         description="60,000 photographs in ten classes, 32x32, RGB (Krizhevsky, 2009); 170 MB.",
         splits={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        resolution=32,
         folder="cifar-10-batches-py",
         archive=Official(
             dataset="cifar10",
@@ -173,13 +150,13 @@ SETS = [
             md5="c58f30108f718f92721af3b95e74349a",
             size="170 MB",
         ),
-        labels="labels",
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     Cifar(
         name="cifar100",
         description="60,000 photographs in a hundred classes, 32x32, RGB (Krizhevsky, 2009); 169 MB.",
         splits={"train": ("train",), "test": ("test",)},
+        resolution=32,
         folder="cifar-100-python",
         archive=Official(
             dataset="cifar100",
@@ -188,7 +165,6 @@ SETS = [
             md5="eb9058c3a382ffc7106e4002c42a8d85",
             size="169 MB",
         ),
-        labels="fine_labels",
         classes=tuple(_FINE.split()),
     ),
 ]

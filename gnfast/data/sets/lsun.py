@@ -15,7 +15,7 @@ class Lsun(DataSet):
         url: where the zips are.
     """
 
-    url: str
+    url: str = "http://dl.yf.io/lsun/scenes/{}.zip"
 
     def open(self, request: Request) -> Source:
         """`request.root` is the LMDB, which then stands for any split (it does not say which it holds), or has it."""
@@ -31,14 +31,12 @@ SETS = [
         description="126,227 photographs of churches, the smaller side 256, RGB (Yu et al., 2015); 2.5 GB, fetched by "
         "hand.",
         splits={"train": ("church_outdoor_train_lmdb", "church"), "val": ("church_outdoor_val_lmdb",)},
-        url="http://dl.yf.io/lsun/scenes/{}.zip",
     ),
     Lsun(
         name="lsun-bedroom",
         description="3,033,042 photographs of bedrooms, the smaller side 256, RGB (Yu et al., 2015); 43 GB, fetched by "
         "hand.",
         splits={"train": ("bedroom_train_lmdb", "bedroom"), "val": ("bedroom_val_lmdb",)},
-        url="http://dl.yf.io/lsun/scenes/{}.zip",
     ),
     Lsun(
         name="lsun-horse",

@@ -3,11 +3,8 @@
 import gzip
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -24,15 +21,8 @@ _MOST = 10_000_000
 _AT_ONCE = 1 << 24
 
 
-@dataclass(frozen=True, kw_only=True)
 class Idx(DataSet):
-    """A data set in this format. Each split has two `Official`s, of its images and of its labels.
-
-    Args:
-        classes: what the labels stand for.
-    """
-
-    classes: tuple[str, ...]
+    """A data set in this format. Each split has two `Official`s, of its images and of its labels."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is the folder with the files."""
@@ -42,23 +32,19 @@ class Idx(DataSet):
 
 
 def _read(classes: tuple[str, ...], request: Request, paths: list[Path], canvas: Canvas) -> Contents:
-    with _array(paths[1], 1) as (_, content):
-        labels = np.concatenate(list(content))
-    with _array(paths[0], 3) as (shape, content):
-        count = shape[0]
+    labels = np.concatenate([piece for _, piece in _pieces(paths[1], 1)])
+    for count, images in _pieces(paths[0], 3):
         if len(labels) != count or labels.max() >= len(classes):
             raise DataError(f"{paths[1]}: wanted a label below {len(classes)} for each of the {count} images")
         canvas.expect(count)
-        for images in content:
-            add_arrays(canvas, images[:, None], request)
+        add_arrays(canvas, images[:, None], request)
     return Contents(torch.from_numpy(labels.astype(np.int64)), classes)
 
 
-@contextmanager
-def _array(path: Path, dims: int) -> Iterator[tuple[list[int], Iterator[np.ndarray]]]:
-    """Shape and content of an idx file: two zeros, 8 for bytes, the number of dimensions, each in 4 bytes, data.
+def _pieces(path: Path, dims: int) -> Iterator[tuple[int, np.ndarray]]:
+    """What an idx file holds, (n, …) uint8, some at a time, each with the number of all; the last if the file is whole.
 
-    The content comes in pieces along the first dimension, the last one only if the file is whole.
+    Such a file is two zeros, 8 for bytes, the number of dimensions, each of these in 4 bytes, and the data.
     """
     with clear_errors(path), open_source(path) as raw, gzip.open(raw) as file:
         start = file.read(4 + 4 * dims)
@@ -67,23 +53,18 @@ def _array(path: Path, dims: int) -> Iterator[tuple[list[int], Iterator[np.ndarr
         if len(start) < 4 + 4 * dims:
             raise DataError(f"{path} is truncated or damaged: it ends within its header")
         shape = np.frombuffer(start, ">u4", dims, 4).tolist()
-        if not 0 < shape[0] <= _MOST or not 0 < math.prod(shape[1:]) <= _AT_ONCE:
+        count, size = shape[0], math.prod(shape[1:])
+        if not 0 < count <= _MOST or not 0 < size <= _AT_ONCE:
             raise DataError(f"{path} has the shape {shape}, wanted 1 to {_MOST} entries of at most {_AT_ONCE} bytes")
-        yield shape, _pieces(file, path, shape)
-
-
-def _pieces(file: IO[bytes], path: Path, shape: list[int]) -> Iterator[np.ndarray]:
-    """(n, …) uint8, some at a time."""
-    count, size = shape[0], math.prod(shape[1:])
-    step = _AT_ONCE // size
-    for first in range(0, count, step):
-        wanted = min(step, count - first) * size
-        content = file.read(wanted)
-        is_last = first + step >= count
-        if len(content) != wanted or (is_last and file.read(1)):
-            more = "more" if len(content) == wanted else first * size + len(content)
-            raise DataError(f"{path} is truncated or damaged: it says {shape}, and holds {more} bytes")
-        yield np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
+        step = _AT_ONCE // size
+        for first in range(0, count, step):
+            wanted = min(step, count - first) * size
+            content = file.read(wanted)
+            is_last = first + step >= count
+            if len(content) != wanted or (is_last and file.read(1)):
+                more = "more" if len(content) == wanted else first * size + len(content)
+                raise DataError(f"{path} is truncated or damaged: it says {shape}, and holds {more} bytes")
+            yield count, np.frombuffer(content, np.uint8).reshape(-1, *shape[1:])
 
 
 def _splits(dataset: str, url: str, size: str, md5s: tuple[str, str, str, str]) -> dict[str, tuple[Official, ...]]:
@@ -130,17 +111,6 @@ SETS = [
         ),
         channels=1,
         resolution=28,
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
+        classes=_CLOTHES,
     ),
 ]

@@ -1,7 +1,7 @@
 """STL-10 in its official binary archive, read as a stream: its unlabeled part alone is 2.8 GB."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -19,29 +19,16 @@ _BYTES = 3 * 96 * 96
 _AT_ONCE = 500
 
 
-@dataclass(frozen=True, kw_only=True)
 class Stl10(DataSet):
-    """The data set. Each split has the number of its images.
-
-    Args:
-        archive: the published file.
-        classes: what the labels stand for, the first of which is 1.
-    """
-
-    archive: Official
-    classes: tuple[str, ...]
+    """The data set. Each split has the number of its images; the first label is 1."""
 
     def open(self, request: Request) -> Source:
         """`request.root` is the archive or its folder, or the folder stl10_binary that it unpacks to."""
-        if unpacked := self._unpacked(request.root):
-            identity = stat_identity(unpacked)
-            return Source(self.name, request, identity, lambda canvas: _read(self, unpacked, request, canvas))
+        root = request.root
+        for folder in () if root is None else (root, root / self.folder):
+            if (folder / "train_X.bin").is_file():
+                return Source(self.name, request, stat_identity(folder), partial(_read, self, folder, request))
         return published([self.archive], request, lambda paths, canvas: _read(self, paths[0], request, canvas))
-
-    def _unpacked(self, root: Path | None) -> Path | None:
-        """The folder that the archive unpacks to, where `root` is or has it."""
-        folders = () if root is None else (root, root / self.folder)
-        return next((folder for folder in folders if (folder / "train_X.bin").is_file()), None)
 
 
 def _read(stl10: Stl10, path: Path, request: Request, canvas: Canvas) -> Contents:
@@ -53,7 +40,7 @@ def _read(stl10: Stl10, path: Path, request: Request, canvas: Canvas) -> Content
         for name, file in stream_members(path, lambda name: PurePosixPath(name).name in both, request.progress):
             where = f"{path}:{name}"
             if name.endswith(numbers):
-                labels = _labels(file.read(count + 1), where, len(stl10.classes))
+                labels = np.frombuffer(file.read(count + 1), np.uint8)
             elif canvas.count:
                 raise DataError(f"{path} holds {pictures} more than once")
             else:
@@ -67,7 +54,10 @@ def _read(stl10: Stl10, path: Path, request: Request, canvas: Canvas) -> Content
         return Contents()
     if labels is None or len(labels) != canvas.count:
         raise DataError(f"{path}: {numbers}: wanted a label for each of the {canvas.count} images")
-    return Contents(labels, stl10.classes)
+    low, high, most = labels.min(), labels.max(), len(stl10.classes)
+    if not 1 <= low <= high <= most:
+        raise DataError(f"{path}: {numbers}: got labels from {low} to {high}, wanted 1 to {most}")
+    return Contents(torch.from_numpy(labels.astype(np.int64) - 1), stl10.classes)
 
 
 def _images(file: IO[bytes], where: str) -> Iterator[np.ndarray]:
@@ -77,13 +67,6 @@ def _images(file: IO[bytes], where: str) -> Iterator[np.ndarray]:
             raise DataError(f"{where}: it ends within an image, wanted a whole number of {_BYTES} bytes each")
         # Each channel is stored column by column.
         yield np.frombuffer(content, np.uint8).reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
-
-
-def _labels(content: bytes, where: str, classes: int) -> torch.Tensor:
-    numbers = np.frombuffer(content, np.uint8)
-    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= classes:
-        raise DataError(f"{where}: got labels from {numbers.min()} to {numbers.max()}, wanted 1 to {classes}")
-    return torch.from_numpy(numbers.astype(np.int64) - 1)
 
 
 SETS = [
