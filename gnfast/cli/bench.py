@@ -96,12 +96,12 @@ def run(words: list[str]) -> int:
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
-    networks, notes = _networks(options, device.type)
+    networks = _networks(options, device.type)
     described = environment(device)
     roof = ceilings.measure(device, tuned(precision), options.quick)
     title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}")
-    print("\n".join([f"note: {note}" for note in notes] + ["", printed_rows.LEGEND]))
+    print(f"\n{printed_rows.LEGEND}")
     rows: list[Row] = []
 
     def record() -> None:
@@ -170,21 +170,12 @@ def _kept(found: Iterator[Row], rows: list[Row]) -> Iterator[Row]:
         yield row
 
 
-def _networks(options: BenchOptions, kind: str) -> tuple[list[Network], list[str]]:
-    """What to measure, and what was left out of the defaults."""
+def _networks(options: BenchOptions, kind: str) -> list[Network]:
     if options.net:
-        return [user(options.net, options.shape, options.args)], []
-    if options.critics:
-        return [shipped(name) for name in options.critics], []
-    found, notes = [], []
-    for name, (_, resolution) in SHIPPED.items():
-        if (resolution > 48 and kind != "cuda") or (options.quick and name != "CNN 32"):
-            continue
-        try:
-            found.append(shipped(name))
-        except ValueError as error:
-            notes.append(f"{name}: left out, {error}")
-    return found, notes
+        return [user(options.net, options.shape, options.args)]
+    small = [name for name, (_, resolution) in SHIPPED.items() if resolution <= 48]
+    default = ["CNN 32"] if options.quick else SHIPPED if kind == "cuda" else small
+    return [shipped(name) for name in options.critics or default]
 
 
 def _setup(options: BenchOptions, network: Network, device: torch.device, precision: str) -> Setup:
