@@ -11,15 +11,12 @@ from gnfast.bench.mode import PAPERS
 
 @dataclass(frozen=True)
 class Error:
-    """How far a result is from the truth, relatively.
-
-    Attributes:
-        values: the median over samples.
-        gradients: the worst over weights; those with a gradient smaller than the others' are held to the others' size.
-    """
+    """How far a result is from the truth, relatively."""
 
     values: float
+    """The median over samples."""
     gradients: float
+    """The worst over weights; those with a gradient smaller than the others' are held to the others' size."""
 
 
 # What is never held against a step: rounding, and the activations that it puts on the other side of zero.

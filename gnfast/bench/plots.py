@@ -9,13 +9,7 @@ COLOURS = ("#1f6fb4", "#7fb2d9", "#c44e52", "#dd8452", "#e6b35a", "#937860", "#8
 
 
 def draw(rows: list[Row], ceilings: Ceilings, path: Path, title: str) -> None:
-    """Draws bars and a roofline.
-
-    Args:
-        rows: of one or more cases; notes among them are left out.
-        ceilings: the roof.
-        path: the file to write; its suffix says the format (.png, .svg, .pdf).
-        title: device and versions.
+    """Draws bars and a roofline into a file whose suffix says the format (.png, .svg, .pdf).
 
     Raises:
         ValueError: a suffix that matplotlib does not know.
