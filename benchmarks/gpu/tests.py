@@ -14,9 +14,8 @@ from pathlib import Path
 
 from benchmarks.gpu import pytest_outcomes
 from benchmarks.gpu.record import FAILURES
-from benchmarks.gpu.section import Context, Row
+from benchmarks.gpu.section import ROOT, Context, Row
 
-ROOT = Path(__file__).resolve().parents[2]
 # Seconds of one test, after which its process ends with the stacks of its threads.
 TEST_LIMIT = 60
 # Seconds before a section's limit from which on pytest is ended, so that it can say what it has.
