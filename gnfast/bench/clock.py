@@ -3,6 +3,7 @@
 import contextlib
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -117,10 +118,7 @@ def _cuda_us(function: Step, calls: int) -> float:
 
 
 def _host_us(function: Step, calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return 1e6 * (time.perf_counter() - start) / calls
+    return 1e6 * timeit.timeit(function, number=calls) / calls
 
 
 def _summary(values: list[float], unit: str) -> Times:
