@@ -46,7 +46,7 @@ def loader(dataset, device):
     def collate(indices):
         return torch.stack([random_flip(dataset.images[i : i + 1], generator)[0] / 127.5 - 1 for i in indices])
 
-    batches = torch.utils.data.DataLoader(range(len(dataset)), BATCH, True, drop_last=True, collate_fn=collate)
+    batches = torch.utils.data.DataLoader(range(len(dataset)), BATCH, shuffle=True, drop_last=True, collate_fn=collate)
     while True:
         yield from ((images.to(device),) for images in batches)
 
