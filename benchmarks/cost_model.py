@@ -194,7 +194,7 @@ GPUS = (1, 8, 64, 256, 1024)
 
 
 def scaling(machine: Machine, network: Network, total: int = 1024) -> Iterator[tuple[int, float, float, float, float]]:
-    """Per number of GPUs: all-reduces, weak and strong iteration in seconds, weak efficiency, strong speed-up.
+    """Per number of GPUs: all-reduces, weak and strong iteration in seconds, and the strong speed-up.
 
     Weak scaling keeps the images of a GPU, strong scaling keeps `total` real images in all.
     """
@@ -239,11 +239,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a picture of the last table")
     options = parser.parse_args()
     machine = Machine()
-    print_table(
-        "networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
-        "G forward | G forward + backward | weights D / G | launches D / G step",
-        costs(),
-    )
+    headings = "networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
+    headings += "G forward | G forward + backward | weights D / G | launches D / G step"
+    print_table(headings, costs())
     headings = "step, batch 64, channels_last | products | pointwise | predicted | measured | predicted / measured"
     print_table(headings, on_a_cpu(options.measured))
     headings = "networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak"

@@ -4,18 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from gnfast.bench.comparison import Row
 
-WIDTHS = {
-    "median": 9,
-    "quartiles": 15,
-    "gnfast / this": 13,
-    "of floor": 8,
-    "GFLOP": 9,
-    "launches": 8,
-    "peak MB": 9,
-    "error": 11,
-    "host": 9,
-    "device": 9,
-}
+WIDE = {"quartiles": 15, "error": 11}
+"""Columns with cells wider than their heading, and than 9 characters."""
 
 LEGEND = """\
 gnfast / this: gnfast's median over this row's, in rounds in which both took turns; below 1 gnfast is faster. It is only
@@ -47,7 +37,7 @@ def lines(rows: Iterable[Row], names: Iterable[str]) -> Iterator[str]:
 
 
 def _line(name: str, cells: dict[str, str], width: int) -> str:
-    padded = (cell.rjust(WIDTHS[heading]) for heading, cell in cells.items())
+    padded = (cell.rjust(WIDE.get(heading, max(9, len(heading)))) for heading, cell in cells.items())
     return "  ".join([name.ljust(width), *padded]).rstrip()
 
 
