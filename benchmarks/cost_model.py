@@ -23,7 +23,6 @@ from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
 from gnfast.bench.critics import SHIPPED, Z_DIM, Network, shipped
 from gnfast.bench.iteration import iteration_cost, settings
 
-PASSES = ("forward", "input gradient", "tangent", "weights")
 # Two cores of an AMD EPYC (AVX2): FLOP/s of the direct algorithm that Winograd's reaches, the geometric mean over the
 # layers and passes of bench_conv.py, and memory, bytes/s.
 CPU_FLOP_PER_S = 250e9
@@ -59,33 +58,25 @@ class Machine:
 
 @dataclass(frozen=True)
 class Iteration:
-    """One iteration of GN-GAN on one GPU, in bfloat16: seconds on the device, launches, bytes of gradients."""
+    """One iteration of GN-GAN on one GPU, in bfloat16."""
 
-    n_dis: int
-    critic_s: float
-    generator_s: float
+    device_s: float
+    """Seconds that kernels run."""
     launches: int
-    critic_bytes: float
-    generator_bytes: float
+    reduced_bytes: tuple[int, ...]
+    """Of each all-reduce of gradients in float32: n_dis of the critic's and one of the generator's."""
     flops: float
     papers_flops: float
     """What double backward does, in critic and generator steps, without merging anything."""
 
     def seconds(self, machine: Machine, gpus: int = 1, graph: bool = True) -> float:
-        """With all-reduces of float32 gradients, n_dis of the critic's and one of the generator's, none overlapped.
+        """With the all-reduces, none overlapped.
 
         Between two kernels of a graph there is a gap; launched one by one, kernels may wait for Python besides.
         """
         device = self.device_s + self.launches * machine.graph_us * 1e-6
-        reducing = self.n_dis * machine.all_reduce_s(self.critic_bytes, gpus)
-        reducing += machine.all_reduce_s(self.generator_bytes, gpus)
         waiting = 0 if graph else self.launches * machine.eager_us * 1e-6
-        return max(device, waiting) + (reducing if gpus > 1 else 0)
-
-    @property
-    def device_s(self) -> float:
-        """Seconds that kernels run."""
-        return self.n_dis * self.critic_s + self.generator_s
+        return max(device, waiting) + sum(machine.all_reduce_s(size, gpus) for size in self.reduced_bytes)
 
 
 @functools.cache
@@ -128,22 +119,20 @@ def one_gpu(network: Network, machine: Machine, batch: int = BATCH) -> Iteration
     plan = plan_of(network, torch.bfloat16)
     config, double = settings(network, batch), 2 * batch
     forward, both, stated_forward, stated_both = generator_costs(network.name)
-    rates = dict.fromkeys(PASSES, machine.flop_per_s)
-    passes = cost.seconds(plan, double, rates, machine.bytes_per_s)
+    passes = cost.seconds(plan, double, machine.flop_per_s, machine.bytes_per_s)
     # Half the bytes: bfloat16.
     drawing, training = (
         Cost(count * found.flops, count * found.bytes / 2).seconds(machine.flop_per_s, machine.bytes_per_s)
         for found, count in ((forward, batch), (both, double))
     )
     pointwise = cost.pointwise_bytes(plan, double).bytes / machine.bytes_per_s
-    counts = launches(network)
+    critic_s = sum(passes.values()) + pointwise + drawing
+    generator_s = passes["forward"] + passes["input gradient"] + pointwise * 2 / 3 + training
+    counts, (critic_bytes, generator_bytes) = launches(network), weight_bytes(network)
     return Iteration(
-        n_dis=config.n_dis,
-        critic_s=sum(passes.values()) + pointwise + drawing,
-        generator_s=passes["forward"] + passes["input gradient"] + pointwise * 2 / 3 + training,
+        device_s=config.n_dis * critic_s + generator_s,
         launches=config.n_dis * counts["critic"] + counts["generator"],
-        critic_bytes=weight_bytes(network)[0],
-        generator_bytes=weight_bytes(network)[1],
+        reduced_bytes=(*[critic_bytes] * config.n_dis, generator_bytes),
         flops=iteration_cost(config, plan, forward, both).flops,
         papers_flops=config.n_dis * (6 * plan.stated_flops * double + stated_forward.flops * batch)
         + (5 * plan.stated_flops + stated_both.flops) * double,
@@ -179,8 +168,8 @@ def on_a_cpu(measured: Path) -> Iterator[str]:
         for way, rewrite in (("four passes", True), ("without rewrites", False)):
             plan = plan_of(shipped(row["critic"]), torch.float32, rewrite)
             critic = "critic step" in row["what"]
-            used = PASSES if critic else PASSES[:2]
-            products = sum(cost.seconds(plan, BATCH, dict.fromkeys(used, CPU_FLOP_PER_S), CPU_BYTES).values())
+            passes = cost.seconds(plan, BATCH, CPU_FLOP_PER_S, CPU_BYTES)
+            products = sum(passes.values()) if critic else passes["forward"] + passes["input gradient"]
             pointwise = cost.pointwise_bytes(plan, BATCH).bytes * (1 if critic else 2 / 3) / CPU_BYTES
             found, said = row["times"][way]["median_ms"], 1e3 * (products + pointwise)
             step = "critic" if critic else "generator, critic's part"
@@ -205,7 +194,7 @@ GPUS = (1, 8, 64, 256, 1024)
 
 
 def scaling(machine: Machine, network: Network, total: int = 1024) -> Iterator[tuple[int, float, float, float, float]]:
-    """Per number of GPUs: all-reduces, weak and strong iteration in seconds, weak efficiency, strong speed-up.
+    """Per number of GPUs: all-reduces, weak and strong iteration in seconds, and the strong speed-up.
 
     Weak scaling keeps the images of a GPU, strong scaling keeps `total` real images in all.
     """
@@ -224,7 +213,7 @@ def on_many_gpus(name: str, curve: list[tuple[int, float, float, float, float]])
         )
 
 
-def _draw(curves: dict[str, list[tuple[int, float, float, float, float]]], picture: Path) -> None:
+def draw(curves: dict[str, list[tuple[int, float, float, float, float]]], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
@@ -250,11 +239,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a picture of the last table")
     options = parser.parse_args()
     machine = Machine()
-    print_table(
-        "networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
-        "G forward | G forward + backward | weights D / G | launches D / G step",
-        costs(),
-    )
+    headings = "networks | critic forward, stated / merged | four passes | bytes: least, pointwise | kept | "
+    headings += "G forward | G forward + backward | weights D / G | launches D / G step"
+    print_table(headings, costs())
     headings = "step, batch 64, channels_last | products | pointwise | predicted | measured | predicted / measured"
     print_table(headings, on_a_cpu(options.measured))
     headings = "networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak"
@@ -263,7 +250,7 @@ def main() -> None:
     headings = "networks | GPUs | all-reduces | weak: iteration | efficiency | strong: iteration | speed-up"
     print_table(headings, (line for name, curve in curves.items() for line in on_many_gpus(name, curve)))
     if options.plot:
-        _draw(curves, options.plot)
+        draw(curves, options.plot)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,14 @@ from typing import Any
 import torch
 
 import gnfast
-from gnfast import models
-from gnfast.bench import spectral_ways
+from gnfast.bench import cost, spectral_ways
 from gnfast.bench.baselines import compiled_critic_step, repaired
 from gnfast.bench.case import EAGER, A, B, Setup
 from gnfast.bench.cases import iteration_cases
 from gnfast.bench.clock import Times, interleaved_ms
-from gnfast.bench.count import count_flops, peak_bytes
+from gnfast.bench.count import peak_bytes, work
 from gnfast.bench.critic_steps import PENALTIES, WAYS, Penalty, Result, critic_step, generator_step, penalty_step
-from gnfast.bench.critics import shipped
+from gnfast.bench.critics import Z_DIM, shipped
 from gnfast.bench.environment import environment
 from gnfast.bench.gate import error_of, relative_error, typical_error
 from gnfast.engine import passes
@@ -38,7 +37,11 @@ LAYOUT_NAMES = {NCHW: "contiguous", NHWC: "channels_last"}
 CRITICS = ("CNN 32", "ResNet 32", "CNN 48", "ResNet 48")
 # channels_last is the faster layout for double backward too.
 CRITIC_TIME_BOUNDS = {"CNN 32": {NHWC: 0.52, NCHW: 0.70}, "ResNet 32": {NHWC: 0.28, NCHW: 0.50}}
-Step = Callable[..., Result]
+PENALTY_WAYS = {
+    "four passes": {"strict": True},
+    "without rewrites": {"strict": True, "rewrite": False},
+    "double backward": {"impl": "reference"},
+}
 Row = dict[str, Any]
 
 
@@ -71,63 +74,38 @@ def _worst_error(name: str, method: str) -> float:
 def _penalty_error(name: str, penalty: Penalty) -> float:
     """The largest relative error of a penalty and of its weight gradients."""
     net, x = _inputs(name, 8, torch.float64, NCHW)
-    error = error_of(penalty_step(penalty, net, x), penalty_step(penalty, net, x, impl="reference"))
-    return max(error.values, error.gradients)
+    return max(error_of(penalty_step(penalty, net, x), penalty_step(penalty, net, x, impl="reference")))
 
 
 def operations(rounds: int, batch: int) -> Iterator[Row]:
     """FLOPs of convolutions and matrix products."""
     for name in CRITICS:
+        net, x = _inputs(name, 2, torch.float32, NCHW)
+        with torch.no_grad():
+            forward = work(partial(net, x)).flops
         for what, step, bound in (
             ("FLOPs of a critic step / forward", critic_step, 4.05),
             ("FLOPs of a generator step's critic part / forward", generator_step, 2.02),
         ):
-            counts = _forwards(step, name)
+            counts = {way: work(run).flops / forward for way, run in _ways(step, net, x).items()}
             worst = max(counts["four passes"], counts["without rewrites"])
             yield row(what, name, worst, bound, forwards=counts)
             if (name, step) == ("ResNet 32", critic_step):
                 yield row("FLOPs of a critic step / forward, with rewrites", name, counts["four passes"], 2.45)
     for name in ("CNN 32", "ResNet 32"):
+        net, x = _inputs(name, 4, torch.float32, NCHW)
         for what, penalty in PENALTIES.items():
-            counts = _penalty_flops(name, penalty)
+            counts = {
+                way: work(partial(penalty_step, penalty, net, x, **options)).flops
+                for way, options in PENALTY_WAYS.items()
+            }
             ratio = counts["without rewrites"] / counts["double backward"]
             yield row(f"FLOPs of a {what} step / double backward's", name, ratio, 0.70, flops=counts)
-    for resolution in (32, 48):
-        counts = _generator_flops("resnet", resolution)
-        ratio = counts["rewritten"] / counts["stated"]
+    for name, bound in (("ResNet 32", 0.72), ("ResNet 48", None)):
+        stated = shipped(name).generator(torch.float32, NCHW)
+        before, after = (cost.generator(net, Z_DIM)[1].flops for net in (stated, gnfast.rewrite(stated)))
         what = "FLOPs of a generator's forward and backward, rewritten / stated"
-        yield row(what, f"ResNet {resolution}", ratio, 0.72 if resolution == 32 else None)
-
-
-def _forwards(step: Step, name: str) -> dict[str, float]:
-    """FLOPs of a step, in forwards of the critic as its code states it."""
-    net, x = _inputs(name, 2, torch.float32, NCHW)
-    with torch.no_grad():
-        forward = count_flops(lambda: net(x))
-    return {way: count_flops(lambda f=f: step(f, net, x)) / forward for way, f in WAYS.items()}
-
-
-def _penalty_flops(name: str, penalty: Penalty) -> dict[str, int]:
-    """FLOPs of a penalty and its weight gradients."""
-    net, x = _inputs(name, 4, torch.float32, NCHW)
-    ways = {
-        "four passes": {"strict": True},
-        "without rewrites": {"strict": True, "rewrite": False},
-        "double backward": {"impl": "reference"},
-    }
-    return {way: count_flops(lambda o=o: penalty_step(penalty, net, x, **o)) for way, o in ways.items()}
-
-
-def _generator_flops(family: str, resolution: int) -> dict[str, int]:
-    """FLOPs of a generator's forward and backward, as its code states it and rewritten."""
-    generator, _ = models.build(family, resolution=resolution)
-    z = torch.randn(2, 128)
-
-    def step(net: torch.nn.Module) -> None:
-        net(z).square().sum().backward()
-
-    rewritten = gnfast.rewrite(generator)
-    return {"stated": count_flops(lambda: step(generator)), "rewritten": count_flops(lambda: step(rewritten))}
+        yield row(what, name, after / before, bound)
 
 
 def overhead(rounds: int, batch: int) -> Iterator[Row]:
@@ -160,7 +138,7 @@ def memory(rounds: int, batch: int) -> Iterator[Row]:
     what = "peak memory of a critic step / double backward's"
     for name, bound in (("ResNet 32", 0.45), ("CNN 32", None)):
         net, x = _inputs(name, batch, torch.float32, NHWC)
-        peaks = {way: peak_bytes(partial(critic_step, f, net, x)) for way, f in WAYS.items()}
+        peaks = {way: peak_bytes(step) for way, step in _ways(critic_step, net, x).items()}
         worst = max(peaks["four passes"], peaks["without rewrites"])
         yield row(what, name, worst / peaks["double backward"], bound, bytes=peaks)
 
@@ -169,8 +147,8 @@ def strongest(rounds: int, batch: int) -> Iterator[Row]:
     """Time of critic steps, the repaired and the compiled double backward among them."""
     for name, (best_bound, plain_bound) in {"CNN 32": (0.75, 1.40), "ResNet 32": (0.50, 1.00)}.items():
         net, x = _inputs(name, batch, torch.float32, NHWC)
-        steps = {way: partial(critic_step, f, net, x) for way, f in (WAYS | {"repaired": repaired}).items()}
-        times = _times(name, steps | {"compiled": partial(compiled_critic_step(net), x)}, rounds)
+        others = {"repaired": partial(critic_step, repaired, net, x), "compiled": partial(compiled_critic_step(net), x)}
+        times = _times(name, _ways(critic_step, net, x) | others, rounds)
         best = min(("double backward", "repaired", "compiled"), key=lambda way: times[way]["median_ms"])
         what = "time of a critic step / best double backward's"
         yield row(what, name, _ratio(times, "four passes", best), best_bound, times=times)
@@ -187,7 +165,7 @@ def time(rounds: int, batch: int) -> Iterator[Row]:
                 ("time of a generator step's critic part / double backward's", generator_step, 0.38),
             ):
                 net, x = _inputs(name, batch, torch.float32, layout)
-                times = _times(name, {way: partial(step, f, net, x) for way, f in WAYS.items()}, rounds)
+                times = _times(name, _ways(step, net, x), rounds)
                 where = {"layout": LAYOUT_NAMES[layout]}
                 yield row(what, name, _ratio(times, "four passes", "double backward"), bound, **where, times=times)
                 if (step, name, layout) == (critic_step, "ResNet 32", NHWC):
@@ -216,8 +194,7 @@ def spectral(rounds: int, batch: int) -> Iterator[Row]:
     for name in ("SN-GAN CNN", "ladder 64-1024"):
         for layout, said in LAYOUT_NAMES.items():
             torch.manual_seed(0)
-            ways = spectral_ways.make(spectral_ways.NETWORKS[name](), layout, torch.float32, "cpu")
-            directions = spectral_ways.directions_for(ways[spectral_ways.PYTORCH])
+            ways, directions = spectral_ways.make(spectral_ways.NETWORKS[name](), layout, torch.float32, "cpu")
             different = spectral_ways.disagreement(ways, directions)
             assert different is None, different
             steps = {way: partial(spectral_ways.step, net, directions) for way, net in ways.items()}
@@ -237,6 +214,10 @@ def _inputs(
 ) -> tuple[torch.nn.Module, torch.Tensor]:
     network = shipped(name)
     return network.critic(dtype, layout), network.images(batch, dtype, layout)
+
+
+def _ways(step: Callable[..., Result], net: torch.nn.Module, x: torch.Tensor) -> dict[str, Callable[[], Result]]:
+    return {way: partial(step, normalize, net, x) for way, normalize in WAYS.items()}
 
 
 def _times(name: str, steps: dict[str, Callable[[], Result]], rounds: int) -> dict[str, Times]:

@@ -13,9 +13,7 @@ def time_call(benchmark, group: str, call: Callable[[], object], rates: dict[str
     """Times a call, which is waited for; it was checked before.
 
     Args:
-        benchmark: pytest-benchmark's fixture.
         group: the rows that are compared with each other.
-        call: what is timed.
         rates: what one call does, by the name that its rate has in `extra_info`.
         rounds: so many, for a call that takes seconds; pytest-benchmark's choice if 0.
     """

@@ -31,21 +31,15 @@ LINES = 60
 
 @dataclass(frozen=True)
 class Stage:
-    """Sections, and how they run.
-
-    Attributes:
-        names: of sections, the most valuable first.
-        limit_s: seconds for all of them.
-        size: how many processes run them.
-        beside: groups of sections, each of which a process prepares as soon as the libraries are loaded.
-        turns: those that were prepared measure here.
-    """
+    """Sections, the most valuable first, seconds for all of them, and how many processes run them."""
 
     names: Collection[str]
     limit_s: float
     size: int = 1
     beside: tuple[Collection[str], ...] = ()
+    """Groups of sections, each of which a process prepares as soon as the libraries are loaded."""
     turns: bool = False
+    """Whether those that were prepared measure here."""
 
 
 STAGES = {
@@ -106,13 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _stages(words: list[str]) -> tuple[list[str], float]:
     """The stages, and the seconds of `run`."""
-    stages, seconds, words = [], 0.0, list(words or DEFAULT)
-    while words:
-        name = words.pop(0)
+    stages, seconds, left = [], 0.0, iter(words or DEFAULT)
+    for name in left:
         if name not in STAGES:
             raise ValueError(f"stage: got {name!r}, wanted one of {', '.join(STAGES)}")
         if name == "run":
-            given = words.pop(0) if words else "nothing"
+            given = next(left, "nothing")
             try:
                 seconds = float(given)
             except ValueError:
@@ -123,15 +116,7 @@ def _stages(words: list[str]) -> tuple[list[str], float]:
 
 
 def run(out: Path, chosen: dict[str, Stage], limit_s: float, seconds: float, dry_run: bool) -> int:
-    """Runs stages and prints the table; returns the exit status.
-
-    Args:
-        out: the folder for what is found.
-        chosen: the stages by name, in order.
-        limit_s: seconds for all of them.
-        seconds: of training in the stage `run`.
-        dry_run: on the CPU, with tiny sizes.
-    """
+    """Runs stages in `limit_s` seconds, of which `run` trains `seconds`; prints the table, returns the exit status."""
     record = Record(out, dry_run=dry_run)
     job = {"device": "cpu" if dry_run else "cuda", "quick": dry_run, "out": str(out.resolve()), "seconds": seconds}
     crew = Crew(record, job | {"table": sections.__name__}, sections.SECTIONS)
@@ -175,7 +160,7 @@ def _run_stage(name: str, stage: Stage, crew: Crew, seconds: float, end: float) 
     size, spare_s = 1 if dry_run else stage.size, SPARE_S if stage.turns else 0.0
     crew.run(stage.names, started + limit_s, size=size, turns=stage.turns, spare_s=spare_s)
     taken = time.monotonic() - started
-    crew.record.stage(name, seconds=round(taken, 1), limit_s=round(limit_s, 1))
+    crew.record.update("stages", {name: {"seconds": round(taken, 1), "limit_s": round(limit_s, 1)}})
     crew.record.say(f"== {name}: {taken:.0f} s")
 
 

@@ -16,11 +16,7 @@ _turn = threading.local()
 def alone(folder: Path, patience_s: float = 10.0) -> Iterator[None]:
     """Waits for its turn, but no longer than that: a process that hangs in its own may not hold up the others.
 
-    A thread that has its turn may enter again.
-
-    Args:
-        folder: one that all processes know; it is locked, and nothing is written.
-        patience_s: seconds.
+    What is locked is a folder that all processes know. A thread that has its turn may enter again.
     """
     if getattr(_turn, "held", False):
         yield

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 Row = dict[str, Any]
@@ -15,25 +16,18 @@ CAPTURED, PAPERS, STRONGEST, PLAIN = "gnfast, CUDA graph", "a:", "strongest", "n
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure that must not exceed a bound, or with `least` must not fall below it.
-
-    Attributes:
-        what: in words.
-        bound: the limit.
-        expected: what was predicted before anything was measured, from and to (docs/gpu.md).
-        value: takes the sections of results.json; None where nothing of it was measured, NaN where gnfast's own step
-            computed something else than it should.
-        least: whether the bound is a lower one.
-    """
+    """A figure that must not exceed a bound, or with `least` must not fall below it."""
 
     what: str
     bound: float
     expected: tuple[float, float]
+    """What was predicted before anything was measured, from and to (docs/gpu.md)."""
     value: Value
+    """Takes the sections of results.json; None where nothing of it was measured, NaN where gnfast's own step computed
+    something else than it should."""
     least: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether the value is on the right side."""
         return value >= self.bound if self.least else value <= self.bound
 
 
@@ -42,23 +36,19 @@ def rows_of(sections: Sections, *names: str) -> list[Row]:
     return [row for name in names for row in sections.get(name, {}).get("rows", ())]
 
 
-def _field(section: str, variant: str, field: str = "ratio", factor: float = 1.0) -> Value:
+def _figure(section: str, variant: str, sections: Sections, field: str = "ratio", factor: float = 1.0) -> float | None:
     """A figure of a variant's row, times a factor."""
-
-    def value(sections: Sections) -> float | None:
-        rows = rows_of(sections, section)
-        if wrong(rows):
-            return math.nan
-        # What was computed wrongly has no time.
-        rows = (row for row in rows if row.get("gate") not in (None, "red"))
-        found = next((row.get(field) for row in rows if row["variant"].startswith(variant)), None)
-        return None if found is None else factor * found
-
-    return value
+    rows = rows_of(sections, section)
+    if wrong(rows):
+        return math.nan
+    # What was computed wrongly has no time.
+    rows = (row for row in rows if row.get("gate") not in (None, "red"))
+    found = next((row.get(field) for row in rows if row["variant"].startswith(variant)), None)
+    return None if found is None else factor * found
 
 
-def _minutes(section: str) -> Value:
-    return _field(section, CAPTURED, "hours_200k", factor=60)
+def _minutes(section: str, sections: Sections) -> float | None:
+    return _figure(section, CAPTURED, sections, "hours_200k", factor=60)
 
 
 def wrong(rows: Iterable[Row]) -> bool:
@@ -66,20 +56,15 @@ def wrong(rows: Iterable[Row]) -> bool:
     return any(row.get("gate") == "red" and row["variant"] == row["ours"] for row in rows)
 
 
-def _strongest(network: str) -> Value:
+def _strongest(network: str, sections: Sections) -> float | None:
     """The ratio to the best of all baselines that normalise, compiled ones included."""
-
-    def worst(sections: Sections) -> float | None:
-        rows = rows_of(sections, *(f"{kind}_{network}_bfloat16" for kind in ("critic", "compiled", "searched")))
-        if wrong(rows):
-            return math.nan
-        rows = [row for row in rows if row.get("step") == "critic step" and is_baseline(row)]
-        # Without the compiled ones, the strongest is not among them.
-        if not any(row["variant"].startswith(STRONGEST) for row in rows):
-            return None
-        return max((row["ratio"] for row in rows), default=None)
-
-    return worst
+    rows = rows_of(sections, *(f"{kind}_{network}_bfloat16" for kind in ("critic", "compiled", "searched")))
+    if wrong(rows):
+        return math.nan
+    baselines = [row for row in rows if row.get("step") == "critic step" and is_baseline(row)]
+    # Without the compiled ones, the strongest is not among them.
+    complete = any(row["variant"].startswith(STRONGEST) for row in baselines)
+    return max(row["ratio"] for row in baselines) if complete else None
 
 
 def is_baseline(row: Row) -> bool:
@@ -92,35 +77,31 @@ def _failed_tests(sections: Sections) -> float | None:
     return next((float(row.get("failed", 0)) for row in rows_of(sections, "tests") if row.get("tests")), None)
 
 
-def _spectral(field: str) -> Value:
-    def value(sections: Sections) -> float | None:
-        wanted = {"network": "ladder 64-1024", "dtype": "torch.float32", "layout": "torch.contiguous_format"}
-        rows = (row for row in rows_of(sections, "spectral") if wanted.items() <= row.items())
-        return next((row["forward and backward"][field] for row in rows), None)
-
-    return value
+def _spectral(field: str, sections: Sections) -> float | None:
+    wanted = {"network": "ladder 64-1024", "dtype": "torch.float32", "layout": "torch.contiguous_format"}
+    rows = (row for row in rows_of(sections, "spectral") if wanted.items() <= row.items())
+    return next((row["forward and backward"][field] for row in rows), None)
 
 
-RESNET, CNN, LARGE = "critic_resnet_bfloat16", "critic_cnn_bfloat16", "critic_256"
+RESNET, CNN = "critic_resnet_bfloat16", "critic_cnn_bfloat16"
 RESNET_ITERATION, CNN_ITERATION = "iteration_resnet_bfloat16", "iteration_cnn_bfloat16"
-OF_FLOOR, OF_BANDWIDTH = "fraction_of_floor", "fraction_of_bandwidth_floor"
+LARGE_OF_FLOOR = partial(_figure, "critic_256", CAPTURED, field="fraction_of_floor")
+OF_BANDWIDTH = "fraction_of_bandwidth_floor"
 
 BOUNDS = (
-    Bound("ResNet 32 critic step / the papers' code", 0.15, (0.02, 0.12), _field(RESNET, PAPERS)),
-    Bound("CNN 32 critic step / the papers' code", 0.15, (0.04, 0.16), _field(CNN, PAPERS)),
-    Bound("ResNet 32 critic step / the strongest baseline", 0.65, (0.40, 0.65), _strongest("resnet")),
-    Bound("CNN 32 critic step / the strongest baseline", 0.75, (0.60, 0.85), _strongest("cnn")),
-    Bound("ResNet 32 critic step / no normalisation", 1.0, (0.8, 1.15), _field(RESNET, PLAIN)),
-    Bound("CNN 32 critic step / no normalisation", 1.45, (1.1, 1.4), _field(CNN, PLAIN)),
-    Bound(
-        "ResNet 256 critic step, fraction of the floor", 0.5, (0.35, 0.6), _field(LARGE, CAPTURED, OF_FLOOR), least=True
-    ),
-    Bound("ResNet 32 iteration / the papers' code", 0.20, (0.06, 0.2), _field(RESNET_ITERATION, PAPERS)),
-    Bound("CNN 32 iteration / the papers' code", 0.20, (0.09, 0.22), _field(CNN_ITERATION, PAPERS)),
-    Bound("minutes for 200k steps of gngan-cifar10-resnet", 45, (25, 40), _minutes(RESNET_ITERATION)),
-    Bound("minutes for 200k steps of gngan-cifar10-cnn", 8, (5, 9), _minutes(CNN_ITERATION)),
-    Bound("spectral norm / PyTorch's, both captured", 0.10, (0.12, 0.25), _spectral("ratio_to_pytorch")),
-    Bound("spectral norm, fraction of copy bandwidth", 0.6, (0.5, 1.2), _spectral(OF_BANDWIDTH), least=True),
+    Bound("ResNet 32 critic step / the papers' code", 0.15, (0.02, 0.12), partial(_figure, RESNET, PAPERS)),
+    Bound("CNN 32 critic step / the papers' code", 0.15, (0.04, 0.16), partial(_figure, CNN, PAPERS)),
+    Bound("ResNet 32 critic step / the strongest baseline", 0.65, (0.40, 0.65), partial(_strongest, "resnet")),
+    Bound("CNN 32 critic step / the strongest baseline", 0.75, (0.60, 0.85), partial(_strongest, "cnn")),
+    Bound("ResNet 32 critic step / no normalisation", 1.0, (0.8, 1.15), partial(_figure, RESNET, PLAIN)),
+    Bound("CNN 32 critic step / no normalisation", 1.45, (1.1, 1.4), partial(_figure, CNN, PLAIN)),
+    Bound("ResNet 256 critic step, fraction of the floor", 0.5, (0.35, 0.6), LARGE_OF_FLOOR, least=True),
+    Bound("ResNet 32 iteration / the papers' code", 0.20, (0.06, 0.2), partial(_figure, RESNET_ITERATION, PAPERS)),
+    Bound("CNN 32 iteration / the papers' code", 0.20, (0.09, 0.22), partial(_figure, CNN_ITERATION, PAPERS)),
+    Bound("minutes for 200k steps of gngan-cifar10-resnet", 45, (25, 40), partial(_minutes, RESNET_ITERATION)),
+    Bound("minutes for 200k steps of gngan-cifar10-cnn", 8, (5, 9), partial(_minutes, CNN_ITERATION)),
+    Bound("spectral norm / PyTorch's, both captured", 0.10, (0.12, 0.25), partial(_spectral, "ratio_to_pytorch")),
+    Bound("spectral norm, fraction of copy bandwidth", 0.6, (0.5, 1.2), partial(_spectral, OF_BANDWIDTH), least=True),
     Bound("GPU tests that failed", 0, (0, 20), _failed_tests),
 )
 """In bfloat16; critic steps of 128 images and iterations as CUDA graphs."""

@@ -1,6 +1,6 @@
 """Convolutions one by one: PyTorch's passes, and Triton's tiles."""
 
-import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -27,26 +27,23 @@ def convolutions(context: Context) -> Iterator[Row]:
     The last is how double backward computes ∂⟨δ, W ∗ t⟩/∂W: a convolution whose kernel is a whole feature map. The
     same number by `convolution_backward` is `weight gradient`.
     """
-    for network, *case in _convolutions_of(context):
-        for precision in ("bfloat16", "tf32"):
-            with _operands(context, network, *case, precision) as (x, weight, op, named):
-                ctx = plan_op.Context((weight, None), shapes=[x.shape], needs=(True, False))
-                y, _ = op.forward(ctx, x)
-                delta = torch.randn_like(y)
-                ways = {
-                    "forward": partial(op.forward, ctx, x),
-                    "data gradient": partial(op.pullback, ctx, delta),
-                    "weight gradient": partial(op.param_grad, ctx, delta, x),
-                }
-                row = named | {"precision": precision}
-                # cuDNN's search through algorithms for a kernel of 256×256 would take the section's time.
-                if network == "ResNet 32":
-                    ways["second-order weight gradient"] = partial(second_order, op, x, weight, delta)
-                    row["weight_gradient_errors"] = weight_gradient_errors(op, x, weight, delta)
-                times = {name: _timed(context, way) for name, way in ways.items()}
-            flops = 2 * y.numel() * weight[0].numel()
-            rates = {name: round(flops / t["median_us"] / 1e6, 3) for name, t in times.items()}
-            yield row | {"GFLOP": round(flops / 1e9, 3), "times": times, "TFLOP/s": rates}
+    for x, weight, op, named in _convolutions_of(context, "bfloat16", "tf32"):
+        ctx = plan_op.Context((weight, None), shapes=[x.shape], needs=(True, False))
+        y, _ = op.forward(ctx, x)
+        delta = torch.randn_like(y)
+        ways = {
+            "forward": partial(op.forward, ctx, x),
+            "data gradient": partial(op.pullback, ctx, delta),
+            "weight gradient": partial(op.param_grad, ctx, delta, x),
+        }
+        # cuDNN's search through algorithms for a kernel of 256×256 would take the section's time.
+        if named["network"] == "ResNet 32":
+            ways["second-order weight gradient"] = partial(second_order, op, x, weight, delta)
+            named["weight_gradient_errors"] = weight_gradient_errors(op, x, weight, delta)
+        times = {name: _timed(context, way) for name, way in ways.items()}
+        flops = 2 * y.numel() * weight[0].numel()
+        rates = {name: round(flops / t["median_us"] / 1e6, 3) for name, t in times.items()}
+        yield named | {"GFLOP": round(flops / 1e9, 3), "times": times, "TFLOP/s": rates}
 
 
 def second_order(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
@@ -57,19 +54,10 @@ def second_order(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
 
 @torch.no_grad()
 def weight_gradient_errors(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -> dict[str, float]:
-    """How far each weight gradient of a convolution is from the one in float64, relatively.
+    """How far each weight gradient of a convolution is from the one in float64, relatively; delta is a cotangent.
 
     PyTorch's of second order loses all digits in bfloat16 on some CPUs, which is not the fault of what is compared
     with it.
-
-    Args:
-        op: the convolution.
-        x: (B, C_in, H, W), the input, or the tangent at it.
-        weight: (C_out, C_in / groups, k, l).
-        delta: (B, C_out, H', W'), the cotangent of the output.
-
-    Returns:
-        by "gnfast" and "PyTorch, second order".
     """
     wide = (t.double() for t in (delta, x, weight))
     truth = aten.convolution_backward(*wide, None, *op.arguments(), (False, True, False))[1]
@@ -80,35 +68,29 @@ def weight_gradient_errors(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -
 
 def tiles(context: Context) -> Iterator[Row]:
     """Forward and data gradient of each convolution by PyTorch and by the Triton kernels, bfloat16, checked first."""
-    for network, *case in _convolutions_of(context):
-        with _operands(context, network, *case, "bfloat16") as (x, weight, op, named):
-            arguments = op.arguments()
-            y = conv2d(x, weight, None, arguments)
-            delta = torch.randn_like(y)
-            for name, result, pytorch, by_triton, operands in (
-                ("forward", y, conv2d, "conv2d", (x, weight, None)),
-                ("data gradient", x, conv2d_input_grad, "conv2d_input_grad", (delta, x, weight)),
-            ):
-                plain = partial(pytorch, *operands, arguments)
-                times, errors = {"PyTorch": _timed(context, plain)["median_us"]}, {}
-                # Triton's data gradient takes the input's shape alone.
-                given = [operands[0], x.shape, weight] if result is x else [*operands]
-                for tile, call in _triton_ways(context, result, by_triton, [*given, arguments]):
-                    errors[tile] = relative_error(call(), plain())
-                    times[tile] = _timed(context, call)["median_us"]
-                yield (
-                    {"network": network, "pass": name}
-                    | named
-                    | {
-                        "median_us": times,
-                        "differs_by": errors,
-                        "best_over_pytorch": round(min(times.values()) / times["PyTorch"], 3),
-                    }
-                )
+    for x, weight, op, named in _convolutions_of(context, "bfloat16"):
+        y = conv2d(x, weight, None, op.arguments())
+        delta = torch.randn_like(y)
+        # Triton's data gradient takes the input's shape alone.
+        for name, result, pytorch, operands, of_triton in (
+            ("forward", y, conv2d, (x, weight, None), (x, weight, None)),
+            ("data gradient", x, conv2d_input_grad, (delta, x, weight), (delta, x.shape, weight)),
+        ):
+            plain = partial(pytorch, *operands, op.arguments())
+            times, errors = {"PyTorch": _timed(context, plain)["median_us"]}, {}
+            for tile, call in _triton_ways(context, result, pytorch.__name__, (*of_triton, op.arguments())):
+                errors[tile] = relative_error(call(), plain())
+                times[tile] = _timed(context, call)["median_us"]
+            yield named | {
+                "pass": name,
+                "median_us": times,
+                "differs_by": errors,
+                "best_over_pytorch": round(min(times.values()) / times["PyTorch"], 3),
+            }
 
 
 def _triton_ways(
-    context: Context, result: Tensor, name: str, arguments: list[Any]
+    context: Context, result: Tensor, name: str, arguments: tuple[Any, ...]
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """The call with each configuration that promises something for that result; none where there is no GPU."""
     if context.device != "cuda":
@@ -123,35 +105,27 @@ def _timed(context: Context, call: Callable[[], object]) -> dict[str, float]:
     return device_us(call, context.device, budget_s=context.budget(0.03))
 
 
-@contextlib.contextmanager
-def _operands(
-    context: Context, network: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], op: Conv, precision: str
-) -> Iterator[tuple[Tensor, Tensor, Conv, Row]]:
-    """Input and weight of a convolution, the op, and what names it in a row; what follows runs in the precision."""
+def _convolutions_of(context: Context, *precisions: str) -> Iterator[tuple[Tensor, Tensor, Conv, Row]]:
+    """Input and weight of each convolution of the critics, the op, and what names it in a row.
+
+    Each comes once, as stated or as rewritten, in each precision; what the caller does with it runs in that.
+    """
     device = torch.device(context.device)
-    batch = 2 if context.quick else 128 if network == "ResNet 32" else 32
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    x, weight = (
-        torch.randn(size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        for size in ((batch, *shape), weight_shape)
-    )
-    named = {"network": network, "input": [batch, *shape], "weight": list(weight_shape), "stride": op.stride[0]}
-    with tuned(precision).active(device), torch.autocast(device.type, enabled=False), torch.no_grad():
-        yield x, weight, op, named
-
-
-def _convolutions_of(context: Context) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], Conv]]:
-    """Each convolution of the critics once, as stated and as rewritten: network, input, weight, the op."""
-    for name in ("ResNet 32",) if context.quick else ("ResNet 32", "ResNet 256"):
+    batches = {"ResNet 32": 2} if context.quick else {"ResNet 32": 128, "ResNet 256": 32}
+    for name, batch in batches.items():
         network = shipped(name, width=0.05 if context.quick else 1.0)
         net = network.critic(torch.float32, torch.contiguous_format)
-        x = network.images(1, torch.float32, torch.contiguous_format)
-        seen = set()
-        for rewrite in (True, False):
-            for node in gnfast.trace(net, x, rewrite=rewrite).nodes:
-                if not isinstance(node.op, Conv):
-                    continue
-                key = (node.input_shapes[0], node.operand_shapes[0], node.op)
-                if key not in seen:
-                    seen.add(key)
-                    yield name, *key
+        image = network.images(1, torch.float32, torch.contiguous_format)
+        nodes = [node for rewrite in (True, False) for node in gnfast.trace(net, image, rewrite=rewrite).nodes]
+        nodes = [node for node in nodes if isinstance(node.op, Conv)]
+        found = dict.fromkeys((node.op, node.input_shapes[0], node.operand_shapes[0]) for node in nodes)
+        for (op, shape, weight_shape), precision in itertools.product(found, precisions):
+            dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+            x, weight = (
+                torch.randn(size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+                for size in ((batch, *shape), weight_shape)
+            )
+            named = {"network": name, "precision": precision, "stride": op.stride[0]}
+            named |= {"input": list(x.shape), "weight": list(weight.shape)}
+            with tuned(precision).active(device), torch.autocast(device.type, enabled=False), torch.no_grad():
+                yield x, weight, op, named

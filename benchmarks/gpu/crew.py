@@ -16,14 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.section import Section
+from benchmarks.gpu.section import ROOT, Section
 from benchmarks.gpu.work import GIVEN_UP, MARK, end_session
 
-ROOT = Path(__file__).resolve().parents[2]
 # Seconds that a process may take before its first section begins: importing PyTorch, and starting CUDA.
 START_LIMIT = 60.0
 # Seconds beyond its limit that a section may take to notice.
@@ -31,18 +29,15 @@ GRACE = 10.0
 
 
 class Worker:
-    """A process, the section that it is at, how far it is with it, and until when.
+    """A process, the section that it is at, if any, and until when (by `time.monotonic`) it must be further.
 
-    Attributes:
-        section: None while it has nothing to do.
-        state: "starting" until the section begins, then "running"; beside others "preparing", "waiting" for its
-            turn, and "measuring".
-        deadline: what `time.monotonic` says when it must be further.
+    Its state is "starting" until the section begins, then "running"; beside others "preparing", "waiting" for its turn,
+    and "measuring".
     """
 
     def __init__(self, events: "queue.Queue[tuple[Worker, dict[str, Any] | None]]", job: dict[str, Any]) -> None:
         self.section: str | None = None
-        self.state, self.deadline = "starting", math.inf
+        self.enter("starting")
         self._events = events
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -96,8 +91,7 @@ class Worker:
     def stop(self, stacks: bool = True) -> tuple[int, str]:
         """Ends it, if it has not by itself, and returns its exit status and the end of what it wrote to stderr.
 
-        Args:
-            stacks: have it write there first where it is.
+        With `stacks` it first writes there where it is.
         """
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -117,13 +111,7 @@ class Worker:
 
 
 class Crew:
-    """Runs sections in as many processes as it takes.
-
-    Args:
-        record: what they find goes there.
-        job: what `work.main` takes.
-        sections: all that there are, by name.
-    """
+    """Runs those of the sections that it is told to; what they find goes to the record. `work.main` takes the job."""
 
     def __init__(self, record: Record, job: dict[str, Any], sections: dict[str, Section]) -> None:
         self.record, self.job, self.sections = record, job, sections
@@ -141,12 +129,9 @@ class Crew:
             self._start_beside(deque(group))
 
     def run(self, names: Iterable[str], end: float, *, size: int = 1, turns: bool = False, spare_s: float = 0) -> None:
-        """Runs sections, `size` at a time, and returns when all have ended or the time has.
+        """Runs sections, the most valuable first, in `size` processes, until all or the time (`end`) have ended.
 
         Args:
-            names: of sections, the most valuable first.
-            end: what `time.monotonic` says when all must have ended.
-            size: how many processes.
             turns: between two sections let one that was prepared beside them measure, and when all are done the rest.
             spare_s: seconds before the end from which on no section starts, so that those have their turns.
         """
@@ -242,7 +227,7 @@ class Crew:
         elif kind == "failure":
             self.record.fail(name, message["reason"], message["details"])
         elif kind == "end":
-            self.record.update(rates=self.record.data.get("rates", {}) | message["rates"])
+            self.record.update("rates", message["rates"])
             self.record.section(name, seconds=message["seconds"])
             self.record.say(f"{name}: {len(self.record.data['sections'][name]['rows'])} rows, {message['seconds']} s")
             worker.section = None

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.gpu.section import Context, Row
 from gnfast.bench.clock import device_us
+from gnfast.bench.mode import Mode
 from gnfast.metrics.inception import Inception, build_inception
 
 
@@ -16,7 +17,7 @@ def evaluation(context: Context) -> Iterator[Row]:
     net = build_inception(Inception().state_dict()).to(device)
     x = torch.rand(batch, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     for tf32 in (False, True):
-        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True, allow_tf32=tf32):
+        with torch.no_grad(), Mode(conv_tf32=tf32, search=True).active(device):
             first = net(x)
             times = device_us(partial(net, x), device, budget_s=context.budget(1.0))
         values = first[0] if isinstance(first, tuple) else first

@@ -5,11 +5,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from benchmarks.gpu.section import Context, Row
+from benchmarks.gpu.section import ROOT, Context, Row
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILD_LIMIT = 60
 
 

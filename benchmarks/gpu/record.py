@@ -17,9 +17,7 @@ FILES = (RESULTS, FAILURES, LOG, TABLE, "metrics.jsonl", "curves.png", "samples.
 class Record:
     """The results so far. Every change is on disk before the next one: a kill leaves the old file or the new one.
 
-    Args:
-        folder: where the files go; made if it is not there. What an earlier run has left in it moves to a folder in it.
-        **head: what results.json begins with.
+    results.json begins with `head`. What an earlier run has left in the folder moves to a folder in it.
     """
 
     def __init__(self, folder: Path, **head: Any) -> None:
@@ -32,14 +30,9 @@ class Record:
             (folder / name).write_text("")
         self._write()
 
-    def update(self, **values: Any) -> None:
-        """Sets values beside stages and sections."""
-        self.data |= values
-        self._write()
-
-    def stage(self, name: str, **values: Any) -> None:
-        """Sets values of a stage."""
-        self.data["stages"].setdefault(name, {}).update(values)
+    def update(self, part: str, values: dict[str, Any]) -> None:
+        """Sets values of "stages", or of another part beside the sections."""
+        self.data.setdefault(part, {}).update(values)
         self._write()
 
     def section(self, name: str, **values: Any) -> None:

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +13,25 @@ if TYPE_CHECKING:
     from gnfast.bench.ceilings import Ceilings
 
 Row = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
 class Context:
-    """What every section is told.
-
-    Attributes:
-        device: "cuda", or "cpu" in a dry run.
-        quick: tiny sizes, as in a dry run.
-        out: the folder of the run.
-        limit_s: seconds that the section may take.
-        wait: blocks until no other process measures; for sections that prepare beside others.
-        seconds: how long `training` trains.
-        rates: by precision, what was measured so far of the device: {"flop_per_s": …, "bytes_per_s": …}.
-    """
+    """What every section is told."""
 
     device: str
     quick: bool
+    """Tiny sizes, as in a dry run."""
     out: Path
     limit_s: float = 0.0
+    """Of the section."""
     seconds: float = 0.0
+    """How long `training` trains."""
     wait: Callable[[], None] = lambda: None
+    """Blocks until no other process measures; for sections that prepare beside others."""
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By precision, what was measured so far of the device: the fields of its `Ceilings`."""
 
     def budget(self, seconds: float) -> float:
         """The seconds in which to repeat what is timed; a dry run does not."""
@@ -60,7 +56,7 @@ class Context:
                 # Without them rows lack their floor, and nothing else.
                 print(f"ceilings in {precision}: {type(error).__name__}: {error}", flush=True)
                 return None
-            self.rates[precision] = {"flop_per_s": found.flop_per_s, "bytes_per_s": found.bytes_per_s}
+            self.rates[precision] = asdict(found)
         return ceilings.Ceilings(**self.rates[precision])
 
     def fraction_of_bandwidth(self, num_bytes: float, microseconds: float) -> float | None:
@@ -71,21 +67,16 @@ class Context:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the run that can fail by itself.
-
-    Attributes:
-        function: "module:name" of what measures: (context, **options) ↦ an iterator over rows. Only the process that
-            runs it imports the module, so that one that cannot be imported costs its own sections alone.
-        limit_s: seconds that it may take on a GPU, waiting for its turn not counted.
-        options: what the function is called with.
-    """
+    """A part of the run that can fail by itself."""
 
     function: str
+    """What measures, as "module:name": (context, **options) ↦ an iterator over rows. Only the process that runs it
+    imports the module, so that one that cannot be imported costs its own sections alone."""
     limit_s: float
+    """Seconds that it may take on a GPU, waiting for its turn not counted."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def rows(self, context: Context) -> Iterator[Row]:
-        """Measures, row by row."""
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)(context, **self.options)
 

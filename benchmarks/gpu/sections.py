@@ -28,7 +28,7 @@ SMOKE = {
     "smoke_training": _section("training:short_training", 40),
     **{
         f"smoke_{step}_{short}_{precision}": _section(
-            "smoke:captured_step", 40, network=network, step=step, precision=precision
+            "against_baselines:captured_step", 40, network=network, step=step, precision=precision
         )
         for short, network in CRITICS.items()
         for precision in PRECISIONS

@@ -29,8 +29,7 @@ def spectral_norm(context: Context) -> Iterator[Row]:
 def _measured(context: Context, network: str, layout: torch.memory_format, dtype: torch.dtype) -> Row:
     device = torch.device(context.device)
     torch.manual_seed(0)
-    ways = spectral_ways.make(spectral_ways.NETWORKS[network](), layout, dtype, device)
-    directions = spectral_ways.directions_for(ways[spectral_ways.PYTORCH])
+    ways, directions = spectral_ways.make(spectral_ways.NETWORKS[network](), layout, dtype, device)
     weight_bytes = sum(direction.nbytes for direction in directions)
     row: Row = {"weight_bytes": weight_bytes, "gate": "not checked"}
     if dtype == torch.float32:  # PyTorch's own σ is as rough as bfloat16; the tests bound that error.

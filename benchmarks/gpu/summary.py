@@ -9,11 +9,7 @@ from benchmarks.gpu.record import FAILURES
 
 
 def summary(results: dict[str, Any]) -> tuple[list[str], int]:
-    """Lines, the most important last, and how many bounds were missed.
-
-    Args:
-        results: what is in results.json.
-    """
+    """Lines about what is in results.json, the most important last, and how many bounds were missed."""
     sections = results["sections"]
     bounds, missed = _bounds(sections)
     failures = [f"FAILED {name}: {s['error']} ({FAILURES})" for name, s in sections.items() if "error" in s]
@@ -45,21 +41,16 @@ def _rows(sections: dict[str, Any]) -> list[str]:
         own = sorted(
             (row for row in rows if row["variant"] == row.get("ours")), key=lambda row: row["ours"] != CAPTURED
         )
-        ours = own[0] if own else None
-        baselines = [row for row in rows if is_baseline(row) and row["ours"] == ours["variant"]] if own else []
-        best = max(baselines, key=lambda row: row["ratio"], default=None)
-        table.append(
-            (
-                f"{network}, {step}, {precision}",
-                "-"
-                if ours is None
-                else f"{ours['median_ms']:.3f} ms{'' if ours['ours'] == CAPTURED else ', not captured'}",
-                "-" if best is None else best["variant"] + (", searched" if best.get("search") else ""),
-                "-" if best is None else f"{best['median_ms']:.3f} ms",
-                "-" if best is None else f"{best['ratio']:.3f}",
-                "-" if ours is None else ours["gate"],
-            )
-        )
+        cells = ["-"] * 5
+        if own:
+            ours = own[0]
+            cells[0] = f"{ours['median_ms']:.3f} ms{'' if ours['ours'] == CAPTURED else ', not captured'}"
+            cells[4] = ours["gate"]
+            baselines = [row for row in rows if is_baseline(row) and row["ours"] == ours["variant"]]
+            if best := max(baselines, key=lambda row: row["ratio"], default=None):
+                searched = ", searched" if best.get("search") else ""
+                cells[1:4] = f"{best['variant']}{searched}", f"{best['median_ms']:.3f} ms", f"{best['ratio']:.3f}"
+        table.append((f"{network}, {step}, {precision}", *cells))
     return _aligned(table)
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from benchmarks.gpu import pytest_outcomes
 from benchmarks.gpu.record import FAILURES
-from benchmarks.gpu.section import Context, Row
+from benchmarks.gpu.section import ROOT, Context, Row
 
-ROOT = Path(__file__).resolve().parents[2]
 # Seconds of one test, after which its process ends with the stacks of its threads.
 TEST_LIMIT = 60
 # Seconds before a section's limit from which on pytest is ended, so that it can say what it has.
@@ -71,6 +70,7 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
         limited = ["-o", "addopts="]
     with tempfile.TemporaryDirectory() as folder:
         outcomes, output = Path(folder, "outcomes"), Path(folder, "output")
+        outcomes.touch()
         # Nothing of a pytest that this may be called from.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         environment |= {pytest_outcomes.OUTCOMES: str(outcomes), pytest_outcomes.FAILED: str(context.out / FAILURES)}
@@ -94,9 +94,8 @@ def _run(context: Context, chosen: Sequence[str], processes: int) -> Iterator[Ro
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        lines = outcomes.read_text().splitlines() if outcomes.exists() else []
+        found = [line.partition(" ")[::2] for line in outcomes.read_text().splitlines()]
         said = output.read_text(errors="replace")[-3000:]
-    found = [line.partition(" ")[::2] for line in lines]
     counts = Counter(outcome for outcome, _ in found)
     failed = [test for outcome, test in found if outcome == "failed"]
     yield {"tests": len(found), **counts, "failures": failed, "seconds": round(time.monotonic() - started, 1)}

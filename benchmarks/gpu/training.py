@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -53,39 +53,30 @@ def captured_iteration(context: Context) -> Iterator[Row]:
 def short_training(context: Context) -> Iterator[Row]:
     """`train()` with all that it does on the way, stopped in the middle and continued."""
     last, every = (8, 4) if context.quick else (60, 10)
+    often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), every)
     with tempfile.TemporaryDirectory() as folder, graph_mode(context):
-        chosen: dict[str, Any] = {
-            "data": "digits",
-            "channels": 1,
-            "resolution": 32,
-            "width": 0.05 if context.quick else 1.0,
-            "batch_d": 4 if context.quick else 64,
-            "batch_g": 4 if context.quick else 128,
-            "precision": "bfloat16",
-            "device": context.device,
-            "tensorboard": False,
-            "run_dir": folder,
-            "data_root": folder,
-        }
-        often = dict.fromkeys(("log_every", "sample_every", "checkpoint_every", "probe_every"), every)
+        config = Config(data="digits", channels=1, resolution=32, **_settings(context, folder), **often)
         for steps in (last // 2, last):
-            outcome = train("smoke", Config(**chosen, **often, steps=steps), progress=False, echo=print)
+            outcome = train("smoke", dataclasses.replace(config, steps=steps), progress=False, echo=print)
         rows = read_rows(Path(folder, "metrics.jsonl"))
     yield {"steps": outcome.step, "finished": outcome.finished, "rows": len(rows), "last": rows[-1]}
     if outcome.step != last or not any("loss_generator" in row and row["step"] == last for row in rows):
         raise AssertionError(f"train() ended after step {outcome.step} of {last} with {len(rows)} rows")
 
 
+def _settings(context: Context, folder: str) -> dict[str, Any]:
+    small = {"width": 0.05, "batch_d": 4, "batch_g": 4} if context.quick else {}
+    run = {"device": context.device, "precision": "bfloat16", "run_dir": folder, "data_root": folder}
+    return run | small | {"tensorboard": False}
+
+
 def training(context: Context) -> Iterator[Row]:
     """Trains `NAME` in bfloat16 for `context.seconds`, and leaves its curves, samples and log in the folder."""
-    config = PRESETS[NAME].config
     data = os.environ.get(DATA, "digits")
-    changes = {"data": data, "channels": 1 if data == "digits" else 3, "precision": "bfloat16", "extractor": "none"}
-    if context.quick:
-        changes |= {"width": 0.05, "batch_d": 4, "batch_g": 4}
+    changes = {"data": data, "channels": 1 if data == "digits" else 3, "extractor": "none"}
+    often = {"checkpoint_every": 1000, "sample_every": 1000}
     with tempfile.TemporaryDirectory() as folder, graph_mode(context):
-        own = {"device": context.device, "run_dir": folder, "data_root": folder, "tensorboard": False}
-        config = dataclasses.replace(config, **changes, **own, checkpoint_every=1000, sample_every=1000)
+        config = dataclasses.replace(PRESETS[NAME].config, **changes, **often, **_settings(context, folder))
         # As Ctrl-C: the run saves what it has and ends.
         timer = threading.Timer(context.seconds, os.kill, (os.getpid(), signal.SIGINT))
 
@@ -136,8 +127,8 @@ def _waiting(context: Context, config) -> Row:
         for _ in range(steps):
             list(state.draws())
         drawing = time.perf_counter() - started
-        row = {"what": "one step, ms", "wall": wall, "host": host, "host_drawing": drawing}
-        row = {name: value if isinstance(value, str) else round(1e3 * value / steps, 4) for name, value in row.items()}
+        seconds = {"wall": wall, "host": host, "host_drawing": drawing}
+        row = {"what": "one step, ms"} | {name: round(1e3 * total / steps, 4) for name, total in seconds.items()}
         if context.device == "cuda":
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
                 for _ in range(10):
@@ -148,12 +139,8 @@ def _waiting(context: Context, config) -> Row:
     return row
 
 
-@contextlib.contextmanager
-def graph_mode(context: Context) -> Iterator[None]:
+def graph_mode(context: Context) -> contextlib.AbstractContextManager[Any]:
     """In a dry run, whatever training does because of CUDA graphs is done on the CPU too, and the graph is not."""
     if context.device == "cuda":
-        yield
-        return
-    decide: Callable[..., bool] = lambda config, device, group: config.cuda_graph  # noqa: E731
-    with mock.patch.object(training_state, "_can_be_captured", decide):
-        yield
+        return contextlib.nullcontext()
+    return mock.patch.object(training_state, "_can_be_captured", lambda config, device, group: config.cuda_graph)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -36,13 +37,10 @@ def tuner(context: Context) -> Iterator[Row]:
         with tuned("bfloat16").active(device), tempfile.TemporaryDirectory() as folder:
             plain = captured(step, device)
             expected = plain().clone()
-            os.environ.update(GNFAST_AUTOTUNE="1", GNFAST_CACHE=folder)
-            try:
+            with mock.patch.dict(os.environ, GNFAST_AUTOTUNE="1", GNFAST_CACHE=folder):
                 started = time.monotonic()
                 chosen = captured(step, device)
                 seconds = time.monotonic() - started
-            finally:
-                del os.environ["GNFAST_AUTOTUNE"], os.environ["GNFAST_CACHE"]
             files = Path(folder).glob("*.json")
             choices = {key: value for file in files for key, value in json.loads(file.read_text()).items()}
             error = relative_error(chosen(), expected)

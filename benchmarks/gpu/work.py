@@ -91,16 +91,15 @@ def _run(name: str, section: Section, context: Context) -> bool:
     context.limit_s = section.limit(context.quick)
     started = time.monotonic()
     tell("start")
-    error = None
     try:
         for row in section.rows(context):
             details = row.pop("traceback", None)
             tell("row", row=row)
             if details is not None:
                 tell("part", reason=row["note"], details=details)
-    except Exception as raised:
-        error = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0][:300]}"
-        tell("failure", reason=error, details=traceback.format_exc())
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
+        tell("failure", reason=reason, details=traceback.format_exc())
     tell("end", seconds=round(time.monotonic() - started, 1), rates=context.rates)
     return _answers()
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 
 from gnfast.bench.critic_steps import Result, hinge
@@ -100,9 +101,7 @@ class _DataGradient(torch.autograd.Function):
 def compiled_critic_step(net: nn.Module, search: bool = False) -> Callable[[Tensor], Result]:
     """What `critic_step` does with double backward, as one compiled function of the images.
 
-    Args:
-        net: the critic.
-        search: let the compiler time candidates for every kernel (max-autotune), which takes minutes.
+    With `search` the compiler times candidates for every kernel (max-autotune), which takes minutes.
     """
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,19 +133,17 @@ def compiled_step(
     change in place from call to call. Captured in a CUDA graph it has no launch costs either.
 
     Args:
-        step: (normalize, net, x) ↦ its result: `critic_step` or `generator_step`.
-        net: the critic.
+        step: `critic_step` or `generator_step`.
         x: images like those that the step will be called with, in autocast if that is how it runs.
-        search: let the compiler time candidates for every kernel (max-autotune), which takes minutes.
+        search: as for `compiled_critic_step`.
     """
     operands = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    has_values = True
 
     def flat(x: Tensor, *tensors: Tensor) -> list[Tensor]:
-        nonlocal has_values
-        result = step(repaired, _Functional(net, dict(zip(operands, tensors, strict=True))), x)
-        has_values = result.values is not None
-        return ([result.values] if has_values else []) + result.gradients
+        own = dict(zip(operands, (tensor.detach() for tensor in tensors), strict=True))
+        with _reparametrize_module(net, own, tie_weights=True):
+            result = step(repaired, net, x)
+        return [result.values, *result.gradients]
 
     given = [tensor.detach() for tensor in operands.values()]
     # What autocast remembers of casts belongs to the tensors without data, and backward to this thread.
@@ -159,30 +156,10 @@ def compiled_step(
     def run(x: Tensor) -> Result:
         # The casts are in the graph.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            results = compiled(x, *given)
-        return Result(results[0], results[1:]) if has_values else Result(None, results)
+            values, *gradients = compiled(x, *given)
+        return Result(values, gradients)
 
     return run
-
-
-class _Functional:
-    """A network on other parameters and buffers, as far as a step asks for one."""
-
-    def __init__(self, net: nn.Module, operands: dict[str, Tensor]) -> None:
-        names = dict(net.named_parameters())
-        self.net = net
-        self.operands = {name: t.detach() if name in names else t for name, t in operands.items()}
-        self.weights = [self.operands[name] for name in names]
-
-    def requires_grad_(self, requires_grad: bool) -> None:
-        for weight in self.weights:
-            weight.requires_grad_(requires_grad)
-
-    def parameters(self) -> list[Tensor]:
-        return self.weights
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.func.functional_call(self.net, self.operands, (x,))
 
 
 def _compiled(function: Callable[..., Any], search: bool) -> Callable[..., Any]:

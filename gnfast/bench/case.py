@@ -24,12 +24,9 @@ RESCALED = "Faster-GNGAN's rescaled gradient"
 
 @dataclass(frozen=True)
 class Setup:
-    """Where and how cases are run.
+    """Where cases are run, in which of `mode.PRECISIONS`, and on how many images per step.
 
     Attributes:
-        device: where.
-        precision: "float32", "tf32" or "bfloat16"; see `mode.tuned`.
-        batch: images per step.
         graphs: include the variants that are captured in a CUDA graph.
         compiled: include the variants that torch.compile makes, which take a minute or more to make.
         search: let torch.compile search for kernels.
@@ -48,7 +45,6 @@ class Setup:
         return tuned(self.precision)
 
     def chosen(self, variants: "dict[str, Variant]") -> "dict[str, Variant]":
-        """Those of the variants that are included."""
         return {
             name: variant
             for name, variant in variants.items()
@@ -83,11 +79,6 @@ class Variant:
         return (replace(self.mode, autocast=None) if self.own_precision else self.mode).active(device)
 
     @property
-    def visible(self) -> bool:
-        """Whether its operations can be counted."""
-        return not (self.captured or self.compiled)
-
-    @property
     def precision(self) -> str:
         """A key of `gate.FLOORS`."""
         if self.mode.autocast is not None:
@@ -100,14 +91,11 @@ class Case:
     """One step, several ways.
 
     Attributes:
-        step: its name: "critic step".
-        network: the network's name.
+        step, network: their names, as "critic step" and "ResNet 32".
         shape: of one image.
-        setup: where and how.
         variants: by name, the most telling first.
         truth: what they should compute, in float64, or what plain PyTorch does.
         cost: what the step costs at least.
-        notes: what else there is to say.
         trains: a step is an iteration of training.
     """
 

@@ -66,9 +66,8 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
     layers = spectral_ways.layers_of(network.critic(torch.float32, torch.contiguous_format))
     # Plain float32: the products here are matrix-vector ones, which no rounding makes faster.
     mode = Mode(setup.tuned.layout, conv_tf32=False)
-    ways = spectral_ways.make(layers, mode.layout, dtype, setup.device)
-    pytorch, layer, model = spectral_ways.WAYS
-    directions = spectral_ways.directions_for(ways[pytorch])
+    ways, directions = spectral_ways.make(layers, mode.layout, dtype, setup.device)
+    pytorch = spectral_ways.PYTORCH
 
     def variant(way: str, capture: bool = False) -> Variant:
         def make() -> Step:
@@ -83,11 +82,11 @@ def spectral_cases(network: Network, setup: Setup) -> Iterator[Case]:
         return Variant(make, mode, pytorch, captured=capture)
 
     variants = {
-        names.CAPTURED: variant(model, capture=True),
+        names.CAPTURED: variant(spectral_ways.MODEL, capture=True),
         "PyTorch, CUDA graph": variant(pytorch, capture=True),
         pytorch: variant(pytorch),
-        names.EAGER: variant(model),
-        layer: variant(layer),
+        names.EAGER: variant(spectral_ways.MODEL),
+        spectral_ways.LAYER: variant(spectral_ways.LAYER),
     }
     weight_bytes = sum(direction.nbytes for direction in directions)
     # W in and W̄ out; for the backward G and W in and the gradient out; two products each way.

@@ -1,8 +1,10 @@
 """Time: of steps that take turns, by the host's clock, and of one call, by the device's."""
 
 import contextlib
+import gc
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 
 import torch
@@ -24,13 +26,8 @@ def interleaved_ms(
     The steps take turns within a round, so that a machine that drifts slows all of them alike and ratios hold. Where
     there is a GPU, each is waited for, and `host_ms` is the median time until its call returned.
 
-    Args:
-        steps: by name.
-        rounds: at least so many.
-        warmup: rounds before those.
-        budget_s: seconds in which rounds go on.
-        most: no more rounds than that, unless `rounds` says so.
-        around: by the step's name, what it runs in, which is not timed.
+    After `warmup` rounds at least `rounds` are timed, and up to `most` in `budget_s` seconds. A step runs in what
+    `around` gives for its name, which is not timed.
     """
     samples: dict[str, list[float]] = {name: [] for name in steps}
     returned: dict[str, list[float]] = {name: [] for name in steps}
@@ -60,13 +57,9 @@ def interleaved_ms(
 def device_ms(step: Step, host_ms: float) -> float | None:
     """Milliseconds that the GPU takes over one step whose launches all wait in its queue before it begins.
 
-    So Python's time is not in it, nor are gaps in which the device would wait for Python. None where the launches did
-    not fit the queue, or the step waits for the device itself: then there is no such time. None too where the call
-    takes longer than a tenth of a second.
-
-    Args:
-        step: it has run before.
-        host_ms: how long its call takes.
+    So Python's time is not in it, nor are gaps in which the device would wait for Python. The step has run before, and
+    its call takes `host_ms`. None where the launches did not fit the queue, or the step waits for the device itself:
+    then there is no such time. None too where the call takes longer than a tenth of a second.
     """
     if host_ms > 100:
         return None
@@ -85,10 +78,7 @@ def device_ms(step: Step, host_ms: float) -> float | None:
 def back_to_back_ms(step: Step, median_ms: float, budget_s: float) -> float:
     """Milliseconds per step of a GPU that gets one after the other without waiting: what a training run takes.
 
-    Args:
-        step: it has run before.
-        median_ms: what one takes by itself.
-        budget_s: about how long to go on; 2 to 100 steps.
+    Of 2 to 100 steps, about as many as fit the budget where one takes `median_ms` by itself.
     """
     calls = max(2, min(100, int(1e3 * budget_s / max(median_ms, 1e-3))))
     return round(_cuda_us(step, calls) / 1e3, 4)
@@ -129,13 +119,11 @@ def _cuda_us(function: Step, calls: int) -> float:
 
 
 def _host_us(function: Step, calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return 1e6 * (time.perf_counter() - start) / calls
+    # Which timeit turns off: collecting garbage is a part of what a call costs.
+    return 1e6 * timeit.timeit(function, gc.enable, number=calls) / calls
 
 
 def _summary(values: list[float], unit: str) -> Times:
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    rounded = {name: round(v, 3) for name, v in (("median", median), ("q25", low), ("q75", high))}
-    return {f"{name}_{unit}": value for name, value in rounded.items()} | {"rounds": len(values)}
+    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    named = zip(("q25", "median", "q75"), quartiles, strict=True)
+    return {f"{name}_{unit}": round(value, 3) for name, value in named} | {"rounds": len(values)}

@@ -47,11 +47,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], least: float = 0.05) -
     for key in before.keys() & after.keys():
         a, b = dict(_figures(before[key])), dict(_figures(after[key]))
         for name in a.keys() & b.keys():
-            change = b[name] / a[name] if a[name] > 0 and b[name] > 0 else math.inf if a[name] != b[name] else 1.0
-            if abs(math.log(change)) > math.log1p(least):
-                moved.append(
-                    (abs(math.log(change)), f"×{change:.3f}  {a[name]:.5g} → {b[name]:.5g}  {name}  {_named(key)}")
-                )
+            if a[name] == b[name]:
+                continue
+            change = b[name] / a[name] if a[name] > 0 and b[name] > 0 else math.inf
+            size = abs(math.log(change))
+            if size > math.log1p(least):
+                moved.append((size, f"×{change:.3f}  {a[name]:.5g} → {b[name]:.5g}  {name}  {_named(key)}"))
         gates = before[key].get("gate"), after[key].get("gate")
         if gates[0] != gates[1]:
             told.append(f"gate {gates[0]} → {gates[1]}  {_named(key)}")

@@ -39,21 +39,18 @@ def measure(
     "network", "note", and "variant" where it is about one; of one that raised, "traceback" too. No ratio is formed with
     a variant that fails the gate, nor any where gnfast's own does, nor where there is no truth.
 
+    A row's `ratio` is `ours_median_ms` / `median_ms`, both of the row's own rounds, and `ours` says whose. On a GPU
+    `median_ms` is the time of one step that is waited for, `host_ms` of that until its call returns, `device_ms` the
+    device's without Python's (see `clock.device_ms`), and `back_to_back_ms` a step's share of several that follow each
+    other without waiting.
+
     Args:
         case: the comparison.
         ceilings: the device's, for the floor that each row's time is compared with; None leaves it out.
-        budget_s: seconds of timed rounds per variant, of which there are 50 at most.
-        least: rounds, whatever the budget.
-        warmup: rounds before those, besides the runs that checking and counting take.
+        budget_s, least, warmup: of each variant's rounds, as for `interleaved_ms`.
         prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
         only: the variants that are measured, all if None; others may be their yardsticks all the same.
         alone: keeps other processes off the device while something is timed.
-
-    Yields:
-        rows. `ratio` is `ours_median_ms` / `median_ms`, both of the row's own rounds, and `ours` says whose. On a GPU
-        `median_ms` is the time of one step that is waited for, `host_ms` of that until its call returns, `device_ms`
-        the device's without Python's (see `clock.device_ms`), and `back_to_back_ms` a step's share of several that
-        follow each other without waiting.
     """
     gate = Gate(case)
     yield from ({**_named(case), "note": note} for note in [*case.notes, *gate.take_notes()])
@@ -149,8 +146,6 @@ def _row(case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any
         "ours": ours and ours.name,
         "ours_median_ms": in_turns,
         "ratio": round(in_turns / median, 4) if comparable else None,
-    }
-    row |= {
         "gate": {True: "green", False: "red", None: "not checked"}[this.passes],
         "floor_ms": floor_ms and round(floor_ms, 4),
         "fraction_of_floor": floor_ms and round(floor_ms / median, 4),
@@ -170,7 +165,7 @@ def _counts(variant: Variant, this: _Running) -> Row:
     """What is counted of a step; why not all of it was, where that is so, for its times are measured."""
     row: Row = {}
     try:
-        if variant.visible:
+        if not (variant.captured or variant.compiled):
             done = count.work(this.run, warm=True)
             row |= {"flops": done.flops, "launches": done.launches}
             row["peak_bytes"] = count.peak_bytes(this.run, warm=True)

@@ -46,20 +46,10 @@ def critic_passes(plan: Plan, batch: int) -> dict[str, Cost]:
     return {name: sum((node[name] for node in nodes), Cost()) for name in plan.flops()}
 
 
-def seconds(plan: Plan, batch: int, flop_per_s: dict[str, float], bytes_per_s: float) -> dict[str, float]:
-    """A prediction: each operation takes the longer of its arithmetic and its bytes, one after the other.
-
-    Args:
-        plan: the critic's.
-        batch: images.
-        flop_per_s: the rate of products in each pass.
-        bytes_per_s: of memory.
-
-    Returns:
-        seconds per pass.
-    """
+def seconds(plan: Plan, batch: int, flop_per_s: float, bytes_per_s: float) -> dict[str, float]:
+    """A prediction per pass: each operation takes the longer of its arithmetic and its bytes, one after the other."""
     nodes = node_costs(plan, batch)
-    return {name: sum(node[name].seconds(rate, bytes_per_s) for node in nodes) for name, rate in flop_per_s.items()}
+    return {name: sum(node[name].seconds(flop_per_s, bytes_per_s) for node in nodes) for name in plan.flops()}
 
 
 def critic_step(plan: Plan, batch: int) -> Cost:
@@ -102,11 +92,11 @@ def pointwise_bytes(plan: Plan, batch: int) -> Cost:
 
 
 def _node_costs(plan: Plan, index: int, batch: int) -> dict[str, Cost]:
-    node = plan.nodes[index]
-    weights = _weight_bytes(node)
-    entering, leaving = _moved(plan, node)
+    node, flops = plan.nodes[index], plan._node_flops(index)
+    weights = sum(math.prod(shape) * node.itemsize for shape in node.operand_shapes if shape is not None)
+    bits = math.ceil(math.prod(node.output_shape) * node.op.mask_bits / 8)
     # Cotangents that are kept for the weights are those that were written anyway.
-    through = batch * (entering + leaving + _bits(node)) + weights * bool(node.flops)
+    through = batch * (_moved(plan, node) + bits) + weights * bool(node.flops)
     outer = batch * (_input_bytes(plan, node) * bool(node.flops) + _output_bytes(node)) + weights
     moved = {
         "forward": through,
@@ -114,21 +104,17 @@ def _node_costs(plan: Plan, index: int, batch: int) -> dict[str, Cost]:
         "tangent": through * plan.pushes_forward[index],
         "weights": outer * plan.has_param_grads[index],
     }
-    flops = plan._node_flops(index)
     return {name: Cost(batch * flops[name], count) for name, count in moved.items()}
 
 
-def _moved(plan: Plan, node: Node) -> tuple[int, int]:
-    """Bytes per sample that a forward of the node reads and writes."""
-    if node.op.mask_bits or (node.op.is_view and not node.flops and _size_kept(node)):
-        return 0, 0
+def _moved(plan: Plan, node: Node) -> int:
+    """Bytes per sample that a forward of the node reads and writes, but for weights and sign bits."""
+    size_kept = math.prod(node.output_shape) == math.prod(node.input_shapes[0])
+    if node.op.mask_bits or (node.op.is_view and not node.flops and size_kept):
+        return 0
     if isinstance(node.op, Add):
-        return _output_bytes(node) * (len(node.inputs) - 1), 0
-    return _input_bytes(plan, node), _output_bytes(node)
-
-
-def _size_kept(node: Node) -> bool:
-    return math.prod(node.output_shape) == math.prod(node.input_shapes[0])
+        return _output_bytes(node) * (len(node.inputs) - 1)
+    return _input_bytes(plan, node) + _output_bytes(node)
 
 
 def _input_bytes(plan: Plan, node: Node) -> int:
@@ -141,11 +127,3 @@ def _input_bytes(plan: Plan, node: Node) -> int:
 
 def _output_bytes(node: Node) -> int:
     return math.prod(node.output_shape) * node.itemsize
-
-
-def _weight_bytes(node: Node) -> int:
-    return sum(math.prod(shape) * node.itemsize for shape in node.operand_shapes if shape is not None)
-
-
-def _bits(node: Node) -> int:
-    return math.ceil(math.prod(node.output_shape) * node.op.mask_bits / 8)

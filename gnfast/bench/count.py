@@ -32,51 +32,37 @@ class Work:
 
 
 def work(step: Step, warm: bool = False) -> Work:
-    """Counts a run of the step; does not see inside compiled code or CUDA graphs.
-
-    Args:
-        step: the step.
-        warm: it has run before; else it runs twice.
-    """
+    """Counts a run of the step, which runs twice unless it is `warm`; sees nothing of compiled code and CUDA graphs."""
     if not warm:
         # A first run traces the network, whose shapes come from running operations without data; those are not work.
         step()
-    with _Counter() as counter, _triton_launches() as launched:
+    counter = _Counter()
+
+    def launched(metadata: object) -> None:
+        counter.launches += 1
+
+    with counter, _at_triton_launches(launched):
         step()
-    return Work(counter.flops, counter.product_bytes, counter.launches + len(launched))
-
-
-def count_flops(step: Step) -> int:
-    """`work(step).flops`."""
-    return work(step).flops
+    return Work(counter.flops, counter.product_bytes, counter.launches)
 
 
 @contextlib.contextmanager
-def _triton_launches() -> Iterator[list[object]]:
-    """One entry per launch of a Triton kernel, which no dispatcher sees; stays empty without Triton."""
-    launched: list[object] = []
+def _at_triton_launches(hook: Callable[[object], None]) -> Iterator[None]:
+    """Calls the hook at each launch of a Triton kernel, which no dispatcher sees."""
     try:
         from triton import knobs
     except ImportError:
-        yield launched
+        yield
         return
-
-    # Not `launched.append`: a hook is removed by comparison, and all empty lists' methods compare alike.
-    def hook(metadata: object) -> None:
-        launched.append(metadata)
-
     knobs.runtime.launch_enter_hook.add(hook)
     try:
-        yield launched
+        yield
     finally:
         knobs.runtime.launch_enter_hook.remove(hook)
 
 
 def peak_bytes(step: Step, warm: bool = False) -> int:
-    """The most bytes that tensors allocated by the step occupy at one time, gradients that it returns included.
-
-    Arguments as for `work`.
-    """
+    """The most bytes that tensors allocated by the step occupy at one time, gradients that it returns included."""
     if not warm:
         step()
     if torch.cuda.is_initialized():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from gnfast import models
 from gnfast.io.objects import load_object
 
+Device = torch.device | str
+
 Z_DIM = 128
 
 # What `models.build` is asked for.
@@ -29,7 +31,6 @@ class Network:
     """A critic to measure, and its generator where it has one.
 
     Attributes:
-        name: what tables call it.
         shape: (C, H, W) of an image.
         build: () ↦ (generator or None, critic), freshly initialised from PyTorch's global random state.
         width: the factor on its channel counts, for a shipped one.
@@ -45,19 +46,15 @@ class Network:
         """Whether images are so large that PyTorch's second-order convolutions are too slow to search kernels for."""
         return len(self.shape) == 3 and max(self.shape[1:]) >= 128
 
-    def critic(self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu") -> nn.Module:
+    def critic(self, dtype: torch.dtype, layout: torch.memory_format, device: Device = "cpu") -> nn.Module:
         """The critic, the same one every time."""
         return self._made(1).to(device=device, dtype=dtype, memory_format=layout)
 
-    def generator(
-        self, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu"
-    ) -> nn.Module:
+    def generator(self, dtype: torch.dtype, layout: torch.memory_format, device: Device = "cpu") -> nn.Module:
         """The generator, the same one every time; latents are (B, Z_DIM)."""
         return self._made(0).to(device=device, dtype=dtype, memory_format=layout)
 
-    def images(
-        self, batch: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device | str = "cpu"
-    ) -> Tensor:
+    def images(self, batch: int, dtype: torch.dtype, layout: torch.memory_format, device: Device = "cpu") -> Tensor:
         """(batch, *shape) in [-1, 1], the same ones every time."""
         images = torch.rand(batch, *self.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
         layout = layout if images.dim() == 4 else torch.contiguous_format
@@ -71,11 +68,7 @@ class Network:
 
 @cache
 def shipped(name: str, width: float = 1.0) -> Network:
-    """A critic of `gnfast.models`, the same object for the same arguments.
-
-    Args:
-        name: a key of `SHIPPED`, or the same as a word ("resnet-32").
-        width: factor on every hidden channel count.
+    """A critic of `gnfast.models` by a key of `SHIPPED`, or by the same as a word ("resnet-32").
 
     Raises:
         ValueError: an unknown name.

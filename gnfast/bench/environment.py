@@ -9,13 +9,9 @@ import gnfast
 from gnfast.kernels import backends, build_info
 
 
-def environment(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Device, versions and threads: what a figure must come with.
-
-    Args:
-        device: what is measured; a GPU where there is one if None.
-    """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+def environment(device: torch.device | str) -> dict[str, Any]:
+    """Device, versions and threads: what a figure must come with."""
+    kind = torch.device(device).type
     described = {
         "device": torch.cuda.get_device_name(device) if kind == "cuda" else _processor(),
         "threads": torch.get_num_threads(),

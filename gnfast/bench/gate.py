@@ -1,6 +1,8 @@
 """The gate before every ratio: whether two steps computed the same, to the rounding of their precision."""
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -9,17 +11,13 @@ from gnfast.bench.critic_steps import Result
 from gnfast.bench.mode import PAPERS
 
 
-@dataclass(frozen=True)
-class Error:
-    """How far a result is from the truth, relatively.
-
-    Attributes:
-        values: the median over samples.
-        gradients: the worst over weights; those with a gradient smaller than the others' are held to the others' size.
-    """
+class Error(NamedTuple):
+    """How far a result is from the truth, relatively."""
 
     values: float
+    """The median over samples."""
     gradients: float
+    """The worst over weights; those with a gradient smaller than the others' are held to the others' size."""
 
 
 # What is never held against a step: rounding, and the activations that it puts on the other side of zero.
@@ -30,10 +28,10 @@ NO_BUDGET = Error(0.0, 0.0)
 def error_of(result: Result, truth: Result) -> Error:
     """The error of a result; NaN is an infinite one."""
     values = 0.0 if truth.values is None else typical_error(result.values, truth.values)
-    found = values, *_gradient_errors(result.gradients, truth.gradients)
-    if any(error != error for error in found):
-        return Error(float("inf"), float("inf"))
-    return Error(values, max(found[1:], default=0.0))
+    gradients = _gradient_errors(result.gradients, truth.gradients)
+    if any(map(math.isnan, (values, *gradients))):
+        return Error(math.inf, math.inf)
+    return Error(values, max(gradients, default=0.0))
 
 
 def _gradient_errors(actual: list[Tensor], expected: list[Tensor]) -> list[float]:
@@ -52,19 +50,15 @@ def within(error: Error, budget: Error, precision: str) -> bool:
 
     Where plain PyTorch's own result is lost in rounding, half the result is the most that may be.
     """
-    floor = FLOORS[precision]
-    limits = [
-        min(max(2 * allowed, least), 0.5)
-        for allowed, least in ((budget.values, floor.values), (budget.gradients, floor.gradients))
-    ]
-    return error.values <= limits[0] and error.gradients <= limits[1]
+    compared = zip(error, budget, FLOORS[precision], strict=True)
+    return all(found <= min(max(2 * allowed, floor), 0.5) for found, allowed, floor in compared)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """‖actual − expected‖ / ‖expected‖ in float64; 0 where both are 0."""
     actual, expected = actual.double(), expected.double()
     difference, size = (actual - expected).norm().item(), expected.norm().item()
-    return 0.0 if difference == 0 else difference / size if size else float("inf")
+    return 0.0 if difference == 0 else difference / size if size else math.inf
 
 
 def typical_error(actual: Tensor, expected: Tensor) -> float:
@@ -105,7 +99,7 @@ class Gate:
         error = error_of(result, self._truth)
         if variant.budget == name:
             # The yardstick: what double backward itself loses is not a fault, as long as something is left.
-            return error, max(error.values, error.gradients) < 1
+            return error, max(error) < 1
         return error, within(error, self._budget(variant.budget), variant.precision)
 
     def _budget(self, name: str | None) -> Error:

@@ -1,7 +1,8 @@
 """A step as a CUDA graph: recorded once, then launched as a whole."""
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -29,16 +30,10 @@ def captured(function: Callable[[], T], device: torch.device) -> Callable[[], T]
     torch.cuda.synchronize(device)
     with torch.cuda.device(device):
         graph, result = record_graph(function, stream)
+    return partial(_replay, graph, result, function)
 
-    return _Replay(function, graph, result)
 
-
-class _Replay(Generic[T]):
-    """Calls replay the graph, which reads the weights and inputs of the function where they are: they must live on."""
-
-    def __init__(self, function: Callable[[], T], graph: torch.cuda.CUDAGraph, result: T) -> None:
-        self.function, self.graph, self.result = function, graph, result
-
-    def __call__(self) -> T:
-        self.graph.replay()
-        return self.result
+def _replay(graph: torch.cuda.CUDAGraph, result: T, function: Callable[[], T]) -> T:
+    # The function holds the weights and inputs that the graph reads: they must live on.
+    graph.replay()
+    return result

@@ -81,10 +81,7 @@ def iteration_case(network: Network, setup: Setup) -> Case:
 def iteration_cost(config: Config, plan: gnfast.Plan, forward: Cost, both: Cost) -> Cost:
     """What an iteration costs at least: n_dis · (G forward + critic step) + G forward and backward + critic's part.
 
-    Args:
-        config: batches and n_dis.
-        plan: the critic's.
-        forward, both: of the generator per image; see `cost.generator`.
+    `forward` and `both` are of the generator per image, as `cost.generator` gives them.
     """
     update = forward * config.batch_d + cost.critic_step(plan, 2 * config.batch_d)
     return update * config.n_dis + both * config.batch_g + cost.generator_step(plan, config.batch_g)

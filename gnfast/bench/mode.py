@@ -44,11 +44,7 @@ PAPERS = Mode()
 
 
 def tuned(precision: str) -> Mode:
-    """As one would run it today: channels_last, the chosen precision, cuDNN's search.
-
-    Args:
-        precision: "float32", "tf32", or "bfloat16" (by autocast).
-    """
+    """As one would run it today: channels_last, one of `PRECISIONS` (bfloat16 by autocast), cuDNN's search."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(PRECISIONS)}")
     rounded = precision == "tf32"

@@ -9,13 +9,7 @@ COLOURS = ("#1f6fb4", "#7fb2d9", "#c44e52", "#dd8452", "#e6b35a", "#937860", "#8
 
 
 def draw(rows: list[Row], ceilings: Ceilings, path: Path, title: str) -> None:
-    """Draws bars and a roofline.
-
-    Args:
-        rows: of one or more cases; notes among them are left out.
-        ceilings: the roof.
-        path: the file to write; its suffix says the format (.png, .svg, .pdf).
-        title: device and versions.
+    """Draws bars and a roofline into a file whose suffix says the format (.png, .svg, .pdf).
 
     Raises:
         ValueError: a suffix that matplotlib does not know.
@@ -23,7 +17,6 @@ def draw(rows: list[Row], ceilings: Ceilings, path: Path, title: str) -> None:
     # Figure, not pyplot: no global state and no display.
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if "note" not in row]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["network"], row["step"]), []).append(row)
@@ -58,7 +51,7 @@ def _bars(axes, groups: dict[tuple[str, str], list[Row]], colour: dict[str, str]
 
 
 def _roofline(axes, rows: list[Row], ceilings: Ceilings, colour: dict[str, str]) -> None:
-    intensities = [row["least_flops"] / row["least_bytes"] for row in rows if row["least_bytes"]]
+    intensities = [row["least_flops"] / row["least_bytes"] for row in rows]
     ridge = ceilings.flop_per_s / ceilings.bytes_per_s
     low, high = min([*intensities, ridge]) / 3, max([*intensities, ridge]) * 3
     axes.loglog(
@@ -67,17 +60,16 @@ def _roofline(axes, rows: list[Row], ceilings: Ceilings, colour: dict[str, str])
         color="black",
         linewidth=1,
     )
-    for row in rows:
-        if row["least_bytes"]:
-            # All rows do the same job, so all are placed by the least work that the job is.
-            ours = row["variant"] == row["ours"]
-            axes.plot(
-                row["least_flops"] / row["least_bytes"],
-                row["least_flops"] / row["median_ms"] / 1e6,
-                "o" if ours else ".",
-                color=colour[row["variant"]],
-                markersize=7 if ours else 6,
-            )
+    for row, intensity in zip(rows, intensities, strict=True):
+        # All rows do the same job, so all are placed by the least work that the job is.
+        ours = row["variant"] == row["ours"]
+        axes.plot(
+            intensity,
+            row["least_flops"] / row["median_ms"] / 1e6,
+            "o" if ours else ".",
+            color=colour[row["variant"]],
+            markersize=7 if ours else 6,
+        )
     axes.set_xlabel("least FLOP per byte", fontsize=8)
     axes.set_ylabel("least GFLOP per second of measured time", fontsize=8)
     axes.set_title(f"roof: {ceilings}", fontsize=7)

@@ -17,7 +17,6 @@ from gnfast.bench.critics import shipped
 from gnfast.bench.gate import error_of
 
 PYTORCH, LAYER, MODEL = "PyTorch", "gnfast, per layer", "gnfast, model"
-WAYS = (PYTORCH, LAYER, MODEL)
 
 
 class Weights(nn.Module):
@@ -46,22 +45,17 @@ NETWORKS: dict[str, Callable[[], list[nn.Module]]] = {
 
 def make(
     layers: list[nn.Module], layout: torch.memory_format, dtype: torch.dtype, device: torch.device | str
-) -> dict[str, Weights]:
-    """The same layers normalised in each way."""
+) -> tuple[dict[str, Weights], list[Tensor]]:
+    """The same layers normalised in each way, and a cotangent for each weight."""
     plain = Weights(layers).to(device=device, dtype=dtype, memory_format=layout)
-    ways = {way: copy.deepcopy(plain) for way in WAYS}
+    ways = {way: copy.deepcopy(plain) for way in (PYTORCH, LAYER, MODEL)}
     for way, normalize in ((PYTORCH, torch_spectral_norm), (LAYER, gnfast.spectral_norm)):
         for layer in ways[way].layers:
             normalize(layer)
     gnfast.spectral_norm_(ways[MODEL])
     for net in ways.values():
         net.load_state_dict(ways[PYTORCH].state_dict())
-    return ways
-
-
-def directions_for(net: Weights) -> list[Tensor]:
-    """A cotangent for each weight."""
-    return [torch.randn_like(layer.parametrizations.weight.original) for layer in net.layers]
+    return ways, [torch.randn_like(layer.weight) for layer in plain.layers]
 
 
 def step(net: Weights, directions: list[Tensor]) -> Result:

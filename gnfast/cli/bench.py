@@ -1,8 +1,9 @@
 """`gnfast bench [CASE …]`: what a normalised critic costs on this machine, against what else there is."""
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -97,26 +98,23 @@ def run(words: list[str]) -> int:
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
-    networks, notes = _networks(options, device.type)
+    networks = _networks(options, device.type)
     described = environment(device)
     roof = ceilings.measure(device, tuned(precision), options.quick)
     title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
-    print(f"{title}: {roof}")
-    print("\n".join([f"note: {note}" for note in notes] + ["", printed_rows.LEGEND]))
+    print(f"{title}: {roof}\n\n{printed_rows.LEGEND}")
     rows: list[Row] = []
-
-    def record() -> None:
-        if out:
-            found = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
-            write_text(out, json.dumps(found, indent=1) + "\n")
-
+    results = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
     for network in networks:
         for name in options.cases or CASES:
             if name in NEED_A_GENERATOR and options.net:
                 if options.cases:
                     print(f"\nnote: {name} needs a generator, which --net does not have")
                 continue
-            _measure(name, network, _setup(options, network, device, precision), roof, options, rows, record)
+            for found in _measured(name, network, _setup(options, network, device, precision), roof, options):
+                rows += found
+                if out:
+                    write_text(out, json.dumps(results, indent=1) + "\n")
             free()
     if plot and rows:
         plots.draw(rows, roof, plot, title)
@@ -142,50 +140,28 @@ def _checked(options: BenchOptions) -> list[Path | None]:
     return places
 
 
-def _measure(
-    name: str,
-    network: Network,
-    setup: Setup,
-    roof: ceilings.Ceilings,
-    options: BenchOptions,
-    rows: list[Row],
-    record: Callable[[], None],
-) -> None:
-    """Measures and prints one case; its rows are added to `rows`, and recorded as they come."""
+def _measured(
+    name: str, network: Network, setup: Setup, roof: ceilings.Ceilings, options: BenchOptions
+) -> Iterator[list[Row]]:
+    """Measures and prints a case, or several of one name; of each the rows with times."""
     seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
     try:
         for case in CASES[name](network, setup):
             print()
-            for line in printed_rows.lines(_kept(measure(case, roof, seconds, least=rounds), rows), case.variants):
+            found, shown = itertools.tee(measure(case, roof, seconds, least=rounds))
+            for line in printed_rows.lines(shown, case.variants):
                 print(line, flush=True)
-            record()
+            yield [row for row in found if "note" not in row]
     except ImportError as error:
         print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
 
 
-def _kept(found: Iterator[Row], rows: list[Row]) -> Iterator[Row]:
-    """What was found, handed on; rows with times are appended to `rows`."""
-    for row in found:
-        if "note" not in row:
-            rows.append(row)
-        yield row
-
-
-def _networks(options: BenchOptions, kind: str) -> tuple[list[Network], list[str]]:
-    """What to measure, and what was left out of the defaults."""
+def _networks(options: BenchOptions, kind: str) -> list[Network]:
     if options.net:
-        return [user(options.net, options.shape, options.args)], []
-    if options.critics:
-        return [shipped(name) for name in options.critics], []
-    found, notes = [], []
-    for name, (_, resolution) in SHIPPED.items():
-        if (resolution > 48 and kind != "cuda") or (options.quick and name != "CNN 32"):
-            continue
-        try:
-            found.append(shipped(name))
-        except ValueError as error:
-            notes.append(f"{name}: left out, {error}")
-    return found, notes
+        return [user(options.net, options.shape, options.args)]
+    small = [name for name, (_, resolution) in SHIPPED.items() if resolution <= 48]
+    default = ["CNN 32"] if options.quick else SHIPPED if kind == "cuda" else small
+    return [shipped(name) for name in options.critics or default]
 
 
 def _setup(options: BenchOptions, network: Network, device: torch.device, precision: str) -> Setup:

@@ -64,11 +64,6 @@ def never_ready(context):
     yield {}
 
 
-def dies_preparing(context):
-    os._exit(1)
-    yield {}
-
-
 def interrupts_itself(context):
     try:
         os.kill(os.getpid(), signal.SIGINT)

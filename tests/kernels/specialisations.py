@@ -168,8 +168,8 @@ def training_step(name: str, batch: int, precision: str) -> None:
 def spectral_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Spectral normalisation of a critic's layers, forward and backward."""
     layers = spectral_ways.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
-    net = spectral_ways.make(layers, layout, dtype, "cpu")[spectral_ways.MODEL]
-    spectral_ways.step(net, spectral_ways.directions_for(net))
+    ways, directions = spectral_ways.make(layers, layout, dtype, "cpu")
+    spectral_ways.step(ways[spectral_ways.MODEL], directions)
 
 
 BATCHES = {"CNN 32": 128, "ResNet 32": 128, "ResNet 256": 16}

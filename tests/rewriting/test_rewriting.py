@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import InputError, UnsupportedError, models
-from gnfast.bench.count import count_flops
+from gnfast.bench.count import work
 from gnfast.rewriting.deferred import Deferred
 from gnfast.rewriting.folding import fold_avg_pool, fold_pays, fold_upsample
 from tests.oracle import loss_of
@@ -120,7 +120,7 @@ def test_resnets_use_as_few_flops_as_promised(resolution):
         (critic, torch.randn(1, 3, resolution, resolution), 0.63),
     ):
         stated, rewritten = (
-            count_flops(lambda module=module, x=x: module(x).sum().backward()) for module in (net, gnfast.rewrite(net))
+            work(lambda module=module, x=x: module(x).sum().backward()).flops for module in (net, gnfast.rewrite(net))
         )
         assert rewritten <= bound * stated
 
