@@ -1,6 +1,5 @@
 """What happens to PyTorch's functions while a network is recorded: nodes, or reasons for refusing."""
 
-import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -9,17 +8,18 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
 from gnfast.plan.names import function_name, submodule_name
-from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, autocast_dtype
+from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op
 from gnfast.plan.operands import Operands, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
-from gnfast.plan.unseen import Like, node_of, on_meta, require_accepted, widened
+from gnfast.plan.unseen import Like, node_of, require_accepted, widened
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__
 
@@ -260,7 +260,8 @@ class Recorder:
         refusal = Refusal(submodule, self.operation, reason)
         self.refusals.append(refusal)
         try:
-            result = func(*on_meta(args), **on_meta(kwargs))
+            args_on_meta, kwargs_on_meta = tree_map_only(Tensor, _on_meta, (args, kwargs))
+            result = func(*args_on_meta, **kwargs_on_meta)
             assert isinstance(result, Tensor)
         except Exception:
             raise Refused(refusal) from None
@@ -277,6 +278,10 @@ class Recorder:
         traced = Traced(self, self._values, tuple(shape), dtype, tracked)
         self._values += 1
         return traced
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -304,14 +309,7 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
 
     def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # As autocast leaves it alone.
-        low = autocast_dtype(trace.device.type)
-        with torch.autocast(trace.device.type, enabled=False) if low else contextlib.nullcontext():
+        with without_autocast(trace.device.type):
             return trace.rebind(input, recorder(trace, input, *args, **kwargs))
 
     return recorder and rebound
-
-
-def _packs() -> Callable[[Tensor], Any] | None:
-    """What tensors go through that autograd saves: the innermost hook; those of PyTorch itself change nothing."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks and hooks[0]

@@ -84,12 +84,3 @@ def widened(function: Callable[..., Any], args: tuple[Any, ...], device: torch.d
     with torch.autocast(device.type, dtype=low):
         result = function(*given)
     return (result if isinstance(result, Tensor) else result[0]).dtype
-
-
-def on_meta(value: Any) -> Any:
-    """The same arguments, with tensors without data."""
-    if isinstance(value, Tensor):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(on_meta, value))
-    return {key: on_meta(entry) for key, entry in value.items()} if isinstance(value, dict) else value

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, kept, records
+from gnfast.plan.op import Combination, Context, kept, records
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Cat(Combination):
     fixed: tuple[bool, ...]
     shares_cotangent: ClassVar[bool] = True
 
-    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
+    def combine(self, ctx: Context, *parts: Tensor) -> Tensor:
         return torch.cat(parts, self.dim)
 
-    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+    def shares(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return cotangent.split(self.lengths, self.dim)
 
     def label(self) -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Op, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.plan.op import Context, LinearCall, LinearMap, Op, Shape, frozen, is_channels_last, records, stand_in
 from gnfast.plan.ops.conv import Sizes, sizes
 
 aten = torch.ops.aten
@@ -25,16 +25,17 @@ class AvgPool2d(LinearMap):
     count_include_pad: bool
     divisor: int | None
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return aten.avg_pool2d(inputs[0], *self._arguments())
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        if is_channels_last(cotangent) and self._tiles(shapes[0], cotangent.shape):
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        shape = ctx.shapes[0]
+        if is_channels_last(cotangent) and self._tiles(shape, cotangent.shape):
             # Every pixel lies in one window: its cotangent is that of the window, shared evenly. One write instead of
             # the zeros and the sums of avg_pool2d_backward; in the contiguous layout the CPU's upsampling is slow.
             area = self.divisor or self.kernel[0] * self.kernel[1]
-            return (aten.upsample_nearest2d(cotangent / area, shapes[0][2:]),)
-        return (aten.avg_pool2d_backward(cotangent, stand_in(cotangent, shapes[0]), *self._arguments()),)
+            return (aten.upsample_nearest2d(cotangent / area, shape[2:]),)
+        return (aten.avg_pool2d_backward(cotangent, stand_in(cotangent, shape), *self._arguments()),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return aten.avg_pool2d(tangents[0], *self._arguments())
 
     def label(self) -> str:
         return f"avg_pool2d {self.kernel[0] if self.kernel[0] == self.kernel[1] else self.kernel}"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Shape, frozen, records
+from gnfast.plan.op import Context, LinearCall, LinearMap, frozen, records
 from gnfast.plan.ops.conv import Sizes, sizes
 
 
@@ -17,31 +17,15 @@ class Upsample(LinearMap):
 
     factor: Sizes
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        size = [extent * factor for extent, factor in zip(inputs[0].shape[2:], self.factor, strict=True)]
-        return torch.ops.aten.upsample_nearest2d(inputs[0], size)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (torch.ops.aten.avg_pool2d(cotangent, self.factor, self.factor, divisor_override=1),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        size = [extent * factor for extent, factor in zip(tangents[0].shape[2:], self.factor, strict=True)]
+        return torch.ops.aten.upsample_nearest2d(tangents[0], size)
 
     def label(self) -> str:
         return f"upsample nearest ×{self.factor[0] if self.factor[0] == self.factor[1] else self.factor}"
-
-
-@dataclass(frozen=True)
-class Pad(LinearMap):
-    """Zeros around h, or entries taken away where `padding` is negative; two numbers per axis, the last axis first."""
-
-    padding: Sizes
-
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return F.pad(inputs[0], self.padding)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (F.pad(cotangent, [-extent for extent in self.padding]),)
-
-    def label(self) -> str:
-        return f"pad {self.padding[0] if len(set(self.padding)) == 1 else self.padding}"
 
 
 @records(F.interpolate)
@@ -75,7 +59,8 @@ def _pad(trace, input, pad, mode="constant", value=None):
     if mode != "constant":
         input = trace.autocast(F.pad, input, (0,) * len(pad), mode)
         return trace.emit(LinearCall(F.pad, (pad, mode)), [input])
-    padded = trace.emit(Pad(pad), [input])
+    cropping = LinearCall(F.pad, (tuple(-extent for extent in pad),))
+    padded = trace.emit(LinearCall(F.pad, (pad,), transposed=cropping), [input])
     if not value:
         return padded
     inside = torch.zeros((1, *input.shape[1:]), dtype=input.dtype, device=input.device)
