@@ -68,4 +68,6 @@ def _linalg_norm(trace, A, ord=None, dim=None, keepdim=False, *, dtype=None):
 
 @records("norm")
 def _norm(trace, input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    if out is not None:
+        trace.refuse("a tensor to write the result to")
     return torch.linalg.vector_norm(input, 2 if p is None or p == "fro" else p, dim, keepdim, dtype=dtype)
