@@ -22,7 +22,8 @@ def four_passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None
         return f, g.contiguous() if x.is_contiguous() else g
     chain = small_critics.chain_for_kernels(plan, head, operands, x.device.type)
     if chain is not None:
-        return small_critics.normalized(chain, head, keep, x, operands).reshape(len(x), *plan.nodes[-1].output_shape)
+        f_hat = small_critics.TwoKernels.apply(chain, head.formula, keep, x, *operands)
+        return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
     return _FourPasses.apply(plan, head, keep, *_laid_out(plan, x, operands))
 
 

@@ -122,7 +122,7 @@ def _record(
 ) -> tuple[Plan, list[Tensor]]:
     """As `record`, which does not see where operands come from and lets the network's own errors through."""
     try:
-        plan, operands = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)[:2]
+        plan, operands = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)
     except (Refused, InputError):
         raise
     except Exception as error:

@@ -1,15 +1,14 @@
 """Rescaling a critic's weights without changing its gradient-normalised value."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gnfast.errors import UnsupportedError
-from gnfast.plan.plan import Node
+from gnfast.plan.plan import Node, Refusal, readers
 from gnfast.plan.state import unchanged
 from gnfast.plan.trace import record
 
@@ -65,13 +64,13 @@ def rescaling(
     """
     with unchanged(net):
         plan, operands = record(net, x, args, kwargs, rewritten=False, fused=False)
-    readers = Counter(value for node in plan.nodes for value in node.inputs)
+    counts = readers(plan.nodes, plan.output)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}
     layers: list[_Layer] = []
     for node in plan.nodes:
         # Only a value that is read once may be scaled without touching something else.
-        inputs = [scaled[v] if readers[v] == 1 else _Scaled(scaled[v].factor, None) for v in node.inputs]
+        inputs = [scaled[v] if counts[v] == 1 else _Scaled(scaled[v].factor, None) for v in node.inputs]
         if node.op.is_layer:
             weight, bias = (None if slot is None else operands[slot] for slot in node.operands)
             _require_own(node, weight, bias, names, layers)
@@ -143,6 +142,5 @@ def _require_own(
             _refuse(node, "its weight or bias is used by another layer too")
 
 
-def _refuse(node: Node, reason: str) -> None:
-    where = f"submodule {node.submodule!r}" if node.submodule else "the network's own forward"
-    raise UnsupportedError(f"rescale_: {node.op.label()} in {where}: {reason}")
+def _refuse(node: Node, reason: str) -> NoReturn:
+    raise UnsupportedError(f"rescale_: {Refusal(node.submodule, node.op.label(), reason)}")

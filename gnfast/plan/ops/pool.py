@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearCall, LinearMap, Op, Shape, frozen, is_channels_last, records, stand_in
-from gnfast.plan.ops.conv import Sizes, sizes
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.plan.ops.conv import Sizes
+from gnfast.rewriting.merges import sizes
 
 aten = torch.ops.aten
 
@@ -48,48 +49,19 @@ class AvgPool2d(LinearMap):
         return self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
 
 
-def adaptive_sizes(output_size: int | Sequence[int | None] | None, input: Tensor) -> Sizes:
-    """The extents that an adaptive pooling gives: the input's own for None."""
-    own = tuple(input.shape[2:])
-    wanted = own if output_size is None else sizes(output_size, len(own))
-    wanted = tuple(o if w is None else w for w, o in zip(wanted, own, strict=True))
-    if 0 in wanted:
-        raise ValueError(f"output_size: got {output_size}, of which PyTorch has no gradient")
-    return wanted
+@records(F.avg_pool2d)
+def _avg_pool2d(
+    trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
+    trace.require_batched(input, dims=4)
+    kernel = sizes(kernel_size, 2)
+    stride = sizes(stride, 2) if stride else kernel
+    return trace.emit(
+        AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override), [input]
+    )
 
 
-def across(extents: Sizes, lead: int = 1) -> Sizes:
-    """One axis of space gets a second one before it, where `lead` is for an axis of extent 1."""
-    return (lead, *extents) if len(extents) == 1 else extents
-
-
-def emit_across(trace: Any, op: Op, input: Tensor) -> Tensor:
-    """Records an op on images, also for a tensor that has one axis of space less."""
-    return trace.emit(op, [input]) if input.dim() > 3 else trace.emit(op, [input.unsqueeze(2)]).squeeze(2)
-
-
-@records(F.avg_pool1d, F.avg_pool2d, told=True)
-def _avg_pool(
-    function, trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True,
-    divisor_override=None,
-):  # fmt: skip
-    dims = 1 if function is F.avg_pool1d else 2
-    trace.require_batched(input, dims=dims + 2)
-    kernel, padding = sizes(kernel_size, dims), across(sizes(padding, dims), 0)
-    stride = across(sizes(stride, dims) if stride else kernel)
-    op = AvgPool2d(across(kernel), stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return emit_across(trace, op, input)
-
-
-@records(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, told=True)
-def _adaptive_avg_pool(function, trace, input, output_size):
-    dims = 1 if function is F.adaptive_avg_pool1d else 2
-    trace.require_batched(input, dims=dims + 2)
-    op = LinearCall(F.adaptive_avg_pool2d, (across(adaptive_sizes(output_size, input)),))
-    return emit_across(trace, op, input)
-
-
-@records(F.avg_pool3d, F.adaptive_avg_pool3d, told=True)
-def _pool3d(function, trace, input, *args, **kwargs):
-    trace.require_batched(input, dims=5)
+@records(F.avg_pool1d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, told=True)
+def _mean_of_windows(function, trace, input, *args, **kwargs):
+    trace.require_batched(input, dims=int(function.__name__[-2]) + 2)
     return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [trace.autocast(function, input, 1)])

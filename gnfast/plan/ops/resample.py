@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.op import Context, LinearCall, LinearMap, frozen, records
-from gnfast.plan.ops.conv import Sizes, sizes
+from gnfast.plan.ops.conv import Sizes
+from gnfast.rewriting.merges import whole_factor
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,13 @@ def _interpolate(
 ):  # fmt: skip
     dims = input.dim() - 2
     input = trace.autocast(F.interpolate, input, 1, None, mode)
-    given = size, scale_factor, mode, align_corners, recompute_scale_factor
-    shape = F.interpolate(torch.empty(input.shape, device="meta"), *given).shape[2:]
-    factor = tuple(new // old for new, old in zip(shape, input.shape[2:], strict=True))
-    whole = shape == tuple(f * old for f, old in zip(factor, input.shape[2:], strict=True))
-    # A factor that is not whole may still give a size that is a multiple; PyTorch then samples by the factor.
-    factors = sizes(scale_factor, dims) if isinstance(scale_factor, (int, list, tuple)) else (scale_factor,) * dims
-    whole = whole and (scale_factor is None or recompute_scale_factor or factors == factor)
-    # From 41 on, PyTorch's division by the factor in float32 can shift a pixel.
-    whole = whole and max(factor) <= 40
-    if mode in ("nearest", "nearest-exact") and whole and dims == 2:
+    factor = whole_factor(input.shape[2:], size, scale_factor)
+    if factor and mode in ("nearest", "nearest-exact") and dims == 2:
         return trace.emit(Upsample(factor), [input])
-    if mode == "nearest" and whole and dims == 1:
+    if factor and mode == "nearest" and dims == 1:
         return trace.emit(Upsample((1, *factor)), [input.unsqueeze(2)]).squeeze(2)
-    return trace.emit(LinearCall(F.interpolate, frozen((*given, antialias))), [input])
+    args = frozen((size, scale_factor, mode, align_corners, recompute_scale_factor, antialias))
+    return trace.emit(LinearCall(F.interpolate, args), [input])
 
 
 @records(F.pad)
