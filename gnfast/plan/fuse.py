@@ -17,12 +17,7 @@ from gnfast.plan.plan import Node, readers
 
 
 def fuse(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
-    """Puts every (leaky) ReLU, the sum before it, the biases before that and a convolution into one node.
-
-    Args:
-        nodes: in order, without dead ones.
-        output: the value that the network returns.
-    """
+    """The nodes, none of them dead, with fused ones in place of those above; `output` is what the network returns."""
     return _with_convolutions(_with_joins(nodes, output), output)
 
 

@@ -221,9 +221,8 @@ def records(
     """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions.
 
     Args:
-        functions: a name stands for the functions and methods of PyTorch that have it.
-        self_checked: the recorder checks the arguments; else it sees only those that PyTorch has accepted, on tensors
-            without data.
+        functions: a name stands for PyTorch's functions and methods of that name.
+        self_checked: the recorder sees all arguments, else those that PyTorch has accepted for tensors without data.
         told: the recorder is told which function was called, before `trace`.
     """
 

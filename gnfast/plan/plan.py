@@ -106,12 +106,7 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
 
     def operands(self, recorded: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
-        """All operands, from those that were recorded with this structure.
-
-        Args:
-            recorded: as the nodes read them.
-            sources: the same before autocast, where it applies: sums of rounded weights would be rounded twice.
-        """
+        """All operands, from what was `recorded`, and that before autocast: sums of rounded weights round twice."""
         derived = (d.function(sources[d.slot], *d.args).to(recorded[d.slot].dtype) for d in self.derived)
         return [*recorded, *derived]
 

@@ -242,11 +242,6 @@ class Recorder:
         if name := tensor.custom_function():
             self.refuse(f"its input comes from the custom autograd function {name}")
 
-    def require_unchanged_operands(self) -> None:
-        """Refuses a forward that has changed an operand in place after its use."""
-        if (changed := self.operands.changed()) is not None:
-            self.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
-
     def close(self) -> None:
         """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
         self.open = False

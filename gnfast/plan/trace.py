@@ -98,7 +98,8 @@ def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], k
     if not isinstance(result, Traced):
         recorder.refuse(f"a {type(result).__name__} that does not depend on x")
     recorder.require_recorded(result)
-    recorder.require_unchanged_operands()
+    if (changed := recorder.operands.changed()) is not None:
+        recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
     recorder.output = result.value
     followed = zip(recorder.nodes, reached(recorder.nodes, result.value, by_derivatives=True), strict=True)
     if result.value != 0 and not any(follows and 0 in node.inputs for node, follows in followed):

@@ -24,15 +24,10 @@ _MIN_POSITIONS = 128
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor | None:
-    """`torch.convolution(x, weight, bias, *arguments)` in two dimensions, as often differentiable.
+    """`torch.convolution(x, weight, bias, *arguments)` of ordinary tensors in two dimensions, as often differentiable.
 
-    Args:
-        x, weight, bias: ordinary tensors on one device.
-        arguments: stride, padding, dilation, transposed, output_padding, groups, with two entries per axis of space.
-
-    Returns:
-        (B, C_out, H, W) in the memory format that PyTorch would give it. None where Winograd's algorithm does not
-        serve, where the arguments are invalid, and where more than ordinary autograd must see what is stated.
+    In the memory format that PyTorch would give it. None where Winograd's algorithm does not serve, where the arguments
+    are invalid, and where more than ordinary autograd must see what is stated.
     """
     stride, padding, dilation, transposed, _, groups = arguments
     plain = stride, padding, dilation, False, (0, 0), groups

@@ -159,13 +159,9 @@ def record_graph(
 ) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of what `function` does on the current device, and what it returned; nothing of it is computed yet.
 
-    After a failure the process is as before: on the stream that was current, with random generators and an allocator
-    that serve eager work, earlier graphs and later captures.
-
-    Args:
-        function: ran on `stream` before, so that all that happens once has happened.
-        stream: where it is recorded.
-        generators: CUDA generators, other than the default one, from which it draws.
+    It ran on `stream` before, so that all that happens once has happened. After a failure the process is as before: on
+    the stream that was current, with random generators and an allocator that serve eager work, earlier graphs and later
+    captures.
     """
     graph, pool, failure = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
     # In an autocast around the step, casts that are remembered would be missing in the graph, which would read the

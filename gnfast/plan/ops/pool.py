@@ -54,11 +54,9 @@ def _avg_pool2d(
     trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
     trace.require_batched(input, dims=4)
-    kernel = sizes(kernel_size, 2)
+    kernel, padding = sizes(kernel_size, 2), sizes(padding, 2)
     stride = sizes(stride, 2) if stride else kernel
-    return trace.emit(
-        AvgPool2d(kernel, stride, sizes(padding, 2), ceil_mode, count_include_pad, divisor_override), [input]
-    )
+    return trace.emit(AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override), [input])
 
 
 @records(F.avg_pool1d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, told=True)
