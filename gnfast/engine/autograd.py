@@ -81,9 +81,8 @@ def _laid_out(plan: Plan, x: Tensor, operands: list[Tensor]) -> list[Tensor]:
     in the layout of what they belong to.
     """
     kind, layout = x.device.type, torch.channels_last
-    if not plan.prefers_channels_last or x.dim() != 4 or x.dtype not in _CHANNELS_LAST_DTYPES.get(kind, ()):
+    if not plan.kernels or x.dim() != 4 or x.dtype not in _CHANNELS_LAST_DTYPES.get(kind, ()):
         return [x, *operands]
     if kind in _CHANNELS_LAST_WEIGHTS:
-        kernels = plan.kernels
-        operands = [t.contiguous(memory_format=layout) if i in kernels else t for i, t in enumerate(operands)]
+        operands = [t.contiguous(memory_format=layout) if i in plan.kernels else t for i, t in enumerate(operands)]
     return [x.contiguous(memory_format=layout), *operands]

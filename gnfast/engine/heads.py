@@ -179,14 +179,10 @@ def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
 
 
 def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
-    """f̂ of f's shape, in the wider of the two dtypes.
+    """f̂ of f's shape, in the wider of the two dtypes, from the critic's output f (B, ...) and its input gradient g.
 
     Differentiable with respect to f and g: once where the head has partial derivatives of its own, as often as they and
     the head are otherwise.
-
-    Args:
-        f: (B, ...) output of the critic.
-        g: (B, ...) input gradient.
     """
     if head.partials is not None and f.dim() and f.numel() == f.shape[0]:
         return _ApplyHead.apply(head, f, g)

@@ -78,7 +78,7 @@ def tangent(
     Args:
         start: c₀ = s·x + ∂L/∂g, of x's shape; not modified.
         scale: s (B,) = ∂L/∂f per sample, None for 0.
-        needs: per operand, whether its gradient is wanted; the others are None, as are some that are zero.
+        needs: per operand, whether its gradient is wanted; it is None where not, or where it is zero.
         cotangents: what pass 2 kept.
     """
     values = {0: start}

@@ -82,7 +82,7 @@ def plan_for(
             if error.__cause__ is None:
                 verdict.accepted, verdict.refusal = False, error.refusal
             raise
-        before.accept()
+        before.accepted = True
     if not verdict.accepted:
         verdicts[key] = _Verdict(accepted=True)
     return plan, operands

@@ -23,27 +23,6 @@ def rescale_(
     f / ‖∇f‖ do not see a positive factor of f, so it can be taken out; the other normalisers change with it. From the
     follow-up of GN-GAN (Wu et al., Faster-GNGAN, its code).
 
-    Args:
-        net, x, *args, norm, **kwargs: as in `rescaling`.
-
-    Returns:
-        c.
-
-    Raises:
-        UnsupportedError: as from `rescaling`; nothing was changed.
-    """
-    factors, total = rescaling(net, x, *args, norm=norm, **kwargs)
-    for name, parameter in net.named_parameters():
-        parameter.mul_(factors.get(name, 1.0))
-    return total
-
-
-@torch.no_grad()
-def rescaling(
-    net: nn.Module, x: Tensor, *args: Any, norm: float | Mapping[str, float] | None = None, **kwargs: Any
-) -> tuple[dict[str, float], float]:
-    """What `rescale_` multiplies each parameter with, without doing it.
-
     A weight becomes s · W, and the bias that belongs to it the product of all s so far times b. Where branches meet,
     the last layer of a branch takes the ratio of the products, so that all scale alike.
 
@@ -56,12 +35,23 @@ def rescaling(
             √2 · √(2 / (fan_in + fan_out)) if None.
 
     Returns:
-        The factors by parameter name, and the factor c of f.
+        c.
 
     Raises:
         UnsupportedError: the network is not homogeneous, or a weight is shared, zero, or not a parameter of its own
-            (parametrised, for instance).
+            (parametrised, for instance); nothing was changed.
     """
+    factors, total = rescaling(net, x, *args, norm=norm, **kwargs)
+    for name, parameter in net.named_parameters():
+        parameter.mul_(factors.get(name, 1.0))
+    return total
+
+
+@torch.no_grad()
+def rescaling(
+    net: nn.Module, x: Tensor, *args: Any, norm: float | Mapping[str, float] | None = None, **kwargs: Any
+) -> tuple[dict[str, float], float]:
+    """What `rescale_`, with the same arguments and errors, multiplies parameters with, by their names; and c."""
     with unchanged(net):
         plan, operands = record(net, x, args, kwargs, rewritten=False, fused=False)
     counts = readers(plan.nodes, plan.output)

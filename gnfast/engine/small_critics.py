@@ -1,7 +1,6 @@
 """f̂ of a small multilayer perceptron in two kernels, forward and backward (`gnfast.kernels.mlp.triton`)."""
 
 import functools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -46,10 +45,7 @@ def chain_of(plan: Plan) -> Chain | None:
 
 def chain_for_kernels(plan: Plan, head: Head, operands: Sequence[Tensor], device_type: str) -> Chain | None:
     """The Plan as what the two kernels take; None where the passes are to run operation by operation."""
-    if head.formula is None or implementation("mlp", device_type) is None:
-        return None
-    chain = chain_of(plan)
-    if chain is None:
+    if head.formula is None or implementation("mlp", device_type) is None or (chain := chain_of(plan)) is None:
         return None
     weights = [operands[slot] for slot in chain.weights]
     return chain if fits([tuple(weight.shape) for weight in weights], weights[0].dtype) else None
@@ -62,7 +58,7 @@ class TwoKernels(torch.autograd.Function):
     def forward(ctx, chain: Chain, formula: Formula, keep: bool, x: Tensor, *operands: Tensor) -> Tensor:
         kernels = implementation("mlp", x.device.type)
         ctx.chain, ctx.formula, ctx.kernels = chain, formula, kernels
-        f_hat, *saved = kernels.forward(formula, chain.slope, _rows(x), *_layers(chain, operands), keep)
+        f_hat, *saved = kernels.forward(formula, chain.slope, x.flatten(1), *_layers(chain, operands), keep)
         ctx.save_for_backward(x, *saved, *operands)
         return f_hat
 
@@ -72,7 +68,7 @@ class TwoKernels(torch.autograd.Function):
         x, g, partials, masks, deltas, *operands = ctx.saved_tensors
         _, _, _, needs_x, *needs = ctx.needs_input_grad
         grad_x, of_weights, of_biases = ctx.kernels.backward(
-            *(ctx.formula, ctx.chain.slope, grad, _rows(x), g, partials, masks, deltas),
+            *(ctx.formula, ctx.chain.slope, grad, x.flatten(1), g, partials, masks, deltas),
             *(*_layers(ctx.chain, operands), needs_x, any(needs)),
         )
         grads: list[Tensor | None] = [None] * len(operands)
@@ -87,7 +83,3 @@ class TwoKernels(torch.autograd.Function):
 def _layers(chain: Chain, operands: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
     biases = [None if slot is None else operands[slot] for slot in chain.biases]
     return [operands[slot] for slot in chain.weights], biases
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(len(x), math.prod(x.shape[1:]))

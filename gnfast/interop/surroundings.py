@@ -24,14 +24,11 @@ def require_unshared(net: nn.Module) -> None:
         return
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-    ways = {
-        DistributedDataParallel: "DistributedDataParallel",
-        FullyShardedDataParallel: "FullyShardedDataParallel",
-        FSDPModule: "fully_shard",
-    }
+    kinds = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
     for name, module in net.named_modules():
-        way = next((way for kind, way in ways.items() if isinstance(module, kind)), None)
-        if way is not None:
+        kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+        if kind is not None:
+            way = "fully_shard" if kind is FSDPModule else kind.__name__
             raise InputError(
                 f"net: {f'submodule {name!r}' if name else 'it'} is wrapped by {way}, whose processes would not share "
                 f"the gradients of this call; wanted {way} around all of it: {way}(GradientNorm(net)), or around a "

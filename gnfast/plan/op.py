@@ -108,11 +108,11 @@ class Op:
 
     def label(self) -> str:
         """The name and arguments that a printed Plan shows."""
-        return type(self).__name__
+        return type(self).__name__.lower()
 
 
 class LinearMap(Op):
-    """An op without mask or constants: its forward is its pushforward, and autograd knows its pullback."""
+    """An op without mask or constants: its forward is its pushforward; its pullback is autograd's or a faster one."""
 
     homogeneous: ClassVar[bool] = True
 
@@ -129,7 +129,7 @@ class LinearMap(Op):
 
 @dataclass(frozen=True)
 class LinearCall(LinearMap):
-    """A PyTorch function that is linear in its first argument; hashable ones follow, then operands: indices, say."""
+    """A PyTorch function that is linear in its first argument; static ones follow, then operands (indices, say)."""
 
     function: Callable[..., Tensor]
     args: tuple[Any, ...] = ()

@@ -33,11 +33,7 @@ class Refused(UnsupportedError):
 
 
 class Recorder:
-    """Collects the nodes, operands and refusals of one run of a network's forward.
-
-    Args:
-        explain, careful: as for `gnfast.plan.trace.record`.
-    """
+    """Collects the nodes, operands and refusals of one run of a network's forward; arguments as for `trace.record`."""
 
     def __init__(self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False) -> None:
         self.net = net
@@ -254,14 +250,14 @@ class Recorder:
         submodule = submodule_name(self.net)
         refusal = Refusal(submodule, self.operation, reason)
         self.refusals.append(refusal)
+        inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         try:
-            args_on_meta, kwargs_on_meta = tree_map_only(Tensor, _on_meta, (args, kwargs))
-            result = func(*args_on_meta, **kwargs_on_meta)
+            args, kwargs = tree_map_only(Tensor, lambda t: Like(t.shape, t.dtype).on_meta(), (args, kwargs))
+            result = func(*args, **kwargs)
             assert isinstance(result, Tensor)
         except Exception:
             raise Refused(refusal) from None
         output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
-        inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         shapes = tuple(value.extent[1:] for value in inputs)
         values = tuple(value.value for value in inputs)
         self.nodes.append(
@@ -273,10 +269,6 @@ class Recorder:
         traced = Traced(self, self._values, tuple(shape), dtype, tracked)
         self._values += 1
         return traced
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 @dataclass(frozen=True)

@@ -74,19 +74,12 @@ def record(
         recorder.refusals.append(Refusal("", "forward", reason))
     finally:
         recorder.close()
-    operands = recorder.operands
-    plan = _plan(
-        type(net).__name__,
-        tuple(x.shape[1:]),
-        tuple(recorder.nodes),
-        len(operands.tensors),
-        recorder.output,
-        frozenset(slot for slot, operand in enumerate(operands.tensors) if operand.requires_grad),
-        tuple(recorder.refusals),
-        rewritten,
-        implementation("join", x.device.type).FUSES if fused is None else fused,
-    )
-    return plan, plan.operands(operands.tensors, operands.sources)
+    tensors, nodes, refusals = recorder.operands.tensors, tuple(recorder.nodes), tuple(recorder.refusals)
+    trainable = frozenset(slot for slot, operand in enumerate(tensors) if operand.requires_grad)
+    fused = implementation("join", x.device.type).FUSES if fused is None else fused
+    recorded = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
+    plan = _plan(*recorded, len(tensors), refusals, rewritten, fused)
+    return plan, plan.operands(tensors, recorder.operands.sources)
 
 
 def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -143,9 +136,9 @@ def _plan(
     name: str,
     input_shape: Shape,
     nodes: tuple[Node, ...],
-    slots: int,
     output: int,
     trainable: frozenset[int],
+    slots: int,
     refusals: tuple[Refusal, ...],
     rewritten: bool,
     fused: bool,

@@ -33,9 +33,8 @@ def require_accepted(
 
     def tensors(value: Any) -> Any:
         if isinstance(value, Like):
-            return (
-                value if with_dtypes or not value.dtype.is_floating_point else Like(value.shape, torch.float32)
-            ).on_meta()
+            widens = value.dtype.is_floating_point and not with_dtypes
+            return Like(value.shape, torch.float32 if widens else value.dtype).on_meta()
         return tuple(map(tensors, value)) if type(value) is tuple else value
 
     try:

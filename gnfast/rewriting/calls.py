@@ -1,10 +1,8 @@
 """The rules of merges.py for calls in eager PyTorch. `RULES` has, for each function, what to do instead.
 
 Convolutions, nearest upsamplings and sums of such are put off, and those who can, merge with them. What is computed in
-the end is Winograd's algorithm where that serves (winograd.py).
-
-A rule has the signature of its function. It returns a tensor, a `Deferred` among them, or NotImplemented where the
-arguments give no reason to do anything but what is stated.
+the end is Winograd's algorithm where that serves (winograd.py). A rule has the signature of its function. It returns a
+tensor, which may be a `Deferred`, or NotImplemented for what is stated.
 """
 
 from collections.abc import Callable

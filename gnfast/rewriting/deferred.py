@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import UnsupportedError
-from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks
+from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.interop.uncompiled import uncompiled
 
 Parts = Sequence[Tensor | None]
@@ -216,4 +216,6 @@ def _versions(tensors: Sequence[Tensor]) -> list[int]:
 
 def _conditions(tensor: Tensor) -> tuple[Any, ...]:
     """What a computation on the device of `tensor` depends on besides its arguments."""
-    return torch.is_inference_mode_enabled(), torch.is_grad_enabled(), autocast_dtype(tensor.device.type)
+    device = tensor.device.type
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    return torch.is_inference_mode_enabled(), torch.is_grad_enabled(), autocast

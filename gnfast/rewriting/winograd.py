@@ -50,7 +50,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Argum
 def output_shape(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> tuple[int, ...] | None:
     """That of a two-dimensional convolution with dilation 1; None where PyTorch refuses these arguments."""
     stride, padding, _, transposed, output_padding, groups = arguments
-    if x.dim() != 4 or weight.dim() != 4 or any(len(pair) != 2 for pair in (stride, padding, output_padding)):
+    if not (x.dim() == weight.dim() == 4 and len(stride) == len(padding) == len(output_padding) == 2):
         return None
     if min(*stride, groups) < 1 or min(*padding, *output_padding) < 0 or max(output_padding) >= max(stride):
         return None
@@ -68,16 +68,9 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        factor: int,
-        arguments: Arguments,
-        layout: torch.memory_format,
-        cotangent: Tensor | None,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        ctx, factor: int, arguments: Arguments, layout: torch.memory_format, *factors_and_bias: Tensor | None
     ) -> Tensor:
-        factors = [cotangent, x, weight]
+        *factors, bias = factors_and_bias
         ctx.save_for_backward(*(None if i == factor else t for i, t in enumerate(factors)))
         ctx.set_materialize_grads(False)
         ctx.factor, ctx.arguments, ctx.layout = factor, arguments, layout

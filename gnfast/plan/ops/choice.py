@@ -58,9 +58,6 @@ class Where(Combination):
         mask = ctx.operands[0]
         return torch.where(mask, cotangent, 0), torch.where(mask, 0, cotangent)
 
-    def label(self) -> str:
-        return "where"
-
 
 @dataclass(frozen=True)
 class Extremum(Op):

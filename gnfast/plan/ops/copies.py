@@ -46,9 +46,6 @@ class Detach(Op):
         y = ctx.saved
         return torch.zeros_like(y) if ctx.scale is None else y * per_sample(ctx.scale, y)
 
-    def label(self) -> str:
-        return "detach"
-
 
 @records("detach", self_checked=True)
 def _detach(trace, input):

@@ -30,9 +30,6 @@ class Reshape(LinearMap):
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         return tangents[0].reshape(tangents[0].shape[0], *self.shape)
 
-    def label(self) -> str:
-        return "reshape"
-
 
 # A view may be impossible in one memory format and possible in another; reshape gives the same values in all.
 _SHAPED = {Tensor.view: Tensor.reshape, Tensor.view_as: Tensor.reshape, Tensor.reshape_as: Tensor.reshape}
