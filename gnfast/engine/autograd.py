@@ -22,7 +22,8 @@ def four_passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None
         return f, g.contiguous() if x.is_contiguous() else g
     chain = small_critics.chain_for_kernels(plan, head, operands, x.device.type)
     if chain is not None:
-        return small_critics.normalized(chain, head, keep, x, operands).reshape(len(x), *plan.nodes[-1].output_shape)
+        f_hat = small_critics.TwoKernels.apply(chain, head.formula, keep, x, *operands)
+        return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
     return _FourPasses.apply(plan, head, keep, *_laid_out(plan, x, operands))
 
 
@@ -80,9 +81,8 @@ def _laid_out(plan: Plan, x: Tensor, operands: list[Tensor]) -> list[Tensor]:
     in the layout of what they belong to.
     """
     kind, layout = x.device.type, torch.channels_last
-    if not plan.prefers_channels_last or x.dim() != 4 or x.dtype not in _CHANNELS_LAST_DTYPES.get(kind, ()):
+    if not plan.kernels or x.dim() != 4 or x.dtype not in _CHANNELS_LAST_DTYPES.get(kind, ()):
         return [x, *operands]
     if kind in _CHANNELS_LAST_WEIGHTS:
-        kernels = plan.kernels
-        operands = [t.contiguous(memory_format=layout) if i in kernels else t for i, t in enumerate(operands)]
+        operands = [t.contiguous(memory_format=layout) if i in plan.kernels else t for i, t in enumerate(operands)]
     return [x.contiguous(memory_format=layout), *operands]

@@ -179,14 +179,10 @@ def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
 
 
 def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
-    """f̂ of f's shape, in the wider of the two dtypes.
+    """f̂ of f's shape, in the wider of the two dtypes, from the critic's output f (B, ...) and its input gradient g.
 
     Differentiable with respect to f and g: once where the head has partial derivatives of its own, as often as they and
     the head are otherwise.
-
-    Args:
-        f: (B, ...) output of the critic.
-        g: (B, ...) input gradient.
     """
     if head.partials is not None and f.dim() and f.numel() == f.shape[0]:
         return _ApplyHead.apply(head, f, g)
@@ -194,13 +190,9 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
 
 
 def normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """f̂ of f's shape, in the wider of the two dtypes, and what `pull` needs; without a graph.
+    """As `apply_head` by partial derivatives, without a graph, for one logit per sample; and what `pull` needs.
 
-    Args:
-        head: one with partial derivatives of its own.
-        f: one logit per sample.
-        g: (B, ...) input gradient.
-        squares: float64 (B, parts), which add up to ‖g − centre‖² per sample, where they are known.
+    `squares` (B, parts), float64, add up to ‖g − centre‖² per sample, where they are known.
     """
     if kernels := _kernels(head, g):
         f_hat, partials = kernels.normalize(head.formula, f, g, squares)
@@ -211,11 +203,7 @@ def normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -
 def pull(
     head: Head, saved: Sequence[Tensor], upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `merged`, for ∂L/∂f̂ (of f's shape) of a head.
-
-    Args:
-        saved: from `normalize`.
-    """
+    """As `merged`, for ∂L/∂f̂ (of f's shape) of a head; `saved` is from `normalize`."""
     if kernels := _kernels(head, g):
         return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
     return merged(*_pullback(head, *saved, g, upstream), x, g, wants_start, wants_grad_x)
@@ -247,12 +235,7 @@ def _kernels(head: Head, g: Tensor) -> ModuleType | None:
 
 
 def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
-    """‖∇ₓf̂‖₂ (B,) = |∂f̂/∂f| n: where the critic is piecewise linear, the norm in f̂ does not depend on x.
-
-    Args:
-        f: one logit per sample.
-        g: (B, ...) input gradient.
-    """
+    """‖∇ₓf̂‖₂ (B,) = |∂f̂/∂f| n, for one logit per sample: a piecewise linear critic's n does not depend on x."""
     # Tensors that were made in inference mode cannot take part in autograd.
     with torch.inference_mode(False), torch.enable_grad():
         f, g = (t.clone() if t.is_inference() else t for t in (f, g))

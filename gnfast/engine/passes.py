@@ -12,11 +12,7 @@ from gnfast.plan.plan import Node, Plan
 
 
 def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, list[Any]]:
-    """Pass 1.
-
-    Returns:
-        the output, and per node what fixes its mask (sign bits). Activations are freed as soon as they are used.
-    """
+    """Pass 1: the output, and per node what fixes its mask. Activations are freed as soon as they are used."""
     values = {0: x}
     saved = []
     for node, overwrite, last_uses in zip(plan.nodes, plan.overwrites, plan.last_uses, strict=True):
@@ -34,15 +30,11 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
 def pending_input_gradient(
     plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
 ) -> tuple[Contribution | Pending, list[Tensor | None]]:
-    """Pass 2.
-
-    Args:
-        seed: the cotangent of the output, ones for the input gradient of f.
-        keep: whether to keep the cotangents that pass 3 needs.
+    """Pass 2, from `seed`, the cotangent of the output.
 
     Returns:
         g of x's shape, of which the last step may be yet to be done by `g.tensor` or `g.with_squares(centre)`; and per
-        node the cotangent of its output where the node has parameter gradients, else None.
+        node the cotangent of its output, if that is to be kept and the node has parameter gradients.
     """
     received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
@@ -86,11 +78,8 @@ def tangent(
     Args:
         start: c₀ = s·x + ∂L/∂g, of x's shape; not modified.
         scale: s (B,) = ∂L/∂f per sample, None for 0.
-        needs: per operand, whether its gradient is wanted.
+        needs: per operand, whether its gradient is wanted; it is None where not, or where it is zero.
         cotangents: what pass 2 kept.
-
-    Returns:
-        per operand its gradient, None where it is not wanted or zero.
     """
     values = {0: start}
     grads: list[Tensor | None] = [None] * len(operands)

@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from gnfast.errors import InputError
 from gnfast.interop import surroundings
-from gnfast.plan.op import autocast_dtype
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
 from gnfast.plan.state import capturing, unchanged
@@ -63,7 +62,7 @@ def plan_for(
     modules = [*net.modules()]
     _require_recordable(net, modules, x, args, kwargs)
     verdicts = _VERDICTS.setdefault(net, {})
-    modes = torch.is_grad_enabled(), x.requires_grad, autocast_dtype(x.device.type)
+    modes = torch.is_grad_enabled(), x.requires_grad, surroundings.autocast_dtype(x.device.type)
     state = [(id(module), module.training) for module in modules]
     key = _static(x), x.device.type, modes, *state, _static(args), _static(sorted(kwargs.items()))
     if key not in verdicts and len(verdicts) >= _VERDICTS_PER_NETWORK:
@@ -83,7 +82,7 @@ def plan_for(
             if error.__cause__ is None:
                 verdict.accepted, verdict.refusal = False, error.refusal
             raise
-        before.accept()
+        before.accepted = True
     if not verdict.accepted:
         verdicts[key] = _Verdict(accepted=True)
     return plan, operands
@@ -123,7 +122,7 @@ def _record(
 ) -> tuple[Plan, list[Tensor]]:
     """As `record`, which does not see where operands come from and lets the network's own errors through."""
     try:
-        plan, operands = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)[:2]
+        plan, operands = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)
     except (Refused, InputError):
         raise
     except Exception as error:

@@ -45,12 +45,9 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
 
 
 def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The critic's output and its gradient with respect to the input.
+    """The critic's output and its gradient with respect to the input, as `input_grad` has them, for any module.
 
-    Args:
-        net: any differentiable module.
-        x, returns: as for `input_grad`.
-        *args, **kwargs: passed to `net` after x. Where x itself is among them, it counts with x.
+    Further arguments go to `net` after x. Where x itself is among them, it counts with x.
     """
 
     def critic(leaf: Tensor) -> Tensor:
@@ -62,11 +59,7 @@ def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -
 
 
 def value_and_grad_norm(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """The critic's output and the norm of its input gradient per sample.
-
-    Returns:
-        `f` as `net` returns it, and `n` (B,) = ||grad_x f||_2 over all of a sample's entries.
-    """
+    """`f` as `net` returns it, and `n` (B,) = ‖∇ₓf‖₂ over all of a sample's entries."""
     f, g = value_and_input_grad(net, x, *args, **kwargs)
     return f, torch.linalg.vector_norm(g.flatten(1), dim=1)
 

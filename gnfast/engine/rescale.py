@@ -1,15 +1,14 @@
 """Rescaling a critic's weights without changing its gradient-normalised value."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from gnfast.errors import UnsupportedError
-from gnfast.plan.plan import Node
+from gnfast.plan.plan import Node, Refusal, readers
 from gnfast.plan.state import unchanged
 from gnfast.plan.trace import record
 
@@ -24,27 +23,6 @@ def rescale_(
     f / ‖∇f‖ do not see a positive factor of f, so it can be taken out; the other normalisers change with it. From the
     follow-up of GN-GAN (Wu et al., Faster-GNGAN, its code).
 
-    Args:
-        net, x, *args, norm, **kwargs: as in `rescaling`.
-
-    Returns:
-        c.
-
-    Raises:
-        UnsupportedError: as from `rescaling`; nothing was changed.
-    """
-    factors, total = rescaling(net, x, *args, norm=norm, **kwargs)
-    for name, parameter in net.named_parameters():
-        parameter.mul_(factors.get(name, 1.0))
-    return total
-
-
-@torch.no_grad()
-def rescaling(
-    net: nn.Module, x: Tensor, *args: Any, norm: float | Mapping[str, float] | None = None, **kwargs: Any
-) -> tuple[dict[str, float], float]:
-    """What `rescale_` multiplies each parameter with, without doing it.
-
     A weight becomes s · W, and the bias that belongs to it the product of all s so far times b. Where branches meet,
     the last layer of a branch takes the ratio of the products, so that all scale alike.
 
@@ -57,21 +35,32 @@ def rescaling(
             √2 · √(2 / (fan_in + fan_out)) if None.
 
     Returns:
-        The factors by parameter name, and the factor c of f.
+        c.
 
     Raises:
         UnsupportedError: the network is not homogeneous, or a weight is shared, zero, or not a parameter of its own
-            (parametrised, for instance).
+            (parametrised, for instance); nothing was changed.
     """
+    factors, total = rescaling(net, x, *args, norm=norm, **kwargs)
+    for name, parameter in net.named_parameters():
+        parameter.mul_(factors.get(name, 1.0))
+    return total
+
+
+@torch.no_grad()
+def rescaling(
+    net: nn.Module, x: Tensor, *args: Any, norm: float | Mapping[str, float] | None = None, **kwargs: Any
+) -> tuple[dict[str, float], float]:
+    """What `rescale_`, with the same arguments and errors, multiplies parameters with, by their names; and c."""
     with unchanged(net):
         plan, operands = record(net, x, args, kwargs, rewritten=False, fused=False)
-    readers = Counter(value for node in plan.nodes for value in node.inputs)
+    counts = readers(plan.nodes, plan.output)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     scaled: dict[int, _Scaled] = {0: _Scaled(1.0, None)}
     layers: list[_Layer] = []
     for node in plan.nodes:
         # Only a value that is read once may be scaled without touching something else.
-        inputs = [scaled[v] if readers[v] == 1 else _Scaled(scaled[v].factor, None) for v in node.inputs]
+        inputs = [scaled[v] if counts[v] == 1 else _Scaled(scaled[v].factor, None) for v in node.inputs]
         if node.op.is_layer:
             weight, bias = (None if slot is None else operands[slot] for slot in node.operands)
             _require_own(node, weight, bias, names, layers)
@@ -143,6 +132,5 @@ def _require_own(
             _refuse(node, "its weight or bias is used by another layer too")
 
 
-def _refuse(node: Node, reason: str) -> None:
-    where = f"submodule {node.submodule!r}" if node.submodule else "the network's own forward"
-    raise UnsupportedError(f"rescale_: {node.op.label()} in {where}: {reason}")
+def _refuse(node: Node, reason: str) -> NoReturn:
+    raise UnsupportedError(f"rescale_: {Refusal(node.submodule, node.op.label(), reason)}")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gnfast.plan.op import autocast_dtype
+from gnfast.interop.surroundings import autocast_dtype
 
 _LOW = {torch.bfloat16, torch.float16}
 _CONVOLUTIONS = {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}

@@ -24,14 +24,11 @@ def require_unshared(net: nn.Module) -> None:
         return
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
-    ways = {
-        DistributedDataParallel: "DistributedDataParallel",
-        FullyShardedDataParallel: "FullyShardedDataParallel",
-        FSDPModule: "fully_shard",
-    }
+    kinds = DistributedDataParallel, FullyShardedDataParallel, FSDPModule
     for name, module in net.named_modules():
-        way = next((way for kind, way in ways.items() if isinstance(module, kind)), None)
-        if way is not None:
+        kind = next((kind for kind in kinds if isinstance(module, kind)), None)
+        if kind is not None:
+            way = "fully_shard" if kind is FSDPModule else kind.__name__
             raise InputError(
                 f"net: {f'submodule {name!r}' if name else 'it'} is wrapped by {way}, whose processes would not share "
                 f"the gradients of this call; wanted {way} around all of it: {way}(GradientNorm(net)), or around a "
@@ -80,7 +77,12 @@ def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tenso
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
-def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """A context in which autocast is off; devices that do not have it (meta) need nothing."""
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The low precision of autocast where it is on; devices without autocast (meta) have it off."""
     on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+    return torch.get_autocast_dtype(device_type) if on else None
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """A context in which autocast is off."""
+    return torch.autocast(device_type, enabled=False) if autocast_dtype(device_type) else contextlib.nullcontext()

@@ -10,19 +10,13 @@ from collections.abc import Mapping, Sequence
 from gnfast.kernels.join import MAX_TERMS
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
-from gnfast.plan.ops.conv_join import ConvJoin
 from gnfast.plan.ops.elementwise import Add
-from gnfast.plan.ops.join import Join
+from gnfast.plan.ops.join import ConvJoin, Join
 from gnfast.plan.plan import Node, readers
 
 
 def fuse(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
-    """Puts every (leaky) ReLU, the sum before it, the biases before that and a convolution into one node.
-
-    Args:
-        nodes: in order, without dead ones.
-        output: the value that the network returns.
-    """
+    """The nodes, of which none may be dead, with those fused; `output` is the value that the network returns."""
     return _with_convolutions(_with_joins(nodes, output), output)
 
 

@@ -25,9 +25,9 @@ class Contribution(NamedTuple):
 
 
 class Pending:
-    """A part of a value's cotangent that is computed by whatever takes it, together with what comes next.
+    """A part of a value's cotangent in fresh memory, computed by whatever takes it, together with what comes next.
 
-    Stands for a `Contribution` in fresh memory. A pullback may return one in place of a tensor.
+    A pullback may return one in place of a tensor.
 
     Args:
         compute: () ↦ the cotangent on its own.

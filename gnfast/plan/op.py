@@ -108,45 +108,45 @@ class Op:
 
     def label(self) -> str:
         """The name and arguments that a printed Plan shows."""
-        return type(self).__name__
+        return type(self).__name__.lower()
 
 
 class LinearMap(Op):
-    """An op without operands, mask or constants: forward and pushforward are the same linear map."""
+    """An op without mask or constants: its forward is its pushforward; its pullback is autograd's or a faster one."""
 
     homogeneous: ClassVar[bool] = True
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        """L h."""
-        raise NotImplementedError
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        """Lᵀ δ per input; as autograd has it, unless a subclass knows better."""
-        return adjoint(self.apply, cotangent, shapes)
-
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        return self.apply(*inputs), None
+        return self.pushforward(ctx, *inputs), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        return self.adjoint(cotangent, ctx.shapes)
-
-    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        return self.apply(*tangents)
+        with torch.inference_mode(False), torch.enable_grad():
+            # What a linear map's backward reads of its input is shape and layout.
+            inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in ctx.shapes]
+            seed = cotangent.clone() if cotangent.is_inference() else cotangent
+            return torch.autograd.grad(self.pushforward(ctx, *inputs), inputs, seed)
 
 
 @dataclass(frozen=True)
 class LinearCall(LinearMap):
-    """A PyTorch function that is linear in its first argument, with hashable static arguments after it."""
+    """A PyTorch function that is linear in its first argument; static ones follow, then operands (indices, say)."""
 
     function: Callable[..., Tensor]
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
+    transposed: "LinearCall | None" = None
+    """The adjoint, where that is another such call."""
     # Some of these functions return views, and so do some of their adjoints.
     is_view: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs, *self.args, **dict(self.kwargs))
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        if self.transposed is None:
+            return super().pullback(ctx, cotangent)
+        return (self.transposed.pushforward(ctx, cotangent),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return self.function(*tangents, *self.args, *ctx.operands, **dict(self.kwargs))
 
     def label(self) -> str:
         given = [*map(str, self.args), *(f"{name}={value}" for name, value in self.kwargs)]
@@ -166,29 +166,23 @@ class Combination(Op):
     def homogeneous(self) -> bool:
         return not any(self.fixed)
 
-    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
+    def combine(self, ctx: Context, *parts: Tensor) -> Tensor:
         """y."""
         raise NotImplementedError
 
-    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+    def shares(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         """The cotangent of each part, before the sum over the axes along which that part was expanded."""
         raise NotImplementedError
-
-    def mask(self, ctx: Context, *parts: Tensor) -> Any:
-        """What fixes the linear map, where that is not known from the start."""
-        return None
 
     def constants(self, operands: Sequence[Tensor]) -> Sequence[Tensor | float]:
         """The parts that are not inputs: the operands, or the last of them."""
         return operands
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        parts = self._in_order(inputs, self.constants(ctx.operands))
-        mask = self.mask(ctx, *parts)
-        return self.combine(mask, *parts), mask
+        return self.combine(ctx, *self._in_order(inputs, self.constants(ctx.operands))), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        shares = zip(self.shares(ctx.saved, cotangent), self.fixed, strict=True)
+        shares = zip(self.shares(ctx, cotangent), self.fixed, strict=True)
         of_inputs = [share for share, fixed in shares if not fixed]
         return [share.sum_to_size(shape) for share, shape in zip(of_inputs, ctx.shapes, strict=True)]
 
@@ -196,12 +190,12 @@ class Combination(Op):
         t = tangents[0]
         # Where the scale is 0 too: the constants may widen the shape.
         scale = per_sample(t.new_zeros(t.shape[0]) if ctx.scale is None else ctx.scale, t)
-        return self.combine(ctx.saved, *self._in_order(tangents, [scale * k for k in self.constants(ctx.operands)]))
+        return self.combine(ctx, *self._in_order(tangents, [scale * k for k in self.constants(ctx.operands)]))
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
         grads: list[Tensor | None] = [None] * len(ctx.operands)
         if ctx.scale is not None and any(ctx.needs):
-            shares = self.shares(ctx.saved, cotangent * per_sample(ctx.scale, cotangent))
+            shares = self.shares(ctx, cotangent * per_sample(ctx.scale, cotangent))
             of_constants = [share for share, fixed in zip(shares, self.fixed, strict=True) if fixed]
             for place, share in enumerate(of_constants, len(grads) - len(of_constants)):
                 if ctx.needs[place]:
@@ -227,9 +221,8 @@ def records(
     """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions.
 
     Args:
-        functions: a name stands for the functions and methods of PyTorch that have it.
-        self_checked: the recorder checks the arguments; else it sees only those that PyTorch has accepted, on tensors
-            without data.
+        functions: a name stands for PyTorch's functions and methods of that name.
+        self_checked: the recorder sees all arguments, else those that PyTorch has accepted for tensors without data.
         told: the recorder is told which function was called, before `trace`.
     """
 
@@ -255,16 +248,6 @@ def _renaming(recorder: Callable[..., Any], renamed: dict[str, str]) -> Callable
         return recorder(trace, *args, **kwargs)
 
     return called if renamed else recorder
-
-
-def adjoint(linear: Callable[..., Tensor], cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-    """Lᵀ δ per input of a linear map, by autograd."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # What a linear map's backward reads of its input is shape and layout.
-        inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in shapes]
-        return torch.autograd.grad(
-            linear(*inputs), inputs, cotangent.clone() if cotangent.is_inference() else cotangent
-        )
 
 
 def kept(constant: Tensor) -> Tensor:
@@ -309,9 +292,3 @@ def frozen(value: Any) -> Any:
 def is_channels_last(t: Tensor) -> bool:
     """Whether a tensor is a (B, C, H, W) one stored with its channels innermost, and not both ways at once."""
     return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-
-
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The low precision of autocast where it is on; devices without autocast (meta) have it off."""
-    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if on else None

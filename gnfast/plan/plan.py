@@ -106,12 +106,7 @@ class Plan:
     refusals: tuple[Refusal, ...] = ()
 
     def operands(self, recorded: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
-        """All operands, from those that were recorded with this structure.
-
-        Args:
-            recorded: as the nodes read them.
-            sources: the same before autocast, where it applies: sums of rounded weights would be rounded twice.
-        """
+        """All operands: the recorded ones, and what comes of their sources before autocast, which is rounded once."""
         derived = (d.function(sources[d.slot], *d.args).to(recorded[d.slot].dtype) for d in self.derived)
         return [*recorded, *derived]
 
@@ -146,13 +141,8 @@ class Plan:
         )
 
     @functools.cached_property
-    def prefers_channels_last(self) -> bool:
-        """Whether a 4-D x is better handed over in that memory format."""
-        return any(node.op.prefers_channels_last for node in self.nodes)
-
-    @functools.cached_property
     def kernels(self) -> frozenset[int]:
-        """The slots of what is convolved with, (C, C', kH, kW), in operations that prefer channels_last."""
+        """The slots of what is convolved with, (C, C', kH, kW): where there are any, channels_last suits x better."""
         return frozenset(node.operands[0] for node in self.nodes if node.op.prefers_channels_last)
 
     @functools.cached_property

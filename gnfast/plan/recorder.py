@@ -1,6 +1,5 @@
 """What happens to PyTorch's functions while a network is recorded: nodes, or reasons for refusing."""
 
-import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -9,17 +8,18 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
 from gnfast.plan.names import function_name, submodule_name
-from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, autocast_dtype
+from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op
 from gnfast.plan.operands import Operands, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
-from gnfast.plan.unseen import Like, node_of, on_meta, require_accepted, widened
+from gnfast.plan.unseen import Like, node_of, require_accepted, widened
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__
 
@@ -33,11 +33,7 @@ class Refused(UnsupportedError):
 
 
 class Recorder:
-    """Collects the nodes, operands and refusals of one run of a network's forward.
-
-    Args:
-        explain, careful: as for `gnfast.plan.trace.record`.
-    """
+    """Collects the nodes, operands and refusals of one run of a network's forward; arguments as for `trace.record`."""
 
     def __init__(self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False) -> None:
         self.net = net
@@ -242,11 +238,6 @@ class Recorder:
         if name := tensor.custom_function():
             self.refuse(f"its input comes from the custom autograd function {name}")
 
-    def require_unchanged_operands(self) -> None:
-        """Refuses a forward that has changed an operand in place after its use."""
-        if (changed := self.operands.changed()) is not None:
-            self.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
-
     def close(self) -> None:
         """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
         self.open = False
@@ -259,13 +250,14 @@ class Recorder:
         submodule = submodule_name(self.net)
         refusal = Refusal(submodule, self.operation, reason)
         self.refusals.append(refusal)
+        inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         try:
-            result = func(*on_meta(args), **on_meta(kwargs))
+            args, kwargs = tree_map_only(Tensor, lambda t: Like(t.shape, t.dtype).on_meta(), (args, kwargs))
+            result = func(*args, **kwargs)
             assert isinstance(result, Tensor)
         except Exception:
             raise Refused(refusal) from None
         output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
-        inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         shapes = tuple(value.extent[1:] for value in inputs)
         values = tuple(value.value for value in inputs)
         self.nodes.append(
@@ -304,14 +296,7 @@ def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
 
     def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # As autocast leaves it alone.
-        low = autocast_dtype(trace.device.type)
-        with torch.autocast(trace.device.type, enabled=False) if low else contextlib.nullcontext():
+        with without_autocast(trace.device.type):
             return trace.rebind(input, recorder(trace, input, *args, **kwargs))
 
     return recorder and rebound
-
-
-def _packs() -> Callable[[Tensor], Any] | None:
-    """What tensors go through that autograd saves: the innermost hook; those of PyTorch itself change nothing."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks and hooks[0]

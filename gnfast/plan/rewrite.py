@@ -17,13 +17,7 @@ from gnfast.rewriting import merges
 def rewrite(nodes: Sequence[Node], output: int, slots: int) -> tuple[tuple[Node, ...], tuple[Derived, ...]]:
     """Merges nodes by the rules of `gnfast.rewriting.merges`, where nothing else reads what is between them.
 
-    Args:
-        nodes: in order, without dead ones.
-        output: the value that the network returns.
-        slots: how many operands were recorded.
-
-    Returns:
-        the nodes, and the operands that they read from slot `slots` on.
+    Returns the nodes, and the operands that they read from slot `slots` on, after those that were recorded.
     """
     rewriter = _Rewriter(nodes, output, slots)
     index = 0
@@ -49,10 +43,10 @@ class _Rewriter:
             return False
         if merged == "swap":
             nodes = _swapped(first, second)
+        elif merged == "term by term":
+            nodes = self._term_by_term(first, second)
         else:
-            nodes = (
-                self._term_by_term(first, second) if merged == "term by term" else [self._folded(merged, first, second)]
-            )
+            nodes = [self._folded(merged, first, second)]
         # They read nothing that was not there for the first of the two.
         before, after = self.nodes[:index], self.nodes[index + 1 :]
         before.remove(first)
@@ -102,12 +96,9 @@ class _Rewriter:
     def _term_by_term(self, total: Node, pool: Node) -> list[Node]:
         """The sum of the pooled terms."""
         pools = [replace(pool, inputs=(term,), output=next(self.fresh)) for term in total.inputs]
-        shape = pool.output_shape
-        inputs = tuple(node.output for node in pools)
-        return [
-            *pools,
-            replace(total, inputs=inputs, input_shapes=(shape, shape), output=pool.output, output_shape=shape),
-        ]
+        inputs, shape = tuple(node.output for node in pools), pool.output_shape
+        total = replace(total, inputs=inputs, input_shapes=(shape, shape), output=pool.output, output_shape=shape)
+        return [*pools, total]
 
 
 def _swapped(first: Node, second: Node) -> list[Node]:
@@ -116,10 +107,8 @@ def _swapped(first: Node, second: Node) -> list[Node]:
     between = (first.input_shapes[0][0], *second.output_shape[1:])
     if isinstance(second.op, Conv):
         between = (second.output_shape[0], *first.input_shapes[0][1:])
-    inputs, shapes, value = first.inputs, first.input_shapes, first.output
+    value, outcome = first.output, {"output": second.output, "output_shape": second.output_shape}
     return [
-        replace(second, inputs=inputs, input_shapes=shapes, output=value, output_shape=between),
-        replace(
-            first, inputs=(value,), input_shapes=(between,), output=second.output, output_shape=second.output_shape
-        ),
+        replace(second, inputs=first.inputs, input_shapes=first.input_shapes, output=value, output_shape=between),
+        replace(first, inputs=(value,), input_shapes=(between,), **outcome),
     ]

@@ -43,7 +43,7 @@ _CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] =
 
 @contextlib.contextmanager
 def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
-    """Puts back, unless what it yields is told to `accept`, what the network's forward changes.
+    """Puts back, unless what it yields is set to `accepted`, what the network's forward changes.
 
     That is: buffers, parameters and tensors that are attributes of a module, whether written in place or through
     `.data`; what a module's attributes refer to, with the contents of lists, dicts, sets and simple objects; random
@@ -52,14 +52,11 @@ def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
     Nobody can put back what an iterator has given: where an attribute leads to one, `irrevocable` names it.
 
     While a CUDA graph is captured nothing can be put back, since copies would become part of the graph: what was drawn
-    stays drawn, and a change of a parameter or buffer raises.
+    stays drawn, and a change of a parameter or buffer raises UnsupportedError.
 
     Args:
         thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
             of attributes or among very many, attributes of classes, and modules that are not submodules.
-
-    Raises:
-        UnsupportedError: a forward that is thrown away during a capture has changed the network.
     """
     before = _Versions(net) if capturing() else _Snapshot(net, thorough)
     try:
@@ -75,14 +72,10 @@ def capturing() -> bool:
 
 
 class Before:
-    """What is known of a network before its forward."""
+    """What is known of a network before its forward; nothing is put back once that is `accepted`."""
 
     accepted = False
     irrevocable = ""
-
-    def accept(self) -> None:
-        """Leaves everything as the forward has left it."""
-        self.accepted = True
 
 
 class _Versions(Before):

@@ -74,19 +74,12 @@ def record(
         recorder.refusals.append(Refusal("", "forward", reason))
     finally:
         recorder.close()
-    operands = recorder.operands
-    plan = _plan(
-        type(net).__name__,
-        tuple(x.shape[1:]),
-        tuple(recorder.nodes),
-        len(operands.tensors),
-        recorder.output,
-        frozenset(slot for slot, operand in enumerate(operands.tensors) if operand.requires_grad),
-        tuple(recorder.refusals),
-        rewritten,
-        implementation("join", x.device.type).FUSES if fused is None else fused,
-    )
-    return plan, plan.operands(operands.tensors, operands.sources)
+    tensors, nodes, refusals = recorder.operands.tensors, tuple(recorder.nodes), tuple(recorder.refusals)
+    trainable = frozenset(slot for slot, operand in enumerate(tensors) if operand.requires_grad)
+    fused = implementation("join", x.device.type).FUSES if fused is None else fused
+    recorded = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
+    plan = _plan(*recorded, len(tensors), refusals, rewritten, fused)
+    return plan, plan.operands(tensors, recorder.operands.sources)
 
 
 def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,7 +91,8 @@ def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], k
     if not isinstance(result, Traced):
         recorder.refuse(f"a {type(result).__name__} that does not depend on x")
     recorder.require_recorded(result)
-    recorder.require_unchanged_operands()
+    if (changed := recorder.operands.changed()) is not None:
+        recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
     recorder.output = result.value
     followed = zip(recorder.nodes, reached(recorder.nodes, result.value, by_derivatives=True), strict=True)
     if result.value != 0 and not any(follows and 0 in node.inputs for node, follows in followed):
@@ -142,9 +136,9 @@ def _plan(
     name: str,
     input_shape: Shape,
     nodes: tuple[Node, ...],
-    slots: int,
     output: int,
     trainable: frozenset[int],
+    slots: int,
     refusals: tuple[Refusal, ...],
     rewritten: bool,
     fused: bool,

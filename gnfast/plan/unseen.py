@@ -33,9 +33,8 @@ def require_accepted(
 
     def tensors(value: Any) -> Any:
         if isinstance(value, Like):
-            return (
-                value if with_dtypes or not value.dtype.is_floating_point else Like(value.shape, torch.float32)
-            ).on_meta()
+            widens = value.dtype.is_floating_point and not with_dtypes
+            return Like(value.shape, torch.float32 if widens else value.dtype).on_meta()
         return tuple(map(tensors, value)) if type(value) is tuple else value
 
     try:
@@ -84,12 +83,3 @@ def widened(function: Callable[..., Any], args: tuple[Any, ...], device: torch.d
     with torch.autocast(device.type, dtype=low):
         result = function(*given)
     return (result if isinstance(result, Tensor) else result[0]).dtype
-
-
-def on_meta(value: Any) -> Any:
-    """The same arguments, with tensors without data."""
-    if isinstance(value, Tensor):
-        return torch.empty(value.shape, dtype=value.dtype, device="meta")
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(on_meta, value))
-    return {key: on_meta(entry) for key, entry in value.items()} if isinstance(value, dict) else value

@@ -1,10 +1,8 @@
 """The rules of merges.py for calls in eager PyTorch. `RULES` has, for each function, what to do instead.
 
 Convolutions, nearest upsamplings and sums of such are put off, and those who can, merge with them. What is computed in
-the end is Winograd's algorithm where that serves (winograd.py).
-
-A rule has the signature of its function. It returns a tensor, a `Deferred` among them, or NotImplemented where the
-arguments give no reason to do anything but what is stated.
+the end is Winograd's algorithm where that serves (winograd.py). A rule has the signature of its function. It returns a
+tensor, which may be a `Deferred`, or NotImplemented for what is stated.
 """
 
 from collections.abc import Callable
@@ -15,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnfast.rewriting.deferred import Deferred, can_merge, claim, put_off, real
-from gnfast.rewriting.merges import AvgPool, Conv, Fold, Operation, Sum, Upsample, merge
-from gnfast.rewriting.winograd import convolution
+from gnfast.rewriting.merges import AvgPool, Conv, Fold, Operation, Sum, Upsample, merge, sizes, whole_factor
+from gnfast.rewriting.winograd import convolution, output_shape
 
 
 def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     operands = [input, weight] if bias is None else [input, weight, bias]
-    if not _plain(*operands) or input.dim() != 4 or weight.dim() != 4:
+    if not _plain(*operands):
         return NotImplemented
-    if _pair(stride) + _pair(dilation) != (1, 1, 1, 1):
+    if sizes(stride, 2) + sizes(dilation, 2) != (1, 1, 1, 1):
         return _unmerged(real(input), weight, bias, stride, padding, dilation, groups)
     kernel = tuple(weight.shape[2:])
     if padding == "same" and all(k % 2 for k in kernel):
@@ -32,16 +30,15 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
         padding = 0
     if isinstance(padding, str):
         return NotImplemented
-    padding = _pair(padding)
-    size = [n + 2 * p - k + 1 for n, p, k in zip(input.shape[2:], padding, kernel, strict=True)]
-    fits = groups > 0 and input.shape[1] == weight.shape[1] * groups and weight.shape[0] % groups == 0
-    fits = fits and (bias is None or bias.shape == weight.shape[:1]) and min(padding) >= 0 and min(size) > 0
+    padding = sizes(padding, 2)
+    arguments = (1, 1), padding, (1, 1), False, (0, 0), groups
+    shape = output_shape(input, weight, bias, arguments)
     dtypes = {t.dtype for t in operands}
     casts = torch.is_autocast_enabled(input.device.type) and torch.float64 not in dtypes
-    if not fits or (len(dtypes) > 1 and not casts):
+    if shape is None or (len(dtypes) > 1 and not casts):
         # PyTorch has its own words for what is wrong.
         return NotImplemented
-    conv, shape = Conv(kernel, padding, (1, 1), groups), (input.shape[0], weight.shape[0], *size)
+    conv = Conv(kernel, padding, (1, 1), groups)
     upsample = _operation(input)
     merged = merge(upsample, conv)
     if isinstance(merged, Fold):
@@ -52,7 +49,6 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
         with torch.autocast(y.device.type, enabled=False):
             return _put_off_upsampling(y, upsample)
     x = real(input)
-    arguments = (1, 1), padding, (1, 1), False, (0, 0), groups
 
     def stated():
         y = convolution(x, weight, bias, arguments)
@@ -72,19 +68,18 @@ def _interpolate(input, size=None, scale_factor=None, mode="nearest", align_corn
         return NotImplemented
     if (size is None) == (scale_factor is None) or align_corners is not None or rest.get("antialias"):
         return NotImplemented
-    factor = _pair(scale_factor) if size is None else [o / n for o, n in zip(_pair(size), input.shape[2:], strict=True)]
-    # From 41 on, dividing by the factor in float32 can shift a pixel.
-    if max(factor) == 1 or not all(m == int(m) and 1 <= m <= 40 for m in factor):
+    factor = whole_factor(input.shape[2:], size, scale_factor)
+    if factor is None or max(factor) == 1:
         return NotImplemented
-    return _put_off_upsampling(real(input), Upsample(tuple(map(int, factor))))
+    return _put_off_upsampling(real(input), Upsample(factor))
 
 
 def _avg_pool2d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
-    if _pair(padding) != (0, 0) or ceil_mode or divisor_override is not None:
+    if sizes(padding, 2) != (0, 0) or ceil_mode or divisor_override is not None:
         return NotImplemented
-    pool = AvgPool(_pair(kernel_size), _pair(stride or kernel_size))
+    pool = AvgPool(sizes(kernel_size, 2), sizes(stride or kernel_size, 2))
     return _pooled(input, pool) if merge(_operation(input), pool) else NotImplemented
 
 
@@ -140,10 +135,9 @@ def _folded(merged: Fold, x: Tensor, weight: Tensor, bias: Tensor | None, groups
 
 def _unmerged(x, weight, bias, stride, padding, dilation, groups, transposed=False, output_padding=0):
     """The convolution that these arguments state, where Winograd's algorithm serves."""
-    sizes = stride, padding, dilation, output_padding
-    if isinstance(padding, str) or any(len(_pair(size)) != 2 for size in sizes):
+    if isinstance(padding, str):
         return NotImplemented
-    stride, padding, dilation, output_padding = map(_pair, sizes)
+    stride, padding, dilation, output_padding = (sizes(v, 2) for v in (stride, padding, dilation, output_padding))
     y = convolution(x, weight, bias, (stride, padding, dilation, transposed, output_padding, groups))
     return NotImplemented if y is None else y
 
@@ -166,8 +160,3 @@ def _plain(*tensors: Any) -> bool:
         and torch.amp.is_autocast_available(t.device.type)
         for t in tensors
     )
-
-
-def _pair(value: Any) -> tuple[Any, ...]:
-    values = (value,) if isinstance(value, int | float) else tuple(value)
-    return values * 2 if len(values) == 1 else values

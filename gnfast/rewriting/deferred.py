@@ -88,14 +88,8 @@ class Statement(TorchDispatchMode):
 def put_off(operation: Any, parts: Parts, shape: Sequence[int], stated: Callable[[], Tensor]) -> Tensor:
     """The result of `stated`, of which autograd and autocast do their part now, and the kernel runs when it must.
 
-    Args:
-        operation: what consumers that can merge need to know of it.
-        parts: what it is applied to.
-        shape: of the result.
-        stated: makes the call.
-
-    Returns:
-        a Deferred; the ordinary result where none of `_KERNELS` was called.
+    A Deferred of that shape; the ordinary result where none of `_KERNELS` was called. Consumers that can merge need to
+    know the operation and what it is applied to, its parts.
     """
     with Statement(operation, parts, shape) as statement:
         result = stated()

@@ -1,7 +1,7 @@
 """Convolution kernels folded with the average pooling after them or the nearest upsampling before them.
 
-Differentiable functions of the weight, exact up to rounding (docs/algorithm.md, Rewrites). All of them speak of a
-convolution with stride 1, dilation 1 and zero padding p.
+Functions of the weight, exact up to rounding (docs/algorithm.md, Rewrites) and differentiable any number of times. All
+of them speak of a convolution with stride 1, dilation 1 and zero padding p.
 """
 
 import math
@@ -15,10 +15,9 @@ Pair = tuple[int, int]
 
 
 def fold_pays(kernel: Sequence[int], factor: Pair) -> bool:
-    """Whether one folded operation needs fewer products than a k×k convolution at the larger of the two resolutions.
+    """Whether a fold by m takes fewer products than a k×k convolution at the larger resolution: (k + m - 1)² < k² m².
 
-    Counted per pixel of the smaller map and pair of channels: (k + m - 1)² against k² m². The same for pooling and for
-    upsampling by m. False for 1×1 kernels, which commute with both instead.
+    Per pixel of the smaller map and pair of channels. False for 1×1 kernels, which commute with both instead.
     """
     return math.prod(k + m - 1 for k, m in zip(kernel, factor, strict=True)) < math.prod(kernel) * math.prod(factor)
 
@@ -26,13 +25,8 @@ def fold_pays(kernel: Sequence[int], factor: Pair) -> bool:
 def fold_avg_pool(weight: Tensor, pool: Pair) -> Tensor:
     """The kernel of `avg_pool2d(conv2d(x, weight, padding=p), pool)` as one convolution with stride `pool`, padding p.
 
-    Args:
-        weight: (C_out, C_in / groups, kH, kW), floating point.
-        pool: window and stride of the pooling, (mH, mW).
-
-    Returns:
-        (C_out, C_in / groups, kH + mH - 1, kW + mW - 1), the mean of `weight` at the mH mW shifts, computed in float32
-        or better, in the dtype and memory format of `weight`; differentiable any number of times. The bias stays.
+    The mean of `weight` (C_out, C_in / groups, kH, kW) at the mH mW shifts: (..., kH + mH - 1, kW + mW - 1), computed
+    in float32 or better, in the dtype and memory format of `weight`. The bias stays.
     """
     return _windows(weight, pool, divisor=None)
 
@@ -41,15 +35,8 @@ def fold_upsample(weight: Tensor, factor: Pair, groups: int = 1) -> Tensor:
     """The kernel of `conv2d(upsample_nearest(x, factor), weight, padding=p)` as one transposed convolution.
 
     That is `conv_transpose2d` with stride `factor`, padding k - 1 - p (so p <= k - 1) and the same bias and groups.
-
-    Args:
-        weight: (C_out, C_in / groups, kH, kW), floating point.
-        factor: of the upsampling, (mH, mW).
-        groups: of the convolution.
-
-    Returns:
-        (C_in, C_out / groups, kH + mH - 1, kW + mW - 1), flipped sums of `weight` at the mH mW shifts, computed in
-        float32 or better, in the dtype and memory format of `weight`; differentiable any number of times.
+    Flipped sums of `weight` at the mH mW shifts, (C_in, C_out / groups, kH + mH - 1, kW + mW - 1), as for
+    `fold_avg_pool`.
     """
     flipped = _windows(weight, factor, divisor=1).flip(2, 3)
     swapped = flipped.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)

@@ -9,7 +9,7 @@
 Operations are described without their tensors; whoever applies a rule has those.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,3 +88,20 @@ def merge(first: Operation | None, second: Operation | None) -> Fold | Literal["
         case Sum(terms), AvgPool() if any(merge(term, second) for term in terms):
             return "term by term"
     return None
+
+
+def sizes(value: Any, dims: int) -> tuple[Any, ...]:
+    """One entry per axis of space, from the shorter forms that PyTorch takes."""
+    values = (value,) if isinstance(value, int | float) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+def whole_factor(extents: Sequence[int], size: Any, scale_factor: Any) -> tuple[int, ...] | None:
+    """How often a nearest upsampling to `size` or by `scale_factor` repeats each pixel, where it does just that."""
+    factor = sizes(scale_factor if size is None else size, len(extents))
+    if len(factor) != len(extents):
+        return None
+    if size is not None:
+        factor = [new / old for new, old in zip(factor, extents, strict=True)]
+    # From 41 on, dividing by the factor in float32 can shift a pixel.
+    return tuple(map(int, factor)) if all(m == int(m) and 1 <= m <= 40 for m in factor) else None

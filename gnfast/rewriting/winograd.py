@@ -24,46 +24,43 @@ _MIN_POSITIONS = 128
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor | None:
-    """`torch.convolution(x, weight, bias, *arguments)` in two dimensions, as often differentiable.
+    """`torch.convolution(x, weight, bias, *arguments)` of ordinary tensors in two dimensions, as often differentiable.
 
-    Args:
-        x, weight, bias: ordinary tensors on one device.
-        arguments: stride, padding, dilation, transposed, output_padding, groups, with two entries per axis of space.
-
-    Returns:
-        (B, C_out, H, W) in the memory format that PyTorch would give it. None where Winograd's algorithm does not
-        serve, where the arguments are invalid, and where more than ordinary autograd must see what is stated.
+    In the memory format that PyTorch would give it. None where Winograd's algorithm does not serve, where the arguments
+    are invalid, and where more than ordinary autograd must see what is stated.
     """
-    stride, padding, dilation, transposed, output_padding, groups = arguments
-    arguments = stride, padding, dilation, False, (0, 0), groups
+    stride, padding, dilation, transposed, _, groups = arguments
+    plain = stride, padding, dilation, False, (0, 0), groups
     if x.dim() != 4 or 0 in stride:
         return None
     positions = x.shape[0] * math.prod(x.shape[2:]) // (1 if transposed else math.prod(stride))
-    if positions < _MIN_POSITIONS or not fits(x, weight, arguments, positions):
+    if positions < _MIN_POSITIONS or not fits(x, weight, plain, positions):
         return None
-    in_channels, out_channels = weight.shape[:2] if transposed else weight.shape[1::-1]
-    if transposed:
-        size = [
-            (n - 1) * s - 2 * p + k + o
-            for n, s, p, k, o in zip(x.shape[2:], stride, padding, weight.shape[2:], output_padding, strict=True)
-        ]
-    else:
-        size = [n + 2 * p - k + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
-    is_valid = (
-        x.shape[1] == in_channels
-        and (bias is None or (bias.dtype == x.dtype and bias.shape == (out_channels,)))
-        and min(*padding, *output_padding) >= 0
-        and max(output_padding) < max(stride)
-        and min(size) > 0
-    )
-    if not is_valid or torch.is_autocast_enabled(x.device.type) or not eager():
+    shape = output_shape(x, weight, bias, arguments)
+    fits_bias = bias is None or bias.dtype == x.dtype
+    if shape is None or not fits_bias or torch.is_autocast_enabled(x.device.type) or not eager():
         return None
     channels_last = torch.channels_last in [suggest_memory_format(t) for t in (x, weight)]
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if not transposed:
-        return _Derivative.apply(COTANGENT, arguments, layout, None, x, weight, bias)
-    y = x.new_empty(()).expand(x.shape[0], out_channels, *size)
-    return _Derivative.apply(INPUT, arguments, layout, x, y, weight, bias)
+        return _Derivative.apply(COTANGENT, plain, layout, None, x, weight, bias)
+    return _Derivative.apply(INPUT, plain, layout, x, x.new_empty(()).expand(shape), weight, bias)
+
+
+def output_shape(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> tuple[int, ...] | None:
+    """That of a two-dimensional convolution with dilation 1; None where PyTorch refuses these arguments."""
+    stride, padding, _, transposed, output_padding, groups = arguments
+    if not (x.dim() == weight.dim() == 4 and len(stride) == len(padding) == len(output_padding) == 2):
+        return None
+    if min(*stride, groups) < 1 or min(*padding, *output_padding) < 0 or max(output_padding) >= max(stride):
+        return None
+    channels = weight.shape[0], weight.shape[1] * groups
+    in_channels, out_channels = channels if transposed else channels[::-1]
+    if x.shape[1] != in_channels or weight.shape[0] % groups or not (bias is None or bias.shape == (out_channels,)):
+        return None
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, output_padding, strict=True)
+    size = [(n - 1) * s - 2 * p + k + o if transposed else (n + 2 * p - k) // s + 1 for n, k, s, p, o in axes]
+    return (x.shape[0], out_channels, *size) if min(size) > 0 else None
 
 
 class _Derivative(torch.autograd.Function):
@@ -71,16 +68,9 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
-        factor: int,
-        arguments: Arguments,
-        layout: torch.memory_format,
-        cotangent: Tensor | None,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
+        ctx, factor: int, arguments: Arguments, layout: torch.memory_format, *factors_and_bias: Tensor | None
     ) -> Tensor:
-        factors = [cotangent, x, weight]
+        *factors, bias = factors_and_bias
         ctx.save_for_backward(*(None if i == factor else t for i, t in enumerate(factors)))
         ctx.set_materialize_grads(False)
         ctx.factor, ctx.arguments, ctx.layout = factor, arguments, layout

@@ -109,13 +109,7 @@ class CapturedStep:
             self._inputs = pytree.tree_map_only(Tensor, self._place, args)
             self._held = [leaf for leaf in pytree.tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
         given: list[Tensor] = []
-        try:
-            _gather(args, self._inputs, given)
-        except _Differs as difference:
-            raise InputError(
-                f"inputs{difference.place}: got {difference.given}, wanted {difference.wanted} as in the first call; "
-                "a captured step has fixed shapes and constants; reset() starts again"
-            ) from None
+        _gather(args, self._inputs, given)
         if self.device.type != "cuda":
             return args
         if given:
@@ -165,13 +159,9 @@ def record_graph(
 ) -> tuple[torch.cuda.CUDAGraph, T]:
     """The graph of what `function` does on the current device, and what it returned; nothing of it is computed yet.
 
-    After a failure the process is as before: on the stream that was current, with random generators and an allocator
-    that serve eager work, earlier graphs and later captures.
-
-    Args:
-        function: ran on `stream` before, so that all that happens once has happened.
-        stream: where it is recorded.
-        generators: CUDA generators, other than the default one, from which it draws.
+    It ran on `stream` before, so that all that happens once has happened. After a failure the process is as before: on
+    the stream that was current, with random generators and an allocator that serve eager work, earlier graphs and later
+    captures.
     """
     graph, pool, failure = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
     # In an autocast around the step, casts that are remembered would be missing in the graph, which would read the
@@ -230,41 +220,36 @@ _FAILED: list[torch.cuda.CUDAGraph] = []
 """Graphs of failed captures: PyTorch's allocator of pinned memory keeps pointers to them."""
 
 
-class _Differs(Exception):
-    """An input is not what it was in the first call: where in the nest, what came, what was wanted."""
-
-    def __init__(self, given: Any, wanted: Any) -> None:
-        self.place, self.given, self.wanted = "", given, wanted
-
-
-def _gather(given: Any, first: Any, tensors: list[Tensor]) -> None:
+def _gather(given: Any, first: Any, tensors: list[Tensor], *path: Any) -> None:
     """Appends the tensors of a nest to `tensors`, in the order of pytree; all else must be as in the first call.
 
     A walk of its own: flattening with pytree and comparing structures would take most of a step's time in Python.
     """
-    kind = type(first)
     if isinstance(first, Tensor):
         if not isinstance(given, Tensor) or given.shape != first.shape or given.dtype != first.dtype:
-            raise _Differs(_describe(given), _describe(first))
+            raise _differs(path, given, first)
         tensors.append(given)
-    elif type(given) is not kind:
-        raise _Differs(_describe(given), _describe(first))
+    elif type(given) is not type(first):
+        raise _differs(path, given, first)
     elif isinstance(first, tuple | list | dict):
         mapping = isinstance(first, dict)
         keys, wanted = (given.keys(), first.keys()) if mapping else (range(len(given)), range(len(first)))
         if keys != wanted:
-            raise _Differs(*(list(k) if mapping else f"{len(k)} of them" for k in (keys, wanted)))
+            raise _differs(path, *(list(k) if mapping else f"{len(k)} of them" for k in (keys, wanted)))
         for key in wanted:
-            value, expected = given[key], first[key]
-            if value is None and expected is None:
-                continue
-            try:
-                _gather(value, expected, tensors)
-            except _Differs as difference:
-                difference.place = f"[{key!r}]{difference.place}"
-                raise
+            _gather(given[key], first[key], tensors, *path, key)
     elif given != first:
-        raise _Differs(given, first)
+        raise _differs(path, given, first)
+
+
+def _differs(path: Sequence[Any], given: Any, wanted: Any) -> InputError:
+    """The error for an input that is not what it was in the first call; `path` leads to it in the nest."""
+    place = "".join(f"[{key!r}]" for key in path)
+    given, wanted = ((tuple(v.shape), v.dtype) if isinstance(v, Tensor) else v for v in (given, wanted))
+    return InputError(
+        f"inputs{place}: got {given}, wanted {wanted} as in the first call; a captured step has fixed shapes and "
+        "constants; reset() starts again"
+    )
 
 
 def _copy(held: list[Tensor], given: list[Tensor]) -> None:
@@ -275,8 +260,3 @@ def _copy(held: list[Tensor], given: list[Tensor]) -> None:
     for target, source in pairs:
         if target.device != source.device:
             target.copy_(source, non_blocking=True)
-
-
-def _describe(value: Any) -> Any:
-    """What must not change from call to call: shape and dtype of a tensor, and anything else as it is."""
-    return (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value

@@ -179,6 +179,12 @@ REFUSED = {
     "the norm of order 2": lambda net, h: h.norm(dim=1),
     "a norm of matrices": lambda net, h: torch.linalg.norm(h, 1, (2, 3)),
     "not an operation": lambda net, h: torch.where(h > 0, h, 0.2 * h),
+    "torch.batch_norm": lambda net, h: torch.batch_norm(
+        h, net.v[:, 0, 0], net.v[:, 0, 0], net._k[:3, 0], net._k[:3, 1] ** 2, False, 0.1, 1e-5, False
+    ),
+    "torch.instance_norm": lambda net, h: torch.instance_norm(
+        h, net.v[:, 0, 0], net.v[:, 0, 0], net._k[:3, 0], net._k[:3, 1] ** 2, False, 0.1, 1e-5, False
+    ),
     "a change to a dtype": lambda net, h: h.type_as(net.columns) * h,
 }
 

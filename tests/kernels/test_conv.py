@@ -22,7 +22,7 @@ from gnfast.kernels.conv import contest
 from gnfast.kernels.conv.tiles import CONFIGURATIONS
 from gnfast.kernels.join import plain
 from gnfast.plan import fuse
-from gnfast.plan.ops.conv_join import ConvJoin
+from gnfast.plan.ops.join import ConvJoin
 from gnfast.steps.captured import CapturedStep
 from tests.engine.test_engine import NETWORKS
 from tests.engine.test_precision import budget

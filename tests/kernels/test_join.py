@@ -12,9 +12,8 @@ from gnfast.kernels.join import plain
 from gnfast.kernels.sign_bits import plain as sign_bits
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
-from gnfast.plan.ops.conv_join import ConvJoin
 from gnfast.plan.ops.elementwise import Add
-from gnfast.plan.ops.join import Join
+from gnfast.plan.ops.join import ConvJoin, Join
 from tests.engine.test_engine import NETWORKS
 from tests.oracle import assert_matches_double_backward
 

@@ -8,9 +8,9 @@ from torch import nn
 
 import gnfast
 from gnfast import heads, reference
+from gnfast.engine.small_critics import chain_of
 from gnfast.kernels import mlp
 from gnfast.kernels.backend import implementation
-from gnfast.plan.chain import chain_of
 from tests.oracle import outputs_and_gradients, relative_error
 
 

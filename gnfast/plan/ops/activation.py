@@ -116,9 +116,6 @@ class PReLU(Op):
         product = (cotangent * tangent).masked_fill_(ctx.saved, 0)
         return (product.sum_to_size(self._slope(ctx, product).shape).reshape(ctx.operands[0].shape),)
 
-    def label(self) -> str:
-        return "prelu"
-
     def _slope(self, ctx: Context, t: Tensor) -> Tensor:
         return ctx.operands[0].reshape(-1, *[1] * (t.dim() - 2)) if t.dim() > 1 else ctx.operands[0].reshape(())
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, kept, records
+from gnfast.plan.op import Combination, Context, kept, records
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Cat(Combination):
     fixed: tuple[bool, ...]
     shares_cotangent: ClassVar[bool] = True
 
-    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
+    def combine(self, ctx: Context, *parts: Tensor) -> Tensor:
         return torch.cat(parts, self.dim)
 
-    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+    def shares(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return cotangent.split(self.lengths, self.dim)
 
     def label(self) -> str:
@@ -44,26 +44,15 @@ def _cat(trace, tensors, dim=0):
     return trace.emit(Cat(dim, tuple(tensor.shape[dim] for tensor in tensors), fixed), inputs, constants)
 
 
-@records(torch.hstack)
-def _hstack(trace, tensors):
-    return torch.cat(tensors, min(tensors[0].dim() - 1, 1))
-
-
-@records(torch.column_stack)
-def _column_stack(trace, tensors):
-    return torch.cat([tensor.unsqueeze(1) if tensor.dim() == 1 else tensor for tensor in tensors], 1)
-
-
-@records(torch.vstack, torch.row_stack)
-def _vstack(trace, tensors):
-    return torch.cat(tensors, 0)
-
-
-@records(torch.dstack)
-def _dstack(trace, tensors):
-    if min(tensor.dim() for tensor in tensors) == 1:
+@records(torch.hstack, torch.vstack, torch.row_stack, torch.column_stack, torch.dstack, told=True)
+def _joined(function, trace, tensors):
+    """Concatenations along an axis that tensors with too few axes get at their end."""
+    least = min(tensor.dim() for tensor in tensors)
+    if function is torch.dstack and least == 1:
         trace.refuse("it moves the batch axis")
-    return torch.cat([tensor.unsqueeze(2) if tensor.dim() == 2 else tensor for tensor in tensors], 2)
+    hstack = min(least - 1, 1)
+    dim = {torch.hstack: hstack, torch.column_stack: 1, torch.dstack: 2}.get(function, 0)
+    return torch.cat([tensor.unsqueeze(dim) if tensor.dim() == dim else tensor for tensor in tensors], dim)
 
 
 @records(torch.stack)

@@ -29,14 +29,14 @@ class Maximum(Combination):
         order = (first > second).to(torch.int8) - (first < second).to(torch.int8)
         return y, order * self.sign
 
-    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
-        first, second = parts
+    def combine(self, ctx: Context, *parts: Tensor) -> Tensor:
+        (first, second), order = parts, ctx.saved
         # Not a weighted sum: what is not chosen may be infinite.
-        return torch.where(mask > 0, first, torch.where(mask < 0, second, (first + second) / 2))
+        return torch.where(order > 0, first, torch.where(order < 0, second, (first + second) / 2))
 
-    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+    def shares(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         zero = cotangent.new_zeros(())
-        return self.combine(mask, cotangent, zero), self.combine(mask, zero, cotangent)
+        return self.combine(ctx, cotangent, zero), self.combine(ctx, zero, cotangent)
 
     def label(self) -> str:
         return "maximum" if self.sign > 0 else "minimum"
@@ -48,20 +48,15 @@ class Where(Combination):
 
     fixed: tuple[bool, bool]
 
-    def mask(self, ctx: Context, *parts: Tensor) -> Tensor:
-        return ctx.operands[0]
-
     def constants(self, operands: Sequence[Tensor]) -> Sequence[Tensor]:
         return operands[1:]
 
-    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
-        return torch.where(mask, *parts)
+    def combine(self, ctx: Context, *parts: Tensor) -> Tensor:
+        return torch.where(ctx.operands[0], *parts)
 
-    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+    def shares(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        mask = ctx.operands[0]
         return torch.where(mask, cotangent, 0), torch.where(mask, 0, cotangent)
-
-    def label(self) -> str:
-        return "where"
 
 
 @dataclass(frozen=True)

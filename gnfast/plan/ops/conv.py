@@ -20,6 +20,7 @@ from gnfast.kernels.conv import (
 )
 from gnfast.plan.fused import Pending
 from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records, stand_in
+from gnfast.rewriting.merges import sizes
 
 Sizes = tuple[int, ...]
 
@@ -93,14 +94,6 @@ class Conv(Op):
         """What `torch.convolution` takes after the bias."""
         output_padding = self.output_padding or (0,) * len(self.stride)
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
-
-
-def sizes(value: int | Sequence[int], dims: int) -> Sizes:
-    """One entry per axis of space, from the shorter forms that PyTorch takes."""
-    if isinstance(value, int):
-        return (value,) * dims
-    values = tuple(value)
-    return values * dims if len(values) == 1 else values
 
 
 @records(F.conv1d, F.conv2d, F.conv3d)

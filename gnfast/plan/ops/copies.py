@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearMap, Op, Shape, per_sample, records
+from gnfast.plan.op import Context, LinearMap, Op, per_sample, records
 from gnfast.plan.ops.constant import constant, like
 
 
@@ -18,11 +18,11 @@ class Cast(LinearMap):
     source: torch.dtype
     target: torch.dtype
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].to(self.target)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (cotangent.to(self.source),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return tangents[0].to(self.target)
 
     def label(self) -> str:
         return f"to {str(self.target).removeprefix('torch.')}"
@@ -45,9 +45,6 @@ class Detach(Op):
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         y = ctx.saved
         return torch.zeros_like(y) if ctx.scale is None else y * per_sample(ctx.scale, y)
-
-    def label(self) -> str:
-        return "detach"
 
 
 @records("detach", self_checked=True)

@@ -4,16 +4,16 @@ import math
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, Shape, records
+from gnfast.plan.op import Context, LinearMap, Shape, records
 
 
 @dataclass(frozen=True)
-class Einsum(Op):
+class Einsum(LinearMap):
     """y = einsum of one x-dependent tensor and any number of operands.
 
     Attributes:
@@ -26,14 +26,10 @@ class Einsum(Op):
     output: str
     position: int
     autocasts: bool = True
-    homogeneous: ClassVar[bool] = True
     # einsum of one factor is a view.
     is_view: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
     promotes: ClassVar[bool] = True
-
-    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        return self.pushforward(ctx, *inputs), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (self._transposed(self.position, self._factors(ctx, None), cotangent, ctx.shapes[0]),)

@@ -3,12 +3,12 @@
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, LinearMap, Op, Shape, kept, records
+from gnfast.plan.op import Combination, Context, LinearMap, kept, records
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Add(LinearMap):
     promotes: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return torch.add(*inputs, alpha=self.alpha)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         second = cotangent if self.alpha == 1 else cotangent * self.alpha
-        return cotangent.sum_to_size(shapes[0]), second.sum_to_size(shapes[1])
+        return cotangent.sum_to_size(ctx.shapes[0]), second.sum_to_size(ctx.shapes[1])
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return torch.add(*tangents, alpha=self.alpha)
 
     def label(self) -> str:
         return {1: "add", -1: "subtract"}.get(self.alpha, f"add ×{self.alpha:g}")
@@ -38,11 +38,11 @@ class Shift(Combination):
     fixed: ClassVar[tuple[bool, ...]] = (False, True)
     shares_cotangent: ClassVar[bool] = True
 
-    def combine(self, mask: Any, *parts: Tensor) -> Tensor:
+    def combine(self, ctx: Context, *parts: Tensor) -> Tensor:
         h, constant = parts
         return h + constant
 
-    def shares(self, mask: Any, cotangent: Tensor) -> Sequence[Tensor]:
+    def shares(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return cotangent, cotangent
 
     def constants(self, operands: Sequence[Tensor]) -> Sequence[Tensor | float]:
@@ -53,7 +53,7 @@ class Shift(Combination):
 
 
 @dataclass(frozen=True)
-class Scale(Op):
+class Scale(LinearMap):
     """y = factor · h, or h / factor where it `divides`; a Python number or a tensor operand.
 
     The reciprocal of a divisor is rounded, and may overflow.
@@ -61,11 +61,7 @@ class Scale(Op):
 
     factor: float | None
     divides: bool = False
-    homogeneous: ClassVar[bool] = True
     promotes: ClassVar[bool] = True
-
-    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        return self.pushforward(ctx, *inputs), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (self.pushforward(ctx, cotangent).sum_to_size(ctx.shapes[0]),)

@@ -2,35 +2,13 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearCall, Op, Shape, adjoint, frozen, records
+from gnfast.plan.op import LinearCall, Shape, frozen, records
 from gnfast.plan.ops.constant import constant
-
-
-@dataclass(frozen=True)
-class Gather(Op):
-    """y = function(h, *args, *indices), linear in h: the indices are operands, integers that do not depend on x."""
-
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    homogeneous: ClassVar[bool] = True
-
-    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        return self.pushforward(ctx, *inputs), None
-
-    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        return adjoint(functools.partial(self.pushforward, ctx), cotangent, ctx.shapes)
-
-    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        return self.function(tangents[0], *self.args, *ctx.operands)
-
-    def label(self) -> str:
-        return self.function.__name__
 
 
 @functools.lru_cache(maxsize=4096)
@@ -127,7 +105,7 @@ def _getitem(trace, input, key):
     moves_samples, _ = _tried(_index_of_zeros, (key, tuple(tuple(i.shape) for i in indices)), (), tuple(input.shape))
     if moves_samples:
         trace.refuse("an index along the batch axis, or one that moves it")
-    return trace.emit(Gather(index, (key,)), [input], indices)
+    return trace.emit(LinearCall(index, (key,)), [input], indices)
 
 
 def _indices(trace, entry, device):
@@ -149,7 +127,7 @@ def _picked_along(function, trace, input, dim, index, *, sparse_grad=False):
         trace.refuse("an index along the batch axis")
     if trace.depends_on_x(index) or not isinstance(index, Tensor):
         trace.refuse("indices that depend on x")
-    return trace.emit(Gather(function, (dim,)), [input], [index])
+    return trace.emit(LinearCall(function, (dim,)), [input], [index])
 
 
 @records("take_along_dim")

@@ -19,19 +19,20 @@ def _normalized(trace, input, mean, var, weight, bias, eps):
     return trace.cast(wide * _per_channel(factor, input) + _per_channel(shift, input), input.dtype)
 
 
-@records(F.batch_norm, torch.batch_norm)
+# Not torch.batch_norm, which takes its arguments in another order; nor torch.instance_norm.
+@records(F.batch_norm)
 def _batch_norm(
-    trace, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *_
+    trace, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
     if training or running_mean is None:
         trace.refuse("batch statistics mix samples (eval mode is affine)")
     return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
 
 
-@records(F.instance_norm, torch.instance_norm)
+@records(F.instance_norm)
 def _instance_norm(
     trace, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1,
-    eps=1e-5, *_
+    eps=1e-5,
 ):  # fmt: skip
     if use_input_stats or running_mean is None:
         trace.refuse("statistics of x have curvature (running ones in eval mode are affine)")

@@ -48,9 +48,6 @@ class Linear(Op):
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
         return 2 * torch.Size(output_shape).numel() * operand_shapes[0][1]
 
-    def label(self) -> str:
-        return "linear"
-
 
 @records(F.linear)
 def _linear(trace, input, weight, bias=None):

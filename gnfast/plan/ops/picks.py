@@ -8,10 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, records
+from gnfast.plan.op import Context, Op, frozen, records
 from gnfast.plan.ops.choice import maximum_of
-from gnfast.plan.ops.conv import sizes
-from gnfast.plan.ops.pool import across, adaptive_sizes, emit_across
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,7 @@ class Pick(Op):
     def label(self) -> str:
         if self.dim is not None:
             return f"{self.function.__name__} over {self.dim}"
-        size = self.args[0]
-        return f"{self.function.__name__.split('_with_')[0]} {size[0] if len(set(size)) == 1 else size}"
+        return f"{self.function.__name__.removesuffix('_with_indices')} {self.args[0]}"
 
     def _flattened(self, t: Tensor) -> Tensor:
         """The tensor with the axes of choice as one."""
@@ -103,28 +100,13 @@ def _topk(trace, input, k, dim=-1, largest=True, sorted=True):
     return _pick(trace, torch.topk, input, dim, k, largest=largest, sorted=sorted)
 
 
-def _windows(dims, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
-    kernel, padding, dilation = (sizes(value, dims) for value in (kernel_size, padding, dilation))
-    stride = sizes(stride, dims) if stride else kernel
-    return across(kernel), across(stride), across(padding, 0), across(dilation), ceil_mode
+_POOLINGS = [f"{name}{dims}d" for name in ("max_pool", "adaptive_max_pool") for dims in (1, 2, 3)]
 
 
-def _adaptive_windows(dims, input, output_size):
-    return (across(adaptive_sizes(output_size, input)),)
-
-
-def _records_max_pool(name, dims, arguments):
-    """Records a function and its twin that returns the indices as well."""
-    alone = getattr(F, f"{name}{dims}d")
-
-    @records(alone, getattr(F, f"{name}{dims}d_with_indices"), told=True)
-    def pooled(function, trace, input, *args, return_indices=False, **kwargs):
-        trace.require_batched(input, dims=dims + 2)
-        op = Pick(getattr(F, f"{name}{max(dims, 2)}d_with_indices"), arguments(dims, input, *args, **kwargs))
-        y = emit_across(trace, op, trace.autocast(function, input, 1))
-        return y if function is alone else (y, Indices(trace))
-
-
-for _dims in (1, 2, 3):
-    _records_max_pool("max_pool", _dims, _windows)
-    _records_max_pool("adaptive_max_pool", _dims, _adaptive_windows)
+@records(*(getattr(F, name + suffix) for name in _POOLINGS for suffix in ("", "_with_indices")), told=True)
+def _max_pool(function, trace, input, *args, return_indices=False, **kwargs):
+    name = function.__name__.removesuffix("_with_indices")
+    trace.require_batched(input, dims=int(name[-2]) + 2)
+    op = Pick(getattr(F, f"{name}_with_indices"), frozen(args), frozen(kwargs))
+    y = trace.emit(op, [trace.autocast(function, input, 1)])
+    return y if function is getattr(F, name) else (y, Indices(trace))

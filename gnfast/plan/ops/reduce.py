@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import LinearMap, Shape, records
+from gnfast.plan.op import Context, LinearMap, records
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,18 @@ class Sum(LinearMap):
     mean: bool
     shares_cotangent: ClassVar[bool] = True
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        reduce = torch.mean if self.mean else torch.sum
-        return reduce(inputs[0], self.dims, self.keepdim)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        shape = ctx.shapes[0]
         if self.mean:
-            cotangent = cotangent / math.prod(shapes[0][dim] for dim in self.dims)
+            cotangent = cotangent / math.prod(shape[dim] for dim in self.dims)
         if not self.keepdim:
             for dim in self.dims:
                 cotangent = cotangent.unsqueeze(dim)
-        return (cotangent.expand(shapes[0]),)
+        return (cotangent.expand(shape),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        reduce = torch.mean if self.mean else torch.sum
+        return reduce(tangents[0], self.dims, self.keepdim)
 
     def label(self) -> str:
         return f"{'mean' if self.mean else 'sum'} over {','.join(map(str, self.dims))}"
@@ -67,4 +68,6 @@ def _linalg_norm(trace, A, ord=None, dim=None, keepdim=False, *, dtype=None):
 
 @records("norm")
 def _norm(trace, input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    if out is not None:
+        trace.refuse("a tensor to write the result to")
     return torch.linalg.vector_norm(input, 2 if p is None or p == "fro" else p, dim, keepdim, dtype=dtype)

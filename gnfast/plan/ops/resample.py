@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, LinearMap, Shape, frozen, records
-from gnfast.plan.ops.conv import Sizes, sizes
+from gnfast.plan.op import Context, LinearCall, LinearMap, frozen, records
+from gnfast.plan.ops.conv import Sizes
+from gnfast.rewriting.merges import whole_factor
 
 
 @dataclass(frozen=True)
@@ -17,31 +18,15 @@ class Upsample(LinearMap):
 
     factor: Sizes
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        size = [extent * factor for extent, factor in zip(inputs[0].shape[2:], self.factor, strict=True)]
-        return torch.ops.aten.upsample_nearest2d(inputs[0], size)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (torch.ops.aten.avg_pool2d(cotangent, self.factor, self.factor, divisor_override=1),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        size = [extent * factor for extent, factor in zip(tangents[0].shape[2:], self.factor, strict=True)]
+        return torch.ops.aten.upsample_nearest2d(tangents[0], size)
 
     def label(self) -> str:
         return f"upsample nearest ×{self.factor[0] if self.factor[0] == self.factor[1] else self.factor}"
-
-
-@dataclass(frozen=True)
-class Pad(LinearMap):
-    """Zeros around h, or entries taken away where `padding` is negative; two numbers per axis, the last axis first."""
-
-    padding: Sizes
-
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return F.pad(inputs[0], self.padding)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (F.pad(cotangent, [-extent for extent in self.padding]),)
-
-    def label(self) -> str:
-        return f"pad {self.padding[0] if len(set(self.padding)) == 1 else self.padding}"
 
 
 @records(F.interpolate)
@@ -51,20 +36,13 @@ def _interpolate(
 ):  # fmt: skip
     dims = input.dim() - 2
     input = trace.autocast(F.interpolate, input, 1, None, mode)
-    given = size, scale_factor, mode, align_corners, recompute_scale_factor
-    shape = F.interpolate(torch.empty(input.shape, device="meta"), *given).shape[2:]
-    factor = tuple(new // old for new, old in zip(shape, input.shape[2:], strict=True))
-    whole = shape == tuple(f * old for f, old in zip(factor, input.shape[2:], strict=True))
-    # A factor that is not whole may still give a size that is a multiple; PyTorch then samples by the factor.
-    factors = sizes(scale_factor, dims) if isinstance(scale_factor, (int, list, tuple)) else (scale_factor,) * dims
-    whole = whole and (scale_factor is None or recompute_scale_factor or factors == factor)
-    # From 41 on, PyTorch's division by the factor in float32 can shift a pixel.
-    whole = whole and max(factor) <= 40
-    if mode in ("nearest", "nearest-exact") and whole and dims == 2:
+    factor = whole_factor(input.shape[2:], size, scale_factor)
+    if factor and mode in ("nearest", "nearest-exact") and dims == 2:
         return trace.emit(Upsample(factor), [input])
-    if mode == "nearest" and whole and dims == 1:
+    if factor and mode == "nearest" and dims == 1:
         return trace.emit(Upsample((1, *factor)), [input.unsqueeze(2)]).squeeze(2)
-    return trace.emit(LinearCall(F.interpolate, frozen((*given, antialias))), [input])
+    args = frozen((size, scale_factor, mode, align_corners, recompute_scale_factor, antialias))
+    return trace.emit(LinearCall(F.interpolate, args), [input])
 
 
 @records(F.pad)
@@ -75,7 +53,8 @@ def _pad(trace, input, pad, mode="constant", value=None):
     if mode != "constant":
         input = trace.autocast(F.pad, input, (0,) * len(pad), mode)
         return trace.emit(LinearCall(F.pad, (pad, mode)), [input])
-    padded = trace.emit(Pad(pad), [input])
+    cropping = LinearCall(F.pad, (tuple(-extent for extent in pad),))
+    padded = trace.emit(LinearCall(F.pad, (pad,), transposed=cropping), [input])
     if not value:
         return padded
     inside = torch.zeros((1, *input.shape[1:]), dtype=input.dtype, device=input.device)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearMap, Shape, is_channels_last, records
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, is_channels_last, records
 from gnfast.plan.ops.constant import constant
 
 
@@ -19,37 +19,16 @@ class Reshape(LinearMap):
     is_view: ClassVar[bool] = True
     shares_cotangent: ClassVar[bool] = True
 
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].reshape(inputs[0].shape[0], *self.shape)
-
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, bool]:
-        return self.apply(*inputs), is_channels_last(inputs[0])
+        return self.pushforward(ctx, *inputs), is_channels_last(inputs[0])
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         grad = cotangent.reshape(ctx.shapes[0])
         # Else every convolution below would have to reorder its cotangent.
         return (grad.contiguous(memory_format=torch.channels_last) if ctx.saved else grad,)
 
-    def label(self) -> str:
-        return "reshape"
-
-
-@dataclass(frozen=True)
-class Permute(LinearMap):
-    """y = h.permute(dims); dims[0] is 0."""
-
-    dims: tuple[int, ...]
-    is_view: ClassVar[bool] = True
-    shares_cotangent: ClassVar[bool] = True
-
-    def apply(self, *inputs: Tensor) -> Tensor:
-        return inputs[0].permute(self.dims)
-
-    def adjoint(self, cotangent: Tensor, shapes: Sequence[Shape]) -> Sequence[Tensor]:
-        return (cotangent.permute([self.dims.index(dim) for dim in range(len(self.dims))]),)
-
-    def label(self) -> str:
-        return f"permute {','.join(map(str, self.dims))}"
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return tangents[0].reshape(tangents[0].shape[0], *self.shape)
 
 
 # A view may be impossible in one memory format and possible in another; reshape gives the same values in all.
@@ -79,4 +58,5 @@ def _permute(function, trace, input, *args, **kwargs):
     dims = tuple(stride - 1 for stride in function(probe, *args, **kwargs).stride())
     if dims[0] != 0:
         trace.refuse("it moves the batch axis")
-    return trace.emit_view(Permute(dims), input)
+    back = LinearCall(torch.permute, (tuple(dims.index(dim) for dim in range(len(dims))),))
+    return trace.emit_view(LinearCall(torch.permute, (dims,), transposed=back), input)
