@@ -1,6 +1,6 @@
 """The standard CNN pair: the networks that GN-GAN calls "CNN" (Wu et al., ICCV 2021, Table 3 and the official code)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -46,12 +46,26 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images to one logit each: layers in sequence, then a linear one that sees `features` numbers."""
+    """Images to one logit each: convolutions in sequence, and one linear layer.
 
-    def __init__(self, layers: Iterable[nn.Module], features: int):
+    Args:
+        resolution: side of the images in pixels.
+        convolutions: input channels, output channels, kernel size and stride of each.
+        activation: makes what follows each of them.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        convolutions: Sequence[tuple[int, int, int, int]],
+        activation: Callable[[], nn.Module] = lambda: nn.LeakyReLU(0.1),
+    ):
         super().__init__()
-        self.main = nn.Sequential(*layers)
-        self.linear = nn.Linear(features, 1)
+        self.main = nn.Sequential()
+        for inputs, outputs, kernel, stride in convolutions:
+            self.main.extend([nn.Conv2d(inputs, outputs, kernel, stride, padding=1), activation()])
+            resolution //= stride
+        self.linear = nn.Linear(outputs * resolution**2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, resolution, resolution) to (B, 1)."""
@@ -63,8 +77,8 @@ def build(
 ) -> tuple[Generator, Discriminator]:
     """The pair; see `gnfast.models.build`.
 
-    The critic has 3x3 and 4x4 stride-2 convolutions in turn, each with LeakyReLU 0.1. There are four levels, as
-    published, from 32 pixels up, and three at 16 and 24, so that the smallest map keeps 4x4 or more.
+    The critic's convolutions are 3x3 and 4x4 with stride 2 in turn. There are four levels, as published, from 32 pixels
+    up, and three at 16 and 24, so that the smallest map keeps 4x4 or more.
 
     Args:
         widen: which convolution of a level of the critic goes to the next width: "stride" as in the official code, or
@@ -74,10 +88,8 @@ def build(
         raise ValueError(f"resolution: dcgan takes multiples of 8 from 16 up, got {resolution}")
     widths = scaled(WIDTHS if resolution >= 32 else WIDTHS[:3], width)
     generator = initialise_(Generator(resolution, channels, z_dim, widths), "normal")
-    layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, 1, 1), nn.LeakyReLU(0.1)]
+    convolutions = [(channels, widths[0], 3, 1)]
     for narrow, wide in pairwise(widths):
         middle = wide if widen == "stride" else narrow
-        layers += [nn.Conv2d(narrow, middle, 4, 2, 1), nn.LeakyReLU(0.1)]
-        layers += [nn.Conv2d(middle, wide, 3, 1, 1), nn.LeakyReLU(0.1)]
-    critic = Discriminator(layers, widths[-1] * (resolution >> (len(widths) - 1)) ** 2)
-    return generator, initialise_(critic, "normal")
+        convolutions += [(narrow, middle, 4, 2), (middle, wide, 3, 1)]
+    return generator, initialise_(Discriminator(resolution, convolutions), "normal")

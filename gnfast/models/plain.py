@@ -56,16 +56,16 @@ def layered_critic(
         raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
     if not beta > 0:
         raise ValueError(f"beta: got {beta}, wanted a positive number")
-    modules: list[nn.Module] = []
+    convolutions = []
     last = channels
     for index, stage in enumerate(scaled(STAGES, width)):
         depth = layers // len(STAGES) + (index < layers % len(STAGES))
         for _ in range(depth - 1):
-            modules += [nn.Conv2d(last, stage, 3, 1, 1), ACTIVATIONS[activation](beta)]
+            convolutions.append((last, stage, 3, 1))
             last = stage
-        modules += [nn.Conv2d(last, 2 * stage, 4, 2, 1), ACTIVATIONS[activation](beta)]
+        convolutions.append((last, 2 * stage, 4, 2))
         last = 2 * stage
-    critic = Discriminator(modules, last * (resolution >> len(STAGES)) ** 2)
+    critic = Discriminator(resolution, convolutions, lambda: ACTIVATIONS[activation](beta))
     return initialise_(critic, "normal")
 
 

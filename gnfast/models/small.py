@@ -11,30 +11,17 @@ from gnfast.models.dcgan import Discriminator, Generator
 from gnfast.models.initialise import initialise_
 from gnfast.models.widths import scaled
 
-SLOPE = 0.1
-
 
 def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """The pair; see `gnfast.models.build`. The critic has 4x4 stride-2 and 3x3 convolutions in turn."""
+    """The pair; see `gnfast.models.build`."""
     if resolution < 8 or resolution % 4:
         raise ValueError(f"resolution: small takes multiples of 4 from 8 up, got {resolution}")
-    (narrow,) = scaled((32,), width)
-    widths = (narrow, 2 * narrow, 4 * narrow)
-    generator = Generator(resolution, channels, z_dim, widths, last=nn.Conv2d)
-    initialise_(generator, "kaiming-normal")
-    layers = (
-        nn.Conv2d(channels, widths[0], 4, 2, 1),
-        nn.LeakyReLU(SLOPE),
-        nn.Conv2d(widths[0], widths[0], 3, 1, 1),
-        nn.LeakyReLU(SLOPE),
-        nn.Conv2d(widths[0], widths[1], 4, 2, 1),
-        nn.LeakyReLU(SLOPE),
-        nn.Conv2d(widths[1], widths[2], 3, 1, 1),
-        nn.LeakyReLU(SLOPE),
-    )
-    critic = Discriminator(layers, widths[-1] * (resolution // 4) ** 2)
+    (w,) = scaled((32,), width)
+    generator = initialise_(Generator(resolution, channels, z_dim, (w, 2 * w, 4 * w), nn.Conv2d), "kaiming-normal")
+    critic = Discriminator(resolution, [(channels, w, 4, 2), (w, w, 3, 1), (w, 2 * w, 4, 2), (2 * w, 4 * w, 3, 1)])
     for layer in critic.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, SLOPE)
+            # The slope of its activations, LeakyReLU 0.1.
+            nn.init.kaiming_normal_(layer.weight, 0.1)
             nn.init.zeros_(layer.bias)
     return generator, critic
