@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +26,6 @@ from gnfast.bench.iteration import noise, settings
 from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS
 from gnfast.io.rows import read_rows
-from gnfast.train import state as training_state
 from gnfast.train.loop import train
 from gnfast.train.sample import sample_run
 from gnfast.train.state import State
@@ -154,6 +153,5 @@ def graph_mode(context: Context) -> Iterator[None]:
     if context.device == "cuda":
         yield
         return
-    decide: Callable[..., bool] = lambda config, device, group: config.cuda_graph  # noqa: E731
-    with mock.patch.object(training_state, "_can_be_captured", decide):
+    with mock.patch.object(State, "_can_be_captured", lambda state: state.config.cuda_graph):
         yield
