@@ -48,22 +48,6 @@ def test_every_loss_has_a_formula():
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_value_and_gradient(name, logits):
-    loss, (critic, generator) = LOSSES[name], FORMULAS[name]
-    for ours, theirs, arguments in (
-        (loss.critic, critic, logits),
-        (loss.generator, generator, logits[1:]),
-    ):
-        got_at, want_at = ([x.clone().requires_grad_() for x in arguments] for _ in range(2))
-        got, want = ours(*got_at), theirs(*want_at)
-        torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
-        got.backward()
-        want.backward()
-        for a, b in zip(got_at, want_at, strict=True):
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("name", FORMULAS)
 def test_the_critic_is_high_on_real_images(name):
     """A step down the critic's loss from 0 raises real logits and lowers fake ones; the generator raises them."""
     real, fake, generated = (torch.zeros(1, requires_grad=True) for _ in range(3))
@@ -82,18 +66,20 @@ def test_extreme_logits_stay_finite(name):
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.25, 1, 2, 30])
 @pytest.mark.parametrize("name", FORMULAS)
-def test_domain_scaling_is_its_formula_less_a_constant(name, alpha, logits):
+def test_value_and_gradient_are_those_of_the_scaled_formula_less_a_constant(name, alpha, logits):
+    """With α = 1 of the loss itself."""
+    tolerance = 1e-12 if alpha == 1 else 1e-9
     loss, (critic, generator) = domain_scaled(LOSSES[name], alpha), FORMULAS[name]
     for ours, formula, arguments in ((loss.critic, critic, logits), (loss.generator, generator, logits[1:])):
         got_at, want_at = ([x.clone().requires_grad_() for x in arguments] for _ in range(2))
         got = ours(*got_at)
         want = formula(*(alpha * x for x in want_at)) / alpha
         constant = 0 if alpha == 1 else formula(*(torch.zeros_like(x) for x in arguments)) / alpha
-        torch.testing.assert_close(got, want - constant, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(got, want - constant, rtol=tolerance, atol=tolerance)
         got.backward()
         want.backward()
         for a, b in zip(got_at, want_at, strict=True):
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(a.grad, b.grad, rtol=tolerance, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [1e-25, 1e-10, 1e-4, 1e11])

@@ -1,10 +1,11 @@
 """The plan of the house, read from its imports: rooms in one order, and no circles (CONTRIBUTING, The rooms). Also what
-a reader can hold: the length of files and functions, and how many files a tensor goes through.
+a reader can hold: the length of files and functions, and the files that a tensor and the settings of a run go through.
 
 Imports inside functions count as well; those for type checkers alone do not.
 """
 
 import ast
+import contextlib
 import graphlib
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import torch
 from torch import nn
 
 import gnfast
+from gnfast.cli import main
+from gnfast.config.config import Config
+from gnfast.train import loop
 
 PACKAGE = Path(gnfast.__file__).parent
 # From the ground up: a room imports from itself and from those before it. "gnfast" is what `import gnfast` gives.
@@ -85,6 +89,17 @@ def test_files_and_functions_are_short():
     assert not [node.name for node in functions if node.end_lineno - node.lineno >= 60]
 
 
+@contextlib.contextmanager
+def profiled(follow):
+    """Calls `follow(frame, event, argument)` whenever a function begins or ends."""
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
 def test_the_way_of_a_tensor_to_the_first_kernel_is_short():
     """At most seven files are open when the first convolution runs, one of them twice."""
     way = []
@@ -99,10 +114,28 @@ def test_the_way_of_a_tensor_to_the_first_kernel_is_short():
 
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1)), torch.randn(2, 3, 6, 6)
     gnfast.normalize_gradient(net, x, strict=True)
-    before = sys.getprofile()
-    sys.setprofile(follow)
-    try:
+    with profiled(follow):
         gnfast.normalize_gradient(net, x, strict=True)
-    finally:
-        sys.setprofile(before)
     assert 0 < len(set(way)) <= 7 and len(way) <= len(set(way)) + 1, way
+
+
+def test_the_settings_of_a_run_flow_one_way(tmp_path, monkeypatch):
+    """From the command to the last step they are handed back to a file that they had left at most four times."""
+    way = []
+
+    def follow(frame, event, _):
+        path = frame.f_code.co_filename
+        if event != "call" or not path.startswith(str(PACKAGE)) or path.endswith("config/config.py"):
+            return
+        if any(isinstance(value, Config) for value in frame.f_locals.values()) and way[-1:] != [path]:
+            way.append(path)
+
+    words = ["--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6", "--n-samples=4", "--steps=2"]
+    words += ["--probe-every=1", "--sample-every=1", "--eval-every=0", "--checkpoint-every=1", "--no-tensorboard"]
+    words += ["--extractor=tests.kills:pixels", "--n-fake=20", "--device=cpu", f"--run-dir={tmp_path / 'run'}"]
+    # What takes longest reads the run folder alone.
+    for name in ("write_report", "loss_curve"):
+        monkeypatch.setattr(loop, name, lambda folder: None)
+    with profiled(follow):
+        assert main(["train", "digits", *words]) == 0
+    assert len(set(way)) > 5 and len(way) <= len(set(way)) + 4, way

@@ -1,5 +1,7 @@
 """Training runs of seconds: tiny networks on eight-pixel digits."""
 
+import torch
+
 from gnfast.train import Config, train
 
 
@@ -25,3 +27,12 @@ def quiet(preset, config):
     """The outcome of a run, and the lines that it would have shown."""
     lines = []
     return train(preset, config, progress=False, echo=lines.append), lines
+
+
+def equal(a, b):
+    """Whether two checkpoints, or parts of them, hold the same, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

@@ -26,7 +26,6 @@ from gnfast.bench.iteration import noise, settings
 from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS
 from gnfast.io.rows import read_rows
-from gnfast.train import state as training_state
 from gnfast.train.loop import train
 from gnfast.train.sample import sample_run
 from gnfast.train.state import State
@@ -143,4 +142,4 @@ def graph_mode(context: Context) -> contextlib.AbstractContextManager[Any]:
     """In a dry run, whatever training does because of CUDA graphs is done on the CPU too, and the graph is not."""
     if context.device == "cuda":
         return contextlib.nullcontext()
-    return mock.patch.object(training_state, "_can_be_captured", lambda config, device, group: config.cuda_graph)
+    return mock.patch.object(State, "_can_be_captured", lambda state: state.config.cuda_graph)

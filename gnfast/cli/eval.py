@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,9 +208,10 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     saved = snapshot(path, options.weights or None)
     config, generator = saved.config, saved.build().to(device)
     statistics = config.sample_bn if options.bn == "run" else options.bn
+    images = partial(sampler, generator, config.z_dim, config.classes, config.batch_g)
 
     def measure(extractor: FeatureExtractor) -> ImageStatistics:
-        draw = sampler(config, generator, options.seed, samples_with_batch_statistics(statistics, extractor))
+        draw = images(options.seed, samples_with_batch_statistics(statistics, extractor))
         how = options.how | {"batch_size": config.batch_g}
         return metrics.generated_statistics(draw, options.n or config.n_fake, extractor, **how)
 
@@ -224,7 +226,7 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
         {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics},
         settings,
         measure=measure,
-        images=ImageDataset("samples", to_uint8(sampler(config, generator, 0, True)(2)).cpu()),
+        images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),
         real=(lambda: load_split(real, split, _progress())) if real.data else None,
     )
 

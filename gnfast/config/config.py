@@ -203,7 +203,7 @@ FREE = {
     *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
 }
 _KINDS = get_type_hints(Config, include_extras=True)
-REQUIRED = {field.name for field in dataclasses.fields(Config) if field.default is dataclasses.MISSING}
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
 
 
 def differences(saved: dict[str, Any], config: Config) -> list[str]:
@@ -214,8 +214,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         config: the settings of the repeated command.
     """
     # A run of a version that did not have a setting yet had its default.
-    defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
-    saved, wanted = defaults | saved, as_json(config)
+    saved, wanted = _DEFAULTS | saved, as_json(config)
     names = [name for name in wanted if name not in FREE]
     if config.lr_decay == "none":
         # Without a schedule that depends on it, the length of a run is only where it stops.
@@ -240,7 +239,7 @@ def from_json(saved: dict[str, Any]) -> Config:
     """
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     require_kinds(settings)
-    if missing := REQUIRED - settings.keys():
+    if missing := _KINDS.keys() - _DEFAULTS.keys() - settings.keys():
         raise ValueError(f"{_option(min(missing))}: missing")
     return Config(**settings)
 

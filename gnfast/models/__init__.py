@@ -44,12 +44,12 @@ class Family(NamedTuple):
 
 REGISTRY: dict[str, Family] = {
     "dcgan": Family(dcgan.build),
-    "dcgan-table3": Family(dcgan.build_table3),
+    "dcgan-table3": Family(partial(dcgan.build, widen="conv")),
     "resnet": Family(resnet.build),
     "sngan-resnet": Family(resnet.build_sngan),
     "mimicry-resnet": Family(mimicry.build),
-    "biggan": Family(biggan.build, conditional=True),
-    "biggan-faster": Family(biggan.build_faster, conditional=True),
+    "biggan": Family(partial(biggan.build, faster=False), conditional=True),
+    "biggan-faster": Family(partial(biggan.build, faster=True), conditional=True),
     "small": Family(small.build),
     **{name: Family(partial(build_layered, *kind)) for name, kind in LAYERED.items()},
 }
@@ -88,8 +88,8 @@ def build(
     if not width > 0:
         raise ValueError(f"width: got {width}, wanted a positive factor")
     family = REGISTRY[name]
-    if family.conditional:
-        return family.build(resolution, channels, z_dim, width, classes)
-    if classes != 0:
+    if not family.conditional and classes:
         raise ValueError(f"classes: {name} has no class-conditional form, got {classes}, wanted 0")
-    return family.build(resolution, channels, z_dim, width)
+    if family.conditional and classes < 1:
+        raise ValueError(f"classes: {name} is class-conditional, got {classes}, wanted at least 1")
+    return family.build(resolution, channels, z_dim, width, *([classes] if family.conditional else []))

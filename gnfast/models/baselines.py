@@ -4,9 +4,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from gnfast.spectral import LAYERS
-
-# Their second dimension holds the outputs.
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from gnfast.spectral.layer import TRANSPOSED
 
 
 def weight_norm_(net: nn.Module) -> nn.Module:
@@ -28,5 +26,6 @@ def weight_norm_(net: nn.Module) -> nn.Module:
     if not layers:
         raise ValueError(f"net: {type(net).__name__} has no convolution, linear or embedding to normalise")
     for layer in layers:
+        # The second dimension of a transposed convolution's weight holds the outputs.
         weight_norm(layer, dim=int(isinstance(layer, TRANSPOSED)))
     return net

@@ -8,7 +8,7 @@ Sources: Wu et al., ICCV 2021, and the official code of both; Brock et al., ICLR
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gnfast.models import resnet
 from gnfast.models.initialise import initialise_
+from gnfast.models.widths import scaled
 from gnfast.spectral import spectral_norm_
 
 START = 4
@@ -122,9 +123,7 @@ class Generator(nn.Module):
         ValueError: `z_dim` is too short for the parts.
     """
 
-    def __init__(
-        self, layout: Layout, classes: int, channels: int = 3, z_dim: int = 128, normalize_blocks: bool = True
-    ):
+    def __init__(self, layout: Layout, classes: int, channels: int, z_dim: int, normalize_blocks: bool):
         super().__init__()
         widths = layout.generator
         shared = layout.attention is not None
@@ -178,13 +177,13 @@ class Discriminator(nn.Module):
         channels: image channels.
     """
 
-    def __init__(self, layout: Layout, classes: int, channels: int = 3):
+    def __init__(self, layout: Layout, classes: int, channels: int):
         super().__init__()
         widths = layout.critic
-        first: list[nn.Module] = [resnet.FirstBlock(channels, widths[0])]
         blocks = [resnet.Block(i, o, k < layout.downs, o) for k, (i, o) in enumerate(pairwise(widths), start=1)]
         attention = [] if layout.attention is None else [Attention(widths[0])]
-        self.model = nn.Sequential(*first, *attention, *blocks, nn.ReLU(), resnet.SumPool())
+        first = resnet.FirstBlock(channels, widths[0])
+        self.model = nn.Sequential(first, *attention, *blocks, nn.ReLU(), resnet.SumPool())
         self.linear = nn.Linear(widths[-1], 1)
         self.embedding = nn.Embedding(classes, widths[-1])
         initialise_(self, "orthogonal" if attention else "xavier-uniform")
@@ -199,33 +198,14 @@ class Discriminator(nn.Module):
         return self.linear(h) + (self.embedding(y) * h).sum(1, keepdim=True)
 
 
-def build(resolution: int, channels: int, z_dim: int, width: float, classes: int) -> tuple[Generator, Discriminator]:
-    """The pair of GN-GAN's code, 32 pixels; see `gnfast.models.build`."""
-    return _build("biggan", (32,), resolution, channels, z_dim, width, classes, normalize_blocks=True)
-
-
-def build_faster(
-    resolution: int, channels: int, z_dim: int, width: float, classes: int
+def build(
+    resolution: int, channels: int, z_dim: int, width: float, classes: int, faster: bool
 ) -> tuple[Generator, Discriminator]:
-    """The pair of Faster GN-GAN's code, 32, 64 or 128 pixels; see `gnfast.models.build`."""
-    return _build("biggan-faster", tuple(LAYOUTS), resolution, channels, z_dim, width, classes, normalize_blocks=False)
-
-
-def _build(
-    name: str,
-    resolutions: tuple[int, ...],
-    resolution: int,
-    channels: int,
-    z_dim: int,
-    width: float,
-    classes: int,
-    normalize_blocks: bool,
-) -> tuple[Generator, Discriminator]:
-    if classes < 1:
-        raise ValueError(f"classes: {name} is class-conditional, got {classes}, wanted at least 1")
+    """The pair of GN-GAN's code, 32 pixels, or of Faster GN-GAN's, 32, 64 or 128; see `gnfast.models.build`."""
+    name, resolutions = ("biggan-faster", tuple(LAYOUTS)) if faster else ("biggan", (32,))
     if resolution not in resolutions:
         raise ValueError(f"resolution: {name} takes {' or '.join(map(str, resolutions))}, got {resolution}")
     published = LAYOUTS[resolution]
-    generator, critic = (tuple(max(1, round(w * width)) for w in ws) for ws in (published.generator, published.critic))
-    layout = Layout(generator, critic, published.downs, published.attention)
-    return Generator(layout, classes, channels, z_dim, normalize_blocks), Discriminator(layout, classes, channels)
+    layout = replace(published, generator=scaled(published.generator, width), critic=scaled(published.critic, width))
+    generator = Generator(layout, classes, channels, z_dim, normalize_blocks=not faster)
+    return generator, Discriminator(layout, classes, channels)

@@ -1,5 +1,6 @@
 """The standard CNN pair: the networks that GN-GAN calls "CNN" (Wu et al., ICCV 2021, Table 3 and the official code)."""
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.models.initialise import initialise_
+from gnfast.models.widths import scaled
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -19,17 +21,24 @@ class Generator(nn.Module):
         channels: image channels.
         z_dim: length of the latent vector.
         widths: channel counts from the full resolution down to the smallest.
+        last: the kind of the 3x3 convolution that gives the image.
     """
 
-    def __init__(self, resolution: int, channels: int = 3, z_dim: int = 128, widths: tuple[int, ...] = WIDTHS):
+    def __init__(
+        self,
+        resolution: int,
+        channels: int,
+        z_dim: int,
+        widths: tuple[int, ...],
+        last: type[nn.Conv2d | nn.ConvTranspose2d] = nn.ConvTranspose2d,
+    ):
         super().__init__()
         self.start = resolution >> (len(widths) - 1)
         self.linear = nn.Linear(z_dim, widths[-1] * self.start**2)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)]
         for narrow, wide in reversed(list(pairwise(widths))):
             layers += [nn.ConvTranspose2d(wide, narrow, 4, 2, 1), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)]
-        self.main = nn.Sequential(*layers, nn.ConvTranspose2d(widths[0], channels, 3, 1, 1), nn.Tanh())
-        initialise_(self, "normal")
+        self.main = nn.Sequential(*layers, last(widths[0], channels, 3, 1, 1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, z_dim) to (B, channels, resolution, resolution) in [-1, 1]."""
@@ -37,53 +46,50 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images to one logit each: 3x3 and 4x4 stride-2 convolutions in turn, LeakyReLU 0.1, one linear layer.
+    """Images to one logit each: convolutions in sequence, and one linear layer.
 
     Args:
-        resolution: side of the images in pixels, a multiple of 2^(len(widths) - 1).
-        channels: image channels.
-        widths: channel counts from the full resolution down to the smallest.
-        widen: which convolution of a level goes to the next width: "stride" as in the official code, or "conv" (the
-            3x3 that follows) as in the paper's Table 3, which halves the parameters.
+        resolution: side of the images in pixels.
+        convolutions: input channels, output channels, kernel size and stride of each.
+        activation: makes what follows each of them.
     """
 
     def __init__(
         self,
         resolution: int,
-        channels: int = 3,
-        widths: tuple[int, ...] = WIDTHS,
-        widen: Literal["stride", "conv"] = "stride",
+        convolutions: Sequence[tuple[int, int, int, int]],
+        activation: Callable[[], nn.Module] = lambda: nn.LeakyReLU(0.1),
     ):
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, 1, 1), nn.LeakyReLU(0.1)]
-        for narrow, wide in pairwise(widths):
-            middle = wide if widen == "stride" else narrow
-            layers += [nn.Conv2d(narrow, middle, 4, 2, 1), nn.LeakyReLU(0.1)]
-            layers += [nn.Conv2d(middle, wide, 3, 1, 1), nn.LeakyReLU(0.1)]
-        self.main = nn.Sequential(*layers)
-        self.linear = nn.Linear(widths[-1] * (resolution >> (len(widths) - 1)) ** 2, 1)
-        initialise_(self, "normal")
+        self.main = nn.Sequential()
+        for inputs, outputs, kernel, stride in convolutions:
+            self.main.extend([nn.Conv2d(inputs, outputs, kernel, stride, padding=1), activation()])
+            resolution //= stride
+        self.linear = nn.Linear(outputs * resolution**2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, resolution, resolution) to (B, 1)."""
         return self.linear(torch.flatten(self.main(x), 1))
 
 
-def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """The pair of the official code; see `gnfast.models.build`."""
-    widths = _scaled(resolution, width)
-    return Generator(resolution, channels, z_dim, widths), Discriminator(resolution, channels, widths)
+def build(
+    resolution: int, channels: int, z_dim: int, width: float, widen: Literal["stride", "conv"] = "stride"
+) -> tuple[Generator, Discriminator]:
+    """The pair; see `gnfast.models.build`.
 
+    The critic's convolutions are 3x3 and 4x4 with stride 2 in turn. There are four levels, as published, from 32 pixels
+    up, and three at 16 and 24, so that the smallest map keeps 4x4 or more.
 
-def build_table3(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """The pair with the critic of the paper's Table 3; see `gnfast.models.build`."""
-    widths = _scaled(resolution, width)
-    return Generator(resolution, channels, z_dim, widths), Discriminator(resolution, channels, widths, widen="conv")
-
-
-def _scaled(resolution: int, width: float) -> tuple[int, ...]:
-    """Four levels, as published, from 32 pixels up; three at 16 and 24, so that the smallest map keeps 4x4 or more."""
+    Args:
+        widen: which convolution of a level of the critic goes to the next width: "stride" as in the official code, or
+            "conv" (the 3x3 that follows) as in the paper's Table 3, which halves the parameters.
+    """
     if resolution < 16 or resolution % 8:
         raise ValueError(f"resolution: dcgan takes multiples of 8 from 16 up, got {resolution}")
-    widths = WIDTHS if resolution >= 32 else WIDTHS[:3]
-    return tuple(max(1, round(w * width)) for w in widths)
+    widths = scaled(WIDTHS if resolution >= 32 else WIDTHS[:3], width)
+    generator = initialise_(Generator(resolution, channels, z_dim, widths), "normal")
+    convolutions = [(channels, widths[0], 3, 1)]
+    for narrow, wide in pairwise(widths):
+        middle = wide if widen == "stride" else narrow
+        convolutions += [(narrow, middle, 4, 2), (middle, wide, 3, 1)]
+    return generator, initialise_(Discriminator(resolution, convolutions), "normal")

@@ -1,12 +1,15 @@
 """Initialisation schemes by name: what the papers say, for any network."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from gnfast.spectral import LAYERS
+
+Net = TypeVar("Net", bound=nn.Module)
 
 SCHEMES: dict[str, Callable[[Tensor], Tensor] | None] = {
     "default": None,
@@ -19,7 +22,7 @@ SCHEMES: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 @torch.no_grad()
-def initialise_(net: nn.Module, scheme: str) -> nn.Module:
+def initialise_(net: Net, scheme: str) -> Net:
     """Gives the weights of all convolutions, transposed convolutions, linears and embeddings new values, biases zeros.
 
     Batch norm and loose parameters stay as they are. Draws come from PyTorch's global random state, layer by layer in

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from gnfast.models import small
+from gnfast.models.dcgan import Discriminator
 from gnfast.models.initialise import initialise_
+from gnfast.models.widths import scaled
 
 STAGES = (64, 128, 256)
 
@@ -18,48 +20,6 @@ ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
 """Activations by name, from a sharpness β, which only softplus uses: log(1 + exp(βx))/β, the ReLU as β grows."""
 
 
-class LayeredCritic(nn.Module):
-    """Images to one logit each: n convolutions in three stages, each followed by the activation, and a linear layer.
-
-    Every stage ends with a 4x4 stride-2 convolution that doubles its width; the others are 3x3. The stages get n/3
-    convolutions each, the earlier ones one more where 3 does not divide n. Source: the critics of 3, 5 and 7 layers in
-    the code of Faster GN-GAN (there with LeakyReLU 0.1), initialised from N(0, 0.02).
-
-    Args:
-        resolution: side of the images in pixels, a multiple of 8.
-        channels: image channels.
-        layers: n, at least 3.
-        stages: width of the 3x3 convolutions of each stage.
-        activation: called once per convolution, returns the activation after it.
-    """
-
-    def __init__(
-        self,
-        resolution: int,
-        channels: int,
-        layers: int,
-        stages: tuple[int, ...],
-        activation: Callable[[], nn.Module],
-    ):
-        super().__init__()
-        modules: list[nn.Module] = []
-        last = channels
-        for index, width in enumerate(stages):
-            depth = layers // len(stages) + (index < layers % len(stages))
-            for _ in range(depth - 1):
-                modules += [nn.Conv2d(last, width, 3, 1, 1), activation()]
-                last = width
-            modules += [nn.Conv2d(last, 2 * width, 4, 2, 1), activation()]
-            last = 2 * width
-        self.main = nn.Sequential(*modules)
-        self.linear = nn.Linear(last * (resolution >> len(stages)) ** 2, 1)
-        initialise_(self, "normal")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, resolution, resolution) to (B, 1)."""
-        return self.linear(self.main(x).flatten(1))
-
-
 def layered_critic(
     resolution: int = 32,
     channels: int = 3,
@@ -67,8 +27,12 @@ def layered_critic(
     width: float = 1.0,
     activation: str = "relu",
     beta: float = 1.0,
-) -> LayeredCritic:
-    """A `LayeredCritic` of n convolutions; GN-GAN's Fig. 3 compares 3, 6 and 9.
+) -> Discriminator:
+    """n convolutions in three stages, each followed by the activation, and a linear layer; GN-GAN's Fig. 3 compares n.
+
+    Every stage ends with a 4x4 stride-2 convolution that doubles its width; the others are 3x3. The stages get n/3
+    convolutions each, the earlier ones one more where 3 does not divide n. Source: the critics of 3, 5 and 7 layers in
+    the code of Faster GN-GAN (there with LeakyReLU 0.1), initialised from N(0, 0.02).
 
     Args:
         resolution: side of the images in pixels, a multiple of 8.
@@ -92,8 +56,17 @@ def layered_critic(
         raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
     if not beta > 0:
         raise ValueError(f"beta: got {beta}, wanted a positive number")
-    stages = tuple(max(1, round(w * width)) for w in STAGES)
-    return LayeredCritic(resolution, channels, layers, stages, lambda: ACTIVATIONS[activation](beta))
+    convolutions = []
+    last = channels
+    for index, stage in enumerate(scaled(STAGES, width)):
+        depth = layers // len(STAGES) + (index < layers % len(STAGES))
+        for _ in range(depth - 1):
+            convolutions.append((last, stage, 3, 1))
+            last = stage
+        convolutions.append((last, 2 * stage, 4, 2))
+        last = 2 * stage
+    critic = Discriminator(resolution, convolutions, lambda: ACTIVATIONS[activation](beta))
+    return initialise_(critic, "normal")
 
 
 LAYERED = {

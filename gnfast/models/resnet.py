@@ -7,6 +7,7 @@ GN-GAN has 32, 48, 128 and 256 pixels, SN-GAN 32, 48 and (in pfnet-research/snga
 at 64 pixels is gnfast's choice: its blocks in the widths of SN-GAN's at 64.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.models.initialise import initialise_
+from gnfast.models.widths import scaled
 
 Layout = tuple[int, tuple[int, ...], tuple[int, ...], int]
 """Side of the first map, generator widths, critic widths, and how many of the critic's blocks halve the map."""
@@ -70,8 +72,8 @@ class Generator(nn.Module):
         self,
         start: int,
         widths: tuple[int, ...],
-        channels: int = 3,
-        z_dim: int = 128,
+        channels: int,
+        z_dim: int,
         upsampling: Literal["nearest", "bilinear"] = "nearest",
     ):
         super().__init__()
@@ -132,22 +134,28 @@ class SumPool(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images to one logit each: residual blocks, ReLU, mean or sum over space, one linear layer.
+    """Images to one logit each: residual blocks, ReLU, a pool over space, one linear layer.
 
     Args:
         widths: output channels of each block.
         downs: how many blocks, from the first on, halve the map.
         channels: image channels.
-        sngan: sum over space, and blocks whose hidden width is their input's, as SN-GAN has them.
+        block: makes each block but the first from its input's and output's channels and whether it halves the map.
+        pool: mean or sum over space.
     """
 
-    def __init__(self, widths: tuple[int, ...], downs: int, channels: int = 3, sngan: bool = False):
+    def __init__(
+        self,
+        widths: tuple[int, ...],
+        downs: int,
+        channels: int,
+        block: Callable[[int, int, bool], nn.Module],
+        pool: nn.Module,
+    ):
         super().__init__()
-        blocks = [Block(i, o, k < downs, i if sngan else o) for k, (i, o) in enumerate(pairwise(widths), start=1)]
-        pool = SumPool() if sngan else nn.AdaptiveAvgPool2d(1)
+        blocks = [block(i, o, k < downs) for k, (i, o) in enumerate(pairwise(widths), start=1)]
         self.model = nn.Sequential(FirstBlock(channels, widths[0]), *blocks, nn.ReLU(), pool)
         self.linear = nn.Linear(widths[-1], 1)
-        initialise_(self, "kaiming-normal")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, S, S) to (B, 1)."""
@@ -157,16 +165,23 @@ class Discriminator(nn.Module):
 def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
     """GN-GAN's pair for 32, 48, 64 (gnfast's choice), 128 or 256 pixels; see `gnfast.models.build`."""
     start, g_widths, d_widths, downs = scaled_layout("resnet", LAYOUTS, resolution, width)
-    return Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels)
+    generator = Generator(start, g_widths, channels, z_dim)
+    critic = Discriminator(d_widths, downs, channels, lambda i, o, down: Block(i, o, down, o), nn.AdaptiveAvgPool2d(1))
+    return generator, initialise_(critic, "kaiming-normal")
 
 
 def build_sngan(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
-    """SN-GAN's pair for 32, 48, 64 or 128 pixels, without its spectral normalisation; see `gnfast.models.build`."""
+    """SN-GAN's pair for 32, 48, 64 or 128 pixels, without its spectral normalisation; see `gnfast.models.build`.
+
+    It differs from GN-GAN's in its sum over space, the blocks' hidden width, which is their input's, and the weights.
+    """
     start, g_widths, d_widths, downs = scaled_layout("sngan-resnet", SNGAN_LAYOUTS, resolution, width)
-    pair = Generator(start, g_widths, channels, z_dim), Discriminator(d_widths, downs, channels, sngan=True)
-    for net in pair:
-        xavier_(net)
-    return pair
+    generator = Generator(start, g_widths, channels, z_dim)
+    critic = Discriminator(d_widths, downs, channels, lambda i, o, down: Block(i, o, down, i), SumPool())
+    initialise_(critic, "kaiming-normal")
+    xavier_(generator)
+    xavier_(critic)
+    return generator, critic
 
 
 def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width: float) -> Layout:
@@ -179,7 +194,7 @@ def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width:
         *others, last = map(str, layouts)
         raise ValueError(f"resolution: {name} takes {', '.join(others)} or {last}, got {resolution}")
     start, *widths, downs = layouts[resolution]
-    g_widths, d_widths = (tuple(max(1, round(w * width)) for w in published) for published in widths)
+    g_widths, d_widths = (scaled(published, width) for published in widths)
     return start, g_widths, d_widths, downs
 
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gnfast.config.config import Config
-from gnfast.data import Batches
-from gnfast.data.augment import Shifts, draw_shifts
+from gnfast.data.augment import Shifts
 
 
 class Latents(NamedTuple):
@@ -48,38 +46,15 @@ Draw = CriticDraw | Latents
 T = TypeVar("T")
 
 
-def draws(config: Config, batches: Batches, noise: torch.Generator, move: Callable[[Tensor], Tensor]) -> Iterator[Draw]:
-    """What the updates of one step take: a `CriticDraw` for each of the critic's, then the generator's `Latents`.
-
-    Each is drawn when its turn comes.
-
-    Args:
-        config: the settings.
-        batches: the real images, where the updates want them.
-        noise: for everything else.
-        move: brings a tensor that was drawn on the CPU to where the updates want it.
-    """
-    side = config.resolution
-    for _ in range(config.n_dis):
-        real, labels = next(batches)
-        drawn = (
-            latents(config, config.batch_d, noise),
-            torch.rand(config.batch_d, generator=noise) if config.penalty != "none" else None,
-            draw_shifts(config.batch_d, side, side, noise) if config.consistency else None,
-        )
-        yield CriticDraw(real, labels if config.classes else None, *move_all(drawn, move))
-    yield move_all(latents(config, config.batch_g, noise), move)
-
-
 def move_all(drawn: T, move: Callable[[Tensor], Tensor]) -> T:
     """What was drawn, each of its tensors brought elsewhere by `move`."""
     return pytree.tree_map(lambda tensor: None if tensor is None else move(tensor), drawn)
 
 
-def latents(config: Config, count: int, generator: torch.Generator) -> Latents:
-    """`count` inputs of a run's generator, on the CPU in float32."""
-    z = torch.randn(count, config.z_dim, generator=generator)
-    return Latents(z, torch.randint(config.classes, (count,), generator=generator) if config.classes else None)
+def latents(count: int, z_dim: int, classes: int, noise: torch.Generator) -> Latents:
+    """`count` inputs of a generator, on the CPU in float32."""
+    z = torch.randn(count, z_dim, generator=noise)
+    return Latents(z, torch.randint(classes, (count,), generator=noise) if classes else None)
 
 
 def parts(draw: Draw, count: int) -> Iterator[Draw]:

@@ -36,25 +36,27 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
 
     Both, and every evaluation of a run, see the same latents, so that differences are the generators'.
     """
-    config = state.config
-    batch_statistics, seed = samples_with_batch_statistics(config.sample_bn, measures.extractor), config.seed + 3
+    seed, count, batch = state.config.seed + 3, state.config.n_fake, state.config.batch_g
+    statistics = samples_with_batch_statistics(state.config.sample_bn, measures.extractor)
     raw, ema = (
         metrics.evaluate(
-            sampler(config, generator, seed, batch_statistics),
+            sampler(generator, state.config.z_dim, state.config.classes, batch, seed, statistics),
             *measures,
-            n_fake=config.n_fake,
-            batch_size=config.batch_g,
+            n_fake=count,
+            batch_size=batch,
             kid_subsets=KID_SUBSETS,
             seed=seed,
-            progress=progress and config.n_fake >= 10_000,
+            progress=progress and count >= 10_000,
         )
         for generator in state.generators().values()
     )
     return raw, ema
 
 
-def sampler(config: Config, generator: nn.Module, seed: int, batch_statistics: bool) -> Callable[[int], Tensor]:
-    """A function count -> (count, C, H, W) in [-1, 1], count at most `batch_g`, of a generator where it is.
+def sampler(
+    generator: nn.Module, z_dim: int, classes: int, batch: int, seed: int, batch_statistics: bool
+) -> Callable[[int], Tensor]:
+    """A function count -> (count, C, H, W) in [-1, 1], count at most `batch`, of a generator where it is.
 
     Labels of class-conditional generators are uniform.
     """
@@ -63,7 +65,7 @@ def sampler(config: Config, generator: nn.Module, seed: int, batch_statistics: b
 
     def draw(count: int) -> Tensor:
         # Whole batches even for the last one: its statistics must be those of a full batch.
-        z, y = latents(config, config.batch_g, noise)
+        z, y = latents(batch, z_dim, classes, noise)
         y = None if y is None else moved(y, place.device)
         return sample(generator, moved(z.to(place.dtype), place.device), y, batch_statistics=batch_statistics)[:count]
 
@@ -98,13 +100,7 @@ def samples_with_batch_statistics(sample_bn: str, extractor: metrics.FeatureExtr
 
 
 def open_measures(config: Config, dataset: ImageDataset, device: torch.device, progress: bool) -> Measures:
-    """What a run's settings say to measure with.
-
-    Args:
-        config: the settings; `extractor`, `protocol`, `extractor_weights` and `eval_split` matter here.
-        dataset: the training images, which are the reference unless `eval_split` names another split.
-        device: where features are computed.
-        progress: show bars on a terminal.
+    """What a run's settings say to measure with: the training images, unless `eval_split` names others.
 
     Raises:
         ValueError: there is no such extractor, protocol, weights or split.

@@ -24,11 +24,11 @@ from gnfast.errors import InputError
 from gnfast.io.files import atomic_write, open_regular
 from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import Record, read_run, score_names
+from gnfast.runs.record import WEIGHTS, Record, read_run, score_names
 from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.published import MIMICRY, load_published
 
-Weights = Literal["ema", "raw"]
+Weights = Literal[*WEIGHTS]
 
 PUBLISHED_SUFFIXES = (".pt", ".pth")
 
@@ -225,7 +225,7 @@ def _of_file(path: Path, weights: Weights | None) -> Snapshot:
 
 # What a file says besides the settings, and how to tell.
 _ABOUT: dict[str, Callable[[Any], bool]] = {
-    "weights": lambda value: value in ("ema", "raw"),
+    "weights": lambda value: value in WEIGHTS,
     "preset": lambda value: isinstance(value, str),
     "step": lambda value: type(value) is int and value >= 0,
     "scores": lambda value: isinstance(value, dict),

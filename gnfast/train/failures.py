@@ -38,13 +38,10 @@ def clear_errors(folder: Path) -> Iterator[None]:
                 f"{_FULL[full.errno]} on the disk of {folder}; free some and repeat the command: the run continues "
                 "from its last checkpoint"
             ) from error
-        if isinstance(error, FileNotFoundError) and _is_in(error.filename, folder):
+        name = getattr(error, "filename", None)
+        if isinstance(error, FileNotFoundError) and name and Path(os.fsdecode(name)).is_relative_to(folder):
             require_rows(folder)
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
             first = str(error).strip().partition("\n")[0]
             raise RunError(f"another process of the run was lost ({first}); repeat the command to continue") from error
         raise
-
-
-def _is_in(name: str | bytes | None, folder: Path) -> bool:
-    return name is not None and Path(os.fsdecode(name)).is_relative_to(folder)

@@ -20,6 +20,7 @@ import gnfast
 from gnfast.data import to_uint8
 from gnfast.io.files import atomic_write, open_append, write_text
 from gnfast.io.rows import parsed, read_lines, read_rows
+from gnfast.kernels import build_info
 from gnfast.runs import drawing
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import points, read_json
@@ -38,7 +39,7 @@ class RunLog:
         step: step to continue after; rows and events of later steps are dropped, and of a run that has not begun all.
         tensorboard: write event files.
         echo: called with each line of the log, besides the file.
-        writes: whether this process leaves anything; of several, one does.
+        writes: whether this process keeps a log; of several, one does, and the others only `say`, `row` and `close`.
     """
 
     def __init__(
@@ -46,7 +47,6 @@ class RunLog:
     ):
         self.folder = folder
         self.echo = echo
-        self.writes = writes
         self._files: dict[str, TextIO] = {}
         for name in (LOG, METRICS, SPEED):
             if writes and name != LOG:
@@ -69,15 +69,8 @@ class RunLog:
         self.echo(line)
         print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._files[LOG], flush=True)
 
-    def row(self, step: int, **values: Any) -> None:
-        """One row of metrics.jsonl; its numbers go to TensorBoard too."""
-        self._write(METRICS, step, values)
-
-    def speed(self, step: int, **values: float) -> None:
-        """One row of speed.jsonl; its numbers go to TensorBoard too."""
-        self._write(SPEED, step, values)
-
-    def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
+    def row(self, step: int, name: str = METRICS, **values: Any) -> None:
+        """One row of metrics.jsonl, or of speed.jsonl; its numbers go to TensorBoard too."""
         print(json.dumps({"step": step, **values}), file=self._files[name], flush=True)
         for key, value in values.items():
             if self._board is not None and isinstance(value, int | float):
@@ -85,9 +78,8 @@ class RunLog:
 
     def session(self, entry: dict[str, Any]) -> None:
         """Adds an entry to environment.json."""
-        if self.writes:
-            path = self.folder / "environment.json"
-            write_text(path, json.dumps([*self._sessions(path), entry], indent=2) + "\n")
+        path = self.folder / "environment.json"
+        write_text(path, json.dumps([*self._sessions(path), entry], indent=2) + "\n")
 
     def _sessions(self, path: Path) -> list[Any]:
         """The sessions before; a file that does not tell them is put aside."""
@@ -117,10 +109,9 @@ class RunLog:
         Raises:
             RunError: the run folder has gone.
         """
-        if self.writes:
-            require_rows(self.folder)
-            for file in self._files.values():
-                os.fsync(file.fileno())
+        require_rows(self.folder)
+        for file in self._files.values():
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Closes the files."""
@@ -172,6 +163,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         picture.save(part, format="PNG")
 
 
+def as_picture(image: Tensor) -> Image.Image:
+    """An image (C, H, W) of uint8, C 1 or 3, as a grey or colour picture."""
+    return Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).contiguous().numpy())
+
+
 def grid(images: Tensor, columns: int | None = None, scale: int | None = None, gap: int = 1) -> Image.Image:
     """Images side by side on a white ground, enlarged without smoothing.
 
@@ -192,7 +188,7 @@ def grid(images: Tensor, columns: int | None = None, scale: int | None = None, g
     for index, image in enumerate(images):
         top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    picture = Image.fromarray((sheet[0] if channels == 1 else sheet.permute(1, 2, 0)).contiguous().numpy())
+    picture = as_picture(sheet)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
@@ -221,12 +217,6 @@ def loss_curve(folder: Path) -> None:
 
 def environment(device: torch.device, step: int, processes: int) -> dict[str, Any]:
     """What a session ran on: one entry of environment.json."""
-    try:
-        from gnfast.kernels import build_info
-
-        built = {str(name): str(value) for name, value in build_info().items()}
-    except Exception as error:  # The record must not stop a run that works without the extension.
-        built = {"unavailable": f"{type(error).__name__}: {error}"}
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "continued_after_step": step,
@@ -240,5 +230,5 @@ def environment(device: torch.device, step: int, processes: int) -> dict[str, An
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "processes": processes,
-        "build": built,
+        "build": {library: str(facts) for library, facts in build_info().items()},
     }

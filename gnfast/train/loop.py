@@ -1,6 +1,7 @@
 """The training program around Algorithm 1: data, log, schedule, checkpoints, and continuing where a run stopped."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -25,8 +26,7 @@ from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import Measures, as_line, as_row, evaluate, load_split, open_measures
 from gnfast.train.failures import clear_errors, is_full
-from gnfast.train.guard import Guard
-from gnfast.train.logs import RunLog, environment, loss_curve
+from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
 from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
 from gnfast.train.probe import Probe
@@ -123,7 +123,9 @@ class _Session:
 
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
-        self.probe, self.guard = Probe(self.config), Guard(self.state)
+        self.probe = Probe(self.config)
+        # Where a run goes back to when a loss is not finite.
+        self.good = copy.deepcopy(self.state.state_dict())
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
@@ -133,7 +135,8 @@ class _Session:
             self._show()
             log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
             return self._outcome()
-        log.session(environment(state.device, self.start, state.group.world))
+        if self.leads:
+            log.session(environment(state.device, self.start, state.group.world))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         if self.start == 0:
             self._evaluate()
@@ -161,7 +164,7 @@ class _Session:
     def _warn_of_lost_rows(self) -> None:
         last = max((row["step"] for row in self._rows()), default=0)
         if self.leads and self.start - last >= self.config.log_every:
-            path = self.folder / "metrics.jsonl"
+            path = self.folder / METRICS
             self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
 
     def _train(self, received: list, bar: tqdm) -> None:
@@ -177,7 +180,7 @@ class _Session:
                 now = time.perf_counter()
                 lr_d, lr_g = state.rates(step - 1)
                 log.row(step, **losses, lr_d=lr_d, lr_g=lr_g)
-                log.speed(step, seconds=now - began, steps_per_second=(step - seen) / (now - since))
+                log.row(step, SPEED, seconds=now - began, steps_per_second=(step - seen) / (now - since))
                 since, seen = now, step
                 bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
             if _due(step, config.probe_every) and self.leads:
@@ -193,11 +196,15 @@ class _Session:
         try:
             losses = self.state.take_losses()
         except NonFiniteLossError as error:
-            self.guard.rewind(error.step - 1)
+            # Losses are looked at every few steps only, and by now the weights of the step before the failure are gone.
+            # They are computed again: on a CPU to the same bits, since the random states are in the copy too.
+            self.state.load_state_dict(self.good)
+            while self.state.step < error.step - 1:
+                self.state.update()
             self._save()
             self.log.say(f"the state after step {self.state.step} is saved: the next update is the one that fails")
             raise
-        self.guard.keep()
+        self.good = copy.deepcopy(self.state.state_dict())
         return losses
 
     def _picture(self) -> None:
@@ -220,7 +227,7 @@ class _Session:
             self._save(best=True)
 
     def _rows(self) -> list[Row]:
-        return read_rows(self.folder / "metrics.jsonl")
+        return read_rows(self.folder / METRICS)
 
     def _show(self) -> None:
         if self.leads:

@@ -33,19 +33,14 @@ class Group:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces each gradient by its mean over the processes, in one all-reduce per dtype."""
+        """Replaces each gradient by its mean over the processes, in one all-reduce: all are of one dtype."""
         if self.world == 1:
             return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.grad is not None:
-                by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
-        for gradients in by_dtype.values():
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            dist.all_reduce(flat)
-            flat /= self.world
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            torch._foreach_copy_(gradients, [p.view(g.shape) for p, g in zip(parts, gradients, strict=True)])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [p.view(g.shape) for p, g in zip(parts, gradients, strict=True)])
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
@@ -127,12 +122,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean = _Mean.apply(wide.mean((0, 2, 3)))
         centred = wide - mean[:, None, None]
         var = _Mean.apply(centred.square().mean((0, 2, 3)))
-        if self.track_running_stats:
-            with torch.no_grad():
-                count = wide.numel() // wide.shape[1] * dist.get_world_size()
-                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-                self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
-                self.num_batches_tracked += 1
+        with torch.no_grad():
+            count = wide.numel() // wide.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
+            self.num_batches_tracked += 1
         scale = (var + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
@@ -144,10 +138,7 @@ def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
     """The network with batch norms that use the statistics of all processes; parameters, buffers and keys stay."""
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    for parent in list(net.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.BatchNorm2d:
-                synchronised = SyncBatchNorm2d(child.num_features)
-                synchronised.__dict__.update(child.__dict__)
-                setattr(parent, name, synchronised)
+    for module in net.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncBatchNorm2d
     return net

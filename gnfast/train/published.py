@@ -8,6 +8,7 @@ and then compared, shapes included, with every network that the code has; the on
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,7 +20,7 @@ from gnfast.errors import InputError
 from gnfast.io.tensors import is_state, load_tensors
 from gnfast.train import published_keys
 from gnfast.train.networks import mismatches, outlines
-from gnfast.train.published_keys import State
+from gnfast.train.published_keys import State, renamed
 
 _LONGEST_KEY = 200
 # BigGAN's critic of 128 pixels has 88 million.
@@ -223,8 +224,8 @@ SOURCES = (
     _Source(
         "GN-GAN",
         lambda saved: {"generator": "net_G", "ema": "ema_G", "critic": "net_D"},
-        published_keys.gngan_generator,
-        published_keys.gngan_critic,
+        partial(renamed, rules=published_keys.GNGAN_GENERATOR),
+        partial(renamed, rules=published_keys.GNGAN_CRITIC),
         (*_PAPERS, ("biggan", 32)),
     ),
     _Source(
@@ -238,8 +239,8 @@ SOURCES = (
         MIMICRY,
         # One network a file, always under the same key.
         lambda saved: {"generator" if "l1.weight" in _dict(saved.get(_ONLY)) else "critic": _ONLY},
-        published_keys.mimicry_generator,
-        published_keys.mimicry_critic,
+        partial(renamed, rules=published_keys.MIMICRY_GENERATOR),
+        partial(renamed, rules=published_keys.MIMICRY_CRITIC),
         tuple(("mimicry-resnet", side) for side in (32, 48, 64, 128)),
     ),
 )

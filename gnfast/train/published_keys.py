@@ -1,73 +1,105 @@
-"""Keys of the papers' checkpoints as gnfast's networks have them: one function for each code and network.
+"""Keys of the papers' checkpoints as gnfast's networks have them: rules for `re.sub`, taken in turn, for each network.
 
-A key that is not known keeps its name, for `gnfast.train.published` to report.
+A key that no rule knows keeps its name, for `gnfast.train.published` to report.
 """
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 State = dict[str, Tensor]
+Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]
 
-_SEQUENCE = re.compile(r"(?:main|blocks)\.(\d+)\.(.+)")
-_MIMICRY_GENERATOR = {
-    "b1": "residual.0",
-    "c1": "residual.3",
-    "b2": "residual.4",
-    "c2": "residual.6",
-    "c_sc": "shortcut.1",
-}
-_MIMICRY_CRITIC = {"c1": "residual.0", "c2": "residual.2", "c_sc": "shortcut.0"}
+_CONDITIONAL_NORM: Rules = ((r"\.bn(\d)\.", r".norm\1."), (r"\.batchnorm2d\.", ".norm."))
+# The CNN and the ResNets have gnfast's keys already; the ResNets have no `blocks` in the critic.
+GNGAN_GENERATOR: Rules = ((r"^output_layer\.", "output."), *_CONDITIONAL_NORM)
+GNGAN_CRITIC: Rules = ((r"^blocks\.", "model."),)
+MIMICRY_GENERATOR: Rules = (
+    (r"^l1\.", "linear."),
+    (r"^b\d+\.", "output.0."),
+    (r"^c\d+\.", "output.2."),
+    (r"^block(\d+)\.", lambda match: f"blocks.{int(match[1]) - 2}."),
+    (r"\.b1\.", ".residual.0."),
+    (r"\.c1\.", ".residual.3."),
+    (r"\.b2\.", ".residual.4."),
+    (r"\.c2\.", ".residual.6."),
+    (r"\.c_sc\.", ".shortcut.1."),
+)
+MIMICRY_CRITIC: Rules = (
+    (r"^l\d+\.", "linear."),
+    (r"^block1\.c_sc\.", "model.0.shortcut.1."),
+    (r"^block(\d+)\.", lambda match: f"model.{int(match[1]) - 1}."),
+    (r"\.c1\.", ".residual.0."),
+    (r"\.c2\.", ".residual.2."),
+    (r"\.c_sc\.", ".shortcut.0."),
+)
+_PARAMETRIZED: Rules = (
+    (r"\.weight_orig$", ".parametrizations.weight.original"),
+    (r"\.weight_([uv])$", r".parametrizations.weight.0._\1"),
+)
 
 
-def gngan_generator(state: State) -> State:
-    """The CNN and the ResNets have gnfast's keys already."""
-    rules = [
-        (r"^output_layer\.", "output."),
-        (r"\.bn(\d)\.", r".norm\1."),
-        (r"\.batchnorm2d\.", ".norm."),
-    ]
-    return _renamed(state, rules)
+def renamed(state: State, rules: Rules) -> State:
+    """Each key under every rule in turn."""
+    result = {}
+    for key, value in state.items():
+        for pattern, new in rules:
+            key = re.sub(pattern, new, key)
+        result[key] = value
+    return result
 
 
-def gngan_critic(state: State) -> State:
-    # The ResNets have no `blocks` in the critic.
-    return _renamed(state, [(r"^blocks\.", "model.")])
+def parametrized(state: State) -> State:
+    """Keys of the older `torch.nn.utils.spectral_norm` as the parametrization has them; u and v of length 1."""
+    result = renamed(state, _PARAMETRIZED)
+    for key, value in result.items():
+        if re.search(r"\.parametrizations\.weight\.0\._[uv]$", key) and value.ndim == 1 and value.is_floating_point():
+            result[key] = F.normalize(value, dim=0)
+    return result
 
 
 def faster_generator(state: State) -> State:
     """One sequence: linear, reshape, blocks with attention among them, batch norm, ReLU, convolution, tanh."""
-    layers = _layers(state)
-    blocks = [index for index, keys in layers.items() if any(key.startswith("shortcut.") for key in keys)]
-    names = {0: "linear"}
+    blocks, attention = _places(state, r"shortcut\."), _places(state, "gamma")
     if blocks:
-        attention = [index for index, keys in layers.items() if "gamma" in keys]
         end = max(blocks + attention)
-        names |= {index: f"blocks.{count}" for count, index in enumerate(sorted(blocks))}
+        names = {index: f"blocks.{count}" for count, index in enumerate(blocks)}
         names |= dict.fromkeys(attention, "attention") | {end + 1: "output.0", end + 3: "output.2"}
     else:
-        names |= {index: f"main.{index - 2}" for index in layers if index >= 2}
+        names = {index: f"main.{index - 2}" for index in _places(state)}
     rules = [
+        _placed(names | {0: "linear"}),
         (r"^shared_embedding\.", "shared."),
         (r"^(blocks\.\d+)\.main(\d?)\.", r"\1.residual\2."),
-        (r"\.bn(\d)\.", r".norm\1."),
-        (r"\.batchnorm2d\.", ".norm."),
+        *_CONDITIONAL_NORM,
     ]
-    return _renamed(_placed(state, names), rules)
+    return renamed(state, rules)
 
 
 def faster_critic(state: State) -> State:
     """One sequence of blocks or convolutions, each layer in a wrapper with its scale; in the ResNet with the linear."""
     state = _unscaled(state)
-    layers = _layers(state)
-    blocks = any(key.startswith("shortcut.") for keys in layers.values() for key in keys)
-    names = {index: f"model.{index}" if blocks else f"main.{index}" for index in layers}
-    if "linear.weight" not in state and layers:
-        names[max(layers)] = "linear"
-    return _renamed(_placed(state, names), [(r"^(model\.\d+)\.main\.", r"\1.residual.")])
+    places = _places(state)
+    sequence = "model" if _places(state, r"shortcut\.") else "main"
+    names = {index: f"{sequence}.{index}" for index in places}
+    if "linear.weight" not in state:
+        names |= dict.fromkeys(places[-1:], "linear")
+    return renamed(state, [_placed(names), (r"^(model\.\d+)\.main\.", r"\1.residual.")])
+
+
+def _places(state: State, key: str = "") -> list[int]:
+    """The layers of a sequence named `main` or `blocks` with keys that begin like this, by their numbers."""
+    found = (re.match(rf"(?:main|blocks)\.(\d+)\.{key}", name) for name in state)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def _placed(names: dict[int, str]) -> tuple[str, Callable[[re.Match], str]]:
+    """The rule by which layers of such a sequence get new names."""
+    return r"^(?:main|blocks)\.(\d+)(?=\.)", lambda match: names.get(int(match[1]), match[0])
 
 
 def _unscaled(state: State) -> State:
@@ -111,77 +143,5 @@ def _numbers(key: str) -> list[int]:
 
 def _product(scales: State, places: list[str]) -> Tensor:
     """The factor that layers in sequence put on a signal; a shortcut is brought to the scale of its residual branch."""
-    factor = torch.ones((), dtype=torch.float64)
-    for place in places:
-        if ".shortcut." not in place:
-            factor = factor * scales[place]
-    return factor
-
-
-def mimicry_generator(state: State) -> State:
-    rules = [
-        (r"^l1\.", "linear."),
-        (r"^b\d+\.", "output.0."),
-        (r"^c\d+\.", "output.2."),
-        *((rf"^block(\d+)\.{old}\.", rf"blocks.<\1-2>.{new}.") for old, new in _MIMICRY_GENERATOR.items()),
-    ]
-    return _renamed(state, rules)
-
-
-def mimicry_critic(state: State) -> State:
-    rules = [
-        (r"^l\d+\.", "linear."),
-        (r"^block1\.c_sc\.", "model.0.shortcut.1."),
-        *((rf"^block(\d+)\.{old}\.", rf"model.<\1-1>.{new}.") for old, new in _MIMICRY_CRITIC.items()),
-    ]
-    return _renamed(state, rules)
-
-
-def _renamed(state: State, rules: Iterable[tuple[str, str]]) -> State:
-    """Each key under every rule in turn; <a-b> in a replacement stands for the difference."""
-    rules = list(rules)
-    result = {}
-    for key, value in state.items():
-        for pattern, new in rules:
-            key = re.sub(pattern, new, key)
-        result[re.sub(r"<(\d+)-(\d+)>", lambda match: str(int(match[1]) - int(match[2])), key)] = value
-    return result
-
-
-def _layers(state: State) -> dict[int, set[str]]:
-    """The keys of a sequence named `main` or `blocks`, by index."""
-    layers: dict[int, set[str]] = {}
-    for key in state:
-        if match := _SEQUENCE.fullmatch(key):
-            layers.setdefault(int(match[1]), set()).add(match[2])
-    return layers
-
-
-def _placed(state: State, names: dict[int, str]) -> State:
-    """The layers of a sequence under new names."""
-    result = {}
-    for key, value in state.items():
-        match = _SEQUENCE.fullmatch(key)
-        known = match is not None and int(match[1]) in names
-        result[f"{names[int(match[1])]}.{match[2]}" if known else key] = value
-    return result
-
-
-def parametrized(state: State) -> State:
-    """Keys of the older `torch.nn.utils.spectral_norm` as the parametrization has them; u and v of length 1."""
-    rules = [
-        (r"\.weight_orig$", ".parametrizations.weight.original"),
-        (r"\.weight_([uv])$", r".parametrizations.weight.0._\1"),
-    ]
-    renamed = _renamed(state, rules)
-    return {
-        key: F.normalize(value, dim=0) if _is_singular_vector(key, value) else value for key, value in renamed.items()
-    }
-
-
-def _is_singular_vector(key: str, value: Tensor) -> bool:
-    return (
-        re.search(r"\.parametrizations\.weight\.0\._[uv]$", key) is not None
-        and value.ndim == 1
-        and value.is_floating_point()
-    )
+    factors = [scales[place] for place in places if ".shortcut." not in place]
+    return math.prod(factors, start=torch.ones((), dtype=torch.float64))

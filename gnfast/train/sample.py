@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from gnfast.data import to_uint8
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import make_folder
 from gnfast.train.export import Weights, snapshot
-from gnfast.train.logs import grid, save_picture
+from gnfast.train.logs import as_picture, grid, save_picture
 from gnfast.train.networks import sample
 
 # Images from one end of a latent walk to the other, both included.
@@ -58,7 +57,7 @@ def sample_run(
         raise ValueError(f"--interpolate: got {interpolate}, wanted 0 or more rows")
     taken = snapshot(source, weights)
     config = taken.config
-    labels = _labels(classes, config.classes)
+    labels = torch.tensor(_labels(classes, config.classes), dtype=torch.int64)
     where = resolve_device(device)
     generator = taken.build().to(where)
     statistics = config.sample_bn if batch_norm == "run" else batch_norm
@@ -70,8 +69,8 @@ def sample_run(
     for start in range(0, count, config.batch_g):
         z = walk[start : start + config.batch_g]
         z = torch.cat([z, torch.randn(config.batch_g - len(z), config.z_dim, generator=noise)])
-        y = _in_turn(labels, start, config.batch_g, WALK if interpolate else 1)
-        y = None if y is None else y.to(where)
+        turn = torch.arange(start, start + config.batch_g) // (WALK if interpolate else 1)
+        y = labels[turn % len(labels)].to(where) if len(labels) else None
         batches.append(to_uint8(sample(generator, z.to(where), y, batch_statistics=statistics == "batch")).cpu())
     images = torch.cat(batches)[:count]
     default = source.with_suffix(".png") if source.is_file() else source / f"sample-{taken.weights}.png"
@@ -88,17 +87,8 @@ def _labels(wanted: Sequence[int], classes: int) -> list[int]:
     return list(wanted or range(classes))
 
 
-def _in_turn(labels: list[int], start: int, count: int, repeat: int) -> Tensor | None:
-    """(count,) labels of the images from `start` on, each kept for `repeat` images; None without labels."""
-    if not labels:
-        return None
-    return torch.tensor([labels[index // repeat % len(labels)] for index in range(start, start + count)])
-
-
 def _walks(rows: int, z_dim: int, noise: torch.Generator) -> Tensor:
     """(rows · WALK, z_dim): along great arcs, since a straight line leads through vectors that N(0, I) hardly gives."""
-    if not rows:
-        return torch.empty(0, z_dim)
     a, b = torch.randn(2, rows, 1, z_dim, generator=noise)
     angle = torch.arccos(nn.functional.cosine_similarity(a, b, dim=-1)).unsqueeze(-1)
     part = torch.linspace(0, 1, WALK)[:, None]
@@ -111,6 +101,5 @@ def _write(images: Tensor, out: Path, columns: int | None) -> Path:
         return out
     make_folder(out)
     for index, image in enumerate(images):
-        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-        Image.fromarray(pixels.contiguous().numpy()).save(out / f"{index:06d}.png")
+        as_picture(image).save(out / f"{index:06d}.png")
     return out

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from gnfast import CapturedStep, InputError, grouped_batch_norm
 from gnfast.config.config import Config
 from gnfast.data import Batches, ImageDataset
+from gnfast.data.augment import draw_shifts
 from gnfast.interop.device import moved, pinned
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.steps.captured import CaptureError
 from gnfast.steps.memory import reuse_memory
-from gnfast.train.draws import Draw, Latents, draws, latents, move_all
+from gnfast.train.draws import CriticDraw, Draw, Latents, latents, move_all
 from gnfast.train.ema import Ema
 from gnfast.train.networks import FORMATS, build_networks, merged, normalized
 from gnfast.train.optimizers import optimizer_for, prepare, set_rate
@@ -64,7 +65,7 @@ class State:
         self.scaler_d, self.scaler_g = (
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16") for _ in range(2)
         )
-        self.captured = CapturedStep(self._updates, device) if _can_be_captured(config, device, group) else None
+        self.captured = CapturedStep(self._updates, device) if self._can_be_captured() else None
         self._prepare_optimizers()
         images = {"seed": config.seed, "flip": config.flip, "device": device}
         self.batches = Batches(dataset, config.batch_d, **images, rank=group.rank, world=group.world)
@@ -76,14 +77,27 @@ class State:
         # On a GPU one large launch is faster than several small ones. Rounding differs from one by one.
         self.generates_ahead = device.type == "cuda" and config.n_dis > 1 and _counts_only_batches(self.generator)
 
-    def latents(self, count: int, generator: torch.Generator) -> Latents:
+    def latents(self, count: int, noise: torch.Generator) -> Latents:
         """`count` inputs of the generator, on the device."""
-        z, y = latents(self.config, count, generator)
+        z, y = latents(count, self.config.z_dim, self.config.classes, noise)
         return move_all(Latents(z.to(self.dtype), y), lambda tensor: moved(tensor, self.device))
 
     def draws(self) -> Iterator[Draw]:
-        """What the updates of one step take: this process's share, each drawn when it is asked for."""
-        return draws(self.config, self.batches, self.noise, self._share)
+        """What the updates of one step take, this process's share: a `CriticDraw` for each of the critic's, `Latents`.
+
+        Each is drawn when it is asked for.
+        """
+        of_inputs = self.config.z_dim, self.config.classes, self.noise
+        size, side = self.config.batch_d, self.config.resolution
+        for _ in range(self.config.n_dis):
+            real, labels = next(self.batches)
+            drawn = (
+                latents(size, *of_inputs),
+                torch.rand(size, generator=self.noise) if self.config.penalty != "none" else None,
+                draw_shifts(size, side, side, self.noise) if self.config.consistency else None,
+            )
+            yield CriticDraw(real, labels if self.config.classes else None, *move_all(drawn, self._share))
+        yield move_all(latents(self.config.batch_g, *of_inputs), self._share)
 
     def rates(self, step: int) -> tuple[float, float]:
         """Learning rates of the critic's and of the generator's updates after `step` steps."""
@@ -172,6 +186,11 @@ class State:
         names = ("generator", "critic", "optim_d", "optim_g", "scaler_d", "scaler_g", "batches")
         return {**{name: getattr(self, name) for name in names}, "ema": self.ema.module}
 
+    def _can_be_captured(self) -> bool:
+        """Whether a step is the same sequence of kernels every time, without a word from Python."""
+        waits = self.config.rescale != "none" or self.config.precision == "float16" or self.group.world > 1
+        return self.config.cuda_graph and self.device.type == "cuda" and not waits
+
     def _updates(self, *drawn: Draw) -> Tensor:
         """A step on the device alone."""
         return algorithm_1(self, drawn)
@@ -209,9 +228,3 @@ def _counts_only_batches(generator: nn.Module) -> bool:
             return True
     except InputError:
         return False
-
-
-def _can_be_captured(config: Config, device: torch.device, group: Group) -> bool:
-    """Whether a step is the same sequence of kernels every time, without a word from Python."""
-    waits = config.rescale != "none" or config.precision == "float16" or group.world > 1
-    return config.cuda_graph and device.type == "cuda" and not waits

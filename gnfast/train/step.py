@@ -64,7 +64,7 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
 
 def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     """The GAN loss on real and on generated images, and what regularises the critic: gradient penalty, consistency."""
-    config, real = state.config, draw.real.to(state.dtype)
+    real = draw.real.to(state.dtype)
     fake = _fakes(state, draw.latents) if draw.fake is None else draw.fake
     images, labels = [real, fake], [draw.labels, draw.latents.y]
     if draw.shifts is not None:
@@ -74,20 +74,20 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     of_real, of_fake, *of_moved = scores.split(len(real))
     losses = [state.loss.critic_real(of_real), state.loss.critic_fake(of_fake)]
     if draw.place is not None:
-        losses.append(config.penalty_weight * _penalty(state, real, fake, draw))
+        losses.append(state.config.penalty_weight * _penalty(state, real, fake, draw))
     if of_moved:
-        losses.append(config.consistency * (of_moved[0] - of_real).square().mean())
+        losses.append(state.config.consistency * (of_moved[0] - of_real).square().mean())
     return torch.stack(losses)
 
 
 def _penalty(state: "State", real: Tensor, fake: Tensor, draw: CriticDraw) -> Tensor:
     """The gradient penalty on the critic before its normalisation, without its factor λ."""
-    config, penalty = state.config, PENALTIES[state.config.penalty]
-    options = {"impl": config.impl, "rewrite": config.rewrite}
+    penalty = PENALTIES[state.config.penalty]
+    options = {"impl": state.config.impl, "rewrite": state.config.rewrite}
     with autocast(state):
         points = penalty.points(real, fake, draw.place).contiguous(memory_format=state.format)
         _, norm = value_and_grad_norm(state.critic, *present(points, draw.labels), **options)
-        return penalty.cost(norm.to(state.dtype), config.k_gp)
+        return penalty.cost(norm.to(state.dtype), state.config.k_gp)
 
 
 def _scores(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:

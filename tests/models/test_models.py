@@ -4,11 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from gnfast.models import build, dcgan
+from gnfast.models import REGISTRY, build, dcgan
 
 
 def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
+
+
+def conv(i: int, o: int, k: int) -> int:
+    """The parameters of a convolution."""
+    return i * o * k * k + o
 
 
 @pytest.mark.parametrize(
@@ -50,14 +55,20 @@ def test_parameter_counts_are_the_published_ones(name, resolution, generator, cr
         ("mimicry-resnet", 48, 1),
         ("mimicry-resnet", 64, 3),
         ("mimicry-resnet", 128, 3),
+        ("biggan", 32, 3),
+        ("biggan", 32, 1),
+        ("biggan-faster", 32, 3),
+        ("biggan-faster", 64, 3),
+        ("biggan-faster", 128, 1),
     ],
 )
 def test_shapes_and_range(name, resolution, channels):
-    g, d = build(name, resolution=resolution, channels=channels, z_dim=7, width=0.07)
-    images = g(torch.randn(3, 7))
+    labels, classes = ((torch.tensor([0, 4, 2]),), 5) if REGISTRY[name].conditional else ((), 0)
+    g, d = build(name, resolution=resolution, channels=channels, z_dim=7, width=0.07, classes=classes)
+    images = g(torch.randn(3, 7), *labels)
     assert images.shape == (3, channels, resolution, resolution)
     assert images.abs().max() <= 1
-    assert d(images).shape == (3, 1)
+    assert d(images, *labels).shape == (3, 1)
 
 
 def test_dcgan_critic_layers_are_the_codes():
@@ -94,19 +105,23 @@ def test_initialisation(name, gain):
                 assert abs(module.weight.std() / std - 1) < 3 / (2 * module.weight.numel()) ** 0.5 + 1e-3
 
 
-def test_resnet_critic_forward_equals_the_formula():
-    """The block order written out once more by hand, on small widths and in double precision."""
-    torch.manual_seed(0)
-    _, d = build("resnet", resolution=32, width=0.03)
-    d.double()
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+def features(critic: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a residual critic of 32 pixels sums or averages over space: the block order written out by hand."""
     pool, relu = nn.functional.avg_pool2d, torch.relu
-    first, *blocks = list(d.model)[:4]
+    first, *blocks = list(critic.model)[:4]
     h = pool(first.residual[2](relu(first.residual[0](x))), 2) + first.shortcut[1](pool(x, 2))
     for block, down in zip(blocks, (True, False, False), strict=True):
         r = block.residual[3](relu(block.residual[1](relu(h))))
         h = pool(r, 2) + pool(block.shortcut[0](h), 2) if down else r + h
-    torch.testing.assert_close(d(x), d.linear(relu(h).mean((2, 3))), rtol=1e-12, atol=1e-12)
+    return relu(h)
+
+
+def test_resnet_critic_forward_equals_the_formula():
+    torch.manual_seed(0)
+    _, d = build("resnet", resolution=32, width=0.03)
+    d.double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(d(x), d.linear(features(d, x).mean((2, 3))), rtol=1e-12, atol=1e-12)
 
 
 def test_width_scales_hidden_channels_only():

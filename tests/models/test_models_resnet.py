@@ -7,10 +7,7 @@ import torch
 from torch import nn
 
 from gnfast.models import build
-
-
-def conv(i: int, o: int, k: int) -> int:
-    return i * o * k * k + o
+from tests.models.test_models import conv, count
 
 
 def generator_count(start: int, widths: list[int], z_dim: int = 128) -> int:
@@ -33,8 +30,6 @@ def critic_count(widths: list[int], downs: int, hidden: str) -> int:
     ("name", "resolution", "start", "generator", "critic", "downs", "hidden"),
     [
         ("resnet", 64, 4, [1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024], 5, "out"),
-        ("resnet", 128, 4, [1024, 1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024, 1024], 5, "out"),
-        ("resnet", 256, 4, [1024, 1024, 512, 512, 256, 128, 64], [64, 128, 256, 512, 512, 1024, 1024], 6, "out"),
         ("sngan-resnet", 48, 6, [512, 256, 128, 64], [64, 128, 256, 512, 1024], 4, "in"),
         ("sngan-resnet", 64, 4, [1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024], 5, "in"),
         ("sngan-resnet", 128, 4, [1024, 1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024, 1024], 5, "in"),
@@ -46,9 +41,8 @@ def critic_count(widths: list[int], downs: int, hidden: str) -> int:
 )
 def test_parameter_counts_follow_from_the_layer_lists(name, resolution, start, generator, critic, downs, hidden):
     with torch.device("meta"):
-        g, d = build(name, resolution=resolution)
-    counts = [sum(p.numel() for p in net.parameters()) for net in (g, d)]
-    assert counts == [generator_count(start, generator), critic_count(critic, downs, hidden)]
+        pair = build(name, resolution=resolution)
+    assert [*map(count, pair)] == [generator_count(start, generator), critic_count(critic, downs, hidden)]
 
 
 @pytest.mark.parametrize(
@@ -70,25 +64,6 @@ def test_mimicry_critic_equals_its_code_with_the_relu_in_place(resolution, downs
     expected = critic.linear(torch.relu_(h).sum((2, 3)))
     torch.testing.assert_close(critic(x), expected, rtol=1e-12, atol=1e-12)
     assert not any(getattr(module, "inplace", False) for module in critic.modules())
-
-
-def test_mimicry_generator_upsamples_bilinearly():
-    torch.manual_seed(0)
-    generator, _ = build("mimicry-resnet", resolution=32, width=1 / 32, z_dim=5)
-    generator.double()
-    block = generator.blocks[1]
-    norm1, norm2 = block.residual[0], block.residual[4]
-    x = torch.randn(3, 8, 8, 8, dtype=torch.float64)
-
-    def up(h):
-        return nn.functional.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
-
-    def normalize(h, norm):
-        return nn.functional.batch_norm(h, None, None, norm.weight, norm.bias, training=True)
-
-    h = block.residual[3](up(torch.relu(normalize(x, norm1))))
-    expected = block.residual[6](torch.relu(normalize(h, norm2))) + block.shortcut[1](up(x))
-    torch.testing.assert_close(block(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_mimicry_initialisation_is_xavier_with_pytorchs_biases():

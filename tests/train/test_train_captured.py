@@ -15,7 +15,7 @@ from gnfast.interop.device import moved, pinned
 from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint
 from gnfast.steps.captured import CapturedStep, CaptureError
-from gnfast.train import NonFiniteLossError, state, step
+from gnfast.train import NonFiniteLossError, step
 from gnfast.train.state import State
 from tests.tiny_runs import quiet, tiny
 
@@ -24,7 +24,7 @@ STEPS = 32
 
 @pytest.fixture(autouse=True)
 def captures_everywhere(monkeypatch):
-    monkeypatch.setattr(state, "_can_be_captured", lambda config, device, group: config.cuda_graph)
+    monkeypatch.setattr(State, "_can_be_captured", lambda state: state.config.cuda_graph)
 
 
 def settings(folder, **changes):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -24,34 +25,40 @@ def dataset(resolution, classes=0):
     return ImageDataset("noise", images, torch.arange(40) % classes, tuple(map(str, range(classes))))
 
 
-def compare(config, steps, **formula):
-    """The largest difference of any loss of `steps` updates."""
-    data = dataset(config.resolution, config.classes)
-    ours = State(config, data, torch.device("cpu"))
-    theirs = plain_loop.losses_of_steps(State(config, data, torch.device("cpu")), steps, **formula)
+def state_of(config):
+    return State(config, dataset(config.resolution, config.classes), torch.device("cpu"))
+
+
+def updated(state, steps):
+    """The losses of `steps` updates."""
     for _ in range(steps):
-        ours.update()
+        state.update()
+    return torch.stack(state.pending)
+
+
+def assert_plain_losses(config, steps, *, atol=1e-9, rtol=0, less=0, state=None, **formula):
+    """`steps` updates have the losses that the formula gives, less a constant."""
+    theirs = plain_loop.losses_of_steps(state or state_of(config), steps, **formula)
     # Training must have moved the losses by far more than what they may differ by.
-    assert theirs.std(0).min() > 1e-6
-    return (torch.stack(ours.pending) - theirs).abs().max().item()
+    assert theirs.std(0).min() > 1e-7
+    torch.testing.assert_close(updated(state_of(config), steps), theirs - less, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(("name", "steps"), [("gngan-cifar10-cnn", 20), ("gngan-cifar10-resnet", 4)])
 def test_presets_train_as_plain_pytorch_with_double_backward(name, steps):
     config = dataclasses.replace(PRESETS[name].config, **SMALL)
     formula = plain_loop.NON_SATURATING if config.loss == "non-saturating" else plain_loop.HINGE
-    assert compare(config, steps, score=plain_loop.normalized, **formula) < 1e-9
+    assert_plain_losses(config, steps, score=plain_loop.normalized, **formula)
 
 
 def test_conditional_training():
     config = dataclasses.replace(PRESETS["gngan-cifar10-biggan"].config, **SMALL)
-    assert compare(config, 2, score=plain_loop.normalized, **plain_loop.HINGE) < 1e-9
+    assert_plain_losses(config, 2, score=plain_loop.normalized, **plain_loop.HINGE)
 
 
 def test_consistency_regularisation():
     config = dataclasses.replace(PRESETS["gngan-cifar10-cnn-cr"].config, **SMALL)
-    data = dataset(32)
-    changed = []
+    state, changed = state_of(config), []
 
     def change(critic, real, fake, score_real):
         # The State draws its augmentations after the latents of the same update.
@@ -59,17 +66,10 @@ def test_consistency_regularisation():
         changed.append((moved != real).any().item())
         return [5 * (plain_loop.normalized(critic, moved) - score_real).square().mean()]
 
-    state = State(config, data, torch.device("cpu"))
-    ours = State(config, data, torch.device("cpu"))
-    theirs = plain_loop.losses_of_steps(
-        state, 4, score=plain_loop.normalized, extra=change, **plain_loop.NON_SATURATING
-    )
-    for _ in range(4):
-        ours.update()
-    assert ours.loss_names == ("loss_real", "loss_fake", "loss_consistency", "loss_generator")
-    torch.testing.assert_close(torch.stack(ours.pending), theirs, rtol=0, atol=1e-9)
-    assert theirs[:, 2].min() > 0
-    assert all(changed)
+    formula = plain_loop.NON_SATURATING | {"score": plain_loop.normalized, "extra": change}
+    assert_plain_losses(config, 4, state=state, **formula)
+    assert state.loss_names == ("loss_real", "loss_fake", "loss_consistency", "loss_generator")
+    assert len(changed) == 4 and all(changed)
 
 
 def gradient_norms(critic, points):
@@ -90,8 +90,7 @@ def gradient_norms(critic, points):
 )
 def test_gradient_penalties(name, penalty, target, formula):
     config = dataclasses.replace(PRESETS[name].config, **SMALL, penalty=penalty)
-    data = dataset(32)
-    state, ours = (State(config, data, torch.device("cpu")) for _ in range(2))
+    state = state_of(config)
 
     def penalise(critic, real, fake, score_real):
         place = torch.rand(len(real), generator=state.noise).double()[:, None, None, None]
@@ -100,10 +99,7 @@ def test_gradient_penalties(name, penalty, target, formula):
         points = real + place * (fake - real)
         return [10 * (gradient_norms(critic, points) - target).square().mean()]
 
-    theirs = plain_loop.losses_of_steps(state, 3, score=plain_loop.plain, extra=penalise, **formula)
-    for _ in range(3):
-        ours.update()
-    torch.testing.assert_close(torch.stack(ours.pending), theirs, rtol=1e-9, atol=1e-9)
+    assert_plain_losses(config, 3, state=state, rtol=1e-9, score=plain_loop.plain, extra=penalise, **formula)
 
 
 def test_weight_clipping_and_rmsprop():
@@ -117,8 +113,8 @@ def test_weight_clipping_and_rmsprop():
         init="kaiming-normal",
         **SMALL,
     )
-    assert compare(config, 5, score=plain_loop.plain, **plain_loop.WASSERSTEIN) < 1e-9
-    state = State(config, dataset(32), torch.device("cpu"))
+    assert_plain_losses(config, 5, score=plain_loop.plain, **plain_loop.WASSERSTEIN)
+    state = state_of(config)
     state.update()
     assert max(parameter.abs().max() for parameter in state.critic.parameters()) == 0.1
 
@@ -134,27 +130,16 @@ def test_domain_scaling_changes_the_losses_gradient_only(alpha):
     if alpha < 1e-9:
         scaled = {"real_loss": lambda f: -f.mean() / 2, "fake_loss": lambda f: f.mean() / 2}
         scaled["generator_loss"] = scaled["real_loss"]
-    data = dataset(32)
-    ours = State(config, data, torch.device("cpu"))
-    theirs = plain_loop.losses_of_steps(State(config, data, torch.device("cpu")), 3, score=plain_loop.plain, **scaled)
-    for _ in range(3):
-        ours.update()
-    constant = 0 if alpha < 1e-9 else torch.log(torch.tensor(2.0, dtype=torch.float64)) / alpha
-    torch.testing.assert_close(torch.stack(ours.pending), theirs - constant, rtol=1e-7, atol=1e-7)
+    constant = 0 if alpha < 1e-9 else math.log(2) / alpha
+    assert_plain_losses(config, 3, rtol=1e-7, atol=1e-7, less=constant, score=plain_loop.plain, **scaled)
 
 
 @pytest.mark.parametrize("how", ["initial", "glorot"])
 def test_rescaling_leaves_training_as_it_is(how):
     """GN's f̂ does not see a positive factor, and the gradients are those of the weights as they were."""
     config = dataclasses.replace(PRESETS["gngan-cifar10-resnet"].config, **SMALL)
-    states = [
-        State(dataclasses.replace(config, rescale=rescale), dataset(32), torch.device("cpu"))
-        for rescale in ("none", how)
-    ]
-    for _ in range(3):
-        for state in states:
-            state.update()
-    torch.testing.assert_close(*(torch.stack(state.pending) for state in states), rtol=0, atol=1e-9)
+    states = [state_of(dataclasses.replace(config, rescale=rescale)) for rescale in ("none", how)]
+    torch.testing.assert_close(*(updated(state, 3) for state in states), rtol=0, atol=1e-9)
     for a, b in zip(*(state.critic.parameters() for state in states), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
 
@@ -162,45 +147,30 @@ def test_rescaling_leaves_training_as_it_is(how):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_generating_for_all_critic_updates_at_once_changes_nothing(accumulate):
     config = dataclasses.replace(PRESETS["gngan-cifar10-resnet"].config, **SMALL, n_dis=3, accumulate=accumulate)
-    states = [State(config, dataset(32), torch.device("cpu")) for _ in range(2)]
+    states = [state_of(config) for _ in range(2)]
     states[1].generates_ahead = True
-    for _ in range(3):
-        for state in states:
-            state.update()
-    torch.testing.assert_close(*(torch.stack(state.pending) for state in states), rtol=0, atol=1e-9)
+    torch.testing.assert_close(*(updated(state, 3) for state in states), rtol=0, atol=1e-9)
     torch.testing.assert_close(*(state.generator.state_dict() for state in states), rtol=0, atol=1e-9)
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
     """With running statistics there is no batch norm to see the difference; the critic has none anyway."""
     config = dataclasses.replace(PRESETS["gngan-cifar10-cnn-cr"].config, **SMALL)
-    states = [
-        State(dataclasses.replace(config, accumulate=parts), dataset(32), torch.device("cpu")) for parts in (1, 2)
-    ]
+    states = [state_of(dataclasses.replace(config, accumulate=parts)) for parts in (1, 2)]
     for state in states:
         state.generator.eval()
-    for _ in range(3):
-        for state in states:
-            state.update()
-    torch.testing.assert_close(*(torch.stack(state.pending) for state in states), rtol=0, atol=1e-9)
+    torch.testing.assert_close(*(updated(state, 3) for state in states), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_low_precision_stays_near(precision):
     """The first losses agree with float32's to the type's accuracy, and 8 updates stay finite."""
     config = dataclasses.replace(PRESETS["gngan-cifar10-resnet"].config, **SMALL, n_dis=1, impl="auto")
-    states = [
-        State(dataclasses.replace(config, precision=p), dataset(32), torch.device("cpu"))
-        for p in ("float32", precision)
-    ]
-    for state in states:
-        state.update()
-    full, low = (state.pending[0] for state in states)
+    states = [state_of(dataclasses.replace(config, precision=p)) for p in ("float32", precision)]
+    full, low = (updated(state, 1)[0] for state in states)
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, full, rtol=0, atol=0.05)
     before = copy.deepcopy(states[1].critic.state_dict())
-    for _ in range(7):
-        states[1].update()
-    assert torch.stack(states[1].pending).isfinite().all()
+    assert updated(states[1], 7).isfinite().all()
     assert any(not torch.equal(before[name], value) for name, value in states[1].critic.state_dict().items())
     assert all(parameter.dtype == torch.float32 for parameter in states[1].critic.parameters())

@@ -22,7 +22,6 @@ CIFAR10_BIGGAN = dataclasses.replace(
     model="biggan",
     classes=10,
     loss="hinge",
-    lr_d=2e-4,
     lr_g=1e-4,
     betas=(0.0, 0.999),
     n_dis=4,
@@ -36,7 +35,6 @@ STL10_RESNET = dataclasses.replace(CIFAR10_RESNET, **STL10)
 CELEBAHQ_128 = dataclasses.replace(
     CIFAR10_RESNET,
     data="celebahq",
-    split="train",
     resolution=128,
     lr_d=2e-4,
     lr_decay="none",
@@ -49,7 +47,6 @@ CELEBAHQ_128 = dataclasses.replace(
 CELEBAHQ_256 = dataclasses.replace(CELEBAHQ_128, split="all", resolution=256, n_fake=10_000, eval_split="")
 CHURCH_256 = dataclasses.replace(CELEBAHQ_256, data="lsun-church", split="train", ema_start=20_000)
 
-CR = {"consistency": 5.0}
 UNCONDITIONAL = {
     "cifar10-cnn": ("CIFAR-10, CNN pair", CIFAR10_CNN),
     "cifar10-resnet": ("CIFAR-10, ResNet pair", CIFAR10_RESNET),
@@ -86,57 +83,51 @@ OPEN = (
 def presets() -> dict[str, Preset]:
     """GN-GAN's experiments by name, then those of its follow-up."""
     found = {}
-    for name, (what, config) in EXPERIMENTS.items():
-        plain = Preset(f"GN-GAN on {what}", config, CODE, PUBLISHED, REPORTED[name], OPEN)
-        found[f"gngan-{name}"] = plain
-        if name not in LARGE:
-            found[f"gngan-{name}-cr"] = plain.but(
-                f"GN-GAN with consistency regularisation on {what}", reported=REPORTED[f"{name}-cr"], **CR
-            )
+    for name in EXPERIMENTS:
+        found |= experiment("gngan", "GN-GAN", name, CODE, REPORTED, OPEN)
     return found | _faster()
 
 
-def _faster() -> dict[str, Preset]:
-    def faster(what: str, config: Config, **changes: Any) -> Preset:
-        config = dataclasses.replace(config, rescale="initial", **changes)
-        return Preset(
-            f"Faster GN-GAN on {what}",
-            config,
-            FASTER_CODE,
-            (*PUBLISHED, "rescale", "init"),
-            open="The code leaves the rescaling to a switch; --rescale none and glorot are its other positions.",
-        )
+def experiment(
+    family: str, title: str, name: str, source: str, reported: dict[str, str], open: str, **changes: Any
+) -> dict[str, Preset]:
+    """An experiment, and the same with consistency regularisation where the code has that."""
+    what, config = EXPERIMENTS[name]
+    config = dataclasses.replace(config, **changes)
+    plain = Preset(f"{title} on {what}", config, source, PUBLISHED, reported[name], open)
+    if name in LARGE:
+        return {f"{family}-{name}": plain}
+    summary = f"{title} with consistency regularisation on {what}"
+    regularised = plain.but(summary, reported=reported[f"{name}-cr"], consistency=5.0)
+    return {f"{family}-{name}": plain, f"{family}-{name}-cr": regularised}
 
-    imagenet = {"classes": 1000, "model": "biggan-faster", "init": "default", "split": "train", "data": ""}
+
+def _faster() -> dict[str, Preset]:
+    switch = "The code leaves the rescaling to a switch; --rescale none and glorot are its other positions."
+
+    def faster(what: str, config: Config, open: str = switch, needs: str = "", **changes: Any) -> Preset:
+        config = dataclasses.replace(config, rescale="initial", **changes)
+        published = (*PUBLISHED, "rescale", "init")
+        return Preset(f"Faster GN-GAN on {what}", config, FASTER_CODE, published, open=open, needs=needs)
+
     found = {f"faster-gngan-{name}": faster(what, config) for name, (what, config) in EXPERIMENTS.items()}
     for scene in ("bedroom", "horse"):
         found[f"faster-gngan-{scene}-256"] = faster(f"LSUN {scene} at 256x256", CHURCH_256, data=f"lsun-{scene}")
-    needs = "--data: give the folder, zip or tar of ImageNet's training images in one folder per class"
-    found["faster-gngan-imagenet-64"] = dataclasses.replace(
-        faster(
-            "ImageNet at 64x64, BigGAN pair",
-            CIFAR10_BIGGAN,
-            **imagenet,
-            resolution=64,
-            z_dim=120,
-            batch_d=128,
-            batch_g=128,
-            lr_d=4e-4,
-            steps=100_000,
-            ema_start=20_000,
+    imagenet = {
+        "needs": "--data: give the folder, zip or tar of ImageNet's training images in one folder per class",
+        "data": "",
+        "classes": 1000,
+        "model": "biggan-faster",
+        "steps": 100_000,
+        "ema_start": 20_000,
+    }
+    as_published = {"resolution": 64, "z_dim": 120, "batch_d": 128, "batch_g": 128, "lr_d": 4e-4}
+    assumed = "The batch size and the decay of this experiment are taken from CIFAR-10's."
+    return found | {
+        "faster-gngan-imagenet-64": faster(
+            "ImageNet at 64x64, BigGAN pair", CIFAR10_BIGGAN, **imagenet, **as_published
         ),
-        needs=needs,
-    )
-    found["faster-gngan-imagenet-128"] = dataclasses.replace(
-        faster(
-            "ImageNet at 128x128, BigGAN pair",
-            CIFAR10_BIGGAN,
-            **imagenet,
-            resolution=128,
-            steps=100_000,
-            ema_start=20_000,
+        "faster-gngan-imagenet-128": faster(
+            "ImageNet at 128x128, BigGAN pair", CIFAR10_BIGGAN, assumed, **imagenet, resolution=128
         ),
-        needs=needs,
-        open="The batch size and the decay of this experiment are taken from CIFAR-10's.",
-    )
-    return found
+    }

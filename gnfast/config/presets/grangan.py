@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from gnfast.config.config import Config
-from gnfast.config.presets.preset import STL10, Preset, adam
+from gnfast.config.presets.preset import CIFAR10, STL10, Preset, adam
 
 PAPER = "paper (Bhaskara et al., WACV 2022)"
 PUBLISHED = (
@@ -11,22 +10,7 @@ PUBLISHED = (
     *("k_gp", "steps", "n_dis", "batch_d", "batch_g", "optimizer", "lr_d", "lr_g", "betas", "lr_decay", "flip"),
     *("ema_decay", "n_fake"),
 )
-CIFAR10 = Config(
-    data="cifar10",
-    resolution=32,
-    flip=False,
-    model="mimicry-resnet",
-    method="none",
-    loss="non-saturating",
-    steps=100_000,
-    n_dis=5,
-    batch_d=64,
-    batch_g=64,
-    lr_d=2e-4,
-    lr_g=2e-4,
-    lr_decay="linear",
-    ema_decay=0.0,
-)
+NSGAN = dataclasses.replace(CIFAR10, model="mimicry-resnet", lr_d=2e-4, lr_g=2e-4, lr_decay="linear", n_dis=5)
 LARGE = {"resolution": 128, "n_dis": 2, "lr_decay": "none"}
 DATA = {
     "cifar10": ("CIFAR-10", {}),
@@ -72,7 +56,7 @@ def presets() -> dict[str, Preset]:
     for name, (title, changes) in METHODS.items():
         for (data, (where, settings)), fid in zip(DATA.items(), REPORTED[name], strict=True):
             gran = {"tau": 1 / K} if "method" in changes else {}
-            config = dataclasses.replace(CIFAR10, **settings, **changes, **gran)
+            config = dataclasses.replace(NSGAN, **settings, **changes, **gran)
             published = (*PUBLISHED, "tau") if gran and data == "cifar10" else PUBLISHED
             reported = "" if fid is None else f"FID {fid} (50k)"
             found[f"{name}-{data}"] = Preset(

@@ -2,29 +2,14 @@
 
 import dataclasses
 
-from gnfast.config.config import Config
-from gnfast.config.presets.preset import Preset
+from gnfast.config.presets.preset import CIFAR10, Preset
 
 PAPER = "paper (Qin et al., ECCV 2020)"
 PUBLISHED = (
     *("data", "resolution", "method", "spectral_norm", "k_sn", "alpha", "loss", "penalty", "penalty_weight", "k_gp"),
     *("steps", "n_dis", "batch_d", "batch_g", "optimizer", "lr_d", "lr_g"),
 )
-CIFAR10 = Config(
-    data="cifar10",
-    resolution=32,
-    flip=False,
-    model="dcgan",
-    method="none",
-    spectral_norm=True,
-    optimizer="rmsprop",
-    lr_d=5e-5,
-    lr_g=5e-5,
-    steps=100_000,
-    batch_d=64,
-    batch_g=64,
-    ema_decay=0.0,
-)
+CNN = dataclasses.replace(CIFAR10, model="dcgan", spectral_norm=True, optimizer="rmsprop", lr_d=5e-5, lr_g=5e-5)
 DATA = {
     "mnist": ("MNIST at 32x32", {"data": "mnist", "channels": 1}),
     "cifar10": ("CIFAR-10", {}),
@@ -50,7 +35,7 @@ def presets() -> dict[str, Preset]:
     found = {}
     for data, (where, settings) in DATA.items():
         for name, (loss, fid) in LOSSES.items():
-            config = dataclasses.replace(CIFAR10, **settings, loss=loss)
+            config = dataclasses.replace(CNN, **settings, loss=loss)
             reported = f"FID {fid} (k_SN = 1)" if fid and data == "cifar10" else ""
             preset = Preset(f"{loss} loss under k_SN on {where}", config, PAPER, PUBLISHED, reported, OPEN)
             found[f"lipschitz-{data}-{name}"] = preset

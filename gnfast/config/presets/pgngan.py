@@ -31,18 +31,13 @@ OPEN = (
 def presets() -> dict[str, Preset]:
     """PGN-GAN's experiments by name; those that end in -paper take the paper's side where it differs from the code."""
     found = {}
-    for name, (what, config) in gngan.EXPERIMENTS.items():
-        config = dataclasses.replace(config, method="pgn")
-        plain = Preset(f"PGN-GAN on {what}", config, CODE, gngan.PUBLISHED, REPORTED[name], OPEN)
-        found[f"pgngan-{name}"] = plain
-        if name not in gngan.LARGE:
-            summary = f"PGN-GAN with consistency regularisation on {what}"
-            found[f"pgngan-{name}-cr"] = plain.but(summary, reported=REPORTED[f"{name}-cr"], **gngan.CR)
+    for name, (what, _) in gngan.EXPERIMENTS.items():
+        found |= gngan.experiment("pgngan", "PGN-GAN", name, CODE, REPORTED, OPEN, method="pgn")
         if name in gngan.UNCONDITIONAL:
             changes = {"method": "pgn-table", "loss": "hinge", "init": "kaiming-normal"}
             if name.startswith("stl10"):
                 changes["steps"] = 500_000
-            by_paper = dataclasses.replace(plain, source=PAPER)
+            by_paper = dataclasses.replace(found[f"pgngan-{name}"], source=PAPER)
             found[f"pgngan-{name}-paper"] = by_paper.but(
                 f"PGN-GAN as its paper says on {what}", reported=REPORTED[name], **changes
             )

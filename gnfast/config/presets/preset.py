@@ -7,6 +7,18 @@ from typing import Any
 from gnfast.config.config import Config
 
 OURS = "gnfast"
+# What SN-GAN's experiments and those after it have in common.
+CIFAR10 = Config(
+    data="cifar10",
+    resolution=32,
+    flip=False,
+    method="none",
+    loss="non-saturating",
+    steps=100_000,
+    batch_d=64,
+    batch_g=64,
+    ema_decay=0.0,
+)
 STL10 = {"data": "stl10", "split": "unlabeled", "resolution": 48}
 
 

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from gnfast.config.config import Config
-from gnfast.config.presets.preset import STL10, Preset, adam
+from gnfast.config.presets.preset import CIFAR10, STL10, Preset, adam
 
 PAPER = "paper (Miyato et al., ICLR 2018)"
 # What the paper states; flips, the moving average, the size of the generator's batch and sampling are not there.
@@ -20,20 +19,7 @@ SETTINGS = {
     "E": adam(1e-3, 0.5, 0.999, 5),
     "F": adam(1e-3, 0.9, 0.999, 5),
 }
-CNN = Config(
-    data="cifar10",
-    resolution=32,
-    flip=False,
-    model="dcgan",
-    method="none",
-    spectral_norm=True,
-    loss="hinge",
-    steps=100_000,
-    batch_d=64,
-    batch_g=64,
-    ema_decay=0.0,
-    **SETTINGS["C"],
-)
+CNN = dataclasses.replace(CIFAR10, model="dcgan", spectral_norm=True, loss="hinge", **SETTINGS["C"])
 RESNET = dataclasses.replace(CNN, model="sngan-resnet", betas=(0.0, 0.9), n_dis=5)
 DATA = {
     "cifar10": ("CIFAR-10", {}),

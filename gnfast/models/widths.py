@@ -1,0 +1,8 @@
+"""Networks narrower or wider than published."""
+
+from collections.abc import Iterable
+
+
+def scaled(widths: Iterable[int], factor: float) -> tuple[int, ...]:
+    """Channel counts times a factor, rounded, at least 1."""
+    return tuple(max(1, round(width * factor)) for width in widths)
