@@ -218,7 +218,7 @@ def test_says_what_it_wants(device, implementation):
         (([w[0]], [u], [v], [0], [1], [EPS]), ValueError, "2 dimensions"),
         (([w], [u], [v], [2], [1], [EPS]), ValueError, r"dim must be in \[0, 2\)"),
         (([w], [v], [u], [0], [1], [EPS]), ValueError, "u must be contiguous with 3"),
-        (([w], [u.double()], [v], [0], [1], [EPS]), TypeError, "u must have the weight's dtype"),
+        (([w], [u.double()], [v], [0], [1], [EPS]), TypeError, "u must be Float for weights of Float"),
         (([w], [u], [v], [0], [1], []), ValueError, "eps must have one entry per weight"),
     ]:
         with pytest.raises(error, match=message):
