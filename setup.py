@@ -27,7 +27,8 @@ CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 def sources(pattern: str) -> list[str]:
-    """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's, *_avx2.cpp with AVX2_FLAGS."""
+    """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's: *_avx2.cpp with AVX2_FLAGS,
+    cpu_loops.cpp with and without them."""
     return sorted(map(str, Path("csrc").rglob(pattern)))
 
 
@@ -49,7 +50,7 @@ def find_compiler() -> str | None:
     return command
 
 
-def unavailable(mode: str) -> str | None:
+def unavailable() -> str | None:
     """Why nothing can be compiled here, or None."""
     try:
         import torch  # noqa: F401
@@ -89,15 +90,15 @@ def extensions(mode: str) -> list:
 
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     avx2 = ["-DGNFAST_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
-    with_avx2, of_cuda, headers = sources("*_avx2.cpp"), sources("cuda*.c*"), sources("*.h")
+    avx2_alone, of_cuda, headers = sources("*_avx2.cpp"), sources("cuda*.c*"), sources("*.h")
     cpu = CppExtension(
         "gnfast._C",
-        [path for path in sources("*.cpp") if path not in (*with_avx2, *of_cuda)],
+        [path for path in sources("*.cpp") if path not in (*avx2_alone, *of_cuda)],
         extra_compile_args={"cxx": CXX_FLAGS + openmp + avx2},
         extra_link_args=openmp,
         depends=headers,
     )
-    cpu.avx2_sources = with_avx2 if avx2 else []
+    cpu.avx2_sources = [*avx2_alone, *sources("cpu_loops.cpp")] if avx2 else []
     if mode == "cpu":
         return [cpu]
 
@@ -146,7 +147,7 @@ def compiled_parts() -> dict:
     if mode == "none":
         say("GNFAST_BUILD=none: installing without compiled parts")
         return {}
-    reason = unavailable(mode)
+    reason = unavailable()
     if reason and mode != "auto":
         raise SystemExit(f"gnfast: GNFAST_BUILD={mode}: {reason}")
     if reason:

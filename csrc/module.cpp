@@ -9,6 +9,7 @@
 #include "arena/arena.h"
 
 namespace py = pybind11;
+using namespace py::literals;
 
 namespace {
 
@@ -44,13 +45,8 @@ py::dict build_info() {
 
 py::dict arena_use() {
   const auto use = gnfast::cpu::arena_use();
-  py::dict result;
-  result["blocks"] = use.blocks;
-  result["refused"] = use.refused;
-  result["grown"] = use.grown;
-  result["in_use"] = use.in_use;
-  result["held"] = use.held;
-  return result;
+  return py::dict("blocks"_a = use.blocks, "refused"_a = use.refused, "grown"_a = use.grown, "in_use"_a = use.in_use,
+                  "held"_a = use.held);
 }
 
 }  // namespace

@@ -4,7 +4,8 @@ import copy
 import gc
 import pickle
 import weakref
-from functools import partial
+from functools import partial, reduce
+from unittest import mock
 
 import pytest
 import torch
@@ -200,37 +201,20 @@ def test_model_trains_as_pytorchs(layout, device):
     assert not torch.equal(*(net.unused.parametrizations.weight[0]._v for net in (actual, expected)))
 
 
-def counted(monkeypatch) -> dict[str, int]:
-    """Calls of the fused operations from here on."""
-    counts = {"iterate": 0, "scale": 0, "backward": 0}
+@pytest.mark.parametrize("dtypes", [[torch.float32] * 10, [torch.float32, torch.float64, torch.float32]], ids=len)
+def test_one_call_for_all_layers_of_a_dtype(dtypes, monkeypatch):
+    net = Called(
+        lambda net, x: reduce(lambda h, layer: layer(h.to(layer.bias.dtype)), net.layers, x),
+        layers=nn.ModuleList(nn.Linear(4, 4, dtype=dtype) for dtype in dtypes),
+    )
+    gnfast.spectral_norm_(net)
     kernels = implementation("spectral", "cpu")
-
-    def counting(name, function):
-        def call(*arguments):
-            counts[name] += 1
-            return function(*arguments)
-
-        return call
-
-    for name in counts:
-        monkeypatch.setattr(kernels, name, counting(name, getattr(kernels, name)))
-    return counts
-
-
-def test_one_call_for_all_layers(monkeypatch):
-    net = gnfast.spectral_norm_(nn.Sequential(*(nn.Linear(4, 4) for _ in range(10))))
-    counts = counted(monkeypatch)
+    calls = {name: mock.Mock(wraps=getattr(kernels, name)) for name in ("iterate", "scale", "backward")}
+    for name, call in calls.items():
+        monkeypatch.setattr(kernels, name, call)
     net(torch.randn(2, 4)).sum().backward()
-    assert counts == {"iterate": 1, "scale": 1, "backward": 1}
+    assert {call.call_count for call in calls.values()} == {len(set(dtypes))}
     assert all(p.grad is not None for p in net.parameters())
-
-
-def test_mixed_dtypes_take_one_call_each(monkeypatch):
-    parts = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4).double(), "c": nn.Linear(4, 4)}
-    net = gnfast.spectral_norm_(Called(lambda net, x: net.c(net.b(net.a(x).double()).float()), **parts))
-    counts = counted(monkeypatch)
-    net(torch.randn(2, 4)).sum().backward()
-    assert counts == {"iterate": 2, "scale": 2, "backward": 2}
 
 
 def iterated(layer: nn.Module, read) -> bool:
@@ -294,9 +278,7 @@ def test_no_grad_and_grad_forwards():
 
 def test_gradients_enabled_inside_a_forward_without():
     """The W̄ that was prepared carries no gradient; the layer's own does, and u and v advance once."""
-    net = Called(lambda net, x: torch.enable_grad()(net.layer)(x), layer=nn.Linear(4, 3)).double()
-
-    x = normal(2, 4)
+    net, x = Called(lambda net, x: torch.enable_grad()(net.layer)(x), layer=nn.Linear(4, 3)).double(), normal(2, 4)
 
     def run(net):
         out = torch.no_grad()(net)(x)
@@ -490,28 +472,24 @@ def test_weight_changed_before_backward_raises():
         out.sum().backward()
 
 
-def test_checkpoints_of_pytorch_both_ways():
-    expected, actual, (x, y) = make_net(torch_spectral_norm), make_net(), batch()
-    for net in (expected, actual):
-        for _ in range(3):
-            net(x, y)
-    actual.load_state_dict(expected.state_dict())
-    assert_equal(actual(x, y), expected(x, y))
-    fresh = make_net(torch_spectral_norm)
-    fresh.load_state_dict(actual.state_dict())
-    assert_equal(fresh.eval()(x, y), actual.eval()(x, y))
-
-
-@PER_LAYER_AND_MODEL
-def test_loads_legacy_checkpoints(normalize):
-    legacy, (x, y) = make_net(legacy_spectral_norm), batch()
+@pytest.mark.parametrize(
+    ("saved", "loads"),
+    [
+        (torch_spectral_norm, None),
+        (None, torch_spectral_norm),
+        (legacy_spectral_norm, gnfast.spectral_norm),
+        (legacy_spectral_norm, None),
+    ],
+    ids=["PyTorch's", "to PyTorch", "legacy, per layer", "legacy, model"],
+)
+def test_checkpoints(saved, loads):
+    trained, net, (x, y) = make_net(saved), make_net(loads), batch()
     for _ in range(3):
-        legacy(x, y)
-    state = legacy.state_dict()
-    net = make_net(normalize)
+        trained(x, y)
+    state = trained.state_dict()
+    assert ("conv.weight_orig" in state) == (saved is legacy_spectral_norm)
     net.load_state_dict(state)
-    assert "conv.weight_orig" in state
-    assert_equal(net.eval()(x, y), legacy.eval()(x, y))
+    assert_equal(net.eval()(x, y), trained.eval()(x, y))
 
 
 def test_other_shapes_do_not_load():
@@ -705,28 +683,24 @@ def test_errors_that_are_pytorchs(normalize):
 def test_clear_errors():
     integer = nn.Module()
     integer.register_buffer("weight", torch.ones(3, 3, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"'weight' is torch\.int64, wanted a floating-point"):
-        gnfast.spectral_norm(integer)
-    with pytest.raises(InputError, match="has no values yet"):
-        gnfast.spectral_norm(nn.LazyLinear(3))
-    for first in (torch_spectral_norm, gnfast.spectral_norm):
-        with pytest.raises(InputError, match="'weight' is spectrally normalised already"):
-            gnfast.spectral_norm(first(nn.Linear(3, 3)))
-    for coeff in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(InputError, match="coeff: got"):
-            gnfast.spectral_norm(nn.Linear(3, 3), coeff=coeff)
-    net = nn.Sequential(nn.Linear(3, 3), gnfast.spectral_norm(nn.Linear(3, 3)))
-    with pytest.raises(InputError, match="1: 'weight' is spectrally normalised already"):
-        gnfast.spectral_norm_(net)
-    assert type(net[0]) is nn.Linear
-    with pytest.raises(InputError, match="Sequential has no convolution, linear or embedding to normalise"):
-        gnfast.spectral_norm_(nn.Sequential(nn.ReLU()))
-    with pytest.raises(InputError, match="that filter accepts"):
-        gnfast.spectral_norm_(Net(), filter=lambda name, layer: False)
+    half_done = nn.Sequential(nn.Linear(3, 3), gnfast.spectral_norm(nn.Linear(3, 3)))
+    one, model, remove = gnfast.spectral_norm, gnfast.spectral_norm_, gnfast.remove_spectral_norm
+    for function, net, options, message in (
+        (one, integer, {}, r"'weight' is torch\.int64, wanted a floating-point"),
+        (one, nn.LazyLinear(3), {}, "has no values yet"),
+        (one, torch_spectral_norm(nn.Linear(3, 3)), {}, "'weight' is spectrally normalised already"),
+        (one, gnfast.spectral_norm(nn.Linear(3, 3)), {}, "'weight' is spectrally normalised already"),
+        *((one, nn.Linear(3, 3), {"coeff": coeff}, "coeff: got") for coeff in (0.0, -1.0, float("inf"), float("nan"))),
+        (model, half_done, {}, "1: 'weight' is spectrally normalised already"),
+        (model, nn.Sequential(nn.ReLU()), {}, "Sequential has no convolution, linear or embedding to normalise"),
+        (model, Net(), {"filter": lambda name, layer: False}, "that filter accepts"),
+        (remove, nn.Linear(3, 3), {}, "was not found in Linear"),
+    ):
+        with pytest.raises(InputError, match=message):
+            function(net, **options)
+    assert type(half_done[0]) is nn.Linear
     weight_normed = nn.utils.parametrizations.weight_norm(gnfast.spectral_norm(nn.Linear(3, 3)), "bias", dim=None)
     gnfast.remove_spectral_norm(weight_normed)
-    with pytest.raises(InputError, match=r"was not found in Linear"):
-        gnfast.remove_spectral_norm(nn.Linear(3, 3))
 
 
 def test_sparse_gradients():

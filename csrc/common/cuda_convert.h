@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cuda_dtype.h"
+
 namespace gnfast::cuda {
 
 __device__ __forceinline__ float to_acc(float value) {
@@ -45,5 +47,45 @@ template <typename T, int kSize>
 struct alignas(sizeof(T) * kSize) Vector {
   T lane[kSize];
 };
+
+// Elements [i, i + kSize), zeros from `end` on; with `aligned`, from + i is at a multiple of the vector's size.
+template <int kSize, typename T, typename Index>
+__device__ __forceinline__ Vector<T, kSize> load(const T* from, Index i, Index end, bool aligned = true) {
+  if (aligned && i + kSize <= end) return *reinterpret_cast<const Vector<T, kSize>*>(from + i);
+  Vector<T, kSize> values;
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) values.lane[k] = i + k < end ? from[i + k] : T();
+  return values;
+}
+
+template <int kSize, typename T, typename Index>
+__device__ __forceinline__ void store(T* to, Index i, Index end, const Vector<T, kSize>& values, bool aligned = true) {
+  if (aligned && i + kSize <= end) {
+    *reinterpret_cast<Vector<T, kSize>*>(to + i) = values;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kSize; ++k) {
+    if (i + k < end) to[i + k] = values.lane[k];
+  }
+}
+
+__host__ __device__ inline bool aligned_to_16_bytes(const void* first, const void* second) {
+  return (reinterpret_cast<uintptr_t>(first) | reinterpret_cast<uintptr_t>(second)) % 16 == 0;
+}
+
+// Returns function<T, Acc>(...) for the elements' type and that of their sums.
+#define GNFAST_DISPATCH(dtype, function, ...)             \
+  switch (dtype) {                                        \
+    case DType::kFloat32:                                 \
+      return function<float, float>(__VA_ARGS__);         \
+    case DType::kFloat64:                                 \
+      return function<double, double>(__VA_ARGS__);       \
+    case DType::kFloat16:                                 \
+      return function<__half, float>(__VA_ARGS__);        \
+    case DType::kBFloat16:                                \
+      return function<__nv_bfloat16, float>(__VA_ARGS__); \
+  }                                                       \
+  return cudaErrorInvalidValue
 
 }  // namespace gnfast::cuda

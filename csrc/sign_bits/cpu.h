@@ -15,13 +15,11 @@ struct SignBitKernels {
   void (*mask)(const T* t, const uint32_t* bits, T* out, int64_t numel, double negative_slope);
 };
 
+// Those for slope 0 with `relu`.
 template <typename T>
-SignBitKernels<T> portable_sign_bit_kernels();
-
-#ifdef GNFAST_WITH_AVX2
+SignBitKernels<T> portable_sign_bit_kernels(bool relu);
 // Callable only where the processor has AVX2, FMA and F16C.
 template <typename T>
-SignBitKernels<T> avx2_sign_bit_kernels();
-#endif
+SignBitKernels<T> avx2_sign_bit_kernels(bool relu);
 
 }  // namespace gnfast::cpu

@@ -43,26 +43,16 @@ void mask(const T* t, const uint32_t* bits, T* out, int64_t numel, double negati
   }
 }
 
-template <typename T>
-void pack_any_slope(const T* x, T* y, uint32_t* bits, int64_t numel, double negative_slope) {
-  (negative_slope == 0 ? pack<T, true> : pack<T, false>)(x, y, bits, numel, negative_slope);
-}
-
-template <typename T>
-void mask_any_slope(const T* t, const uint32_t* bits, T* out, int64_t numel, double negative_slope) {
-  (negative_slope == 0 ? mask<T, true> : mask<T, false>)(t, bits, out, numel, negative_slope);
-}
-
 }  // namespace
 
 template <typename T>
-SignBitKernels<T> portable_sign_bit_kernels() {
-  return {pack_any_slope<T>, mask_any_slope<T>};
+SignBitKernels<T> portable_sign_bit_kernels(bool relu) {
+  return relu ? SignBitKernels<T>{pack<T, true>, mask<T, true>} : SignBitKernels<T>{pack<T, false>, mask<T, false>};
 }
 
-template SignBitKernels<float> portable_sign_bit_kernels();
-template SignBitKernels<double> portable_sign_bit_kernels();
-template SignBitKernels<c10::Half> portable_sign_bit_kernels();
-template SignBitKernels<c10::BFloat16> portable_sign_bit_kernels();
+template SignBitKernels<float> portable_sign_bit_kernels(bool);
+template SignBitKernels<double> portable_sign_bit_kernels(bool);
+template SignBitKernels<c10::Half> portable_sign_bit_kernels(bool);
+template SignBitKernels<c10::BFloat16> portable_sign_bit_kernels(bool);
 
 }  // namespace gnfast::cpu

@@ -7,18 +7,13 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <tuple>
 #include <vector>
 
 #include "../common/capability.h"
-#include "checks.h"
+#include "operators.h"
 
 namespace gnfast::cpu {
 namespace {
@@ -165,8 +160,9 @@ struct Layer {
 };
 
 template <typename T>
-void iterate(const std::vector<SpectralLayer>& spectral_layers, at::TensorList u, at::TensorList v,
-             at::IntArrayRef iterations, at::ArrayRef<double> eps, const at::Tensor& vectors, const at::Tensor& sigma) {
+void iterate_typed(const std::vector<SpectralLayer>& spectral_layers, at::TensorList u, at::TensorList v,
+                   at::IntArrayRef iterations, at::ArrayRef<double> eps, const at::Tensor& vectors,
+                   const at::Tensor& sigma) {
   using Acc = at::opmath_type<T>;
   const auto kernels = spectral_kernels<T>();
   const size_t count = spectral_layers.size();
@@ -216,17 +212,10 @@ void iterate(const std::vector<SpectralLayer>& spectral_layers, at::TensorList u
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> spectral_norm_iterate(at::TensorList weights, at::TensorList u, at::TensorList v,
-                                                         at::IntArrayRef dims, at::IntArrayRef iterations,
-                                                         at::ArrayRef<double> eps) {
-  const auto layers = spectral_layers(weights, dims);
-  check_iteration_arguments(layers, u, v, iterations, eps);
-  const auto options = weights[0].options().dtype(accumulator_dtype(weights[0].scalar_type()));
-  at::Tensor vectors = at::empty({spectral_vectors_size(layers)}, options);
-  at::Tensor sigma = at::empty({static_cast<int64_t>(layers.size())}, options);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, weights[0].scalar_type(), "spectral_norm_iterate",
-                                  [&] { iterate<scalar_t>(layers, u, v, iterations, eps, vectors, sigma); });
-  return {std::move(vectors), std::move(sigma)};
+void iterate(const std::vector<SpectralLayer>& layers, at::TensorList u, at::TensorList v, at::IntArrayRef iterations,
+             at::ArrayRef<double> eps, const at::Tensor& vectors, const at::Tensor& sigma) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, u[0].scalar_type(), "spectral_norm_iterate",
+                                  [&] { iterate_typed<scalar_t>(layers, u, v, iterations, eps, vectors, sigma); });
 }
 
 // Elements [begin, end) of one layer's storage.
@@ -246,15 +235,9 @@ std::vector<Range> ranges_from_the_end(const std::vector<at::Tensor>& tensors) {
   return ranges;
 }
 
-std::vector<at::Tensor> spectral_norm_scale(at::TensorList weights, const at::Tensor& sigma,
-                                            at::ArrayRef<double> coeffs) {
-  check_scale_arguments(weights, sigma, coeffs);
-  std::vector<at::Tensor> from, to;
-  for (const at::Tensor& weight : weights) {
-    to.push_back(at::empty_like(weight));
-    from.push_back(with_strides_of(weight, to.back()));
-  }
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, weights[0].scalar_type(), "spectral_norm_scale", [&] {
+void scale(const std::vector<at::Tensor>& from, const std::vector<at::Tensor>& to, const at::Tensor& sigma,
+           at::ArrayRef<double> coeffs) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, from[0].scalar_type(), "spectral_norm_scale", [&] {
     using Acc = at::opmath_type<scalar_t>;
     const auto kernels = spectral_kernels<scalar_t>();
     const Acc* const sigmas = sigma.const_data_ptr<Acc>();
@@ -265,13 +248,12 @@ std::vector<at::Tensor> spectral_norm_scale(at::TensorList weights, const at::Te
                     static_cast<Acc>(coeffs[layer]) / sigmas[layer]);
     });
   });
-  return to;
 }
 
 template <typename T>
-void backward(const std::vector<SpectralLayer>& layers, const std::vector<at::Tensor>& grads,
-              const std::vector<at::Tensor>& results, const at::Tensor& vectors, const at::Tensor& sigma,
-              at::ArrayRef<double> coeffs) {
+void backward_typed(const std::vector<SpectralLayer>& layers, const std::vector<at::Tensor>& grads,
+                    const std::vector<at::Tensor>& results, const at::Tensor& vectors, const at::Tensor& sigma,
+                    at::ArrayRef<double> coeffs) {
   using Acc = at::opmath_type<T>;
   const auto kernels = spectral_kernels<T>();
   const Acc* const sigmas = sigma.const_data_ptr<Acc>();
@@ -323,26 +305,15 @@ void backward(const std::vector<SpectralLayer>& layers, const std::vector<at::Te
   });
 }
 
-std::vector<at::Tensor> spectral_norm_backward(at::TensorList grads, at::TensorList weights, const at::Tensor& vectors,
-                                               const at::Tensor& sigma, at::IntArrayRef dims,
-                                               at::ArrayRef<double> coeffs) {
-  const auto layers = spectral_layers(weights, dims);
-  check_backward_arguments(layers, grads, vectors, sigma, coeffs);
-  std::vector<at::Tensor> dense_grads, results;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    dense_grads.push_back(with_strides_of(grads[i], layers[i].weight));
-    results.push_back(at::empty_like(layers[i].weight));
-  }
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, weights[0].scalar_type(), "spectral_norm_backward",
-                                  [&] { backward<scalar_t>(layers, dense_grads, results, vectors, sigma, coeffs); });
-  restore_strides(results, weights);
-  return results;
+void backward(const std::vector<SpectralLayer>& layers, const std::vector<at::Tensor>& grads,
+              const std::vector<at::Tensor>& results, const at::Tensor& vectors, const at::Tensor& sigma,
+              at::ArrayRef<double> coeffs) {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grads[0].scalar_type(), "spectral_norm_backward",
+                                  [&] { backward_typed<scalar_t>(layers, grads, results, vectors, sigma, coeffs); });
 }
 
 TORCH_LIBRARY_IMPL(gnfast, CPU, m) {
-  m.impl("spectral_norm_iterate", spectral_norm_iterate);
-  m.impl("spectral_norm_scale", spectral_norm_scale);
-  m.impl("spectral_norm_backward", spectral_norm_backward);
+  register_spectral_norm<iterate, scale, backward>(m);
 }
 
 }  // namespace

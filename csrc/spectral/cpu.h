@@ -26,11 +26,8 @@ struct SpectralKernels {
 
 template <typename T>
 SpectralKernels<T> portable_spectral_kernels();
-
-#ifdef GNFAST_WITH_AVX2
 // Callable only where the processor has AVX2, FMA and F16C.
 template <typename T>
 SpectralKernels<T> avx2_spectral_kernels();
-#endif
 
 }  // namespace gnfast::cpu

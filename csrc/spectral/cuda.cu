@@ -68,32 +68,6 @@ __device__ __forceinline__ uint32_t element(uint32_t start, int j) {
   return start + (j * kThreads + threadIdx.x) * kSize;
 }
 
-// Elements [e, e + kSize), zeros from `end` on.
-template <typename T, typename Acc, int kSize>
-__device__ __forceinline__ Vector<T, kSize> load(const T* from, uint32_t e, uint32_t end, bool aligned) {
-  if (aligned && e + kSize <= end) return *reinterpret_cast<const Vector<T, kSize>*>(from + e);
-  Vector<T, kSize> values;
-#pragma unroll
-  for (int k = 0; k < kSize; ++k) values.lane[k] = e + k < end ? from[e + k] : from_acc<T>(Acc(0));
-  return values;
-}
-
-template <typename T, int kSize>
-__device__ __forceinline__ void store(T* to, uint32_t e, uint32_t end, bool aligned, Vector<T, kSize> values) {
-  if (aligned && e + kSize <= end) {
-    *reinterpret_cast<Vector<T, kSize>*>(to + e) = values;
-    return;
-  }
-#pragma unroll
-  for (int k = 0; k < kSize; ++k) {
-    if (e + k < end) to[e + k] = values.lane[k];
-  }
-}
-
-__device__ __forceinline__ bool aligned_to_16_bytes(const void* first, const void* second) {
-  return (reinterpret_cast<uintptr_t>(first) | reinterpret_cast<uintptr_t>(second)) % 16 == 0;
-}
-
 template <typename T, typename Acc>
 struct IterationView {
   const IterationLayer& layer;
@@ -307,13 +281,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     Vector<T, kSize> values[kVectorsPerThread];
 #pragma unroll
     for (int j = 0; j < kVectorsPerThread; ++j) {
-      values[j] = load<T, Acc, kSize>(from, element<kSize>(start, j), end, aligned);
+      values[j] = load<kSize>(from, element<kSize>(start, j), end, aligned);
     }
 #pragma unroll
     for (int j = 0; j < kVectorsPerThread; ++j) {
 #pragma unroll
       for (int k = 0; k < kSize; ++k) values[j].lane[k] = from_acc<T>(to_acc(values[j].lane[k]) * factor);
-      store(to, element<kSize>(start, j), end, aligned, values[j]);
+      store(to, element<kSize>(start, j), end, values[j], aligned);
     }
   }
 }
@@ -336,8 +310,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     Vector<T, kSize> g[kPairsPerThread], w[kPairsPerThread];
 #pragma unroll
     for (int j = 0; j < kPairsPerThread; ++j) {
-      g[j] = load<T, Acc, kSize>(grad, element<kSize>(start, j), end, aligned);
-      w[j] = load<T, Acc, kSize>(weight, element<kSize>(start, j), end, aligned);
+      g[j] = load<kSize>(grad, element<kSize>(start, j), end, aligned);
+      w[j] = load<kSize>(weight, element<kSize>(start, j), end, aligned);
     }
 #pragma unroll
     for (int j = 0; j < kPairsPerThread; ++j) {
@@ -362,7 +336,7 @@ __device__ __forceinline__ void project(const BackwardLayer& layer, uint32_t beg
     Vector<T, kSize> g[kVectorsPerThread];
 #pragma unroll
     for (int j = 0; j < kVectorsPerThread; ++j) {
-      g[j] = load<T, Acc, kSize>(grad, element<kSize>(start, j), end, true);
+      g[j] = load<kSize>(grad, element<kSize>(start, j), end);
     }
 #pragma unroll
     for (int j = 0; j < kVectorsPerThread; ++j) {
@@ -376,7 +350,7 @@ __device__ __forceinline__ void project(const BackwardLayer& layer, uint32_t beg
       for (int k = 0; k < kSize; ++k) {
         g[j].lane[k] = from_acc<T>(to_acc(g[j].lane[k]) * factor - row_amount * v[column(layout, p + k)]);
       }
-      store(result, e, end, true, g[j]);
+      store(result, e, end, g[j]);
     }
   }
 }
@@ -486,27 +460,16 @@ uint32_t flat_blocks(uint32_t size) {
   return (size + kFlatElements - 1) / kFlatElements;
 }
 
-#define GNFAST_DISPATCH(function, ...)                    \
-  switch (dtype) {                                        \
-    case DType::kFloat32:                                 \
-      return function<float, float>(__VA_ARGS__);         \
-    case DType::kFloat64:                                 \
-      return function<double, double>(__VA_ARGS__);       \
-    case DType::kFloat16:                                 \
-      return function<__half, float>(__VA_ARGS__);        \
-    case DType::kBFloat16:                                \
-      return function<__nv_bfloat16, float>(__VA_ARGS__); \
-  }                                                       \
-  return cudaErrorInvalidValue;
+cudaError_t launch_spectral_iterate(DType dtype, const IterationLayer* layers, int count, cudaStream_t stream) {
+  GNFAST_DISPATCH(dtype, iterate, layers, count, stream);
+}
 
-cudaError_t launch_spectral_iterate(DType dtype, const IterationLayer* layers, int count,
-                                    cudaStream_t stream){GNFAST_DISPATCH(iterate, layers, count, stream)}
-
-cudaError_t launch_spectral_scale(DType dtype, const ScaleLayer* layers, int count,
-                                  cudaStream_t stream){GNFAST_DISPATCH(scale, layers, count, stream)}
+cudaError_t launch_spectral_scale(DType dtype, const ScaleLayer* layers, int count, cudaStream_t stream) {
+  GNFAST_DISPATCH(dtype, scale, layers, count, stream);
+}
 
 cudaError_t launch_spectral_backward(DType dtype, const BackwardLayer* layers, int count, cudaStream_t stream) {
-  GNFAST_DISPATCH(backward, layers, count, stream)
+  GNFAST_DISPATCH(dtype, backward, layers, count, stream);
 }
 
 }  // namespace gnfast::cuda

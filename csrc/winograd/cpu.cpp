@@ -18,9 +18,9 @@
 namespace gnfast::cpu {
 namespace {
 
-WinogradKernels winograd_kernels() {
+WinogradKernels winograd_kernels(int64_t kernel_size) {
 #ifdef GNFAST_WITH_AVX2
-  if (use_avx2()) return avx2_winograd_kernels();
+  if (use_avx2()) return avx2_winograd_kernels(kernel_size);
 #endif
   TORCH_CHECK_NOT_IMPLEMENTED(false, "Winograd convolutions need a processor with AVX2");
 }
@@ -98,38 +98,36 @@ FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_
 }
 
 // y = convolution of x by kernels [plane][to.channels / 8][input_parts * from.channels][8].
-void convolve(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
-              const FeatureMap<const float*>& from, const float* weights, const float* bias,
-              const FeatureMap<float*>& to, const at::TensorOptions& options) {
+void convolve(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
+              const float* weights, const float* bias, const FeatureMap<float*>& to, const at::TensorOptions& options) {
   const int64_t depth = tiling.input_parts * from.channels;
   const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
   const int64_t panel = chunk * kPanel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
   // Parts of the input lie side by side in one plane, parts of the output have planes of their own.
-  const int64_t in_part = tiling.input_parts > 1 ? chunk * from.channels : transforms.points * in_plane;
+  const int64_t in_part = tiling.input_parts > 1 ? chunk * from.channels : kernels.points * in_plane;
   const PanelStrides in_strides{in_plane, in_part, panel};
-  const PanelStrides out_strides{out_plane, transforms.points * out_plane, panel};
+  const PanelStrides out_strides{out_plane, kernels.points * out_plane, panel};
   at::parallel_for(0, divide_up(tiling.tiles, chunk), 1, [&](int64_t begin, int64_t end) {
     const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
     float* const inputs = workspace.mutable_data_ptr<float>();
     float* const outputs = inputs + tiling.planes * in_plane;
     for (int64_t index = begin; index < end; ++index) {
       const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles - index * chunk));
-      transforms.input(from, tiling.input, range, inputs, in_strides);
+      kernels.input(from, tiling.input, range, inputs, in_strides);
       for (int64_t plane = 0; plane < tiling.planes; ++plane) {
         kernels.tile_product(inputs + plane * in_plane, weights + plane * depth * to.channels,
                              outputs + plane * out_plane, panel, round_up(range.count, kTileGroup), depth, to.channels);
       }
-      transforms.output(outputs, out_strides, tiling.output, range, bias, to);
+      kernels.output(outputs, out_strides, tiling.output, range, bias, to);
     }
   });
 }
 
 // The same, block by block of y's channels; transform_kernel(panel, to, plane) writes the kernels of 8 of them.
 template <typename TransformKernel>
-void convolve_in_blocks(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
-                        const at::Tensor& x, const float* bias, const at::Tensor& y,
-                        const TransformKernel& transform_kernel) {
+void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, const at::Tensor& x, const float* bias,
+                        const at::Tensor& y, const TransformKernel& transform_kernel) {
   const auto from = feature_map(x);
   const auto to = writable_feature_map(y);
   const int64_t depth = tiling.input_parts * from.channels;
@@ -143,17 +141,13 @@ void convolve_in_blocks(const WinogradKernels& kernels, const WinogradTransforms
         transform_kernel(first + p * kPanel, weights + p * kPanel * depth, depth * count);
       }
     });
-    convolve(kernels, transforms, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
+    convolve(kernels, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
              x.options());
   }
 }
 
 bool is_strided(int64_t kernel_size) {
   return kernel_size == 4;
-}
-
-const WinogradTransforms& transforms_of(const WinogradKernels& kernels, bool strided) {
-  return strided ? kernels.four : kernels.three;
 }
 
 void check_map(const at::Tensor& x, const char* name) {
@@ -206,16 +200,15 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
   TORCH_CHECK_VALUE(!bias || (bias->scalar_type() == at::kFloat && bias->sizes() == at::IntArrayRef{out_channels}),
                     "bias must have ", out_channels, " float32 entries");
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
-  const auto kernels = winograd_kernels();
-  const auto& transforms = transforms_of(kernels, is_strided(size));
+  const auto kernels = winograd_kernels(size);
   at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
                            output_size(x.size(3), size, padding), x);
   const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, transforms, tiling, x, bias ? shift.const_data_ptr<float>() : nullptr, y,
+  convolve_in_blocks(kernels, tiling, x, bias ? shift.const_data_ptr<float>() : nullptr, y,
                      [&](int64_t first, float* to, int64_t plane) {
-                       transforms.kernel(from + first * size * size * in_channels, in_channels, to, plane);
+                       kernels.weight(from + first * size * size * in_channels, in_channels, to, plane);
                      });
   return y;
 }
@@ -228,22 +221,21 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad must have the weight's ", out_channels, " channels, got sizes ",
                     grad.sizes());
   check_cotangent(grad, {grad.size(0), in_channels, height, width}, size, padding);
-  const auto kernels = winograd_kernels();
-  const auto& transforms = transforms_of(kernels, is_strided(size));
+  const auto kernels = winograd_kernels(size);
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
   const Tiling tiling = tile_input_grads(Sizes(result.sizes()), is_strided(size), padding);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, transforms, tiling, grad, nullptr, result, [&](int64_t first, float* to, int64_t plane) {
-    transforms.kernel_adjoint(from + first, out_channels, in_channels, padding, to, plane);
+  convolve_in_blocks(kernels, tiling, grad, nullptr, result, [&](int64_t first, float* to, int64_t plane) {
+    kernels.weight_adjoint(from + first, out_channels, in_channels, padding, to, plane);
   });
   return result;
 }
 
 // sums[plane][from.channels / 8][cotangent.channels][8] = the products of the transforms of tiles [begin, end).
-void sum_products(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
-                  const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, int64_t tiles_begin,
-                  int64_t tiles_end, float* sums, int64_t sum_plane, const at::TensorOptions& options) {
+void sum_products(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
+                  const FeatureMap<const float*>& cotangent, int64_t tiles_begin, int64_t tiles_end, float* sums,
+                  int64_t sum_plane, const at::TensorOptions& options) {
   const int64_t out_channels = cotangent.channels, depth = tiling.input_parts * from.channels;
   const int64_t chunk = std::min(kGradientTiles, round_up(tiles_end - tiles_begin, kTileGroup));
   const int64_t panel = chunk * kPanel;
@@ -258,8 +250,8 @@ void sum_products(const WinogradKernels& kernels, const WinogradTransforms& tran
     at::parallel_for(0, divide_up(count, kTileGroup), 1, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * kTileGroup;
       const auto range = tiling.range(first + offset, std::min(end * kTileGroup, count) - offset);
-      transforms.input(from, tiling.input, range, inputs + offset * kPanel, {in_plane, chunk * from.channels, panel});
-      transforms.cotangent(cotangent, tiling.output, range, outputs + offset * kPanel, {out_plane, 0, panel});
+      kernels.input(from, tiling.input, range, inputs + offset * kPanel, {in_plane, chunk * from.channels, panel});
+      kernels.cotangent(cotangent, tiling.output, range, outputs + offset * kPanel, {out_plane, 0, panel});
     });
     at::parallel_for(0, tiling.planes * row_blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
@@ -284,9 +276,9 @@ int64_t num_splits(int64_t tiles, int64_t floats_per_sum) {
 }
 
 // The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
-void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& transforms, const Tiling& tiling,
-                 const FeatureMap<const float*>& from, const FeatureMap<const float*>& cotangent, float* to,
-                 int64_t filter, const at::TensorOptions& options) {
+void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
+                 const FeatureMap<const float*>& cotangent, float* to, int64_t filter,
+                 const at::TensorOptions& options) {
   const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kPanel;
   const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
   const int64_t sum_size = tiling.planes * sum_plane;
@@ -296,8 +288,8 @@ void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& trans
   // With one split, the loops inside are parallel instead.
   at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
     for (int64_t split = begin; split < end; ++split) {
-      sum_products(kernels, transforms, tiling, from, cotangent, split * per_split,
-                   std::min((split + 1) * per_split, tiling.tiles), sums + split * sum_size, sum_plane, options);
+      sum_products(kernels, tiling, from, cotangent, split * per_split, std::min((split + 1) * per_split, tiling.tiles),
+                   sums + split * sum_size, sum_plane, options);
     }
   });
   at::parallel_for(0, tiling.planes, 1, [&](int64_t begin, int64_t end) {
@@ -308,8 +300,8 @@ void weight_grad(const WinogradKernels& kernels, const WinogradTransforms& trans
   });
   at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      transforms.kernel_grad(sums + o * kPanel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
-                             to + o * filter);
+      kernels.weight_grad(sums + o * kPanel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
+                          to + o * filter);
     }
   });
 }
@@ -320,10 +312,8 @@ at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor&
   check_map(x, "x");
   check_kernel(kernel_size, padding);
   check_cotangent(grad, x.sizes(), kernel_size, padding);
-  const bool strided = is_strided(kernel_size);
-  const auto kernels = winograd_kernels();
-  const auto& transforms = transforms_of(kernels, strided);
-  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), strided, padding);
+  const auto kernels = winograd_kernels(kernel_size);
+  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), is_strided(kernel_size), padding);
   at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
   const auto from = feature_map(x), cotangent = feature_map(grad);
   float* const to = result.mutable_data_ptr<float>();
@@ -332,7 +322,7 @@ at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor&
   const int64_t block = channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels);
   for (int64_t first = 0; first < cotangent.channels; first += block) {
     const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
-    weight_grad(kernels, transforms, tiling, from, channels, to + first * filter, filter, x.options());
+    weight_grad(kernels, tiling, from, channels, to + first * filter, filter, x.options());
   }
   return result;
 }

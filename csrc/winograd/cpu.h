@@ -38,7 +38,8 @@ struct PanelStrides {
   int64_t plane, part, panel;
 };
 
-struct WinogradTransforms {
+// For 3×3 kernels with stride 1, or 4×4 ones with stride 2.
+struct WinogradKernels {
   int64_t points;  // of a transformed tile
   // B^T d B
   void (*input)(const FeatureMap<const float*>& x, const TileGrid& grid, const TileRange& tiles, float* to,
@@ -51,35 +52,25 @@ struct WinogradTransforms {
                  const float* bias, const FeatureMap<float*>& y);
   // G g G^T of 8 output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y:
   // to[plane][part * in_channels + c][8]
-  void (*kernel)(const float* weight, int64_t in_channels, float* to, int64_t plane);
+  void (*weight)(const float* weight, int64_t in_channels, float* to, int64_t plane);
   // The same for the data gradient of output channels [0, out_channels) and 8 input channels: to[plane][c][8], the
   // planes of one phase after those of the other.
-  void (*kernel_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
+  void (*weight_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
                          int64_t plane);
   // G^T u G: one output channel's gradient, (kernel, kernel, in_channels)
-  void (*kernel_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, float* weight_grad);
-};
-
-// c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane: a and c in panels of tiles with `panel` floats from
-// one to the next, b [n / 8][k][8].
-using TileProduct = void (*)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k,
-                             int64_t n);
-
-// c[n / 8][m][8] = sum over tiles of a[m][tile] * b[n][tile], added to what is there if `accumulate`: a and b in panels
-// with `panel` floats from one to the next, c with `c_panel`.
-using ChannelProduct = void (*)(const float* a, const float* b, float* c, int64_t panel, int64_t c_panel, int64_t tiles,
-                                int64_t m, int64_t n, bool accumulate);
-
-struct WinogradKernels {
-  WinogradTransforms three;  // 3×3, stride 1
-  WinogradTransforms four;   // 4×4, stride 2
-  TileProduct tile_product;
-  ChannelProduct channel_product;
+  void (*weight_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, float* to);
+  // c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane: a and c in panels of tiles with `panel` floats from
+  // one to the next, b [n / 8][k][8].
+  void (*tile_product)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n);
+  // c[n / 8][m][8] = sum over tiles of a[m][tile] * b[n][tile], added to what is there if `accumulate`: a and b in
+  // panels with `panel` floats from one to the next, c with `c_panel`.
+  void (*channel_product)(const float* a, const float* b, float* c, int64_t panel, int64_t c_panel, int64_t tiles,
+                          int64_t m, int64_t n, bool accumulate);
 };
 
 #ifdef GNFAST_WITH_AVX2
 // Callable only where the processor has AVX2 and FMA.
-WinogradKernels avx2_winograd_kernels();
+WinogradKernels avx2_winograd_kernels(int64_t kernel_size);
 #endif
 
 }  // namespace gnfast::cpu

@@ -88,16 +88,6 @@ struct Kernel3 {
   }
 };
 
-struct Kernel2 {
-  static constexpr int kFrom = 2, kTo = 3;
-  static void run(const Vec* g, int from_step, Vec* to, int to_step) {
-    const Vec g0 = g[0], g1 = g[from_step];
-    to[0] = g0;
-    to[to_step] = g0 + g1;
-    to[2 * to_step] = g1;
-  }
-};
-
 struct KernelGrad3 {
   static constexpr int kFrom = 4, kTo = 3;
   static void run(const Vec* u, int from_step, Vec* to, int to_step) {
@@ -109,14 +99,9 @@ struct KernelGrad3 {
   }
 };
 
-struct KernelGrad2 {
-  static constexpr int kFrom = 3, kTo = 2;
-  static void run(const Vec* u, int from_step, Vec* to, int to_step) {
-    const Vec u1 = u[from_step];
-    to[0] = u[0] + u1;
-    to[to_step] = u1 + u[2 * from_step];
-  }
-};
+// For two taps G is A.
+using Kernel2 = Cotangent2;
+using KernelGrad2 = Output2;
 
 template <typename T>
 inline __attribute__((always_inline)) void transform(const Vec* from, Vec* to) {
@@ -434,11 +419,25 @@ void channel_product(const float* a, const float* b, float* c, int64_t panel, in
 
 }  // namespace
 
-WinogradKernels avx2_winograd_kernels() {
-  return {{16, tiles_in<Input3>, tiles_in<Cotangent3>, tiles_out<Output3>, kernel_in<Kernel3, 1>,
-           kernel_adjoint_in<Kernel3, 1>, kernel_out<KernelGrad3, 1>},
-          {9, tiles_in<Input2>, tiles_in<Cotangent2>, tiles_out<Output2>, kernel_in<Kernel2, 2>,
-           kernel_adjoint_in<Kernel2, 2>, kernel_out<KernelGrad2, 2>},
+WinogradKernels avx2_winograd_kernels(int64_t kernel_size) {
+  if (kernel_size == 3) {
+    return {16,
+            tiles_in<Input3>,
+            tiles_in<Cotangent3>,
+            tiles_out<Output3>,
+            kernel_in<Kernel3, 1>,
+            kernel_adjoint_in<Kernel3, 1>,
+            kernel_out<KernelGrad3, 1>,
+            tile_product,
+            channel_product};
+  }
+  return {9,
+          tiles_in<Input2>,
+          tiles_in<Cotangent2>,
+          tiles_out<Output2>,
+          kernel_in<Kernel2, 2>,
+          kernel_adjoint_in<Kernel2, 2>,
+          kernel_out<KernelGrad2, 2>,
           tile_product,
           channel_product};
 }

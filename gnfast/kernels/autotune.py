@@ -7,6 +7,7 @@ device and version of what compiles the kernels.
 
 import contextlib
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -51,13 +52,14 @@ def choose_fastest(
     if not enabled():
         return default
     text = json.dumps(list(key), default=str)
-    choices = _choices(device)
+    path = cache_file(device)
+    choices = _loaded(path)
     if choices.get(text) in candidates:
         return choices[text]
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return default
     choices[text] = _measured(candidates, device, tolerance, view or (lambda result: result), reference)
-    _save(device, choices)
+    _save(path, choices)
     return choices[text]
 
 
@@ -74,7 +76,8 @@ def cache_file(device: torch.device) -> Path:
 @functools.cache
 def _file_name(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    parts = [name, f"torch-{torch.__version__}", f"cuda-{torch.version.cuda}", f"triton-{_triton_version()}"]
+    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "none"
+    parts = [name, f"torch-{torch.__version__}", f"cuda-{torch.version.cuda}", f"triton-{triton}"]
     safe = "_".join("".join(c if c.isalnum() or c in ".+-" else "-" for c in part) for part in parts)
     return f"tuning_{safe}.json"
 
@@ -155,23 +158,9 @@ def _loaded(path: Path) -> dict[str, str]:
     return choices if isinstance(choices, dict) else {}
 
 
-def _choices(device: torch.device) -> dict[str, str]:
-    return _loaded(cache_file(device))
-
-
-def _save(device: torch.device, choices: Mapping[str, str]) -> None:
+def _save(path: Path, choices: Mapping[str, str]) -> None:
     """A folder that cannot be written only means measuring again next time."""
-    path = cache_file(device)
     with contextlib.suppress(OSError):
         # With what another process has added since.
         together = {**_loaded.__wrapped__(path), **choices}
         write_text(path, json.dumps(together, indent=1, sort_keys=True))
-
-
-@functools.cache
-def _triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return "none"
-    return triton.__version__

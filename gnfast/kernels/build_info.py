@@ -4,6 +4,7 @@
 optional: without them every operation runs as plain PyTorch.
 """
 
+import functools
 import importlib
 import importlib.util
 import warnings
@@ -13,38 +14,28 @@ import torch
 
 MODULES = {"cpp": "gnfast._C", "cuda": "gnfast._C_cuda"}
 
-# library -> "loaded", or why it is not; filled by `load`, once per library and process.
-_status: dict[str, str] = {}
-
 
 def load(library: str) -> bool:
-    """Whether "cpp" or "cuda" is usable; the first call loads it. Never raises: `why_not_loaded` has the reason.
+    """Whether "cpp" or "cuda" is usable; the first call loads it. Never raises: `why_not_loaded` has the reason."""
+    return why_not_loaded(library) is None
+
+
+@functools.cache
+def why_not_loaded(library: str) -> str | None:
+    """The reason why the library is not usable, or None if it is; the first call loads it.
 
     A library that is there but cannot be loaded (built against another torch, say) gives one `RuntimeWarning`.
     """
-    if library not in _status:
-        _status[library] = _load(library)
-    return _status[library] == "loaded"
-
-
-def why_not_loaded(library: str) -> str | None:
-    """The reason why the library is not usable, or None if it is."""
-    return None if load(library) else _status[library]
-
-
-def _load(library: str) -> str:
     name = MODULES[library]
-    if importlib.util.find_spec(name) is None:
-        return "not built"
-    if library == "cuda":
-        if not load("cpp"):
-            return f"{MODULES['cpp']}, which declares the operators, is unusable: {_status['cpp']}"
+    if library == "cuda" and importlib.util.find_spec(name) is not None:
+        if reason := why_not_loaded("cpp"):
+            return f"{MODULES['cpp']}, which declares the operators, is unusable: {reason}"
         if not torch.cuda.is_available():
             return "built, but no CUDA device is available"
     status = attempt(library)
-    if status != "loaded":
+    if status not in ("loaded", "not built"):
         warnings.warn(f"{name} {status}; its operations run as plain PyTorch", RuntimeWarning, stacklevel=2)
-    return status
+    return None if status == "loaded" else status
 
 
 def attempt(library: str) -> str:
@@ -68,8 +59,7 @@ def build_info() -> dict[str, dict[str, Any]]:
     """
     info = {}
     for library, name in MODULES.items():
-        loaded = load(library)
-        info[library] = {"status": _status[library]}
-        if loaded:
+        info[library] = {"status": why_not_loaded(library) or "loaded"}
+        if load(library):
             info[library].update(importlib.import_module(name).build_info())
     return info

@@ -32,6 +32,11 @@ def with_strides(t: Tensor, strides: Strides) -> Tensor:
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
+def channels_last_like(t: Tensor, shape: Sequence[int]) -> Tensor:
+    """Fresh memory in channels_last, of the tensor's dtype and on its device."""
+    return torch.empty(shape, dtype=t.dtype, device=t.device, memory_format=torch.channels_last)
+
+
 def filled(tensors: Sequence[Tensor], count: int, filler: Tensor) -> list[Tensor]:
     """Pointers for `count` arguments of a kernel, which reads as many as there are tensors."""
     return [*tensors, *[filler] * (count - len(tensors))]

@@ -139,7 +139,7 @@ def spectral_values(model: nn.Module, all_values: bool = False) -> dict[str, Ten
             sigma = weight.norm()
             values[name] = sigma[None] if all_values else sigma
             continue
-        matrix = as_matrix(weight if weight.dtype in (torch.float64, torch.complex128) else _widened(weight), dim)
+        matrix = as_matrix(weight.to(torch.promote_types(weight.dtype, torch.float32)), dim)
         if all_values:
             values[name] = torch.linalg.svdvals(matrix)
         elif norm is None:
@@ -147,10 +147,6 @@ def spectral_values(model: nn.Module, all_values: bool = False) -> dict[str, Ten
         else:
             values[name] = torch.vdot(norm._u.to(matrix.dtype), matrix @ norm._v.to(matrix.dtype))
     return values
-
-
-def _widened(weight: Tensor) -> Tensor:
-    return weight.to(torch.complex64 if weight.is_complex() else torch.float32)
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, TorchSpectralNorm | None]]:

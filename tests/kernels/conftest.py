@@ -1,7 +1,10 @@
+import os
+
 import pytest
 
 from gnfast.kernels import autotune, backend
 from gnfast.kernels.join import plain
+from tests.processes import run_python
 
 
 @pytest.fixture
@@ -15,6 +18,35 @@ def use(monkeypatch):
         return module
 
     return choose
+
+
+@pytest.fixture
+def routed(request, device, implementation, use):
+    """Sends the public functions of the file's OPERATION through the implementation under test."""
+    operation = request.module.OPERATION
+    if implementation == "operators":
+        assert backend.choices(operation, device)[0] != "torch", f"the library for {device} is not built"
+    elif implementation == "triton" and device == "cpu":
+        pytest.skip("Triton's kernels run on GPUs")
+    else:
+        use(operation, device, implementation)
+
+
+@pytest.fixture
+def run_portable(device, implementation):
+    """run_portable(file, select): runs some of its tests in a process that believes to be on one without AVX2."""
+    if device != "cpu" or implementation != "operators":
+        pytest.skip("the CPU operators have two sets of kernels")
+    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
+        pytest.skip("is the inner run")
+
+    def run(file, select):
+        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", select]
+        result = run_python(*words, ATEN_CPU_CAPABILITY="default")
+        assert result.returncode == 0, result.stdout[-3000:]
+        assert " passed" in result.stdout
+
+    return run
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
 
@@ -17,3 +18,10 @@ def resources(cubin: bytes) -> dict[str, int]:
         run = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
     found = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", run.stdout + run.stderr))
     return {name: int(value) for name, value in found.items()}
+
+
+def assert_fits(compiled: Any, budget: int, name: str) -> None:
+    """That a kernel takes so many registers at most, and spills none."""
+    used = resources(compiled.asm["cubin"])
+    assert used["LOCAL"] == used["STACK"] == 0, f"{name} spills: {used}"
+    assert used["REG"] <= budget, f"{name}: {used['REG']} registers, budget {budget}"

@@ -44,27 +44,18 @@ class Specialisation:
     compiled: Any
     seconds: float
 
-    @property
-    def constants(self) -> dict[str, Any]:
-        """Argument: its constant."""
-        names, constants = self.compiled.src.fn.arg_names, self.compiled.src.constants
-        return {names[path[0]]: value for path, value in constants.items()}
-
-    @property
-    def arguments(self) -> str:
-        """Types of the arguments that are no constants, those divisible by 16 marked."""
-        source = self.compiled.src
-        words = []
-        for index, (name, kind) in enumerate(source.signature.items()):
-            if kind != "constexpr":
-                words.append(f"{name}:{kind}{'/16' if source.attrs.get((index,)) else ''}")
-        return " ".join(words)
-
     def __str__(self) -> str:
-        used, metadata = resources(self.compiled.asm["cubin"]), self.compiled.metadata
-        constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
+        """A row of the table; of the arguments that are no constants, those divisible by 16 are marked."""
+        source, metadata = self.compiled.src, self.compiled.metadata
+        used = resources(self.compiled.asm["cubin"])
         numbers = f"{used['REG']:4} {used['LOCAL'] + used['STACK']:4} {metadata.shared:7} {self.seconds:6.2f}"
-        return f"{self.name:36} {numbers}  {constants} num_warps={metadata.num_warps} | {self.arguments}"
+        constants = " ".join(f"{source.fn.arg_names[path[0]]}={value}" for path, value in source.constants.items())
+        arguments = " ".join(
+            f"{name}:{kind}{'/16' if source.attrs.get((index,)) else ''}"
+            for index, (name, kind) in enumerate(source.signature.items())
+            if kind != "constexpr"
+        )
+        return f"{self.name:36} {numbers}  {constants} num_warps={metadata.num_warps} | {arguments}"
 
 
 class _Target:

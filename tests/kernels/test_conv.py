@@ -28,7 +28,7 @@ from tests.engine.test_engine import NETWORKS
 from tests.engine.test_precision import budget
 from tests.kernels.conv_twin import ConvTwin
 from tests.kernels.test_join import Joints
-from tests.oracle import assert_matches_double_backward, outputs_and_gradients, relative_error
+from tests.oracle import assert_matches_double_backward, assert_same, outputs_and_gradients, relative_error
 
 # The package exports a function of the module's name.
 TRACE = importlib.import_module("gnfast.plan.trace")
@@ -54,6 +54,11 @@ def choices():
     for key, name in json.loads(autotune.cache_file(torch.device("cpu")).read_text()).items():
         found.setdefault(json.loads(key)[0], set()).add(name)
     return found
+
+
+def forget_choices():
+    autotune.cache_file(torch.device("cpu")).unlink(missing_ok=True)
+    autotune._loaded.cache_clear()
 
 
 def images(*shape, **options):
@@ -157,11 +162,11 @@ class TwoStems(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.small, self.large = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 3, padding=1)
         self.out = nn.Linear(6, 1)
 
     def forward(self, x):
-        return self.out(F.relu(self.first(x) + self.second(x)).mean((2, 3)))
+        return self.out(F.relu(self.small(x) + self.large(x)).mean((2, 3)))
 
 
 # The Plan.
@@ -169,15 +174,7 @@ class TwoStems(nn.Module):
 
 @pytest.mark.usefixtures("fused")
 def test_the_larger_convolution_goes_with_the_join():
-    class TwoConvs(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.small, self.large = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 3, padding=1)
-
-        def forward(self, x):
-            return F.relu(self.small(x) + self.large(x)).sum((1, 2, 3))
-
-    plan = gnfast.trace(TwoConvs(), torch.empty(2, 3, 5, 5))
+    plan = gnfast.trace(TwoStems(), torch.empty(2, 3, 5, 5))
     assert [node.op.label() for node in plan.nodes][:2] == ["conv2d", "conv2d p1 + add + relu (fused)"]
     node = plan.nodes[1]
     assert node.submodule == "large" and node.inputs == (0, plan.nodes[0].output)
@@ -262,14 +259,10 @@ def test_without_the_tuner_nothing_changes(model, monkeypatch):
 
 # The engine with kernels that fuse.
 
-FUNCTIONS = {
-    "conv2d",
-    "conv2d_input_grad",
-    "conv2d_input_grad_squares",
-    "conv_input_grad_join",
-    "conv_join_forward",
-    "conv_join_pushforward",
-}
+FORWARD = {"conv2d", "conv_join_forward", "conv_join_pushforward"}
+FUNCTIONS = FORWARD | {"conv2d_input_grad", "conv2d_input_grad_squares", "conv_input_grad_join"}
+PADDED = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
+"""The arguments of a convolution with padding 1."""
 
 
 def test_fused_kernels_in_any_graph_match_double_backward(twin):
@@ -306,14 +299,17 @@ STEPS = {
         "conv_join_pushforward": 8,
     },
     "dcgan": {"conv2d_input_grad": 1, "conv_input_grad_join": 6, "conv_join_forward": 7, "conv_join_pushforward": 7},
+    "dcgan, frozen": {"conv2d_input_grad": 1, "conv_input_grad_join": 6, "conv_join_forward": 7},
 }
 
 
-@pytest.mark.parametrize("model", STEPS)
-def test_fused_kernels_in_critics(model, twin):
-    net, x = critic(model), images(3, 3, 32, 32)
+@pytest.mark.parametrize("step", STEPS)
+def test_fused_kernels_in_critics(step, twin):
+    """A generator's step is one with frozen weights."""
+    model, _, frozen = step.partition(", ")
+    net, x = critic(model).requires_grad_(not frozen), images(3, 3, 32, 32)
     assert_matches_double_backward(net, x)
-    expected = {name: 3 * count for name, count in STEPS[model].items()}
+    expected = {name: 3 * count for name, count in STEPS[step].items()}
     if model == "dcgan":
         expected |= {"conv2d_input_grad": 2, "conv2d_input_grad_squares": 1}
     assert twin.functions == expected
@@ -330,22 +326,9 @@ def test_fused_kernels_under_every_head(model, name, twin):
     options, x = HEADS[name], images(3, 3, 32, 32)
     expected = outputs_and_gradients(gnfast.normalize_gradient, net, x, impl="reference", **options)
     twin.calls.clear()
-    fast = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True, **options)
-    for key, value in expected.items():
-        assert relative_error(fast[key], value) <= 1e-10, key
+    assert_same(outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True, **options), expected)
     # One sum of squares where nothing else reads x.
     assert twin.functions.get("conv2d_input_grad_squares", 0) == (model == "dcgan")
-
-
-def test_fused_kernels_of_a_generator_step(twin):
-    net, x = critic("dcgan").requires_grad_(False), images(3, 3, 32, 32)
-    assert_matches_double_backward(net, x)
-    assert twin.functions == {
-        "conv2d_input_grad": 2,
-        "conv2d_input_grad_squares": 1,
-        "conv_input_grad_join": 18,
-        "conv_join_forward": 21,
-    }
 
 
 def test_sums_that_the_kernels_do_not_know_are_joined_apart(twin):
@@ -369,14 +352,13 @@ def test_gradients_that_nothing_fuses_are_computed_once(twin):
 def test_no_kernel_competes_unless_asked(use, monkeypatch):
     monkeypatch.delenv("GNFAST_AUTOTUNE", raising=False)
     monkeypatch.setattr(contest, "implementation", lambda *_: pytest.fail("was asked for"))
-    x, weight = images(2, 3, 5, 5), images(4, 3, 3, 3)
-    arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
-    assert not conv.fuses(x, weight, arguments)
+    given = images(2, 3, 5, 5), images(4, 3, 3, 3), PADDED
+    assert not conv.fuses(*given)
     use("conv", "cpu", "torch", "triton")
-    assert not conv.fuses(x, weight, arguments)
+    assert not conv.fuses(*given)
     use("conv", "cpu", "torch")
     monkeypatch.setenv("GNFAST_AUTOTUNE", "1")
-    assert not conv.fuses(x, weight, arguments)
+    assert not conv.fuses(*given)
 
 
 def test_backends_that_compete(monkeypatch):
@@ -408,7 +390,6 @@ def test_the_tuner_picks_per_shape_and_the_step_is_right(seconds, use):
     assert twin.functions.keys() == FUNCTIONS
 
 
-FORWARD = {"conv2d", "conv_join_forward", "conv_join_pushforward"}
 SPOILT = {
     "raises": lambda t: 1 / 0,
     "off": lambda t: t * 1.001,
@@ -439,8 +420,7 @@ def test_a_wrong_candidate_is_never_chosen(function, spoil, seconds, use):
         # The default of the configurations may be the wrong one, too.
         names = ("right", "spoilt") if place else ("spoilt", "right")
         use("conv", "cpu", "torch", "triton", module=ConvTwin(names, fault))
-        autotune.cache_file(torch.device("cpu")).unlink(missing_ok=True)
-        autotune._loaded.cache_clear()
+        forget_choices()
         assert_matches_double_backward(in_doubles(Readers()), images(3, 3, 8, 8))
         chosen = choices()
         chosen.pop("tile")
@@ -458,8 +438,7 @@ def test_a_wrong_candidate_is_never_chosen(function, spoil, seconds, use):
 @pytest.mark.parametrize("keep_sum", [False, True])
 def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, seconds, use, monkeypatch):
     x, weight, bias = images(4, 3, 6, 6), images(32, 3, 3, 3), torch.randn(32, dtype=torch.float64)
-    arguments = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
-    total = torch.convolution(x, weight, bias, *arguments).permute(0, 2, 3, 1).flatten()
+    total = torch.convolution(x, weight, bias, *PADDED).permute(0, 2, 3, 1).flatten()
     smallest, largest = total.abs().argmin().item(), total.abs().argmax().item()
     flips = {"near zero": smallest, "far from it": largest, "all": None}
 
@@ -478,9 +457,8 @@ def test_signs_near_zero_may_differ_and_others_may_not(keep_sum, slope, seconds,
     for configuration in flips:
         use("conv", "cpu", "torch", "triton", module=ConvTwin([configuration], fault))
         seconds[configuration] = 0.1
-        autotune.cache_file(torch.device("cpu")).unlink(missing_ok=True)
-        autotune._loaded.cache_clear()
-        conv.conv_join_forward(x, weight, arguments, [], [bias], slope, keep_sum)
+        forget_choices()
+        conv.conv_join_forward(x, weight, PADDED, [], [bias], slope, keep_sum)
         expected = "near zero" if configuration == "near zero" else "apart"
         assert choices()["conv_join_forward"] == {expected}
 
@@ -501,8 +479,7 @@ def ieee():
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("fused", "ieee")
 @pytest.mark.parametrize("model", ["joints", "readers", "cnn"])
-def test_interpreted_kernels_under_the_engine(model, use, monkeypatch):
-    called = noted(monkeypatch)
+def test_interpreted_kernels_under_the_engine(model, use, noted):
     use("conv", "cpu", "triton")
     net = {"joints": lambda: Joints(32), "readers": lambda: Readers(32, 64), "cnn": NETWORKS["cnn"]}[model]()
     net = net.to(memory_format=LAST)
@@ -511,8 +488,22 @@ def test_interpreted_kernels_under_the_engine(model, use, monkeypatch):
     fast = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
     for name, value in truth.items():
         assert relative_error(fast[name].double(), value) <= 2e-5, name
-    assert {"conv_join_forward", "conv_join_pushforward", "conv_input_grad_join"} <= called or model == "cnn"
-    assert "conv2d_input_grad_squares" in called
+    assert {"conv_join_forward", "conv_join_pushforward", "conv_input_grad_join"} <= noted or model == "cnn"
+    assert "conv2d_input_grad_squares" in noted
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """The names of the kernels' functions that have been called."""
+    from gnfast.kernels.conv import triton as conv_triton
+
+    calls = set()
+    for name in FUNCTIONS:
+        function = getattr(conv_triton, name)
+        monkeypatch.setattr(
+            conv_triton, name, lambda *args, name=name, function=function: calls.add(name) or function(*args)
+        )
+    return calls
 
 
 def check_errors(make, dtype, device):
@@ -549,29 +540,10 @@ GPU_CRITICS = {
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("model", "dtype"), [*(("readers", dtype) for dtype in LOW), ("resnet", torch.bfloat16)])
-def test_engine_with_kernels(model, dtype, use, monkeypatch):
-    calls = noted(monkeypatch)
+def test_engine_with_kernels(model, dtype, use, noted):
     use("conv", "cuda", "triton")
     check_errors(GPU_CRITICS[model], dtype, "cuda")
-    assert calls == FUNCTIONS - ({"conv2d_input_grad_squares"} if model == "resnet" else set())
-
-
-def noted(monkeypatch):
-    """The names of the kernels' functions that are called from here on."""
-    from gnfast.kernels.conv import triton as conv_triton
-
-    calls = set()
-
-    def noting(name, function):
-        def call(*args):
-            calls.add(name)
-            return function(*args)
-
-        return call
-
-    for name in FUNCTIONS:
-        monkeypatch.setattr(conv_triton, name, noting(name, getattr(conv_triton, name)))
-    return calls
+    assert noted == FUNCTIONS - ({"conv2d_input_grad_squares"} if model == "resnet" else set())
 
 
 def keep_configurations(count, monkeypatch):
@@ -582,11 +554,10 @@ def keep_configurations(count, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("tuner")
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-def test_engine_with_the_tuner(dtype, monkeypatch):
-    calls = noted(monkeypatch)
+def test_engine_with_the_tuner(dtype, noted, monkeypatch):
     keep_configurations(1, monkeypatch)
     check_errors(GPU_CRITICS["readers"], dtype, "cuda")
-    assert calls == FUNCTIONS
+    assert noted == FUNCTIONS
     keys = map(json.loads, json.loads(autotune.cache_file(torch.device("cuda", 0)).read_text()))
     assert {key[0] for key in keys} >= FUNCTIONS
 

@@ -10,16 +10,9 @@ import torch
 from gnfast.kernels.join import plain as plain_join
 from gnfast.kernels.sign_bits.plain import from_words
 
-CONFIGURATIONS = [
-    "64x64x64",
-    "32x64x64",
-    "64x128x64",
-    "128x64x64",
-    "128x64x32",
-    "128x128x32",
-    "128x128x64",
-    "128x16x64",
-]
+conv_triton = pytest.importorskip("gnfast.kernels.conv.triton")
+
+CONFIGURATIONS = list(conv_triton.CONFIGURATIONS)
 # (B, C_in, H, W), C_out, kernel, stride, padding
 CASES = {
     "3x3": ((2, 32, 7, 5), 32, (3, 3), (1, 1), (1, 1)),
@@ -46,6 +39,8 @@ LARGE = {
     "critic, shortcut": ((64, 128, 16, 16), 256, (1, 1), (1, 1), (0, 0)),
     "wide": ((16, 96, 17, 23), 480, (3, 3), (2, 2), (1, 1)),
 }
+POINTWISE = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+"""The arguments of a 1×1 convolution."""
 # terms or cotangents of y besides the convolution's, biases, cotangents of s, slope, whether s is kept
 JOINS = [(0, 1, 0, 0.2, False), (1, 2, 1, 0.0, True), (0, 0, 2, -0.3, True), (1, 1, 2, 0.1, False)]
 # The element that products are made in.
@@ -63,12 +58,11 @@ def precision_of(name):
         torch.backends.cudnn.allow_tf32 = before
 
 
-@contextlib.contextmanager
-def poisoned():
-    """Fresh memory holds NaN, and integers their largest value."""
+def poisoned(function, *given):
+    """What a function returns where fresh memory holds NaN, and integers their largest value."""
     torch.use_deterministic_algorithms(True)
     try:
-        yield
+        return function(*given)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -124,36 +118,25 @@ def assert_within_budget(actual, expected, plain):
 
 def check_convolution(problem, configuration):
     """The convolution with and without bias, the data gradient and its squares."""
-    from gnfast.kernels.conv import triton as conv_triton
-
     p = problem
     assert conv_triton.supports(p.dtype, p.weight, p.arguments)
     for bias in (None, p.biases[1]):
-        with poisoned():
-            y = conv_triton.conv2d(p.x, p.weight, bias, p.arguments, configuration)
+        y = poisoned(conv_triton.conv2d, p.x, p.weight, bias, p.arguments, configuration)
         assert_within_budget(y, p.conv(p.x, True, bias), p.conv(p.x, False, bias))
     expected, plain = p.input_grad(True), p.input_grad(False)
-    with poisoned():
-        grad, sums = conv_triton.conv2d_input_grad_squares(
-            p.cotangent, p.shape, p.weight, p.arguments, 1.0, configuration
-        )
+    given = p.cotangent, p.shape, p.weight, p.arguments
+    grad, sums = poisoned(conv_triton.conv2d_input_grad_squares, *given, 1.0, configuration)
     assert_within_budget(grad, expected, plain)
     assert sums.dtype == torch.float64
     squares, plain_squares = ((grad.double() - 1).square().sum((1, 2, 3)) for grad in (expected, plain))
     assert (sums.sum(1) - squares).norm() <= 2 * (plain_squares - squares).norm() + 1e-6 * squares.norm()
-    with poisoned():
-        grad = conv_triton.conv2d_input_grad(p.cotangent, p.shape, p.weight, p.arguments, configuration)
-    assert_within_budget(grad, expected, plain)
+    assert_within_budget(poisoned(conv_triton.conv2d_input_grad, *given, configuration), expected, plain)
 
 
 def check_joins(problem, configuration, join, nearly_zero):
     """The three joins with given numbers of summands against the twin on float64 sums.
 
-    Args:
-        nearly_zero: sums of that size may have either sign.
-    """
-    from gnfast.kernels.conv import triton as conv_triton
-
+    Sums as small as `nearly_zero` may have either sign."""
     p = problem
     terms, biases, after, slope, keep_sum = join
     if conv_triton.supports_join(p.out_shape[1]):
@@ -164,20 +147,13 @@ def check_joins(problem, configuration, join, nearly_zero):
         plain_join.pullback([p.input_grad(wide), *widened(of_y, wide)], widened(of_sum, wide), bits, slope, None)
         for wide in (True, False)
     )
-    with poisoned():
-        actual = conv_triton.conv_input_grad_join(
-            p.cotangent, p.shape, p.weight, p.arguments, of_y, of_sum, bits, slope, configuration
-        )
-    assert_within_budget(actual, expected, plain)
+    given = p.cotangent, p.shape, p.weight, p.arguments, of_y, of_sum, bits, slope, configuration
+    assert_within_budget(poisoned(conv_triton.conv_input_grad_join, *given), expected, plain)
 
 
 def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_zero):
-    from gnfast.kernels.conv import triton as conv_triton
-
-    with poisoned():
-        y, total, bits = conv_triton.conv_join_forward(
-            p.x, p.weight, p.arguments, terms, biases, slope, keep_sum, configuration
-        )
+    given = p.x, p.weight, p.arguments, terms, biases, slope, keep_sum, configuration
+    y, total, bits = poisoned(conv_triton.conv_join_forward, *given)
     sums = [
         plain_join.forward([p.conv(p.x, wide), *widened(terms, wide)], biases, 1, slope, True, None)[1]
         for wide in (True, False)
@@ -192,20 +168,15 @@ def check_join_forward(p, configuration, terms, biases, slope, keep_sum, nearly_
         assert total is None
 
     for scale in (p.scale, None):
-        given = biases if scale is not None else ()
-        with poisoned():
-            y, total = conv_triton.conv_join_pushforward(
-                p.tangent, p.weight, p.arguments, terms, biases, scale, bits, slope, keep_sum, configuration
-            )
-        results = [
-            plain_join.pushforward(
-                [p.conv(p.tangent, wide), *widened(terms, wide)], given, scale, 1, bits, slope, True, None
-            )
-            for wide in (True, False)
-        ]
-        assert_within_budget(y, results[0][0], results[1][0])
+        given = p.tangent, p.weight, p.arguments, terms, biases, scale, bits, slope, keep_sum, configuration
+        y, total = poisoned(conv_triton.conv_join_pushforward, *given)
+        added = () if scale is None else biases, scale, 1, bits, slope, True, None
+        (expected, wide_sum), (plain, plain_sum) = (
+            plain_join.pushforward([p.conv(p.tangent, wide), *widened(terms, wide)], *added) for wide in (True, False)
+        )
+        assert_within_budget(y, expected, plain)
         if keep_sum:
-            assert_within_budget(total, results[0][1], results[1][1])
+            assert_within_budget(total, wide_sum, plain_sum)
         else:
             assert total is None
 
@@ -243,13 +214,10 @@ def test_interpreted_configurations(configuration):
 @pytest.mark.interpreted
 def test_interpreted_at_zero_and_beyond():
     """What a sum is made of: zeros, NaN, infinities and denormals."""
-    from gnfast.kernels.conv import triton as conv_triton
-
     values = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1e-45, -1e-45, 3.0]
     term = torch.tensor(values * 8).reshape(2, 1, 1, 32).repeat(1, 3, 1, 1).permute(0, 3, 1, 2)
     zero = channels_last(torch.zeros(term.shape))
     term = channels_last(term)
-    arguments = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
     weight = torch.ones(32, 32, 1, 1)
 
     def assert_same(actual, expected):
@@ -257,29 +225,26 @@ def test_interpreted_at_zero_and_beyond():
 
     for slope in (0.0, 0.2):
         y, total, bits = plain_join.forward([zero, term], (), 1, slope, True, None)
-        result = conv_triton.conv_join_forward(zero, weight, arguments, [term], (), slope, True, "64x64x64")
+        result = conv_triton.conv_join_forward(zero, weight, POINTWISE, [term], (), slope, True, "64x64x64")
         for actual, expected in zip(result, (y, total, bits), strict=True):
             assert_same(actual, expected)
         # Shifted, so that all values meet both signs.
         bits = bits.roll(1) ^ 0b1011
         expected = plain_join.pushforward([zero, term], (), None, 1, bits, slope, True, None)
-        given = (zero, weight, arguments, [term], (), None, bits, slope, True, "64x64x64")
+        given = (zero, weight, POINTWISE, [term], (), None, bits, slope, True, "64x64x64")
         for left, right in zip(conv_triton.conv_join_pushforward(*given), expected, strict=True):
             assert_same(left, right)
         expected = plain_join.pullback([zero, term], [], bits, slope, None)
-        given = (zero, term.shape, weight, arguments, [term], (), bits, slope, "64x64x64")
+        given = (zero, term.shape, weight, POINTWISE, [term], (), bits, slope, "64x64x64")
         assert_same(conv_triton.conv_input_grad_join(*given), expected)
 
 
 @pytest.mark.interpreted
 def test_interpreted_squares_beyond_float32():
-    from gnfast.kernels.conv import triton as conv_triton
-
     cotangent = channels_last(torch.tensor([1e25, -3e25, 1e-25, 3e-25]).reshape(2, 1, 2, 1))
-    arguments = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
     weight = torch.ones(1, 1, 1, 1)
     with precision_of("ieee"):
-        _, sums = conv_triton.conv2d_input_grad_squares(cotangent, (2, 1, 2, 1), weight, arguments, 0.0, "64x64x64")
+        _, sums = conv_triton.conv2d_input_grad_squares(cotangent, (2, 1, 2, 1), weight, POINTWISE, 0.0, "64x64x64")
     expected = cotangent.double().square().sum((1, 2, 3))
     torch.testing.assert_close(sums.sum(1), expected, rtol=1e-12, atol=0)
 
@@ -287,23 +252,18 @@ def test_interpreted_squares_beyond_float32():
 @pytest.mark.interpreted
 def test_interpreted_tf32_rounds_to_nearest():
     """Factors halfway between two TF32 numbers go up, NaN and infinity stay what they are."""
-    from gnfast.kernels.conv import triton as conv_triton
-
     values = torch.tensor([1 + 2**-11, 1 + 2**-12, -1 - 2**-11, 2.0, float("inf"), float("nan")])
     # The NaN that a GPU makes.
     values[5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     x = channels_last(values.reshape(6, 1, 1, 1))
-    arguments = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
     with precision_of("tf32"):
-        y = conv_triton.conv2d(x, torch.ones(1, 1, 1, 1), None, arguments, "64x64x64")
+        y = conv_triton.conv2d(x, torch.ones(1, 1, 1, 1), None, POINTWISE, "64x64x64")
     expected = torch.tensor([1 + 2**-10, 1.0, -1 - 2**-10, 2.0, float("inf"), float("nan")])
     torch.testing.assert_close(y.flatten(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.interpreted
 def test_interpreted_long_addresses(monkeypatch):
-    from gnfast.kernels.conv import triton as conv_triton
-
     monkeypatch.setattr(conv_triton, "WIDE_FROM", 0)
     with precision_of("ieee") as dtype:
         problem = Problem(CASES["1x1 stride 2"], dtype, "cpu", "channels_last")
@@ -313,10 +273,7 @@ def test_interpreted_long_addresses(monkeypatch):
 
 @pytest.mark.interpreted
 def test_interpreted_without_samples():
-    from gnfast.kernels.conv import triton as conv_triton
-
-    weight = torch.randn(32, 3, 3, 3)
-    arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
+    weight, arguments = torch.randn(32, 3, 3, 3), ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
     x, y = channels_last(torch.empty(0, 3, 5, 7)), channels_last(torch.empty(0, 32, 5, 7))
     assert conv_triton.conv2d(x, weight, None, arguments, "64x64x64").shape == y.shape
     grad, sums = conv_triton.conv2d_input_grad_squares(y, x.shape, weight, arguments, 0.0, "64x64x64")
@@ -325,9 +282,6 @@ def test_interpreted_without_samples():
 
 
 def test_what_is_tried():
-    pytest.importorskip("triton")
-    from gnfast.kernels.conv import triton as conv_triton
-
     assert conv_triton.promising(64 * 32 * 32, 3) == ["128x16x64"]
     assert conv_triton.promising(64 * 32 * 32, 128)[0] in ("128x128x32", "128x128x64")
     assert all(conv_triton.CONFIGURATIONS[name][1] == 64 for name in conv_triton.promising(64 * 32 * 32, 48))
@@ -338,11 +292,7 @@ def test_what_is_tried():
 
 
 def test_what_is_supported():
-    pytest.importorskip("triton")
-    from gnfast.kernels.conv import triton as conv_triton
-
     weight, plain = torch.empty(8, 4, 3, 3), ((2, 1), (1, 0), (1, 1), False, (0, 0), 1)
-    assert list(conv_triton.CONFIGURATIONS) == CONFIGURATIONS
     assert conv_triton.supports(torch.float32, weight, plain)
     assert conv_triton.supports(torch.bfloat16, weight.bfloat16(), plain)
     assert not conv_triton.supports(torch.float64, weight.double(), plain)

@@ -1,15 +1,13 @@
 """Sign bits: every implementation against PyTorch's own operations and against words made from 0/1 digits."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import backends, leaky_relu_mask, leaky_relu_pack
-from tests.processes import run_python
 
+OPERATION = "sign_bits"
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 SLOPES = [0.0, 0.2]
 SIZES = [0, 1, 31, 32, 33, 100_003]  # the last: several threads, partial word and vector
@@ -19,18 +17,10 @@ SPECIAL = [NAN, -NAN, INF, -INF, 0.0, -0.0, 1e-45, -1e-45, 6e-8, -6e-8, 3e38, -3
 
 has_operators = pytest.mark.skipif(backends()["leaky_relu_pack"]["cpu"] != "cpp", reason="the C++ library is not built")
 pytestmark = [
+    pytest.mark.usefixtures("routed"),
     pytest.mark.parametrize("device", DEVICES),
     pytest.mark.parametrize("implementation", [pytest.param("operators", marks=has_operators), "torch"]),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _implementation(device, implementation, use):
-    """Sends the public functions through the implementation under test."""
-    if implementation == "operators" and backends()["leaky_relu_pack"][device] == "torch":
-        pytest.fail(f"the library for {device} is not built")
-    if implementation == "torch":
-        use("sign_bits", device, "torch")
 
 
 def values(numel: int, dtype: torch.dtype, device: str) -> Tensor:
@@ -92,10 +82,6 @@ def oracle_words(x: Tensor) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32).to(x.device)
 
 
-def activation(x: Tensor, slope: float) -> Tensor:
-    return torch.relu(x) if slope == 0 else F.leaky_relu(x, slope)
-
-
 @pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("layout", [contiguous, channels_last, permuted, offset], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("numel", SIZES)
@@ -104,7 +90,8 @@ def test_matches_pytorch(device, dtype, numel, layout, slope):
     x = layout(values(numel, dtype, device))
     t = layout(values(numel, dtype, device).flip(0))
     original_x, original_t = x.clone(), t.clone()
-    expected_y, expected_bits = activation(x, slope), oracle_words(x)
+    expected_y = torch.relu(x) if slope == 0 else F.leaky_relu(x, slope)
+    expected_bits = oracle_words(x)
     zero = torch.zeros((), dtype=dtype, device=device)
     expected_out = torch.where(x > 0, t, zero if slope == 0 else t * slope)
 
@@ -193,14 +180,5 @@ def test_traces_without_graph_breaks(device, inplace):
         assert_identical(actual, expected)
 
 
-def test_portable_kernels(device, implementation):
-    """The kernels for processors without AVX2, in a process that believes to be on one."""
-    if device != "cpu" or implementation != "operators":
-        pytest.skip("the CPU operators have two sets of kernels")
-    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
-        pytest.skip("is the inner run")
-    select = "cpu-operators and (33 or selects)"
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", select]
-    run = run_python(*words, ATEN_CPU_CAPABILITY="default")
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
+def test_portable_kernels(run_portable):
+    run_portable(__file__, "cpu-operators and (33 or selects)")

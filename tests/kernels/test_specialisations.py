@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 from gnfast.bench.critic_steps import critic_step, four_passes
 from gnfast.kernels.backend import TABLE, choices
 from tests.kernels import specialisations
-from tests.kernels.cubin import resources
+from tests.kernels.cubin import assert_fits
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled"
@@ -31,10 +31,7 @@ DRAWN = [
 
 def assert_fit(found, element):
     for made in found.values():
-        used = resources(made.compiled.asm["cubin"])
-        budget = sys.modules[made.module].REGISTER_BUDGET[element]
-        assert used["LOCAL"] == used["STACK"] == 0, f"{made.name} spills: {used}"
-        assert used["REG"] <= budget, f"{made.name}: {used['REG']} registers, budget {budget}"
+        assert_fits(made.compiled, sys.modules[made.module].REGISTER_BUDGET[element], made.name)
 
 
 @pytest.mark.parametrize(("step", "capability"), DRAWN)

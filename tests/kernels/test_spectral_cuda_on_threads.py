@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from gnfast.kernels.spectral import plain
 from tests.kernels.test_cuda_compile import ROOT, cuda_include_directory
+from tests.kernels.test_spectral_norm import unit_vectors
 
 EPS = 1e-12
 NAN = float("nan")
@@ -108,10 +110,8 @@ def poisoned(size: int, dtype: torch.dtype) -> Tensor:
     return torch.full((size,), NAN, dtype=dtype)
 
 
-def pointers(tensor: Tensor, sizes: list[int]) -> list[int]:
-    """Addresses of consecutive parts of a tensor."""
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return [tensor.data_ptr() + start * tensor.element_size() for start in starts]
+def pointers(parts: Iterable[Tensor]) -> list[int]:
+    return [part.data_ptr() for part in parts]
 
 
 def call(function, dtype: torch.dtype, layers: list) -> None:
@@ -127,9 +127,7 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 def test_matches_the_plain_twin(kernels, dtype):
     pytest.importorskip("triton")
     ws, dims = weights(dtype)
-    u = [torch.randn(w.shape[dim]).to(dtype) for w, dim in zip(ws, dims, strict=True)]
-    v = [torch.randn(w.numel() // w.shape[dim]).to(dtype) for w, dim in zip(ws, dims, strict=True)]
-    u, v = ([x / x.norm() for x in vectors] for vectors in (u, v))
+    u, v = unit_vectors(ws, dims)
     iterations, coeffs, count = [1, 2, 1, 1, 0, 3, 1, 1, 2], [1.0, 0.5, 0.7] * 3, len(ws)
     layouts = [matrix_layout(w, dim) for w, dim in zip(ws, dims, strict=True)]
     twin_u, twin_v = [x.clone() for x in u], [x.clone() for x in v]
@@ -137,8 +135,8 @@ def test_matches_the_plain_twin(kernels, dtype):
 
     acc = twin_sigma.dtype
     vectors, sigma = poisoned(twin_vectors.numel(), acc), poisoned(count, acc)
-    parts = pointers(vectors, [layout.rows + layout.cols for layout in layouts])
-    sigmas = pointers(sigma, [1] * count)
+    parts = pointers(vectors.split([layout.rows + layout.cols for layout in layouts]))
+    sigmas = pointers(sigma)
     workspaces = [poisoned(layout.rows + -(-layout.rows // 8) * layout.cols, acc) for layout in layouts]
     squares = [poisoned(-(-layout.cols // 32), torch.float64) for layout in layouts]
     call(kernels.iterate, dtype, [
@@ -183,7 +181,7 @@ def test_launches(kernels, layers, wanted):
     layout = MatrixLayout(3, 4, 1, 4, 4, 1)
 
     def rows(*tensors: Tensor):
-        return zip(*([part.data_ptr() for part in tensor] for tensor in tensors), strict=True)
+        return zip(*map(pointers, tensors), strict=True)
 
     iteration = [IterationLayer(*row, EPS, layout, 1) for row in rows(w, u, v, vectors, sigma, workspace, squares)]
     scale = [ScaleLayer(*row, 1.0, 12) for row in rows(w, out, sigma)]

@@ -1,7 +1,6 @@
 """Spectral-norm operations: every implementation against formulas on explicit matrices in double precision."""
 
 import math
-import os
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from torch import Tensor
 
 from gnfast.kernels import backends, spectral_norm_backward, spectral_norm_iterate, spectral_norm_scale
 from gnfast.kernels.spectral.plain import as_matrix
-from tests.processes import run_python
 
+OPERATION = "spectral"
 NAN = float("nan")
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -18,26 +17,13 @@ EPS = 1e-12
 
 has_operators = pytest.mark.skipif(backends()["spectral_norm"]["cpu"] != "cpp", reason="the C++ library is not built")
 pytestmark = [
+    pytest.mark.usefixtures("routed"),
     pytest.mark.parametrize("device", DEVICES),
     pytest.mark.parametrize(
         "implementation",
         [pytest.param("operators", marks=has_operators), "torch", pytest.param("triton", marks=pytest.mark.gpu)],
     ),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _implementation(device, implementation, use):
-    """Sends the public functions through the implementation under test."""
-    if implementation == "operators" and backends()["spectral_norm"][device] == "torch":
-        pytest.fail(f"the library for {device} is not built")
-    if implementation == "torch":
-        use("spectral", device, "torch")
-    if implementation == "triton":
-        if device == "cpu":
-            pytest.skip("Triton's kernels run on GPUs")
-        pytest.importorskip("triton")
-        use("spectral", device, "triton")
 
 
 def channels_last(*shape: int) -> Tensor:
@@ -78,9 +64,8 @@ def poison(like: list[Tensor], dtype: torch.dtype) -> None:
 
 
 def unit_vectors(weights: list[Tensor], dims: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    u = [torch.randn(w.shape[dim], dtype=torch.float64) for w, dim in zip(weights, dims, strict=True)]
-    v = [torch.randn(w.numel() // w.shape[dim], dtype=torch.float64) for w, dim in zip(weights, dims, strict=True)]
-    return [[(x / x.norm()).to(weights[0]) for x in vectors] for vectors in (u, v)]
+    pairs = [[randn(size) for size in sides(w, dim)] for w, dim in zip(weights, dims, strict=True)]
+    return [[(x / x.norm()).to(weights[0]) for x in vectors] for vectors in zip(*pairs, strict=True)]
 
 
 def oracle(weight: Tensor, v: Tensor, u: Tensor, dim: int, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,14 +79,13 @@ def oracle(weight: Tensor, v: Tensor, u: Tensor, dim: int, iterations: int) -> t
     return u, v, u @ (matrix @ v)
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """Relative, of norms."""
-    return {torch.float64: 1e-13, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+# Relative, of norms.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     difference = (actual.double().cpu() - expected.double().cpu()).norm()
-    assert difference <= tolerance(dtype) * expected.double().norm().cpu()
+    assert difference <= TOLERANCE[dtype] * expected.double().norm().cpu()
 
 
 def check(weights: list[Tensor], dims: list[int], iterations: list[int], coeffs: list[float]) -> None:
@@ -142,7 +126,7 @@ def check(weights: list[Tensor], dims: list[int], iterations: list[int], coeffs:
         assert results[i].stride() == torch.empty_like(weights[i]).stride()
         # A matrix of one row or column has no gradient but across it; what is left then is rounding.
         scale = max(wanted.norm().item(), (coeffs[i] / sigma_i).abs().item() * grads[i].double().norm().item())
-        assert (results[i].double() - wanted).norm().item() <= tolerance(dtype) * scale
+        assert (results[i].double() - wanted).norm().item() <= TOLERANCE[dtype] * scale
     for weight, original in zip(weights, originals, strict=True):
         assert torch.equal(weight, original)
 
@@ -212,21 +196,21 @@ def test_says_what_it_wants(device, implementation):
     w, u, v = torch.randn(3, 4, device=device), torch.randn(3, device=device), torch.randn(4, device=device)
     if implementation != "operators":
         pytest.skip("only the operators check their arguments")
-    for arguments, error, message in [
-        (([w.long()], [u], [v], [0], [1], [EPS]), TypeError, "weights must be float32"),
-        (([w, w.double()], [u, u], [v, v], [0, 0], [1, 1], [EPS] * 2), TypeError, "weights must have one dtype"),
-        (([w[0]], [u], [v], [0], [1], [EPS]), ValueError, "2 dimensions"),
-        (([w], [u], [v], [2], [1], [EPS]), ValueError, r"dim must be in \[0, 2\)"),
-        (([w], [v], [u], [0], [1], [EPS]), ValueError, "u must be contiguous with 3"),
-        (([w], [u.double()], [v], [0], [1], [EPS]), TypeError, "u must have the weight's dtype"),
-        (([w], [u], [v], [0], [1], []), ValueError, "eps must have one entry per weight"),
+    ones = [torch.ones(size, device=device) for size in range(8)]
+    iterate, scale, backward = spectral_norm_iterate, spectral_norm_scale, spectral_norm_backward
+    for function, arguments, error, message in [
+        (iterate, ([w.long()], [u], [v], [0], [1], [EPS]), TypeError, "weights must be float32"),
+        (iterate, ([w, w.double()], [u] * 2, [v] * 2, [0] * 2, [1] * 2, [EPS] * 2), TypeError, "must have one dtype"),
+        (iterate, ([w[0]], [u], [v], [0], [1], [EPS]), ValueError, "2 dimensions"),
+        (iterate, ([w], [u], [v], [2], [1], [EPS]), ValueError, r"dim must be in \[0, 2\)"),
+        (iterate, ([w], [v], [u], [0], [1], [EPS]), ValueError, "u must be contiguous with 3"),
+        (iterate, ([w], [u.double()], [v], [0], [1], [EPS]), TypeError, "u must be Float for weights of Float"),
+        (iterate, ([w], [u], [v], [0], [1], []), ValueError, "eps must have one entry per weight"),
+        (scale, ([w], ones[2], [1.0]), ValueError, "sigma must be contiguous with 1"),
+        (backward, ([w.mT], [w], ones[7], ones[1], [0], [1.0]), ValueError, "grads must have the shapes"),
     ]:
         with pytest.raises(error, match=message):
-            spectral_norm_iterate(*arguments)
-    with pytest.raises(ValueError, match="sigma must be contiguous with 1"):
-        spectral_norm_scale([w], torch.ones(2, device=device), [1.0])
-    with pytest.raises(ValueError, match="grads must have the shapes"):
-        spectral_norm_backward([w.mT], [w], torch.ones(7, device=device), torch.ones(1, device=device), [0], [1.0])
+            function(*arguments)
 
 
 def test_operators_are_well_formed(device, implementation):
@@ -267,14 +251,5 @@ def test_independent_of_threads(device, implementation):
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
 
 
-def test_portable_kernels(device, implementation):
-    """The loops for processors without AVX2, in a process that believes to be on one."""
-    if device != "cpu" or implementation != "operators":
-        pytest.skip("the CPU operators have two sets of loops")
-    if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
-        pytest.skip("is the inner run")
-    select = "operators and cpu and (many_weights or zero or threads)"
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", select]
-    run = run_python(*words, ATEN_CPU_CAPABILITY="default")
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
+def test_portable_kernels(run_portable):
+    run_portable(__file__, "operators and cpu and (many_weights or zero or threads)")

@@ -17,7 +17,7 @@ from gnfast.kernels.head import triton as head  # noqa: E402
 from gnfast.kernels.join import triton as join  # noqa: E402
 from gnfast.kernels.mlp import MAX_WIDTH  # noqa: E402
 from gnfast.kernels.mlp import triton as mlp  # noqa: E402
-from tests.kernels.cubin import resources  # noqa: E402
+from tests.kernels.cubin import assert_fits  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels are not compiled"
@@ -53,9 +53,7 @@ def assert_compiles(
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    used = resources(compiled.asm["cubin"])
-    assert used["LOCAL"] == 0 and used["STACK"] == 0, f"spills: {used}"
-    assert used["REG"] <= budget, f"{used['REG']} registers, budget {budget}"
+    assert_fits(compiled, budget, kernel.__name__)
     return compiled
 
 

@@ -13,11 +13,13 @@ from gnfast import models, normalize_gradient
 from gnfast.engine.reference import normalize_gradient as double_backward
 from gnfast.kernels import winograd
 from gnfast.kernels.winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
+from tests.oracle import outputs_and_gradients
 from tests.processes import run_python
 
 NHWC = torch.channels_last
 NAN = float("nan")
 CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2)}
+OPERATORS = ["winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"]
 # Batch, input and output channels, height, width: odd everything, less than a tile, less than a group of tiles, more
 # than one chunk of tiles, more channels than one product takes at once, and than one block of kernels;
 # enough tiles for several sums.
@@ -39,32 +41,41 @@ def arguments(stride: int = 1, padding: int = 0, dilation: int = 1, transposed: 
     return (stride,) * 2, (padding,) * 2, (dilation,) * 2, transposed, (0, 0), groups
 
 
+def last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=NHWC)
+
+
 def make(case: str, sizes: tuple[int, ...], padding: int, dtype: torch.dtype = torch.float32):
     """x, weight, bias, a cotangent and the arguments of the convolution."""
     kernel, stride = CASES[case]
     batch, channels, out_channels, height, width = sizes
     torch.manual_seed(0)
-    x = torch.randn(batch, channels, height, width, dtype=dtype).to(memory_format=NHWC)
-    weight = torch.randn(out_channels, channels, kernel, kernel, dtype=dtype).to(memory_format=NHWC)
+    x = last(torch.randn(batch, channels, height, width, dtype=dtype))
+    weight = last(torch.randn(out_channels, channels, kernel, kernel, dtype=dtype))
     bias = torch.randn(out_channels, dtype=dtype)
     y = F.conv2d(x, weight, bias, stride, padding)
-    return x, weight, bias, torch.randn(y.shape, dtype=dtype).to(memory_format=NHWC), arguments(stride, padding)
+    return x, weight, bias, last(torch.randn(y.shape, dtype=dtype)), arguments(stride, padding)
 
 
-def by(results, x, weight, bias, cotangent, arguments):
-    """y and the gradients with respect to x and the weight, by gnfast or by PyTorch."""
-    if results == "gnfast":
-        y = conv2d(x, weight, bias, arguments)
-        return (
-            y,
-            conv2d_input_grad(cotangent, torch.empty_like(x), weight, arguments),
-            conv2d_weight_grad(cotangent, x, weight, arguments),
-        )
-    y = torch.convolution(x, weight, bias, *arguments)
+def by_pytorch(x, weight, bias, cotangent, arguments):
+    """y and the gradients with respect to x and the weight."""
+    grads = torch.ops.aten.convolution_backward(cotangent, x, weight, None, *arguments, (True, True, False))
+    return torch.convolution(x, weight, bias, *arguments), *grads[:2]
+
+
+def by_gnfast(x, weight, bias, cotangent, arguments):
+    """The same."""
     return (
-        y,
-        *torch.ops.aten.convolution_backward(cotangent, x, weight, None, *arguments, (True, True, False))[:2],
+        conv2d(x, weight, bias, arguments),
+        conv2d_input_grad(cotangent, torch.empty_like(x), weight, arguments),
+        conv2d_weight_grad(cotangent, x, weight, arguments),
     )
+
+
+def called_by_gnfast(*given):
+    """`by_gnfast`, and which operators ran."""
+    with Called() as called:
+        return by_gnfast(*given), called.names
 
 
 def doubled(*values):
@@ -107,12 +118,11 @@ def any_size(monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_matches_float64(case, sizes, padding):
     given = make(case, sizes, padding)
-    expected = by("PyTorch", *doubled(*given))
+    expected = by_pytorch(*doubled(*given))
     poison(*(16 * part.numel() for part in given[:4]), *(part.numel() for part in expected))
-    with Called() as called:
-        actual = by("gnfast", *given)
-    assert called.names == ["winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"]
-    for name, a, b in zip(("y", "input grad", "weight grad"), actual, expected, strict=True):
+    actual, called = called_by_gnfast(*given)
+    assert called == OPERATORS
+    for name, a, b in zip(OPERATORS, actual, expected, strict=True):
         assert a.shape == b.shape, name
         assert a.dtype == torch.float32
         assert a.is_contiguous(memory_format=NHWC), name
@@ -129,11 +139,10 @@ def test_error_within_twice_pytorchs(case, channels_and_size, offset):
     channels, size = channels_and_size
     x, weight, bias, cotangent, args = make(case, (16, channels, channels, size, size), 1)
     given = (x + offset, weight, bias, cotangent, args)
-    truth = by("PyTorch", *doubled(*given))
-    with Called() as called:
-        ours = by("gnfast", *given)
-    assert len(called.names) == 3
-    for name, a, b, exact in zip(("y", "input grad", "weight grad"), ours, by("PyTorch", *given), truth, strict=True):
+    truth = by_pytorch(*doubled(*given))
+    ours, called = called_by_gnfast(*given)
+    assert called == OPERATORS
+    for name, a, b, exact in zip(OPERATORS, ours, by_pytorch(*given), truth, strict=True):
         assert relative_error(a, exact) <= 2 * relative_error(b, exact), name
         largest = [(r.double() - exact).abs().max().item() for r in (a, b)]
         assert largest[0] <= 2 * largest[1], name
@@ -148,7 +157,7 @@ def test_bits_do_not_depend_on_threads_or_runs(case):
         runs = []
         for count in (1, 1, 2, 3):
             torch.set_num_threads(count)
-            runs.append(by("gnfast", *given))
+            runs.append(by_gnfast(*given))
     finally:
         torch.set_num_threads(threads)
     for run in runs[1:]:
@@ -160,9 +169,9 @@ def test_bits_do_not_depend_on_threads_or_runs(case):
 @pytest.mark.parametrize("case", CASES)
 def test_samples_do_not_touch_each_other(case):
     x, weight, bias, cotangent, args = make(case, (65, 8, 16, 5, 6), 1)
-    y, input_grad, _ = by("gnfast", x, weight, bias, cotangent, args)
+    y, input_grad, _ = by_gnfast(x, weight, bias, cotangent, args)
     x[7], cotangent[7] = NAN, NAN
-    spoilt_y, spoilt_grad, _ = by("gnfast", x, weight, bias, cotangent, args)
+    spoilt_y, spoilt_grad, _ = by_gnfast(x, weight, bias, cotangent, args)
     others = torch.arange(65) != 7
     assert spoilt_y[7].isnan().all()
     assert spoilt_grad[7].isnan().all()
@@ -170,14 +179,10 @@ def test_samples_do_not_touch_each_other(case):
     assert torch.equal(spoilt_grad[others], input_grad[others])
 
 
-def every_second_column(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, 3).to(memory_format=NHWC)[..., ::2]
-
-
 LAYOUTS = {
     "contiguous": Tensor.contiguous,
-    "channels_last": lambda x: x.to(memory_format=NHWC),
-    "strided": every_second_column,
+    "channels_last": last,
+    "strided": lambda x: last(x.repeat_interleave(2, 3))[..., ::2],
 }
 
 
@@ -187,27 +192,21 @@ def test_strided_bias():
     assert torch.equal(conv2d(x, weight, bias.repeat_interleave(2)[::2], args), conv2d(x, weight, bias, args))
 
 
-def test_no_samples():
-    x, weight, _, cotangent, args = make("3x3", (0, 16, 16, 8, 8), 1)
-    assert_pytorchs(x, weight, cotangent, args)
-
-
 @ENABLED
 @pytest.mark.parametrize("weight_layout", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
 def test_layouts(case, layout, weight_layout):
     x, weight, _, cotangent, args = make(case, (8, 16, 24, 9, 10), 1)
-    expected = by("gnfast", x, weight, None, cotangent, args)
+    expected = by_gnfast(x, weight, None, cotangent, args)
     assert relative_error(expected[0], torch.convolution(*doubled(x, weight), None, *args)) < 1e-6
     x, cotangent, weight = LAYOUTS[layout](x), LAYOUTS[layout](cotangent), LAYOUTS[weight_layout](weight)
-    with Called() as called:
-        actual = by("gnfast", x, weight, None, cotangent, args)
-    assert len(called.names) == 3
+    actual, called = called_by_gnfast(x, weight, None, cotangent, args)
+    assert called == OPERATORS
     for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)
     if "strided" not in (layout, weight_layout):
-        theirs = by("PyTorch", x, weight, None, cotangent, args)
+        theirs = by_pytorch(x, weight, None, cotangent, args)
         assert [a.stride() for a in actual[:2]] == [t.stride() for t in theirs[:2]]
         assert actual[2].stride() == weight.stride()
 
@@ -222,7 +221,10 @@ ELSEWHERE = {
     "3x3 stride 2": ((4, 16, 16, 12, 13), 3, {"stride": 2, "padding": 1}),
     "4x4 stride 1": ((4, 16, 16, 12, 12), 4, {"padding": 2}),
     "dilation": ((4, 16, 16, 12, 12), 3, {"dilation": 2, "padding": 2}),
+    "groups": ((8, 16, 16, 8, 8), 3, {"padding": 1, "groups": 2}),
+    "transposed": ((8, 16, 16, 8, 8), 3, {"padding": 1, "transposed": True}),
     "few positions": ((1, 16, 16, 7, 9), 3, {"padding": 1}),
+    "no samples": ((0, 16, 16, 8, 8), 3, {"padding": 1}),
 }
 
 
@@ -230,9 +232,9 @@ ELSEWHERE = {
 def test_other_convolutions_are_pytorchs(name):
     (batch, channels, out_channels, height, width), kernel, options = ELSEWHERE[name]
     args = arguments(**options)
-    x = torch.randn(batch, channels, height, width).to(memory_format=NHWC)
-    weight = torch.randn(out_channels, channels, kernel, kernel).to(memory_format=NHWC)
-    cotangent = torch.randn(torch.convolution(x, weight, None, *args).shape).to(memory_format=NHWC)
+    x = last(torch.randn(batch, channels, height, width))
+    weight = last(torch.randn(out_channels, channels // args[-1], kernel, kernel))
+    cotangent = last(torch.randn(torch.convolution(x, weight, None, *args).shape))
     assert_pytorchs(x, weight, cotangent, args)
 
 
@@ -242,19 +244,15 @@ def test_other_dtypes_are_pytorchs(dtype):
     assert_pytorchs(x, weight, cotangent, args)
 
 
-def test_groups_transposed_and_other_dimensions_are_pytorchs():
-    x, weight, _, cotangent, _ = make("3x3", (8, 16, 16, 8, 8), 1)
-    assert_pytorchs(x, weight[:, :8].contiguous(memory_format=NHWC), cotangent, arguments(padding=1, groups=2))
-    assert_pytorchs(x, weight, cotangent, arguments(padding=1, transposed=True))
+def test_other_dimensions_are_pytorchs():
     one = [(1,), (1,), (1,), False, (0,), 1]
     assert_pytorchs(torch.randn(8, 16, 64), torch.randn(16, 16, 3), torch.randn(8, 16, 64), one)
 
 
 def assert_pytorchs(x, weight, cotangent, args):
-    with Called() as called:
-        actual = by("gnfast", x, weight, None, cotangent, args)
-    assert called.names == []
-    expected = by("PyTorch", x, weight, None, cotangent, args)
+    actual, called = called_by_gnfast(x, weight, None, cotangent, args)
+    assert called == []
+    expected = by_pytorch(x, weight, None, cotangent, args)
     for a, b in zip(actual, expected, strict=True):
         assert a.stride() == b.stride()
         assert torch.equal(a, b)
@@ -268,19 +266,13 @@ def test_critics_gradients_within_twice_pytorchs_error(family):
     net = net.to(memory_format=NHWC)
     x = (torch.rand(8, 3, 32, 32) * 2 - 1).to(memory_format=NHWC)
 
-    def gradients(normalize, net, x):
-        net = copy.deepcopy(net)
-        f_hat = normalize(net, x)
-        f_hat.square().sum().backward()
-        return [f_hat.detach(), *(p.grad for p in net.parameters())]
-
-    truth = gradients(double_backward, copy.deepcopy(net).double(), x.double())
+    truth = outputs_and_gradients(double_backward, copy.deepcopy(net).double(), x.double())
     with Called() as called:
-        ours = gradients(normalize_gradient, net, x)
-    assert {"winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"} <= set(called.names)
-    theirs = gradients(double_backward, net, x)
+        ours = outputs_and_gradients(normalize_gradient, net, x)
+    assert set(OPERATORS) <= set(called.names)
+    theirs = outputs_and_gradients(double_backward, net, x)
     # All at once: single gradients are dominated by which pre-activations rounding puts on the other side of zero.
-    ours, theirs, truth = (torch.cat([t.flatten().double() for t in tensors]) for tensors in (ours, theirs, truth))
+    ours, theirs, truth = (torch.cat([t.flatten().double() for t in s.values()]) for s in (ours, theirs, truth))
     assert relative_error(ours, truth) <= 2 * relative_error(theirs, truth)
 
 
@@ -289,14 +281,14 @@ def test_critics_gradients_within_twice_pytorchs_error(family):
 def test_operators_conform(case):
     kernel, _ = CASES[case]
     x, weight, bias, cotangent, _ = make(case, (2, 8, 16, 9, 7), 1)
-    operators = torch.ops.gnfast
+    forward, input_grad, weight_grad = (getattr(torch.ops.gnfast, name).default for name in OPERATORS)
     for operator, given in (
-        (operators.winograd_conv2d, (x, weight, bias, 1)),
-        (operators.winograd_conv2d, (x, weight, None, 1)),
-        (operators.winograd_conv2d_input_grad, (cotangent, weight, 1, 9, 7)),
-        (operators.winograd_conv2d_weight_grad, (cotangent, x, kernel, 1)),
+        (forward, (x, weight, bias, 1)),
+        (forward, (x, weight, None, 1)),
+        (input_grad, (cotangent, weight, 1, 9, 7)),
+        (weight_grad, (cotangent, x, kernel, 1)),
     ):
-        torch.library.opcheck(operator.default, given, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
 
 
 @ENABLED
@@ -304,9 +296,9 @@ def test_operators_conform(case):
 def test_flops_are_counted_as_pytorchs(case):
     given = make(case, (8, 16, 24, 9, 10), 1)
     counts = []
-    for results in ("gnfast", "PyTorch"):
+    for by in (by_gnfast, by_pytorch):
         with FlopCounterMode(display=False) as counter:
-            by(results, *given)
+            by(*given)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
 
@@ -314,25 +306,20 @@ def test_flops_are_counted_as_pytorchs(case):
 @ENABLED
 def test_operators_refuse_what_does_not_fit():
     x, weight, bias, cotangent, _ = make("3x3", (2, 8, 16, 5, 6), 1)
-    operators = torch.ops.gnfast
-    with pytest.raises(TypeError, match="x must be float32, got Double"):
-        operators.winograd_conv2d(x.double(), weight, bias, 1)
-    with pytest.raises(ValueError, match="x must have four dimensions in channels_last order"):
-        operators.winograd_conv2d(x.contiguous(), weight, bias, 1)
-    with pytest.raises(ValueError, match="x must have a multiple of 8 channels"):
-        operators.winograd_conv2d(x[:, :3].contiguous(memory_format=NHWC), weight, bias, 1)
-    with pytest.raises(ValueError, match="x must have the weight's 8 channels"):
-        operators.winograd_conv2d(x.repeat(1, 2, 1, 1).to(memory_format=NHWC), weight, bias, 1)
-    with pytest.raises(ValueError, match="bias must have 16"):
-        operators.winograd_conv2d(x, weight, bias[:8], 1)
-    with pytest.raises(ValueError, match="padding must not be negative"):
-        operators.winograd_conv2d(x, weight, bias, -1)
-    with pytest.raises(ValueError, match="the kernel must be 3×3 or 4×4, got 2"):
-        operators.winograd_conv2d_weight_grad(cotangent, x, 2, 1)
-    with pytest.raises(ValueError, match="grad must have 2 samples of 5×6 pixels"):
-        operators.winograd_conv2d_weight_grad(cotangent[:1], x, 3, 1)
-    with pytest.raises(ValueError, match="grad must have 2 samples of 6×6 pixels"):
-        operators.winograd_conv2d_input_grad(cotangent, weight, 1, 6, 6)
+    forward, input_grad, weight_grad = (getattr(torch.ops.gnfast, name) for name in OPERATORS)
+    for operator, given, error, message in (
+        (forward, (x.double(), weight, bias, 1), TypeError, "x must be float32, got Double"),
+        (forward, (x.contiguous(), weight, bias, 1), ValueError, "x must have four dimensions in channels_last order"),
+        (forward, (last(x[:, :3]), weight, bias, 1), ValueError, "x must have a multiple of 8 channels"),
+        (forward, (last(x.repeat(1, 2, 1, 1)), weight, bias, 1), ValueError, "x must have the weight's 8 channels"),
+        (forward, (x, weight, bias[:8], 1), ValueError, "bias must have 16"),
+        (forward, (x, weight, bias, -1), ValueError, "padding must not be negative"),
+        (weight_grad, (cotangent, x, 2, 1), ValueError, "the kernel must be 3×3 or 4×4, got 2"),
+        (weight_grad, (cotangent[:1], x, 3, 1), ValueError, "grad must have 2 samples of 5×6 pixels"),
+        (input_grad, (cotangent, weight, 1, 6, 6), ValueError, "grad must have 2 samples of 6×6 pixels"),
+    ):
+        with pytest.raises(error, match=message):
+            operator(*given)
 
 
 @pytest.mark.parametrize("variable", ["GNFAST_BACKEND=torch", "ATEN_CPU_CAPABILITY=default"])

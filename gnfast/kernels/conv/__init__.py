@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from gnfast.kernels import winograd
-from gnfast.kernels.conv.contest import contest_of, like
+from gnfast.kernels.conv.contest import contest_of
 from gnfast.kernels.join import join_forward, join_pullback, join_pushforward
-from gnfast.kernels.layout import Strides, with_strides
+from gnfast.kernels.layout import Strides, channels_last_like, with_strides
 from gnfast.kernels.sign_bits.plain import from_words
 from gnfast.kernels.winograd import Arguments, conv2d_weight_grad
 
@@ -88,7 +88,7 @@ def conv2d_input_grad_squares(
     """
 
     def apart():
-        return conv2d_input_grad(cotangent, like(cotangent, shape), weight, arguments), None
+        return conv2d_input_grad(cotangent, channels_last_like(cotangent, shape), weight, arguments), None
 
     if (contest := contest_of(cotangent, weight, arguments, shape)) is None:
         return apart()
@@ -203,7 +203,7 @@ def conv_input_grad_join(
     """
 
     def apart():
-        grad = conv2d_input_grad(cotangent, like(cotangent, shape), weight, arguments)
+        grad = conv2d_input_grad(cotangent, channels_last_like(cotangent, shape), weight, arguments)
         return join_pullback([grad, *before], after, bits, strides, slope, grad)
 
     contest = contest_of(cotangent, weight, arguments, shape)

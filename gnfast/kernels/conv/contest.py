@@ -12,6 +12,7 @@ from torch import Tensor
 from gnfast.kernels import winograd
 from gnfast.kernels.autotune import choose_fastest, enabled
 from gnfast.kernels.backend import choices, implementation
+from gnfast.kernels.layout import channels_last_like
 from gnfast.kernels.winograd import Arguments
 
 Result = TypeVar("Result")
@@ -59,7 +60,7 @@ class Contest(NamedTuple):
         def reference():
             if shape is None:
                 return winograd.conv2d(x, weight, None, arguments)
-            return winograd.conv2d_input_grad(x, like(x, shape), weight, arguments)
+            return winograd.conv2d_input_grad(x, channels_last_like(x, shape), weight, arguments)
 
         if shape is None:
             positions, channels = x.numel() // x.shape[1] // math.prod(self.arguments[0]), weight.shape[0]
@@ -96,9 +97,3 @@ def contest_of(x: Tensor, weight: Tensor, arguments: Arguments, shape: Sequence[
     if not (last and x.numel() and x.dtype == weight.dtype and kernels.supports(x.dtype, weight, arguments)):
         return None
     return Contest(kernels, x, weight, arguments, None if shape is None else tuple(shape))
-
-
-def like(cotangent: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory of an input's shape, never touched, for a backward function that takes the input."""
-    layout = torch.channels_last
-    return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)

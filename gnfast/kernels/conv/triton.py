@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gnfast.kernels.conv.tiles import CONFIGURATIONS, promising, tile
 from gnfast.kernels.conv.triton_kernel import MASK, NO_SIGNS, PACK, conv_kernel
-from gnfast.kernels.layout import filled
+from gnfast.kernels.layout import channels_last_like, filled
 from gnfast.kernels.winograd import Arguments
 
 __all__ = [
@@ -80,7 +80,7 @@ def conv2d_input_grad(
     cotangent: Tensor, shape: Sequence[int], weight: Tensor, arguments: Arguments, configuration: str
 ) -> Tensor:
     """The gradient of <cotangent, conv2d(x, weight)> with respect to x of that shape."""
-    grad = _channels_last(cotangent, shape)
+    grad = channels_last_like(cotangent, shape)
     _launch(cotangent, weight, grad, arguments, configuration, gradient=True)
     return grad
 
@@ -94,7 +94,7 @@ def conv2d_input_grad_squares(
     configuration: str,
 ) -> tuple[Tensor, Tensor]:
     """`conv2d_input_grad`, and (B, P) float64 whose sums over P are those of (gx − centre)² before gx was rounded."""
-    grad = _channels_last(cotangent, shape)
+    grad = channels_last_like(cotangent, shape)
     sums = _launch(cotangent, weight, grad, arguments, configuration, gradient=True, centre=centre)
     return grad, sums
 
@@ -179,7 +179,7 @@ def conv_input_grad_join(
         after: at most two cotangents of s.
         bits, slope: of the s that `join_forward` saw, any number of channels.
     """
-    grad = _channels_last(cotangent, shape)
+    grad = channels_last_like(cotangent, shape)
     _launch(
         cotangent, weight, grad, arguments, configuration,
         gradient=True, terms=before, after=after, signs=MASK, bits=bits, slope=slope,
@@ -244,8 +244,4 @@ def _output(x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
         (extent + 2 * padding - kernel) // stride + 1
         for extent, kernel, stride, padding in zip(x.shape[2:], weight.shape[2:], *arguments[:2], strict=True)
     ]
-    return _channels_last(x, (len(x), len(weight), *space))
-
-
-def _channels_last(like: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return channels_last_like(x, (len(x), len(weight), *space))

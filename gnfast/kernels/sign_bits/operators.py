@@ -12,21 +12,10 @@ def _new_bits(x: Tensor) -> Tensor:
     return x.new_empty(((x.numel() + 31) // 32,), dtype=torch.int32)
 
 
-@torch.library.register_fake("gnfast::leaky_relu_pack")
-def _(x, negative_slope):
-    return torch.empty_like(x), _new_bits(x)
-
-
-@torch.library.register_fake("gnfast::leaky_relu_pack_")
-def _(x, negative_slope):
-    return _new_bits(x)
-
-
-@torch.library.register_fake("gnfast::leaky_relu_mask")
-def _(t, bits, negative_slope):
-    return torch.empty_like(t)
-
-
-@torch.library.register_fake("gnfast::leaky_relu_mask_")
-def _(t, bits, negative_slope):
-    return None
+for _operator, _fake in {
+    pack: lambda x, negative_slope: (torch.empty_like(x), _new_bits(x)),
+    pack_: lambda x, negative_slope: _new_bits(x),
+    mask: lambda t, bits, negative_slope: torch.empty_like(t),
+    mask_: lambda t, bits, negative_slope: None,
+}.items():
+    torch.library.register_fake(_operator, _fake)

@@ -60,23 +60,14 @@ def _(grad, x, kernel_size, padding):
     return _feature_map(grad, grad.shape[1], x.shape[1], kernel_size, kernel_size)
 
 
-# FLOPs as PyTorch counts them, which are those of the direct algorithm.
-
-
 def _products(y_shape, weight_shape):
     return 2 * math.prod(weight_shape) * y_shape[0] * math.prod(y_shape[2:])
 
 
-@register_flop_formula(_operators.winograd_conv2d)
-def _(x_shape, weight_shape, *_, out_shape, **__):
-    return _products(out_shape, weight_shape)
-
-
-@register_flop_formula(_operators.winograd_conv2d_input_grad)
-def _(grad_shape, weight_shape, *_, **__):
-    return _products(grad_shape, weight_shape)
-
-
-@register_flop_formula(_operators.winograd_conv2d_weight_grad)
-def _(grad_shape, *_, out_shape, **__):
-    return _products(grad_shape, out_shape)
+# FLOPs as PyTorch counts them, which are those of the direct algorithm, from the arguments' shapes.
+for _operator, _formula in {
+    _operators.winograd_conv2d: lambda *shapes, out_shape, **_: _products(out_shape, shapes[1]),
+    _operators.winograd_conv2d_input_grad: lambda *shapes, **_: _products(shapes[0], shapes[1]),
+    _operators.winograd_conv2d_weight_grad: lambda *shapes, out_shape, **_: _products(shapes[0], out_shape),
+}.items():
+    register_flop_formula(_operator)(_formula)

@@ -1,7 +1,5 @@
-// The loops of SpectralKernels on PyTorch's vector type, which is as wide as the including file's flags say.
-// Everything has internal linkage: two copies with different flags must not be linked as one.
-
-#pragma once
+// The loops of SpectralKernels on PyTorch's vector type. setup.py compiles them twice, with and without AVX2 flags, so
+// all but the two tables has internal linkage: nothing of one copy may be linked as the other's.
 
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
@@ -144,9 +142,25 @@ struct Loops {
     }
     for (; i < size; ++i) out[i] = static_cast<T>(static_cast<Acc>(g[i]) * factor - amount * direction[i]);
   }
-
-  static SpectralKernels<T> table() { return {rows_times, columns_times, scale, dot, project}; }
 };
 
 }  // namespace
+
+#ifdef CPU_CAPABILITY_AVX2
+#define GNFAST_SPECTRAL_KERNELS avx2_spectral_kernels
+#else
+#define GNFAST_SPECTRAL_KERNELS portable_spectral_kernels
+#endif
+
+template <typename T>
+SpectralKernels<T> GNFAST_SPECTRAL_KERNELS() {
+  using L = Loops<T>;
+  return {L::rows_times, L::columns_times, L::scale, L::dot, L::project};
+}
+
+template SpectralKernels<float> GNFAST_SPECTRAL_KERNELS();
+template SpectralKernels<double> GNFAST_SPECTRAL_KERNELS();
+template SpectralKernels<c10::Half> GNFAST_SPECTRAL_KERNELS();
+template SpectralKernels<c10::BFloat16> GNFAST_SPECTRAL_KERNELS();
+
 }  // namespace gnfast::cpu
