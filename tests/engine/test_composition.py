@@ -171,23 +171,6 @@ def test_critics_that_match_double_backward(make, x):
     assert_matches_double_backward(make().double(), x)
 
 
-def test_real_and_fake_together_and_apart_give_the_same_gradients(x):
-    net, fake = ResNet().double(), torch.randn_like(x)
-
-    def together():
-        real_score, fake_score = gnfast.normalize_gradient(net, torch.cat([x, fake]), strict=True).chunk(2)
-        return real_score.mean() - fake_score.mean()
-
-    def apart():
-        return (
-            gnfast.normalize_gradient(net, x, strict=True).mean()
-            - gnfast.normalize_gradient(net, fake, strict=True).mean()
-        )
-
-    one, two = (torch.autograd.grad(loss(), list(net.parameters())) for loss in (together, apart))
-    assert all(relative_error(a, b) < 1e-12 for a, b in zip(one, two, strict=True))
-
-
 @pytest.mark.parametrize("batch", [1, 4])
 def test_upsampling_before_convolutions_is_rewritten_exactly(batch):
     def unet(net, x):

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gnfast
 from gnfast import FallbackWarning, InputError, UnsupportedError, reference
 from gnfast.engine import autograd, passes
+from tests.hunt.steps import Doubled, Halve
 from tests.oracle import (
     assert_agree,
     assert_falls_back,
     assert_matches_double_backward,
     assert_same,
-    assert_same_state,
     loss_of,
     outputs_and_gradients,
     relative_error,
@@ -292,12 +292,6 @@ def test_x_without_gradient_and_no_grad(x):
     assert x.grad is None and not x.requires_grad
 
 
-def test_x_is_not_modified(x):
-    before = x.clone()
-    gnfast.normalize_gradient(cnn(inplace=True).double(), x).sum().backward()
-    assert torch.equal(x, before) and not x.requires_grad
-
-
 def test_non_leaf_x_passes_its_gradient_on(x):
     net, generator = ResNet().double(), nn.Conv2d(3, 3, 1).double()
     weights = list(generator.parameters())
@@ -338,29 +332,12 @@ def test_losses_of_one_output_only(index, x):
     assert_agree(gradients)
 
 
-def test_spectral_norm_advances_once_per_call(x):
-    net = nn.Sequential(
-        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 1)
-    ).double()
-    twin = copy.deepcopy(net)
-    for _ in range(3):
-        actual = outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True)
-        assert_same(actual, outputs_and_gradients(reference.normalize_gradient, twin, x))
-        assert_same_state(net, twin)
-
-
-def test_weight_changed_in_place_between_forward_and_backward_raises(x):
+@pytest.mark.parametrize("changed", [lambda net, x: net.stem.weight, lambda net, x: x], ids=["weight", "x"])
+def test_what_is_changed_in_place_between_forward_and_backward_raises(changed, x):
     net = ResNet().double()
     f_hat = gnfast.normalize_gradient(net, x)
     with torch.no_grad():
-        net.stem.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        f_hat.sum().backward()
-
-
-def test_x_changed_in_place_between_forward_and_backward_raises(x):
-    f_hat = gnfast.normalize_gradient(ResNet().double(), x)
-    x.mul_(2)
+        changed(net, x).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         f_hat.sum().backward()
 
@@ -416,61 +393,26 @@ def test_what_is_not_piecewise_linear_per_sample_is_refused(function, reason, x)
         gnfast.normalize_gradient(Called(lambda net, x: function(x)), x, strict=True)
 
 
-class ReversedGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return torch.relu(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return -grad
-
-
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_custom_autograd_functions_are_refused(last, mode, x):
     def function(x):
-        h = ReversedGradient.apply(x * 2)
-        return ReversedGradient.apply(x.sum((1, 2, 3))) if last else h.sum((1, 2, 3))
+        h = Halve.apply(x * 2)
+        return Halve.apply(x.sum((1, 2, 3))) if last else h.sum((1, 2, 3))
 
-    with mode(), pytest.raises(UnsupportedError, match="custom autograd function ReversedGradientBackward"):
+    with mode(), pytest.raises(UnsupportedError, match="custom autograd function HalveBackward"):
         gnfast.normalize_gradient(Called(lambda net, x: function(x)), x, strict=True)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False)
 
 
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     "wrap",
-    [
-        Checkpointed,
-        nn.DataParallel,
-        torch.jit.script,
-        lambda net: torch.jit.trace(net, torch.zeros(2, 3, 5, 7).double()),
-    ],
-    ids=["checkpoint", "data-parallel", "script", "traced-script"],
+    [nn.DataParallel, torch.jit.script, lambda net: torch.jit.trace(net, torch.zeros(2, 3, 5, 7).double())],
+    ids=["data-parallel", "script", "traced-script"],
 )
 def test_wrapped_networks_are_exact(wrap, x):
     net = wrap(NETWORKS["mlp"]().double())
     assert_same(*(outputs_and_gradients(way.normalize_gradient, net, x) for way in (gnfast, reference)))
-
-
-def test_views_changed_in_place_are_refused(x):
-    def aliased(net, x):
-        h = x * 2
-        flat = h.flatten(1)
-        flat.relu_()
-        return h.sum((1, 2, 3))
-
-    with pytest.raises(UnsupportedError, match="views are in use"):
-        gnfast.normalize_gradient(Called(aliased), x, strict=True)
 
 
 def test_control_flow_on_shapes_and_changed_mode(x):
@@ -535,18 +477,13 @@ def test_bad_options(x):
         gnfast.normalize_gradient(lambda x: x, x)
 
 
-def test_module_has_the_state_dict_of_its_network(x):
-    net = cnn().double()
-    normalized = gnfast.GradientNorm(net, strict=True)
-    assert list(normalized.state_dict()) == list(net.state_dict())
-    outer = nn.ModuleDict({"critic": normalized})
+def test_module_has_the_state_dict_of_its_network():
+    net = cnn()
+    outer = nn.ModuleDict({"critic": gnfast.GradientNorm(net)})
     assert list(outer.state_dict()) == [f"critic.{key}" for key in net.state_dict()]
-    other = gnfast.GradientNorm(cnn().double())
-    other.load_state_dict(net.state_dict())
-    assert relative_error(other(x), normalized(x)) == 0
-    nn.ModuleDict({"critic": gnfast.GradientNorm(cnn().double())}).load_state_dict(outer.state_dict())
+    nn.ModuleDict({"critic": gnfast.GradientNorm(cnn())}).load_state_dict(outer.state_dict())
     with pytest.raises(RuntimeError, match=r"Missing key.*net\.0\.weight"):
-        other.load_state_dict({k: v for k, v in net.state_dict().items() if k != "0.weight"})
+        gnfast.GradientNorm(cnn()).load_state_dict({k: v for k, v in net.state_dict().items() if k != "0.weight"})
 
 
 def test_module_copies_and_pickles(x):
@@ -562,15 +499,6 @@ def test_reference_is_the_papers_formula(x):
     gradient = torch.autograd.grad(f, [x], torch.ones_like(f), create_graph=True)[0]
     norm = torch.norm(torch.flatten(gradient, start_dim=1), p=2, dim=1).view(-1, 1)
     assert torch.equal(reference.normalize_gradient(net, x), f / (norm + torch.abs(f)))
-
-
-def test_trace_does_not_touch_the_network(x):
-    net = nn.Sequential(
-        nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.Flatten()
-    ).double()
-    before = copy.deepcopy(net.state_dict())
-    gnfast.trace(net, x)
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
 def test_plan_prints_costs_and_refusals(x):
@@ -641,23 +569,12 @@ def test_x_reached_by_another_way_falls_back(leaf, other):
         assert relative_error(gnfast.value_and_input_grad(net, x, guide)[0], f) < 1e-12
 
 
-class MarksDirty(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.mark_dirty(x)
-        return x.mul_(2)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
-
-
 @pytest.mark.parametrize(
     "function",
     [
         lambda x: x.flatten(1).masked_fill(x.flatten(1) < 0, 0).sum(1),
         lambda x: torch.fft.fft(x).abs().sum((1, 2, 3)),
-        lambda x: MarksDirty.apply(x.sum((1, 2, 3)) * 1),
+        lambda x: Doubled.apply(x.sum((1, 2, 3)) * 1),
         lambda x: torch.tanh(x).sum((1, 2, 3)).view(torch.tanh(x).shape[0], int(x.shape[1] / 3)),
     ],
 )

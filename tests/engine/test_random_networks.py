@@ -127,14 +127,20 @@ def restored(net, buffers):
             buffer.copy_(value)
 
 
+def expected_of(case):
+    """What double backward shows, and the network's buffers, which are as before."""
+    buffers = [buffer.clone() for buffer in case.net.buffers()]
+    expected = observe("reference", case)
+    restored(case.net, buffers)
+    return expected, buffers
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_networks(family):
     @RUN
     @given(cases(family), st.booleans())
     def check(case, rewrite):
-        buffers = [buffer.clone() for buffer in case.net.buffers()]
-        expected = observe("reference", case)
-        restored(case.net, buffers)
+        expected, _ = expected_of(case)
         # Casts in the middle of a network round cotangents to float32.
         tolerance = 1e-3 if family == "casts" else 1e-10
         compare(observe("gnfast", case, strict=True, rewrite=rewrite), expected, tolerance)
@@ -148,9 +154,7 @@ def test_rewritten_random_networks(family):
     @given(cases(family), st.sampled_from(["reference", "gnfast"]))
     def check(case, which):
         assume(not any(step.arguments.get("inplace") for step in case.net.steps))
-        buffers = [buffer.clone() for buffer in case.net.buffers()]
-        expected = observe("reference", case)
-        restored(case.net, buffers)
+        expected, _ = expected_of(case)
         options = {"strict": True} if which == "gnfast" else {}
         compare(observe(which, case, gnfast.rewrite(case.net), **options), expected, 1e-10)
 
@@ -162,9 +166,7 @@ def test_what_is_not_piecewise_linear_is_refused_and_falls_back_exactly(family):
     @RUN_FEWER
     @given(cases(family, spoil=True), st.booleans())
     def check(case, strict_first):
-        buffers = [buffer.clone() for buffer in case.net.buffers()]
-        expected = observe("reference", case)
-        restored(case.net, buffers)
+        expected, buffers = expected_of(case)
         if strict_first:
             assert_refused(case, buffers)
         with warnings.catch_warnings(record=True) as caught:

@@ -20,6 +20,7 @@ from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.reduce import Sum
 from gnfast.plan.ops.resample import Upsample
 from gnfast.plan.ops.shape import Reshape
+from tests.engine.test_engine import Called
 
 B = 3
 IMAGE = (B, 6, 7, 9)
@@ -274,13 +275,8 @@ def test_flops_agree_with_pytorchs_counter(module):
     assert B * plan.nodes[0].flops == counter.get_total_flops()
 
 
-class Called(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x.clone()).flatten(1).sum(1)
+def critic(function):
+    return Called(lambda net, x: function(x.clone()).flatten(1).sum(1))
 
 
 VECTOR, FOUR = (B, 6), torch.ones(4)
@@ -326,7 +322,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_pytorch_refuses_has_no_numbers(name):
     shape, function = WRONG[name]
-    net, x = Called(function), torch.randn(shape)
+    net, x = critic(function), torch.randn(shape)
     with pytest.raises(Exception) as own:  # noqa: PT011
         gnfast.reference.value_and_grad_norm(net, x)
     with pytest.raises(type(own.value)) as raised:
@@ -350,7 +346,7 @@ def test_what_pytorch_refuses_has_no_numbers(name):
     ids=["hardshrink", "hardtanh_", "adaptive pooling", "index_select", "rsub", "a number that comes as a tensor"],
 )
 def test_arguments_at_the_edge_of_what_pytorch_takes(function):
-    net, x = Called(lambda h: h + function(h.clone()).flatten(1).sum(1, keepdim=True)), torch.randn(VECTOR)
+    net, x = critic(lambda h: h + function(h.clone()).flatten(1).sum(1, keepdim=True)), torch.randn(VECTOR)
     for actual, expected in zip(
         gnfast.value_and_input_grad(net, x, strict=True),
         gnfast.reference.value_and_input_grad(net, x),

@@ -206,22 +206,7 @@ class Hidden(Stateful):
         return self.others[0](torch.ones(3, 8, dtype=DTYPE)).sum() + self.others[0][0].num_batches_tracked
 
 
-KINDS = [
-    *(Slots, Count, Deep, Many, OfTheClass, Hidden),
-    *(
-        WrittenBuffer,
-        ReassignedBuffer,
-        DataOfAParameter,
-        DataInPlace,
-        TrainedParameter,
-        Lazy,
-        Counter,
-        Lists,
-        Object,
-        Array,
-    ),
-    *(Dropout, OwnGenerators, GlobalGenerators),
-]
+KINDS = [k for k in list(globals().values()) if isinstance(k, type) and issubclass(k, Stateful) and k is not Stateful]
 
 
 def seed():

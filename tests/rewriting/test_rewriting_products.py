@@ -25,27 +25,19 @@ NHWC = torch.channels_last
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = (f"winograd_conv2d{name}" for name in ("", "_input_grad", "_weight_grad"))
 
 # The operators of the forward, of the input's gradient and of the weight's.
+CONV, TRANSPOSED = (FORWARD, INPUT_GRAD, WEIGHT_GRAD), (INPUT_GRAD, FORWARD, WEIGHT_GRAD)
 LAYERS = {
-    "conv 3x3": (lambda i, o, **k: nn.Conv2d(i, o, 3, padding=1, **k), (FORWARD, INPUT_GRAD, WEIGHT_GRAD)),
-    "conv 3x3, padding 0": (lambda i, o, **k: nn.Conv2d(i, o, 3, **k), (FORWARD, INPUT_GRAD, WEIGHT_GRAD)),
-    "conv 4x4 stride 2": (lambda i, o, **k: nn.Conv2d(i, o, 4, 2, 1, **k), (FORWARD, INPUT_GRAD, WEIGHT_GRAD)),
-    "transposed 3x3": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 3, 1, 1, **k), (INPUT_GRAD, FORWARD, WEIGHT_GRAD)),
-    "transposed 4x4 stride 2": (
-        lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 2, 1, **k),
-        (INPUT_GRAD, FORWARD, WEIGHT_GRAD),
-    ),
-    "transposed, output padding": (
-        lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 2, 2, output_padding=1, **k),
-        (INPUT_GRAD, FORWARD, WEIGHT_GRAD),
-    ),
+    "conv 3x3": (lambda i, o, **k: nn.Conv2d(i, o, 3, padding=1, **k), CONV),
+    "conv 3x3, padding 0": (lambda i, o, **k: nn.Conv2d(i, o, 3, **k), CONV),
+    "conv 4x4 stride 2": (lambda i, o, **k: nn.Conv2d(i, o, 4, 2, 1, **k), CONV),
+    "transposed 3x3": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 3, 1, 1, **k), TRANSPOSED),
+    "transposed 4x4 stride 2": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 2, 1, **k), TRANSPOSED),
+    "transposed, output padding": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 2, 2, 1, **k), TRANSPOSED),
     "upsampling and 3x3": (
         lambda i, o, **k: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(i, o, 3, padding=1, **k)),
-        (INPUT_GRAD, FORWARD, WEIGHT_GRAD),
+        TRANSPOSED,
     ),
-    "3x3 and pooling": (
-        lambda i, o, **k: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, **k), nn.AvgPool2d(2)),
-        (FORWARD, INPUT_GRAD, WEIGHT_GRAD),
-    ),
+    "3x3 and pooling": (lambda i, o, **k: nn.Sequential(nn.Conv2d(i, o, 3, padding=1, **k), nn.AvgPool2d(2)), CONV),
 }
 
 
@@ -388,64 +380,52 @@ def stated_net():
     )
 
 
-def under_autocast(net, x):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = net(x)
+def merging_net():
+    return nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(16, 16, 3), nn.AvgPool2d(2))
+
+
+def differentiated(y):
     y.float().square().sum().backward()
     return y
 
 
-def under_checkpointing(net, x):
-    y = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)
-    y.square().sum().backward()
-    return y
+def under_autocast(net, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x)
+    return differentiated(y)
 
 
 def under_saved_tensor_hooks(net, x):
     with torch.autograd.graph.save_on_cpu():
         y = net(x)
-    y.square().sum().backward()
-    return y
+    return differentiated(y)
 
 
-def under_vmap(net, x):
-    return torch.vmap(lambda sample: net(sample[None]))(x)
-
-
-def under_grad(net, x):
-    return torch.func.grad(lambda x: net(x).square().sum())(x)
-
-
-def under_jvp(net, x):
+def under_forward_ad(net, x):
     with forward_ad.dual_level():
         return forward_ad.unpack_dual(net(forward_ad.make_dual(x.detach(), torch.ones_like(x)))).tangent
 
 
-def compiled(net, x):
-    y = torch.compile(net, backend="eager")(x)
-    y.square().sum().backward()
-    return y
+WATCHERS = {
+    "autocast": under_autocast,
+    "checkpoint": lambda net, x: differentiated(torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)),
+    "saved tensor hooks": under_saved_tensor_hooks,
+    "vmap": lambda net, x: torch.vmap(lambda sample: net(sample[None]))(x),
+    "grad": lambda net, x: torch.func.grad(lambda x: net(x).square().sum())(x),
+    "jvp": lambda net, x: torch.func.jvp(net, (x.detach(),), (torch.ones_like(x),))[1],
+    "forward_ad": under_forward_ad,
+    "compile": lambda net, x: differentiated(torch.compile(net, backend="eager")(x)),
+    "jit.trace": lambda net, x: torch.jit.trace(net, x.detach())(x),
+}
 
 
-def traced(net, x):
-    return torch.jit.trace(net, x.detach())(x)
-
-
-WATCHERS = [
-    under_autocast,
-    under_checkpointing,
-    under_saved_tensor_hooks,
-    under_vmap,
-    under_grad,
-    under_jvp,
-    compiled,
-    traced,
-]
-
-
-@pytest.mark.parametrize("watch", WATCHERS, ids=lambda function: function.__name__)
-def test_watchers_see_what_is_stated(watch):
-    net = stated_net()
+@pytest.mark.parametrize(
+    ("name", "make"),
+    # Autocast does not keep convolutions from being merged.
+    [*((name, stated_net) for name in WATCHERS), *((name, merging_net) for name in WATCHERS if name != "autocast")],
+)
+def test_watchers_see_what_is_stated(name, make):
+    net, watch = make(), WATCHERS[name]
     x = torch.randn(4, 16, 8, 8)
     results = []
     for module in net, gnfast.rewrite(net):
@@ -458,14 +438,16 @@ def test_watchers_see_what_is_stated(watch):
     assert not winograd.enabled("cpu") or not torch.equal(gnfast.rewrite(net)(x), net(x))
 
 
+def cotangents(y):
+    return torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(1))
+
+
 def batched(y, x, parameters):
-    cotangents = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(1))
-    return torch.autograd.grad(y, [x, *parameters], cotangents, is_grads_batched=True)
+    return torch.autograd.grad(y, [x, *parameters], cotangents(y), is_grads_batched=True)
 
 
 def vmapped(y, x, parameters):
-    cotangents = torch.randn(3, *y.shape, generator=torch.Generator().manual_seed(1))
-    return torch.vmap(lambda v: torch.autograd.grad(y, [x, *parameters], v, retain_graph=True))(cotangents)
+    return torch.vmap(lambda v: torch.autograd.grad(y, [x, *parameters], v, retain_graph=True))(cotangents(y))
 
 
 def dual(y, x, parameters):
