@@ -98,9 +98,10 @@ def sizes(value: Any, dims: int) -> tuple[Any, ...]:
 
 def whole_factor(extents: Sequence[int], size: Any, scale_factor: Any) -> tuple[int, ...] | None:
     """How often a nearest upsampling to `size` or by `scale_factor` repeats each pixel, where it does just that."""
-    if size is None:
-        factor = sizes(scale_factor, len(extents))
-    else:
-        factor = [new / old for new, old in zip(sizes(size, len(extents)), extents, strict=True)]
+    factor = sizes(scale_factor if size is None else size, len(extents))
+    if len(factor) != len(extents):
+        return None
+    if size is not None:
+        factor = [new / old for new, old in zip(factor, extents, strict=True)]
     # From 41 on, dividing by the factor in float32 can shift a pixel.
     return tuple(map(int, factor)) if all(m == int(m) and 1 <= m <= 40 for m in factor) else None

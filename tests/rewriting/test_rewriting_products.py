@@ -523,6 +523,8 @@ WRONG = {
     "negative padding": lambda x, w: F.conv_transpose2d(x, w, None, 2, -1),
     "conv's negative padding": lambda x, w: F.conv2d(x, w, None, 2, -1),
     "three paddings": lambda x, w: F.conv_transpose2d(x, w, None, 2, (1, 1, 1)),
+    "conv's three paddings": lambda x, w: F.conv2d(x, w, None, 1, (1, 1, 1)),
+    "three factors": lambda x, w: F.interpolate(x, scale_factor=(2, 2, 2)),
     "three strides": lambda x, w: F.conv2d(x, w, None, (2, 2, 2), 1),
     "small images": lambda x, w: F.conv2d(x[..., :1], w, None, 2, 1),
     "stride 0": lambda x, w: F.conv2d(x, w, None, 0, 1),
