@@ -133,6 +133,7 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
     "sign of a copy": lambda h: h * h.detach().sign(),
     "gather": lambda h: h.gather(1, h.argmax(1, keepdim=True)) + h,
     "boolean index": lambda h: h + h[h > 0].sum() * 0.1,
+    "index_select": lambda h: h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1)),
     "take_along": lambda h: torch.take_along_dim(h, h.argsort(1), 1),
     "branch": lambda h: h * 2 if h.sum() > 0 else h - 1,
     "item": lambda h: h * (1 + abs(h.mean().item())),
