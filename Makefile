@@ -73,5 +73,5 @@ bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
 	    --benchmark-columns=median,iqr,rounds --benchmark-sort=min
 
 clean: ## Remove what was built, .venv included
-	rm -rf $(VENV) build dist *.egg-info gnfast/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info gnfast/*.so .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

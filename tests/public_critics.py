@@ -1,28 +1,21 @@
 """Small critics in the manner of the published ones, and what the engine must say to each.
 
 Every network has the operations of its model, in the order and the notation that public code uses, with a few channels
-and odd sizes. `CRITICS` is the table: name, factory, verdict.
+and odd sizes. `CRITICS` is the table.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from gnfast import models
+
 EXACT = "exact"
-
-
-class Critic(NamedTuple):
-    """One row of the table."""
-
-    make: Callable[[], tuple[nn.Module, Tensor, tuple[Any, ...]]]
-    """The network in the mode in which it is to be used, x, and the network's further arguments; all in float64."""
-    verdict: str
-    """EXACT, or a regular expression for the first refusal: operation, submodule, reason."""
 
 
 def noise(*shape: int) -> Tensor:
@@ -34,8 +27,30 @@ def labels(count: int) -> Tensor:
     return torch.tensor([3, 0, 3, 1, 4, 2])[:count]
 
 
+def one_hot(count: int) -> Tensor:
+    return F.one_hot(labels(count), 5).double()
+
+
+class Critic(NamedTuple):
+    """One row of the table."""
+
+    net: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    """Of x."""
+    verdict: str
+    """EXACT, or a regular expression for the first refusal: operation, submodule, reason."""
+    beside: Callable[[int], Tensor] | None = None
+    """Makes the network's further argument, for so many samples."""
+    training: bool = False
+
+    def make(self) -> tuple[nn.Module, Tensor, tuple[Tensor, ...]]:
+        """The network, x, and the network's further arguments; all in float64."""
+        net = seasoned(self.net()).train(self.training)
+        return net, noise(*self.shape), (self.beside(self.shape[0]),) if self.beside else ()
+
+
 def seasoned(net: nn.Module) -> nn.Module:
-    """The network in float64 and eval mode, with biases, gains and running statistics that are not 0 and 1."""
+    """The network in float64, with biases, gains and running statistics that are not 0 and 1."""
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim() <= 1:
@@ -44,7 +59,7 @@ def seasoned(net: nn.Module) -> nn.Module:
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
                 module.running_mean.normal_(0, 0.5)
                 module.running_var.uniform_(0.5, 2)
-    return net.double().eval()
+    return net.double()
 
 
 def spectrally_normalised(net: nn.Module) -> nn.Module:
@@ -87,20 +102,9 @@ class LabelMap(nn.Module):
         return self.critic(self.merge(torch.cat((x, plane), dim=1))).view(-1)
 
 
-def sngan() -> nn.Sequential:
+def sngan() -> nn.Module:
     """3x3 and strided 4x4 convolutions under spectral norm, and a linear layer (Miyato et al., 2018, table 3)."""
-    return spectrally_normalised(
-        nn.Sequential(
-            nn.Conv2d(3, 4, 3, 1, 1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(4, 6, 4, 2, 1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(6, 6, 3, 1, 1),
-            nn.LeakyReLU(0.1),
-            nn.Flatten(),
-            nn.Linear(6 * 4 * 3, 1),
-        )
-    )
+    return spectrally_normalised(models.build("dcgan", resolution=16, width=1 / 16)[1])
 
 
 def mean_pool(h: Tensor) -> Tensor:
@@ -165,27 +169,6 @@ class PatchGAN(nn.Module):
         return patches.mean(dim=(1, 2, 3)) if self.mean else patches
 
 
-class DownBlock(nn.Module):
-    """BigGAN's residual block; the first one of a critic has no activation in front."""
-
-    def __init__(self, channels_in: int, channels_out: int, first: bool = False, downsample: bool = True) -> None:
-        super().__init__()
-        self.first, self.downsample = first, downsample
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.conv_sc = nn.Conv2d(channels_in, channels_out, 1)
-        self.activation = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(x if self.first else self.activation(x))
-        h = self.conv2(self.activation(h))
-        h = F.avg_pool2d(h, 2) if self.downsample else h
-        if self.first:
-            return h + self.conv_sc(F.avg_pool2d(x, 2))
-        shortcut = self.conv_sc(x)
-        return h + (F.avg_pool2d(shortcut, 2) if self.downsample else shortcut)
-
-
 class SelfAttention(nn.Module):
     """Every place looks at all others, with a learned gain on what it sees (Zhang et al., 2019)."""
 
@@ -206,22 +189,12 @@ class SelfAttention(nn.Module):
         return h + self.gain * self.out(seen)
 
 
-class BigGAN(nn.Module):
+def biggan(attention: bool = False) -> nn.Module:
     """A ResNet with sum pooling, spectral norm and the projection of a class embedding (Brock et al., 2019)."""
-
-    def __init__(self, attention: bool = False) -> None:
-        super().__init__()
-        self.block1 = DownBlock(3, 4, first=True)
-        self.attention = SelfAttention(4) if attention else nn.Identity()
-        self.block2 = DownBlock(4, 6)
-        self.block3 = DownBlock(6, 6, downsample=False)
-        self.linear, self.embed = nn.Linear(6, 1), nn.Embedding(5, 6)
-        spectrally_normalised(self)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.block3(self.block2(self.attention(self.block1(x))))
-        h = torch.sum(F.relu(h), [2, 3])
-        return self.linear(h) + torch.sum(self.embed(y) * h, 1, keepdim=True)
+    net = models.biggan.Discriminator(models.biggan.Layout(generator=(), critic=(4, 6, 6), downs=2), classes=5)
+    if attention:
+        net.model.insert(1, SelfAttention(4))
+    return spectrally_normalised(net)
 
 
 class UNet(nn.Module):
@@ -495,61 +468,58 @@ class MelGAN(nn.Module):
         return sum(logits) / len(logits)
 
 
-def _one_hot(count: int) -> Tensor:
-    return F.one_hot(labels(count), 5).double()
-
-
-_FEW = (3, 2, 3, 5)
 _BATCH_STATISTICS = r"F\.batch_norm in submodule '3': .*(batch|training)"
+_DCGAN, _RESNET, _PATCHES, _UNET = (3, 3, 25, 17), (4, 3, 12, 8), (2, 3, 21, 17), (3, 3, 10, 14)
+_FEW, _WAVE = (3, 2, 3, 5), (3, 1, 250)
+
+
+def _condition(count: int) -> Tensor:
+    return noise(count, 2, 21, 17)
+
 
 CRITICS = {
-    "dcgan": Critic(lambda: (seasoned(dcgan()), noise(3, 3, 25, 17), ()), EXACT),
-    "dcgan-train": Critic(lambda: (seasoned(dcgan()).train(), noise(3, 3, 25, 17), ()), _BATCH_STATISTICS),
-    "dcgan-without-running-statistics": Critic(
-        lambda: (seasoned(dcgan(track_running_stats=False)), noise(3, 3, 25, 17), ()), _BATCH_STATISTICS
-    ),
-    "dcgan-sigmoid": Critic(
-        lambda: (seasoned(dcgan().append(nn.Sigmoid())), noise(3, 3, 25, 17), ()), r"torch\.sigmoid in submodule '9'"
-    ),
-    "dcgan-label-map": Critic(lambda: (seasoned(LabelMap()), noise(3, 3, 25, 17), (labels(3),)), EXACT),
-    "sngan": Critic(lambda: (seasoned(sngan()), noise(3, 3, 9, 7), ()), EXACT),
-    "wgan-gp": Critic(lambda: (seasoned(WGANGP()), noise(3, 3, 12, 8), ()), EXACT),
+    "dcgan": Critic(dcgan, _DCGAN, EXACT),
+    "dcgan-train": Critic(dcgan, _DCGAN, _BATCH_STATISTICS, training=True),
+    "dcgan-without-running-statistics": Critic(lambda: dcgan(track_running_stats=False), _DCGAN, _BATCH_STATISTICS),
+    "dcgan-sigmoid": Critic(lambda: dcgan().append(nn.Sigmoid()), _DCGAN, r"torch\.sigmoid in submodule '9'"),
+    "dcgan-label-map": Critic(LabelMap, _DCGAN, EXACT, labels),
+    "sngan": Critic(sngan, (3, 3, 16, 16), EXACT),
+    "wgan-gp": Critic(WGANGP, (3, 3, 12, 8), EXACT),
     "wgan-gp-layer-norm": Critic(
-        lambda: (seasoned(WGANGP(layer_norm=True)), noise(3, 3, 12, 8), ()),
-        r"F\.layer_norm in submodule 'blocks\.0\.norm'",
+        lambda: WGANGP(layer_norm=True), (3, 3, 12, 8), r"F\.layer_norm in submodule 'blocks\.0\.norm'"
     ),
     "pix2pix": Critic(
-        lambda: (seasoned(PatchGAN(nn.BatchNorm2d)), noise(2, 3, 21, 17), (noise(2, 2, 21, 17),)),
+        lambda: PatchGAN(nn.BatchNorm2d),
+        _PATCHES,
         r"its output in .*shape \(2, 1, 3, 2\) is not one logit per sample",
+        _condition,
     ),
     "pix2pix-instance-norm": Critic(
-        lambda: (seasoned(PatchGAN(nn.InstanceNorm2d, mean=True)), noise(2, 3, 21, 17), (noise(2, 2, 21, 17),)),
+        lambda: PatchGAN(nn.InstanceNorm2d, mean=True),
+        _PATCHES,
         r"F\.instance_norm in submodule 'layers\.3'",
+        _condition,
     ),
-    "pix2pix-mean": Critic(
-        lambda: (seasoned(PatchGAN(nn.BatchNorm2d, mean=True)), noise(2, 3, 21, 17), (noise(2, 2, 21, 17),)), EXACT
-    ),
-    "biggan": Critic(lambda: (seasoned(BigGAN()), noise(4, 3, 12, 8), (labels(4),)), EXACT),
-    "biggan-attention": Critic(
-        lambda: (seasoned(BigGAN(attention=True)), noise(4, 3, 12, 8), (labels(4),)),
-        r"torch\.bmm in submodule 'attention'",
-    ),
-    "unet": Critic(lambda: (seasoned(UNet()), noise(3, 3, 10, 14), ()), EXACT),
-    "unet-bilinear": Critic(lambda: (seasoned(BilinearUNet()), noise(3, 3, 10, 14), ()), EXACT),
-    "stylegan2": Critic(lambda: (seasoned(StyleGAN2()), noise(4, 3, 12, 8), (_one_hot(4),)), EXACT),
+    "pix2pix-mean": Critic(lambda: PatchGAN(nn.BatchNorm2d, mean=True), _PATCHES, EXACT, _condition),
+    "biggan": Critic(biggan, _RESNET, EXACT, labels),
+    "biggan-attention": Critic(lambda: biggan(attention=True), _RESNET, r"torch\.bmm in submodule 'model\.1'", labels),
+    "unet": Critic(UNet, _UNET, EXACT),
+    "unet-bilinear": Critic(BilinearUNet, _UNET, EXACT),
+    "stylegan2": Critic(StyleGAN2, _RESNET, EXACT, one_hot),
     "stylegan2-minibatch-stddev": Critic(
-        lambda: (seasoned(StyleGAN2(group=4)), noise(4, 3, 12, 8), (_one_hot(4),)),
+        lambda: StyleGAN2(group=4),
+        _RESNET,
         r"Tensor\.mean in submodule 'stddev': .*batch axis mixes samples",
+        one_hot,
     ),
     "stylegan2-minibatch-stddev-in-pairs": Critic(
-        lambda: (seasoned(StyleGAN2(group=2)), noise(4, 3, 12, 8), (_one_hot(4),)),
-        r"Tensor\.reshape in submodule 'stddev': .*moves the batch axis",
+        lambda: StyleGAN2(group=2), _RESNET, r"Tensor\.reshape in submodule 'stddev': .*moves the batch axis", one_hot
     ),
-    "resnet-max-pool": Critic(lambda: (seasoned(ClassifierResNet()), noise(3, 3, 21, 17), ()), EXACT),
-    "maxout": Critic(lambda: (seasoned(maxout_mlp()), noise(*_FEW), ()), EXACT),
-    "groupsort": Critic(lambda: (seasoned(sorted_mlp(lambda: GroupSort(4))), noise(*_FEW), ()), EXACT),
-    "maxmin": Critic(lambda: (seasoned(sorted_mlp(MaxMin)), noise(*_FEW), ()), EXACT),
-    "wavegan": Critic(lambda: (seasoned(WaveGAN()), noise(3, 1, 250), ()), EXACT),
-    "wavegan-reflect": Critic(lambda: (seasoned(WaveGAN(reflect=True)), noise(3, 1, 250), ()), EXACT),
-    "melgan": Critic(lambda: (seasoned(MelGAN()), noise(3, 1, 131), ()), EXACT),
+    "resnet-max-pool": Critic(ClassifierResNet, (3, 3, 21, 17), EXACT),
+    "maxout": Critic(maxout_mlp, _FEW, EXACT),
+    "groupsort": Critic(lambda: sorted_mlp(lambda: GroupSort(4)), _FEW, EXACT),
+    "maxmin": Critic(lambda: sorted_mlp(MaxMin), _FEW, EXACT),
+    "wavegan": Critic(WaveGAN, _WAVE, EXACT),
+    "wavegan-reflect": Critic(lambda: WaveGAN(reflect=True), _WAVE, EXACT),
+    "melgan": Critic(MelGAN, (3, 1, 131), EXACT),
 }

@@ -5,7 +5,9 @@ import csv
 import dataclasses
 import importlib
 import json
+import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,7 +223,8 @@ def few(monkeypatch):
         monkeypatch.setitem(EXPERIMENTS, name, {**spec, "case": case, "grid": grid})
     monkeypatch.setattr(experiments, "IMAGES", 8)
     monkeypatch.setitem(BASE, "n_fake", 16)
-    monkeypatch.setattr(launch.subprocess, "Popen", InThisProcess)
+    # Not in subprocess itself, which others ask for processes too: `platform.platform()`, the first time.
+    monkeypatch.setattr(launch, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": InThisProcess}))
     monkeypatch.setattr(launch, "POLL_SECONDS", 0)
 
 

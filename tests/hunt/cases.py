@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError
 from gnfast.plan.traced import Traced
-from tests.hunt.steps import HOSTILE, forget
+from tests.hunt.steps import HOSTILE, MODULE_HOOKS, forget
 from tests.random_networks import FAMILIES, Critic, draw_critic
 
 PRECISIONS = ("float64", "float32", "bfloat16", "autocast")
@@ -126,28 +126,16 @@ CALLS = (
 )
 X_KINDS = (*["plain", "requires grad"] * 4, "computed", "hooked", "expanded", "strided", "channels_last", "transposed")
 SURROUNDINGS = (*["nothing"] * 20, "no_grad", "inference_mode", "global hook", "rewritten", "accumulated")
-GLOBAL_HOOKS = {
-    "forward, changes": lambda: nn.modules.module.register_module_forward_hook(_halve_linear),
-    "before forward, changes": lambda: nn.modules.module.register_module_forward_pre_hook(_shift_linear),
-    "full backward, changes": lambda: nn.modules.module.register_module_full_backward_hook(_double_linear),
-    "before full backward, changes": lambda: nn.modules.module.register_module_full_backward_pre_hook(_double_before),
-}
+GLOBAL_HOOKS = [kind for kind in MODULE_HOOKS if kind != "backward_hook"]
 
 
-def _halve_linear(module, inputs, output):
-    return output * 0.5 if isinstance(module, nn.Linear) else None
+def _hook_everywhere(kind: str) -> Any:
+    """A hook on all linear layers that there are."""
 
+    def hook(module: nn.Module, *args: Any) -> Any:
+        return MODULE_HOOKS[kind](module, *args) if isinstance(module, nn.Linear) else None
 
-def _shift_linear(module, inputs):
-    return (inputs[0] + 0.2, *inputs[1:]) if isinstance(module, nn.Linear) else None
-
-
-def _double_linear(module, grad_input, grad_output):
-    return tuple(None if g is None else 2 * g for g in grad_input) if isinstance(module, nn.Linear) else None
-
-
-def _double_before(module, grad_output):
-    return tuple(None if g is None else 2 * g for g in grad_output) if isinstance(module, nn.Linear) else None
+    return getattr(nn.modules.module, f"register_module_{kind}")(hook)
 
 
 @dataclass
@@ -180,18 +168,24 @@ class Case:
         return f"{self.net!r}    {len(self.xs)} steps, {', '.join(told)}"
 
 
-def draw_case(seed: int, precision: str) -> Case:
-    """The case of a seed, on whatever machine."""
+def draw_case(seed: int, precision: str, family: str | None = None, spoil: bool = False) -> Case:
+    """The case of a seed, on whatever machine.
+
+    Args:
+        family: whose steps alone to draw from; None: those of any of them, and hostile ones.
+        spoil: whether one step is to be curved, or to mix samples.
+    """
     chance = random.Random(f"{seed} {precision}")
-    family = chance.choice(list(FAMILIES))
-    dims, names = FAMILIES[family]
+    dims, names = FAMILIES[family or chance.choice(list(FAMILIES))]
     if precision != "float64":
         names = [name for name in names if name != "cast"]
-    # Hostile steps weigh as much as the others, more, or nothing.
-    weight = chance.choice([0, 1, 1, 3])
-    names = [*names * max(1, round(len(HOSTILE) / len(names))), *HOSTILE * weight]
-    below = chance.randrange
-    net, x, labels = draw_critic(below, dims, names, longest=chance.choice([3, 5, 7]))
+    if family is None:
+        # Hostile steps weigh as much as the others, more, or nothing.
+        weight = chance.choice([0, 1, 1, 3])
+        names = [*names * max(1, round(len(HOSTILE) / len(names))), *HOSTILE * weight]
+    net, x, labels = draw_critic(
+        chance, dims, names, spoil=spoil, longest=chance.choice([3, 5, 7] if not family else [9])
+    )
     forget(net)
     call = chance.choice(CALLS)
     method = chance.choice([*FORMULAS, "gn", "gn", own_normaliser]) if call[0] in "nsG" else ""
@@ -219,7 +213,7 @@ def draw_case(seed: int, precision: str) -> Case:
         # PyTorch itself reads in backward what was put there since, and notices nothing.
         case.two_before_backward = False
     if case.surroundings == "global hook":
-        case.detail = chance.choice(list(GLOBAL_HOOKS))
+        case.detail = chance.choice(GLOBAL_HOOKS)
     if case.surroundings in ("no_grad", "inference_mode"):
         # A value without a graph has no second derivative, its x no hook and no past; what comes from x is a constant.
         case.given = "a tensor" if case.given == "of x" else case.given
@@ -236,6 +230,8 @@ def draw_case(seed: int, precision: str) -> Case:
     for place, parameter in enumerate(net.parameters()):
         kept = not case.frozen or (place % abs(case.frozen) == 0) == (case.frozen < 0)
         parameter.requires_grad_(parameter.requires_grad and kept)
+        if case.x_kind == "channels_last" and parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return case
 
 
@@ -285,7 +281,8 @@ class Seen:
 
     numbers: dict[str, Tensor | None]
     state: dict[str, Any]
-    fell_back: bool = False
+    fell_back: int = 0
+    """How many warnings said so."""
 
 
 class WrongVerdict(Exception):
@@ -308,7 +305,7 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
             if case.surroundings == "global hook":
-                stack.callback(GLOBAL_HOOKS[case.detail]().remove)
+                stack.callback(_hook_everywhere(case.detail).remove)
             caught = stack.enter_context(warnings.catch_warnings(record=True))
             warnings.simplefilter("always")
             if way is Engine and place == 0 and case.trace_first:
@@ -320,7 +317,7 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
             numbers = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
             if any(output.requires_grad for output in outputs):
                 numbers |= _gradients(case, net, outputs, leaves)
-        fell_back = any(issubclass(w.category, FallbackWarning) for w in caught)
+        fell_back = sum(issubclass(w.category, FallbackWarning) for w in caught)
         seen.append(Seen(numbers, state_of(net), fell_back))
         _update(net, numbers)
     return seen
@@ -356,7 +353,7 @@ def _outputs(
         if way is Engine and case.surroundings == "inference_mode":
             stack.enter_context(torch.inference_mode())
         modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        result = _strictly(case, net, x, args, kwargs) if way is Engine and case.strict else None
+        result = strictly(case, net, x, args, kwargs) if way is Engine and case.strict else None
         if result is None:
             result = _called(case, way, net, x, args, kwargs)
         if modes != (torch.is_grad_enabled(), torch.is_inference_mode_enabled()):
@@ -369,7 +366,7 @@ def _outputs(
     return outputs, leaves
 
 
-def _strictly(case: Case, net: nn.Module, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
+def strictly(case: Case, net: nn.Module, x: Tensor, args: tuple, kwargs: dict[str, Any]) -> Any:
     """The result under `strict`; None where it is refused, which must leave no trace."""
     before = state_of(net)
     try:

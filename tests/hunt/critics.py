@@ -49,7 +49,7 @@ def _judge_in_float64(case: Case) -> Verdict:
         expected = run(case, Plain, copy.deepcopy(case.net), dtype)
     except Exception as error:
         return Verdict(VOID, _told(error))
-    if not _finite(expected):
+    if not finite(expected):
         return Verdict(KINK, "not finite")
     actual = _by_engine(case, copy.deepcopy(case.net), dtype)
     if isinstance(actual, Verdict):
@@ -59,11 +59,11 @@ def _judge_in_float64(case: Case) -> Verdict:
         tolerance = 1e-3 if _casts(case) else 1e-9
         if problem := difference(ours.state, truth.state, tolerance, f"state after step {place + 1}:"):
             return Verdict(FAILED, problem)
-        for name, error in _errors(ours, truth).items():
-            if error <= 1e-10 or (error <= _TOLERANCE_OF_CASTS and _rounds_to_float32(case, name)):
+        for name, error in relative_errors(ours, truth).items():
+            if error <= 1e-10 or (error <= _TOLERANCE_OF_CASTS and rounds_to_float32(case, name)):
                 continue
             moved = moved or run(case, Plain, copy.deepcopy(case.net), dtype, nudge=1e-8)
-            sensitive = _errors(moved[place], truth).get(name, 0.0)
+            sensitive = relative_errors(moved[place], truth).get(name, 0.0)
             if sensitive > 1e-4:
                 return Verdict(KINK, f"{name}, step {place + 1}: {sensitive:.1e}")
             # Rounding may be as large as what 1e-3 of that move does.
@@ -79,7 +79,7 @@ def _casts(case: Case) -> bool:
     return any(step.name == "cast" or "there and back" in step.arguments.values() for step in case.net.steps)
 
 
-def _rounds_to_float32(case: Case, name: str) -> bool:
+def rounds_to_float32(case: Case, name: str) -> bool:
     """Whether a cast in the network, or the dtype of a parameter, leaves a number no more exact than that."""
     if _casts(case):
         return True
@@ -140,7 +140,7 @@ def _errors_in_low_precision(case: Case, low: torch.dtype) -> Verdict | tuple[di
         plain = run(case, Plain, copy.deepcopy(rounded), low)
     except Exception as error:
         return Verdict(VOID, _told(error))
-    if not _finite(expected) or not _finite(plain):
+    if not finite(expected) or not finite(plain):
         return Verdict(KINK, "not finite")
     actual = _by_engine(case, rounded, low)
     if isinstance(actual, Verdict):
@@ -151,7 +151,7 @@ def _errors_in_low_precision(case: Case, low: torch.dtype) -> Verdict | tuple[di
             return Verdict(FAILED, problem)
         for errors, seen in ((ours, mine), (theirs, other)):
             # A gradient in which much cancels is as exact as what cancels.
-            errors |= {f"{name}, step {place + 1},": e for name, e in _errors(seen, truth, floor=0.3).items()}
+            errors |= {f"{name}, step {place + 1},": e for name, e in relative_errors(seen, truth, floor=0.3).items()}
     if max(theirs.values(), default=0.0) > 0.5:
         return Verdict(KINK, f"plain PyTorch is off by {max(theirs.values()):.1e}")
     return ours, theirs, any(seen.fell_back for seen in actual)
@@ -172,11 +172,11 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
 
 
-def _finite(steps: list[Seen]) -> bool:
+def finite(steps: list[Seen]) -> bool:
     return all(t.isfinite().all() for seen in steps for t in seen.numbers.values() if t is not None)
 
 
-def _errors(actual: Seen, expected: Seen, floor: float = 1e-2) -> dict[str, float]:
+def relative_errors(actual: Seen, expected: Seen, floor: float = 1e-2) -> dict[str, float]:
     """Relative errors by name; those of a gradient that is smaller than `floor` times the largest relative to that."""
     names = actual.numbers.keys() | expected.numbers.keys()
     largest = max((_size(t) for n, t in expected.numbers.items() if n.startswith("gradient")), default=0.0)

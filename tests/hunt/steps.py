@@ -1,12 +1,14 @@
 """Steps of random critics that are curved, coupled, stateful, aliasing, hooked, or change a derivative and no value.
 
-They are drawn and replayed as the operations of `tests/random_networks.py` are. What such a step does must be done
+They are drawn and replayed as those of `tests/random_layers.py` are. What such a step does must be done
 exactly, or refused by name and done by double backward: the value alone never shows the difference.
 """
 
 import contextlib
 import functools
+import operator
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.random_networks import NUMBERS, RUNNERS, SPOILERS, Drawing, Inapplicable, require
+from tests.random_layers import CURVED, NUMBERS, RUNNERS, Inapplicable, axes, require, version
 
 HOSTILE: list[str] = []
 """The names of the steps, those that count for more several times."""
@@ -30,7 +32,7 @@ def hostile(times: int = 1) -> Callable[..., Any]:
                 return function(c, w, h)
             except (RuntimeError, IndexError, ValueError) as error:
                 # What PyTorch itself does not do is not drawn; in a critic it would be an error.
-                if isinstance(c, Drawing):
+                if c.chance:
                     raise Inapplicable from error
                 raise
 
@@ -41,11 +43,6 @@ def hostile(times: int = 1) -> Callable[..., Any]:
     return register
 
 
-def rest(h: Tensor) -> tuple[int, ...]:
-    """The axes of a sample."""
-    return tuple(range(1, h.dim()))
-
-
 def dense(w, h: Tensor, name: str = "dense") -> Tensor:
     """A linear layer of the step's own on the last axis, which leaves the shape as it is."""
     return w.module(name, nn.Linear, h.shape[-1], h.shape[-1])(h)
@@ -54,7 +51,7 @@ def dense(w, h: Tensor, name: str = "dense") -> Tensor:
 # -------------------------------------------------------------------------------- curved and coupled
 
 SMOOTH: dict[str, Callable[..., Tensor]] = {
-    **{name: f for name, f in SPOILERS.items() if not hasattr(f, "mixes")},
+    **CURVED,
     "gelu": F.gelu,
     "selu": F.selu,
     "mish": F.mish,
@@ -73,7 +70,7 @@ SMOOTH: dict[str, Callable[..., Tensor]] = {
     "cumsum": lambda h: h.cumsum(1),
     "spread": lambda h: h / (h.flatten(1).std(1).view(-1, *[1] * (h.dim() - 1)) + 0.5),
     "euclid": lambda h: h + h.flatten(1).norm(dim=1).view(-1, *[1] * (h.dim() - 1)),
-    "L1": lambda h: h + torch.linalg.vector_norm(h, 1, rest(h), keepdim=True),
+    "L1": lambda h: h + torch.linalg.vector_norm(h, 1, axes(h), keepdim=True),
     "smooth L1": lambda h: F.smooth_l1_loss(h, torch.zeros_like(h), reduction="none"),
     "fourier": lambda h: torch.fft.rfft(h, dim=-1).abs().sum(-1, keepdim=True) + h,
     "fourier, real": lambda h: torch.fft.fft(h, dim=-1).real,
@@ -105,13 +102,11 @@ def norms(c, w, h):
     if kind == "group":
         return w.module("norm", nn.GroupNorm, 1, h.shape[1])(h)
     if kind == "instance":
-        require(3 <= h.dim() <= 5 and h[0, 0].numel() > 1)
-        layer = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[h.dim() - 3]
-        return w.module("norm", layer, h.shape[1], affine=c("affine", True, False))(h)
-    require(h.dim() <= 5 and h[:, 0].numel() > 1)
-    layer = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[h.dim() - 2]
-    tracks = kind == "batch"
-    momentum = c("momentum", 0.1, None)
+        require(h.dim() > 2 and h[0, 0].numel() > 1)
+        return w.module("norm", version(nn, "InstanceNorm", h), h.shape[1], affine=c("affine", True, False))(h)
+    require(h[:, 0].numel() > 1)
+    tracks, momentum = kind == "batch", c("momentum", 0.1, None)
+    layer = version(nn, "BatchNorm", h)
     return w.module("norm", layer, h.shape[1], momentum=momentum, track_running_stats=tracks).train()(h)
 
 
@@ -129,26 +124,16 @@ def attention(c, w, h):
 # -------------------------------------------------------------------------------- data-dependent
 
 
-@hostile()
-def by_hand(c, w, h):
-    """Piecewise-linear functions and constants as people write them by hand."""
-    kind = c("kind", *BY_HAND)
-    return BY_HAND[kind](h)
-
-
 BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
     "mask": lambda h: (h > 0).to(h.dtype) * h,
     "where": lambda h: torch.where(h > 0, h, 0.1 * h),
     "where constant": lambda h: torch.where(torch.arange(h.shape[-1]) % 2 == 0, h, 0.5 * h),
     "masked_fill": lambda h: h.masked_fill(h < 0, 0.2),
-    "masked_fill constant": lambda h: h.masked_fill(torch.arange(h.shape[-1]) % 2 == 0, 0.2),
     "sign": lambda h: h * h.sign(),
     "sign of a copy": lambda h: h * h.detach().sign(),
     "gather": lambda h: h.gather(1, h.argmax(1, keepdim=True)) + h,
     "boolean index": lambda h: h + h[h > 0].sum() * 0.1,
     "index_select": lambda h: h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1)),
-    "list index": lambda h: h[:, list(range(h.shape[1]))[::-1]],
-    "numpy index": lambda h: h[:, np.arange(h.shape[1])[::-1].copy()],
     "take_along": lambda h: torch.take_along_dim(h, h.argsort(1), 1),
     "branch": lambda h: h * 2 if h.sum() > 0 else h - 1,
     "item": lambda h: h * (1 + abs(h.mean().item())),
@@ -175,36 +160,43 @@ BY_HAND: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@hostile()
+def by_hand(c, w, h):
+    """Piecewise-linear functions and constants as people write them by hand."""
+    return BY_HAND[c("kind", *BY_HAND)](h)
+
+
 # ------------------------------------------------------------------------ what changes a derivative and not the value
 
 
+# What a branch computes; it broadcasts against h.
+INNER: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "mean": lambda w, h: h.mean(-1, keepdim=True),
+    "dense": dense,
+    "itself": lambda w, h: h,
+    "relu": lambda w, h: torch.relu(h),
+    "amax": lambda w, h: h.amax(1, keepdim=True),
+    "tanh": lambda w, h: torch.tanh(h),
+    "weight": lambda w, h: w.parameter("weight", h.shape[-1]) * 1.5,
+    "mean of the batch": lambda w, h: h.mean(0, keepdim=True),
+}
+
+
 def _inner(c, w, h: Tensor) -> Tensor:
-    """What a branch computes; it broadcasts against h."""
-    kind = c("inner", "mean", "dense", "itself", "relu", "amax", "tanh", "weight", "mean of the batch")
-    if kind == "mean":
-        return h.mean(-1, keepdim=True)
-    if kind == "dense":
-        return dense(w, h)
-    if kind == "weight":
-        return w.parameter("weight", h.shape[-1]) * 1.5
-    if kind == "itself":
-        return h
-    if kind == "mean of the batch":
-        return h.mean(0, keepdim=True)
-    return {"relu": torch.relu, "amax": lambda h: h.amax(1, keepdim=True), "tanh": torch.tanh}[kind](h)
+    return INNER[c("inner", *INNER)](w, h)
 
 
 def _closed(mode: Any) -> Callable[..., Tensor]:
     def run(c, w, h):
         # Weights, which are made while a critic is drawn, are no inference tensors.
-        with contextlib.nullcontext() if isinstance(c, Drawing) else mode():
+        with contextlib.nullcontext() if c.chance else mode():
             return _inner(c, w, h)
 
     return run
 
 
 def _decorated(mode: Any) -> Callable[..., Tensor]:
-    return lambda c, w, h: _inner(c, w, h) if isinstance(c, Drawing) else mode()(_inner)(c, w, h)
+    return lambda c, w, h: _inner(c, w, h) if c.chance else mode()(_inner)(c, w, h)
 
 
 def _switched(c, w, h):
@@ -236,83 +228,75 @@ BRANCHES: dict[str, Callable[..., Tensor]] = {
     "data": lambda c, w, h: _inner(c, w, h).data,
     "detach_": lambda c, w, h: (_inner(c, w, h) * 1).detach_(),
     "no_grad, clone": lambda c, w, h: _closed(torch.no_grad)(c, w, h).clone(),
-    "clone in no_grad": lambda c, w, h: _cloned_without_gradient(_inner(c, w, h)),
+    "clone in no_grad": lambda c, w, h: torch.no_grad()(torch.clone)(_inner(c, w, h)),
     "out of a list": lambda c, w, h: [_closed(torch.no_grad)(c, w, h), h][0],
 }
 
 
-def _cloned_without_gradient(h: Tensor) -> Tensor:
-    with torch.no_grad():
-        return h.clone()
+COMBINED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "subtract": operator.sub,
+    "add": lambda h, part: 0.5 * h + part,
+    "product": operator.mul,
+    "cat": lambda h, part: torch.cat([h, part.expand_as(h)], 1),
+    "maximum": lambda h, part: torch.maximum(h, 0.7 * part + 0.013),
+    "in place": lambda h, part: operator.isub(h * 1, part),
+    "alone": lambda h, part: part.expand_as(h) + 0.1 * h.mean(axes(h), keepdim=True),
+}
 
 
 @hostile(times=5)
 def branch(c, w, h):
     """A part that autograd does not see."""
     part = BRANCHES[c("kind", *BRANCHES)](c, w, h)
-    combine = c("combine", "subtract", "add", "product", "cat", "maximum", "in place", "alone")
-    if combine == "cat":
-        return torch.cat([h, part.expand_as(h)], 1)
-    if combine == "in place":
-        base = h * 1
-        base -= part
-        return base
-    return {
-        "subtract": lambda: h - part,
-        "add": lambda: 0.5 * h + part,
-        "product": lambda: h * part,
-        "maximum": lambda: torch.maximum(h, 0.7 * part + 0.013),
-        "alone": lambda: part.expand_as(h) + 0.1 * h.mean(rest(h), keepdim=True),
-    }[combine]()
+    return COMBINED[c("combine", *COMBINED)](h, part)
+
+
+def _after(change: Callable[[Tensor], Any], h: Tensor) -> Tensor:
+    """h itself, once it was changed."""
+    change(h)
+    return h
+
+
+def _with_hook(h: Tensor) -> Tensor:
+    if h.requires_grad:
+        h.register_hook(lambda grad: grad * 3)
+    return h
+
+
+# Weights read or changed where autograd does not look.
+UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "no_grad": torch.no_grad()(lambda weight: weight * 0.5),
+    "detach": lambda weight: weight.detach() * 0.5 + weight * 0.1,
+    "data": lambda weight: weight.data * 0.5,
+    "clipped": lambda weight: _after(lambda weight: weight.data.clamp_(-0.8, 0.8), weight),
+    "clipped under no_grad": lambda weight: _after(torch.no_grad()(lambda weight: weight.clamp_(-0.8, 0.8)), weight),
+    "normalised": lambda weight: weight / weight.detach().norm(),
+    "hooked": lambda weight: _with_hook(weight * 0.5),
+    "copied": lambda weight: torch.empty_like(weight).copy_(weight) * 0.5,
+}
 
 
 @hostile(times=2)
 def weight_without_gradient(c, w, h):
-    """Weights read or changed where autograd does not look."""
     weight = w.parameter("weight", h.shape[-1], h.shape[-1])
-    kind = c("kind", "no_grad", "detach", "data", "clipped", "clipped under no_grad", "normalised", "hooked", "copied")
-    if kind == "no_grad":
-        with torch.no_grad():
-            used = weight * 0.5
-    elif kind == "detach":
-        used = weight.detach() * 0.5 + weight * 0.1
-    elif kind == "data":
-        used = weight.data * 0.5
-    elif kind == "clipped":
-        weight.data.clamp_(-0.8, 0.8)
-        used = weight
-    elif kind == "clipped under no_grad":
-        with torch.no_grad():
-            weight.clamp_(-0.8, 0.8)
-        used = weight
-    elif kind == "normalised":
-        used = weight / weight.detach().norm()
-    elif kind == "hooked":
-        used = weight * 0.5
-        if used.requires_grad:
-            used.register_hook(lambda grad: grad * 3)
-    else:
-        used = torch.empty_like(weight).copy_(weight) * 0.5
-    return F.linear(h, used * 0.5)
+    return F.linear(h, UNSEEN[c("kind", *UNSEEN)](weight) * 0.5)
 
 
-def _is_in_graph(how: str, h: Tensor) -> bool:
-    """The conditions under which people register hooks."""
-    if how == "always":
-        return torch.is_grad_enabled() and h.requires_grad
-    if how == "requires_grad":
-        return h.requires_grad
-    if how == "grad_fn":
-        return h.grad_fn is not None
-    return not h.is_leaf
+# The conditions under which people register hooks.
+IN_GRAPH: dict[str, Callable[[Tensor], bool]] = {
+    "always": lambda h: torch.is_grad_enabled() and h.requires_grad,
+    "requires_grad": lambda h: h.requires_grad,
+    "grad_fn": lambda h: h.grad_fn is not None,
+    "not is_leaf": lambda h: not h.is_leaf,
+}
 
 
 @hostile(times=3)
 def hook(c, w, h):
     """A hook on a tensor."""
     h = h * 1.1 if c("fresh", True, True, False) else h
-    condition, kind = c("if", "always", "requires_grad", "grad_fn", "not is_leaf"), c("kind", *HOOKS)
-    if _is_in_graph(condition, h):
+    condition, kind = c("if", *IN_GRAPH), c("kind", *HOOKS)
+    if IN_GRAPH[condition](h):
         HOOKS[kind](w, h)
     return dense(w, h)
 
@@ -332,190 +316,98 @@ def _observe(w, grad: Tensor) -> None:
     w.seen = [*getattr(w, "seen", []), float(grad.detach().norm())]
 
 
-def _halved(module, inputs, output):
-    return output * 0.5
-
-
-def _shifted(module, inputs):
-    return (inputs[0] + 0.3,)
-
-
 def _counts(module, *rest):
     module.calls = getattr(module, "calls", 0) + 1
 
 
-def _doubles(module, grad_input, grad_output):
-    return tuple(None if g is None else g * 2 for g in grad_input)
+def _doubles(module, grads, *rest):
+    return tuple(None if g is None else g * 2 for g in grads)
 
 
-def _doubles_before(module, grad_output):
-    return tuple(None if g is None else g * 2 for g in grad_output)
-
-
-MODULE_HOOKS: dict[str, Callable[[nn.Module], Any]] = {
-    "forward, changes": lambda m: m.register_forward_hook(_halved),
-    "forward, counts": lambda m: m.register_forward_hook(_counts),
-    "before forward, changes": lambda m: m.register_forward_pre_hook(_shifted),
-    "before forward, counts": lambda m: m.register_forward_pre_hook(_counts),
-    "full backward, changes": lambda m: m.register_full_backward_hook(_doubles),
-    "full backward, counts": lambda m: m.register_full_backward_hook(_counts),
-    "before full backward, changes": lambda m: m.register_full_backward_pre_hook(_doubles_before),
-    "before full backward, counts": lambda m: m.register_full_backward_pre_hook(_counts),
-    "backward, changes": lambda m: m.register_backward_hook(_doubles),
+# What changes as what passes through a module, by what it is registered as.
+MODULE_HOOKS: dict[str, Callable[..., Any]] = {
+    "forward_hook": lambda module, inputs, output: output * 0.5,
+    "forward_pre_hook": lambda module, inputs: (inputs[0] + 0.3,),
+    "full_backward_hook": _doubles,
+    "full_backward_pre_hook": _doubles,
+    "backward_hook": _doubles,
 }
 
 
 @hostile(times=2)
 def module_hook(c, w, h):
     """A layer with hooks on it."""
-    kind = c("kind", *MODULE_HOOKS)
-    new = "layer" not in w._modules
+    kind, changes = c("kind", *MODULE_HOOKS), c("changes", True, False)
+    new = not hasattr(w, "layer")
     layer = w.module("layer", nn.Linear, h.shape[-1], 3)
     if new:
-        MODULE_HOOKS[kind](layer)
+        getattr(layer, f"register_{kind}")(MODULE_HOOKS[kind] if changes else _counts)
     return layer(h)
 
 
-class Halve(torch.autograd.Function):
-    """The identity with half its gradient."""
-
-    @staticmethod
-    def forward(ctx, h):
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad / 2
+def custom(**methods: Callable[..., Any]) -> Callable[..., Any]:
+    """`apply` of a custom autograd Function."""
+    static = {name: staticmethod(method) for name, method in methods.items()}
+    return type("Custom", (torch.autograd.Function,), static).apply
 
 
-class Itself(torch.autograd.Function):
-    """Returns what it was given, with half the gradient."""
-
-    @staticmethod
-    def forward(ctx, h):
-        return h
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad / 2
+def _doubled_in_place(ctx, h):
+    ctx.mark_dirty(h)
+    return h.mul_(2)
 
 
-class Sign(torch.autograd.Function):
-    """Binarises forward and is the identity backward."""
-
-    @staticmethod
-    def forward(ctx, h):
-        return h.sign()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad
-
-
-class Rectified(torch.autograd.Function):
-    """A ReLU with the right gradient, saved by `setup_context`."""
-
-    @staticmethod
-    def forward(h):
-        return h.clamp(min=0)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * (ctx.saved_tensors[0] > 0)
-
-
-class Doubled(torch.autograd.Function):
-    """In place, with three times its gradient."""
-
-    @staticmethod
-    def forward(ctx, h):
-        ctx.mark_dirty(h)
-        return h.mul_(2)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * 6
-
-
-class Pair(torch.autograd.Function):
-    """Two results; the gradient of the second is dropped."""
-
-    @staticmethod
-    def forward(ctx, h):
-        return h * 2, h * 3
-
-    @staticmethod
-    def backward(ctx, first, second):
-        return first * 2
-
-
-class Constant(torch.autograd.Function):
-    """Has no gradient."""
-
-    @staticmethod
-    def forward(ctx, h):
-        return h + 0.3
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
+_doubled = custom(forward=_doubled_in_place, backward=lambda ctx, grad: grad * 6)
+_pair = custom(forward=lambda ctx, h: (h * 2, h * 3), backward=lambda ctx, first, second: first * 2)
+_constant = custom(forward=lambda ctx, h: h + 0.3, backward=lambda ctx, grad: None)
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "halve": Halve.apply,
-    "itself": Itself.apply,
-    "sign": Sign.apply,
-    "rectified": Rectified.apply,
-    "doubled": lambda h: Doubled.apply(h * 1),
-    "doubled behind": lambda h: _ignoring(Doubled.apply, h * 1),
-    "pair": lambda h: torch.add(*Pair.apply(h)),
-    "first": lambda h: Pair.apply(h)[0],
-    "constant": lambda h: Constant.apply(h) + h,
+    "half its gradient": custom(forward=lambda ctx, h: h.view_as(h), backward=lambda ctx, grad: grad / 2),
+    "itself": custom(forward=lambda ctx, h: h, backward=lambda ctx, grad: grad / 2),
+    "straight through": custom(forward=lambda ctx, h: h.sign(), backward=lambda ctx, grad: grad),
+    "relu": custom(
+        forward=lambda h: h.clamp(min=0),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]),
+        backward=lambda ctx, grad: grad * (ctx.saved_tensors[0] > 0),
+    ),
+    "in place": lambda h: _doubled(h * 1),
+    "in place, result ignored": lambda h: _after(_doubled, h * 1),
+    "pair": lambda h: torch.add(*_pair(h)),
+    "first of a pair": lambda h: _pair(h)[0],
+    "no gradient": lambda h: _constant(h) + h,
 }
 
-
-def _ignoring(function: Callable[[Tensor], Any], h: Tensor) -> Tensor:
-    function(h)
-    return h
-
-
-AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "nothing": lambda h: h,
+# The same entries, in other memory or in the same.
+SAME_ENTRIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "itself": lambda h: h,
     "clone": lambda h: h.clone(),
     "contiguous": lambda h: h.contiguous(),
-    "channels_last": lambda h: h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h,
-    "copy": lambda h: h.to(h.dtype, copy=True),
     "to": lambda h: h.to(h.dtype),
-    "there and back": lambda h: h.float().to(h.dtype),
+    "type_as": lambda h: h.type_as(h),
+    "view_as": lambda h: h.view_as(h),
+    "expand": lambda h: h.expand_as(h),
     "flatten": lambda h: h.flatten(1),
     "reshape": lambda h: h.reshape(len(h), -1),
+    "transpose": lambda h: h.transpose(1, -1),
+    "einsum": lambda h: torch.einsum("bi->bi", h.flatten(1)),
+    "identity": nn.Identity(),
+}
+AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    **SAME_ENTRIES,
+    "channels_last": lambda h: h.contiguous(memory_format=torch.channels_last) if h.dim() == 4 else h,
+    "copy": lambda h: h.to(h.dtype, copy=True),
+    "there and back": lambda h: h.float().to(h.dtype),
     "slice": lambda h: h[:, :1],
-    "permute": lambda h: h.transpose(1, -1),
     "number": lambda h: h * 0.7,
-    "iadd": lambda h: _added(h),
+    "iadd": lambda h: operator.iadd(h, 0.3),
     "relu_": lambda h: F.relu(h, inplace=True),
     "cat": lambda h: torch.cat([h, h], 1),
     "stack": lambda h: torch.stack([h, h], 1).mean(1),
     "mean": lambda h: h.mean(-1, keepdim=True),
-    "einsum": lambda h: torch.einsum("bi->bi", h.flatten(1)),
-    "view_as": lambda h: h.view_as(h),
-    "expand": lambda h: h.expand_as(h),
     "dropout": lambda h: F.dropout(h, 0.0, True),
-    "identity": nn.Identity(),
     "chunk": lambda h: torch.cat(h.chunk(2, -1)[::-1], -1),
     "detached mean": lambda h: h - h.detach().mean(-1, keepdim=True),
-    "type_as": lambda h: h.type_as(h),
     "positive": lambda h: +h,
 }
-
-
-def _added(h: Tensor) -> Tensor:
-    h += 0.3
-    return h
 
 
 @hostile(times=4)
@@ -541,13 +433,8 @@ def packed(c, w, h):
 # -------------------------------------------------------------------------------- aliasing and in place
 
 VIEWS_OF: dict[str, Callable[[Tensor], Tensor]] = {
-    "itself": lambda h: h,
-    "flatten": lambda h: h.flatten(1),
+    **SAME_ENTRIES,
     "view": lambda h: h.view(h.shape),
-    "view_as": lambda h: h.view_as(h),
-    "reshape": lambda h: h.reshape(len(h), -1),
-    "transpose": lambda h: h.transpose(1, -1),
-    "einsum": lambda h: torch.einsum("bi->bi", h.flatten(1)),
     "einsum, itself": lambda h: torch.einsum("b...->b...", h),
     "einsum, transposed": lambda h: torch.einsum("bij->bji", h.flatten(2)) if h.dim() > 2 else h,
     "half": lambda h: h[:, : (h.shape[1] + 1) // 2],
@@ -564,14 +451,9 @@ VIEWS_OF: dict[str, Callable[[Tensor], Tensor]] = {
     "tensor_split": lambda h: h.tensor_split(2, -1)[0],
     "unfold": lambda h: h.unfold(-1, 1, 1),
     "diagonal": lambda h: h.diagonal(0, 1, 2),
-    "expand": lambda h: h.expand_as(h),
     "broadcast": lambda h: torch.broadcast_to(h, h.shape),
     "permute": lambda h: h.permute(0, *reversed(range(1, h.dim()))),
     "as_strided": lambda h: h.as_strided((len(h), 1), (h.stride(0), 1)),
-    "contiguous": lambda h: h.contiguous(),
-    "to": lambda h: h.to(h.dtype),
-    "type_as": lambda h: h.type_as(h),
-    "identity": lambda h: nn.Identity()(h),
     "no dropout": lambda h: F.dropout(h, 0.5, False),
     "detach": lambda h: h.detach(),
     "data": lambda h: h.data,
@@ -584,26 +466,10 @@ VIEWS_OF: dict[str, Callable[[Tensor], Tensor]] = {
     "moved": lambda h: h.movedim(1, -1),
     "rolled by nothing": lambda h: h.roll(0, 1),
     "flattened twice": lambda h: h.flatten(1)[:, 1:].flatten(1),
-    "clone": lambda h: h.clone(),
-    "float": lambda h: h.to(h.dtype, copy=False),
 }
 
 
-def _set(view: Tensor, by: float, w) -> None:
-    view[...] = by
-
-
-def _set_part(view: Tensor, by: float, w) -> None:
-    view[:, :1] = by
-
-
-def _multiply_part(view: Tensor, by: float, w) -> None:
-    view[:, :1] *= by
-
-
-def _set_from_itself(view: Tensor, by: float, w) -> None:
-    view[:, :1] = view[:, -1:] * by
-
+_FIRST = (slice(None), slice(1))
 
 WRITES: dict[str, Callable[[Tensor, float, Any], Any]] = {
     "mul_": lambda view, by, w: view.mul_(by),
@@ -618,10 +484,10 @@ WRITES: dict[str, Callable[[Tensor, float, Any], Any]] = {
     "copy_": lambda view, by, w: view.copy_(w.parameter("written", *view.shape[1:])),
     "add_ weight": lambda view, by, w: view.add_(w.parameter("written", *view.shape[1:])),
     "mul_ weight": lambda view, by, w: view.mul_(w.positive("written", *view.shape[1:])),
-    "set": _set,
-    "set part": _set_part,
-    "multiply part": _multiply_part,
-    "set from itself": _set_from_itself,
+    "set": lambda view, by, w: operator.setitem(view, ..., by),
+    "set part": lambda view, by, w: operator.setitem(view, _FIRST, by),
+    "multiply part": lambda view, by, w: operator.setitem(view, _FIRST, operator.imul(view[_FIRST], by)),
+    "set from itself": lambda view, by, w: operator.setitem(view, _FIRST, view[:, -1:] * by),
     "masked_fill_": lambda view, by, w: view.masked_fill_(torch.arange(view.shape[-1]) % 2 == 0, by),
     "sub_ itself": lambda view, by, w: view.sub_(view.detach() * 0.5),
     "add_ mean": lambda view, by, w: view.add_(view.mean(-1, keepdim=True)),
@@ -632,17 +498,19 @@ WRITES: dict[str, Callable[[Tensor, float, Any], Any]] = {
 }
 
 
+COPIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "number": lambda w, h: h * 1.1,
+    "weight": lambda w, h: h + w.parameter("shift", h.shape[-1]),
+    "clone": lambda w, h: h.clone(),
+    "dense": dense,
+    "cat": lambda w, h: torch.cat([h, h * 0.3], 1),
+}
+
+
 @hostile(times=6)
 def alias(c, w, h):
     """Writes through a view, and reads what lies under it."""
-    copy = c("copy", "number", "weight", "clone", "dense", "cat")
-    base = {
-        "number": lambda: h * 1.1,
-        "weight": lambda: h + w.parameter("shift", h.shape[-1]),
-        "clone": lambda: h.clone(),
-        "dense": lambda: dense(w, h),
-        "cat": lambda: torch.cat([h, h * 0.3], 1),
-    }[copy]()
+    base = COPIES[c("copy", *COPIES)](w, h)
     before = base * 0.5 if c("read before", False, False, True) else None
     view = VIEWS_OF[c("view", *VIEWS_OF)](base)
     if c("view of the view", False, False, True):
@@ -650,7 +518,7 @@ def alias(c, w, h):
     require(view.dim() > 0 and view.numel() > 0)
     write, by = c("write", *WRITES), c("by", *NUMBERS)
     # PyTorch draws a mask in the order of memory, which the recording does not follow.
-    require(write != "dropout_" or not isinstance(c, Drawing) or view.is_contiguous())
+    require(write != "dropout_" or not c.chance or view.is_contiguous())
     WRITES[write](view, by, w)
     read = c("read", "base", "base", "view", "both")
     require(read == "base" or len(view) == len(base))
@@ -706,41 +574,34 @@ def forget(critic: nn.Module) -> None:
             module.initialised.fill_(1)
 
 
-@hostile(times=5)
-def stateful(c, w, h):
-    """Something that moves on with every forward, and moves the result."""
-    return STATEFUL[c("kind", *STATEFUL)](w, h)
+def kept(w, name: str, make: Callable[[], Any]) -> Any:
+    """An attribute that is no buffer, made when it is first asked for."""
+    if not hasattr(w, name):
+        setattr(w, name, make())
+    return getattr(w, name)
 
 
-def _counter(w, h):
+def calls(w) -> int:
+    """How many there were with this one."""
     w.calls = getattr(w, "calls", 0) + 1
-    return h / w.calls
+    return w.calls
 
 
 def _counter_in_list(w, h):
-    if not hasattr(w, "log"):
-        w.log = []
-    w.log.append(len(w.log))
-    return h * (1 + 0.1 * len(w.log))
+    log = kept(w, "log", list)
+    log.append(len(log))
+    return h * (1 + 0.1 * len(log))
 
 
 def _counter_in_dict(w, h):
-    if not hasattr(w, "notes"):
-        w.notes = {"calls": 0}
-    w.notes["calls"] += 1
-    return h + w.notes["calls"]
+    notes = kept(w, "notes", Counter)
+    notes["calls"] += 1
+    return h + notes["calls"]
 
 
 def _tensor_attribute(w, h):
-    w.moving = getattr(w, "moving", torch.ones(h.shape[-1], dtype=h.dtype)) * 0.9
+    w.moving = kept(w, "moving", lambda: torch.ones(h.shape[-1], dtype=h.dtype)) * 0.9
     return h * w.moving
-
-
-def _tensor_attribute_in_place(w, h):
-    if not hasattr(w, "moved"):
-        w.moved = torch.ones(h.shape[-1], dtype=h.dtype)
-    w.moved.mul_(0.9)
-    return h + w.moved
 
 
 def _reassigned_buffer(w, h):
@@ -749,29 +610,22 @@ def _reassigned_buffer(w, h):
     return h * w.count
 
 
-def _buffer_in_place(w, h):
-    return h * w.buffer("level", h.shape[-1]).mul_(0.9).add_(0.05)
-
-
 def _buffer_through_data(w, h):
     level = w.buffer("level", h.shape[-1])
     level.data = level.data * 0.9
     return h * level
 
 
-def _buffer_refreshed(w, h):
-    """Read, then moved on in place: what the passes would read is not what the forward read."""
-    level = w.buffer("level", h.shape[-1])
-    y = h + level
-    level.mul_(0.5)
-    return y
+def _refreshed(use: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A buffer that is read, then moved on in place: what the passes would read is not what the forward read."""
 
+    def run(w, h):
+        level = w.buffer("level", h.shape[-1])
+        y = use(h, level)
+        level.mul_(0.5)
+        return y
 
-def _used_then_refreshed(w, h):
-    level = w.buffer("level", h.shape[-1])
-    y = h * level
-    level.mul_(0.5)
-    return y
+    return run
 
 
 def _statistics(w, h):
@@ -794,21 +648,8 @@ def _statistics_as_attribute(w, h):
 
 
 def _own_generator(w, h):
-    if not hasattr(w, "generator"):
-        w.generator = torch.Generator().manual_seed(7)
-    return h + 0.3 * torch.rand(h.shape[1:], generator=w.generator, dtype=h.dtype)
-
-
-def _python_random(w, h):
-    return h * (1 + random.random())
-
-
-def _numpy_random(w, h):
-    return h * (1 + np.random.random())  # noqa: NPY002 (as critics do it)
-
-
-def _torch_random(w, h):
-    return h * 2 if torch.rand(()) < 0.5 else h - 1
+    generator = kept(w, "generator", lambda: torch.Generator().manual_seed(7))
+    return h + 0.3 * torch.rand(h.shape[1:], generator=generator, dtype=h.dtype)
 
 
 def _dropped_layer(w, h):
@@ -836,13 +677,6 @@ def _power_iteration_in_place(w, h):
     return F.linear(h, weight / u.clone().dot(weight.mv(v)))
 
 
-def _hooked_spectral_norm(w, h):
-    if "layer" not in w._modules:
-        w.module("layer", nn.Linear, h.shape[-1], 3)
-        nn.utils.spectral_norm(w.layer)
-    return w.layer(h)
-
-
 def _act_norm(w, h):
     """Sets its shift by the first batch that it sees."""
     shift = w.parameter("shift", h.shape[-1])
@@ -856,35 +690,19 @@ def _act_norm_by_buffer(w, h):
     shift, done = w.parameter("shift", h.shape[-1]), w.whole("initialised", 1)
     if done.item() < 8:
         with torch.no_grad():
-            shift.copy_(-h.mean(rest(h)[:-1] if h.dim() > 2 else 0).reshape(-1, h.shape[-1]).mean(0))
+            shift.copy_(-h.mean(axes(h)[:-1] if h.dim() > 2 else 0).reshape(-1, h.shape[-1]).mean(0))
         done.fill_(8)
     return h + shift
 
 
 def _lazy_weight(w, h):
     """Makes its weight when it is first called, as lazy modules do."""
-    if not hasattr(w, "lazy"):
-        w.lazy = nn.Parameter(torch.full((h.shape[-1],), 0.7, dtype=h.dtype))
-    return h * w.lazy
+    return h * kept(w, "lazy", lambda: nn.Parameter(torch.full((h.shape[-1],), 0.7, dtype=h.dtype)))
 
 
 def _training_flag(w, h):
     w.flips = not getattr(w, "flips", False)
     return h.relu() if w.flips else h.tanh()
-
-
-def _curved_every_other_time(w, h):
-    w.calls = getattr(w, "calls", 0) + 1
-    return torch.tanh(h) if w.calls % 2 == 0 else torch.relu(h)
-
-
-def _curved_from_the_second_on(w, h):
-    w.calls = getattr(w, "calls", 0) + 1
-    return torch.tanh(h) if w.calls > 1 else torch.relu(h)
-
-
-def _curved_by_batch(w, h):
-    return torch.tanh(h) if h.shape[0] % 2 else torch.relu(h)
 
 
 def _features(w, h):
@@ -893,73 +711,66 @@ def _features(w, h):
     return h.relu()
 
 
-def _frozen_now(w, h):
-    w.parameter("frozen", h.shape[-1]).requires_grad_(False)
-    return h * w.frozen
-
-
-def _cached(w, h):
-    """Draws once and keeps what it drew."""
-    if not hasattr(w, "cache"):
-        w.cache = torch.randn(h.shape[-1], dtype=h.dtype)
-    return h + w.cache
-
-
 STATEFUL: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "counter": _counter,
+    "counter": lambda w, h: h / calls(w),
     "counter in a list": _counter_in_list,
     "counter in a dict": _counter_in_dict,
     "tensor attribute": _tensor_attribute,
-    "tensor attribute in place": _tensor_attribute_in_place,
+    "tensor attribute in place": lambda w, h: (
+        h + kept(w, "moved", lambda: torch.ones(h.shape[-1], dtype=h.dtype)).mul_(0.9)
+    ),
     "reassigned buffer": _reassigned_buffer,
-    "buffer in place": _buffer_in_place,
+    "buffer in place": lambda w, h: h * w.buffer("level", h.shape[-1]).mul_(0.9).add_(0.05),
     "buffer through data": _buffer_through_data,
-    "buffer refreshed": _buffer_refreshed,
-    "buffer used, then refreshed": _used_then_refreshed,
+    "buffer refreshed": _refreshed(operator.add),
+    "buffer used, then refreshed": _refreshed(operator.mul),
     "statistics": _statistics,
     "statistics, unused": _statistics_unused,
     "statistics as an attribute": _statistics_as_attribute,
     "own generator": _own_generator,
-    "random": _python_random,
-    "numpy.random": _numpy_random,
-    "torch.rand": _torch_random,
+    "random": lambda w, h: h * (1 + random.random()),
+    "numpy.random": lambda w, h: h * (1 + np.random.random()),  # noqa: NPY002 (as critics do it)
+    "torch.rand": lambda w, h: h * 2 if torch.rand(()) < 0.5 else h - 1,
     "dropped layer": _dropped_layer,
     "power iteration through data": _power_iteration,
     "power iteration in place": _power_iteration_in_place,
-    "hooked spectral norm": _hooked_spectral_norm,
+    "hooked spectral norm": lambda w, h: w.module("layer", nn.Linear, h.shape[-1], 3, norm="spectral by a hook")(h),
     "ActNorm": _act_norm,
     "ActNorm, flag in a buffer": _act_norm_by_buffer,
     "lazy weight": _lazy_weight,
     "flag": _training_flag,
-    "curved every other time": _curved_every_other_time,
-    "curved from the second on": _curved_from_the_second_on,
-    "curved by batch": _curved_by_batch,
+    "curved every other time": lambda w, h: torch.tanh(h) if calls(w) % 2 == 0 else torch.relu(h),
+    "curved from the second on": lambda w, h: torch.tanh(h) if calls(w) > 1 else torch.relu(h),
+    "curved by batch": lambda w, h: torch.tanh(h) if h.shape[0] % 2 else torch.relu(h),
     "features": _features,
-    "frozen in forward": _frozen_now,
-    "cached": _cached,
+    "frozen in forward": lambda w, h: h * w.parameter("frozen", h.shape[-1]).requires_grad_(False),
+    # Draws once and keeps what it drew.
+    "cached": lambda w, h: h + kept(w, "cache", lambda: torch.randn(h.shape[-1], dtype=h.dtype)),
+}
+
+
+@hostile(times=5)
+def stateful(c, w, h):
+    """Something that moves on with every forward, and moves the result."""
+    return STATEFUL[c("kind", *STATEFUL)](w, h)
+
+
+# Random numbers from PyTorch's own state.
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda h: F.dropout(h, 0.4, True),
+    "alpha_dropout": lambda h: F.alpha_dropout(h, 0.4, True),
+    "feature_alpha_dropout": lambda h: F.feature_alpha_dropout(h, 0.4, True),
+    "rand_like": lambda h: h + torch.rand_like(h),
+    "bernoulli": lambda h: h * torch.bernoulli(torch.full(h.shape, 0.6, dtype=h.dtype)),
+    "normal_": lambda h: h + h.new_empty(h.shape).normal_(),
+    "randint": lambda h: h * torch.randint(1, 3, h.shape[1:]),
 }
 
 
 @hostile()
 def draws(c, w, h):
-    """Random numbers from PyTorch's own state."""
-    kind = c(
-        "kind", "dropout", "alpha_dropout", "feature_alpha_dropout", "rand_like", "bernoulli", "normal_", "randint"
-    )
     require(h.is_contiguous())
-    if kind == "dropout":
-        return F.dropout(h, 0.4, True)
-    if kind == "alpha_dropout":
-        return F.alpha_dropout(h, 0.4, True)
-    if kind == "feature_alpha_dropout":
-        return F.feature_alpha_dropout(h, 0.4, True)
-    if kind == "rand_like":
-        return h + torch.rand_like(h)
-    if kind == "bernoulli":
-        return h * torch.bernoulli(torch.full(h.shape, 0.6, dtype=h.dtype))
-    if kind == "normal_":
-        return h + h.new_empty(h.shape).normal_()
-    return h * torch.randint(1, 3, h.shape[1:])
+    return DRAWS[c("kind", *DRAWS)](h)
 
 
 # -------------------------------------------------------------------------------- and the rest
@@ -978,12 +789,10 @@ def region(c, w, h):
 def argument(c, w, h):
     """The critic's further argument."""
     given = w.given.to(h.dtype).view(-1, *[1] * (h.dim() - 1))
-    return {
-        "add": lambda: h + given,
-        "multiply": lambda: h * given,
-        "cat": lambda: torch.cat([h, given.expand(len(h), 1, *h.shape[2:])], 1),
-        "maximum": lambda: torch.maximum(h, given),
-    }[c("how", "add", "multiply", "cat", "maximum")]()
+    how = c("how", "add", "multiply", "cat", "maximum")
+    if how == "cat":
+        return torch.cat([h, given.expand(len(h), 1, *h.shape[2:])], 1)
+    return {"add": torch.add, "multiply": torch.mul, "maximum": torch.maximum}[how](h, given)
 
 
 @hostile()
@@ -992,9 +801,7 @@ def containers(c, w, h):
     kind = c("kind", "parallel", "sequential", "list", "dict", "nested call")
     layer = w.module("layer", nn.Linear, h.shape[-1], 3)
     if kind == "parallel":
-        if "parallel" not in w._modules:
-            w.add_module("parallel", nn.DataParallel(layer))
-        return w.parallel(h)
+        return w.owned("parallel", lambda: nn.DataParallel(layer))(h)
     if kind == "sequential":
         return nn.Sequential(layer, nn.ReLU())(h)
     if kind == "list":

@@ -1,5 +1,6 @@
 """The Inception network against the same written out as functions, its weights' file, and FID from end to end."""
 
+import contextlib
 import hashlib
 import io
 import urllib.error
@@ -26,19 +27,30 @@ def file(state, tmp_path_factory):
     path.unlink()
 
 
+@pytest.fixture(scope="module")
+def net(state):
+    return build_inception(state)
+
+
+@pytest.fixture(scope="module")
+def extractor(file):
+    return load_extractor("inception", weights=file)
+
+
 def images(n, side=32, seed=0, channels=3):
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, channels, 4, 4, generator=generator) * 255
     return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").round().to(torch.uint8)
 
 
-def test_layer_by_layer(state):
-    net = build_inception(state)
+def test_layer_by_layer(state, net):
     got = {}
-    for name, module in net.named_children():
-        module.register_forward_hook(lambda _, __, output, name=name: got.__setitem__(name, output))
-    x = torch.rand(2, 3, 299, 299) * 2 - 1
-    got["features"], got["logits"] = net(x)
+    with contextlib.ExitStack() as hooks:
+        for name, module in net.named_children():
+            hook = module.register_forward_hook(lambda _, __, output, name=name: got.__setitem__(name, output))
+            hooks.callback(hook.remove)
+        x = torch.rand(2, 3, 299, 299) * 2 - 1
+        got["features"], got["logits"] = net(x)
     wanted = inception(state, x.double())
     assert wanted["features"].shape == (2, 2048)
     assert wanted["logits"].shape == (2, 1008)
@@ -49,8 +61,7 @@ def test_layer_by_layer(state):
         assert (got[name] - value).abs().max() < 1e-5 * scale, name
 
 
-def test_counts_and_freezes(state):
-    net = build_inception(state)
+def test_counts_and_freezes(state, net):
     # The published 23.9 million parameters, batch norm's weights folded into the convolutions.
     folded = sum(value.numel() for name, value in state.items() if name.endswith("bn.weight"))
     assert sum(parameter.numel() for parameter in net.parameters()) == 23_850_960 - folded
@@ -58,11 +69,11 @@ def test_counts_and_freezes(state):
     assert not net.training
 
 
-def test_takes_files_with_counters_and_leaves_the_state_alone(state):
+def test_takes_files_with_counters_and_leaves_the_state_alone(state, net):
     before = {name: value.clone() for name, value in state.items()}
     with_counters = state | {"Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(7)}
     x = torch.rand(1, 3, 299, 299)
-    assert torch.equal(build_inception(with_counters)(x)[0], build_inception(state)(x)[0])
+    assert torch.equal(build_inception(with_counters)(x)[0], net(x)[0])
     assert all(torch.equal(state[name], value) for name, value in before.items())
 
 
@@ -76,9 +87,8 @@ def test_refuses_other_weights(state):
         build_inception(state | {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)})
 
 
-def test_only_the_official_file_makes_fid(file, monkeypatch):
+def test_only_the_official_file_makes_fid(file, extractor, monkeypatch):
     checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-    extractor = load_extractor("inception", weights=file)
     assert (extractor.name, extractor.fingerprint) == (f"inception-{checksum[:8]}", checksum)
     # A file whose sum begins alike is another file.
     monkeypatch.setattr(weights, "OFFICIAL", checksum[:8] + weights.OFFICIAL[8:])
@@ -137,27 +147,25 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
         weights.load_weights(tmp_path / "list.pth")
 
 
-def test_convolutions_are_exact_while_it_runs(file):
-    extractor = load_extractor("inception", weights=file)
+def test_convolutions_are_exact_while_it_runs(extractor):
     seen = []
     cells = [cell.cell_contents for cell in extractor.function.__closure__]
     (net,) = (value for value in cells if isinstance(value, torch.nn.Module))
-    net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
+    hook = net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.allow_tf32
     extractor(images(1))
+    hook.remove()
     assert seen == ["ieee"]
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.allow_tf32) == before
 
 
-def test_grey_images_are_grey_in_three_channels(file):
-    extractor = load_extractor("inception", weights=file)
+def test_grey_images_are_grey_in_three_channels(extractor):
     grey = images(1, channels=1)
     assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
 
 
-def test_fid_of_two_fixed_sets(state, file, tmp_path):
+def test_fid_of_two_fixed_sets(state, extractor, tmp_path):
     real, fake = images(4, seed=1), images(10, seed=2)
-    extractor = load_extractor("inception", weights=file)
     how = {"n_fake": 10, "batch_size": 10, "cache_dir": tmp_path, "progress": False}
     scores = evaluate(lambda n: fake[:n], ImageDataset("real", real), extractor, **how)
     stages = [inception(state, PROTOCOLS["tf"].prepare(pixels)) for pixels in (real, fake)]
