@@ -83,6 +83,7 @@ def peak_bytes(step: Step, warm: bool = False) -> int:
 
 # Operations that neither compute nor copy.
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "lift_fresh", "_unsafe_view", "record_stream"}
+_FREE |= {"as_strided_", "squeeze_", "unsqueeze_", "t_", "transpose_"}
 
 
 class _Counter(TorchDispatchMode):

@@ -48,7 +48,8 @@ class Head:
 
 
 def _safe(total: Tensor) -> Tensor:
-    return torch.where(total == 0, 1, total)
+    """As a divisor, it gives 0 where it is 0, and a gradient of 0."""
+    return torch.where(total == 0, torch.inf, total)
 
 
 def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,12 +58,7 @@ def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     return n / total / total, -f / total / total
 
 
-def _gn(f: Tensor, n: Tensor) -> Tensor:
-    total = n + f.abs()
-    return torch.where(total == 0, 0, f / _safe(total))
-
-
-GN = Head("gn", _gn, _gn_partials, formula=Formula("gn"))
+GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials, formula=Formula("gn"))
 """f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
 
 
@@ -103,7 +99,7 @@ def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
     # 1 / (n + ε/n) is n / (n² + ε) without n², which overflows and underflows where n does not.
     def inverse(n: Tensor) -> Tensor:
         safe = _safe(n)
-        return torch.where(n == 0, 0, 1 / (safe + eps / safe))
+        return 1 / (safe + eps / safe)
 
     def partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         # ∂/∂n of n / (n² + ε), from whichever of n²/ε and ε/n² is at most 1.
@@ -206,7 +202,7 @@ def pull(
     """As `merged`, for ∂L/∂f̂ (of f's shape) of a head; `saved` is from `normalize`."""
     if kernels := _kernels(head, g):
         return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
-    return merged(*_pullback(head, *saved, g, upstream), x, g, wants_start, wants_grad_x)
+    return merged(*_pullback(head, *saved, g, upstream, wants_start), x, g, wants_start, wants_grad_x)
 
 
 def merged(
@@ -297,13 +293,19 @@ def _normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) 
     return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
 
 
-def _pullback(head: Head, logit: Tensor, m: Tensor, g: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    """∂L/∂f (B,) and ∂L/∂g (B, ...), in m's dtype, given ∂L/∂f̂ of f's shape."""
+def _pullback(
+    head: Head, logit: Tensor, m: Tensor, g: Tensor, upstream: Tensor, wants_grad_g: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """∂L/∂f (B,) and, where it is wanted, ∂L/∂g (B, ...), in m's dtype, given ∂L/∂f̂ of f's shape."""
     by_f, by_m = head.partials(logit, m)
     upstream = upstream.reshape(-1).to(m.dtype)
-    # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
-    direction = (g.to(m.dtype) - head.centre) / _per_sample(_safe(m), g)
-    return upstream * by_f, direction * _per_sample(upstream * by_m, g)
+    grad_g = None
+    if wants_grad_g:
+        # ∂m/∂g = (g − centre) / m, a unit vector, and 0 at m = 0.
+        wide = g.to(m.dtype)
+        direction = (wide - head.centre if head.centre else wide) / _per_sample(_safe(m), g)
+        grad_g = direction * _per_sample(upstream * by_m, g)
+    return upstream * by_f, grad_g
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The passes over a Plan: forward, input gradient, tangent with weight gradients. They know no operation by name."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def merged_tangent(x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor
     """c₀ = s·x + ∂L/∂g, of x's shape, dtype and memory format; s (B,) and ∂L/∂g may be wider, None stands for 0."""
     parts = [] if scale is None else [x * scale.reshape(-1, *[1] * (x.dim() - 1))]
     parts += [] if input_grad_cotangent is None else [input_grad_cotangent]
-    return torch.empty_like(x).copy_(sum(parts))
+    return torch.empty_like(x).copy_(functools.reduce(torch.add, parts))
 
 
 def _keep(values: dict[int, Tensor], node: Node, result: Any) -> None:

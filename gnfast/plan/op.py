@@ -122,7 +122,7 @@ class LinearMap(Op):
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             # What a linear map's backward reads of its input is shape and layout.
-            inputs = [torch.zeros_like(stand_in(cotangent, shape)).requires_grad_() for shape in ctx.shapes]
+            inputs = [torch.empty_like(stand_in(cotangent, shape)).requires_grad_() for shape in ctx.shapes]
             seed = cotangent.clone() if cotangent.is_inference() else cotangent
             return torch.autograd.grad(self.pushforward(ctx, *inputs), inputs, seed)
 

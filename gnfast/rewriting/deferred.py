@@ -58,9 +58,9 @@ class Statement(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.kernel is not None and args and args[0] is self.result:
-            # Winograd's result, into the layout that PyTorch would give it.
-            kernel, rest = self.kernel, args[1:]
-            self.kernel = lambda: func(kernel(), *rest, **kwargs)
+            # Winograd's result, into the layout that PyTorch would give it; mostly it has that already.
+            kernel = self.kernel
+            self.kernel = lambda: kernel().contiguous(**kwargs)
         elif func._schema.name in _KERNELS:
             self.kernel = functools.partial(func, *args, **kwargs)
             self.reads += [arg for arg in args if isinstance(arg, Tensor)]

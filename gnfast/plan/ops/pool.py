@@ -59,7 +59,18 @@ def _avg_pool2d(
     return trace.emit(AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override), [input])
 
 
-@records(F.avg_pool1d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, told=True)
-def _mean_of_windows(function, trace, input, *args, **kwargs):
+@records(F.avg_pool1d, F.avg_pool3d, told=True)
+def _avg_pool(function, trace, input, *args, **kwargs):
     trace.require_batched(input, dims=int(function.__name__[-2]) + 2)
     return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [trace.autocast(function, input, 1)])
+
+
+@records(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, told=True)
+def _adaptive_avg_pool(function, trace, input, output_size):
+    count = int(function.__name__[-2])
+    trace.require_batched(input, dims=count + 2)
+    input = trace.autocast(function, input, 1)
+    if sizes(output_size, count) == (1,) * count:
+        # As PyTorch does; the cotangent is then expanded instead of written.
+        return input.mean(tuple(range(2, count + 2)), keepdim=True)
+    return trace.emit(LinearCall(function, frozen((output_size,))), [input])
