@@ -69,8 +69,7 @@ hunt: $(BUILT) ## Look for failures by chance: make hunt MINUTES=n [ONLY="critic
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hunt $(ONLY) --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
-	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -o python_functions='bench_*' \
-	    --benchmark-columns=median,iqr,rounds --benchmark-sort=min
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=min
 
 clean: ## Remove what was built, .venv included
 	rm -rf $(VENV) build dist *.egg-info gnfast/*.so .pytest_cache .ruff_cache .benchmarks

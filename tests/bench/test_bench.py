@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import gnfast
+from benchmarks.cost_model import launches
 from gnfast.bench import baselines, cases, comparison, cost, critics, gate, iteration, plots, printed_rows
 from gnfast.bench import case as names
 from gnfast.bench import critic_steps as steps
@@ -95,6 +96,13 @@ def test_work_counts_products_and_skips_what_a_backward_does_not_read():
     for mask in ((True, False, False), (False, True, False)):
         backward = work(lambda mask=mask: torch.ops.aten.convolution_backward(*arguments, mask))
         assert backward.product_bytes == forward.product_bytes
+
+
+@pytest.mark.parametrize(("name", "critic", "generator"), [("CNN 32", 125, 104), ("ResNet 32", 220, 204)])
+def test_steps_launch_no_more_than_the_docs_say(name, critic, generator):
+    """docs/scaling.md: what launching costs shows on a GPU only, the count of launches everywhere."""
+    found = launches(critics.shipped(name))
+    assert found["critic"] <= critic and found["generator"] <= generator, found
 
 
 def test_launches_of_triton_kernels_are_counted():
@@ -572,8 +580,7 @@ def test_help_teaches(capsys):
 
 
 def test_make_bench_finds_its_benchmarks():
-    options = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:cacheprovider"]
-    done = run_python("-m", "pytest", "benchmarks", "--collect-only", "-q", *options, cwd=ROOT)
+    done = run_python("-m", "pytest", "benchmarks", "--collect-only", "-q", "-p", "no:cacheprovider", cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:]
     files = [file for file in (ROOT / "benchmarks").glob("bench_*.py") if "\ndef bench_" in file.read_text()]
     assert len(files) >= 4
