@@ -191,7 +191,8 @@ class SelfAttention(nn.Module):
 
 def biggan(attention: bool = False) -> nn.Module:
     """A ResNet with sum pooling, spectral norm and the projection of a class embedding (Brock et al., 2019)."""
-    net = models.biggan.Discriminator(models.biggan.Layout(generator=(), critic=(4, 6, 6), downs=2), classes=5)
+    layout = models.biggan.Layout(generator=(), critic=(4, 6, 6), downs=2)
+    net = models.biggan.Discriminator(layout, classes=5, channels=3)
     if attention:
         net.model.insert(1, SelfAttention(4))
     return spectrally_normalised(net)
