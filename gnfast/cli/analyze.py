@@ -26,7 +26,7 @@ Examples:
   gnfast analyze runs/digits
   gnfast analyze runs/digits --what gradients,singular-values --n 5000
   gnfast analyze --net my.networks:Critic --weights critic.pt --data cifar10 --method gn
-  gnfast analyze --reproduce                                   the papers' figures at reduced size, half an hour on a CPU
+  gnfast analyze --reproduce                                   the papers' figures, small, in half an hour
   gnfast analyze --reproduce loss-domains,robustness --data cifar10 --steps-factor 10
 """
 
