@@ -222,7 +222,9 @@ class _Session:
             self.log.row(self.state.step, **as_row(raw, ema))
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
         distances = [value for _, value in points(self._rows(), "distance_ema")]
-        self._report()
+        if self.state.step < self.config.steps:
+            # At the end the page is written after the last checkpoint.
+            self._report()
         if distances and self.state.step and distances[-1] == min(distances):
             self._save(best=True)
 
