@@ -62,7 +62,8 @@ class Context:
     def fraction_of_bandwidth(self, num_bytes: float, microseconds: float) -> float | None:
         """The time to copy so many bytes over the time given; None without ceilings."""
         found = self.ceilings("float32")
-        return found and round(num_bytes / found.bytes_per_s * 1e6 / microseconds, 3)
+        # Three digits, however small: of tiny sizes on a busy machine three places would be 0.
+        return found and float(f"{num_bytes / found.bytes_per_s * 1e6 / microseconds:.3g}")
 
 
 @dataclass(frozen=True)
