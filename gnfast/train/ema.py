@@ -26,6 +26,10 @@ class Ema:
         self.decay = decay
         self.start = start
 
+    def is_copy(self, step: int) -> bool:
+        """Whether the average after step `step` equals the module."""
+        return step < max(1, self.start) or self.decay == 0
+
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the module's state after step `step` (counted from 1)."""

@@ -34,12 +34,14 @@ class Measures(NamedTuple):
 def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.Scores, metrics.Scores]:
     """The scores of the raw and of the averaged generator, as the run's settings say.
 
-    Both, and every evaluation of a run, see the same latents, so that differences are the generators'.
+    Both, and every evaluation of a run, see the same latents, so that differences are the generators'. While the
+    average is a copy, it is measured once.
     """
     seed, count, batch = state.config.seed + 3, state.config.n_fake, state.config.batch_g
     statistics = samples_with_batch_statistics(state.config.sample_bn, measures.extractor)
-    raw, ema = (
-        metrics.evaluate(
+
+    def scores(generator: nn.Module) -> metrics.Scores:
+        return metrics.evaluate(
             sampler(generator, state.config.z_dim, state.config.classes, batch, seed, statistics),
             *measures,
             n_fake=count,
@@ -48,9 +50,10 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
             seed=seed,
             progress=progress and count >= 10_000,
         )
-        for generator in state.generators().values()
-    )
-    return raw, ema
+
+    raw, ema = state.generators().values()
+    of_raw = scores(raw)
+    return of_raw, of_raw if state.ema.is_copy(state.step) else scores(ema)
 
 
 def sampler(

@@ -26,7 +26,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     settings = {"steps": 6, "log_every": 2, "sample_every": 2, "n_samples": 4, "eval_every": 3, "n_fake": 20}
     for name, changes in (("one", {}), ("two", {"seed": 1, "lr_d": 5e-3})):
-        config = tiny(folder / name, extractor="tests.train.test_train:pixels", **settings, **changes)
+        config = tiny(folder / name, extractor="tests.kills:pixels", **settings, **changes)
         quiet("digits", config)
     return folder
 
@@ -55,7 +55,7 @@ def test_a_report_tells_the_run(runs):
     step, value = min((best(rows, name) for name in ("distance_ema", "distance_raw")), key=lambda point: point[1])
     assert "finished 6 steps" in text
     assert f"{value:.4g}" in text and f", step {step:,}; last: " in text
-    assert "tests.train.test_train:pixels; 1797 real, 20 generated" in text
+    assert "tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
     assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from gnfast import models
+from gnfast import metrics, models
 from gnfast.config.config import as_json, differences, from_json
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
@@ -24,9 +24,11 @@ from gnfast.train import RunError
 from gnfast.train import loop as loop_module
 from gnfast.train import step as step_module
 from gnfast.train.ema import Ema
+from gnfast.train.evaluate import Measures, evaluate
 from gnfast.train.logs import RunLog, grid
 from gnfast.train.networks import build_networks, sample
 from gnfast.train.state import State
+from tests.kills import pixels
 from tests.tiny_runs import equal, quiet, tiny
 
 
@@ -407,6 +409,22 @@ def test_ema_averages_the_whole_state_after_its_start():
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.0])
+def test_an_average_that_is_a_copy_is_measured_once(config, monkeypatch, decay):
+    """It is one before step 3, and always without decay: then the states are equal, and only then the scores shared."""
+    state = state_of(dataclasses.replace(config, ema_decay=decay, n_fake=9))
+    measures = Measures(NOISE, metrics.FeatureExtractor("pixels", 4, pixels))
+    score, calls, copies = metrics.evaluate, [], []
+    monkeypatch.setattr(metrics, "evaluate", lambda *args, **kw: calls.append(state.step) or score(*args, **kw))
+    for _ in range(4):
+        raw, ema = evaluate(state, measures, False)
+        copies.append(raw is ema)
+        assert copies[-1] == equal(*(net.state_dict() for net in state.generators().values()))
+        state.update()
+    assert copies == ([True, True, True, False] if decay else [True] * 4)
+    assert calls == ([0, 1, 2, 3, 3] if decay else [0, 1, 2, 3])
+
+
 def test_sampling_leaves_the_generator_as_it_was():
     generator, _ = models.build("small", resolution=8, channels=1, z_dim=3, width=0.1)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
@@ -432,7 +450,7 @@ def test_grid_puts_images_in_reading_order():
 def test_evaluation_names_its_extractor_and_is_repeatable(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
     measured = dataclasses.replace(
-        config, extractor="tests.train.test_train:pixels", n_fake=20, eval_every=6, steps=6, lr_decay="none"
+        config, extractor="tests.kills:pixels", n_fake=20, eval_every=6, steps=6, lr_decay="none"
     )
     monkeypatch.syspath_prepend(os.fspath(Path(__file__).parents[2]))
     monkeypatch.setenv("GNFAST_CACHE", str(tmp_path / "cache"))
@@ -443,19 +461,14 @@ def test_evaluation_names_its_extractor_and_is_repeatable(config, tmp_path, monk
             quiet("digits", measured)
     outcome, lines = quiet("digits", measured)
     assert [row["step"] for row in outcome.distances] == [0, 6]
-    assert all(row["extractor"] == "tests.train.test_train:pixels" for row in outcome.distances)
-    assert any("tests.train.test_train:pixels" in line for line in lines)
+    assert all(row["extractor"] == "tests.kills:pixels" for row in outcome.distances)
+    assert any("tests.kills:pixels" in line for line in lines)
     assert not any("FID" in line for line in lines)
     # Measuring must not change what is learnt.
     plain = dataclasses.replace(measured, extractor="none", run_dir=str(tmp_path / "plain"))
     quiet("digits", plain)
     a, b = (checkpoint.load_newest(tmp_path / name / "checkpoints") for name in ("run", "plain"))
     assert equal(a["state"], b["state"])
-
-
-def pixels(images):
-    """Four means of a quarter of the image each: (N, 4)."""
-    return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def test_config_survives_json():
