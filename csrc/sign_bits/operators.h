@@ -16,10 +16,11 @@ namespace gnfast {
 inline void check_dense_floating(const at::Tensor& tensor, const char* name) {
   const auto dtype = tensor.scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16, name,
-                   " must be float32, float64, float16 or bfloat16, got ", dtype);
-  TORCH_CHECK_VALUE(tensor.is_non_overlapping_and_dense(), name,
-                    " must be non-overlapping and dense (any order of dimensions, no gaps), got sizes ", tensor.sizes(),
-                    " with strides ", tensor.strides(), "; call .contiguous() first");
+                   ": got ", dtype, ", wanted float32, float64, float16 or bfloat16");
+  TORCH_CHECK_VALUE(tensor.is_non_overlapping_and_dense(), name, ": got sizes ", tensor.sizes(), " with strides ",
+                    tensor.strides(),
+                    ", wanted a dense tensor (dimensions in any order, no gaps and no overlap); call "
+                    ".contiguous() first");
 }
 
 inline int64_t num_sign_words(int64_t numel) {
@@ -32,12 +33,13 @@ inline at::Tensor new_sign_words(const at::Tensor& x) {
 
 inline void check_mask_arguments(const at::Tensor& t, const at::Tensor& bits) {
   check_dense_floating(t, "t");
-  TORCH_CHECK_TYPE(bits.scalar_type() == at::kInt, "bits must be int32, got ", bits.scalar_type());
-  TORCH_CHECK_VALUE(bits.device() == t.device(), "bits must be on t's device ", t.device(), ", got ", bits.device());
+  TORCH_CHECK_TYPE(bits.scalar_type() == at::kInt, "bits: got ", bits.scalar_type(), ", wanted int32");
+  TORCH_CHECK_VALUE(bits.device() == t.device(), "bits: got a tensor on ", bits.device(), ", wanted it on t's device ",
+                    t.device());
   TORCH_CHECK_VALUE(
       bits.dim() == 1 && bits.size(0) == num_sign_words(t.numel()) && (bits.numel() <= 1 || bits.stride(0) == 1),
-      "bits must be contiguous with ", num_sign_words(t.numel()), " words for t's ", t.numel(), " elements, got sizes ",
-      bits.sizes(), " with strides ", bits.strides());
+      "bits: got sizes ", bits.sizes(), " with strides ", bits.strides(), ", wanted ", num_sign_words(t.numel()),
+      " contiguous words for t's ", t.numel(), " elements");
 }
 
 // Registers the operators, given pack(x, y, bits, negative_slope), where y may be x, and

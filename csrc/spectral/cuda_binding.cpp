@@ -12,8 +12,8 @@ namespace gnfast::cuda {
 namespace {
 
 uint32_t narrow(int64_t elements) {
-  TORCH_CHECK_VALUE(elements < int64_t{1} << 31, "a weight of ", elements,
-                    " elements is too large: the kernels count them in 31 bits");
+  TORCH_CHECK_VALUE(elements < int64_t{1} << 31, "weights: got one of ", elements,
+                    " elements, wanted fewer than 2^31 in each");
   return static_cast<uint32_t>(elements);
 }
 

@@ -22,7 +22,7 @@ inline at::ScalarType accumulator_dtype(at::ScalarType dtype) {
 }
 
 inline void check_count(size_t count, size_t wanted, const char* name) {
-  TORCH_CHECK_VALUE(count == wanted, name, " must have one entry per weight, got ", count, " for ", wanted);
+  TORCH_CHECK_VALUE(count == wanted, name, ": got ", count, " entries for ", wanted, " weights, wanted one for each");
 }
 
 // A weight as the kernels read it: the tensor itself, or a contiguous copy where its layout is none of theirs.
@@ -32,21 +32,22 @@ struct SpectralLayer {
 };
 
 inline std::vector<SpectralLayer> spectral_layers(at::TensorList weights, at::IntArrayRef dims) {
-  TORCH_CHECK_VALUE(!weights.empty(), "weights must not be empty");
+  TORCH_CHECK_VALUE(!weights.empty(), "weights: got none, wanted one or more");
   check_count(dims.size(), weights.size(), "dims");
   const auto dtype = weights[0].scalar_type();
   TORCH_CHECK_TYPE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
-                   "weights must be float32, float64, float16 or bfloat16, got ", dtype);
+                   "weights: got ", dtype, ", wanted float32, float64, float16 or bfloat16");
   std::vector<SpectralLayer> layers;
   for (size_t i = 0; i < weights.size(); ++i) {
     const at::Tensor& weight = weights[i];
-    TORCH_CHECK_TYPE(weight.scalar_type() == dtype, "weights must have one dtype, got ", dtype, " and ",
-                     weight.scalar_type());
-    TORCH_CHECK_VALUE(weight.device() == weights[0].device(), "weights must be on one device, got ",
-                      weights[0].device(), " and ", weight.device());
-    TORCH_CHECK_VALUE(weight.dim() >= 2 && weight.numel() > 0, "weights must be non-empty and have 2 dimensions or ",
-                      "more, got sizes ", weight.sizes());
-    TORCH_CHECK_VALUE(0 <= dims[i] && dims[i] < weight.dim(), "dim must be in [0, ", weight.dim(), "), got ", dims[i]);
+    TORCH_CHECK_TYPE(weight.scalar_type() == dtype, "weights: got ", dtype, " and ", weight.scalar_type(),
+                     ", wanted one dtype");
+    TORCH_CHECK_VALUE(weight.device() == weights[0].device(), "weights: got some on ", weights[0].device(), " and on ",
+                      weight.device(), ", wanted all on one device");
+    TORCH_CHECK_VALUE(weight.dim() >= 2 && weight.numel() > 0, "weights: got sizes ", weight.sizes(),
+                      ", wanted 2 dimensions or more, none of 0");
+    TORCH_CHECK_VALUE(0 <= dims[i] && dims[i] < weight.dim(), "dims: got ", dims[i], ", wanted 0 to ",
+                      weight.dim() - 1);
     auto layout = spectral_layout(weight.sizes(), weight.strides(), dims[i]);
     const at::Tensor dense = layout ? weight : weight.contiguous();
     if (!layout) layout = spectral_layout(dense.sizes(), dense.strides(), dims[i]);
@@ -71,12 +72,12 @@ inline int64_t spectral_vectors_size(const std::vector<SpectralLayer>& layers) {
 // The checks that u, v, sigma and the vectors of all layers share.
 inline void check_vector(const at::Tensor& vector, const char* name, at::ScalarType dtype, int64_t size,
                          const at::Tensor& weight) {
-  TORCH_CHECK_TYPE(vector.scalar_type() == dtype, name, " must be ", dtype, " for weights of ", weight.scalar_type(),
-                   ", got ", vector.scalar_type());
-  TORCH_CHECK_VALUE(vector.device() == weight.device(), name, " must be on the weights' device ", weight.device(),
-                    ", got ", vector.device());
-  TORCH_CHECK_VALUE(vector.dim() == 1 && vector.size(0) == size && vector.is_contiguous(), name,
-                    " must be contiguous with ", size, " elements, got sizes ", vector.sizes());
+  TORCH_CHECK_TYPE(vector.scalar_type() == dtype, name, ": got ", vector.scalar_type(), ", wanted ", dtype,
+                   " for weights of ", weight.scalar_type());
+  TORCH_CHECK_VALUE(vector.device() == weight.device(), name, ": got a tensor on ", vector.device(),
+                    ", wanted it on the weights' device ", weight.device());
+  TORCH_CHECK_VALUE(vector.dim() == 1 && vector.size(0) == size && vector.is_contiguous(), name, ": got sizes ",
+                    vector.sizes(), " with strides ", vector.strides(), ", wanted ", size, " contiguous elements");
 }
 
 inline void check_sigma(const at::Tensor& sigma, at::TensorList weights) {
@@ -97,12 +98,13 @@ inline void check_iteration_arguments(const std::vector<SpectralLayer>& layers, 
 }
 
 inline void check_scale_arguments(at::TensorList weights, const at::Tensor& sigma, at::ArrayRef<double> coeffs) {
-  TORCH_CHECK_VALUE(!weights.empty(), "weights must not be empty");
+  TORCH_CHECK_VALUE(!weights.empty(), "weights: got none, wanted one or more");
   check_count(coeffs.size(), weights.size(), "coeffs");
   check_sigma(sigma, weights);
   for (const at::Tensor& weight : weights) {
     TORCH_CHECK_VALUE(weight.scalar_type() == weights[0].scalar_type() && weight.device() == weights[0].device(),
-                      "weights must have one dtype and device");
+                      "weights: got ", weights[0].scalar_type(), " on ", weights[0].device(), " and ",
+                      weight.scalar_type(), " on ", weight.device(), ", wanted one dtype and device");
   }
 }
 
@@ -116,7 +118,9 @@ inline void check_backward_arguments(const std::vector<SpectralLayer>& layers, a
   for (size_t i = 0; i < weights.size(); ++i) {
     TORCH_CHECK_VALUE(grads[i].sizes() == weights[i].sizes() && grads[i].scalar_type() == weights[i].scalar_type() &&
                           grads[i].device() == weights[i].device(),
-                      "grads must have the shapes, dtype and device of the weights");
+                      "grads: got ", grads[i].scalar_type(), " of sizes ", grads[i].sizes(), " on ", grads[i].device(),
+                      ", wanted the weight's ", weights[i].scalar_type(), ", ", weights[i].sizes(), " and ",
+                      weights[i].device());
   }
 }
 

@@ -151,23 +151,22 @@ bool is_strided(int64_t kernel_size) {
 }
 
 void check_map(const at::Tensor& x, const char* name) {
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, " must be float32, got ", x.scalar_type());
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name,
-                    " must have four dimensions in channels_last order, got sizes ", x.sizes(), " with strides ",
-                    x.strides());
-  TORCH_CHECK_VALUE(x.size(1) % kPanel == 0 && x.numel() > 0, name, " must have a multiple of ", kPanel,
-                    " channels and not be empty, got sizes ", x.sizes());
+  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, ": got ", x.scalar_type(), ", wanted float32");
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": got sizes ", x.sizes(),
+                    " with strides ", x.strides(), ", wanted four dimensions in channels_last order");
+  TORCH_CHECK_VALUE(x.size(1) % kPanel == 0 && x.numel() > 0, name, ": got sizes ", x.sizes(),
+                    ", wanted a multiple of ", kPanel, " channels and no dimension of 0");
 }
 
 void check_kernel(int64_t kernel_size, int64_t padding) {
-  TORCH_CHECK_VALUE(kernel_size == 3 || kernel_size == 4, "the kernel must be 3×3 or 4×4, got ", kernel_size);
-  TORCH_CHECK_VALUE(padding >= 0, "padding must not be negative, got ", padding);
+  TORCH_CHECK_VALUE(kernel_size == 3 || kernel_size == 4, "kernel_size: got ", kernel_size, ", wanted 3 or 4");
+  TORCH_CHECK_VALUE(padding >= 0, "padding: got ", padding, ", wanted 0 or more");
 }
 
 void check_weight(const at::Tensor& weight, int64_t padding) {
   check_map(weight, "weight");
-  TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kPanel == 0,
-                    "weight must have a multiple of 8 output channels and a square kernel, got sizes ", weight.sizes());
+  TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kPanel == 0, "weight: got sizes ",
+                    weight.sizes(), ", wanted a multiple of ", kPanel, " output channels and a square kernel");
   check_kernel(weight.size(2), padding);
 }
 
@@ -180,8 +179,8 @@ void check_cotangent(const at::Tensor& grad, at::IntArrayRef input_sizes, int64_
   const int64_t height = output_size(input_sizes[2], kernel_size, padding);
   const int64_t width = output_size(input_sizes[3], kernel_size, padding);
   TORCH_CHECK_VALUE(grad.size(0) == input_sizes[0] && grad.size(2) == height && grad.size(3) == width,
-                    "grad must have ", input_sizes[0], " samples of ", height, "×", width, " pixels, got sizes ",
-                    grad.sizes());
+                    "grad: got sizes ", grad.sizes(), ", wanted ", input_sizes[0], " samples of ", height, "×", width,
+                    " pixels");
 }
 
 at::Tensor empty_map(int64_t batch, int64_t channels, int64_t height, int64_t width, const at::Tensor& like) {
@@ -193,12 +192,13 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
   check_map(x, "x");
   check_weight(weight, padding);
   const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
-  TORCH_CHECK_VALUE(x.size(1) == in_channels, "x must have the weight's ", in_channels, " channels, got sizes ",
-                    x.sizes());
-  TORCH_CHECK_VALUE(std::min(x.size(2), x.size(3)) + 2 * padding >= size,
-                    "x must be as large as the kernel after padding, got sizes ", x.sizes());
+  TORCH_CHECK_VALUE(x.size(1) == in_channels, "x: got sizes ", x.sizes(), ", wanted the weight's ", in_channels,
+                    " channels");
+  TORCH_CHECK_VALUE(std::min(x.size(2), x.size(3)) + 2 * padding >= size, "x: got sizes ", x.sizes(),
+                    ", wanted at least the kernel's after padding");
   TORCH_CHECK_VALUE(!bias || (bias->scalar_type() == at::kFloat && bias->sizes() == at::IntArrayRef{out_channels}),
-                    "bias must have ", out_channels, " float32 entries");
+                    "bias: got ", bias->scalar_type(), " of sizes ", bias->sizes(), ", wanted float32 of [",
+                    out_channels, "]");
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
   const auto kernels = winograd_kernels(size);
   at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
@@ -218,8 +218,8 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   check_map(grad, "grad");
   check_weight(weight, padding);
   const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
-  TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad must have the weight's ", out_channels, " channels, got sizes ",
-                    grad.sizes());
+  TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad: got sizes ", grad.sizes(), ", wanted the weight's ",
+                    out_channels, " channels");
   check_cotangent(grad, {grad.size(0), in_channels, height, width}, size, padding);
   const auto kernels = winograd_kernels(size);
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);

@@ -177,7 +177,7 @@ def _covariance(place: str, matrix: Tensor) -> Tensor:
         if lowest < -len(matrix) * _ROUNDING * highest.clamp(min=0):
             raise InputError(
                 f"{place}: sigma: got the eigenvalue {lowest:.3g} (its largest is {highest:.3g}), wanted a covariance, "
-                f"without negative ones"
+                "without negative ones"
             )
     return matrix
 

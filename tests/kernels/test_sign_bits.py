@@ -141,17 +141,17 @@ def test_mask_is_the_derivative(device, slope):
 
 
 def test_says_what_it_wants(device):
-    with pytest.raises(TypeError, match=r"x must be float32.*got"):
+    with pytest.raises(TypeError, match=r"x: got .*[Ii]nt.*, wanted float32"):
         leaky_relu_pack(torch.zeros(3, dtype=torch.int32, device=device))
     for gaps in (torch.zeros(4, 6, device=device)[:, ::2], torch.zeros(1, 3, device=device).expand(2, 3)):
-        with pytest.raises(ValueError, match="x must be non-overlapping and dense"):
+        with pytest.raises(ValueError, match=r"x: got sizes .* wanted a dense tensor"):
             leaky_relu_pack(gaps)
-        with pytest.raises(ValueError, match="x must be non-overlapping and dense"):
+        with pytest.raises(ValueError, match=r"x: got sizes .* wanted a dense tensor"):
             leaky_relu_pack(gaps, inplace=True)
     t = torch.zeros(33, device=device)
-    with pytest.raises(ValueError, match="2 words for t's 33 elements"):
+    with pytest.raises(ValueError, match=r"bits: got .*wanted 2.* words for t's 33 elements"):
         leaky_relu_mask(t, torch.zeros(1, dtype=torch.int32, device=device))
-    with pytest.raises(TypeError, match="bits must be int32"):
+    with pytest.raises(TypeError, match=r"bits: got .*, wanted int32"):
         leaky_relu_mask(t, torch.zeros(2, dtype=torch.int64, device=device))
 
 

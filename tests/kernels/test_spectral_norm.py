@@ -199,15 +199,15 @@ def test_says_what_it_wants(device, implementation):
     ones = [torch.ones(size, device=device) for size in range(8)]
     iterate, scale, backward = spectral_norm_iterate, spectral_norm_scale, spectral_norm_backward
     for function, arguments, error, message in [
-        (iterate, ([w.long()], [u], [v], [0], [1], [EPS]), TypeError, "weights must be float32"),
-        (iterate, ([w, w.double()], [u] * 2, [v] * 2, [0] * 2, [1] * 2, [EPS] * 2), TypeError, "must have one dtype"),
-        (iterate, ([w[0]], [u], [v], [0], [1], [EPS]), ValueError, "2 dimensions"),
-        (iterate, ([w], [u], [v], [2], [1], [EPS]), ValueError, r"dim must be in \[0, 2\)"),
-        (iterate, ([w], [v], [u], [0], [1], [EPS]), ValueError, "u must be contiguous with 3"),
-        (iterate, ([w], [u.double()], [v], [0], [1], [EPS]), TypeError, "u must be Float for weights of Float"),
-        (iterate, ([w], [u], [v], [0], [1], []), ValueError, "eps must have one entry per weight"),
-        (scale, ([w], ones[2], [1.0]), ValueError, "sigma must be contiguous with 1"),
-        (backward, ([w.mT], [w], ones[7], ones[1], [0], [1.0]), ValueError, "grads must have the shapes"),
+        (iterate, ([w.long()], [u], [v], [0], [1], [EPS]), TypeError, "weights: got Long, wanted float32"),
+        (iterate, ([w, w.double()], [u] * 2, [v] * 2, [0] * 2, [1] * 2, [EPS] * 2), TypeError, "got Float and Double"),
+        (iterate, ([w[0]], [u], [v], [0], [1], [EPS]), ValueError, r"weights: got sizes \[4\], wanted 2 dimensions"),
+        (iterate, ([w], [u], [v], [2], [1], [EPS]), ValueError, "dims: got 2, wanted 0 to 1"),
+        (iterate, ([w], [v], [u], [0], [1], [EPS]), ValueError, r"u: got sizes \[4\] .* wanted 3 contiguous"),
+        (iterate, ([w], [u.double()], [v], [0], [1], [EPS]), TypeError, "u: got Double, wanted Float"),
+        (iterate, ([w], [u], [v], [0], [1], []), ValueError, "eps: got 0 entries for 1 weights"),
+        (scale, ([w], ones[2], [1.0]), ValueError, r"sigma: got sizes \[2\] .* wanted 1 contiguous"),
+        (backward, ([w.mT], [w], ones[7], ones[1], [0], [1.0]), ValueError, r"got Float of sizes \[4, 3\]"),
     ]:
         with pytest.raises(error, match=message):
             function(*arguments)

@@ -308,15 +308,15 @@ def test_operators_refuse_what_does_not_fit():
     x, weight, bias, cotangent, _ = make("3x3", (2, 8, 16, 5, 6), 1)
     forward, input_grad, weight_grad = (getattr(torch.ops.gnfast, name) for name in OPERATORS)
     for operator, given, error, message in (
-        (forward, (x.double(), weight, bias, 1), TypeError, "x must be float32, got Double"),
-        (forward, (x.contiguous(), weight, bias, 1), ValueError, "x must have four dimensions in channels_last order"),
-        (forward, (last(x[:, :3]), weight, bias, 1), ValueError, "x must have a multiple of 8 channels"),
-        (forward, (last(x.repeat(1, 2, 1, 1)), weight, bias, 1), ValueError, "x must have the weight's 8 channels"),
-        (forward, (x, weight, bias[:8], 1), ValueError, "bias must have 16"),
-        (forward, (x, weight, bias, -1), ValueError, "padding must not be negative"),
-        (weight_grad, (cotangent, x, 2, 1), ValueError, "the kernel must be 3×3 or 4×4, got 2"),
-        (weight_grad, (cotangent[:1], x, 3, 1), ValueError, "grad must have 2 samples of 5×6 pixels"),
-        (input_grad, (cotangent, weight, 1, 6, 6), ValueError, "grad must have 2 samples of 6×6 pixels"),
+        (forward, (x.double(), weight, bias, 1), TypeError, "x: got Double, wanted float32"),
+        (forward, (x.contiguous(), weight, bias, 1), ValueError, r"x: got .* wanted .* channels_last"),
+        (forward, (last(x[:, :3]), weight, bias, 1), ValueError, r"x: got sizes \[2, 3, .* a multiple of 8"),
+        (forward, (last(x.repeat(1, 2, 1, 1)), weight, bias, 1), ValueError, r"x: .* wanted the weight's 8 channels"),
+        (forward, (x, weight, bias[:8], 1), ValueError, r"bias: got Float of sizes \[8\], wanted float32 of \[16\]"),
+        (forward, (x, weight, bias, -1), ValueError, "padding: got -1, wanted 0 or more"),
+        (weight_grad, (cotangent, x, 2, 1), ValueError, "kernel_size: got 2, wanted 3 or 4"),
+        (weight_grad, (cotangent[:1], x, 3, 1), ValueError, r"grad: got sizes \[1, .* wanted 2 samples of 5×6 pixels"),
+        (input_grad, (cotangent, weight, 1, 6, 6), ValueError, r"grad: got .* wanted 2 samples of 6×6 pixels"),
     ):
         with pytest.raises(error, match=message):
             operator(*given)

@@ -71,20 +71,20 @@ def from_words(bits: Tensor, t: Tensor) -> Tensor:
 def check_words(bits: Tensor, t: Tensor) -> None:
     """Raises TypeError or ValueError unless `bits` are words for t."""
     if bits.dtype != torch.int32:
-        raise TypeError(f"bits must be int32, got {bits.dtype}")
+        raise TypeError(f"bits: got {bits.dtype}, wanted int32")
     if bits.device != t.device:
-        raise ValueError(f"bits must be on t's device {t.device}, got {bits.device}")
+        raise ValueError(f"bits: got a tensor on {bits.device}, wanted it on t's device {t.device}")
     num_words = (t.numel() + 31) // 32
     if bits.shape != (num_words,):
-        raise ValueError(f"bits must have {num_words} words for t's {t.numel()} elements, got {tuple(bits.shape)}")
+        raise ValueError(f"bits: got {tuple(bits.shape)}, wanted {num_words} words for t's {t.numel()} elements")
 
 
 def check_dense_floating(x: Tensor, name: str) -> None:
     """Raises TypeError for a dtype that has no kernels, ValueError for gaps and overlaps."""
     if x.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {x.dtype}")
+        raise TypeError(f"{name}: got {x.dtype}, wanted float32, float64, float16 or bfloat16")
     if not is_dense(x):
         raise ValueError(
-            f"{name} must be non-overlapping and dense (any order of dimensions, no gaps), got sizes {list(x.shape)} "
-            f"with strides {list(x.stride())}; call .contiguous() first"
+            f"{name}: got sizes {list(x.shape)} with strides {list(x.stride())}, wanted a dense tensor (dimensions in "
+            "any order, no gaps and no overlap); call .contiguous() first"
         )
