@@ -318,6 +318,7 @@ def _symlog(axes: Axes, numbers: list[float]) -> None:
     sizes = [abs(value) for value in numbers if value]
     if sizes and max(sizes) > 20 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-9))
+        axes.yaxis.get_major_locator().set_params(numticks=9)
         axes.yaxis.set_major_formatter("{x:g}")
 
 

@@ -38,9 +38,9 @@ def score_figure(rows: Rows, family: str, place: str, hue: str, score: str, labe
             at = {value if is_numeric else places.index(value) + shift: runs for _, value, runs in parts(part, place)}
             xs = sorted(at)
             found = [[value for value in values(at[x], score) if value is not None] for x in xs]
-            # NaN breaks a curve.
+            # NaN breaks a curve, and draws no error bar.
             means = [statistics.mean(one) if one else float("nan") for one in found]
-            errors = [statistics.stdev(one) if len(one) > 1 else 0.0 for one in found]
+            errors = [statistics.stdev(one) if len(one) > 1 else float("nan") for one in found]
             if is_numeric:
                 axes.errorbar(xs, means, errors, marker=marker(index), markersize=4, **style)
             else:

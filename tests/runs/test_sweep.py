@@ -18,6 +18,7 @@ from gnfast.config.presets import PRESETS
 from gnfast.runs import launch, lock
 from gnfast.runs.launch import read_record, run_sweep, state_of
 from gnfast.runs.record import read_run
+from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_file import load_sweep
 from gnfast.runs.sweep_results import collect, rows, spread, write_results
 from gnfast.train import RunError
@@ -366,6 +367,18 @@ def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
     write_results(collect(read))
     figure = (read.out / "figure.svg").read_text()
     assert all(f">{text}</text>" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
+
+
+def test_only_several_runs_have_an_error_bar():
+    rows = [
+        {"family": "f", "place": place, "hue": "h", "score": score}
+        for place, score in (("one", 4.0), ("two", 1.0), ("two", 3.0))
+    ]
+    axes = score_figure(rows, "family", "place", "hue", "score", "").axes[0]
+    (bars,) = axes.containers[0].lines[2]
+    one, two = bars.get_segments()
+    assert len(one) == 0
+    assert two[:, 1] == pytest.approx([2 - 2**0.5, 2 + 2**0.5])
 
 
 @pytest.mark.parametrize(
