@@ -24,7 +24,9 @@ def require_int(name: str, value: object, least: int, error: type[ValueError] = 
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    """The message about a word that is none of those that are known: with the nearest of them, or with all."""
-    near = get_close_matches(word, known, 1)
-    advice = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(known)}"
+    """The message about a word that is none of those known: with the nearest, or with all unless they are many."""
+    words = list(known)
+    near = get_close_matches(word, words, 1)
+    shown = words if len(words) <= 20 else [*words[:5], f"… ({len(words)} in all)"]
+    advice = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(shown)}"
     return f"unknown {what} {word!r}; {advice}"

@@ -61,7 +61,7 @@ def _bounds(sections: dict[str, Any]) -> tuple[list[str], int]:
         wrong = value is not None and math.isnan(value)
         verdict = "not measured" if value is None else "ok" if bound.holds(value) else "MISSED"
         missed += verdict == "MISSED"
-        verdict += ", for it computed something else (gate red)" if wrong else ""
+        verdict += ": its result is wrong (gate red)" if wrong else ""
         sign = "≥" if bound.least else "≤"
         measured = "-" if value is None or wrong else f"{value:.3f}"
         expected = "{:g} to {:g}".format(*bound.expected)

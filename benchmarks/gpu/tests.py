@@ -20,7 +20,7 @@ from benchmarks.gpu.section import ROOT, Context, Row
 TEST_LIMIT = 60
 # Seconds before a section's limit from which on pytest is ended, so that it can say what it has.
 ENDING = 10
-# The Triton twins of what the CUDA library does: they run only where it is not built.
+# Many tests of kernels that run only where the CUDA library is not built; one of them is in SMOKE.
 REPLACED = "not (test_spectral_norm and triton)"
 
 SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_norm.py"

@@ -69,7 +69,7 @@ class BenchOptions:
     batch: int = 0
     """Images per step; 64 if 0, and 16 from 128 pixels up."""
     rounds: int = 9
-    """The least timed rounds of each variant; gnfast's has a turn in every one of them too."""
+    """The least number of timed rounds of each variant; gnfast's own is timed in each of them too."""
     seconds: float = 1.0
     """More rounds are timed until so many seconds have passed for a variant, up to 50."""
     threads: int = 0

@@ -18,7 +18,7 @@ HELP = """\
 usage: gnfast data COMMAND [ARGUMENTS]
 
 Data sets: what is known, what is prepared, what is in it. Training prepares what it needs by itself; preparing it
-before shows that all is there, and leaves a run nothing to wait for.
+before shows that all is there, and lets a run start at once.
 
 commands:
 {commands}

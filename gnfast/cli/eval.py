@@ -44,7 +44,7 @@ Examples:
   gnfast eval fakes/ --reference stats/cifar10.train.npz
   gnfast eval cifar10 --save-stats cifar10.train.npz
   gnfast eval cifar10 --what-split test --reference cifar10.train.npz
-  gnfast eval runs/digits --extractor digits-classifier --n 2000
+  gnfast eval runs/digits --extractor classifier --n 2000
 """
 
 
@@ -70,8 +70,8 @@ class EvalOptions:
     reference: str = ""
     """Statistics instead of real images: an .npz by --save-stats, pytorch-fid or the papers' code."""
     extractor: str = ""
-    """`inception`, `digits-classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty. MODULE is imported, so
-    that a run or a file that names one is not taken at its word."""
+    """`inception`, `classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty. MODULE is imported, so
+    it must be given here: one that only a run or a file names is refused."""
     protocol: Literal["", *PROTOCOLS] = ""
     """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
     extractor_weights: str = ""

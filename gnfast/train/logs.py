@@ -130,7 +130,7 @@ class RunLog:
 def require_rows(folder: Path) -> None:
     """Raises RunError where metrics.jsonl, and with it most likely the folder, was deleted during a run."""
     if not (folder / METRICS).exists():
-        raise RunError(f"{folder} was deleted or moved, or its metrics.jsonl, while the run was at work in it")
+        raise RunError(f"{folder} or its {METRICS} was deleted or moved while the run was training")
 
 
 def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:

@@ -131,7 +131,8 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "not a run folder" in fails(capsys, "sample", str(tmp_path))
     assert "which run?" in fails(capsys, "sample")
     assert "takes no arguments" in fails(capsys, "info", "all")
-    assert "unknown preset" in fails(capsys, "presets", "zzz")
+    assert fails(capsys, "presets", "zzz").endswith(f"gngan-cifar10-resnet-cr, … ({len(PRESETS)} in all)")
+    assert fails(capsys, "sweep", "missing.toml") == "gnfast: missing.toml: No such file or directory"
     run_dir = ["--run-dir", str(tmp_path / "run")]
     assert "/nowhere" in fails(capsys, "train", "digits", "--data", "/nowhere", *run_dir)
     assert "--device" in fails(capsys, "train", "digits", "--device", "abacus", *run_dir)

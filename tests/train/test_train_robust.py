@@ -102,7 +102,7 @@ def test_a_run_folder_that_is_deleted_is_named(config, tensorboard, capfd, monke
             shutil.rmtree(folder)
 
     monkeypatch.setattr(State, "update", deleting)
-    with pytest.raises(RunError, match=f"{folder} was deleted or moved"):
+    with pytest.raises(RunError, match=f"{folder} or its metrics.jsonl was deleted or moved"):
         quiet("digits", dataclasses.replace(config, tensorboard=tensorboard))
     assert not folder.exists() and "Traceback" not in capfd.readouterr().err
 
