@@ -15,7 +15,7 @@ import torch
 import gnfast
 from benchmarks import must_reach
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import bounds, crew, sections, small_kernels, tests
+from benchmarks.gpu import bounds, crew, sections, small_kernels, tests, twins
 from benchmarks.gpu.alone import alone, search_alone
 from benchmarks.gpu.convolutions import weight_gradient_errors
 from benchmarks.gpu.record import FAILURES, RESULTS, Record
@@ -23,6 +23,8 @@ from benchmarks.gpu.section import Context
 from benchmarks.gpu.summary import summary
 from gnfast.bench import case as names
 from gnfast.bench.critics import shipped
+from gnfast.kernels import backend
+from gnfast.kernels.sign_bits import plain
 from gnfast.plan import op as plan_op
 from gnfast.plan.ops.conv import Conv
 from tests.bench import planted_sections
@@ -315,6 +317,16 @@ def test_stages_that_are_none(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu.main([str(tmp_path), *words])
     assert message in capsys.readouterr().err
+
+
+def test_what_exists_twice_is_run_by_each_backend(tmp_path, monkeypatch):
+    kept, mask, calls = backend.choices("sign_bits", "cpu"), plain.mask_, []
+    monkeypatch.setattr(plain, "mask_", lambda *args: calls.append(1) or mask(*args))
+    rows = list(twins.twins(Context("cpu", True, tmp_path)))
+    assert backend.choices("sign_bits", "cpu") == kept
+    assert tuple(dict.fromkeys(row["backend"] for row in rows if row["name"].startswith("mask_"))) == kept
+    assert {row["backend"] for row in rows if "perceptron" in row["name"]} == {"torch"}
+    assert calls
 
 
 def test_single_sections_need_no_other(tmp_path):
