@@ -276,7 +276,7 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     rows[0] |= {"gate": "red", "ratio": None}
     rows[1] |= {"ratio": None}
     text, missed = told(results)
-    assert missed == 3 and "ResNet 32 critic step / the papers' code - 0.02 to 0.12 ≤ 0.15 MISSED, for it" in text
+    assert missed == 3 and "ResNet 32 critic step / the papers' code - 0.02 to 0.12 ≤ 0.15 MISSED: its" in text
 
 
 def test_a_run_that_is_ended_leaves_its_table_and_nothing_else(tmp_path):
