@@ -1,9 +1,9 @@
 """What exists twice, side by side: the times that decide which of the two stays (CONTRIBUTING.md)."""
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
+from unittest import mock
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from benchmarks.gpu.small_kernels import check_sign_bits, sign_bit_operations
 from gnfast.bench import spectral_ways
 from gnfast.bench.clock import device_us
 from gnfast.bench.critic_steps import critic_step, double_backward, four_passes
-from gnfast.bench.gate import FLOORS, error_of
+from gnfast.bench.gate import NO_BUDGET, error_of, within
 from gnfast.bench.graph import captured
 from gnfast.kernels import backend
 
@@ -25,20 +25,9 @@ def twins(context: Context) -> Iterator[Row]:
     device = torch.device(context.device)
     for operation, calls in (("sign_bits", _sign_bits), ("spectral", _spectral), ("mlp", _small_critics)):
         for name in backend.choices(operation, device.type):
-            with _only(operation, device.type, name):
+            with mock.patch.dict(backend.CHOSEN, {(operation, device.type): (name,)}):
                 for what, call in calls(context, device).items():
                     yield {"name": what, "backend": name, **device_us(call, device, budget_s=context.budget(0.1))}
-
-
-@contextlib.contextmanager
-def _only(operation: str, device_type: str, name: str) -> Iterator[None]:
-    """Runs the operation by one backend."""
-    key = operation, device_type
-    kept, backend.CHOSEN[key] = backend.choices(*key), (name,)
-    try:
-        yield
-    finally:
-        backend.CHOSEN[key] = kept
 
 
 def _sign_bits(context: Context, device: torch.device) -> Calls:
@@ -72,7 +61,7 @@ def _small_critics(context: Context, device: torch.device) -> Calls:
         net = nn.Sequential(*layers, nn.Linear(width, 1)).to(device)
         x = torch.randn(6 if context.quick else 256, inputs, device=device)
         error = error_of(critic_step(four_passes, net, x), critic_step(double_backward, net, x))
-        if error.values > FLOORS["float32"].values or error.gradients > FLOORS["float32"].gradients:
+        if not within(error, NO_BUDGET, "float32"):
             raise AssertionError(f"a perceptron of {hidden} hidden layers differs from double backward by {error}")
         calls[f"perceptron {'-'.join(map(str, widths))}-1"] = captured(
             partial(critic_step, four_passes, net, x), device
