@@ -23,12 +23,13 @@ from setuptools import setup
 MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"]
+AVX512_FLAGS = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-Wno-uninitialized"]
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 def sources(pattern: str) -> list[str]:
     """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's: *_avx2.cpp with AVX2_FLAGS,
-    cpu_loops.cpp with and without them."""
+    *_avx512.cpp with AVX512_FLAGS, cpu_loops.cpp with AVX2_FLAGS and without."""
     return sorted(map(str, Path("csrc").rglob(pattern)))
 
 
@@ -89,16 +90,18 @@ def extensions(mode: str) -> list:
     from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
-    avx2 = ["-DGNFAST_WITH_AVX2"] if platform.machine() in ("x86_64", "AMD64") else []
-    avx2_alone, of_cuda, headers = sources("*_avx2.cpp"), sources("cuda*.c*"), sources("*.h")
+    x86 = ["-DGNFAST_X86_KERNELS"] if platform.machine() in ("x86_64", "AMD64") else []
+    of_avx2, of_avx512 = sources("*_avx2.cpp"), sources("*_avx512.cpp")
+    of_cuda, headers = sources("cuda*.c*"), sources("*.h")
     cpu = CppExtension(
         "gnfast._C",
-        [path for path in sources("*.cpp") if path not in (*avx2_alone, *of_cuda)],
-        extra_compile_args={"cxx": CXX_FLAGS + openmp + avx2},
+        [path for path in sources("*.cpp") if path not in (*of_avx2, *of_avx512, *of_cuda)],
+        extra_compile_args={"cxx": CXX_FLAGS + openmp + x86},
         extra_link_args=openmp,
         depends=headers,
     )
-    cpu.avx2_sources = [*avx2_alone, *sources("cpu_loops.cpp")] if avx2 else []
+    # Compiled apart: flags -> sources.
+    cpu.with_flags = [(AVX2_FLAGS, [*of_avx2, *sources("cpu_loops.cpp")]), (AVX512_FLAGS, of_avx512)] if x86 else []
     if mode == "cpu":
         return [cpu]
 
@@ -125,13 +128,12 @@ def build_commands() -> dict:
         """torch's build, plus sources that need flags of their own."""
 
         def build_extension(self, ext):
-            sources = getattr(ext, "avx2_sources", [])
-            if sources:
+            for flags, sources in getattr(ext, "with_flags", []):
                 arguments = dict(ext.extra_compile_args)
-                arguments["cxx"] = arguments["cxx"] + AVX2_FLAGS
-                ext.extra_objects = self.compiler.compile(
+                arguments["cxx"] = arguments["cxx"] + flags
+                ext.extra_objects += self.compiler.compile(
                     sources,
-                    output_dir=str(Path(self.build_temp, "avx2")),
+                    output_dir=str(Path(self.build_temp, flags[1].removeprefix("-m"))),
                     include_dirs=ext.include_dirs,
                     extra_postargs=arguments,
                 )

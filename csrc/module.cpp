@@ -24,10 +24,10 @@ py::dict build_info() {
 #endif
   info["cxx_standard"] = static_cast<long>(__cplusplus);
   info["torch"] = TORCH_VERSION;
-#ifdef GNFAST_WITH_AVX2
-  info["avx2_kernels"] = true;
+#ifdef GNFAST_X86_KERNELS
+  info["x86_kernels"] = true;
 #else
-  info["avx2_kernels"] = false;
+  info["x86_kernels"] = false;
 #endif
 #ifdef _OPENMP
   info["openmp"] = static_cast<long>(_OPENMP);

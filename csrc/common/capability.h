@@ -8,17 +8,23 @@
 
 namespace gnfast::cpu {
 
-// PyTorch's own answer, so that ATEN_CPU_CAPABILITY=default also turns these kernels portable.
-inline bool use_avx2() {
-#ifdef GNFAST_WITH_AVX2
-  static const bool use = [] {
-    const std::string capability = at::get_cpu_capability();
-    return capability == "AVX2" || capability.rfind("AVX512", 0) == 0;
-  }();
-  return use;
+// PyTorch's own answer, so that ATEN_CPU_CAPABILITY turns these kernels narrower or portable as well.
+inline bool has_capability(const char* name) {
+#ifdef GNFAST_X86_KERNELS
+  return at::get_cpu_capability().rfind(name, 0) == 0;
 #else
   return false;
 #endif
+}
+
+inline bool use_avx512() {
+  static const bool use = has_capability("AVX512");
+  return use;
+}
+
+inline bool use_avx2() {
+  static const bool use = use_avx512() || has_capability("AVX2");
+  return use;
 }
 
 }  // namespace gnfast::cpu

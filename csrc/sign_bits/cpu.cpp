@@ -15,7 +15,7 @@ namespace {
 
 template <typename T>
 SignBitKernels<T> kernels_for(double negative_slope) {
-#ifdef GNFAST_WITH_AVX2
+#ifdef GNFAST_X86_KERNELS
   if (use_avx2()) return avx2_sign_bit_kernels<T>(negative_slope == 0);
 #endif
   return portable_sign_bit_kernels<T>(negative_slope == 0);

@@ -20,7 +20,7 @@ namespace {
 
 template <typename T>
 SpectralKernels<T> spectral_kernels() {
-#ifdef GNFAST_WITH_AVX2
+#ifdef GNFAST_X86_KERNELS
   if (use_avx2()) return avx2_spectral_kernels<T>();
 #endif
   return portable_spectral_kernels<T>();

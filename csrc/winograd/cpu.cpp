@@ -18,8 +18,12 @@
 namespace gnfast::cpu {
 namespace {
 
-WinogradKernels winograd_kernels(int64_t kernel_size) {
-#ifdef GNFAST_WITH_AVX2
+constexpr int64_t kSmallestPanel = 8;
+
+// Those of the widest vectors that divide both numbers of channels.
+WinogradKernels winograd_kernels(int64_t kernel_size, int64_t in_channels, int64_t out_channels) {
+#ifdef GNFAST_X86_KERNELS
+  if (use_avx512() && in_channels % 16 == 0 && out_channels % 16 == 0) return avx512_winograd_kernels(kernel_size);
   if (use_avx2()) return avx2_winograd_kernels(kernel_size);
 #endif
   TORCH_CHECK_NOT_IMPLEMENTED(false, "Winograd convolutions need a processor with AVX2");
@@ -79,9 +83,9 @@ constexpr int64_t kGradientRows = 64;
 constexpr int64_t kBlockFloats = int64_t{1} << 22;
 constexpr int64_t kMinBlockChannels = 128;
 
-int64_t channels_per_block(int64_t channels, int64_t floats_per_channel) {
+int64_t channels_per_block(int64_t channels, int64_t floats_per_channel, int64_t panel) {
   const int64_t blocks = divide_up(channels * floats_per_channel, kBlockFloats);
-  return std::min(channels, std::max(kMinBlockChannels, round_up(divide_up(channels, blocks), kPanel)));
+  return std::min(channels, std::max(kMinBlockChannels, round_up(divide_up(channels, blocks), panel)));
 }
 
 FeatureMap<const float*> feature_map(const at::Tensor& x) {
@@ -97,12 +101,12 @@ FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_
   return {map.data + first, map.height, map.width, count, map.pixel};
 }
 
-// y = convolution of x by kernels [plane][to.channels / 8][input_parts * from.channels][8].
+// y = convolution of x by kernels [plane][to.channels / P][input_parts * from.channels][P].
 void convolve(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
               const float* weights, const float* bias, const FeatureMap<float*>& to, const at::TensorOptions& options) {
   const int64_t depth = tiling.input_parts * from.channels;
   const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
-  const int64_t panel = chunk * kPanel;
+  const int64_t panel = chunk * kernels.panel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
   // Parts of the input lie side by side in one plane, parts of the output have planes of their own.
   const int64_t in_part = tiling.input_parts > 1 ? chunk * from.channels : kernels.points * in_plane;
@@ -124,21 +128,21 @@ void convolve(const WinogradKernels& kernels, const Tiling& tiling, const Featur
   });
 }
 
-// The same, block by block of y's channels; transform_kernel(panel, to, plane) writes the kernels of 8 of them.
+// The same, block by block of y's channels; transform_kernel(panel, to, plane) writes the kernels of P of them.
 template <typename TransformKernel>
 void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, const at::Tensor& x, const float* bias,
                         const at::Tensor& y, const TransformKernel& transform_kernel) {
   const auto from = feature_map(x);
   const auto to = writable_feature_map(y);
   const int64_t depth = tiling.input_parts * from.channels;
-  const int64_t block = channels_per_block(to.channels, tiling.planes * depth);
+  const int64_t block = channels_per_block(to.channels, tiling.planes * depth, kernels.panel);
   const at::Tensor transformed = at::empty({tiling.planes * depth * block}, x.options());
   float* const weights = transformed.mutable_data_ptr<float>();
   for (int64_t first = 0; first < to.channels; first += block) {
     const int64_t count = std::min(block, to.channels - first);
-    at::parallel_for(0, count / kPanel, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, count / kernels.panel, 1, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
-        transform_kernel(first + p * kPanel, weights + p * kPanel * depth, depth * count);
+        transform_kernel(first + p * kernels.panel, weights + p * kernels.panel * depth, depth * count);
       }
     });
     convolve(kernels, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
@@ -154,8 +158,8 @@ void check_map(const at::Tensor& x, const char* name) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, ": got ", x.scalar_type(), ", wanted float32");
   TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": got sizes ", x.sizes(),
                     " with strides ", x.strides(), ", wanted four dimensions in channels_last order");
-  TORCH_CHECK_VALUE(x.size(1) % kPanel == 0 && x.numel() > 0, name, ": got sizes ", x.sizes(),
-                    ", wanted a multiple of ", kPanel, " channels and no dimension of 0");
+  TORCH_CHECK_VALUE(x.size(1) % kSmallestPanel == 0 && x.numel() > 0, name, ": got sizes ", x.sizes(),
+                    ", wanted a multiple of ", kSmallestPanel, " channels and no dimension of 0");
 }
 
 void check_kernel(int64_t kernel_size, int64_t padding) {
@@ -165,8 +169,8 @@ void check_kernel(int64_t kernel_size, int64_t padding) {
 
 void check_weight(const at::Tensor& weight, int64_t padding) {
   check_map(weight, "weight");
-  TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kPanel == 0, "weight: got sizes ",
-                    weight.sizes(), ", wanted a multiple of ", kPanel, " output channels and a square kernel");
+  TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kSmallestPanel == 0, "weight: got sizes ",
+                    weight.sizes(), ", wanted a multiple of ", kSmallestPanel, " output channels and a square kernel");
   check_kernel(weight.size(2), padding);
 }
 
@@ -200,7 +204,7 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
                     "bias: got ", bias->scalar_type(), " of sizes ", bias->sizes(), ", wanted float32 of [",
                     out_channels, "]");
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
-  const auto kernels = winograd_kernels(size);
+  const auto kernels = winograd_kernels(size, in_channels, out_channels);
   at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
                            output_size(x.size(3), size, padding), x);
   const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
@@ -221,7 +225,7 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad: got sizes ", grad.sizes(), ", wanted the weight's ",
                     out_channels, " channels");
   check_cotangent(grad, {grad.size(0), in_channels, height, width}, size, padding);
-  const auto kernels = winograd_kernels(size);
+  const auto kernels = winograd_kernels(size, in_channels, out_channels);
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
   const Tiling tiling = tile_input_grads(Sizes(result.sizes()), is_strided(size), padding);
 
@@ -232,13 +236,13 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   return result;
 }
 
-// sums[plane][from.channels / 8][cotangent.channels][8] = the products of the transforms of tiles [begin, end).
+// sums[plane][from.channels / P][cotangent.channels][P] = the products of the transforms of tiles [begin, end).
 void sum_products(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
                   const FeatureMap<const float*>& cotangent, int64_t tiles_begin, int64_t tiles_end, float* sums,
                   int64_t sum_plane, const at::TensorOptions& options) {
   const int64_t out_channels = cotangent.channels, depth = tiling.input_parts * from.channels;
   const int64_t chunk = std::min(kGradientTiles, round_up(tiles_end - tiles_begin, kTileGroup));
-  const int64_t panel = chunk * kPanel;
+  const int64_t panel = chunk * kernels.panel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * out_channels + kPlaneGap;
   const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
   float* const inputs = workspace.mutable_data_ptr<float>();
@@ -250,14 +254,15 @@ void sum_products(const WinogradKernels& kernels, const Tiling& tiling, const Fe
     at::parallel_for(0, divide_up(count, kTileGroup), 1, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * kTileGroup;
       const auto range = tiling.range(first + offset, std::min(end * kTileGroup, count) - offset);
-      kernels.input(from, tiling.input, range, inputs + offset * kPanel, {in_plane, chunk * from.channels, panel});
-      kernels.cotangent(cotangent, tiling.output, range, outputs + offset * kPanel, {out_plane, 0, panel});
+      kernels.input(from, tiling.input, range, inputs + offset * kernels.panel,
+                    {in_plane, chunk * from.channels, panel});
+      kernels.cotangent(cotangent, tiling.output, range, outputs + offset * kernels.panel, {out_plane, 0, panel});
     });
     at::parallel_for(0, tiling.planes * row_blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t plane = task / row_blocks, row = task % row_blocks * kGradientRows;
         kernels.channel_product(outputs + plane * out_plane + row * chunk, inputs + plane * in_plane,
-                                sums + plane * sum_plane + row * kPanel, panel, out_channels * kPanel,
+                                sums + plane * sum_plane + row * kernels.panel, panel, out_channels * kernels.panel,
                                 round_up(count, kTileGroup), std::min(kGradientRows, out_channels - row), depth,
                                 first > tiles_begin);
       }
@@ -279,7 +284,7 @@ int64_t num_splits(int64_t tiles, int64_t floats_per_sum) {
 void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
                  const FeatureMap<const float*>& cotangent, float* to, int64_t filter,
                  const at::TensorOptions& options) {
-  const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kPanel;
+  const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kernels.panel;
   const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
   const int64_t sum_size = tiling.planes * sum_plane;
   const int64_t splits = num_splits(tiling.tiles, sum_size), per_split = divide_up(tiling.tiles, splits);
@@ -300,7 +305,7 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
   });
   at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      kernels.weight_grad(sums + o * kPanel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
+      kernels.weight_grad(sums + o * kernels.panel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
                           to + o * filter);
     }
   });
@@ -312,14 +317,15 @@ at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor&
   check_map(x, "x");
   check_kernel(kernel_size, padding);
   check_cotangent(grad, x.sizes(), kernel_size, padding);
-  const auto kernels = winograd_kernels(kernel_size);
+  const auto kernels = winograd_kernels(kernel_size, x.size(1), grad.size(1));
   const Tiling tiling = tile_outputs(Sizes(grad.sizes()), is_strided(kernel_size), padding);
   at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
   const auto from = feature_map(x), cotangent = feature_map(grad);
   float* const to = result.mutable_data_ptr<float>();
   const int64_t filter = kernel_size * kernel_size * x.size(1);
 
-  const int64_t block = channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels);
+  const int64_t block =
+      channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels, kernels.panel);
   for (int64_t first = 0; first < cotangent.channels; first += block) {
     const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
     weight_grad(kernels, tiling, from, channels, to + first * filter, filter, x.options());

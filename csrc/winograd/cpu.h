@@ -1,8 +1,8 @@
 // Serial pieces of Winograd's convolution F(2×2, 3×3), and F(2×2, 2×2) on the phases of a 4×4 one with stride 2.
 //
-// Feature maps are (batch, height, width, channels), channels a multiple of 8. Between transforms and products
-// everything is in panels of 8 channels: [plane][channels / 8][tiles][8], a plane being one of the points of the
-// transformed tile.
+// Feature maps are (batch, height, width, channels). Between transforms and products everything is in panels of P
+// channels, of which the channels are a multiple: [plane][channels / P][tiles][P], a plane being one of the points of
+// the transformed tile. P is as many floats as a vector has.
 
 #pragma once
 
@@ -10,7 +10,6 @@
 
 namespace gnfast::cpu {
 
-constexpr int64_t kPanel = 8;
 // Tiles come in multiples of this, those beyond the last filled with zeros.
 constexpr int64_t kTileGroup = 8;
 
@@ -40,6 +39,7 @@ struct PanelStrides {
 
 // For 3×3 kernels with stride 1, or 4×4 ones with stride 2.
 struct WinogradKernels {
+  int64_t panel;   // P
   int64_t points;  // of a transformed tile
   // B^T d B
   void (*input)(const FeatureMap<const float*>& x, const TileGrid& grid, const TileRange& tiles, float* to,
@@ -50,27 +50,29 @@ struct WinogradKernels {
   // A^T m A, plus the bias (channels) unless it is null
   void (*output)(const float* from, const PanelStrides& strides, const TileGrid& grid, const TileRange& tiles,
                  const float* bias, const FeatureMap<float*>& y);
-  // G g G^T of 8 output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y:
-  // to[plane][part * in_channels + c][8]
+  // G g G^T of P output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y:
+  // to[plane][part * in_channels + c][P]
   void (*weight)(const float* weight, int64_t in_channels, float* to, int64_t plane);
-  // The same for the data gradient of output channels [0, out_channels) and 8 input channels: to[plane][c][8], the
+  // The same for the data gradient of output channels [0, out_channels) and P input channels: to[plane][c][P], the
   // planes of one phase after those of the other.
   void (*weight_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
                          int64_t plane);
   // G^T u G: one output channel's gradient, (kernel, kernel, in_channels)
   void (*weight_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, float* to);
   // c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane: a and c in panels of tiles with `panel` floats from
-  // one to the next, b [n / 8][k][8].
+  // one to the next, b [n / P][k][P].
   void (*tile_product)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n);
-  // c[n / 8][m][8] = sum over tiles of a[m][tile] * b[n][tile], added to what is there if `accumulate`: a and b in
+  // c[n / P][m][P] = sum over tiles of a[m][tile] * b[n][tile], added to what is there if `accumulate`: a and b in
   // panels with `panel` floats from one to the next, c with `c_panel`.
   void (*channel_product)(const float* a, const float* b, float* c, int64_t panel, int64_t c_panel, int64_t tiles,
                           int64_t m, int64_t n, bool accumulate);
 };
 
-#ifdef GNFAST_WITH_AVX2
-// Callable only where the processor has AVX2 and FMA.
+#ifdef GNFAST_X86_KERNELS
+// P = 8. Callable only where the processor has AVX2 and FMA.
 WinogradKernels avx2_winograd_kernels(int64_t kernel_size);
+// P = 16. Callable only where the processor has AVX-512 (F, DQ, BW and VL).
+WinogradKernels avx512_winograd_kernels(int64_t kernel_size);
 #endif
 
 }  // namespace gnfast::cpu

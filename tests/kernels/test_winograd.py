@@ -22,7 +22,7 @@ CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2)}
 OPERATORS = ["winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"]
 # Batch, input and output channels, height, width: odd everything, less than a tile, less than a group of tiles, more
 # than one chunk of tiles, more channels than one product takes at once, and than one block of kernels;
-# enough tiles for several sums.
+# enough tiles for several sums. Vectors of 16 floats serve where both numbers of channels are multiples of 16.
 SIZES = [
     (1, 8, 8, 4, 4),
     (1, 8, 16, 5, 7),
@@ -33,6 +33,12 @@ SIZES = [
     (1, 264, 16, 6, 6),
     (1, 520, 528, 4, 5),
     (11, 8, 16, 27, 30),
+    (1, 16, 16, 5, 7),
+    (3, 48, 32, 9, 6),
+    (5, 16, 144, 4, 4),
+    (2, 32, 80, 33, 17),
+    (1, 272, 64, 6, 6),
+    (11, 16, 32, 27, 30),
 ]
 ENABLED = pytest.mark.skipif(not winograd.enabled("cpu"), reason="needs the C++ library and a processor with AVX2")
 
@@ -320,6 +326,15 @@ def test_operators_refuse_what_does_not_fit():
     ):
         with pytest.raises(error, match=message):
             operator(*given)
+
+
+@ENABLED
+@pytest.mark.skipif(not winograd.CAPABILITY.startswith("AVX512"), reason="needs a processor with AVX-512")
+def test_narrower_vectors():
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches_float64 or layouts"]
+    run = run_python(*words, ATEN_CPU_CAPABILITY="avx2")
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert " passed" in run.stdout
 
 
 @pytest.mark.parametrize("variable", ["GNFAST_BACKEND=torch", "ATEN_CPU_CAPABILITY=default"])

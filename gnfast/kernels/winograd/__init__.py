@@ -30,8 +30,7 @@ _STRIDES = {(3, 3): (1, 1), (4, 4): (2, 2)}
 _PANEL = 8
 # With fewer output positions transforming the weight costs more than the products save.
 _MIN_POSITIONS = 64
-# The kernels are written for AVX2. With AVX-512, PyTorch's own convolutions compute twice as much per instruction.
-_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -76,7 +75,7 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
 
 def enabled(device_type: str) -> bool:
     """Whether Winograd's algorithm is used on such a device at all."""
-    return _AVX2 and implementation("winograd", device_type) is not plain
+    return CAPABILITY.startswith(("AVX2", "AVX512")) and implementation("winograd", device_type) is not plain
 
 
 def fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
