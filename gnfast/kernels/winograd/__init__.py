@@ -28,9 +28,9 @@ Arguments = tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[in
 # kernel -> the stride with which it is one of the two cases
 _STRIDES = {(3, 3): (1, 1), (4, 4): (2, 2)}
 _PANEL = 8
-# With fewer output positions transforming the weight costs more than the products save.
-_MIN_POSITIONS = 64
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
+# With fewer output positions transforming the weight costs more than the products save, sooner where those are fast.
+_MIN_POSITIONS = 128 if CAPABILITY.startswith("AVX512") else 64
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
