@@ -28,8 +28,8 @@ def rewrite(module: nn.Module) -> nn.Module:
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
     pooling after them, wherever that takes fewer products. On CPUs with AVX2 or AVX-512, 3×3 convolutions and 4×4 ones
     with stride 2, transposed or not, are Winograd's in forward and backward, where they are float32 and channel counts
-    are multiples of 8. The rest runs as it is stated, and so does everything under `torch.compile`, tracing, `torch.func`
-    transforms, forward-mode differentiation and checkpointing.
+    are multiples of 8. The rest runs as it is stated, and so does everything under `torch.compile`, tracing,
+    `torch.func` transforms, forward-mode differentiation and checkpointing.
 
     Args:
         module: any module; its parameters, buffers and hooks stay where they are. Available as `.net`.

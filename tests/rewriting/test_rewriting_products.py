@@ -60,7 +60,10 @@ def gradients(module, x, order=1):
 
 
 def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
-    """Against float64; PyTorch's error is that of the net as stated or as merged, whichever is larger."""
+    """Against float64; PyTorch's error is that of the net as stated or as merged, whichever is larger.
+
+    A few roundings are allowed: of sums as short as here PyTorch makes hardly more than one.
+    """
     truth = gradients(copy.deepcopy(net).double(), x.double(), order)
     stated = gradients(copy.deepcopy(net), x, order)
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +78,8 @@ def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
         found = ([torch.cat([t.flatten() for t in tensors])] for tensors in found)
     for a, b, c, exact in zip(*found, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
-        assert relative_error(a, exact) <= 2 * max(relative_error(b, exact), relative_error(c, exact))
+        theirs = max(relative_error(b, exact), relative_error(c, exact))
+        assert relative_error(a, exact) <= max(2 * theirs, 5 * torch.finfo(a.dtype).eps)
 
 
 @pytest.fixture
