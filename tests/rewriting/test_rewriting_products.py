@@ -62,7 +62,7 @@ def gradients(module, x, order=1):
 def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
     """Against float64; PyTorch's error is that of the net as stated or as merged, whichever is larger.
 
-    A few roundings are allowed: of sums as short as here PyTorch makes hardly more than one.
+    Ten roundings are allowed: in sums as short as some here PyTorch makes hardly more than one.
     """
     truth = gradients(copy.deepcopy(net).double(), x.double(), order)
     stated = gradients(copy.deepcopy(net), x, order)
@@ -79,7 +79,7 @@ def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
     for a, b, c, exact in zip(*found, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         theirs = max(relative_error(b, exact), relative_error(c, exact))
-        assert relative_error(a, exact) <= max(2 * theirs, 5 * torch.finfo(a.dtype).eps)
+        assert relative_error(a, exact) <= max(2 * theirs, 10 * torch.finfo(a.dtype).eps)
 
 
 @pytest.fixture
