@@ -22,14 +22,17 @@ from setuptools import setup
 
 MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
-AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2"]
-AVX512_FLAGS = ["-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-Wno-uninitialized"]
+# Instruction sets beyond x86-64, by what PyTorch calls them. GCC 12 warns of its own header for AVX-512.
+INSTRUCTIONS = {
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c", "-Wno-uninitialized"],
+}
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 def sources(pattern: str) -> list[str]:
-    """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's: *_avx2.cpp with AVX2_FLAGS,
-    *_avx512.cpp with AVX512_FLAGS, cpu_loops.cpp with AVX2_FLAGS and without."""
+    """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's: *_avx2.cpp and
+    *_avx512.cpp with those instructions, cpu_loops.cpp with AVX2 and without."""
     return sorted(map(str, Path("csrc").rglob(pattern)))
 
 
@@ -91,17 +94,16 @@ def extensions(mode: str) -> list:
 
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     x86 = ["-DGNFAST_X86_KERNELS"] if platform.machine() in ("x86_64", "AMD64") else []
-    of_avx2, of_avx512 = sources("*_avx2.cpp"), sources("*_avx512.cpp")
+    alone = {name: sources(f"*_{name}.cpp") for name in INSTRUCTIONS}
     of_cuda, headers = sources("cuda*.c*"), sources("*.h")
     cpu = CppExtension(
         "gnfast._C",
-        [path for path in sources("*.cpp") if path not in (*of_avx2, *of_avx512, *of_cuda)],
+        [path for path in sources("*.cpp") if path not in sum(alone.values(), of_cuda)],
         extra_compile_args={"cxx": CXX_FLAGS + openmp + x86},
         extra_link_args=openmp,
         depends=headers,
     )
-    # Compiled apart: flags -> sources.
-    cpu.with_flags = [(AVX2_FLAGS, [*of_avx2, *sources("cpu_loops.cpp")]), (AVX512_FLAGS, of_avx512)] if x86 else []
+    cpu.instructions = {**alone, "avx2": alone["avx2"] + sources("cpu_loops.cpp")} if x86 else {}
     if mode == "cpu":
         return [cpu]
 
@@ -128,12 +130,13 @@ def build_commands() -> dict:
         """torch's build, plus sources that need flags of their own."""
 
         def build_extension(self, ext):
-            for flags, sources in getattr(ext, "with_flags", []):
+            for name, sources in getattr(ext, "instructions", {}).items():
+                capability = [f"-DCPU_CAPABILITY={name.upper()}", f"-DCPU_CAPABILITY_{name.upper()}"]
                 arguments = dict(ext.extra_compile_args)
-                arguments["cxx"] = arguments["cxx"] + flags
+                arguments["cxx"] = arguments["cxx"] + INSTRUCTIONS[name] + capability
                 ext.extra_objects += self.compiler.compile(
                     sources,
-                    output_dir=str(Path(self.build_temp, flags[1].removeprefix("-m"))),
+                    output_dir=str(Path(self.build_temp, name)),
                     include_dirs=ext.include_dirs,
                     extra_postargs=arguments,
                 )
