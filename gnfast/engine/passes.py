@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.fused import Contribution, Fused, Pending, summed
-from gnfast.plan.op import Context
+from gnfast.plan.op import Context, ScaledSum
 from gnfast.plan.plan import Node, Plan
 
 
@@ -84,6 +85,7 @@ def tangent(
     """
     values = {0: start}
     grads: list[Tensor | None] = [None] * len(operands)
+    sums: list[tuple[int, ScaledSum]] = []
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
@@ -92,13 +94,19 @@ def tangent(
         ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
         if cotangent is not None:
             for slot, grad in zip(node.operands, node.op.param_grad(ctx, cotangent, inputs[0]), strict=True):
-                if grad is not None:
+                if isinstance(grad, ScaledSum):
+                    sums.append((slot, grad))
+                elif grad is not None:
                     grads[slot] = grad if grads[slot] is None else grads[slot] + grad
         for value in plan.last_uses[index]:
             values.pop(value, None)
         if plan.pushes_forward[index]:
             _keep(values, node, node.op.pushforward(ctx, *inputs))
         del inputs
+    if sums:
+        totals = scaled_sums([s.cotangent for _, s in sums], [s.axis for _, s in sums], scale)
+        for (slot, _), total in zip(sums, totals, strict=True):
+            grads[slot] = total if grads[slot] is None else grads[slot] + total
     return grads
 
 

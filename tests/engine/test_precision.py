@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import penalties, reference
+from gnfast.engine import operands
+from gnfast.kernels import operands as kernels
 from gnfast.plan.trace import record
 from gnfast.rewriting import calls
 from gnfast.rewriting.folding import fold_avg_pool, fold_upsample
@@ -199,8 +201,9 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
         critic = nn.Sequential(net, nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
         critic(x)
         with torch.autocast("cpu", torch.bfloat16):
-            _, operands = record(critic, x, (), {})
-        folded = operands[-1]
+            plan, recorded = record(critic, x, (), {})
+        form = next(form for *_, form in operands.made_of(plan, recorded, False) if form.fold)
+        (folded,) = kernels.prepare([conv.weight], [form])
     else:
         used = []
         convolution = calls.convolution
@@ -214,7 +217,10 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
     assert relative_error(folded.double(), expected) < 0.8 * relative_error(weights, expected)
     # Exact but for float32: nothing on the way back rounds to bfloat16.
     seed = torch.randn_like(expected).to(torch.bfloat16)
-    (grad,) = torch.autograd.grad(folded, conv.weight, seed)
+    if way == "passes":
+        (grad,) = kernels.gradients([seed], [conv.weight], [form])
+    else:
+        (grad,) = torch.autograd.grad(folded, conv.weight, seed)
     wide = conv.weight.detach().double().requires_grad_()
     (truth,) = torch.autograd.grad(fold(wide, (2, 2)), wide, seed.double())
     assert grad.dtype == torch.float32

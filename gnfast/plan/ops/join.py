@@ -9,7 +9,7 @@ from torch import Tensor
 from gnfast.kernels.conv import conv_join_forward, conv_join_pushforward
 from gnfast.kernels.join import join_forward, join_pullback, join_pushforward
 from gnfast.plan.fused import Contribution, Fused, Pending
-from gnfast.plan.op import Context, Shape
+from gnfast.plan.op import Context, ScaledSum, Shape
 from gnfast.plan.ops.conv import Conv
 
 Saved = tuple[Tensor, tuple[int, ...]]
@@ -105,7 +105,7 @@ class ConvJoin(Fused):
         given = x, ctx.operands[0], self.conv.arguments(), terms, ctx.biases, ctx.scale, *ctx.saved
         return self.join.outputs(*conv_join_pushforward(*given, self.join.slope, self.join.keeps_sum))
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         return self.conv.param_grad(ctx, cotangent, tangent)
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample, records
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,12 @@ class Linear(Op):
             y.addcmul_(per_sample(ctx.scale, y), bias)
         return y
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         weight_grad = bias_grad = None
         if ctx.needs[0]:
             weight_grad = cotangent.flatten(0, -2).t() @ tangent.flatten(0, -2)
         if ctx.needs[1] and ctx.scale is not None:
-            of_samples = cotangent.flatten(1, -2).sum(1) if cotangent.dim() > 2 else cotangent
-            bias_grad = ctx.scale.to(cotangent.dtype) @ of_samples
+            bias_grad = ScaledSum(cotangent, cotangent.dim() - 1)
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.kernels.layout import is_channels_last
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, records, stand_in
 from gnfast.plan.ops.conv import Sizes
 from gnfast.rewriting.merges import sizes
 

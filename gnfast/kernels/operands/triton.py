@@ -1,0 +1,212 @@
+"""Operands in Triton: all of a call, and all their gradients, in one launch for each pair of dtypes.
+
+Every operand is a sum over windows of its source, mostly of one entry; so is the gradient of a source. Where each
+begins and what its windows are lies in a table on the device, which is made at the first call for given shapes and kept
+(a CUDA graph reads it at every replay). What the table cannot express, and what would need a new one while a graph is
+captured, is left to plain PyTorch.
+
+Imported when it is chosen, as Triton may be missing.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gnfast.kernels.jit import acc_type, chosen
+from gnfast.kernels.layout import Strides, accumulator, filled, is_channels_last
+from gnfast.kernels.operands import Fold, Form, plain
+from gnfast.kernels.tables import table
+
+Shape = tuple[int, ...]
+
+BLOCK = 1024
+NUM_WARPS = 4
+REGISTER_BUDGET = {"fp32": 64, "fp64": 96}
+TENSORS = 32
+"""Of each kind, in one launch."""
+# Entries of a tensor from which its addresses take 64 bits.
+WIDE_FROM = 2**31 - BLOCK
+
+
+class _Job(NamedTuple):
+    """A result to be computed."""
+
+    source: Tensor
+    shape: Shape
+    dtype: torch.dtype
+    last: bool
+    windows: tuple[int, ...] | None
+
+    def result(self) -> Tensor:
+        """Memory for it."""
+        layout = torch.channels_last if self.last else torch.contiguous_format
+        return torch.empty(self.shape, dtype=self.dtype, device=self.source.device, memory_format=layout)
+
+
+@triton.jit(do_not_specialize_on_alignment=("sources", "results"))
+def _operands_kernel(
+    sources, results, table, UP: tl.constexpr, TENSORS: tl.constexpr, FIELDS: tl.constexpr, ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of one result: per entry the sum over a window of its source, up from the entry's place or down.
+
+    A row of the table: first program, entries, extents of the result but for the outermost axis, strides of the source
+    along the result's four axes, where it begins, which of these axes is the first along which windows reach, and for
+    the two: taps, extents of the source, its strides; a divisor. What the windows of a source go down to may be outside
+    of it."""
+    program = tl.program_id(0)
+    item = tl.load(table + program)
+    row = table + tl.num_programs(0) + item * FIELDS
+    source = chosen(sources, item, TENSORS)
+    results = chosen(results, item, TENSORS)
+    e = (program - tl.load(row)) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < tl.load(row + 1)
+    extent_1, extent_2, extent_3 = tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+    at_3, rest = e % extent_3, e // extent_3
+    at_2, rest = rest % extent_2, rest // extent_2
+    at_1, at_0 = rest % extent_1, rest // extent_1
+    place = tl.load(row + 9) + at_0 * tl.load(row + 5) + at_1 * tl.load(row + 6)
+    place += at_2 * tl.load(row + 7) + at_3 * tl.load(row + 8)
+    first = tl.load(row + 10) == 1
+    h, w = tl.where(first, at_1, at_2), tl.where(first, at_2, at_3)
+    limit_h, limit_w = tl.load(row + 13), tl.load(row + 14)
+    step_h, step_w = tl.load(row + 15), tl.load(row + 16)
+    total = tl.zeros((BLOCK,), ACC)
+    for a in range(tl.load(row + 11)):
+        for b in range(tl.load(row + 12)):
+            if UP:
+                valid = inside
+                shift = a * step_h + b * step_w
+            else:
+                valid = inside & (h >= a) & (h < limit_h + a) & (w >= b) & (w < limit_w + b)
+                shift = -(a * step_h + b * step_w)
+            total += tl.load(source + place + shift, mask=valid, other=0).to(ACC)
+    total = total / tl.load(row + 17).to(ACC)
+    tl.store(results + e, total.to(results.dtype.element_ty), mask=inside)
+
+
+def prepare(sources: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
+    """`prepare`."""
+    jobs = []
+    for source, form in zip(sources, forms, strict=True):
+        shape, last = tuple(source.shape), form.channels_last or is_channels_last(source)
+        windows = _forward_windows(shape, source.stride(), form.fold, last)
+        if form.fold is not None:
+            kernel = [k + m - 1 for k, m in zip(shape[2:], form.fold.window, strict=True)]
+            shape = *(shape[1::-1] if form.fold.transposed else shape[:2]), *kernel
+        jobs.append(_Job(source, shape, form.dtype, last, windows))
+    results = _run(jobs, up=False)
+    return [plain.prepared(*given) if r is None else r for r, *given in zip(results, sources, forms, strict=True)]
+
+
+def gradients(grads: Sequence[Tensor], sources: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
+    """`gradients`."""
+    jobs = []
+    for grad, source, form in zip(grads, sources, forms, strict=True):
+        shape, last = tuple(source.shape), is_channels_last(source)
+        windows = _backward_windows(shape, grad.stride(), form.fold, last)
+        jobs.append(_Job(grad, shape, source.dtype, last, windows))
+    results = _run(jobs, up=True)
+    return [plain.gradient(*g) if r is None else r for r, *g in zip(results, grads, sources, forms, strict=True)]
+
+
+def _run(jobs: Sequence[_Job], up: bool) -> list[Tensor | None]:
+    """The results; None where plain PyTorch is to compute them."""
+    results: list[Tensor | None] = [None] * len(jobs)
+    groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
+    for index, job in enumerate(jobs):
+        if job.windows is not None:
+            groups.setdefault((job.source.dtype, job.dtype), []).append(index)
+    for group in groups.values():
+        for start in range(0, len(group), TENSORS):
+            indices = group[start : start + TENSORS]
+            launched = _launch([jobs[index] for index in indices], up)
+            for index, result in zip(indices, launched, strict=True):
+                results[index] = result
+    return results
+
+
+def _launch(jobs: Sequence[_Job], up: bool) -> Sequence[Tensor | None]:
+    first = jobs[0]
+    device, acc = first.source.device, accumulator(torch.promote_types(first.source.dtype, first.dtype))
+    programs = [triton.cdiv(job.windows[0], BLOCK) for job in jobs]
+    found = table(device, programs, [job.windows for job in jobs])
+    if found is None:
+        return [None] * len(jobs)
+    results = [job.result() for job in jobs]
+    with torch.cuda.device_of(first.source):
+        _operands_kernel[(sum(programs),)](
+            tuple(filled([job.source for job in jobs], TENSORS, first.source)),
+            tuple(filled(results, TENSORS, results[0])), found, UP=up, TENSORS=TENSORS,
+            FIELDS=1 + len(first.windows), ACC=acc_type(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return results
+
+
+def _forward_windows(shape: Shape, strides: Strides, fold: Fold | None, last: bool) -> tuple[int, ...] | None:
+    """Of what `prepare` makes of a source with that shape and those strides."""
+    if fold is None:
+        return _windows(shape, strides, last)
+    kernel = tuple(k + m - 1 for k, m in zip(shape[2:], fold.window, strict=True))
+    if fold.transposed:
+        strides, offset = _turned(shape, strides)
+        return _windows((shape[1], shape[0], *kernel), strides, last, offset, fold, shape[2:])
+    return _windows((*shape[:2], *kernel), strides, last, 0, fold, shape[2:])
+
+
+def _backward_windows(shape: Shape, strides: Strides, fold: Fold | None, last: bool) -> tuple[int, ...] | None:
+    """Of the gradient of a source with that shape, from one with those strides."""
+    if fold is None:
+        return _windows(shape, strides, last)
+    kernel = tuple(k + m - 1 for k, m in zip(shape[2:], fold.window, strict=True))
+    offset = 0
+    if fold.transposed:
+        strides, offset = _turned((shape[1], shape[0], *kernel), strides)
+    return _windows(shape, strides, last, offset, fold, kernel)
+
+
+def _turned(shape: Shape, strides: Strides) -> tuple[Strides, int]:
+    """The strides of a kernel that is flipped, with its first two axes swapped, and where it then begins."""
+    offset = sum((extent - 1) * stride for extent, stride in zip(shape[2:], strides[2:], strict=True))
+    return (strides[1], strides[0], -strides[2], -strides[3]), offset
+
+
+def _windows(
+    shape: Shape, strides: Strides, last: bool, offset: int = 0, fold: Fold | None = None, limits: Shape = (1, 1)
+) -> tuple[int, ...] | None:
+    """What the kernel's table says of a result after its first program; None for what it cannot express.
+
+    Args:
+        shape: of the result, which is channels_last or contiguous.
+        strides: of the source, along the result's axes.
+        limits: extents of the source along the two axes of a fold.
+    """
+    numel = math.prod(shape)
+    taps, divisor = ((1, 1), 1) if fold is None else (fold.window, math.prod(fold.window) if fold.mean else 1)
+    if numel >= WIDE_FROM or (fold is not None and fold.transposed > 1):
+        return None
+    order = (0, 2, 3, 1) if last else range(len(shape))
+    axes = [(shape[axis], strides[axis]) for axis in order]
+    if fold is None and _is_dense_in_order(axes):
+        axes = [(numel, 1)]
+    if len(axes) > 4:
+        return None
+    axes = [(1, 0)] * (4 - len(axes)) + axes
+    extents, steps = zip(*axes, strict=True)
+    windows = (*taps, *limits, strides[2], strides[3]) if fold is not None else (1, 1, *[numel] * 2, 0, 0)
+    return numel, *extents[1:], *steps, offset, 1 if last else 2, *windows, divisor
+
+
+def _is_dense_in_order(axes: Sequence[tuple[int, int]]) -> bool:
+    """Whether entries follow each other, given extents and strides from the outermost axis."""
+    dense = 1
+    for extent, stride in reversed(axes):
+        if extent != 1 and stride != dense:
+            return False
+        dense *= extent
+    return True
