@@ -1,17 +1,22 @@
 """The ways of a GPU on a machine without one, so that what a step launches there can be counted."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from gnfast.engine import autograd
+from gnfast.engine import autograd, recording
 from gnfast.kernels import backend
+from gnfast.plan import recorder, state
+from gnfast.plan.ops import pool
+from gnfast.plan.unseen import widened
 
 aten = torch.ops.aten
 IN_TRITON = ("join", "head", "operands", "scaled_sums", "mlp")
@@ -30,9 +35,22 @@ def gpu_ways(triton: tuple[str, ...] = IN_TRITON) -> Iterator[None]:
         stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))
         stack.enter_context(mock.patch.dict(autograd._CHANNELS_LAST_DTYPES, cpu=autograd._CHANNELS_LAST_DTYPES["cuda"]))
         stack.enter_context(mock.patch.object(autograd, "_CHANNELS_LAST_WEIGHTS", ("cpu", "cuda")))
-        # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch("gnfast.plan.recorder.widened", return_value=torch.float32))
+        stack.enter_context(mock.patch.object(pool, "BY_UPSAMPLING", ()))
+        stack.enter_context(mock.patch.object(recorder, "widened", _widened))
+        # Nothing is put back while a graph is captured, so that nothing is copied for that.
+        for module in (recording, state):
+            stack.enter_context(mock.patch.object(module, "capturing", return_value=True))
         yield
+
+
+def _widened(
+    function: Callable[..., Any], args: tuple[Any, ...], device: torch.device, low: torch.dtype
+) -> torch.dtype:
+    """The dtype that autocast gives on a GPU: it sums in float32, and leaves pools and other maps of pixels alone."""
+    if function in (torch.sum, torch.linalg.vector_norm):
+        return torch.float32
+    of_pixels = function.__module__ in (F.__name__, "torch._C._nn")
+    return args[0].dtype if of_pixels else widened(function, args, device, low)
 
 
 @contextlib.contextmanager

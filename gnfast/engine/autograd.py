@@ -47,14 +47,14 @@ class _FourPasses(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         new = operands.prepare(made, recorded)
         given = operands.by_slot(plan, made, recorded, new)
-        f, masks = passes.forward(plan, x, given)
+        f, masks = passes.forward(plan, x if plan.entry is None else x.to(plan.entry), given)
         g, cotangents = passes.pending_input_gradient(plan, x.shape[0], torch.ones_like(f), given, masks, keep)
         if head is None:
-            g, saved = g.tensor, ()
+            g, saved = g.tensor.to(x.dtype), ()
             result = f, g
         else:
             g, squares = g.with_squares(head.centre)
-            result, saved = heads.normalize(head, f, g, squares)
+            result, saved = heads.normalize(head, f, g, squares, x.dtype)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.made, ctx.head, ctx.masks = plan, made, head, masks
         ctx.sizes = len(saved), len(recorded), len(new), len(cotangents)
@@ -74,9 +74,10 @@ class _FourPasses(torch.autograd.Function):
         grads = [None] * len(recorded)
         with without_autocast(x.device.type), reuse_memory(x.device):
             if ctx.head is None:
-                scale, start, grad_x = heads.merged(*upstream, x, g, any(needs), needs_x)
+                scale, start, grad_x = heads.merged(*upstream, x, g, any(needs), needs_x, ctx.plan.entry)
             else:
-                scale, start, grad_x = heads.pull(ctx.head, saved, *upstream, x, g, any(needs), needs_x)
+                given = ctx.head, saved, *upstream, x, g, any(needs), needs_x, ctx.plan.entry
+                scale, start, grad_x = heads.pull(*given)
             if start is not None:
                 given = operands.by_slot(ctx.plan, ctx.made, recorded, new)
                 needs += [needs[derived.slot] for derived in ctx.plan.derived]

@@ -40,17 +40,21 @@ def gradients(
     plan: Plan, made: Made, recorded: Sequence[Tensor | None], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of the recorded operands, each in its operand's dtype, from those of all slots; None for 0."""
-    results: list[Tensor | None] = [*grads[: len(recorded)]]
-    forms = {slot: (origin, form) for slot, origin, form in made if grads[slot] is not None}
-    for slot, grad in enumerate(results):
-        if grad is not None and slot not in forms and grad.dtype != recorded[slot].dtype:
-            forms[slot] = slot, Form(grad.dtype)
-    for slot in forms:
-        if slot < len(results):
-            results[slot] = None
-    origins = [origin for origin, _ in forms.values()]
-    given = [grads[slot] for slot in forms], [recorded[o] for o in origins], [form for _, form in forms.values()]
-    for origin, grad in zip(origins, kernels.gradients(*given), strict=True):
+    results: list[Tensor | None] = [None] * len(recorded)
+    forms = {slot: (origin, form) for slot, origin, form in made}
+    ready: list[tuple[int, Tensor]] = []
+    rest: list[tuple[int, Tensor, Form]] = []
+    for slot, grad in enumerate(grads):
+        if grad is not None:
+            origin, form = forms.get(slot, (slot, Form(grad.dtype)))
+            own = recorded[origin]
+            is_ready = (
+                form.fold is None and grad.dtype == own.dtype and (slot == origin or grad.stride() == own.stride())
+            )
+            ready.append((origin, grad)) if is_ready else rest.append((origin, grad, form))
+    given = [grad for _, grad, _ in rest], [recorded[origin] for origin, *_ in rest], [form for *_, form in rest]
+    ready += zip([origin for origin, *_ in rest], kernels.gradients(*given), strict=True)
+    for origin, grad in ready:
         results[origin] = grad if results[origin] is None else results[origin] + grad
     return results
 

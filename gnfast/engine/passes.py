@@ -110,11 +110,16 @@ def tangent(
     return grads
 
 
-def merged_tangent(x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None) -> Tensor:
-    """c₀ = s·x + ∂L/∂g, of x's shape, dtype and memory format; s (B,) and ∂L/∂g may be wider, None stands for 0."""
+def merged_tangent(
+    x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """c₀ = s·x + ∂L/∂g, of x's shape, memory format and dtype or in that dtype.
+
+    s (B,) and ∂L/∂g may be wider; None stands for 0.
+    """
     parts = [] if scale is None else [x * scale.reshape(-1, *[1] * (x.dim() - 1))]
     parts += [] if input_grad_cotangent is None else [input_grad_cotangent]
-    return torch.empty_like(x).copy_(functools.reduce(torch.add, parts))
+    return torch.empty_like(x, dtype=dtype).copy_(functools.reduce(torch.add, parts))
 
 
 def _keep(values: dict[int, Tensor], node: Node, result: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gnfast.kernels.operands import Fold
+from gnfast.kernels.operands import Fold, Spread
 from gnfast.plan.op import Op, Shape
 from gnfast.plan.table import render
 
@@ -69,7 +69,7 @@ class Derived:
     """An operand that a rewrite makes of the recorded one in `slot`."""
 
     slot: int
-    fold: Fold
+    fold: Fold | Spread
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class Plan:
     stated_flops: int = 0
     """Floating-point operations per sample of a forward as the network states it, before any rewrite."""
     refusals: tuple[Refusal, ...] = ()
+    entry: torch.dtype | None = None
+    """The dtype in which the passes begin; None for x's own."""
 
     @functools.cached_property
     def overwrites(self) -> tuple[bool, ...]:

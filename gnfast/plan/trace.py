@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gnfast.errors import InputError
 from gnfast.kernels.backend import implementation
+from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
@@ -149,7 +150,9 @@ def _plan(
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
         kept, derived = rewrite(kept, output, len(dtypes))
+    entry = None
     if fused and not refusals:
+        kept, derived, entry = shorten(kept, output, derived, dtypes)
         kept = fuse(kept, output)
     trainable |= {index for index, d in enumerate(derived, len(dtypes)) if d.slot in trainable}
-    return Plan(name, input_shape, kept, output, trainable, dtypes, derived, stated_flops, refusals)
+    return Plan(name, input_shape, kept, output, trainable, dtypes, derived, stated_flops, refusals, entry)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gnfast.kernels import operands
-from gnfast.kernels.operands import Fold, Form, plain
+from gnfast.kernels.operands import Fold, Form, Spread, plain
 from tests.oracle import relative_error
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -22,10 +22,11 @@ FOLDS = [
 TOLERANCE = {torch.float64: 1e-15, torch.float32: 2e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
-@pytest.mark.parametrize("fold", FOLDS)
+@pytest.mark.parametrize("fold", [*FOLDS, Spread((1, 2, 3)), Spread((6, 2, 3), 6), Spread((6, 2, 3), 1)])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_gradients_are_the_adjoint(fold, layout):
-    weight = torch.randn(4, 6, 3, 2, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weight = torch.randn(4, 6, 3, 2, dtype=torch.float64).contiguous(memory_format=layout)
+    weight = (weight[:, :, 0, 0] if isinstance(fold, Spread) else weight).requires_grad_()
     form = Form(torch.float64, fold)
     (made,) = operands.prepare([weight], [form])
     seed = torch.randn_like(made)
@@ -62,6 +63,10 @@ def cases(source_dtype, dtype, device):
     for layout in LAYOUTS:
         yield made(3, 5, 2, 3, layout=layout), plain_form
         yield made(3, 5, 2, 3, layout=layout), Form(dtype, channels_last=True)
+    for spread, last in itertools.product(
+        (Spread((5, 2, 3)), Spread((30, 2, 3), 6), Spread((30, 3, 1), 1)), (False, True)
+    ):
+        yield made(2, 30), Form(dtype, spread, last)
     yield from [(made(3), plain_form)] * 10
 
 
@@ -81,7 +86,7 @@ def check(source_dtype, dtype, device):
     found = triton.gradients(seeds, sources, forms)
     for actual, wanted, source, form in zip(found, expected, sources, forms, strict=True):
         assert actual.dtype == source_dtype and actual.shape == source.shape
-        by_kernel = form.fold is None or form.fold.transposed < 2
+        by_kernel = not isinstance(form.fold, Fold) or form.fold.transposed < 2
         if source.is_contiguous() or (source.dim() == 4 and by_kernel):
             assert actual.stride() == source.stride() or not source.numel()
         torch.testing.assert_close(actual, wanted, rtol=2 * TOLERANCE[source_dtype], atol=2 * TOLERANCE[source_dtype])

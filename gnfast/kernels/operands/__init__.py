@@ -27,11 +27,20 @@ class Fold(NamedTuple):
     """If not 0, flipped, and (C_in, C_out / groups, ...), as a transposed convolution with so many groups takes it."""
 
 
+class Spread(NamedTuple):
+    """A matrix (out, C·H·W) as (out, C, H, W); or a matrix (out, C), repeated for all pixels and divided."""
+
+    shape: tuple[int, int, int]
+    """(C, H, W)"""
+    divisor: int = 0
+    """0: the matrix has an entry for each pixel."""
+
+
 class Form(NamedTuple):
     """What an operand becomes."""
 
     dtype: torch.dtype
-    fold: Fold | None = None
+    fold: Fold | Spread | None = None
     channels_last: bool = False
     """Whether it is stored with its channels innermost; else as it comes."""
 

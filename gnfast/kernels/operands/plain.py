@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels.layout import accumulator
-from gnfast.kernels.operands import Fold, Form
+from gnfast.kernels.operands import Fold, Form, Spread
 
 
 def prepare(sources, forms):
@@ -29,8 +29,10 @@ def gradient(grad: Tensor, source: Tensor, form: Form) -> Tensor:
     return (grad if form.fold is None else unfolded(grad, form.fold)).to(source.dtype)
 
 
-def folded(weight: Tensor, fold: Fold) -> Tensor:
+def folded(weight: Tensor, fold: Fold | Spread) -> Tensor:
     """The fold of a kernel, in float32 or better and its memory format; differentiable any number of times."""
+    if isinstance(fold, Spread):
+        return _spread(weight, fold)
     wide = weight.to(accumulator(weight.dtype))
     height, width = (m - 1 for m in fold.window)
     if max(fold.window) > 2:
@@ -41,9 +43,20 @@ def folded(weight: Tensor, fold: Fold) -> Tensor:
     return result.contiguous(memory_format=_memory_format(weight))
 
 
-def unfolded(grad: Tensor, fold: Fold) -> Tensor:
-    """The adjoint of `folded`, in float32 or better: a kernel's entry is in the windows of that size after it."""
+def unfolded(grad: Tensor, fold: Fold | Spread) -> Tensor:
+    """The adjoint of `folded`, in float32 or better."""
+    if isinstance(fold, Spread):
+        wide = grad.to(accumulator(grad.dtype))
+        return wide.sum((2, 3)) / fold.divisor if fold.divisor else wide.flatten(1)
+    # A kernel's entry is in the windows of that size after it.
     return _windows(_turned(grad.to(accumulator(grad.dtype)), fold.transposed), fold, (0, 0))
+
+
+def _spread(matrix: Tensor, spread: Spread) -> Tensor:
+    if not spread.divisor:
+        return matrix.unflatten(1, spread.shape)
+    wide = matrix.to(accumulator(matrix.dtype)) / spread.divisor
+    return wide[:, :, None, None].expand(-1, *spread.shape)
 
 
 def _windows(wide: Tensor, fold: Fold, padding: tuple[int, int]) -> Tensor:

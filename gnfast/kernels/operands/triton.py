@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gnfast.kernels.jit import acc_type, chosen
 from gnfast.kernels.layout import Strides, accumulator, filled, is_channels_last
-from gnfast.kernels.operands import Fold, Form, plain
+from gnfast.kernels.operands import Fold, Form, Spread, plain
 from gnfast.kernels.tables import table
 
 Shape = tuple[int, ...]
@@ -96,10 +96,7 @@ def prepare(sources: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
     for source, form in zip(sources, forms, strict=True):
         shape, last = tuple(source.shape), form.channels_last or is_channels_last(source)
         windows = _forward_windows(shape, source.stride(), form.fold, last)
-        if form.fold is not None:
-            kernel = [k + m - 1 for k, m in zip(shape[2:], form.fold.window, strict=True)]
-            shape = *(shape[1::-1] if form.fold.transposed else shape[:2]), *kernel
-        jobs.append(_Job(source, shape, form.dtype, last, windows))
+        jobs.append(_Job(source, _folded_shape(shape, form.fold), form.dtype, last, windows))
     results = _run(jobs, up=False)
     return [plain.prepared(*given) if r is None else r for r, *given in zip(results, sources, forms, strict=True)]
 
@@ -148,26 +145,50 @@ def _launch(jobs: Sequence[_Job], up: bool) -> Sequence[Tensor | None]:
     return results
 
 
-def _forward_windows(shape: Shape, strides: Strides, fold: Fold | None, last: bool) -> tuple[int, ...] | None:
-    """Of what `prepare` makes of a source with that shape and those strides."""
+def _folded_shape(shape: Shape, fold: Fold | Spread | None) -> Shape:
+    """Of what `prepare` makes of a source with that shape."""
     if fold is None:
-        return _windows(shape, strides, last)
-    kernel = tuple(k + m - 1 for k, m in zip(shape[2:], fold.window, strict=True))
+        return shape
+    if isinstance(fold, Spread):
+        return shape[0], *fold.shape
+    kernel = (k + m - 1 for k, m in zip(shape[2:], fold.window, strict=True))
+    return *(shape[1::-1] if fold.transposed else shape[:2]), *kernel
+
+
+def _forward_windows(shape: Shape, strides: Strides, fold: Fold | Spread | None, last: bool) -> tuple[int, ...] | None:
+    """Of what `prepare` makes of a source with that shape and those strides."""
+    result, offset = _folded_shape(shape, fold), 0
+    if isinstance(fold, Spread):
+        _, height, width = fold.shape
+        own = strides[1] * (not fold.divisor)
+        along = strides[1] if fold.divisor else height * width * own, width * own, own
+        return _windows(result, (strides[0], *along), last, divisor=fold.divisor or 1)
+    if fold is None:
+        return _windows(result, strides, last)
     if fold.transposed:
         strides, offset = _turned(shape, strides)
-        return _windows((shape[1], shape[0], *kernel), strides, last, offset, fold, shape[2:])
-    return _windows((*shape[:2], *kernel), strides, last, 0, fold, shape[2:])
+    steps = strides[2:]
+    return _windows(result, strides, last, offset, fold.window, shape[2:], steps, _divisor(fold))
 
 
-def _backward_windows(shape: Shape, strides: Strides, fold: Fold | None, last: bool) -> tuple[int, ...] | None:
+def _backward_windows(shape: Shape, strides: Strides, fold: Fold | Spread | None, last: bool) -> tuple[int, ...] | None:
     """Of the gradient of a source with that shape, from one with those strides."""
+    offset = 0
+    if isinstance(fold, Spread):
+        if not fold.divisor:
+            return _windows(_folded_shape(shape, fold), strides, last)
+        return _windows(shape, strides[:2], last, 0, fold.shape[1:], (1, 1), strides[2:], fold.divisor)
     if fold is None:
         return _windows(shape, strides, last)
-    kernel = tuple(k + m - 1 for k, m in zip(shape[2:], fold.window, strict=True))
-    offset = 0
+    folded = _folded_shape(shape, fold)
     if fold.transposed:
-        strides, offset = _turned((shape[1], shape[0], *kernel), strides)
-    return _windows(shape, strides, last, offset, fold, kernel)
+        strides, offset = _turned(folded, strides)
+    return _windows(shape, strides, last, offset, fold.window, folded[2:], strides[2:], _divisor(fold))
+
+
+def _divisor(fold: Fold) -> int:
+    # Channels of groups are not swapped as a whole, which strides cannot express.
+    return 0 if fold.transposed > 1 else math.prod(fold.window) if fold.mean else 1
 
 
 def _turned(shape: Shape, strides: Strides) -> tuple[Strides, int]:
@@ -177,29 +198,32 @@ def _turned(shape: Shape, strides: Strides) -> tuple[Strides, int]:
 
 
 def _windows(
-    shape: Shape, strides: Strides, last: bool, offset: int = 0, fold: Fold | None = None, limits: Shape = (1, 1)
+    shape: Shape,
+    strides: Strides,
+    last: bool,
+    offset: int = 0,
+    taps: Shape = (1, 1),
+    limits: Shape | None = None,
+    steps: Strides = (0, 0),
+    divisor: int = 1,
 ) -> tuple[int, ...] | None:
     """What the kernel's table says of a result after its first program; None for what it cannot express.
 
     Args:
         shape: of the result, which is channels_last or contiguous.
         strides: of the source, along the result's axes.
-        limits: extents of the source along the two axes of a fold.
+        offset: where the source begins.
+        taps, limits, steps: of windows: entries, extents of the source, its strides along the axes of pixels.
     """
     numel = math.prod(shape)
-    taps, divisor = ((1, 1), 1) if fold is None else (fold.window, math.prod(fold.window) if fold.mean else 1)
-    if numel >= WIDE_FROM or (fold is not None and fold.transposed > 1):
-        return None
-    order = (0, 2, 3, 1) if last else range(len(shape))
-    axes = [(shape[axis], strides[axis]) for axis in order]
-    if fold is None and _is_dense_in_order(axes):
+    axes = [(shape[axis], strides[axis]) for axis in ((0, 2, 3, 1) if last else range(len(shape)))]
+    if limits is None and _is_dense_in_order(axes):
         axes = [(numel, 1)]
-    if len(axes) > 4:
+    if len(axes) > 4 or not divisor or numel >= WIDE_FROM:
         return None
-    axes = [(1, 0)] * (4 - len(axes)) + axes
-    extents, steps = zip(*axes, strict=True)
-    windows = (*taps, *limits, strides[2], strides[3]) if fold is not None else (1, 1, *[numel] * 2, 0, 0)
-    return numel, *extents[1:], *steps, offset, 1 if last else 2, *windows, divisor
+    extents, strides = zip(*[(1, 0)] * (4 - len(axes)), *axes, strict=True)
+    windows = *taps, *(limits or (numel, numel)), *steps
+    return numel, *extents[1:], *strides, offset, 1 if last else 2, *windows, divisor
 
 
 def _is_dense_in_order(axes: Sequence[tuple[int, int]]) -> bool:
