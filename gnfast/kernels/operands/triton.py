@@ -24,13 +24,15 @@ from gnfast.kernels.tables import table
 
 Shape = tuple[int, ...]
 
-BLOCK = 1024
+# Entries of a program, and of them so many at once: with more, ptxas moves registers to memory.
+SPAN = 2048
+BLOCK = 256
 NUM_WARPS = 4
-REGISTER_BUDGET = {"fp32": 64, "fp64": 96}
+REGISTER_BUDGET = {"fp32": 96, "fp64": 128}
 TENSORS = 32
 """Of each kind, in one launch."""
 # Entries of a tensor from which its addresses take 64 bits.
-WIDE_FROM = 2**31 - BLOCK
+WIDE_FROM = 2**31 - SPAN
 
 
 class _Job(NamedTuple):
@@ -51,9 +53,9 @@ class _Job(NamedTuple):
 @triton.jit(do_not_specialize_on_alignment=("sources", "results"))
 def _operands_kernel(
     sources, results, table, UP: tl.constexpr, TENSORS: tl.constexpr, FIELDS: tl.constexpr, ACC: tl.constexpr,
-    BLOCK: tl.constexpr,
+    SPAN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of one result: per entry the sum over a window of its source, up from the entry's place or down.
+    """A span of one result: per entry the sum over a window of its source, up from the entry's place or down.
 
     A row of the table: first program, entries, extents of the result but for the outermost axis, strides of the source
     along the result's four axes, where it begins, which of these axes is the first along which windows reach, and for
@@ -64,30 +66,33 @@ def _operands_kernel(
     row = table + tl.num_programs(0) + item * FIELDS
     source = chosen(sources, item, TENSORS)
     results = chosen(results, item, TENSORS)
-    e = (program - tl.load(row)) * BLOCK + tl.arange(0, BLOCK)
-    inside = e < tl.load(row + 1)
+    begin, numel = (program - tl.load(row)) * SPAN, tl.load(row + 1)
     extent_1, extent_2, extent_3 = tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
-    at_3, rest = e % extent_3, e // extent_3
-    at_2, rest = rest % extent_2, rest // extent_2
-    at_1, at_0 = rest % extent_1, rest // extent_1
-    place = tl.load(row + 9) + at_0 * tl.load(row + 5) + at_1 * tl.load(row + 6)
-    place += at_2 * tl.load(row + 7) + at_3 * tl.load(row + 8)
+    stride_0, stride_1, stride_2, stride_3 = tl.load(row + 5), tl.load(row + 6), tl.load(row + 7), tl.load(row + 8)
+    source += tl.load(row + 9)
     first = tl.load(row + 10) == 1
-    h, w = tl.where(first, at_1, at_2), tl.where(first, at_2, at_3)
-    limit_h, limit_w = tl.load(row + 13), tl.load(row + 14)
+    taps_h, taps_w, limit_h, limit_w = tl.load(row + 11), tl.load(row + 12), tl.load(row + 13), tl.load(row + 14)
     step_h, step_w = tl.load(row + 15), tl.load(row + 16)
-    total = tl.zeros((BLOCK,), ACC)
-    for a in range(tl.load(row + 11)):
-        for b in range(tl.load(row + 12)):
-            if UP:
-                valid = inside
-                shift = a * step_h + b * step_w
-            else:
-                valid = inside & (h >= a) & (h < limit_h + a) & (w >= b) & (w < limit_w + b)
-                shift = -(a * step_h + b * step_w)
-            total += tl.load(source + place + shift, mask=valid, other=0).to(ACC)
-    total = total / tl.load(row + 17).to(ACC)
-    tl.store(results + e, total.to(results.dtype.element_ty), mask=inside)
+    divisor = tl.load(row + 17).to(ACC)
+    for start in range(begin, tl.minimum(begin + SPAN, numel), BLOCK):
+        e = start + tl.arange(0, BLOCK)
+        inside = e < numel
+        at_3, rest = e % extent_3, e // extent_3
+        at_2, rest = rest % extent_2, rest // extent_2
+        at_1, at_0 = rest % extent_1, rest // extent_1
+        place = at_0 * stride_0 + at_1 * stride_1 + at_2 * stride_2 + at_3 * stride_3
+        h, w = tl.where(first, at_1, at_2), tl.where(first, at_2, at_3)
+        total = tl.zeros((BLOCK,), ACC)
+        for a in range(taps_h):
+            for b in range(taps_w):
+                if UP:
+                    valid = inside
+                    shift = a * step_h + b * step_w
+                else:
+                    valid = inside & (h >= a) & (h < limit_h + a) & (w >= b) & (w < limit_w + b)
+                    shift = -(a * step_h + b * step_w)
+                total += tl.load(source + place + shift, mask=valid, other=0).to(ACC)
+        tl.store(results + e, (total / divisor).to(results.dtype.element_ty), mask=inside)
 
 
 def prepare(sources: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
@@ -131,7 +136,7 @@ def _run(jobs: Sequence[_Job], up: bool) -> list[Tensor | None]:
 def _launch(jobs: Sequence[_Job], up: bool) -> Sequence[Tensor | None]:
     first = jobs[0]
     device, acc = first.source.device, accumulator(torch.promote_types(first.source.dtype, first.dtype))
-    programs = [triton.cdiv(job.windows[0], BLOCK) for job in jobs]
+    programs = [triton.cdiv(job.windows[0], SPAN) for job in jobs]
     found = table(device, programs, [job.windows for job in jobs])
     if found is None:
         return [None] * len(jobs)
@@ -140,7 +145,7 @@ def _launch(jobs: Sequence[_Job], up: bool) -> Sequence[Tensor | None]:
         _operands_kernel[(sum(programs),)](
             tuple(filled([job.source for job in jobs], TENSORS, first.source)),
             tuple(filled(results, TENSORS, results[0])), found, UP=up, TENSORS=TENSORS,
-            FIELDS=1 + len(first.windows), ACC=acc_type(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
+            FIELDS=1 + len(first.windows), ACC=acc_type(acc), SPAN=SPAN, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     return results
 

@@ -22,7 +22,7 @@ CHANNELS = 64
 # Rows of a chunk.
 CHUNK = 1024
 NUM_WARPS = 4
-REGISTER_BUDGET = {"fp32": 96, "fp64": 168}
+REGISTER_BUDGET = {"fp32": 128, "fp64": 168}
 TENSORS = 32
 """In one launch."""
 

@@ -19,18 +19,20 @@ Saved = tuple[Tensor, tuple[int, ...]]
 class Join(Fused):
     """s = Σ h_i + Σ b_j and y = s where s > 0, else slope · s; h_i of one shape, b_j along axis `axis`.
 
-    The biases are those of the convolutions and linear layers before it (`adds_bias=False`). Keeps the sign bits and
+    The biases are those of the convolutions or linear layers before it (`adds_bias=False`). Keeps the sign bits and
     s's strides. `gather` puts the cotangent of s together.
 
     Attributes:
         terms: how many h_i there are, one or two.
         keeps_sum: s is a second output.
+        adds_biases: in the forward too; linear layers have done so.
     """
 
     terms: int
     slope: float
     axis: int
     keeps_sum: bool
+    adds_biases: bool = True
     mask_bits: ClassVar[float] = 1
 
     @property
@@ -38,7 +40,8 @@ class Join(Fused):
         return self.terms > 1
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Sequence[Tensor], Saved]:
-        y, total, bits = join_forward(inputs, ctx.biases, self.axis, self.slope, self.keeps_sum, ctx.overwrite)
+        biases = ctx.biases if self.adds_biases else ()
+        y, total, bits = join_forward(inputs, biases, self.axis, self.slope, self.keeps_sum, ctx.overwrite)
         return self.outputs(y, total), (bits, y.stride())
 
     def gather(self, saved: Saved, received: Sequence[Sequence[Contribution | Pending]]) -> Contribution:

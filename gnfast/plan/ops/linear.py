@@ -16,7 +16,7 @@ from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample,
 class Linear(Op):
     """y = h Wᵀ + b; h (B, ..., in), W (out, in), b (out,) or None.
 
-    Without `adds_bias` a later node adds b, and only b's gradient is taken here.
+    Without `adds_bias` a later node adds s·b to the tangent. The forward adds b in any case, before it rounds.
     """
 
     adds_bias: bool = True
@@ -25,7 +25,7 @@ class Linear(Op):
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         weight, bias = ctx.operands
-        return F.linear(inputs[0], weight, bias if self.adds_bias else None), None
+        return F.linear(inputs[0], weight, bias), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (cotangent @ ctx.operands[0],)
@@ -51,7 +51,7 @@ class Linear(Op):
 
 @dataclass(frozen=True)
 class MapLinear(Op):
-    """y = Σ W h + b; maps h (B, C, H, W), W (out, C, H, W), b (out,) or None; `adds_bias` as for Linear.
+    """y = Σ W h + b; maps h (B, C, H, W), W (out, C, H, W), b (out,) or None; `adds_bias` as for `Linear`.
 
     All maps are read and written in W's memory order.
     """
@@ -63,7 +63,7 @@ class MapLinear(Op):
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         weight, bias = ctx.operands
-        return F.linear(_rows(inputs[0], weight), _rows(weight, weight), bias if self.adds_bias else None), None
+        return F.linear(_rows(inputs[0], weight), _rows(weight, weight), bias), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         weight = ctx.operands[0]
