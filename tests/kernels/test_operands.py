@@ -1,13 +1,19 @@
 """Operands, made at once: the plain twin against autograd, the Triton kernel against the twin."""
 
+import contextlib
 import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from gnfast.kernels import operands
+import gnfast
+from gnfast import reference
+from gnfast.bench.gpu_ways import gpu_ways
+from gnfast.kernels import operands, tables
 from gnfast.kernels.operands import Fold, Form, Spread, plain
-from tests.oracle import relative_error
+from tests.oracle import assert_matches_double_backward, outputs_and_gradients, relative_error
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 FOLDS = [
@@ -106,3 +112,68 @@ def test_interpreted_kernels_match_the_twin(source_dtype, dtype):
 @pytest.mark.parametrize(("source_dtype", "dtype"), [*DTYPES, (torch.float32, torch.bfloat16)], ids=str)
 def test_kernels_match_the_twin(source_dtype, dtype):
     check(source_dtype, dtype, "cuda")
+
+
+class Critic(nn.Module):
+    """Folded, pooled and plain convolutions, a weight that is used twice, and a linear layer of a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.pixels = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 6, 1)
+        self.second, self.last = nn.Conv2d(6, 6, 3, padding=1), nn.Linear(24, 1)
+
+    def forward(self, x):
+        h = self.second(F.relu(self.first(x)))
+        h = F.relu(F.avg_pool2d(h, 2) + self.pixels(F.avg_pool2d(x, 2)))
+        return self.last(F.relu(self.second(h) + h).flatten(1))
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_interpreted_engine(layout):
+    """All that a GPU does, in float64 and under autocast."""
+    net, x = Critic().double().to(memory_format=layout), torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    with gpu_ways():
+        assert_matches_double_backward(net, x)
+    truth = outputs_and_gradients(reference.normalize_gradient, net, x)
+    net.float()
+    errors = []
+    for function, way in ((reference.normalize_gradient, contextlib.nullcontext()), (strict, gpu_ways())):
+        with torch.autocast("cpu", torch.float16), way:
+            seen = outputs_and_gradients(function, net, x.float())
+        assert all(value.dtype == torch.float32 for value in seen.values())
+        errors.append(sum(relative_error(seen[name].double(), value) ** 2 for name, value in truth.items()))
+    assert errors[1] <= 4 * errors[0]
+
+
+def strict(net, x):
+    return gnfast.normalize_gradient(net, x, strict=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_engine(layout):
+    net = Critic().double().to("cuda", memory_format=layout)
+    assert_matches_double_backward(net, torch.randn(3, 3, 4, 4, dtype=torch.float64, device="cuda"))
+
+
+@pytest.mark.gpu
+def test_a_graph_that_is_captured_first_gives_the_same():
+    """Without tables, which cannot be made while a graph is captured."""
+    net, x = Critic().cuda(), torch.randn(3, 3, 4, 4, device="cuda")
+    parameters = list(net.parameters())
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            f_hat = strict(net, x)
+        return torch.autograd.grad(f_hat.sum(), parameters)
+
+    expected = step()
+    tables._TABLES.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    assert not tables._TABLES
+    for grad, wanted in zip(found, expected, strict=True):
+        assert relative_error(grad, wanted) < 2e-2
