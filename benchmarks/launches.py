@@ -4,6 +4,7 @@ python benchmarks/launches.py [critic ...] [--precision bfloat16] [--each]
 """
 
 import argparse
+import math
 from functools import partial
 
 import torch
@@ -13,7 +14,11 @@ from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
 from gnfast.bench.critics import SHIPPED, shipped
 from gnfast.bench.gpu_ways import gpu_ways, nothing_computed
 from gnfast.bench.mode import PRECISIONS, tuned
+from gnfast.engine.operands import made_of, prepare
+from gnfast.plan.plan import readers
+from gnfast.plan.trace import record
 
+NOT_FUSIBLE = ("convolution", "product")
 STEPS = {"critic": critic_step, "generator": generator_step}
 CPU = torch.device("cpu")
 
@@ -24,6 +29,39 @@ def launched(name: str, step: str, precision: str, width: float = 1.0, batch: in
     net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
     with mode.active(CPU), gpu_ways(), nothing_computed():
         return work(partial(STEPS[step], four_passes, net, x))
+
+
+def bytes_besides_products(found: Work) -> int:
+    """What all launches move that could be one kernel with their neighbours."""
+    return sum(n.read + n.written for n in found.launched if n.kind not in NOT_FUSIBLE)
+
+
+def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0) -> float:
+    """What a critic's step moves besides its products at least, if all between two of them is one kernel in each pass.
+
+    Then a kernel reads what products and other branches hand it and writes what the next ones read, each tensor once,
+    and the signs of activations. Weights are read and written once each way; so are x and its conversion, ∇ₓf (read
+    twice) and c₀.
+    """
+    network, mode = shipped(name, width), tuned(precision)
+    net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
+    with mode.active(CPU), gpu_ways():
+        plan, recorded = record(net, x, (), {})
+        made = made_of(plan, recorded, channels_last=True)
+    counts, total = readers(plan.nodes, plan.output), 0.0
+    for node, pushes in zip(plan.nodes, plan.pushes_forward, strict=True):
+        size = batch * math.prod(node.output_shape) * node.itemsize
+        if node.op.mask_bits:
+            terms = len(node.inputs)
+            through = terms + len(node.outputs) + node.op.mask_bits / 8 / node.itemsize
+            back = sum(counts[value] for value in node.outputs) + 1 + node.op.mask_bits / 8 / node.itemsize
+            total += size * (through * (1 + pushes) + back)
+        elif not node.flops:
+            total += size * (1 + pushes)
+    new = prepare(made, recorded)
+    weights = sum(t.nbytes + recorded[origin].nbytes for t, (_, origin, _) in zip(new, made, strict=True))
+    low = x.numel() * (torch.finfo(plan.entry or x.dtype).bits // 8)
+    return total + 2 * weights + 2 * x.nbytes + 4 * low
 
 
 def main() -> None:
@@ -38,6 +76,9 @@ def main() -> None:
             print(f"{name}, {step} step, 128 images, {options.precision}: {found.launches} launches")
             for kind, (count, moved) in found.by_kind().items():
                 print(f"{count:6}  {kind:32} {moved / 1e6:10.2f} MB")
+            if step == "critic":
+                moved, least = bytes_besides_products(found) / 1e6, least_bytes(name, options.precision) / 1e6
+                print(f"        besides products {moved:.1f} MB, at least {least:.1f} MB: {moved / least:.2f}")
             for launch in found.launched if options.each else ():
                 print(f"        {launch.kind:32} {launch.name:32} {launch.read:12} {launch.written:12}")
 

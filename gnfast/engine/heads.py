@@ -236,7 +236,8 @@ def merged(
     Returns:
         s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
     """
-    scale = None if grad_f is None else grad_f.reshape(-1).to(_accumulator(grad_f.dtype))
+    # Kernels read it entry by entry; the gradient of a sum is one number, expanded.
+    scale = None if grad_f is None else grad_f.reshape(-1).to(_accumulator(grad_f.dtype)).contiguous()
     start = grad_x = None
     if wants_start and not (scale is None and grad_g is None):
         start = passes.merged_tangent(x, scale, grad_g, entry)

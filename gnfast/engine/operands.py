@@ -40,6 +40,8 @@ def gradients(
     plan: Plan, made: Made, recorded: Sequence[Tensor | None], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of the recorded operands, each in its operand's dtype, from those of all slots; None for 0."""
+    if not made and all(grad is None or grad.dtype == own.dtype for grad, own in zip(grads, recorded, strict=True)):
+        return [*grads]
     results: list[Tensor | None] = [None] * len(recorded)
     forms = {slot: (origin, form) for slot, origin, form in made}
     ready: list[tuple[int, Tensor]] = []

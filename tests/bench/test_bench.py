@@ -15,7 +15,7 @@ from torch import nn
 
 import gnfast
 from benchmarks.cost_model import launches
-from benchmarks.launches import launched
+from benchmarks.launches import bytes_besides_products, launched, least_bytes
 from gnfast.bench import baselines, cases, comparison, cost, critics, gate, iteration, plots, printed_rows
 from gnfast.bench import case as names
 from gnfast.bench import critic_steps as steps
@@ -145,6 +145,16 @@ def test_steps_launch_no_more_on_a_gpu_than_the_docs_say(name, step, bound):
     trained = step == "critic"
     assert kinds["_operands_kernel"][0] == 1 + trained
     assert sum(count for kind, (count, _) in kinds.items() if kind.startswith("_scaled_sums")) == 2 * trained
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_critics_step_moves_little_more_on_a_gpu_than_fusing_allows(name):
+    """Bytes of all but products, counted, against each tensor once."""
+    pytest.importorskip("triton")
+    given = {"width": 0.5, "batch": 32}
+    moved = bytes_besides_products(launched(name, "critic", "bfloat16", **given))
+    least = least_bytes(name, "bfloat16", **given)
+    assert least < moved <= 1.3 * least
 
 
 @pytest.mark.gpu

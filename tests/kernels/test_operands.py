@@ -57,6 +57,7 @@ def cases(source_dtype, dtype, device):
 
     plain_form, last = Form(dtype), Form(dtype, channels_last=True)
     yield made(5), plain_form
+    yield made(), plain_form
     yield made(1, 1, 1, 1), last
     yield made(7, 3).t(), plain_form
     yield made(7, 6)[:, ::2], plain_form
@@ -135,6 +136,11 @@ def test_interpreted_engine(layout):
     net, x = Critic().double().to(memory_format=layout), torch.randn(3, 3, 4, 4, dtype=torch.float64)
     with gpu_ways():
         assert_matches_double_backward(net, x)
+        # The gradient of a sum is one number, expanded.
+        f = gnfast.value_and_grad_norm(net, x, strict=True)[0]
+        (found,) = torch.autograd.grad(f.sum(), net.second.bias)
+    (expected,) = torch.autograd.grad(net(x).sum(), net.second.bias)
+    assert relative_error(found, expected) < 1e-12
     truth = outputs_and_gradients(reference.normalize_gradient, net, x)
     net.float()
     errors = []

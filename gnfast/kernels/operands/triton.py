@@ -224,7 +224,8 @@ def _windows(
     axes = [(shape[axis], strides[axis]) for axis in ((0, 2, 3, 1) if last else range(len(shape)))]
     if limits is None and _is_dense_in_order(axes):
         axes = [(numel, 1)]
-    if len(axes) > 4 or not divisor or numel >= WIDE_FROM:
+    # A number by itself may lie on another device.
+    if not shape or len(axes) > 4 or not divisor or not 0 < numel < WIDE_FROM:
         return None
     extents, strides = zip(*[(1, 0)] * (4 - len(axes)), *axes, strict=True)
     windows = *taps, *(limits or (numel, numel)), *steps
