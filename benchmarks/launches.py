@@ -1,6 +1,8 @@
-"""What the critic's part of a step launches on a GPU, by kind: counted, on any machine that has Triton.
+"""What the critic's part of a step launches on a GPU, by kind, and the bytes that this moves.
 
-python benchmarks/launches.py [critic ...] [--precision bfloat16] [--each]
+    python benchmarks/launches.py [critic ...] [--precision bfloat16] [--triton-convolutions] [--each]
+
+Counted, on any machine that has Triton; nothing is computed.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import torch
 from gnfast.bench.count import Work, work
 from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
 from gnfast.bench.critics import SHIPPED, shipped
-from gnfast.bench.gpu_ways import gpu_ways, nothing_computed
+from gnfast.bench.gpu_ways import IN_TRITON, gpu_ways, nothing_computed
 from gnfast.bench.mode import PRECISIONS, tuned
 from gnfast.engine.operands import made_of, prepare
 from gnfast.plan.plan import readers
@@ -23,11 +25,18 @@ STEPS = {"critic": critic_step, "generator": generator_step}
 CPU = torch.device("cpu")
 
 
-def launched(name: str, step: str, precision: str, width: float = 1.0, batch: int = 128) -> Work:
-    """The work of one of `STEPS` with a shipped critic."""
+def launched(
+    name: str,
+    step: str,
+    precision: str,
+    width: float = 1.0,
+    batch: int = 128,
+    triton: tuple[str, ...] = IN_TRITON,
+) -> Work:
+    """The work of one of `STEPS` with a shipped critic, of which Triton does these operations."""
     network, mode = shipped(name, width), tuned(precision)
     net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
-    with mode.active(CPU), gpu_ways(), nothing_computed():
+    with mode.active(CPU), gpu_ways(triton), nothing_computed():
         return work(partial(STEPS[step], four_passes, net, x))
 
 
@@ -68,15 +77,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("critics", nargs="*", default=["CNN 32", "ResNet 32"], help=", ".join(SHIPPED))
     parser.add_argument("--precision", choices=PRECISIONS, default="bfloat16")
+    parser.add_argument("--triton-convolutions", action="store_true", help="what the tuner may choose, for all of them")
     parser.add_argument("--each", action="store_true", help="list each launch as well")
     options = parser.parse_args()
+    triton = (*IN_TRITON, "conv") if options.triton_convolutions else IN_TRITON
     for name in options.critics:
         for step in STEPS:
-            found = launched(name, step, options.precision)
+            found = launched(name, step, options.precision, triton=triton)
             print(f"{name}, {step} step, 128 images, {options.precision}: {found.launches} launches")
             for kind, (count, moved) in found.by_kind().items():
                 print(f"{count:6}  {kind:32} {moved / 1e6:10.2f} MB")
-            if step == "critic":
+            if step == "critic" and triton is IN_TRITON:
                 moved, least = bytes_besides_products(found) / 1e6, least_bytes(name, options.precision) / 1e6
                 print(f"        besides products {moved:.1f} MB, at least {least:.1f} MB: {moved / least:.2f}")
             for launch in found.launched if options.each else ():

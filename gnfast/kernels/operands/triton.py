@@ -8,6 +8,7 @@ captured, is left to plain PyTorch.
 Imported when it is chosen, as Triton may be missing.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -136,7 +137,7 @@ def _run(jobs: Sequence[_Job], up: bool) -> list[Tensor | None]:
 def _launch(jobs: Sequence[_Job], up: bool) -> Sequence[Tensor | None]:
     first = jobs[0]
     device, acc = first.source.device, accumulator(torch.promote_types(first.source.dtype, first.dtype))
-    programs = [triton.cdiv(job.windows[0], SPAN) for job in jobs]
+    programs = [math.ceil(job.windows[0] / SPAN) for job in jobs]
     found = table(device, programs, [job.windows for job in jobs])
     if found is None:
         return [None] * len(jobs)
@@ -160,6 +161,7 @@ def _folded_shape(shape: Shape, fold: Fold | Spread | None) -> Shape:
     return *(shape[1::-1] if fold.transposed else shape[:2]), *kernel
 
 
+@functools.lru_cache(maxsize=4096)
 def _forward_windows(shape: Shape, strides: Strides, fold: Fold | Spread | None, last: bool) -> tuple[int, ...] | None:
     """Of what `prepare` makes of a source with that shape and those strides."""
     result, offset = _folded_shape(shape, fold), 0
@@ -176,6 +178,7 @@ def _forward_windows(shape: Shape, strides: Strides, fold: Fold | Spread | None,
     return _windows(result, strides, last, offset, fold.window, shape[2:], steps, _divisor(fold))
 
 
+@functools.lru_cache(maxsize=4096)
 def _backward_windows(shape: Shape, strides: Strides, fold: Fold | Spread | None, last: bool) -> tuple[int, ...] | None:
     """Of the gradient of a source with that shape, from one with those strides."""
     offset = 0

@@ -5,6 +5,7 @@ so that results repeat. A table on the device says which layer a program works o
 when it is chosen, as Triton may be missing.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -99,10 +100,10 @@ def _launch(cotangents: Sequence[Tensor], axes: Sequence[int], scale: Tensor) ->
         if channels == 1:
             inner = max(cotangent.numel() // max(len(cotangent), 1), 1)
         count = cotangent.numel() // max(channels, 1)
-        chunks = triton.cdiv(count, CHUNK)
+        chunks = math.ceil(count / CHUNK)
         rows.append((channels, inner, count, max(count // max(len(cotangent), 1), 1), begin, chunks))
         begin += channels * chunks
-    across = [triton.cdiv(row[0], CHANNELS) for row in rows]
+    across = [math.ceil(row[0] / CHANNELS) for row in rows]
     along = [blocks * row[-1] for blocks, row in zip(across, rows, strict=True)]
     tables = [table(scale.device, programs, rows) for programs in (along, across)]
     if any(found is None for found in tables):
