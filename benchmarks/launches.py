@@ -68,9 +68,11 @@ def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0)
         elif not node.flops:
             total += size * (1 + pushes)
     new = prepare(made, recorded)
-    weights = sum(t.nbytes + recorded[origin].nbytes for t, (_, origin, _) in zip(new, made, strict=True))
+    pairs = [(t, recorded[origin]) for t, (_, origin, _) in zip(new, made, strict=True)]
+    weights = sum(t.nbytes + source.nbytes for t, source in pairs if t is not source)
     low = x.numel() * (torch.finfo(plan.entry or x.dtype).bits // 8)
-    return total + 2 * weights + 2 * x.nbytes + 4 * low
+    converted = 0 if plan.entry is None else x.nbytes + low
+    return total + 2 * weights + converted + x.nbytes + 3 * low
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ LAUNCHES = {
     "CNN 32": {"critic": (74, 54), "generator": (40, 27)},
     "ResNet 32": {"critic": (93, 70), "generator": (51, 36)},
 }
-"""Of the critic's part of a step, its loss included, which is 14 and 3: with PyTorch's convolutions and with Triton's."""
+"""Of the critic's part of a step, its loss included, which is 14 and 3: with PyTorch's convolutions, with Triton's."""
 
 
 def test_launches_by_kind():
@@ -140,7 +140,7 @@ def test_launches_by_kind():
     [(name, step, bounds) for name, steps in LAUNCHES.items() for step, bounds in steps.items()],
 )
 def test_steps_launch_no_more_on_a_gpu_than_the_docs_say(name, step, bounds):
-    """docs/algorithm.md and docs/gpu.md: in bfloat16, as captured. Narrower, Triton's convolutions would not take part."""
+    """docs/algorithm.md and docs/gpu.md: in bfloat16, as captured. Narrower, Triton's convolutions would stay out."""
     pytest.importorskip("triton")
     found, merged = (
         launched(name, step, "bfloat16", width=0.5, batch=4, triton=triton)

@@ -65,6 +65,9 @@ def cases(source_dtype, dtype, device):
     yield made(2, 3, 1, 2, 2).transpose(0, 3), plain_form
     yield made(0, 3, 2, 2), last
     yield made(33, 9, 2, 2), last
+    yield made(33, 9, 2, 2), Form(source_dtype, channels_last=True)
+    yield made(33, 9, 2, 2), Form(source_dtype)
+    yield made(33, 9, 2, 2, layout=torch.channels_last), Form(source_dtype, channels_last=True)
     for layout, fold, last in itertools.product(LAYOUTS, FOLDS, (False, True)):
         yield made(4, 6, 3, 2, layout=layout), Form(dtype, fold, last)
     for layout in LAYOUTS:
@@ -84,10 +87,11 @@ def check(source_dtype, dtype, device):
     sources, forms = zip(*cases(source_dtype, dtype, device), strict=True)
     expected = plain.prepare(sources, forms)
     found = triton.prepare(sources, forms)
-    for actual, wanted, form in zip(found, expected, forms, strict=True):
-        assert actual.shape == wanted.shape and actual.dtype == dtype
+    for actual, wanted, source, form in zip(found, expected, sources, forms, strict=True):
+        assert (actual is source) == (wanted is source)
+        assert actual.shape == wanted.shape and actual.dtype == form.dtype
         assert actual.is_contiguous(memory_format=torch.channels_last) or not form.channels_last
-        torch.testing.assert_close(actual, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        torch.testing.assert_close(actual, wanted, rtol=TOLERANCE[form.dtype], atol=TOLERANCE[form.dtype])
     seeds = [torch.randn_like(t) for t in expected]
     expected = plain.gradients(seeds, sources, forms)
     found = triton.gradients(seeds, sources, forms)

@@ -102,8 +102,12 @@ def prepare(sources: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
     for source, form in zip(sources, forms, strict=True):
         shape, last = tuple(source.shape), form.channels_last or is_channels_last(source)
         windows = _forward_windows(shape, source.stride(), form.fold, last)
+        if form.fold is None and source.dtype == form.dtype:
+            in_order = not form.channels_last or source.is_contiguous(memory_format=torch.channels_last)
+            windows = None if in_order else windows
         jobs.append(_Job(source, _folded_shape(shape, form.fold), form.dtype, last, windows))
     results = _run(jobs, up=False)
+    # Of what has its form already, PyTorch makes no copy.
     return [plain.prepared(*given) if r is None else r for r, *given in zip(results, sources, forms, strict=True)]
 
 
