@@ -26,9 +26,9 @@ def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None
             f_hat = small_critics.TwoKernels.apply(chain, head.formula, keep, x, *recorded)
             return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
     last = _prefers_channels_last(plan, x)
-    entry = x.contiguous(memory_format=torch.channels_last) if last else x
+    laid_out = x.contiguous(memory_format=torch.channels_last) if last else x
     made = operands.made_of(plan, recorded, last and x.device.type in _CHANNELS_LAST_WEIGHTS)
-    result = _FourPasses.apply(plan, made, head, keep, entry, *recorded)
+    result = _FourPasses.apply(plan, made, head, keep, laid_out, *recorded)
     if head is not None:
         return result
     f, g = result

@@ -40,23 +40,26 @@ def gradients(
     plan: Plan, made: Made, recorded: Sequence[Tensor | None], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients of the recorded operands, each in its operand's dtype, from those of all slots; None for 0."""
-    if not made and all(grad is None or grad.dtype == own.dtype for grad, own in zip(grads, recorded, strict=True)):
-        return [*grads]
-    results: list[Tensor | None] = [None] * len(recorded)
+    results: list[Tensor | None] = [*grads[: len(recorded)]]
+    if not made and all(g is None or g.dtype == t.dtype for g, t in zip(results, recorded, strict=True)):
+        return results
     forms = {slot: (origin, form) for slot, origin, form in made}
-    ready: list[tuple[int, Tensor]] = []
+    results = [None] * len(recorded)
+    found: list[tuple[int, Tensor]] = []
     rest: list[tuple[int, Tensor, Form]] = []
     for slot, grad in enumerate(grads):
-        if grad is not None:
-            origin, form = forms.get(slot, (slot, Form(grad.dtype)))
-            own = recorded[origin]
-            is_ready = (
-                form.fold is None and grad.dtype == own.dtype and (slot == origin or grad.stride() == own.stride())
-            )
-            ready.append((origin, grad)) if is_ready else rest.append((origin, grad, form))
+        if grad is None:
+            continue
+        origin, form = forms.get(slot, (slot, Form(grad.dtype)))
+        source = recorded[origin]
+        in_order = slot not in forms or grad.stride() == source.stride()
+        if form.fold is None and grad.dtype == source.dtype and in_order:
+            found.append((origin, grad))
+        else:
+            rest.append((origin, grad, form))
     given = [grad for _, grad, _ in rest], [recorded[origin] for origin, *_ in rest], [form for *_, form in rest]
-    ready += zip([origin for origin, *_ in rest], kernels.gradients(*given), strict=True)
-    for origin, grad in ready:
+    found += zip([origin for origin, *_ in rest], kernels.gradients(*given), strict=True)
+    for origin, grad in found:
         results[origin] = grad if results[origin] is None else results[origin] + grad
     return results
 

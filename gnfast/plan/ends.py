@@ -50,7 +50,7 @@ class _Ends:
         before = _Before(nodes, self.output)
         instead: dict[Node, tuple[Node, ...]] = {}
         for conv in nodes:
-            if not (isinstance(conv.op, Conv) and _is_pixelwise(conv)):
+            if not (isinstance(conv.op, Conv) and _is_pixelwise(conv)) or conv.operands[0] >= len(self.dtypes):
                 continue
             pool = cast = before.only_reader_of(conv)
             if cast is not None and isinstance(cast.op, Cast):

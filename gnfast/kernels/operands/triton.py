@@ -32,7 +32,7 @@ NUM_WARPS = 4
 REGISTER_BUDGET = {"fp32": 96, "fp64": 128}
 TENSORS = 32
 """Of each kind, in one launch."""
-# Entries of a tensor from which its addresses take 64 bits.
+# Entries of a tensor from which its addresses take 64 bits, which the table does not have.
 WIDE_FROM = 2**31 - SPAN
 
 
@@ -231,8 +231,9 @@ def _windows(
     axes = [(shape[axis], strides[axis]) for axis in ((0, 2, 3, 1) if last else range(len(shape)))]
     if limits is None and _is_dense_in_order(axes):
         axes = [(numel, 1)]
+    reach = offset + sum(extent * abs(stride) for extent, stride in axes)
     # A number by itself may lie on another device.
-    if not shape or len(axes) > 4 or not divisor or not 0 < numel < WIDE_FROM:
+    if not shape or len(axes) > 4 or not divisor or not numel > 0 or max(numel, reach) >= WIDE_FROM:
         return None
     extents, strides = zip(*[(1, 0)] * (4 - len(axes)), *axes, strict=True)
     windows = *taps, *(limits or (numel, numel)), *steps
