@@ -24,6 +24,8 @@ from gnfast.plan.plan import Derived, Node, readers
 
 # Of images: convolving all their pixels costs next to nothing. Of later maps it would cost more than the pooling.
 _FEW_CHANNELS = 4
+# Of a linear layer: its weight is reordered, or repeated for all pixels, instead of the maps of a batch.
+_FEW_OUTPUTS = 8
 
 
 def shorten(
@@ -75,6 +77,8 @@ class _Ends:
         instead: dict[Node, tuple[Node, ...]] = {}
         for linear in nodes:
             if not isinstance(linear.op, Linear) or linear.operands[0] >= len(self.dtypes):
+                continue
+            if linear.operand_shapes[0][0] > _FEW_OUTPUTS:
                 continue
             between, spread = self._map_before(linear, before)
             if spread is not None:
