@@ -78,7 +78,7 @@ class _Ends:
         for linear in nodes:
             if not isinstance(linear.op, Linear) or linear.operands[0] >= len(self.dtypes):
                 continue
-            if linear.operand_shapes[0][0] > _FEW_OUTPUTS:
+            if len(linear.input_shapes[0]) > 1 or linear.operand_shapes[0][0] > _FEW_OUTPUTS:
                 continue
             between, spread = self._map_before(linear, before)
             if spread is not None:

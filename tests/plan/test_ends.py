@@ -65,6 +65,8 @@ MAPS = {
     "twice": (critic(twice, 120), "linear of a map"),
     "hidden": (critic(lambda net, h: F.relu(net.linear(h.flatten(1))).sum(1), 120, 7), "linear of a map"),
     "wide": (critic(lambda net, h: F.relu(net.linear(h.flatten(1))).sum(1), 120, 9), "linear"),
+    "pixels in rows": (critic(lambda net, h: net.linear(h.flatten(2)).sum(1), 24), "linear"),
+    "sums in rows": (critic(lambda net, h: net.linear(h.sum((2, 3), keepdim=True)).sum((1, 2)), 1), "linear"),
     "rows": (critic(lambda net, h: net.linear(h).sum((1, 2)), 4), "linear"),
     "of one axis": (critic(lambda net, h: net.linear(h.mean(3)).sum(1), 6), "linear"),
     "read twice": (critic(read_twice, 120), "linear"),
