@@ -136,6 +136,19 @@ def test_autocast_is_per_call_and_per_region():
         assert torch.equal(strict(net, x), exact)
 
 
+@pytest.mark.parametrize("name", ["sum", "mean"])
+def test_a_sum_in_another_dtype_converts_on_the_way(name):
+    def forward(net, x):
+        return net.linear(getattr(F.relu(net.conv(x)), name)((2, 3), dtype=torch.float64))
+
+    net = Called(forward, conv=nn.Conv2d(3, 5, 3).float(), linear=nn.Linear(5, 1).double())
+    x = torch.randn(4, 3, 6, 7)
+    assert not [node for node in gnfast.trace(net, x).nodes if node.op.label().startswith("to ")]
+    seen, expected = (outputs_and_gradients(way.normalize_gradient, net, x) for way in (gnfast, reference))
+    for key, value in expected.items():
+        assert seen[key].dtype == value.dtype and relative_error(seen[key], value) < 1e-5, key
+
+
 def test_float64_is_left_alone_by_autocast(x):
     net = NETWORKS["resnet"]().double()
     with torch.autocast("cpu", torch.bfloat16):
