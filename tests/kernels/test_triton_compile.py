@@ -142,7 +142,7 @@ def test_operands(source, result, up, capability):
     count, sums = operands.TENSORS, "fp64" if source == "fp64" else "fp32"
     pointers = {"sources": (source,) * count, "results": (result,) * count, "table": "i32"}
     constants = {"UP": up, "TENSORS": count, "FIELDS": 18, "ACC": {"fp64": tl.float64}.get(sums, tl.float32)}
-    constants |= {"SPAN": operands.SPAN, "BLOCK": operands.BLOCK}
+    constants |= {"SPAN": operands.SPAN, "BLOCK": operands.BLOCK, "COPIED": operands.COPIED}
     options = {"num_warps": operands.NUM_WARPS}
     budget = operands.REGISTER_BUDGET[sums]
     assert_compiles(operands._operands_kernel, pointers, constants, budget, capability, **options)

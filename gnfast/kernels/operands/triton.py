@@ -25,9 +25,11 @@ from gnfast.kernels.tables import table
 
 Shape = tuple[int, ...]
 
-# Entries of a program, and of them so many at once: with more, ptxas moves registers to memory.
+# Entries of a program, and of them so many at once: with more, ptxas moves registers to memory. What is only converted
+# needs fewer registers.
 SPAN = 2048
 BLOCK = 256
+COPIED = 1024
 NUM_WARPS = 4
 REGISTER_BUDGET = {"fp32": 96, "fp64": 128}
 TENSORS = 32
@@ -54,7 +56,7 @@ class _Job(NamedTuple):
 @triton.jit(do_not_specialize_on_alignment=("sources", "results"))
 def _operands_kernel(
     sources, results, table, UP: tl.constexpr, TENSORS: tl.constexpr, FIELDS: tl.constexpr, ACC: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    SPAN: tl.constexpr, BLOCK: tl.constexpr, COPIED: tl.constexpr,
 ):  # fmt: skip
     """A span of one result: per entry the sum over a window of its source, up from the entry's place or down.
 
@@ -74,8 +76,16 @@ def _operands_kernel(
     first = tl.load(row + 10) == 1
     taps_h, taps_w, limit_h, limit_w = tl.load(row + 11), tl.load(row + 12), tl.load(row + 13), tl.load(row + 14)
     step_h, step_w = tl.load(row + 15), tl.load(row + 16)
-    divisor = tl.load(row + 17).to(ACC)
-    for start in range(begin, tl.minimum(begin + SPAN, numel), BLOCK):
+    divisor = tl.load(row + 17)
+    end = tl.minimum(begin + SPAN, numel)
+    if (extent_3 == numel) & (stride_3 * taps_h * taps_w * divisor == 1):
+        # Mostly: entries that follow each other on both sides.
+        for start in range(begin, end, COPIED):
+            e = start + tl.arange(0, COPIED)
+            entry = tl.load(source + e, mask=e < numel, other=0).to(ACC)
+            tl.store(results + e, entry.to(results.dtype.element_ty), mask=e < numel)
+        end = begin
+    for start in range(begin, end, BLOCK):
         e = start + tl.arange(0, BLOCK)
         inside = e < numel
         at_3, rest = e % extent_3, e // extent_3
@@ -93,7 +103,7 @@ def _operands_kernel(
                     valid = inside & (h >= a) & (h < limit_h + a) & (w >= b) & (w < limit_w + b)
                     shift = -(a * step_h + b * step_w)
                 total += tl.load(source + place + shift, mask=valid, other=0).to(ACC)
-        tl.store(results + e, (total / divisor).to(results.dtype.element_ty), mask=inside)
+        tl.store(results + e, (total / divisor.to(ACC)).to(results.dtype.element_ty), mask=inside)
 
 
 def prepare(sources: Sequence[Tensor], forms: Sequence[Form]) -> list[Tensor]:
@@ -150,7 +160,8 @@ def _launch(jobs: Sequence[_Job], up: bool) -> Sequence[Tensor | None]:
         _operands_kernel[(sum(programs),)](
             tuple(filled([job.source for job in jobs], TENSORS, first.source)),
             tuple(filled(results, TENSORS, results[0])), found, UP=up, TENSORS=TENSORS,
-            FIELDS=1 + len(first.windows), ACC=acc_type(acc), SPAN=SPAN, BLOCK=BLOCK, num_warps=NUM_WARPS,
+            FIELDS=1 + len(first.windows), ACC=acc_type(acc), SPAN=SPAN, BLOCK=BLOCK, COPIED=COPIED,
+            num_warps=NUM_WARPS,
         )  # fmt: skip
     return results
 
