@@ -20,8 +20,8 @@ from gnfast.kernels.tables import table
 
 ROWS = 32
 CHANNELS = 64
-# Rows of a chunk.
-CHUNK = 1024
+# Rows of a chunk: at 128 maps of 32 × 32 with 128 channels there are 512 programs for one layer alone.
+CHUNK = 512
 NUM_WARPS = 4
 REGISTER_BUDGET = {"fp32": 128, "fp64": 168}
 TENSORS = 32
