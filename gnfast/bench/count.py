@@ -91,7 +91,15 @@ def _at_triton_launches(hook: Callable[[Launch], None]) -> Iterator[None]:
 
 def _of_triton(kernel: Any, args: Sequence[Any]) -> Launch:
     """What its file stores to by name is written; whatever else it is given, or by another name too, is read."""
-    stores = set(re.findall(r"tl\.store\((\w+)", inspect.getsource(inspect.getmodule(kernel.fn))))
+    while hasattr(kernel.fn, "fn"):
+        # A tuner around it.
+        kernel = kernel.fn
+    try:
+        source = inspect.getsource(inspect.getmodule(kernel.fn))
+    except (OSError, TypeError):
+        # Typed in, with no file to look into.
+        source = ""
+    stores = set(re.findall(r"tl\.store\((\w+)", source))
     given = list(zip(kernel.arg_names, args, strict=False))
     written, read = (
         {t.data_ptr(): t.nbytes for name, arg in given if (name in stores) is stored for t in _tensors(arg)}

@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+import types
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from gnfast.bench.case import Setup
 from gnfast.bench.ceilings import Ceilings
 from gnfast.bench.clock import back_to_back_ms, device_ms, interleaved_ms
 from gnfast.bench.count import peak_bytes, work
-from gnfast.bench.gpu_ways import IN_TRITON
+from gnfast.bench.gpu_ways import IN_TRITON, nothing_computed
 from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
 from gnfast.train import loop
@@ -133,6 +134,30 @@ def test_launches_by_kind():
     # What is expanded has each entry once.
     assert moved[-2] == (4 * x[:, :1].numel(), 4 * x.numel())
     assert found.by_kind()["elementwise"] == (2, sum(sum(pair) for pair in moved[-2:]))
+
+
+def test_launches_of_triton_kernels_are_counted():
+    """Whatever is around them, wherever they come from; arguments that are written to and read count twice."""
+    pytest.importorskip("triton")
+    from triton.runtime.jit import KernelInterface
+
+    from gnfast.kernels.join.triton import _join_forward_kernel
+
+    class Tuner(KernelInterface):
+        fn = _join_forward_kernel
+
+    typed = types.SimpleNamespace(fn=eval("lambda values: None"), arg_names=["values"], __name__="typed_in")
+    h, bias, bits = torch.ones(4, 8), torch.ones(8), torch.empty(1, dtype=torch.int32)
+
+    def step():
+        for kernel in (_join_forward_kernel, Tuner()):
+            kernel[1,](h, h, bias, bias, h, h, bits, 32)
+        KernelInterface.__getitem__(typed, (1,))(h)
+
+    with nothing_computed():
+        found = work(step, warm=True).launched
+    joins = [("_join_forward_kernel", 4 * 40, 4 * 33)] * 2
+    assert [(n.kind, n.read, n.written) for n in found] == [*joins, ("typed_in", 4 * 32, 0)]
 
 
 @pytest.mark.parametrize(
