@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gnfast.engine.branch import branch
 from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.fused import Contribution, Fused, Pending, summed
 from gnfast.plan.op import Context, ScaledSum
@@ -84,20 +86,22 @@ def tangent(
         cotangents: what pass 2 kept.
     """
     values = {0: start}
-    grads: list[Tensor | None] = [None] * len(operands)
+    found: list[tuple[int, Tensor]] = []
     sums: list[tuple[int, ScaledSum]] = []
+    aside = branch()
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
         wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
         overwrite, biases = plan.overwrites[index], _biases(operands, node)
         ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
-        if cotangent is not None:
-            for slot, grad in zip(node.operands, node.op.param_grad(ctx, cotangent, inputs[0]), strict=True):
+        if any(wanted):
+            param_grad = partial(node.op.param_grad, ctx, cotangent, inputs[0])
+            for slot, grad in zip(node.operands, aside.run(param_grad, (cotangent, inputs[0])), strict=True):
                 if isinstance(grad, ScaledSum):
                     sums.append((slot, grad))
                 elif grad is not None:
-                    grads[slot] = grad if grads[slot] is None else grads[slot] + grad
+                    found.append((slot, grad))
         for value in plan.last_uses[index]:
             values.pop(value, None)
         if plan.pushes_forward[index]:
@@ -105,8 +109,11 @@ def tangent(
         del inputs
     if sums:
         totals = scaled_sums([s.cotangent for _, s in sums], [s.axis for _, s in sums], scale)
-        for (slot, _), total in zip(sums, totals, strict=True):
-            grads[slot] = total if grads[slot] is None else grads[slot] + total
+        found += [(slot, total) for (slot, _), total in zip(sums, totals, strict=True)]
+    aside.join()
+    grads: list[Tensor | None] = [None] * len(operands)
+    for slot, grad in found:
+        grads[slot] = grad if grads[slot] is None else grads[slot] + grad
     return grads
 
 
