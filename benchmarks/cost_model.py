@@ -10,16 +10,15 @@ import functools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 import gnfast
+from benchmarks.launches import STEPS, launched
 from gnfast.bench import cost
 from gnfast.bench.cost import Cost
 from gnfast.bench.count import work
-from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
 from gnfast.bench.critics import SHIPPED, Z_DIM, Network, shipped
 from gnfast.bench.iteration import iteration_cost, settings
 
@@ -87,15 +86,14 @@ def plan_of(network: Network, dtype: torch.dtype, rewrite: bool = True) -> gnfas
 
 @functools.cache
 def launches(network: Network) -> dict[str, int]:
-    """Operations of a critic and a generator step, G's included; the same at any width."""
+    """Operations of a critic and a generator step on a GPU in bfloat16, G's included; the same at any width."""
     narrow = shipped(network.name, width=0.1)
-    net, x = narrow.critic(torch.float32, NHWC), narrow.images(2, torch.float32, NHWC)
     generator, z = gnfast.rewrite(narrow.generator(torch.float32, NHWC)), torch.randn(2, Z_DIM)
     with torch.no_grad():
         forward = work(lambda: generator(z)).launches
     weights = list(generator.parameters())
     backward = work(lambda: torch.autograd.grad(generator(z).sum(), weights)).launches
-    critic, part = (work(partial(step, four_passes, net, x)).launches for step in (critic_step, generator_step))
+    critic, part = (launched(network.name, step, "bfloat16", 0.25, 2).launches for step in STEPS)
     return {"critic": critic + forward, "generator": part + backward}
 
 

@@ -1,68 +1,89 @@
 """The four passes as one autograd Function, which is all that PyTorch sees of them."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
-from gnfast.engine import heads, passes, small_critics
+from gnfast.engine import heads, operands, passes, small_critics
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
+from gnfast.engine.operands import Made
 from gnfast.interop.surroundings import without_autocast
 from gnfast.plan.plan import Plan
 from gnfast.steps.memory import reuse_memory
 
 
-def four_passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None) -> Tensor | tuple[Tensor, Tensor]:
+def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None) -> Tensor | tuple[Tensor, Tensor]:
     """f̂ by a head that has partial derivatives of its own, or f and g = ∇ₓf (of x's shape) without one.
 
-    All are differentiable once, with respect to x and the operands.
+    All are differentiable once, with respect to x and the recorded operands.
     """
     keep = torch.is_grad_enabled() and bool(plan.trainable)
-    if head is None:
-        f, g = _FourPasses.apply(plan, None, keep, *_laid_out(plan, x, operands))
-        return f, g.contiguous() if x.is_contiguous() else g
-    chain = small_critics.chain_for_kernels(plan, head, operands, x.device.type)
-    if chain is not None:
-        f_hat = small_critics.TwoKernels.apply(chain, head.formula, keep, x, *operands)
-        return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
-    return _FourPasses.apply(plan, head, keep, *_laid_out(plan, x, operands))
+    if head is not None:
+        chain = small_critics.chain_for_kernels(plan, head, recorded, x.device.type)
+        if chain is not None:
+            f_hat = small_critics.TwoKernels.apply(chain, head.formula, keep, x, *recorded)
+            return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
+    last = _prefers_channels_last(plan, x)
+    laid_out = x.contiguous(memory_format=torch.channels_last) if last else x
+    made = operands.made_of(plan, recorded, last and x.device.type in _CHANNELS_LAST_WEIGHTS)
+    result = _FourPasses.apply(plan, made, head, keep, laid_out, *recorded)
+    if head is not None:
+        return result
+    f, g = result
+    return f, g.contiguous() if x.is_contiguous() else g
 
 
 class _FourPasses(torch.autograd.Function):
-    """(x, operands) ↦ f̂, or (f, g) without a head: passes 1 and 2 forward, pass 3 backward (docs/algorithm.md)."""
+    """(x, recorded operands) ↦ f̂, or (f, g) without a head: passes 1 and 2 forward, pass 3 backward.
+
+    docs/algorithm.md has the passes.
+    """
 
     @staticmethod
     def forward(
-        ctx, plan: Plan, head: Head | None, keep: bool, x: Tensor, *operands: Tensor
+        ctx, plan: Plan, made: Made, head: Head | None, keep: bool, x: Tensor, *recorded: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
-        f, masks = passes.forward(plan, x, operands)
-        g, cotangents = passes.pending_input_gradient(plan, x.shape[0], torch.ones_like(f), operands, masks, keep)
+        new = operands.prepare(made, recorded)
+        given = operands.by_slot(plan, made, recorded, new)
+        f, masks = passes.forward(plan, x if plan.entry is None else x.to(plan.entry), given)
+        g, cotangents = passes.pending_input_gradient(plan, x.shape[0], torch.ones_like(f), given, masks, keep)
         if head is None:
-            g, saved = g.tensor, ()
+            g, saved = g.tensor.to(x.dtype), ()
             result = f, g
         else:
             g, squares = g.with_squares(head.centre)
-            result, saved = heads.normalize(head, f, g, squares)
+            result, saved = heads.normalize(head, f, g, squares, x.dtype)
         ctx.set_materialize_grads(False)
-        ctx.plan, ctx.head, ctx.masks, ctx.sizes = plan, head, masks, (len(saved), len(operands))
-        ctx.save_for_backward(x, g, *saved, *operands, *cotangents)
+        ctx.plan, ctx.made, ctx.head, ctx.masks = plan, made, head, masks
+        ctx.sizes = len(saved), len(recorded), len(new), len(cotangents)
+        # What was made of an operand without gradient serves alone.
+        as_they_are = plan.slots - {slot for slot, *_ in made}
+        needed = [t if t.requires_grad or slot in as_they_are else None for slot, t in enumerate(recorded)]
+        ctx.save_for_backward(x, g, *saved, *needed, *new, *cotangents)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         x, g, *rest = ctx.saved_tensors
-        first, second = ctx.sizes[0], sum(ctx.sizes)
-        saved, operands, cotangents = rest[:first], rest[first:second], rest[second:]
-        _, _, _, needs_x, *needs = ctx.needs_input_grad
-        grads = [None] * len(operands)
+        rest = iter(rest)
+        saved, recorded, new, cotangents = ([*itertools.islice(rest, count)] for count in ctx.sizes)
+        needs_x, *needs = ctx.needs_input_grad[4:]
+        grads = [None] * len(recorded)
         with without_autocast(x.device.type), reuse_memory(x.device):
             if ctx.head is None:
-                scale, start, grad_x = heads.merged(*upstream, x, g, any(needs), needs_x)
+                scale, start, grad_x = heads.merged(*upstream, x, g, any(needs), needs_x, ctx.plan.entry)
             else:
-                scale, start, grad_x = heads.pull(ctx.head, saved, *upstream, x, g, any(needs), needs_x)
+                given = ctx.head, saved, *upstream, x, g, any(needs), needs_x, ctx.plan.entry
+                scale, start, grad_x = heads.pull(*given)
             if start is not None:
-                grads = passes.tangent(ctx.plan, start, scale, operands, needs, ctx.masks, cotangents)
-        return None, None, None, grad_x, *grads
+                given = operands.by_slot(ctx.plan, ctx.made, recorded, new)
+                needs += [needs[derived.slot] for derived in ctx.plan.derived]
+                found = passes.tangent(ctx.plan, start, scale, given, needs, ctx.masks, cotangents)
+                grads = operands.gradients(ctx.plan, ctx.made, recorded, found)
+        return None, None, None, None, grad_x, *grads
 
 
 _CHANNELS_LAST_DTYPES = {
@@ -73,16 +94,11 @@ _CHANNELS_LAST_DTYPES = {
 _CHANNELS_LAST_WEIGHTS = ("cuda",)
 
 
-def _laid_out(plan: Plan, x: Tensor, operands: list[Tensor]) -> list[Tensor]:
-    """x and the operands in the memory format in which the passes are fastest; all that they make follows it.
+def _prefers_channels_last(plan: Plan, x: Tensor) -> bool:
+    """Whether the passes are fastest with x in channels_last; all that they make follows it.
 
     Convolutions would reorder a contiguous tensor and put it back, one by one and in every pass: the images and what
-    comes of them, and on a GPU the weights too, of which this makes one small copy per call instead. Gradients arrive
-    in the layout of what they belong to.
+    comes of them, and on a GPU the weights too, of which `prepare` makes one small copy per call instead. Gradients
+    arrive in the layout of what they belong to.
     """
-    kind, layout = x.device.type, torch.channels_last
-    if not plan.kernels or x.dim() != 4 or x.dtype not in _CHANNELS_LAST_DTYPES.get(kind, ()):
-        return [x, *operands]
-    if kind in _CHANNELS_LAST_WEIGHTS:
-        operands = [t.contiguous(memory_format=layout) if i in plan.kernels else t for i, t in enumerate(operands)]
-    return [x.contiguous(memory_format=layout), *operands]
+    return bool(plan.kernels) and x.dim() == 4 and x.dtype in _CHANNELS_LAST_DTYPES.get(x.device.type, ())

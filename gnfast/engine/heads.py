@@ -185,42 +185,62 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
     return _plain(head, f, g)
 
 
-def normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+def normalize(
+    head: Head, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `apply_head` by partial derivatives, without a graph, for one logit per sample; and what `pull` needs.
 
-    `squares` (B, parts), float64, add up to ‖g − centre‖² per sample, where they are known.
+    Args:
+        squares: (B, parts), float64, which add up to ‖g − centre‖² per sample, where they are known.
+        dtype: that of x; f̂ has the wider of this and f's.
     """
+    wider = torch.promote_types(f.dtype, dtype)
     if kernels := _kernels(head, g):
-        f_hat, partials = kernels.normalize(head.formula, f, g, squares)
+        f_hat, partials = kernels.normalize(head.formula, f, g, squares, wider)
         return f_hat, (partials,)
-    return _normalize(head, f, g, squares)
+    return _normalize(head, f, g, squares, wider)
 
 
 def pull(
-    head: Head, saved: Sequence[Tensor], upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+    head: Head,
+    saved: Sequence[Tensor],
+    upstream: Tensor,
+    x: Tensor,
+    g: Tensor,
+    wants_start: bool,
+    wants_grad_x: bool,
+    entry: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As `merged`, for ∂L/∂f̂ (of f's shape) of a head; `saved` is from `normalize`."""
     if kernels := _kernels(head, g):
-        return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x)
-    return merged(*_pullback(head, *saved, g, upstream, wants_start), x, g, wants_start, wants_grad_x)
+        return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x, entry or x.dtype)
+    return merged(*_pullback(head, *saved, g, upstream, wants_start), x, g, wants_start, wants_grad_x, entry)
 
 
 def merged(
-    grad_f: Tensor | None, grad_g: Tensor | None, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+    grad_f: Tensor | None,
+    grad_g: Tensor | None,
+    x: Tensor,
+    g: Tensor,
+    wants_start: bool,
+    wants_grad_x: bool,
+    entry: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What the passes need for the gradient of f and g (docs/algorithm.md, One merged tangent).
 
     Args:
         grad_f, grad_g: ∂L/∂f, with as many entries as samples, and ∂L/∂g, of g's shape; None for 0.
         x, g: (B, ...) the input and its gradient.
+        entry: the dtype of c₀; None for x's.
 
     Returns:
         s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
     """
-    scale = None if grad_f is None else grad_f.reshape(-1).to(_accumulator(grad_f.dtype))
+    # Kernels read it entry by entry; the gradient of a sum is one number, expanded.
+    scale = None if grad_f is None else grad_f.reshape(-1).to(_accumulator(grad_f.dtype)).contiguous()
     start = grad_x = None
     if wants_start and not (scale is None and grad_g is None):
-        start = passes.merged_tangent(x, scale, grad_g)
+        start = passes.merged_tangent(x, scale, grad_g, entry)
     if wants_grad_x and scale is not None:
         grad_x = torch.empty_like(x).copy_(_per_sample(scale, g) * g)
     return scale, start, grad_x
@@ -273,7 +293,7 @@ def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
 class _ApplyHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, head: Head, f: Tensor, g: Tensor) -> Tensor:
-        f_hat, measured = _normalize(head, f, g)
+        f_hat, measured = _normalize(head, f, g, None, torch.promote_types(f.dtype, g.dtype))
         ctx.head = head
         ctx.save_for_backward(f, g, *measured)
         return f_hat
@@ -286,11 +306,13 @@ class _ApplyHead(torch.autograd.Function):
         return None, grad_f.reshape(f.shape).to(f.dtype), grad_g.to(g.dtype)
 
 
-def _normalize(head: Head, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`normalize` in plain PyTorch; what `_pullback` needs is f and m, both (B,)."""
+def _normalize(
+    head: Head, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`normalize` in plain PyTorch, f̂ in that dtype; what `_pullback` needs is f and m, both (B,)."""
     m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(_accumulator(g.dtype))
     logit = f.reshape(-1).to(m.dtype)
-    return head.value(logit, m).reshape(f.shape).to(torch.promote_types(f.dtype, g.dtype)), (logit, m)
+    return head.value(logit, m).reshape(f.shape).to(dtype), (logit, m)
 
 
 def _pullback(

@@ -2,13 +2,16 @@
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gnfast.engine.branch import branch
+from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.fused import Contribution, Fused, Pending, summed
-from gnfast.plan.op import Context
+from gnfast.plan.op import Context, ScaledSum
 from gnfast.plan.plan import Node, Plan
 
 
@@ -83,30 +86,47 @@ def tangent(
         cotangents: what pass 2 kept.
     """
     values = {0: start}
-    grads: list[Tensor | None] = [None] * len(operands)
+    found: list[tuple[int, Tensor]] = []
+    sums: list[tuple[int, ScaledSum]] = []
+    aside = branch()
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
         wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
         overwrite, biases = plan.overwrites[index], _biases(operands, node)
         ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
-        if cotangent is not None:
-            for slot, grad in zip(node.operands, node.op.param_grad(ctx, cotangent, inputs[0]), strict=True):
-                if grad is not None:
-                    grads[slot] = grad if grads[slot] is None else grads[slot] + grad
+        if any(wanted):
+            param_grad = partial(node.op.param_grad, ctx, cotangent, inputs[0])
+            for slot, grad in zip(node.operands, aside.run(param_grad, (cotangent, inputs[0])), strict=True):
+                if isinstance(grad, ScaledSum):
+                    sums.append((slot, grad))
+                elif grad is not None:
+                    found.append((slot, grad))
         for value in plan.last_uses[index]:
             values.pop(value, None)
         if plan.pushes_forward[index]:
             _keep(values, node, node.op.pushforward(ctx, *inputs))
         del inputs
+    if sums:
+        totals = scaled_sums([s.cotangent for _, s in sums], [s.axis for _, s in sums], scale)
+        found += [(slot, total) for (slot, _), total in zip(sums, totals, strict=True)]
+    aside.join()
+    grads: list[Tensor | None] = [None] * len(operands)
+    for slot, grad in found:
+        grads[slot] = grad if grads[slot] is None else grads[slot] + grad
     return grads
 
 
-def merged_tangent(x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None) -> Tensor:
-    """c₀ = s·x + ∂L/∂g, of x's shape, dtype and memory format; s (B,) and ∂L/∂g may be wider, None stands for 0."""
+def merged_tangent(
+    x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """c₀ = s·x + ∂L/∂g, of x's shape, memory format and dtype or in that dtype.
+
+    s (B,) and ∂L/∂g may be wider; None stands for 0.
+    """
     parts = [] if scale is None else [x * scale.reshape(-1, *[1] * (x.dim() - 1))]
     parts += [] if input_grad_cotangent is None else [input_grad_cotangent]
-    return torch.empty_like(x).copy_(functools.reduce(torch.add, parts))
+    return torch.empty_like(x, dtype=dtype).copy_(functools.reduce(torch.add, parts))
 
 
 def _keep(values: dict[int, Tensor], node: Node, result: Any) -> None:

@@ -35,6 +35,8 @@ TABLE = {
     ),
     "join": Operation(("join",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "head": Operation(("head",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
+    "operands": Operation(("operands",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
+    "scaled_sums": Operation(("scaled_sums",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "mlp": Operation(("mlp",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "spectral": Operation(("spectral_norm",), {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}),
     "winograd": Operation(("winograd_conv2d",), {"cpu": ("cpp", "torch")}),

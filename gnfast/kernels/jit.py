@@ -22,3 +22,12 @@ def rectified(s, positive, SLOPE: tl.constexpr):
 def masked(value, positive, SLOPE: tl.constexpr):
     """value where positive, else slope · value. Slope 0 selects, so that inf and NaN become 0."""
     return tl.where(positive, value, tl.zeros_like(value) if SLOPE == 0 else value * SLOPE)
+
+
+@triton.jit
+def chosen(pointers, item, COUNT: tl.constexpr):
+    """One of a tuple of pointers to the same type, which Triton indexes by constants alone."""
+    place = pointers[0].to(tl.int64)
+    for k in tl.static_range(1, COUNT):
+        place = tl.where(item == k, pointers[k].to(tl.int64), place)
+    return place.to(tl.pointer_type(pointers[0].dtype.element_ty))

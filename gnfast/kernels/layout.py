@@ -19,6 +19,11 @@ def is_dense(t: Tensor) -> bool:
     return torch.empty_like(t, device="meta").stride() == t.stride()
 
 
+def is_channels_last(t: Tensor) -> bool:
+    """Whether a tensor is a (B, C, H, W) one stored with its channels innermost, and not both ways at once."""
+    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+
+
 def batch_major(t: Tensor) -> Tensor:
     """The tensor without gaps and with its samples one after the other in memory; itself where it is so already."""
     per_sample = t.numel() // max(t.shape[0], 1)

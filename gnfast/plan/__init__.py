@@ -28,6 +28,6 @@ def trace(net: nn.Module, x: Tensor, *args: Any, rewrite: bool = True, **kwargs:
     with unchanged(net) as before:
         if before.irrevocable:
             refusal = Refusal("", "forward", before.irrevocable)
-            return Plan(type(net).__name__, tuple(x.shape[1:]), (), 0, frozenset(), (), 0, (refusal,))
+            return Plan(type(net).__name__, tuple(x.shape[1:]), (), 0, frozenset(), refusals=(refusal,))
         plan, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True, careful=True)
     return plan

@@ -34,7 +34,7 @@ def _with_joins(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
         if _is_sum(producer):
             layers = [producers[v] for v in producer.inputs if v in producers and counts[v] == 1]
             layers = [layer for layer in layers if _has_bias(layer)]
-            layers = [layer for layer in layers if _axis(layer) == _axis(layers[0])]
+            layers = [layer for layer in layers if _kind(layer) == _kind(layers[0])]
             instead |= {layer: (_without_bias(layer, layer.output),) for layer in layers}
             instead[producer] = (_join(producer.inputs, layers, producer, activation, counts),)
         elif _has_bias(producer) or (producer.op.is_layer and _is_read_only_by(activation, counts)):
@@ -95,10 +95,10 @@ def _join(
     # What a layer has just written may be overwritten: such a term comes first.
     terms = tuple(sorted(terms, key=lambda value: value not in from_layers))
     keeps_sum = counts[producer.output] > 1
-    axis = _axis(layers[0]) if layers else 1
+    adds_biases, axis = _kind(layers[0]) if layers else (True, 1)
     return dataclasses.replace(
         activation,
-        op=Join(len(terms), activation.op.slope, axis, keeps_sum),
+        op=Join(len(terms), activation.op.slope, axis, keeps_sum, adds_biases),
         inputs=terms,
         input_shapes=(producer.output_shape,) * len(terms),
         biases=tuple(layer.operands[1] for layer in layers if _has_bias(layer)),
@@ -118,6 +118,11 @@ def _has_bias(node: Node) -> bool:
 def _is_read_only_by(activation: Node, counts: Mapping[int, int]) -> bool:
     """Whether its input has no other reader, and its output several, whose cotangents are to be added up."""
     return counts[activation.inputs[0]] == 1 and counts[activation.output] > 1
+
+
+def _kind(layer: Node) -> tuple[bool, int]:
+    """Whether the Join adds its bias in the forward too, and along which axis."""
+    return isinstance(layer.op, Conv), _axis(layer)
 
 
 def _axis(layer: Node) -> int:

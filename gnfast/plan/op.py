@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from gnfast.kernels.layout import is_channels_last
+
 if TYPE_CHECKING:
     from gnfast.plan.fused import Pending
     from gnfast.plan.recorder import Recorder
@@ -32,6 +34,13 @@ class Context(NamedTuple):
     """Per operand, whether its gradient is wanted; set for `param_grad`."""
     biases: Sequence[Tensor] = ()
     """What a fused operation adds for the layers before it, which take the gradients."""
+
+
+class ScaledSum(NamedTuple):
+    """The gradient (C,) of a bias, Σ s_i δ_i over all axes but one: yet to be computed, with those of other layers."""
+
+    cotangent: Tensor
+    axis: int
 
 
 class Op:
@@ -92,8 +101,8 @@ class Op:
         """Returns L c + s·k."""
         raise NotImplementedError
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
-        """Returns the gradient of each operand for which `ctx.needs` is true, None elsewhere.
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
+        """Returns the gradient of each operand for which `ctx.needs` is true, None elsewhere, in any dtype.
 
         `tangent` is that of the first input: operands with gradients meet no other input.
         """
@@ -287,8 +296,3 @@ def frozen(value: Any) -> Any:
     if isinstance(value, dict):
         return tuple((name, frozen(entry)) for name, entry in sorted(value.items()))
     return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
-
-
-def is_channels_last(t: Tensor) -> bool:
-    """Whether a tensor is a (B, C, H, W) one stored with its channels innermost, and not both ways at once."""
-    return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()

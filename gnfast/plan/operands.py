@@ -1,7 +1,5 @@
 """The operands of a recording: a slot for each tensor, guarded against changes after its use."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -15,30 +13,22 @@ class Operands:
 
     def __init__(self, careful: bool) -> None:
         self.tensors: list[Tensor] = []
-        self.sources: list[Tensor] = []
-        """The same before autocast."""
-        self._slots: dict[int, int] = {}
+        self.dtypes: list[torch.dtype] = []
+        """In which each is wanted; whoever runs the passes converts them, all at once."""
+        self._slots: dict[tuple[int, torch.dtype], int] = {}
         self._versions: list[int] = []
         self._contents: list[Tensor] | None = [] if careful else None
-        self._converted_from: dict[int, Tensor] = {}
 
-    def converted(self, operands: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-        """Those of floating point in that dtype; autocast leaves float64 alone."""
-        keep = torch.float64 if dtype != torch.float64 else None
-        converted = [t.to(dtype) if is_floating(t) and t.dtype != keep else t for t in operands]
-        self._converted_from |= {id(t): s for t, s in zip(converted, operands, strict=True) if t is not s}
-        return converted
-
-    def slot(self, operand: Tensor) -> int:
-        """The operand's place, which is the next one when it is new."""
+    def slot(self, operand: Tensor, dtype: torch.dtype) -> int:
+        """The operand's place, wanted in that dtype, which is the next one when it is new."""
         # Tensors are held, so that an id is not given out twice.
-        slot = self._slots.setdefault(id(operand), len(self.tensors))
+        slot = self._slots.setdefault((id(operand), dtype), len(self.tensors))
         if slot == len(self.tensors):
             self.tensors.append(operand)
+            self.dtypes.append(dtype)
             self._versions.append(_version(operand))
             if self._contents is not None:
                 self._contents.append(operand.detach().clone())
-            self.sources.append(self._converted_from.pop(id(operand), operand))
         return slot
 
     def changed(self) -> Tensor | None:
@@ -56,6 +46,12 @@ class Operands:
 
 def is_floating(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.dtype.is_floating_point
+
+
+def converted(dtype: torch.dtype, to: torch.dtype | None) -> torch.dtype:
+    """What an operand's dtype becomes where those of floating point become `to`; autocast leaves float64 alone."""
+    stays = to is None or not dtype.is_floating_point or (dtype == torch.float64 != to)
+    return dtype if stays else to
 
 
 def _version(tensor: Tensor) -> int:

@@ -3,12 +3,12 @@
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor
+import torch
 
+from gnfast.kernels.operands import Fold, Spread
 from gnfast.plan.op import Op, Shape
 from gnfast.plan.table import render
 
@@ -66,11 +66,10 @@ def reached(nodes: Sequence[Node], output: int, by_derivatives: bool) -> tuple[b
 
 @dataclass(frozen=True)
 class Derived:
-    """An operand that a rewrite computes from another one: function(operand in `slot`, *args), differentiably."""
+    """An operand that a rewrite makes of the recorded one in `slot`."""
 
-    function: Callable[..., Tensor]
     slot: int
-    args: tuple[Any, ...]
+    fold: Fold | Spread
 
 
 @dataclass(frozen=True)
@@ -99,16 +98,15 @@ class Plan:
     output: int
     trainable: frozenset[int]
     """Slots of the operands that require a gradient."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """Those in which nodes take the recorded operands, by slot."""
     derived: tuple[Derived, ...] = ()
     """What the slots after those of the recorded operands hold."""
     stated_flops: int = 0
     """Floating-point operations per sample of a forward as the network states it, before any rewrite."""
     refusals: tuple[Refusal, ...] = ()
-
-    def operands(self, recorded: Sequence[Tensor], sources: Sequence[Tensor]) -> list[Tensor]:
-        """All operands: the recorded ones, and what comes of their sources before autocast, which is rounded once."""
-        derived = (d.function(sources[d.slot], *d.args).to(recorded[d.slot].dtype) for d in self.derived)
-        return [*recorded, *derived]
+    entry: torch.dtype | None = None
+    """The dtype in which the passes begin; None for x's own."""
 
     @functools.cached_property
     def overwrites(self) -> tuple[bool, ...]:
@@ -139,6 +137,11 @@ class Plan:
             differentiated and not self.trainable.isdisjoint(node.operands)
             for node, differentiated in zip(self.nodes, self.differentiated, strict=True)
         )
+
+    @functools.cached_property
+    def slots(self) -> frozenset[int]:
+        """Those of the operands that nodes read."""
+        return frozenset(slot for node in self.nodes for slot in (*node.operands, *node.biases) if slot is not None)
 
     @functools.cached_property
     def kernels(self) -> frozenset[int]:

@@ -15,7 +15,7 @@ from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
 from gnfast.plan.names import function_name, submodule_name
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op
-from gnfast.plan.operands import Operands, is_floating
+from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
@@ -130,11 +130,12 @@ class Recorder:
         if dtype is not None:
             # Autocast leaves float64 alone.
             inputs = [t if t.scalar == torch.float64 else self.cast(t, dtype) for t in inputs]
-            operands = self.operands.converted(operands, dtype)
+        dtypes = [t if t is None else converted(t.dtype, dtype) for t in operands]
+        given = zip(operands, dtypes, strict=True)
         node, (shape, dtype) = node_of(
             op,
             tuple([(t.value, Like(t.extent, t.scalar)) for t in inputs]),
-            tuple([t if t is None else (self.operands.slot(t), Like(tuple(t.shape), t.dtype)) for t in operands]),
+            tuple([t if t is None else (self.operands.slot(t, d), Like(tuple(t.shape), d)) for t, d in given]),
             self._values,
             submodule_name(self.net),
         )
@@ -157,11 +158,13 @@ class Recorder:
 
     def autocast(self, function: Callable[..., Tensor], tensor: Traced, *args: Any) -> Traced:
         """`tensor` in the dtype in which autocast runs `function`; `args` suit a tensor of size 1 in every axis."""
+        return self.cast(tensor, self.autocasts_to(function, tensor, *args))
+
+    def autocasts_to(self, function: Callable[..., Tensor], tensor: Traced, *args: Any) -> torch.dtype:
+        """The dtype of `autocast`'s result."""
         low = autocast_dtype(self.device.type)
-        if not low:
-            return tensor
         small = Like((1,) * tensor.dim(), tensor.scalar)
-        return self.cast(tensor, widened(function, (small, *args), self.device, low))
+        return widened(function, (small, *args), self.device, low) if low else tensor.scalar
 
     def runs_low(self, function: Callable[..., Tensor], *args: Any) -> bool:
         """Whether autocast is on and runs `function` of these arguments in low precision."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from gnfast.kernels.operands.plain import folded
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.elementwise import Add
 from gnfast.plan.ops.pool import AvgPool2d
@@ -77,8 +78,8 @@ class _Rewriter:
     def _folded(self, merged: merges.Fold, first: Node, second: Node) -> Node:
         """One convolution from the input of `first` to the output of `second`."""
         conv = second if merged.transposed else first
-        fold = Derived(merged.fold, conv.operands[0], merged.args)
-        shape = tuple(merged.fold(torch.empty(conv.operand_shapes[0], device="meta"), *merged.args).shape)
+        fold = Derived(conv.operands[0], merged.kernel)
+        shape = tuple(folded(torch.empty(conv.operand_shapes[0], device="meta"), merged.kernel).shape)
         if fold not in self.derived:
             self.derived.append(fold)
         op = replace(conv.op, stride=merged.stride, padding=merged.padding)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gnfast.errors import InputError
 from gnfast.kernels.backend import implementation
+from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
@@ -51,7 +52,7 @@ def record(
             count: by comparing contents, which takes a copy of each operand.
 
     Returns:
-        the Plan, and all its operands in the order of their slots.
+        the Plan, and the recorded operands in the order of their slots, as the network has them.
 
     Raises:
         Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
@@ -78,8 +79,7 @@ def record(
     trainable = frozenset(slot for slot, operand in enumerate(tensors) if operand.requires_grad)
     fused = implementation("join", x.device.type).FUSES if fused is None else fused
     recorded = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
-    plan = _plan(*recorded, len(tensors), refusals, rewritten, fused)
-    return plan, plan.operands(tensors, recorder.operands.sources)
+    return _plan(*recorded, tuple(recorder.operands.dtypes), refusals, rewritten, fused), tensors
 
 
 def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def _plan(
     nodes: tuple[Node, ...],
     output: int,
     trainable: frozenset[int],
-    slots: int,
+    dtypes: tuple[torch.dtype, ...],
     refusals: tuple[Refusal, ...],
     rewritten: bool,
     fused: bool,
@@ -149,8 +149,10 @@ def _plan(
     stated_flops = sum(node.flops for node in kept)
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
-        kept, derived = rewrite(kept, output, slots)
+        kept, derived = rewrite(kept, output, len(dtypes))
+    entry = None
     if fused and not refusals:
+        kept, derived, entry = shorten(kept, output, derived, dtypes)
         kept = fuse(kept, output)
-    trainable |= {slots + index for index, d in enumerate(derived) if d.slot in trainable}
-    return Plan(name, input_shape, kept, output, trainable, derived, stated_flops, refusals)
+    trainable |= {index for index, d in enumerate(derived, len(dtypes)) if d.slot in trainable}
+    return Plan(name, input_shape, kept, output, trainable, dtypes, derived, stated_flops, refusals, entry)

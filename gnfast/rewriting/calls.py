@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnfast.rewriting.deferred import Deferred, can_merge, claim, put_off, real
+from gnfast.rewriting.folding import fold_kernel
 from gnfast.rewriting.merges import AvgPool, Conv, Fold, Operation, Sum, Upsample, merge, sizes, whole_factor
 from gnfast.rewriting.winograd import convolution, output_shape
 
@@ -125,7 +126,7 @@ def _pooled(term: Tensor, pool: AvgPool) -> Tensor:
 
 def _folded(merged: Fold, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     """One convolution, or a transposed one, that is there to be computed."""
-    weight = merged.fold(weight, *merged.args)
+    weight = fold_kernel(weight, merged.kernel)
     y = convolution(x, weight, bias, (merged.stride, merged.padding, (1, 1), merged.transposed, (0, 0), groups))
     if y is not None:
         return y

@@ -7,9 +7,10 @@ of them speak of a convolution with stride 1, dilation 1 and zero padding p.
 import math
 from collections.abc import Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from gnfast.kernels.operands import Fold
+from gnfast.kernels.operands.plain import folded
 
 Pair = tuple[int, int]
 
@@ -28,7 +29,7 @@ def fold_avg_pool(weight: Tensor, pool: Pair) -> Tensor:
     The mean of `weight` (C_out, C_in / groups, kH, kW) at the mH mW shifts: (..., kH + mH - 1, kW + mW - 1), computed
     in float32 or better, in the dtype and memory format of `weight`. The bias stays.
     """
-    return _windows(weight, pool, divisor=None)
+    return fold_kernel(weight, Fold(pool))
 
 
 def fold_upsample(weight: Tensor, factor: Pair, groups: int = 1) -> Tensor:
@@ -38,25 +39,9 @@ def fold_upsample(weight: Tensor, factor: Pair, groups: int = 1) -> Tensor:
     Flipped sums of `weight` at the mH mW shifts, (C_in, C_out / groups, kH + mH - 1, kW + mW - 1), as for
     `fold_avg_pool`.
     """
-    flipped = _windows(weight, factor, divisor=1).flip(2, 3)
-    swapped = flipped.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return swapped.contiguous(memory_format=_memory_format(weight))
+    return fold_kernel(weight, Fold(factor, mean=False, transposed=groups))
 
 
-def _windows(weight: Tensor, size: Pair, divisor: int | None) -> Tensor:
-    """Sums (divisor 1) or means (None) over all windows that touch the kernel."""
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    height, width = (m - 1 for m in size)
-    if max(size) > 2:
-        # avg_pool2d itself pads by half a window at most.
-        wide = F.pad(wide, (width, width, height, height))
-        height = width = 0
-    windows = F.avg_pool2d(wide, size, stride=1, padding=(height, width), divisor_override=divisor)
-    return windows.to(weight.dtype).contiguous(memory_format=_memory_format(weight))
-
-
-def _memory_format(weight: Tensor) -> torch.memory_format:
-    # A contiguous weight may pass for channels_last as well (one channel, or 1×1 kernels), but not the folded one.
-    if weight.is_contiguous() or not weight.is_contiguous(memory_format=torch.channels_last):
-        return torch.contiguous_format
-    return torch.channels_last
+def fold_kernel(weight: Tensor, fold: Fold) -> Tensor:
+    """The kernel that `fold` describes, in the dtype and memory format of `weight`."""
+    return folded(weight, fold).to(weight.dtype)

@@ -9,13 +9,12 @@
 Operations are described without their tensors; whoever applies a rule has those.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor
-
-from gnfast.rewriting.folding import Pair, fold_avg_pool, fold_pays, fold_upsample
+from gnfast.kernels import operands
+from gnfast.rewriting.folding import Pair, fold_pays
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,9 @@ Operation = Conv | AvgPool | Upsample | Sum
 
 @dataclass(frozen=True)
 class Fold:
-    """One convolution in place of two operations: with the kernel `fold(weight, *args)`, the same bias and groups."""
+    """One convolution in place of two operations: with this fold of the kernel, the same bias and groups."""
 
-    fold: Callable[..., Tensor]
-    args: tuple[Any, ...]
+    kernel: operands.Fold
     stride: Pair
     padding: Pair
     transposed: bool
@@ -80,11 +78,12 @@ def merge(first: Operation | None, second: Operation | None) -> Fold | Literal["
         case (Conv(is_pixelwise=True), AvgPool()) | (Upsample(), Conv(is_pixelwise=True)):
             return "swap"
         case Conv(dilation=(1, 1)), AvgPool(window, stride) if window == stride and fold_pays(first.kernel, window):
-            return Fold(fold_avg_pool, (window,), stride, first.padding, transposed=False)
+            return Fold(operands.Fold(window), stride, first.padding, transposed=False)
         case Upsample(factor), Conv(dilation=(1, 1)) if fold_pays(second.kernel, factor):
             cropping = tuple(k - 1 - p for k, p in zip(second.kernel, second.padding, strict=True))
             if min(cropping) >= 0:
-                return Fold(fold_upsample, (factor, second.groups), factor, cropping, transposed=True)
+                kernel = operands.Fold(factor, mean=False, transposed=second.groups)
+                return Fold(kernel, factor, cropping, transposed=True)
         case Sum(terms), AvgPool() if any(merge(term, second) for term in terms):
             return "term by term"
     return None

@@ -326,6 +326,7 @@ def test_what_exists_twice_is_run_by_each_backend(tmp_path, monkeypatch):
     assert backend.choices("sign_bits", "cpu") == kept
     assert tuple(dict.fromkeys(row["backend"] for row in rows if row["name"].startswith("mask_"))) == kept
     assert {row["backend"] for row in rows if "perceptron" in row["name"]} == {"torch"}
+    assert {row["backend"] for row in rows if "images" in row["name"]} == {"two branches", "one after the other"}
     assert calls
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import FallbackWarning, InputError, UnsupportedError, reference
-from gnfast.engine import autograd, passes
+from gnfast.engine import autograd, operands, passes
 from tests.hunt.steps import FUNCTIONS
 from tests.oracle import (
     assert_agree,
@@ -549,8 +549,9 @@ def test_one_plan_serves_every_batch_size():
     assert str(first) == str(larger)
     x = torch.randn(7, 3, 6, 6, dtype=torch.float64)
     weights = list(net.parameters())
-    operands = first.operands(weights, weights)
-    assert relative_error(passes.forward(first, x, operands)[0], net(x)) < 1e-12
+    made = operands.made_of(first, weights, channels_last=False)
+    given = operands.by_slot(first, made, weights, operands.prepare(made, weights))
+    assert relative_error(passes.forward(first, x, given)[0], net(x)) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gnfast
 from gnfast import penalties, reference
+from gnfast.engine import operands
+from gnfast.kernels import operands as kernels
 from gnfast.plan.trace import record
 from gnfast.rewriting import calls
 from gnfast.rewriting.folding import fold_avg_pool, fold_upsample
@@ -134,6 +136,19 @@ def test_autocast_is_per_call_and_per_region():
         assert torch.equal(strict(net, x), exact)
 
 
+@pytest.mark.parametrize("name", ["sum", "mean"])
+def test_a_sum_in_another_dtype_converts_on_the_way(name):
+    def forward(net, x):
+        return net.linear(getattr(F.relu(net.conv(x)), name)((2, 3), dtype=torch.float64))
+
+    net = Called(forward, conv=nn.Conv2d(3, 5, 3).float(), linear=nn.Linear(5, 1).double())
+    x = torch.randn(4, 3, 6, 7)
+    assert not [node for node in gnfast.trace(net, x).nodes if node.op.label().startswith("to ")]
+    seen, expected = (outputs_and_gradients(way.normalize_gradient, net, x) for way in (gnfast, reference))
+    for key, value in expected.items():
+        assert seen[key].dtype == value.dtype and relative_error(seen[key], value) < 1e-5, key
+
+
 def test_float64_is_left_alone_by_autocast(x):
     net = NETWORKS["resnet"]().double()
     with torch.autocast("cpu", torch.bfloat16):
@@ -199,8 +214,9 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
         critic = nn.Sequential(net, nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
         critic(x)
         with torch.autocast("cpu", torch.bfloat16):
-            _, operands = record(critic, x, (), {})
-        folded = operands[-1]
+            plan, recorded = record(critic, x, (), {})
+        form = next(form for *_, form in operands.made_of(plan, recorded, False) if form.fold)
+        (folded,) = kernels.prepare([conv.weight], [form])
     else:
         used = []
         convolution = calls.convolution
@@ -214,7 +230,10 @@ def test_kernels_are_folded_from_float32_and_rounded_once(layers, way, monkeypat
     assert relative_error(folded.double(), expected) < 0.8 * relative_error(weights, expected)
     # Exact but for float32: nothing on the way back rounds to bfloat16.
     seed = torch.randn_like(expected).to(torch.bfloat16)
-    (grad,) = torch.autograd.grad(folded, conv.weight, seed)
+    if way == "passes":
+        (grad,) = kernels.gradients([seed], [conv.weight], [form])
+    else:
+        (grad,) = torch.autograd.grad(folded, conv.weight, seed)
     wide = conv.weight.detach().double().requires_grad_()
     (truth,) = torch.autograd.grad(fold(wide, (2, 2)), wide, seed.double())
     assert grad.dtype == torch.float32

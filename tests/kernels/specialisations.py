@@ -17,22 +17,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
-from torch._prims_common import suggest_memory_format
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from gnfast.bench import iteration, spectral_ways
 from gnfast.bench.critic_steps import Normalize, critic_step, four_passes, generator_step, without_rewrites
 from gnfast.bench.critics import shipped
+from gnfast.bench.gpu_ways import IN_TRITON, Uncomputed, gpu_ways
 from gnfast.bench.mode import tuned
-from gnfast.kernels import backend
 from gnfast.train.state import State
 from tests.kernels.cubin import resources
-
-aten = torch.ops.aten
-IN_TRITON = ("join", "head", "mlp")
-"""The operations that have no CUDA kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,32 +69,6 @@ class _Target:
         return self.target
 
 
-class _Uncomputed(TorchDispatchMode):
-    """Products and batch norms give memory of the shape and strides that they have on a GPU, whatever it holds."""
-
-    PRODUCTS = (aten.mm.default, aten.addmm.default)
-    CONVOLUTIONS = (aten.convolution.default, aten.convolution_backward.default)
-    """Channels_last where the input or the weight is, gradients too (cuDNN)."""
-    BATCH_NORMS = (aten.native_batch_norm.default, aten.native_batch_norm_backward.default)
-    """Of the first argument's strides."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func not in (*self.PRODUCTS, *self.CONVOLUTIONS, *self.BATCH_NORMS):
-            return func(*args, **(kwargs or {}))
-        given = [t for t in args[:3] if isinstance(t, Tensor)]
-        given = given[1:] if func is aten.convolution_backward.default else given[:2]
-        if func in self.BATCH_NORMS:
-            given = given[:1]
-        last = func not in self.PRODUCTS and any(suggest_memory_format(t) == torch.channels_last for t in given)
-
-        def memory(result: Tensor) -> Tensor:
-            layout = torch.channels_last if last and result.dim() == 4 else torch.contiguous_format
-            return torch.empty(result.shape, dtype=result.dtype, memory_format=layout)
-
-        on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs or {}))
-        return tree_map_only(Tensor, memory, func(*on_meta[0], **on_meta[1]))
-
-
 @contextlib.contextmanager
 def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[dict[str, Specialisation]]:
     """Inside, tensors on the CPU go the ways of a GPU's as far as kernels are concerned, which are compiled, not run.
@@ -126,14 +92,11 @@ def recording(capability: int, triton: tuple[str, ...] = IN_TRITON) -> Iterator[
         seconds = time.perf_counter() - started
         found.setdefault(compiled.hash, Specialisation(self.__name__, self.module, compiled, seconds))
 
-    chosen = {("winograd", "cpu"): ("torch",)} | {(operation, "cpu"): ("triton",) for operation in triton}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))
+        stack.enter_context(gpu_ways(triton))
         stack.enter_context(mock.patch.object(JITFunction, "run", compile_alone))
-        # Autocast sums in float32 on GPUs, not on CPUs.
-        stack.enter_context(mock.patch("gnfast.plan.recorder.widened", return_value=torch.float32))
         stack.enter_context(mock.patch.object(driver, "_active", _Target(capability)))
-        stack.enter_context(_Uncomputed())
+        stack.enter_context(Uncomputed())
         yield found
 
 

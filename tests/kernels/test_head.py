@@ -32,8 +32,8 @@ def check_head(name, dtype, device, layout=torch.channels_last):
     f = torch.tensor([[0.3], [0], [-2], [1e-3], [-7], [1], [0], [-0.4], [1]], dtype=dtype, device=device)
     upstream = torch.randn(9, 1, device=device).to(dtype)
     twin = head.__class__(**{**vars(head), "formula": None})
-    f_hat, saved = heads.normalize(twin, f, g)
-    actual, partials = heads_triton.normalize(head.formula, f, g)
+    f_hat, saved = heads.normalize(twin, f, g, None, dtype)
+    actual, partials = heads_triton.normalize(head.formula, f, g, None, dtype)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(actual, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
     # Thirteen parts of every sample's squares, of which g itself cannot be the source.
@@ -42,11 +42,11 @@ def check_head(name, dtype, device, layout=torch.channels_last):
         lambda *given: heads.normalize(twin, *given),
         functools.partial(heads_triton.normalize, head.formula),
     ):
-        from_squares = normalize(f, torch.full_like(g, torch.nan), squares)[0]
+        from_squares = normalize(f, torch.full_like(g, torch.nan), squares, dtype)[0]
         torch.testing.assert_close(from_squares, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
     for wants in ((True, False), (False, True), (True, True)):
         expected = heads.pull(twin, saved, upstream, x, g, *wants)
-        given = heads_triton.pull(head.formula, partials, upstream, x, g, *wants)
+        given = heads_triton.pull(head.formula, partials, upstream, x, g, *wants, dtype)
         for left, right in zip(given, expected, strict=True):
             if right is None:
                 assert left is None

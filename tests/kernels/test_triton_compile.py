@@ -17,6 +17,8 @@ from gnfast.kernels.head import triton as head  # noqa: E402
 from gnfast.kernels.join import triton as join  # noqa: E402
 from gnfast.kernels.mlp import MAX_WIDTH  # noqa: E402
 from gnfast.kernels.mlp import triton as mlp  # noqa: E402
+from gnfast.kernels.operands import triton as operands  # noqa: E402
+from gnfast.kernels.scaled_sums import triton as scaled_sums  # noqa: E402
 from tests.kernels.cubin import assert_fits  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +30,7 @@ CAPABILITIES = [80, 90]
 
 def assert_compiles(
     kernel: Any,
-    pointers: dict[str, str],
+    pointers: dict[str, str | tuple[str, ...]],
     constants: dict[str, Any],
     budget: int,
     capability: int,
@@ -38,7 +40,8 @@ def assert_compiles(
     """Compiles a kernel as a launch with arguments divisible by 16 would, checks what it uses, and returns it.
 
     Args:
-        pointers: argument: its element type; arguments that are neither pointers nor constants are 32-bit integers.
+        pointers: argument: its element type, or those of a tuple; arguments that are neither pointers nor constants are
+            32-bit integers.
         budget: registers per thread.
         odd: arguments that need not be divisible.
         options: num_warps and num_stages.
@@ -48,8 +51,11 @@ def assert_compiles(
 
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
-        if name not in constants and name not in odd:
+        kind = pointers.get(name, ())
+        signature[name] = "constexpr" if name in constants else f"*{kind}" if name in pointers else "i32"
+        if isinstance(kind, tuple) and kind:
+            signature[name] = tuple(f"*{entry}" for entry in kind)
+        elif name not in constants and name not in odd:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -125,6 +131,35 @@ def test_kernel(name, element, capability):
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     budget = module.REGISTER_BUDGET if isinstance(module.REGISTER_BUDGET, int) else module.REGISTER_BUDGET[sums]
     assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize(
+    ("source", "result"), [("fp32", "bf16"), ("bf16", "fp32"), ("fp16", "fp16"), ("fp32", "fp32"), ("fp64", "fp64")]
+)
+def test_operands(source, result, up, capability):
+    count, sums = operands.TENSORS, "fp64" if source == "fp64" else "fp32"
+    pointers = {"sources": (source,) * count, "results": (result,) * count, "table": "i32"}
+    constants = {"UP": up, "TENSORS": count, "FIELDS": 18, "ACC": {"fp64": tl.float64}.get(sums, tl.float32)}
+    constants |= {"SPAN": operands.SPAN, "BLOCK": operands.BLOCK, "COPIED": operands.COPIED}
+    options = {"num_warps": operands.NUM_WARPS}
+    budget = operands.REGISTER_BUDGET[sums]
+    assert_compiles(operands._operands_kernel, pointers, constants, budget, capability, **options)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("element", ["bf16", "fp16", "fp32", "fp64"])
+@pytest.mark.parametrize("kernel", [scaled_sums._scaled_sums_chunks_kernel, scaled_sums._scaled_sums_totals_kernel])
+def test_scaled_sums(kernel, element, capability):
+    count, sums = scaled_sums.TENSORS, "fp64" if element == "fp64" else "fp32"
+    pointers = {"cotangents": (element,) * count, "totals": (sums,) * count, "table": "i32"}
+    pointers |= {"scale": sums, "partials": sums}
+    constants = {name: getattr(scaled_sums, name) for name in ("TENSORS", "CHUNK", "ROWS", "CHANNELS")}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    constants["ACC"] = {"fp64": tl.float64}.get(sums, tl.float32)
+    budget, options = scaled_sums.REGISTER_BUDGET[sums], {"num_warps": scaled_sums.NUM_WARPS}
+    assert_compiles(kernel, pointers, constants, budget, capability, **options)
 
 
 NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}

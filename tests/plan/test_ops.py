@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gnfast
-from gnfast.plan.op import Context, LinearCall
+from gnfast.kernels.scaled_sums import scaled_sums
+from gnfast.plan.op import Context, LinearCall, ScaledSum
 from gnfast.plan.ops.activation import ACTIVATIONS, LeakyReLU, Piecewise, PReLU
 from gnfast.plan.ops.cat import Cat
 from gnfast.plan.ops.choice import Extremum, Maximum, Where
@@ -14,7 +15,7 @@ from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.einsum import Einsum
 from gnfast.plan.ops.elementwise import Add, Scale, Shift
 from gnfast.plan.ops.entries import index
-from gnfast.plan.ops.linear import Linear
+from gnfast.plan.ops.linear import Linear, MapLinear
 from gnfast.plan.ops.picks import Pick
 from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.reduce import Sum
@@ -45,6 +46,7 @@ CASES = {
     "conv_transpose2d grouped": (Conv((2, 2), (1, 1), (1, 1), 3, True, (0, 0)), [IMAGE], [(6, 3, 4, 4), None]),
     "conv_transpose3d": (Conv((2, 1, 1), (0, 1, 0), (1, 1, 1), 2, True, (1, 0, 0)), [VOLUME], [(4, 3, 3, 3, 2), (6,)]),
     "linear": (Linear(), [(B, 7)], [(5, 7), (5,)]),
+    "linear of a map": (MapLinear(), [IMAGE], [(5, 6, 7, 9), (5,)]),
     "linear without bias": (Linear(), [(B, 7)], [(5, 7), None]),
     "linear on sequences": (Linear(), [(B, 4, 7)], [(5, 7), (5,)]),
     "einsum matrix": (Einsum(("anK", "KM"), "anM", 0), [(B, 4, 7)], [(7, 5)]),
@@ -223,6 +225,8 @@ def test_param_grad_is_autograds(case):
         actual = case.op.param_grad(context, case.cotangent, tangents[0])
         assert [grad is not None for grad in actual] == wanted
         for grad in actual:
+            if isinstance(grad, ScaledSum):
+                (grad,) = scaled_sums([grad.cotangent], [grad.axis], case.scale)
             if grad is not None:
                 assert_close(grad, next(expected))
 

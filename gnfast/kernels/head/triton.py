@@ -118,8 +118,10 @@ def _head_pull_kernel(
         tl.store(grad_x + place, (s * gradient).to(grad_x.dtype.element_ty), mask=inside)
 
 
-def normalize(formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """f̂ of f's shape in the wider of the two dtypes, and what `pull` needs: (3, B) partial derivatives and m.
+def normalize(
+    formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """f̂ of f's shape in that dtype, and what `pull` needs: (3, B) partial derivatives and m.
 
     Args:
         squares: float64 (B, parts), which add up to ‖g − centre‖² per sample; g is not read then.
@@ -127,7 +129,7 @@ def normalize(formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None = N
     f, batch = f.contiguous(), len(g)
     entries = batch_major(g) if squares is None else squares.contiguous()
     acc = accumulator(g.dtype)
-    f_hat = torch.empty_like(f, dtype=torch.promote_types(f.dtype, g.dtype))
+    f_hat = torch.empty_like(f, dtype=dtype)
     partials = g.new_empty((3, batch), dtype=acc)
     if batch:
         with torch.cuda.device_of(g):
@@ -140,9 +142,16 @@ def normalize(formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None = N
 
 
 def pull(
-    formula: Formula, partials: Tensor, upstream: Tensor, x: Tensor, g: Tensor, wants_start: bool, wants_grad_x: bool
+    formula: Formula,
+    partials: Tensor,
+    upstream: Tensor,
+    x: Tensor,
+    g: Tensor,
+    wants_start: bool,
+    wants_grad_x: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """s (B,), and c₀ and ∂L/∂x of x's shape where they are wanted.
+    """s (B,), and c₀, in that dtype, and ∂L/∂x of x's shape where they are wanted.
 
     Args:
         partials: from `normalize`.
@@ -153,7 +162,7 @@ def pull(
     g, upstream = with_strides(g, x.stride()), upstream.contiguous()
     batch = len(x)
     scale = partials.new_empty((batch,))
-    start = torch.empty_like(x) if wants_start else None
+    start = torch.empty_like(x, dtype=dtype) if wants_start else None
     grad_x = torch.empty_like(x) if wants_grad_x else None
     if x.numel():
         per_sample = x.numel() // batch

@@ -19,7 +19,7 @@ from gnfast.kernels.conv import (
     fuses,
 )
 from gnfast.plan.fused import Pending
-from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records, stand_in
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample, records, stand_in
 from gnfast.rewriting.merges import sizes
 
 Sizes = tuple[int, ...]
@@ -70,12 +70,12 @@ class Conv(Op):
             y.addcmul_(per_sample(ctx.scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
         return y
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         weight_grad = bias_grad = None
         if ctx.needs[0]:
             weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments())
         if ctx.needs[1] and ctx.scale is not None:
-            bias_grad = ctx.scale.to(cotangent.dtype) @ cotangent.sum(tuple(range(2, cotangent.dim())))
+            bias_grad = ScaledSum(cotangent, 1)
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:

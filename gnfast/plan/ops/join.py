@@ -9,7 +9,7 @@ from torch import Tensor
 from gnfast.kernels.conv import conv_join_forward, conv_join_pushforward
 from gnfast.kernels.join import join_forward, join_pullback, join_pushforward
 from gnfast.plan.fused import Contribution, Fused, Pending
-from gnfast.plan.op import Context, Shape
+from gnfast.plan.op import Context, ScaledSum, Shape
 from gnfast.plan.ops.conv import Conv
 
 Saved = tuple[Tensor, tuple[int, ...]]
@@ -19,18 +19,20 @@ Saved = tuple[Tensor, tuple[int, ...]]
 class Join(Fused):
     """s = Σ h_i + Σ b_j and y = s where s > 0, else slope · s; h_i of one shape, b_j along axis `axis`.
 
-    The biases are those of the convolutions and linear layers before it (`adds_bias=False`). Keeps the sign bits and
+    The biases are those of the convolutions or linear layers before it (`adds_bias=False`). Keeps the sign bits and
     s's strides. `gather` puts the cotangent of s together.
 
     Attributes:
         terms: how many h_i there are, one or two.
         keeps_sum: s is a second output.
+        adds_biases: in the forward too; linear layers have done so.
     """
 
     terms: int
     slope: float
     axis: int
     keeps_sum: bool
+    adds_biases: bool = True
     mask_bits: ClassVar[float] = 1
 
     @property
@@ -38,7 +40,8 @@ class Join(Fused):
         return self.terms > 1
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Sequence[Tensor], Saved]:
-        y, total, bits = join_forward(inputs, ctx.biases, self.axis, self.slope, self.keeps_sum, ctx.overwrite)
+        biases = ctx.biases if self.adds_biases else ()
+        y, total, bits = join_forward(inputs, biases, self.axis, self.slope, self.keeps_sum, ctx.overwrite)
         return self.outputs(y, total), (bits, y.stride())
 
     def gather(self, saved: Saved, received: Sequence[Sequence[Contribution | Pending]]) -> Contribution:
@@ -105,7 +108,7 @@ class ConvJoin(Fused):
         given = x, ctx.operands[0], self.conv.arguments(), terms, ctx.biases, ctx.scale, *ctx.saved
         return self.join.outputs(*conv_join_pushforward(*given, self.join.slope, self.join.keeps_sum))
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         return self.conv.param_grad(ctx, cotangent, tangent)
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:

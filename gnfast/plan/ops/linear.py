@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, Shape, kept_bias, per_sample, records
+from gnfast.kernels.layout import is_channels_last
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample, records
 
 
 @dataclass(frozen=True)
 class Linear(Op):
     """y = h Wᵀ + b; h (B, ..., in), W (out, in), b (out,) or None.
 
-    Without `adds_bias` a later node adds b, and only b's gradient is taken here.
+    Without `adds_bias` a later node adds s·b to the tangent. The forward adds b in any case, before it rounds.
     """
 
     adds_bias: bool = True
@@ -24,7 +25,7 @@ class Linear(Op):
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         weight, bias = ctx.operands
-        return F.linear(inputs[0], weight, bias if self.adds_bias else None), None
+        return F.linear(inputs[0], weight, bias), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (cotangent @ ctx.operands[0],)
@@ -36,17 +37,71 @@ class Linear(Op):
             y.addcmul_(per_sample(ctx.scale, y), bias)
         return y
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         weight_grad = bias_grad = None
         if ctx.needs[0]:
             weight_grad = cotangent.flatten(0, -2).t() @ tangent.flatten(0, -2)
         if ctx.needs[1] and ctx.scale is not None:
-            of_samples = cotangent.flatten(1, -2).sum(1) if cotangent.dim() > 2 else cotangent
-            bias_grad = ctx.scale.to(cotangent.dtype) @ of_samples
+            bias_grad = ScaledSum(cotangent, cotangent.dim() - 1)
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
         return 2 * torch.Size(output_shape).numel() * operand_shapes[0][1]
+
+
+@dataclass(frozen=True)
+class MapLinear(Op):
+    """y = Σ W h + b; maps h (B, C, H, W), W (out, C, H, W), b (out,) or None; `adds_bias` as for `Linear`.
+
+    All maps are read and written in W's memory order.
+    """
+
+    adds_bias: bool = True
+    is_layer: ClassVar[bool] = True
+    autocasts: ClassVar[bool] = True
+    prefers_channels_last: ClassVar[bool] = True
+
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        weight, bias = ctx.operands
+        return F.linear(_rows(inputs[0], weight), _rows(weight, weight), bias), None
+
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        weight = ctx.operands[0]
+        return (_maps(cotangent @ _rows(weight, weight), weight),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        weight, bias = ctx.operands
+        y = F.linear(_rows(tangents[0], weight), _rows(weight, weight))
+        if self.adds_bias and bias is not None and ctx.scale is not None:
+            y.addcmul_(per_sample(ctx.scale, y), bias)
+        return y
+
+    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
+        weight_grad = bias_grad = None
+        if ctx.needs[0]:
+            weight_grad = _maps(cotangent.t() @ _rows(tangent, ctx.operands[0]), ctx.operands[0])
+        if ctx.needs[1] and ctx.scale is not None:
+            bias_grad = ScaledSum(cotangent, 1)
+        return weight_grad, bias_grad
+
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+        return 2 * torch.Size(operand_shapes[0]).numel()
+
+    def label(self) -> str:
+        return "linear of a map"
+
+
+def _rows(maps: Tensor, weight: Tensor) -> Tensor:
+    """(B, C·H·W) in the weight's memory order."""
+    return (maps.permute(0, 2, 3, 1) if is_channels_last(weight) else maps).flatten(1)
+
+
+def _maps(rows: Tensor, weight: Tensor) -> Tensor:
+    """(B, C, H, W) of rows in the weight's memory order."""
+    _, channels, height, width = weight.shape
+    if is_channels_last(weight):
+        return rows.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+    return rows.unflatten(1, (channels, height, width))
 
 
 @records(F.linear)

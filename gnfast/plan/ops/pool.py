@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, is_channels_last, records, stand_in
+from gnfast.kernels.layout import is_channels_last
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, records, stand_in
 from gnfast.plan.ops.conv import Sizes
 from gnfast.rewriting.merges import sizes
 
 aten = torch.ops.aten
+BY_UPSAMPLING = ("cpu",)
+"""Devices on which avg_pool2d_backward adds to zeros; on others it is one kernel."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class AvgPool2d(LinearMap):
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         shape = ctx.shapes[0]
-        if is_channels_last(cotangent) and self._tiles(shape, cotangent.shape):
+        tiles = cotangent.device.type in BY_UPSAMPLING and self._tiles(shape, cotangent.shape)
+        if tiles and is_channels_last(cotangent):
             # Every pixel lies in one window: its cotangent is that of the window, shared evenly. One write instead of
             # the zeros and the sums of avg_pool2d_backward; in the contiguous layout the CPU's upsampling is slow.
             area = self.divisor or self.kernel[0] * self.kernel[1]
@@ -69,8 +73,8 @@ def _avg_pool(function, trace, input, *args, **kwargs):
 def _adaptive_avg_pool(function, trace, input, output_size):
     count = int(function.__name__[-2])
     trace.require_batched(input, dims=count + 2)
-    input = trace.autocast(function, input, 1)
     if sizes(output_size, count) == (1,) * count:
         # As PyTorch does; the cotangent is then expanded instead of written.
-        return input.mean(tuple(range(2, count + 2)), keepdim=True)
-    return trace.emit(LinearCall(function, frozen((output_size,))), [input])
+        dtype = trace.autocasts_to(function, input, 1)
+        return input.mean(tuple(range(2, count + 2)), keepdim=True, dtype=dtype)
+    return trace.emit(LinearCall(function, frozen((output_size,))), [trace.autocast(function, input, 1)])

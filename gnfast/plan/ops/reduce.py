@@ -13,17 +13,23 @@ from gnfast.plan.op import Context, LinearMap, records
 
 @dataclass(frozen=True)
 class Sum(LinearMap):
-    """Sum over `dims` (never 0), divided by their size where `mean`."""
+    """Sum over `dims` (never 0), divided by their size where `mean`.
+
+    With `dtypes`, those of h and y: a conversion first, which is no pass of its own.
+    """
 
     dims: tuple[int, ...]
     keepdim: bool
     mean: bool
+    dtypes: tuple[torch.dtype, torch.dtype] | None = None
     shares_cotangent: ClassVar[bool] = True
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         shape = ctx.shapes[0]
         if self.mean:
             cotangent = cotangent / math.prod(shape[dim] for dim in self.dims)
+        if self.dtypes:
+            cotangent = cotangent.to(self.dtypes[0])
         if not self.keepdim:
             for dim in self.dims:
                 cotangent = cotangent.unsqueeze(dim)
@@ -31,7 +37,7 @@ class Sum(LinearMap):
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         reduce = torch.mean if self.mean else torch.sum
-        return reduce(tangents[0], self.dims, self.keepdim)
+        return reduce(tangents[0], self.dims, self.keepdim, dtype=self.dtypes and self.dtypes[1])
 
     def label(self) -> str:
         return f"{'mean' if self.mean else 'sum'} over {','.join(map(str, self.dims))}"
@@ -39,12 +45,10 @@ class Sum(LinearMap):
 
 @records("sum", "mean", told=True)
 def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
-    mean = function.__name__ == "mean"
-    if dtype:
-        input = trace.cast(input, dtype)
-    elif not mean:
-        input = trace.autocast(torch.sum, input)
-    return trace.emit(Sum(trace.axes(input, dim, "a reduction"), keepdim, mean), [input])
+    mean, own = function.__name__ == "mean", input.dtype
+    target = dtype or (own if mean else trace.autocasts_to(torch.sum, input))
+    dtypes = None if target == own else (own, target)
+    return trace.emit(Sum(trace.axes(input, dim, "a reduction"), keepdim, mean, dtypes), [input])
 
 
 @records(torch.linalg.vector_norm)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, is_channels_last, records
+from gnfast.kernels.layout import is_channels_last
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, records
 from gnfast.plan.ops.constant import constant
 
 

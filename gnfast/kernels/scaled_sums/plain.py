@@ -1,0 +1,16 @@
+"""Scaled sums in plain PyTorch: the test oracle, and what runs where there are no kernels."""
+
+import torch
+
+from gnfast.kernels.layout import accumulator
+
+
+def scaled_sums(cotangents, axes, scale):
+    """`scaled_sums`."""
+    totals = []
+    for cotangent, axis in zip(cotangents, axes, strict=True):
+        dtype = accumulator(torch.promote_types(cotangent.dtype, scale.dtype))
+        others = [d for d in range(1, cotangent.dim()) if d != axis]
+        of_samples = cotangent.sum(others, dtype=dtype) if others else cotangent.to(dtype)
+        totals.append(scale.to(dtype) @ of_samples)
+    return totals
