@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from gnfast.engine import heads, reference
+from gnfast.engine import static as static_recordings
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
 from gnfast.engine.recording import plan_for
-from gnfast.errors import FallbackWarning, InputError
+from gnfast.errors import FallbackWarning, InputError, UnsupportedError
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
@@ -29,6 +30,7 @@ def normalize_gradient(
     impl: str = "auto",
     strict: bool = False,
     rewrite: bool = True,
+    static: bool = False,
     **kwargs: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
@@ -49,6 +51,12 @@ def normalize_gradient(
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
         rewrite: merge operations where that is exact and cheaper (a convolution with the pooling after it, say).
+        static: a promise that `net_D` does the same operations on every call, with the same constants: its forward then
+            runs once for each form of arguments and state, not on every call. Weights, buffers and tensor arguments are
+            read anew, and what the forward computes from them is computed anew. What is seen to have changed (modules,
+            their attributes, `train()`/`eval()`, `requires_grad`, shapes, dtypes, autocast) makes it run again. Where
+            more than this is needed (random numbers, forward hooks, values read, custom autograd Functions for
+            weights), it runs on every call, with one warning.
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
@@ -61,11 +69,19 @@ def normalize_gradient(
         InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
     head = heads.find(method, tau=tau, eps=eps)
-    return _run(net_D, x, args, kwargs, impl, strict, rewrite, head, return_grad_norm)
+    options = impl, strict, rewrite, static
+    return _run(net_D, x, args, kwargs, *options, head, return_grad_norm)
 
 
 def value_and_grad_norm(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
+    net: nn.Module,
+    x: Tensor,
+    *args: Any,
+    impl: str = "auto",
+    strict: bool = False,
+    rewrite: bool = True,
+    static: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and the norm of its input gradient per sample.
 
@@ -76,12 +92,19 @@ def value_and_grad_norm(
         differentiable once with respect to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0
         at n = 0).
     """
-    f, g = _run(net, x, args, kwargs, impl, strict, rewrite)
+    f, g = _run(net, x, args, kwargs, impl, strict, rewrite, static)
     return f, heads.grad_norm(g)
 
 
 def value_and_input_grad(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
+    net: nn.Module,
+    x: Tensor,
+    *args: Any,
+    impl: str = "auto",
+    strict: bool = False,
+    rewrite: bool = True,
+    static: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and its gradient with respect to the input.
 
@@ -90,7 +113,7 @@ def value_and_input_grad(
     Returns:
         f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
     """
-    return _run(net, x, args, kwargs, impl, strict, rewrite)
+    return _run(net, x, args, kwargs, impl, strict, rewrite, static)
 
 
 @uncompiled("gnfast runs the network's own Python on every call")
@@ -102,6 +125,7 @@ def _run(
     impl: str,
     strict: bool,
     rewrite: bool,
+    static: bool,
     head: Head | None = None,
     with_norm: bool = False,
 ) -> Any:
@@ -110,7 +134,7 @@ def _run(
     refusal = None
     if impl == "auto":
         try:
-            plan, operands = plan_for(net, x, args, kwargs, rewrite)
+            plan, operands = _plan_and_operands(net, x, args, kwargs, strict, rewrite, static)
         except Refused as error:
             if strict:
                 raise
@@ -120,8 +144,22 @@ def _run(
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
-        _warn_once(net, refusal)
+        _warn_once(net, refusal, "goes through exact double backward, not the four passes")
     return result
+
+
+def _plan_and_operands(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool, rewrite: bool, static: bool
+) -> tuple[Plan, list[Tensor]]:
+    if not static:
+        plan, *recorded = plan_for(net, x, args, kwargs, rewrite)
+        return plan, plan.operands(*recorded)
+    plan, operands, reason = static_recordings.plan_for(net, x, args, kwargs, rewrite)
+    if reason and strict:
+        raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {reason}")
+    if reason:
+        _warn_once(net, reason, "is recorded on every call, static or not", depth=6)
+    return plan, operands
 
 
 def _by_passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None, with_norm: bool) -> Any:
@@ -153,16 +191,14 @@ def _by_double_backward(
     return f_hat, heads.grad_norm(g)
 
 
-_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal]]" = weakref.WeakKeyDictionary()
+_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal | str]]" = weakref.WeakKeyDictionary()
 
 
-def _warn_once(net: nn.Module, refusal: Refusal) -> None:
+def _warn_once(net: nn.Module, reason: Refusal | str, what: str, depth: int = 5) -> None:
     warned = _WARNED.setdefault(net, set())
-    if refusal not in warned:
-        warned.add(refusal)
-        name = type(net).__name__
-        message = f"{name} goes through exact double backward, not the four passes: {refusal}"
-        warnings.warn(message, FallbackWarning, stacklevel=5)
+    if reason not in warned:
+        warned.add(reason)
+        warnings.warn(f"{type(net).__name__} {what}: {reason}", FallbackWarning, stacklevel=depth)
 
 
 def _validate(net: nn.Module, x: Tensor, impl: str) -> None:

@@ -41,6 +41,10 @@ class Operands:
             self.sources.append(self._converted_from.pop(id(operand), operand))
         return slot
 
+    def known(self, operand: Tensor) -> int | None:
+        """Its slot, if it has one."""
+        return self._slots.get(id(operand))
+
     def changed(self) -> Tensor | None:
         """One that the forward has changed in place after its use: the passes would read new values."""
         contents = self._contents or [None] * len(self.tensors)

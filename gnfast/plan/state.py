@@ -71,6 +71,34 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def modules_of(net: nn.Module) -> list[nn.Module]:
+    """Its modules, each once: `net.modules()` without the names that it puts together on its way."""
+    modules, seen = [net], {id(net)}
+    for module in modules:
+        children = [child for child in module._modules.values() if child is not None and id(child) not in seen]
+        seen.update(map(id, children))
+        modules += children
+    return modules
+
+
+def random_states(device: torch.device) -> list[Any]:
+    """Where PyTorch's random numbers stand, on the CPU and on the device, and NumPy's and Python's."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate()]
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    # Those of other kinds have rules of their own.
+    if any(type(tensor) is not Tensor for tensor in tensors):
+        return [tensor.clone() for tensor in tensors]
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    if copies:
+        with torch.no_grad():
+            torch._foreach_copy_(copies, tensors)
+    return copies
+
+
 class Before:
     """What is known of a network before its forward; nothing is put back once that is `accepted`."""
 
@@ -98,7 +126,6 @@ class _Snapshot(Before):
         self._thorough = thorough
         self._depth, self._entries = _THOROUGH if thorough else _QUICK
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self.tensors: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.undos: list[_Undo] = [
             functools.partial(torch.set_rng_state, torch.get_rng_state()),
             functools.partial(random.setstate, random.getstate()),
@@ -107,8 +134,12 @@ class _Snapshot(Before):
         if torch.cuda.is_initialized():
             self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
         self._seen: set[int] = set()
-        for module in net.modules():
+        self._held: list[Tensor] = []
+        for module in modules_of(net):
             self._keep_module(module)
+        # What shares the memory that a tensor has now, and not its version: graphs that hold it stay valid.
+        memories = [tensor.data for tensor in self._held]
+        self.tensors = list(zip(self._held, memories, _copies(memories), strict=True))
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -136,9 +167,8 @@ class _Snapshot(Before):
                 self._keep(parameter, self._depth)
         for buffer in buffers.values():
             self._keep(buffer, self._depth)
-        for name, value in attributes.items():
-            if name not in _MODULE:
-                self._keep(value, self._depth)
+        for name in attributes.keys() - _MODULE:
+            self._keep(attributes[name], self._depth)
         if self._thorough:
             for kind in type(module).__mro__:
                 self._keep_class(kind)
@@ -154,7 +184,10 @@ class _Snapshot(Before):
 
     def _keep(self, value: Any, depth: int) -> None:
         """Notes what would put `value` back as it is."""
-        if type(value) in _PLAIN or isinstance(value, _OPAQUE) or id(value) in self._seen:
+        kind = type(value)
+        if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
+            return
+        if isinstance(value, _OPAQUE) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         inside: Collection[Any] = ()
@@ -163,9 +196,7 @@ class _Snapshot(Before):
             if isinstance(value, Traced):
                 return
             if not (nn.parameter.is_lazy(value) or value.is_inference()) and value.layout == torch.strided:
-                # Shares the memory that the tensor has now, and not its version: graphs that hold it stay valid.
-                memory = value.data
-                self.tensors.append((value, memory, memory.clone()))
+                self._held.append(value)
         elif isinstance(value, nn.Module):
             if self._thorough:
                 self._keep_module(value)
@@ -173,8 +204,8 @@ class _Snapshot(Before):
         elif isinstance(value, dict):
             self.dicts.append((value, value.copy()))
             inside = value.values()
-        elif kind := next((kind for kind in _CONTENTS if isinstance(value, kind)), None):
-            get, put = _CONTENTS[kind]
+        elif held := next((held for held in _CONTENTS if isinstance(value, held)), None):
+            get, put = _CONTENTS[held]
             self.undos.append(functools.partial(put, value, get(value)))
             inside = value if isinstance(value, (list, set, deque)) else ()
         elif isinstance(value, tuple):

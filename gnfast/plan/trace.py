@@ -26,11 +26,20 @@ from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder, Refused
+from gnfast.plan.replay import Script
 from gnfast.plan.rewrite import rewrite
 from gnfast.plan.traced import Traced
 
 
 def record(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], **options: Any
+) -> tuple[Plan, list[Tensor]]:
+    """The Plan and its operands; arguments and errors as for `recorded`."""
+    plan, tensors, sources = recorded(net, x, args, kwargs, **options)
+    return plan, plan.operands(tensors, sources)
+
+
+def recorded(
     net: nn.Module,
     x: Tensor,
     args: tuple[Any, ...],
@@ -40,7 +49,9 @@ def record(
     fused: bool | None = None,
     explain: bool = False,
     careful: bool = False,
-) -> tuple[Plan, list[Tensor]]:
+    script: Script | None = None,
+    watch: contextlib.AbstractContextManager[Any] | None = None,
+) -> tuple[Plan, list[Tensor], list[Tensor]]:
     """Runs the network's forward on a traced x.
 
     Args:
@@ -49,16 +60,20 @@ def record(
         explain: note what is refused and go on, for a Plan to be printed.
         careful: refuse as well a network that writes into what it has used by `.data` or numpy, which PyTorch does not
             count: by comparing contents, which takes a copy of each operand.
+        script: the network's last recording, which this one follows where it can, and replaces. The nodes then lack the
+            names of submodules.
+        watch: a context around the forward.
 
     Returns:
-        the Plan, and all its operands in the order of their slots.
+        the Plan, and what `Plan.operands` takes: the recorded operands in the order of their slots, and the same before
+        autocast.
 
     Raises:
         Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
     """
-    recorder = Recorder(net, x, explain, careful)
+    recorder = Recorder(net, x, explain, careful, script)
     try:
-        _run(recorder, net, x, args, kwargs)
+        _run(recorder, net, x, args, kwargs, watch or contextlib.nullcontext())
     except Refused as error:
         if not explain:
             raise
@@ -74,18 +89,27 @@ def record(
         recorder.refusals.append(Refusal("", "forward", reason))
     finally:
         recorder.close()
+    if script is not None:
+        recorder.replay.keep()
     tensors, nodes, refusals = recorder.operands.tensors, tuple(recorder.nodes), tuple(recorder.refusals)
     trainable = frozenset(slot for slot, operand in enumerate(tensors) if operand.requires_grad)
     fused = implementation("join", x.device.type).FUSES if fused is None else fused
-    recorded = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
-    plan = _plan(*recorded, len(tensors), refusals, rewritten, fused)
-    return plan, plan.operands(tensors, recorder.operands.sources)
+    structure = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
+    plan = _plan(*structure, len(tensors), refusals, rewritten, fused)
+    return plan, tensors, recorder.operands.sources
 
 
-def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(
+    recorder: Recorder,
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    watch: contextlib.AbstractContextManager[Any],
+) -> None:
     """Runs the forward; refuses what is wrong with it as a whole or with what it returns."""
     # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
-    with torch.inference_mode(False), torch.enable_grad(), _without_compiled_code():
+    with torch.inference_mode(False), torch.enable_grad(), _without_compiled_code(), watch:
         result = net(recorder.input, *args, **kwargs)
     recorder.operation = "its output"
     if not isinstance(result, Traced):

@@ -43,7 +43,9 @@ class Traced(Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        return _recorder((*args, *kwargs.values())).call(func, args, kwargs)
+        first = args[0] if args else None
+        recorder = first.recorder if type(first) is Traced else _recorder((*args, *kwargs.values()))
+        return recorder.call(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

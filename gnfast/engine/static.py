@@ -1,0 +1,186 @@
+"""Recordings that are kept, for networks of which the user promises that they do the same on every call (`static`).
+
+A recording stands for as long as everything is as it was that can be seen without running the network: its modules and
+their attributes, parameters and buffers by identity, train or eval, the form of all arguments, what is around the call.
+"""
+
+import itertools
+import operator
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.modules.module as torch_modules
+from torch import Tensor, nn
+
+from gnfast.engine import recording
+from gnfast.interop import surroundings
+from gnfast.plan.constants import Program
+from gnfast.plan.plan import Plan
+from gnfast.plan.state import capturing, modules_of, random_states
+from gnfast.plan.traced import Traced
+
+_MOST = 16
+"""Recordings kept per network: train and eval, critic and generator steps, sizes of batches."""
+
+
+class _Guard:
+    """What a network consists of; no reference to the network itself."""
+
+    def __init__(self, net: nn.Module) -> None:
+        modules = modules_of(net)
+        dicts = [d for m in modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
+        self.opaque = next((type(d).__name__ for d in dicts if not isinstance(d, dict)), "")
+        self._views = [] if self.opaque else [d.values() for d in dicts]
+        self._hooks = [
+            hooks
+            for m in modules
+            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+        ]
+        self._values = [*self._read()]
+        held = (value for value in self._values if isinstance(value, Tensor) and type(value) is not Traced)
+        # What a lazy module has no values for has no form either; such a module has hooks.
+        self.tensors = [value for value in held if not nn.parameter.is_lazy(value)]
+        self._forms = self._read_forms()
+
+    def stands(self) -> bool:
+        """Whether the network is what it was, as far as can be seen."""
+        return (
+            sum(map(len, self._views)) == len(self._values)
+            and all(map(operator.is_, self._read(), self._values))
+            and self._read_forms() == self._forms
+            and not self.hooked()
+        )
+
+    def hooked(self) -> bool:
+        """Whether it has hooks, which are to run on every call."""
+        return any(self._hooks) or torch_modules._has_any_global_hook()
+
+    def _read(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(self._views)
+
+    def _read_forms(self) -> list[Any]:
+        return [(t.requires_grad, t.dtype, t.device, t.shape) for t in self.tensors]
+
+
+class _Kept:
+    def __init__(
+        self, key: Any, mode: Any, guard: _Guard, plan: Plan, program: Program, places: list[tuple[int, int]]
+    ) -> None:
+        self.key, self.mode, self.guard, self.plan = key, mode, guard, plan
+        self._program, self._places = program, places
+
+    def operands(self, given: list[Tensor]) -> list[Tensor]:
+        """The Plan's operands as they are now; `given` are the tensors among the arguments."""
+        now = self._program.run(given)
+        tensors = [now[place] for place, _ in self._places]
+        sources = [now[place] for _, place in self._places]
+        return self.plan.operands(tensors, sources)
+
+
+class _Known:
+    """What is known of a network: recordings that are kept, the last used first, and why others cannot be."""
+
+    def __init__(self) -> None:
+        self.kept: list[_Kept] = []
+        self.reasons: dict[Any, str] = {}
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
+
+
+def plan_for(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+) -> tuple[Plan, list[Tensor], str]:
+    """As `recording.plan_for` and `Plan.operands`; and why this is recorded on every call, empty if it is not.
+
+    Raises:
+        Refused: as there.
+    """
+    given: list[Tensor] = []
+    form = _form((args, kwargs), given)
+    around = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), surroundings.autocast_dtype(x.device.type)
+    key = x.shape, x.dtype, x.device, x.requires_grad, type(x), rewrite, around, form
+    known = _KNOWN.setdefault(net, _Known())
+    ordinary = surroundings.saved_tensor_hooks() is None and not capturing()
+    for place, kept in enumerate(known.kept) if ordinary else ():
+        if kept.key == key and kept.guard.stands():
+            recording.require_recordable(x, args, kwargs)
+            recording.require_independent(x, given)
+            known.kept.insert(0, known.kept.pop(place))
+            return kept.plan, kept.operands(given), ""
+    modules = modules_of(net)
+    mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
+    reason = known.reasons.get((key, mode)) if ordinary else ""
+    if reason is not None:
+        plan, *recorded = recording.plan_for(net, x, args, kwargs, rewrite)
+        return plan, plan.operands(*recorded), reason
+    guard = _Guard(net)
+    program, before = Program(net, x.device, given, guard.tensors), random_states(x.device)
+    plan, tensors, sources = recording.plan_for(net, x, args, kwargs, rewrite, watch=program)
+    moved, operands = random_states(x.device) != before, plan.operands(tensors, sources)
+    places = [(program.place(tensor), program.place(source)) for tensor, source in zip(tensors, sources, strict=True)]
+    reason = _reason(guard, program, moved, form)
+    if not reason:
+        unknown = next((t for t, pair in zip(tensors, places, strict=True) if None in pair), None)
+        if unknown is not None:
+            reason = f"where its tensor of shape {tuple(unknown.shape)} comes from is not to be seen"
+    if not reason:
+        program.close({place for pair in places for place in pair})
+        kept = _Kept(key, mode, guard, plan, program, places)
+        if not _same(kept.operands(given), operands):
+            reason = "what it computes without x is not the same when it is computed again"
+    if reason:
+        if len(known.reasons) >= _MOST:
+            known.reasons.clear()
+        known.reasons[key, mode] = reason
+        return plan, operands, reason
+    others = (other for other in known.kept if (other.key, other.mode) != (key, mode))
+    known.kept = [kept, *others][:_MOST]
+    return plan, operands, ""
+
+
+def _reason(guard: _Guard, program: Program, moved: bool, form: Any) -> str:
+    """Why a recording that was just made cannot be kept; empty if it can."""
+    if guard.opaque:
+        return f"a {guard.opaque} in place of a module's dict hides its changes"
+    if guard.hooked():
+        return "it has forward hooks, which are to run on every call"
+    if not guard.stands():
+        return "its forward changes attributes of its modules"
+    if moved:
+        return "its forward draws at random"
+    if not _is_plain(form):
+        return "an argument of a kind that cannot be compared may decide what it does"
+    return program.refusal
+
+
+_OTHER = object()
+
+
+def _form(value: Any, given: list[Tensor]) -> Any:
+    """What of an argument may decide what a network does; its tensors, whose values may not, are added to `given`."""
+    kind = type(value)
+    if kind is Tensor or kind is nn.Parameter:
+        given.append(value)
+        return kind, value.shape, value.dtype, value.device, value.requires_grad, value.layout
+    if kind is tuple or kind is list:
+        return kind, *[_form(entry, given) for entry in value]
+    if kind is dict:
+        return kind, *[(name, _form(entry, given)) for name, entry in value.items()]
+    return (kind, value) if kind in _SIMPLE else _OTHER
+
+
+_SIMPLE = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
+
+
+def _is_plain(form: Any) -> bool:
+    return form is not _OTHER and not (type(form) is tuple and not all(map(_is_plain, form)))
+
+
+def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    return all(
+        a.requires_grad == b.requires_grad and a.dtype == b.dtype and torch.equal(a, b)
+        for a, b in zip(tensors, others, strict=True)
+    )
