@@ -16,6 +16,7 @@ from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
+from gnfast.plan.state import modules_of
 from gnfast.steps.memory import reuse_memory
 
 
@@ -212,7 +213,7 @@ def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
         raise InputError(f"x: got dtype {x.dtype}, wanted a floating-point dtype (x.float() for images in bytes)")
     if x.dim() < 2:
         raise InputError(f"x: got shape {tuple(x.shape)}, wanted (B, ...) with the batch in axis 0")
-    parameter = next(net.parameters(), None)
+    parameter = next((p for module in modules_of(net) for p in module._parameters.values() if p is not None), None)
     if parameter is not None and parameter.device != x.device:
         devices = {p.device for p in net.parameters()}
         if x.device not in devices:

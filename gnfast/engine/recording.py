@@ -62,7 +62,7 @@ def plan_for(
     Raises:
         Refused: the four passes do not apply; with the network's own error as its cause if that is the reason.
     """
-    modules = modules_of(net)
+    modules = [*modules_of(net)]
     require_recordable(x, args, kwargs)
     _require_unhooked(net, modules)
     verdicts = _VERDICTS.setdefault(net, {})
@@ -75,7 +75,7 @@ def plan_for(
     if verdict.stands():
         raise Refused(verdict.refusal)
     # A refused recording must leave no trace: the fallback is about to run the same forward again.
-    with unchanged(net, thorough=not verdict.accepted) as before:
+    with unchanged(net, not verdict.accepted, modules) as before:
         try:
             if before.irrevocable and not verdict.accepted:
                 raise Refused(Refusal("", "forward", before.irrevocable))

@@ -29,7 +29,7 @@ class _Guard:
     """What a network consists of; no reference to the network itself."""
 
     def __init__(self, net: nn.Module) -> None:
-        modules = modules_of(net)
+        modules = [*modules_of(net)]
         dicts = [d for m in modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
         self.opaque = next((type(d).__name__ for d in dicts if not isinstance(d, dict)), "")
         self._views = [] if self.opaque else [d.values() for d in dicts]
@@ -110,7 +110,7 @@ def plan_for(
             recording.require_independent(x, given)
             known.kept.insert(0, known.kept.pop(place))
             return kept.plan, kept.operands(given), ""
-    modules = modules_of(net)
+    modules = [*modules_of(net)]
     mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
     reason = known.reasons.get((key, mode)) if ordinary else ""
     if reason is not None:

@@ -50,16 +50,18 @@ class Recorder:
         self.operation = ""
         self.output = 0
         self._values = 0
-        self.hooks = saved_tensor_hooks()
-        self.replay = Replay(self, script)
+        self._hooks = saved_tensor_hooks()
+        self.replay = Replay(script, self.batch, self.operands)
         self.input = self._new_value(x.shape, x.dtype)
 
     # ---- what PyTorch's functions do with a traced tensor
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a PyTorch function does when one of its arguments is traced."""
-        if self.open and (result := self.replay.again(func, args, kwargs)) is not None:
-            return result
+        if self.open and (known := self.replay.again(func, args, kwargs)) is not None:
+            node, call, tracked, tensor = known
+            result = self.append(node, call.extent, call.dtype, tracked)
+            return tensor.shares_memory_with(result) if call.is_view else result
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -126,7 +128,7 @@ class Recorder:
     def emit(self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = ()) -> Traced:
         """Appends y = op(inputs; operands) and returns y."""
         # Those of PyTorch itself change nothing.
-        if (hooks := saved_tensor_hooks()) != self.hooks and not (hooks and hooks[0].__module__.startswith("torch.")):
+        if (hooks := saved_tensor_hooks()) != self._hooks and not (hooks and hooks[0].__module__.startswith("torch.")):
             self.refuse("saved_tensors_hooks, which may change what its backward reads")
         for tensor in inputs:
             if not self.depends_on_x(tensor):
@@ -166,7 +168,8 @@ class Recorder:
     def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:
         """Appends a node and returns its output."""
         self.nodes.append(node)
-        return self._new_value(shape, dtype, tracked)
+        self._values += 1
+        return Traced(self, self._values - 1, shape, dtype, tracked)
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
         """The value in another floating-point dtype; itself where it has that dtype."""
@@ -259,6 +262,8 @@ class Recorder:
         """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
         self.open = False
         self.operands.close()
+        # Else the two would refer to each other, and only the garbage collector would free what they hold.
+        self.input = None
 
     def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
         """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""

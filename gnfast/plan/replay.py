@@ -6,29 +6,36 @@ out. From the first one on that gives another node, all are recorded anew.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.plan.op import Shape
+from gnfast.plan.operands import Operands
 from gnfast.plan.plan import Node
 from gnfast.plan.traced import Traced
 
-if TYPE_CHECKING:
-    from gnfast.plan.recorder import Recorder
-
 _PLAIN = frozenset([int, float, bool, str, type(None)])
+_WEIGHTS = frozenset([Tensor, nn.Parameter])
 
 
 class Call(NamedTuple):
     """A call that did nothing but append one node, which is determined by what is noted here."""
 
     func: Callable[..., Any]
-    args: tuple[tuple[type, Any], ...]
-    """Per argument its type, and: a traced tensor's value, another one's (slot, shape, dtype), or what it is."""
+    kinds: tuple[type, ...]
+    """The types of its arguments."""
     names: tuple[str, ...]
     """Of the last of them, which came by name."""
+    values: tuple[tuple[int, int], ...]
+    """Which arguments are traced, and their values."""
+    operands: tuple[tuple[int, int, Any], ...]
+    """Which are other tensors, their slots and forms."""
+    others: tuple[tuple[int, Any], ...]
+    """Which are neither, and what they are."""
+    extent: Shape
     dtype: torch.dtype
     is_view: bool
 
@@ -44,12 +51,12 @@ class Script:
 class Replay:
     """Follows a script for as long as a recording gives its nodes, and writes the next one."""
 
-    def __init__(self, recorder: "Recorder", script: Script | None) -> None:
-        self._recorder = recorder
-        self._script = script
+    def __init__(self, script: Script | None, batch: int, operands: Operands) -> None:
+        self._script, self._batch, self._operands = script, batch, operands
         # What is accepted of one batch size, a reshape by numbers say, may not be of another.
-        known = script is not None and script.batch == recorder.batch
+        known = script is not None and script.batch == batch
         self._ahead: Sequence[tuple[Node, Call | None]] = script.steps if known else ()
+        self._hooks = saved_tensor_hooks()
         self.steps: list[tuple[Node, Call | None]] = []
 
     def __bool__(self) -> bool:
@@ -57,42 +64,42 @@ class Replay:
 
     def keep(self) -> None:
         """The recording was accepted."""
-        self._script.batch, self._script.steps = self._recorder.batch, tuple(self.steps)
+        self._script.batch, self._script.steps = self._batch, tuple(self.steps)
 
-    def again(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced | None:
-        """What the call returns if it is the one that came here last time; None if it has to be recorded."""
+    def again(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Node, Call, bool, Traced] | None:
+        """The call that came here last time, if this is the same: its node, what was noted of it, whether its result
+        requires a gradient, and the last traced argument. None if it has to be recorded.
+        """
         place = len(self.steps)
         if place >= len(self._ahead) or (call := self._ahead[place][1]) is None or call.func is not func:
             return None
         given = (*args, *kwargs.values()) if kwargs else args
-        if len(given) != len(call.args) or (*kwargs,) != call.names or not self._ordinary():
+        if (*map(type, given),) != call.kinds or (*kwargs,) != call.names or not self._is_ordinary():
             return None
-        recorder = self._recorder
-        operands, tracked, fresh, parent = recorder.operands, False, [], None
+        for index, wanted in call.others:
+            if (value := given[index]) is not wanted and (type(value) not in _PLAIN or value != wanted):
+                return None
+        tracked = False
         with torch._C.DisableTorchFunctionSubclass():
-            for value, (kind, wanted) in zip(given, call.args, strict=True):
-                if type(value) is not kind:
+            for index, wanted in call.values:
+                value = given[index]
+                if value.value != wanted or value.grad_fn is not None:
                     return None
-                if kind is Traced:
-                    if value.value != wanted or value.grad_fn is not None:
-                        return None
-                    parent, tracked = value, tracked or value.tracked
-                elif kind is nn.Parameter or kind is Tensor:
-                    slot, place_of = wanted[0], operands.known(value)
-                    if place_of is None:
-                        place_of = len(operands.tensors) + len(fresh)
-                        fresh.append(value)
-                    if place_of != slot or (value.shape, value.dtype, value.layout) != wanted[1:]:
-                        return None
-                    tracked = tracked or value.requires_grad
-                elif value is not wanted and (kind not in _PLAIN or value != wanted):
-                    return None
-        for value in fresh:
-            operands.slot(value)
-        step = self._ahead[place]
-        result = recorder.append(step[0], (recorder.batch, *step[0].output_shape), call.dtype, tracked)
-        self.steps.append(step)
-        return parent.shares_memory_with(result) if call.is_view else result
+                tracked = tracked or value.tracked
+        following = len(self._operands.tensors)
+        for index, slot, form in call.operands:
+            tensor = given[index]
+            known = self._operands.known(tensor)
+            if (following if known is None else known) != slot or _form(tensor) != form:
+                return None
+            following += known is None
+            tracked = tracked or tensor.requires_grad
+        for index, _, _ in call.operands:
+            self._operands.slot(given[index])
+        self.steps.append(self._ahead[place])
+        return self._ahead[place][0], call, tracked, value
 
     def note(self, node: Node) -> None:
         """A node was recorded."""
@@ -106,40 +113,48 @@ class Replay:
     ) -> None:
         """A call was recorded, when there were `before` nodes: notes what it was, if it was simple enough."""
         given = (*args, *kwargs.values())
-        if len(self.steps) != before + 1 or type(result) is not Traced or not self._ordinary():
+        if len(self.steps) != before + 1 or type(result) is not Traced or not self._is_ordinary():
             return
-        node, recorder = self.steps[-1][0], self._recorder
-        values = [value for value in given if type(value) is Traced]
-        tensors = [value for value in given if isinstance(value, Tensor) and type(value) is not Traced]
-        slots = [recorder.operands.known(tensor) for tensor in tensors]
+        node = self.steps[-1][0]
+        places = dict(enumerate(given))
+        traced = {i: value for i, value in places.items() if type(value) is Traced}
+        tensors = {i: value for i, value in places.items() if isinstance(value, Tensor) and i not in traced}
+        others = {i: value for i, value in places.items() if i not in traced and i not in tensors}
+        slots = {i: self._operands.known(tensor) for i, tensor in tensors.items()}
         simple = (
             result.value == node.output
             and not node.op.detaches
-            and all(result is not value for value in values)
-            and {value.value for value in values} == {*node.inputs}
+            and all(result is not value for value in traced.values())
+            and {value.value for value in traced.values()} == {*node.inputs}
             # The contents of indices and masks may have been read; those of weights have not.
-            and all(tensor.is_floating_point() and type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
-            and set(slots) == {slot for slot in node.operands if slot is not None}
-            and all(type(value) in (Traced, Tensor, nn.Parameter, tuple, *_PLAIN) for value in given)
-            and (result.views is None or len(values) == 1)
+            and all(tensor.is_floating_point() and type(tensor) in _WEIGHTS for tensor in tensors.values())
+            and {*slots.values()} == {slot for slot in node.operands if slot is not None}
+            and all(type(value) is tuple or type(value) in _PLAIN for value in others.values())
+            and (result.views is None or len(traced) == 1)
         )
         if simple:
-            told = tuple((type(value), self._description(value)) for value in given)
-            call = Call(func, told, tuple(kwargs), result.scalar, result.views is not None)
+            call = Call(
+                func,
+                tuple(map(type, given)),
+                tuple(kwargs),
+                tuple((i, value.value) for i, value in traced.items()),
+                tuple((i, slots[i], _form(tensor)) for i, tensor in tensors.items()),
+                tuple(others.items()),
+                result.extent,
+                result.scalar,
+                result.views is not None,
+            )
             self.steps[-1] = node, call
 
-    def _description(self, value: Any) -> Any:
-        if type(value) is Traced:
-            return value.value
-        if isinstance(value, Tensor):
-            return self._recorder.operands.known(value), value.shape, value.dtype, value.layout
-        return value
-
-    def _ordinary(self) -> bool:
+    def _is_ordinary(self) -> bool:
         """Whether nothing around the call has a say in what it is recorded as."""
         return (
             torch.is_grad_enabled()
             and not torch._C._is_any_autocast_enabled()
             and not torch.is_inference_mode_enabled()
-            and saved_tensor_hooks() == self._recorder.hooks
+            and saved_tensor_hooks() == self._hooks
         )
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype, tensor.layout

@@ -6,7 +6,7 @@ import functools
 import io
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -42,7 +42,9 @@ _CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] =
 
 
 @contextlib.contextmanager
-def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
+def unchanged(
+    net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module] | None = None
+) -> Iterator["Before"]:
     """Puts back, unless what it yields is set to `accepted`, what the network's forward changes.
 
     That is: buffers, parameters and tensors that are attributes of a module, whether written in place or through
@@ -57,8 +59,9 @@ def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
     Args:
         thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
             of attributes or among very many, attributes of classes, and modules that are not submodules.
+        modules: those of the network, where they are known.
     """
-    before = _Versions(net) if capturing() else _Snapshot(net, thorough)
+    before = _Versions(net) if capturing() else _Snapshot(modules or modules_of(net), thorough)
     try:
         yield before
     finally:
@@ -71,14 +74,15 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def modules_of(net: nn.Module) -> list[nn.Module]:
+def modules_of(net: nn.Module) -> Iterator[nn.Module]:
     """Its modules, each once: `net.modules()` without the names that it puts together on its way."""
     modules, seen = [net], {id(net)}
     for module in modules:
-        children = [child for child in module._modules.values() if child is not None and id(child) not in seen]
-        seen.update(map(id, children))
-        modules += children
-    return modules
+        yield module
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
 
 
 def random_states(device: torch.device) -> list[Any]:
@@ -122,7 +126,7 @@ class _Versions(Before):
 class _Snapshot(Before):
     """Taken on every call, hence in bulk."""
 
-    def __init__(self, net: nn.Module, thorough: bool) -> None:
+    def __init__(self, modules: Iterable[nn.Module], thorough: bool) -> None:
         self._thorough = thorough
         self._depth, self._entries = _THOROUGH if thorough else _QUICK
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
@@ -135,7 +139,7 @@ class _Snapshot(Before):
             self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
         self._seen: set[int] = set()
         self._held: list[Tensor] = []
-        for module in modules_of(net):
+        for module in modules:
             self._keep_module(module)
         # What shares the memory that a tensor has now, and not its version: graphs that hold it stay valid.
         memories = [tensor.data for tensor in self._held]
@@ -168,7 +172,9 @@ class _Snapshot(Before):
         for buffer in buffers.values():
             self._keep(buffer, self._depth)
         for name in attributes.keys() - _MODULE:
-            self._keep(attributes[name], self._depth)
+            value = attributes[name]
+            if type(value) not in _PLAIN:
+                self._keep(value, self._depth)
         if self._thorough:
             for kind in type(module).__mro__:
                 self._keep_class(kind)

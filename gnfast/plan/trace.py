@@ -118,12 +118,18 @@ def _run(
     if (changed := recorder.operands.changed()) is not None:
         recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
     recorder.output = result.value
-    followed = zip(recorder.nodes, reached(recorder.nodes, result.value, by_derivatives=True), strict=True)
-    if result.value != 0 and not any(follows and 0 in node.inputs for node, follows in followed):
+    if not _follows_x(tuple(recorder.nodes), result.value):
         recorder.refuse("it does not depend on x in a way that derivatives follow")
     shape = result.extent
     if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
         recorder.refuse(f"shape {shape} is not one logit per sample of x {tuple(x.shape)}")
+
+
+@functools.lru_cache(maxsize=256)
+def _follows_x(nodes: tuple[Node, ...], output: int) -> bool:
+    """Whether derivatives lead from the output to x."""
+    followed = zip(nodes, reached(nodes, output, by_derivatives=True), strict=True)
+    return output == 0 or any(follows and 0 in node.inputs for node, follows in followed)
 
 
 _recordings = 0

@@ -23,7 +23,7 @@ class Traced(Tensor):
     """The shape, without the detour of `.shape` through `__torch_function__`."""
     scalar: torch.dtype
     """The dtype, in the same way."""
-    views: "weakref.WeakSet[Traced] | None"
+    views: "weakref.WeakSet[Traced] | None" = None
     """The tensors that share this one's memory, itself included; None while there is no other."""
     tracked: bool
     """Whether it requires a gradient in PyTorch: derivatives follow it. So that a custom autograd Function shows as
@@ -35,7 +35,7 @@ class Traced(Tensor):
             cls, shape, dtype=dtype, device=recorder.device, requires_grad=tracked
         )
         traced.recorder, traced.value, traced.extent, traced.scalar = recorder, value, shape, dtype
-        traced.views, traced.tracked = None, tracked
+        traced.tracked = tracked
         return traced
 
     __hash__ = object.__hash__
