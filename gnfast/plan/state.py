@@ -42,9 +42,7 @@ _CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] =
 
 
 @contextlib.contextmanager
-def unchanged(
-    net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module] | None = None
-) -> Iterator["Before"]:
+def unchanged(net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module] | None = None) -> Iterator["Before"]:
     """Puts back, unless what it yields is set to `accepted`, what the network's forward changes.
 
     That is: buffers, parameters and tensors that are attributes of a module, whether written in place or through
