@@ -22,7 +22,7 @@ _Undo = Callable[[], None]
 _THOROUGH, _QUICK = (6, 100_000), (3, 1000)
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, io.IOBase)
-_MODULE = frozenset(nn.Module().__dict__)
+_MODULE = [*nn.Module().__dict__]
 
 
 def _refill(value: Any, before: Any) -> None:
@@ -169,9 +169,10 @@ class _Snapshot(Before):
                 self._keep(parameter, self._depth)
         for buffer in buffers.values():
             self._keep(buffer, self._depth)
-        for name in attributes.keys() - _MODULE:
+        for name in _own_names(attributes):
             value = attributes[name]
-            if type(value) not in _PLAIN:
+            kind = type(value)
+            if kind not in _PLAIN and not (kind is tuple and _PLAIN.issuperset(map(type, value))):
                 self._keep(value, self._depth)
         if self._thorough:
             for kind in type(module).__mro__:
@@ -188,10 +189,7 @@ class _Snapshot(Before):
 
     def _keep(self, value: Any, depth: int) -> None:
         """Notes what would put `value` back as it is."""
-        kind = type(value)
-        if kind in _PLAIN or (kind is tuple and _PLAIN.issuperset(map(type, value))):
-            return
-        if isinstance(value, _OPAQUE) or id(value) in self._seen:
+        if type(value) in _PLAIN or isinstance(value, _OPAQUE) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         inside: Collection[Any] = ()
@@ -208,8 +206,8 @@ class _Snapshot(Before):
         elif isinstance(value, dict):
             self.dicts.append((value, value.copy()))
             inside = value.values()
-        elif held := next((held for held in _CONTENTS if isinstance(value, held)), None):
-            get, put = _CONTENTS[held]
+        elif kind := _kind_of_contents(type(value)):
+            get, put = _CONTENTS[kind]
             self.undos.append(functools.partial(put, value, get(value)))
             inside = value if isinstance(value, (list, set, deque)) else ()
         elif isinstance(value, tuple):
@@ -227,6 +225,18 @@ class _Snapshot(Before):
         if depth and len(inside) <= self._entries:
             for entry in inside:
                 self._keep(entry, depth - 1)
+
+
+@functools.lru_cache
+def _kind_of_contents(kind: type) -> type | None:
+    """Which of those that can be put back by themselves it is."""
+    return next((known for known in _CONTENTS if issubclass(kind, known)), None)
+
+
+def _own_names(attributes: Mapping[str, Any]) -> list[str]:
+    """Those of a module's attributes that not every module has; these usually come first."""
+    names, count = [*attributes], len(_MODULE)
+    return names[count:] if names[:count] == _MODULE else [name for name in names if name not in _MODULE]
 
 
 def _values_of(kind: type) -> dict[str, Any]:
