@@ -5,8 +5,9 @@ hooks and parametrised weights act as they would without gnfast, and each weight
 the recording cannot express exactly is refused by name.
 
 No recording is kept for the next call: a forward is arbitrary Python and may depend on anything (counters, the clock,
-attributes, random numbers), and nothing short of running it shows that it would do the same again. Where Python's time
-matters, `gnfast.CapturedStep` replays a whole step without it.
+attributes, random numbers), and nothing short of running it shows that it would do the same again. `replay.py` makes
+running it cheap where it does. Where Python's time matters more, there are a promise of the user's (`static=True`,
+`gnfast/engine/static.py`) and `gnfast.CapturedStep`, which replays a whole step.
 """
 
 import contextlib
