@@ -135,13 +135,11 @@ def _run(
     refusal = None
     if impl == "auto":
         try:
-            plan, operands = _plan_and_operands(net, x, args, kwargs, strict, rewrite, static)
+            return _by_passes(net, x, args, kwargs, strict, rewrite, static, head, with_norm)
         except Refused as error:
             if strict:
                 raise
             refusal = error.refusal
-        else:
-            return _by_passes(plan, x, operands, head, with_norm)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
@@ -149,21 +147,31 @@ def _run(
     return result
 
 
-def _plan_and_operands(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool, rewrite: bool, static: bool
-) -> tuple[Plan, list[Tensor]]:
+def _by_passes(
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    strict: bool,
+    rewrite: bool,
+    static: bool,
+    head: Head | None,
+    with_norm: bool,
+) -> Any:
+    """As `_run`; raises Refused where the passes do not apply."""
     if not static:
         plan, *recorded = plan_for(net, x, args, kwargs, rewrite)
-        return plan, plan.operands(*recorded)
-    plan, operands, reason = static_recordings.plan_for(net, x, args, kwargs, rewrite)
-    if reason and strict:
-        raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {reason}")
-    if reason:
-        _warn_once(net, reason, "is recorded on every call, static or not", depth=6)
-    return plan, operands
+        return _passes(plan, x, plan.operands(*recorded), head, with_norm)
+    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, rewrite)
+    if isinstance(kept, str):
+        if strict:
+            raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {kept}")
+        _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
+        return _passes(plan, x, operands, head, with_norm)
+    return kept.run(lambda x, operands: _passes(plan, x, operands, head, with_norm), x, operands, head, with_norm)
 
 
-def _by_passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None, with_norm: bool) -> Any:
+def _passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None, with_norm: bool) -> Any:
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not with_norm):

@@ -7,6 +7,7 @@ their attributes, parameters and buffers by identity, train or eval, the form of
 import itertools
 import operator
 import weakref
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.nn.modules.module as torch_modules
 from torch import Tensor, nn
 
 from gnfast.engine import recording
+from gnfast.engine.graphed import Call, Pairs, has_graphs
 from gnfast.interop import surroundings
 from gnfast.plan.constants import Program
 from gnfast.plan.plan import Plan
@@ -23,6 +25,8 @@ from gnfast.plan.traced import Traced
 
 _MOST = 16
 """Recordings kept per network: train and eval, critic and generator steps, sizes of batches."""
+_MOST_WITH_GRAPHS = 4
+"""Of them, those that may hold the memory of CUDA graphs; and for how many kinds of result each of these may."""
 
 
 class _Guard:
@@ -64,12 +68,16 @@ class _Guard:
         return [(t.requires_grad, t.dtype, t.device, t.shape) for t in self.tensors]
 
 
-class _Kept:
+class Kept:
+    """A recording that is kept, and what it takes to run its passes."""
+
     def __init__(
         self, key: Any, mode: Any, guard: _Guard, plan: Plan, program: Program, places: list[tuple[int, int]]
     ) -> None:
         self.key, self.mode, self.guard, self.plan = key, mode, guard, plan
         self._program, self._places = program, places
+        self._fixed = [program.is_fixed(place) for place, _ in places] + [False] * len(plan.derived)
+        self.pairs: defaultdict[Any, Pairs] = defaultdict(Pairs)
 
     def operands(self, given: list[Tensor]) -> list[Tensor]:
         """The Plan's operands as they are now; `given` are the tensors among the arguments."""
@@ -78,13 +86,32 @@ class _Kept:
         sources = [now[place] for _, place in self._places]
         return self.plan.operands(tensors, sources)
 
+    def run(self, call: Call, x: Tensor, operands: list[Tensor], *form: Any) -> Any:
+        """call(x, operands), on a GPU by replays; `form` is what else decides what the call does."""
+        if not has_graphs(x.device):
+            return call(x, operands)
+        backends = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+        backends += torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision
+        key = form, backends
+        # A normaliser that is another function each time is none to make graphs for.
+        if key not in self.pairs and len(self.pairs) >= _MOST_WITH_GRAPHS:
+            return call(x, operands)
+        return self.pairs[key].run(call, x, operands, self._fixed)
+
 
 class _Known:
     """What is known of a network: recordings that are kept, the last used first, and why others cannot be."""
 
     def __init__(self) -> None:
-        self.kept: list[_Kept] = []
+        self.kept: list[Kept] = []
         self.reasons: dict[Any, str] = {}
+
+    def use(self, kept: Kept) -> None:
+        """Puts a recording first; those of the same form that no longer stand go."""
+        others = [k for k in self.kept if (k.key, k.mode) != (kept.key, kept.mode)]
+        self.kept = [kept, *others][:_MOST]
+        for other in self.kept[_MOST_WITH_GRAPHS:]:
+            other.pairs.clear()
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
@@ -92,8 +119,8 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictiona
 
 def plan_for(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
-) -> tuple[Plan, list[Tensor], str]:
-    """As `recording.plan_for` and `Plan.operands`; and why this is recorded on every call, empty if it is not.
+) -> tuple[Plan, list[Tensor], Kept | str]:
+    """As `recording.plan_for` and `Plan.operands`; and the recording that is kept, or why this one cannot be.
 
     Raises:
         Refused: as there.
@@ -104,12 +131,12 @@ def plan_for(
     key = x.shape, x.dtype, x.device, x.requires_grad, type(x), rewrite, around, form
     known = _KNOWN.setdefault(net, _Known())
     ordinary = surroundings.saved_tensor_hooks() is None and not capturing()
-    for place, kept in enumerate(known.kept) if ordinary else ():
+    for kept in known.kept if ordinary else ():
         if kept.key == key and kept.guard.stands():
             recording.require_recordable(x, args, kwargs)
             recording.require_independent(x, given)
-            known.kept.insert(0, known.kept.pop(place))
-            return kept.plan, kept.operands(given), ""
+            known.use(kept)
+            return kept.plan, kept.operands(given), kept
     modules = [*modules_of(net)]
     mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
     reason = known.reasons.get((key, mode)) if ordinary else ""
@@ -128,7 +155,7 @@ def plan_for(
             reason = f"where its tensor of shape {tuple(unknown.shape)} comes from is not to be seen"
     if not reason:
         program.close({place for pair in places for place in pair})
-        kept = _Kept(key, mode, guard, plan, program, places)
+        kept = Kept(key, mode, guard, plan, program, places)
         if not _same(kept.operands(given), operands):
             reason = "what it computes without x is not the same when it is computed again"
     if reason:
@@ -136,9 +163,8 @@ def plan_for(
             known.reasons.clear()
         known.reasons[key, mode] = reason
         return plan, operands, reason
-    others = (other for other in known.kept if (other.key, other.mode) != (key, mode))
-    known.kept = [kept, *others][:_MOST]
-    return plan, operands, ""
+    known.use(kept)
+    return plan, operands, kept
 
 
 def _reason(guard: _Guard, program: Program, moved: bool, form: Any) -> str:

@@ -122,6 +122,10 @@ class Program(TorchFunctionMode):
             self._add(tensor)
         return self._places.get(id(tensor))
 
+    def is_fixed(self, place: int) -> bool:
+        """Whether, once closed, it gives the same tensor there every time."""
+        return self._tensors[place] is not None
+
     def close(self, wanted: Iterable[int]) -> None:
         """Frees everything but what `run` needs for the places `wanted`."""
         needed, steps, made = set(wanted), [], set(range(self._given))
