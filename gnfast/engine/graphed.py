@@ -5,6 +5,7 @@ generated images before one backward, take two pairs.
 """
 
 import operator
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,6 +36,7 @@ class Pairs:
         self._pairs: list[_Pair] = []
         self._failed = False
         self._calls = 0
+        self._lock = threading.Lock()
 
     def run(self, call: Call, x: Tensor, operands: Sequence[Tensor], fixed: Sequence[bool]) -> Any:
         """call(x, operands) by a replay, by operations where there is no free pair, or where none could be made.
@@ -47,11 +49,8 @@ class Pairs:
         if self._calls == 1:
             return call(x, operands)
         given = [x, *operands]
-        # Those whose weights have moved to other memory serve no more.
-        self._pairs = [pair for pair in self._pairs if pair.reads(given)]
-        pair = next((pair for pair in self._pairs if pair.free), None)
-        if pair is None and len(self._pairs) < _MOST_PAIRS and not self._failed:
-            pair = self._made(call, given, [False, *fixed])
+        with self._lock:
+            pair = self._taken(call, given, [False, *fixed])
         if pair is None:
             return call(x, operands)
         result = _Replay.apply(pair, *given)
@@ -61,13 +60,25 @@ class Pairs:
         """Frees their memory."""
         self._pairs.clear()
 
+    def _taken(self, call: Call, given: list[Tensor], fixed: list[bool]) -> "_Pair | None":
+        """A pair that is nobody else's from now on; None if there is none to be had."""
+        # Those whose weights have moved to other memory serve no more.
+        self._pairs = [pair for pair in self._pairs if pair.reads(given)]
+        pair = next((pair for pair in self._pairs if pair.free), None)
+        if pair is None and len(self._pairs) < _MOST_PAIRS and not self._failed:
+            pair = self._made(call, given, fixed)
+        if pair is not None:
+            pair.free = False
+        return pair
+
     def _made(self, call: Call, given: list[Tensor], fixed: list[bool]) -> "_Pair | None":
         try:
-            pair = _Pair(call, given, fixed)
+            with torch.cuda.device_of(given[0]):
+                pair = _Pair(call, given, fixed)
         except Exception as error:
             self._failed = True
             message = f"static: the passes run one by one, since no CUDA graph of them could be made: {error}"
-            warnings.warn(message, FallbackWarning, stacklevel=7)
+            warnings.warn(message, FallbackWarning, stacklevel=8)
             return None
         self._pairs.append(pair)
         return pair
@@ -144,13 +155,12 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pair: _Pair, *given: Tensor) -> tuple[Tensor, ...]:
-        results = tuple(pair.forward(given))
         pair.uses += 1
         ctx.pair, ctx.use = pair, pair.uses
-        # Without a backward to come it is free again at once; else when what leads to the backward is gone.
-        ctx.lease = _Lease(pair, ctx.use) if any(ctx.needs_input_grad) else None
+        # Free again after the backward, or when what leads to one is gone: at once where there is none.
+        ctx.lease = _Lease(pair, ctx.use)
         ctx.save_for_backward(*given)
-        return results
+        return tuple(pair.forward(given))
 
     @staticmethod
     @once_differentiable
@@ -169,7 +179,6 @@ class _Lease:
 
     def __init__(self, pair: _Pair, use: int) -> None:
         self._pair, self._use = pair, use
-        pair.free = False
 
     def end(self) -> None:
         if self._pair.uses == self._use:
@@ -179,10 +188,9 @@ class _Lease:
 
 
 def _clones(tensors: list[Tensor]) -> list[Tensor]:
-    copies = [torch.empty_like(tensor) for tensor in tensors]
-    if copies:
-        torch._foreach_copy_(copies, tensors)
-    return copies
+    if hasattr(torch, "_foreach_clone"):
+        return list(torch._foreach_clone(tensors)) if tensors else []
+    return [tensor.clone() for tensor in tensors]
 
 
 def _held(tensor: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class _Guard:
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
         self._values = [*self._read()]
+        self._forwards = {(kind, kind.forward) for kind in map(type, modules)}
         held = (value for value in self._values if isinstance(value, Tensor) and type(value) is not Traced)
         # What a lazy module has no values for has no form either; such a module has hooks.
         self.tensors = [value for value in held if not nn.parameter.is_lazy(value)]
@@ -54,6 +55,7 @@ class _Guard:
             sum(map(len, self._views)) == len(self._values)
             and all(map(operator.is_, self._read(), self._values))
             and self._read_forms() == self._forms
+            and all(kind.forward is forward for kind, forward in self._forwards)
             and not self.hooked()
         )
 
@@ -92,7 +94,8 @@ class Kept:
             return call(x, operands)
         backends = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
         backends += torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision
-        key = form, backends
+        # Memory that is used again is in order on one stream alone.
+        key = form, backends, torch.cuda.current_stream(x.device).cuda_stream
         # A normaliser that is another function each time is none to make graphs for.
         if key not in self.pairs and len(self.pairs) >= _MOST_WITH_GRAPHS:
             return call(x, operands)

@@ -44,8 +44,9 @@ class Script:
     """The nodes of a network's last recording, and the calls that they came of, where those were that simple."""
 
     def __init__(self) -> None:
-        self.batch = 0
-        self.steps: Sequence[tuple[Node, Call | None]] = ()
+        # Of one size of batch: what is accepted there, a reshape by numbers say, may not be elsewhere. Together, for
+        # recordings on several threads.
+        self.last: tuple[int, Sequence[tuple[Node, Call | None]]] = 0, ()
 
 
 class Replay:
@@ -53,9 +54,8 @@ class Replay:
 
     def __init__(self, script: Script | None, batch: int, operands: Operands) -> None:
         self._script, self._batch, self._operands = script, batch, operands
-        # What is accepted of one batch size, a reshape by numbers say, may not be of another.
-        known = script is not None and script.batch == batch
-        self._ahead: Sequence[tuple[Node, Call | None]] = script.steps if known else ()
+        size, steps = script.last if script is not None else (0, ())
+        self._ahead = steps if size == batch else ()
         self._hooks = saved_tensor_hooks()
         self.steps: list[tuple[Node, Call | None]] = []
 
@@ -64,7 +64,7 @@ class Replay:
 
     def keep(self) -> None:
         """The recording was accepted."""
-        self._script.batch, self._script.steps = self._batch, tuple(self.steps)
+        self._script.last = self._batch, tuple(self.steps)
 
     def again(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -157,4 +157,4 @@ class Replay:
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.layout
+    return tensor.shape, tensor.dtype, tensor.layout, tensor.requires_grad

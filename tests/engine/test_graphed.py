@@ -34,6 +34,11 @@ class Graph:
 
 
 class Stream:
+    cuda_stream = 0
+
+    def __init__(self, device=None):
+        pass
+
     def wait_stream(self, other):
         pass
 

@@ -93,7 +93,17 @@ def parametrized(net):
     parametrizations.spectral_norm(net.linear).eval()
 
 
+class Doubled(nn.LeakyReLU):
+    def forward(self, h):
+        return 2 * super().forward(h)
+
+
+def another_class(net):
+    net.activation = Doubled(0.1)
+
+
 CHANGES = {
+    "another class": another_class,
     "a replaced parameter": replaced_parameter,
     "a replaced module": replaced_module,
     "a module taken out": lambda net: net.features.pop(1),
@@ -111,6 +121,14 @@ def test_what_is_seen_to_change_is_recorded_anew(change, net, x):
     assert recordings(net, x, strict=True) == 1 and recordings(net, x, strict=True) == 0
     change(net)
     assert recordings(net, x, strict=True) == 1 and recordings(net, x, strict=True) == 0
+
+
+def test_a_class_that_gets_another_forward(net, x, monkeypatch):
+    another_class(net)
+    net.features[1] = net.activation
+    assert recordings(net, x, strict=True) == 1
+    monkeypatch.setattr(Doubled, "forward", lambda self, h: h.abs())
+    assert recordings(net, x, strict=True) == 1
 
 
 def test_new_values_need_no_new_recording(net, x):

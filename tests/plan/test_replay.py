@@ -205,3 +205,22 @@ def test_a_steady_network_is_followed_to_its_end(x, monkeypatch):
             found.clear()
             gnfast.normalize_gradient(net, x, strict=True)
         assert len(found) == 8 and None not in found
+
+
+def test_a_frozen_addend_may_be_written_before_the_backward(x):
+    """As in PyTorch, which does not keep it; what is trained is kept by itself, and guarded."""
+    net = Net()
+    net.addend = nn.Parameter(torch.randn(6, dtype=DTYPE))
+    net.act = lambda net, h: h + net.addend
+    for frozen in (False, False, True, False, True, True):
+        net.requires_grad_(not frozen)
+        images = x.clone().requires_grad_()
+        f_hat, expected = (
+            function(net, images) for function in (gnfast.normalize_gradient, reference.normalize_gradient)
+        )
+        (wanted,) = torch.autograd.grad(expected.sum(), images)
+        if frozen:
+            with torch.no_grad():
+                net.addend.add_(1)
+        (actual,) = torch.autograd.grad(f_hat.sum(), images)
+        torch.testing.assert_close(actual, wanted)
