@@ -57,7 +57,7 @@ def normalize_gradient(
             read anew, and what the forward computes from them is computed anew. What is seen to have changed (modules,
             their attributes, `train()`/`eval()`, `requires_grad`, shapes, dtypes, autocast) makes it run again. Where
             more than this is needed (random numbers, forward hooks, values read, custom autograd Functions for
-            weights), it runs on every call, with one warning.
+            weights), it runs on every call, with one warning. On a GPU the passes become CUDA graphs.
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients

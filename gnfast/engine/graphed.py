@@ -92,10 +92,11 @@ class _Pair:
         self.uses = 0
         """How many calls it has served."""
         self.free = True
-        self._inputs = [t if f else _held(t) for t, f in zip(given, fixed, strict=True)]
-        # Held, for a backward that comes after the weights have moved.
-        self._memory = [t.detach() for t, f in zip(given, fixed, strict=True) if f]
-        self._addresses = [t.data_ptr() for t in self._memory]
+        # Not the weights themselves: their hooks would act here and once more outside.
+        self._inputs = [
+            _leaf(t if f else t.detach().clone(), t.requires_grad) for t, f in zip(given, fixed, strict=True)
+        ]
+        self._addresses = [t.data_ptr() for t, f in zip(given, fixed, strict=True) if f]
         self._is_wanted = [t.requires_grad and torch.is_grad_enabled() for t in self._inputs]
         self._wanted = [t for t, wanted in zip(self._inputs, self._is_wanted, strict=True) if wanted]
         stream = torch.cuda.Stream()
@@ -193,8 +194,9 @@ def _clones(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.clone() for tensor in tensors]
 
 
-def _held(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:
+    """A leaf of its own on the memory of `tensor`, which it keeps."""
+    return tensor.detach().requires_grad_(requires_grad)
 
 
 def _require_same(actual: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:

@@ -254,3 +254,10 @@ def test_beside_a_module_that_wraps_it(net, x):
     critic = nn.Sequential(gnfast.GradientNorm(net, static=True, strict=True))
     for _ in range(3):
         torch.testing.assert_close(critic(x), reference.normalize_gradient(net, x))
+
+
+def test_hooks_on_weights_act_once(net, x):
+    net.conv.weight.register_hook(lambda grad: 3 * grad)
+    net.linear.weight.register_post_accumulate_grad_hook(lambda weight: (weight.grad.mul_(5), None)[1])
+    for _ in range(3):
+        check(net, x)
