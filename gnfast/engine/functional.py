@@ -11,7 +11,7 @@ from gnfast.engine import static as static_recordings
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
 from gnfast.engine.recording import plan_for
-from gnfast.errors import FallbackWarning, InputError, UnsupportedError
+from gnfast.errors import FallbackWarning, InputError
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
@@ -162,11 +162,10 @@ def _by_passes(
     if not static:
         plan, *recorded = plan_for(net, x, args, kwargs, rewrite)
         return _passes(plan, x, plan.operands(*recorded), head, with_norm)
-    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, rewrite)
+    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
     if isinstance(kept, str):
-        if strict:
-            raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {kept}")
-        _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
+        if kept:
+            _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
         return _passes(plan, x, operands, head, with_norm)
     return kept.run(lambda x, operands: _passes(plan, x, operands, head, with_norm), x, operands, head, with_norm)
 

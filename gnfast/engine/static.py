@@ -4,6 +4,7 @@ A recording stands for as long as everything is as it was that can be seen witho
 their attributes, parameters and buffers by identity, train or eval, the form of all arguments, what is around the call.
 """
 
+import contextlib
 import itertools
 import operator
 import weakref
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from gnfast.engine import recording
 from gnfast.engine.graphed import Call, Pairs, has_graphs
+from gnfast.errors import UnsupportedError
 from gnfast.interop import surroundings
 from gnfast.plan.constants import Program
 from gnfast.plan.plan import Plan
-from gnfast.plan.state import capturing, modules_of, random_states
+from gnfast.plan.state import Before, capturing, modules_of, random_states, unchanged
 from gnfast.plan.traced import Traced
 
 _MOST = 16
@@ -116,17 +118,24 @@ class _Known:
         for other in self.kept[_MOST_WITH_GRAPHS:]:
             other.pairs.clear()
 
+    def refuse(self, form: Any, reason: str) -> None:
+        """Notes why a recording of this form is not to be tried again."""
+        if len(self.reasons) >= _MOST:
+            self.reasons.clear()
+        self.reasons[form] = reason
+
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
 
 
 def plan_for(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool, rewrite: bool
 ) -> tuple[Plan, list[Tensor], Kept | str]:
     """As `recording.plan_for` and `Plan.operands`; and the recording that is kept, or why this one cannot be.
 
     Raises:
         Refused: as there.
+        UnsupportedError: `strict`, and it cannot be kept; the network is as it was before the call.
     """
     given: list[Tensor] = []
     form = _form((args, kwargs), given)
@@ -144,33 +153,54 @@ def plan_for(
     mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
     reason = known.reasons.get((key, mode)) if ordinary else ""
     if reason is not None:
+        _require_kept(net, reason, strict)
         plan, *recorded = recording.plan_for(net, x, args, kwargs, rewrite)
         return plan, plan.operands(*recorded), reason
-    guard = _Guard(net)
-    program, before = Program(net, x.device, given, guard.tensors), random_states(x.device)
-    plan, tensors, sources = recording.plan_for(net, x, args, kwargs, rewrite, watch=program)
-    moved, operands = random_states(x.device) != before, plan.operands(tensors, sources)
-    places = [(program.place(tensor), program.place(source)) for tensor, source in zip(tensors, sources, strict=True)]
-    reason = _reason(guard, program, moved, form)
-    if not reason:
-        unknown = next((t for t, pair in zip(tensors, places, strict=True) if None in pair), None)
-        if unknown is not None:
-            reason = f"where its tensor of shape {tuple(unknown.shape)} comes from is not to be seen"
-    if not reason:
-        program.close({place for pair in places for place in pair})
-        kept = Kept(key, mode, guard, plan, program, places)
-        if not _same(kept.operands(given), operands):
-            reason = "what it computes without x is not the same when it is computed again"
-    if reason:
-        if len(known.reasons) >= _MOST:
-            known.reasons.clear()
-        known.reasons[key, mode] = reason
-        return plan, operands, reason
-    known.use(kept)
+    with unchanged(net) if strict else contextlib.nullcontext(Before()) as before:
+        plan, operands, kept = _keep(net, x, args, kwargs, rewrite, key, mode, given)
+        if isinstance(kept, Kept):
+            known.use(kept)
+        else:
+            known.refuse((key, mode), kept)
+            _require_kept(net, kept, strict)
+        before.accepted = True
     return plan, operands, kept
 
 
-def _reason(guard: _Guard, program: Program, moved: bool, form: Any) -> str:
+def _require_kept(net: nn.Module, reason: str, strict: bool) -> None:
+    if reason and strict:
+        raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {reason}")
+
+
+def _keep(
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rewrite: bool,
+    key: Any,
+    mode: Any,
+    given: list[Tensor],
+) -> tuple[Plan, list[Tensor], Kept | str]:
+    """As `plan_for`, by running the forward and watching what else it does."""
+    guard = _Guard(net)
+    program, states = Program(net, x.device, given, guard.tensors), random_states(x.device)
+    plan, tensors, sources = recording.plan_for(net, x, args, kwargs, rewrite, watch=program)
+    moved, operands = random_states(x.device) != states, plan.operands(tensors, sources)
+    if reason := _reason(guard, program, moved, key):
+        return plan, operands, reason
+    places = [(program.place(tensor), program.place(source)) for tensor, source in zip(tensors, sources, strict=True)]
+    unknown = next((t for t, pair in zip(tensors, places, strict=True) if None in pair), None)
+    if unknown is not None:
+        return plan, operands, f"where its tensor of shape {tuple(unknown.shape)} comes from is not to be seen"
+    program.close({place for pair in places for place in pair})
+    kept = Kept(key, mode, guard, plan, program, places)
+    if not _same(kept.operands(given), operands):
+        return plan, operands, "what it computes without x is not the same when it is computed again"
+    return plan, operands, kept
+
+
+def _reason(guard: _Guard, program: Program, moved: bool, key: Any) -> str:
     """Why a recording that was just made cannot be kept; empty if it can."""
     if guard.opaque:
         return f"a {guard.opaque} in place of a module's dict hides its changes"
@@ -180,7 +210,7 @@ def _reason(guard: _Guard, program: Program, moved: bool, form: Any) -> str:
         return "its forward changes attributes of its modules"
     if moved:
         return "its forward draws at random"
-    if not _is_plain(form):
+    if not _is_plain(key):
         return "an argument of a kind that cannot be compared may decide what it does"
     return program.refusal
 

@@ -378,14 +378,24 @@ def test_what_cannot_be_kept_is_recorded_on_every_call(make, reason, x):
         results.append([str(w.message) for w in caught if issubclass(w.category, FallbackWarning)])
     assert [len(messages) for messages in results] == [1, 0, 0, 0]
     assert "is recorded on every call, static or not: " in results[0][0] and reason in results[0][0]
-    with pytest.raises(UnsupportedError, match="has to be recorded on every call"):
-        static(net, x, strict=True)
+    for other in (net, make()):
+        before, drawn = copy.deepcopy(other), torch.get_rng_state()
+        with pytest.raises(UnsupportedError, match="has to be recorded on every call"):
+            static(other, x, strict=True)
+        # The network is as it was before.
+        assert torch.equal(torch.get_rng_state(), drawn) and getattr(other, "calls", 0) == getattr(before, "calls", 0)
+        for now, then in zip(other.state_dict().values(), before.state_dict().values(), strict=True):
+            assert torch.equal(now, then)
 
 
 def test_train_and_eval(net, x):
     assert recordings(net, x, strict=True) == 1
+    net.train()
+    FORWARDS.clear()
     with pytest.warns(FallbackWarning, match="draws at random"):
-        assert len([static(net.train(), x) for _ in range(2)]) == len(FORWARDS) - 0 or True
+        for _ in range(3):
+            static(net, x)
+    assert len(FORWARDS) == 3
     assert recordings(net.eval(), x, strict=True) == 0
 
 
