@@ -83,7 +83,7 @@ def test_kept_recordings_of_random_networks(family, monkeypatch):
         tolerances = (1e-3, 1e-3) if family == "casts" else (1e-7, 1e-9)
         compare(dataclasses.replace(case, xs=[*case.xs] * 3), *tolerances)
     # Three by double backward, and one or three by gnfast.
-    assert len(forwards) < 5 * count
+    assert len(forwards) < 5.5 * count
 
 
 @pytest.mark.parametrize("family", ["rewrites", "images"])
