@@ -69,9 +69,10 @@ def plan_for(
     modes = torch.is_grad_enabled(), x.requires_grad, surroundings.autocast_dtype(x.device.type)
     state = [(id(module), module.training) for module in modules]
     key = _static(x), x.device.type, modes, *state, _static(args), _static(sorted(kwargs.items()))
-    if key not in verdicts and len(verdicts) >= _VERDICTS_PER_NETWORK:
-        verdicts.clear()
-    verdict = verdicts.setdefault(key, _Verdict())
+    if (verdict := verdicts.get(key)) is None:
+        if len(verdicts) >= _VERDICTS_PER_NETWORK:
+            verdicts.clear()
+        verdict = verdicts[key] = _Verdict()
     if verdict.stands():
         raise Refused(verdict.refusal)
     # A refused recording must leave no trace: the fallback is about to run the same forward again.
