@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.errors import UnsupportedError
+from gnfast.plan.stateless import is_stateless
 from gnfast.plan.traced import Traced
 
 _Undo = Callable[[], None]
@@ -54,12 +55,18 @@ def unchanged(net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module
     While a CUDA graph is captured nothing can be put back, since copies would become part of the graph: what was drawn
     stays drawn, and a change of a parameter or buffer raises UnsupportedError.
 
+    Of a network whose code is known to change none of this, only PyTorch's random states are put back.
+
     Args:
         thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
             of attributes or among very many, attributes of classes, and modules that are not submodules.
         modules: those of the network, where they are known.
     """
-    before = _Versions(net) if capturing() else _Snapshot(modules or modules_of(net), thorough)
+    modules = modules or [*modules_of(net)]
+    if capturing():
+        before = _Versions(net)
+    else:
+        before = _Snapshot(modules, thorough) if thorough or not is_stateless(modules) else _Random()
     try:
         yield before
     finally:
@@ -121,20 +128,31 @@ class _Versions(Before):
             )
 
 
-class _Snapshot(Before):
+class _Random(Before):
+    """PyTorch's random states alone."""
+
+    def __init__(self) -> None:
+        self.undos: list[_Undo] = [functools.partial(torch.set_rng_state, torch.get_rng_state())]
+        if torch.cuda.is_initialized():
+            self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+
+    def restore(self) -> None:
+        for undo in self.undos:
+            undo()
+
+
+class _Snapshot(_Random):
     """Taken on every call, hence in bulk."""
 
     def __init__(self, modules: Iterable[nn.Module], thorough: bool) -> None:
+        super().__init__()
         self._thorough = thorough
         self._depth, self._entries = _THOROUGH if thorough else _QUICK
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self.undos: list[_Undo] = [
-            functools.partial(torch.set_rng_state, torch.get_rng_state()),
+        self.undos += [
             functools.partial(random.setstate, random.getstate()),
             functools.partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002 (the user's own may be old)
         ]
-        if torch.cuda.is_initialized():
-            self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
         self._seen: set[int] = set()
         self._held: list[Tensor] = []
         for module in modules:
@@ -154,8 +172,7 @@ class _Snapshot(Before):
                     tensor.data = memory
                 if not torch.equal(memory, value):
                     memory.copy_(value)
-            for undo in self.undos:
-                undo()
+        super().restore()
 
     def _keep_module(self, module: nn.Module) -> None:
         self._seen.add(id(module))
