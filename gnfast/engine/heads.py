@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.engine import passes
@@ -51,7 +50,7 @@ class Head:
 
 def _safe(total: Tensor) -> Tensor:
     """As a divisor, a total that is not negative gives 0 where it is 0, and a gradient of 0. NaN stays NaN."""
-    return F.threshold(total, 0.0, math.inf)
+    return torch.threshold(total, 0.0, math.inf)
 
 
 def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
