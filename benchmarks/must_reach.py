@@ -24,7 +24,16 @@ from gnfast.bench.case import EAGER, A, B, Setup
 from gnfast.bench.cases import iteration_cases
 from gnfast.bench.clock import Times, interleaved_ms
 from gnfast.bench.count import peak_bytes, work
-from gnfast.bench.critic_steps import PENALTIES, WAYS, Penalty, Result, critic_step, generator_step, penalty_step
+from gnfast.bench.critic_steps import (
+    PENALTIES,
+    WAYS,
+    Penalty,
+    Result,
+    critic_step,
+    generator_step,
+    penalty_step,
+    static,
+)
 from gnfast.bench.critics import Z_DIM, shipped
 from gnfast.bench.environment import environment
 from gnfast.bench.gate import error_of, relative_error, typical_error
@@ -109,7 +118,7 @@ def operations(rounds: int, batch: int) -> Iterator[Row]:
 
 
 def overhead(rounds: int, batch: int) -> Iterator[Row]:
-    """What the engine costs in Python, on a network where nothing else takes time."""
+    """What the engine costs in Python, on networks where little else takes time."""
     torch.manual_seed(0)
     layers = [layer for _ in range(3) for layer in (torch.nn.Linear(16, 16), torch.nn.ReLU())]
     net, x = torch.nn.Sequential(*layers, torch.nn.Linear(16, 1)), torch.randn(4, 16)
@@ -124,6 +133,7 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
 
     steps = {
         "step": partial(critic_step, WAYS["four passes"], net, x),
+        "static": partial(critic_step, static, net, x),
         "passes alone": kernels,
         "double backward": partial(critic_step, WAYS["double backward"], net, x),
     }
@@ -131,6 +141,14 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
     microseconds = {name: round(1e3 * t["median_ms"]) for name, t in times.items()}
     ratio = microseconds["step"] / microseconds["passes alone"]
     yield row("time of a small critic's step / that of its passes alone", "MLP", ratio, None, microseconds=microseconds)
+    for name in ("CNN 32", "ResNet 32"):
+        network = shipped(name, width=1 / 32)
+        net, x = network.critic(torch.float32, NCHW), network.images(2, torch.float32, NCHW)
+        ways = {way: WAYS[way] for way in ("four passes", "double backward", "no normalisation")} | {"static": static}
+        times = _times(name, {way: partial(critic_step, normalize, net, x) for way, normalize in ways.items()}, 100)
+        for way, bound in (("four passes", 4.0), ("static", 3.5)):
+            what = f"time of a thin critic's step, {way} / without normalisation"
+            yield row(what, name, _ratio(times, way, "no normalisation"), bound, times=times)
 
 
 def memory(rounds: int, batch: int) -> Iterator[Row]:

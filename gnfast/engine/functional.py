@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gnfast.engine import heads, reference
+from gnfast.engine import static as static_recordings
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
 from gnfast.engine.recording import plan_for
@@ -15,6 +16,7 @@ from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
+from gnfast.plan.state import modules_of
 from gnfast.steps.memory import reuse_memory
 
 
@@ -29,6 +31,7 @@ def normalize_gradient(
     impl: str = "auto",
     strict: bool = False,
     rewrite: bool = True,
+    static: bool = False,
     **kwargs: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
@@ -49,6 +52,12 @@ def normalize_gradient(
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
         rewrite: merge operations where that is exact and cheaper (a convolution with the pooling after it, say).
+        static: a promise that `net_D` does the same operations on every call, with the same constants: its forward then
+            runs once for each form of arguments and state, not on every call. Weights, buffers and tensor arguments are
+            read anew, and what the forward computes from them is computed anew. What is seen to have changed (modules,
+            their attributes, `train()`/`eval()`, `requires_grad`, shapes, dtypes, autocast) makes it run again. Where
+            more than this is needed (random numbers, forward hooks, values read, custom autograd Functions for
+            weights), it runs on every call, with one warning. On a GPU the passes become CUDA graphs.
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
@@ -61,11 +70,19 @@ def normalize_gradient(
         InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
     head = heads.find(method, tau=tau, eps=eps)
-    return _run(net_D, x, args, kwargs, impl, strict, rewrite, head, return_grad_norm)
+    options = impl, strict, rewrite, static
+    return _run(net_D, x, args, kwargs, *options, head, return_grad_norm)
 
 
 def value_and_grad_norm(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
+    net: nn.Module,
+    x: Tensor,
+    *args: Any,
+    impl: str = "auto",
+    strict: bool = False,
+    rewrite: bool = True,
+    static: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and the norm of its input gradient per sample.
 
@@ -76,12 +93,19 @@ def value_and_grad_norm(
         differentiable once with respect to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0
         at n = 0).
     """
-    f, g = _run(net, x, args, kwargs, impl, strict, rewrite)
+    f, g = _run(net, x, args, kwargs, impl, strict, rewrite, static)
     return f, heads.grad_norm(g)
 
 
 def value_and_input_grad(
-    net: nn.Module, x: Tensor, *args: Any, impl: str = "auto", strict: bool = False, rewrite: bool = True, **kwargs: Any
+    net: nn.Module,
+    x: Tensor,
+    *args: Any,
+    impl: str = "auto",
+    strict: bool = False,
+    rewrite: bool = True,
+    static: bool = False,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and its gradient with respect to the input.
 
@@ -90,7 +114,7 @@ def value_and_input_grad(
     Returns:
         f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
     """
-    return _run(net, x, args, kwargs, impl, strict, rewrite)
+    return _run(net, x, args, kwargs, impl, strict, rewrite, static)
 
 
 @uncompiled("gnfast runs the network's own Python on every call")
@@ -102,6 +126,7 @@ def _run(
     impl: str,
     strict: bool,
     rewrite: bool,
+    static: bool,
     head: Head | None = None,
     with_norm: bool = False,
 ) -> Any:
@@ -110,21 +135,41 @@ def _run(
     refusal = None
     if impl == "auto":
         try:
-            plan, operands = plan_for(net, x, args, kwargs, rewrite)
+            return _by_passes(net, x, args, kwargs, strict, rewrite, static, head, with_norm)
         except Refused as error:
             if strict:
                 raise
             refusal = error.refusal
-        else:
-            return _by_passes(plan, x, operands, head, with_norm)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
-        _warn_once(net, refusal)
+        _warn_once(net, refusal, "goes through exact double backward, not the four passes")
     return result
 
 
-def _by_passes(plan: Plan, x: Tensor, operands: list[Tensor], head: Head | None, with_norm: bool) -> Any:
+def _by_passes(
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    strict: bool,
+    rewrite: bool,
+    static: bool,
+    head: Head | None,
+    with_norm: bool,
+) -> Any:
+    """As `_run`; raises Refused where the passes do not apply."""
+    if not static:
+        return _passes(*plan_for(net, x, args, kwargs, rewrite), x, head, with_norm)
+    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
+    if isinstance(kept, str):
+        if kept:
+            _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
+        return _passes(plan, operands, x, head, with_norm)
+    return kept.run(lambda x, operands: _passes(plan, operands, x, head, with_norm), x, operands, head, with_norm)
+
+
+def _passes(plan: Plan, operands: list[Tensor], x: Tensor, head: Head | None, with_norm: bool) -> Any:
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not with_norm):
@@ -153,16 +198,14 @@ def _by_double_backward(
     return f_hat, heads.grad_norm(g)
 
 
-_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal]]" = weakref.WeakKeyDictionary()
+_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal | str]]" = weakref.WeakKeyDictionary()
 
 
-def _warn_once(net: nn.Module, refusal: Refusal) -> None:
+def _warn_once(net: nn.Module, reason: Refusal | str, what: str, depth: int = 5) -> None:
     warned = _WARNED.setdefault(net, set())
-    if refusal not in warned:
-        warned.add(refusal)
-        name = type(net).__name__
-        message = f"{name} goes through exact double backward, not the four passes: {refusal}"
-        warnings.warn(message, FallbackWarning, stacklevel=5)
+    if reason not in warned:
+        warned.add(reason)
+        warnings.warn(f"{type(net).__name__} {what}: {reason}", FallbackWarning, stacklevel=depth)
 
 
 def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
@@ -176,7 +219,7 @@ def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
         raise InputError(f"x: got dtype {x.dtype}, wanted a floating-point dtype (x.float() for images in bytes)")
     if x.dim() < 2:
         raise InputError(f"x: got shape {tuple(x.shape)}, wanted (B, ...) with the batch in axis 0")
-    parameter = next(net.parameters(), None)
+    parameter = next((p for module in modules_of(net) for p in module._parameters.values() if p is not None), None)
     if parameter is not None and parameter.device != x.device:
         devices = {p.device for p in net.parameters()}
         if x.device not in devices:

@@ -6,6 +6,7 @@ Adding one means adding an entry to `METHODS`.
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -48,8 +49,8 @@ class Head:
 
 
 def _safe(total: Tensor) -> Tensor:
-    """As a divisor, it gives 0 where it is 0, and a gradient of 0."""
-    return torch.where(total == 0, torch.inf, total)
+    """As a divisor, a total that is not negative gives 0 where it is 0, and a gradient of 0. NaN stays NaN."""
+    return torch.threshold(total, 0.0, math.inf)
 
 
 def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

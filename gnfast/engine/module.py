@@ -24,6 +24,7 @@ class GradientNorm(Wrapper):
         impl: "auto" or "reference", as in `normalize_gradient`.
         strict: raise UnsupportedError instead of falling back to double backward.
         rewrite: merge operations where that is exact and cheaper.
+        static: a promise that `net` does the same on every call, as in `normalize_gradient`.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class GradientNorm(Wrapper):
         impl: str = "auto",
         strict: bool = False,
         rewrite: bool = True,
+        static: bool = False,
     ) -> None:
         super().__init__(net)
         heads.find(method, tau=tau, eps=eps)
         # In one attribute, so that they hide no members of `net`.
-        self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict, "rewrite": rewrite}
+        self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict}
+        self._options |= {"rewrite": rewrite, "static": static}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""

@@ -126,7 +126,9 @@ def merged_tangent(
     """
     parts = [] if scale is None else [x * scale.reshape(-1, *[1] * (x.dim() - 1))]
     parts += [] if input_grad_cotangent is None else [input_grad_cotangent]
-    return torch.empty_like(x, dtype=dtype).copy_(functools.reduce(torch.add, parts))
+    total = functools.reduce(torch.add, parts)
+    is_x_like = len(parts) == 2 and total.dtype == (dtype or x.dtype) and total.stride() == x.stride()
+    return total if is_x_like else torch.empty_like(x, dtype=dtype).copy_(total)
 
 
 def _keep(values: dict[int, Tensor], node: Node, result: Any) -> None:

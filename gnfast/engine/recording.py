@@ -1,8 +1,8 @@
 """A network's Plan for one call, or the reason why there is none: recorded now, or known from an earlier call."""
 
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +15,8 @@ from gnfast.errors import InputError
 from gnfast.interop import surroundings
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
-from gnfast.plan.state import capturing, unchanged
+from gnfast.plan.replay import Script
+from gnfast.plan.state import capturing, modules_of, unchanged
 from gnfast.plan.trace import record
 from gnfast.plan.traced import has_own_rules
 
@@ -28,6 +29,8 @@ class _Verdict:
     refusal: Refusal | None = None
     calls: int = 0
     """How many calls have relied on a refusal."""
+    script: Script = field(default_factory=Script)
+    """What the last recording consisted of."""
 
     def stands(self) -> bool:
         """Whether a refusal stands for this call.
@@ -49,9 +52,9 @@ _VERDICTS_PER_NETWORK = 64
 
 
 def plan_for(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool, **watch: Any
 ) -> tuple[Plan, list[Tensor]]:
-    """The Plan of net(x, *args, **kwargs) and its operands.
+    """The Plan of net(x, *args, **kwargs) and the recorded operands; `watch` as for `record`.
 
     A network that was refused before, in the same state, is mostly refused without running it. One that is refused now
     is as it was before the call.
@@ -59,24 +62,27 @@ def plan_for(
     Raises:
         Refused: the four passes do not apply; with the network's own error as its cause if that is the reason.
     """
-    modules = [*net.modules()]
-    _require_recordable(net, modules, x, args, kwargs)
+    modules = [*modules_of(net)]
+    require_recordable(x, args, kwargs)
+    _require_unhooked(net, modules)
     verdicts = _VERDICTS.setdefault(net, {})
     modes = torch.is_grad_enabled(), x.requires_grad, surroundings.autocast_dtype(x.device.type)
     state = [(id(module), module.training) for module in modules]
     key = _static(x), x.device.type, modes, *state, _static(args), _static(sorted(kwargs.items()))
-    if key not in verdicts and len(verdicts) >= _VERDICTS_PER_NETWORK:
-        verdicts.clear()
-    verdict = verdicts.setdefault(key, _Verdict())
+    if (verdict := verdicts.get(key)) is None:
+        if len(verdicts) >= _VERDICTS_PER_NETWORK:
+            verdicts.clear()
+        verdict = verdicts[key] = _Verdict()
     if verdict.stands():
         raise Refused(verdict.refusal)
     # A refused recording must leave no trace: the fallback is about to run the same forward again.
-    with unchanged(net, thorough=not verdict.accepted) as before:
+    with unchanged(net, not verdict.accepted, modules) as before:
         try:
             if before.irrevocable and not verdict.accepted:
                 raise Refused(Refusal("", "forward", before.irrevocable))
             careful = not (verdict.accepted or capturing() or x.is_meta)
-            plan, operands = _record(net, x, args, kwargs, rewrite, careful)
+            options = {"rewritten": rewrite, "careful": careful, "script": verdict.script, **watch}
+            result = _record(net, x, args, kwargs, options)
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.
             if error.__cause__ is None:
@@ -84,52 +90,59 @@ def plan_for(
             raise
         before.accepted = True
     if not verdict.accepted:
-        verdicts[key] = _Verdict(accepted=True)
-    return plan, operands
+        verdicts[key] = _Verdict(accepted=True, script=verdict.script)
+    return result
 
 
-def _require_recordable(
-    net: nn.Module, modules: Sequence[nn.Module], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Refuses what no recording would show: transforms, hooks on gradients, an x of a kind with other rules."""
-
-    def refuse(operation: str, reason: str, submodule: str = "") -> NoReturn:
-        raise Refused(Refusal(submodule, operation, reason))
-
+def require_recordable(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuses what no recording would show: transforms, hooks on x's gradient, an x of a kind with other rules."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
     if way := surroundings.transform():
-        refuse(way, "the four passes have no rule for this transform")
-    if not differentiable and any(leaf is x for leaf in tree_leaves((args, kwargs))):
-        refuse("forward", "x itself is among its further arguments")
+        _refuse(way, "the four passes have no rule for this transform")
+    if (args or kwargs) and not differentiable and any(leaf is x for leaf in tree_leaves((args, kwargs))):
+        _refuse("forward", "x itself is among its further arguments")
     hooks = (x._backward_hooks or {}).values() if differentiable else ()
     # PyTorch's hooks on several tensors (`register_multi_grad_hook`) look on and change nothing.
     if any(getattr(hook, "__module__", None) != "torch.autograd.graph" for hook in hooks):
-        refuse("Tensor.register_hook", "a hook on x would not see the gradient of f")
+        _refuse("Tensor.register_hook", "a hook on x would not see the gradient of f")
     if has_own_rules(type(x)):
-        refuse(type(x).__name__, "x is of a subclass of Tensor with rules of its own")
+        _refuse(type(x).__name__, "x is of a subclass of Tensor with rules of its own")
     if isinstance(x, FakeTensor):
-        refuse("FakeTensor", "it has no values, which a recording compares")
+        _refuse("FakeTensor", "it has no values, which a recording compares")
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
-        refuse("register_module_full_backward_hook", "a backward hook for all modules would not see their gradients")
+        _refuse("register_module_full_backward_hook", "a backward hook for all modules would not see their gradients")
+
+
+def _require_unhooked(net: nn.Module, modules: Sequence[nn.Module]) -> None:
+    """Refuses hooks on the gradients of modules."""
     hooked = next((m for m in modules if m._backward_hooks or m._backward_pre_hooks), None)
     if hooked is not None:
         name = next(name for name, module in net.named_modules() if module is hooked)
-        refuse("register_full_backward_hook", "a backward hook would not see its gradients", name)
+        _refuse("register_full_backward_hook", "a backward hook would not see its gradients", name)
+
+
+def require_independent(x: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Refuses an operand that was itself computed from x."""
+    if torch.is_grad_enabled() and x.requires_grad and any(_depends_on(tensor, x) for tensor in tensors):
+        _refuse("forward", "it uses another tensor that was computed from x")
+
+
+def _refuse(operation: str, reason: str, submodule: str = "") -> NoReturn:
+    raise Refused(Refusal(submodule, operation, reason))
 
 
 def _record(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool, careful: bool
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any]
 ) -> tuple[Plan, list[Tensor]]:
     """As `record`, which does not see where operands come from and lets the network's own errors through."""
     try:
-        plan, operands = record(net, x, args, kwargs, rewritten=rewrite, careful=careful)
+        plan, operands = record(net, x, args, kwargs, **options)
     except (Refused, InputError):
         raise
     except Exception as error:
         reason = f"recording it raised {type(error).__name__}: {error}"
         raise Refused(Refusal("", "forward", reason)) from error
-    if torch.is_grad_enabled() and x.requires_grad and any(_depends_on(operand, x) for operand in operands):
-        raise Refused(Refusal("", "forward", "it uses another tensor that was computed from x"))
+    require_independent(x, operands)
     return plan, operands
 
 

@@ -79,6 +79,8 @@ def saved_tensor_hooks() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tenso
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The low precision of autocast where it is on; devices without autocast (meta) have it off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if on else None
 

@@ -31,6 +31,10 @@ class Operands:
                 self._contents.append(operand.detach().clone())
         return slot
 
+    def known(self, operand: Tensor) -> int | None:
+        """Its slot in its own dtype, if it has one."""
+        return self._slots.get((id(operand), operand.dtype))
+
     def changed(self) -> Tensor | None:
         """One that the forward has changed in place after its use: the passes would read new values."""
         contents = self._contents or [None] * len(self.tensors)

@@ -14,10 +14,11 @@ import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
 from gnfast.plan.names import function_name, submodule_name
-from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op
+from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.plan import Node, Refusal
+from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
 from gnfast.plan.unseen import Like, node_of, require_accepted, widened
 
@@ -35,7 +36,9 @@ class Refused(UnsupportedError):
 class Recorder:
     """Collects the nodes, operands and refusals of one run of a network's forward; arguments as for `trace.record`."""
 
-    def __init__(self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False, script: Script | None = None
+    ) -> None:
         self.net = net
         self.batch = x.shape[0]
         self.device = x.device
@@ -48,12 +51,17 @@ class Recorder:
         self.output = 0
         self._values = 0
         self._hooks = saved_tensor_hooks()
+        self.replay = Replay(script, self.batch, self.operands)
         self.input = self._new_value(x.shape, x.dtype)
 
     # ---- what PyTorch's functions do with a traced tensor
 
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a PyTorch function does when one of its arguments is traced."""
+        if self.open and (known := self.replay.again(func, args, kwargs)) is not None:
+            node, call, tracked, tensor = known
+            result = self.append(node, call.extent, call.dtype, tracked)
+            return tensor.shares_memory_with(result) if call.is_view else result
         if func in METADATA:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -87,6 +95,11 @@ class Recorder:
             return self._opaque(func, args, kwargs, "not an operation that the four passes know")
         if func not in SELF_CHECKED:
             require_accepted(func, given, named, autocast_dtype(self.device.type) is None)
+        if self.replay:
+            before = len(self.nodes)
+            result = recorder(self, *args, **kwargs)
+            self.replay.learn(before, func, args, kwargs, result)
+            return result
         if not self.explain:
             return recorder(self, *args, **kwargs)
         try:
@@ -137,20 +150,27 @@ class Recorder:
             tuple([(t.value, Like(t.extent, t.scalar)) for t in inputs]),
             tuple([t if t is None else (self.operands.slot(t, d), Like(tuple(t.shape), d)) for t, d in given]),
             self._values,
-            submodule_name(self.net),
+            # Nobody reads a Plan that is made to be run.
+            "" if self.replay else submodule_name(self.net),
         )
         if not shape or shape[0] != self.batch:
             self.refuse(f"its output of shape {shape} does not keep the batch of {self.batch} in axis 0")
-        self.nodes.append(node)
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
-        result = self._new_value(shape, dtype, tracked)
+        result = self.append(node, shape, dtype, tracked)
+        self.replay.note(node)
         # What is computed under no_grad is a constant for autograd, whatever it was computed from.
         return self.emit(Detach(), [result]) if tracked and not torch.is_grad_enabled() else result
 
     def emit_view(self, op: Op, tensor: Traced) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
         return tensor.shares_memory_with(self.emit(op, [tensor]))
+
+    def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:
+        """Appends a node and returns its output."""
+        self.nodes.append(node)
+        self._values += 1
+        return Traced(self, self._values - 1, shape, dtype, tracked)
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
         """The value in another floating-point dtype; itself where it has that dtype."""
@@ -245,6 +265,8 @@ class Recorder:
         """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
         self.open = False
         self.operands.close()
+        # Else the two would refer to each other, and only the garbage collector would free what they hold.
+        self.input = None
 
     def _opaque(self, func: Callable[..., Any], args: Any, kwargs: Any, reason: str) -> Any:
         """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""

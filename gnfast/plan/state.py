@@ -6,7 +6,7 @@ import functools
 import io
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.errors import UnsupportedError
+from gnfast.plan.stateless import is_stateless
 from gnfast.plan.traced import Traced
 
 _Undo = Callable[[], None]
@@ -22,7 +23,7 @@ _Undo = Callable[[], None]
 _THOROUGH, _QUICK = (6, 100_000), (3, 1000)
 _PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, io.IOBase)
-_MODULE = frozenset(nn.Module().__dict__)
+_MODULE = [*nn.Module().__dict__]
 
 
 def _refill(value: Any, before: Any) -> None:
@@ -42,7 +43,7 @@ _CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] =
 
 
 @contextlib.contextmanager
-def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
+def unchanged(net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module] | None = None) -> Iterator["Before"]:
     """Puts back, unless what it yields is set to `accepted`, what the network's forward changes.
 
     That is: buffers, parameters and tensors that are attributes of a module, whether written in place or through
@@ -54,11 +55,18 @@ def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
     While a CUDA graph is captured nothing can be put back, since copies would become part of the graph: what was drawn
     stays drawn, and a change of a parameter or buffer raises UnsupportedError.
 
+    Of a network whose code is known to change none of this, only PyTorch's random states are put back.
+
     Args:
         thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
             of attributes or among very many, attributes of classes, and modules that are not submodules.
+        modules: those of the network, where they are known.
     """
-    before = _Versions(net) if capturing() else _Snapshot(net, thorough)
+    modules = modules or [*modules_of(net)]
+    if capturing():
+        before = _Versions(net)
+    else:
+        before = _Snapshot(modules, thorough) if thorough or not is_stateless(modules) else _Random()
     try:
         yield before
     finally:
@@ -69,6 +77,35 @@ def unchanged(net: nn.Module, thorough: bool = True) -> Iterator["Before"]:
 def capturing() -> bool:
     """Whether a CUDA graph is being captured on the present stream."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def modules_of(net: nn.Module) -> Iterator[nn.Module]:
+    """Its modules, each once: `net.modules()` without the names that it puts together on its way."""
+    modules, seen = [net], {id(net)}
+    for module in modules:
+        yield module
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
+
+
+def random_states(device: torch.device) -> list[Any]:
+    """Where PyTorch's random numbers stand, on the CPU and on the device, and NumPy's and Python's."""
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate()]
+
+
+def _copies(tensors: list[Tensor]) -> list[Tensor]:
+    # Those of other kinds have rules of their own.
+    if any(type(tensor) is not Tensor for tensor in tensors):
+        return [tensor.clone() for tensor in tensors]
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    if copies:
+        with torch.no_grad():
+            torch._foreach_copy_(copies, tensors)
+    return copies
 
 
 class Before:
@@ -91,24 +128,38 @@ class _Versions(Before):
             )
 
 
-class _Snapshot(Before):
+class _Random(Before):
+    """PyTorch's random states alone."""
+
+    def __init__(self) -> None:
+        self.undos: list[_Undo] = [functools.partial(torch.set_rng_state, torch.get_rng_state())]
+        if torch.cuda.is_initialized():
+            self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+
+    def restore(self) -> None:
+        for undo in self.undos:
+            undo()
+
+
+class _Snapshot(_Random):
     """Taken on every call, hence in bulk."""
 
-    def __init__(self, net: nn.Module, thorough: bool) -> None:
+    def __init__(self, modules: Iterable[nn.Module], thorough: bool) -> None:
+        super().__init__()
         self._thorough = thorough
         self._depth, self._entries = _THOROUGH if thorough else _QUICK
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
-        self.tensors: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        self.undos: list[_Undo] = [
-            functools.partial(torch.set_rng_state, torch.get_rng_state()),
+        self.undos += [
             functools.partial(random.setstate, random.getstate()),
             functools.partial(np.random.set_state, np.random.get_state()),  # noqa: NPY002 (the user's own may be old)
         ]
-        if torch.cuda.is_initialized():
-            self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
         self._seen: set[int] = set()
-        for module in net.modules():
+        self._held: list[Tensor] = []
+        for module in modules:
             self._keep_module(module)
+        # What shares the memory that a tensor has now, and not its version: graphs that hold it stay valid.
+        memories = [tensor.data for tensor in self._held]
+        self.tensors = list(zip(self._held, memories, _copies(memories), strict=True))
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -121,8 +172,7 @@ class _Snapshot(Before):
                     tensor.data = memory
                 if not torch.equal(memory, value):
                     memory.copy_(value)
-            for undo in self.undos:
-                undo()
+        super().restore()
 
     def _keep_module(self, module: nn.Module) -> None:
         self._seen.add(id(module))
@@ -136,8 +186,10 @@ class _Snapshot(Before):
                 self._keep(parameter, self._depth)
         for buffer in buffers.values():
             self._keep(buffer, self._depth)
-        for name, value in attributes.items():
-            if name not in _MODULE:
+        for name in _own_names(attributes):
+            value = attributes[name]
+            kind = type(value)
+            if kind not in _PLAIN and not (kind is tuple and _PLAIN.issuperset(map(type, value))):
                 self._keep(value, self._depth)
         if self._thorough:
             for kind in type(module).__mro__:
@@ -163,9 +215,7 @@ class _Snapshot(Before):
             if isinstance(value, Traced):
                 return
             if not (nn.parameter.is_lazy(value) or value.is_inference()) and value.layout == torch.strided:
-                # Shares the memory that the tensor has now, and not its version: graphs that hold it stay valid.
-                memory = value.data
-                self.tensors.append((value, memory, memory.clone()))
+                self._held.append(value)
         elif isinstance(value, nn.Module):
             if self._thorough:
                 self._keep_module(value)
@@ -173,7 +223,7 @@ class _Snapshot(Before):
         elif isinstance(value, dict):
             self.dicts.append((value, value.copy()))
             inside = value.values()
-        elif kind := next((kind for kind in _CONTENTS if isinstance(value, kind)), None):
+        elif kind := _kind_of_contents(type(value)):
             get, put = _CONTENTS[kind]
             self.undos.append(functools.partial(put, value, get(value)))
             inside = value if isinstance(value, (list, set, deque)) else ()
@@ -192,6 +242,18 @@ class _Snapshot(Before):
         if depth and len(inside) <= self._entries:
             for entry in inside:
                 self._keep(entry, depth - 1)
+
+
+@functools.lru_cache
+def _kind_of_contents(kind: type) -> type | None:
+    """Which of those that can be put back by themselves it is."""
+    return next((known for known in _CONTENTS if issubclass(kind, known)), None)
+
+
+def _own_names(attributes: Mapping[str, Any]) -> list[str]:
+    """Those of a module's attributes that not every module has; these usually come first."""
+    names, count = [*attributes], len(_MODULE)
+    return names[count:] if names[:count] == _MODULE else [name for name in names if name not in _MODULE]
 
 
 def _values_of(kind: type) -> dict[str, Any]:

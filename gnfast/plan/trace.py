@@ -5,8 +5,9 @@ hooks and parametrised weights act as they would without gnfast, and each weight
 the recording cannot express exactly is refused by name.
 
 No recording is kept for the next call: a forward is arbitrary Python and may depend on anything (counters, the clock,
-attributes, random numbers), and nothing short of running it shows that it would do the same again. Where Python's time
-matters, `gnfast.CapturedStep` replays a whole step without it.
+attributes, random numbers), and nothing short of running it shows that it would do the same again. `replay.py` makes
+running it cheap where it does. Where Python's time matters more, there are a promise of the user's (`static=True`,
+`gnfast/engine/static.py`) and `gnfast.CapturedStep`, which replays a whole step.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder, Refused
+from gnfast.plan.replay import Script
 from gnfast.plan.rewrite import rewrite
 from gnfast.plan.traced import Traced
 
@@ -41,6 +43,8 @@ def record(
     fused: bool | None = None,
     explain: bool = False,
     careful: bool = False,
+    script: Script | None = None,
+    watch: contextlib.AbstractContextManager[Any] | None = None,
 ) -> tuple[Plan, list[Tensor]]:
     """Runs the network's forward on a traced x.
 
@@ -50,6 +54,9 @@ def record(
         explain: note what is refused and go on, for a Plan to be printed.
         careful: refuse as well a network that writes into what it has used by `.data` or numpy, which PyTorch does not
             count: by comparing contents, which takes a copy of each operand.
+        script: the network's last recording, which this one follows where it can, and replaces. The nodes then lack the
+            names of submodules.
+        watch: a context around the forward.
 
     Returns:
         the Plan, and the recorded operands in the order of their slots, as the network has them.
@@ -57,9 +64,9 @@ def record(
     Raises:
         Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
     """
-    recorder = Recorder(net, x, explain, careful)
+    recorder = Recorder(net, x, explain, careful, script)
     try:
-        _run(recorder, net, x, args, kwargs)
+        _run(recorder, net, x, args, kwargs, watch or contextlib.nullcontext())
     except Refused as error:
         if not explain:
             raise
@@ -75,17 +82,26 @@ def record(
         recorder.refusals.append(Refusal("", "forward", reason))
     finally:
         recorder.close()
+    if script is not None:
+        recorder.replay.keep()
     tensors, nodes, refusals = recorder.operands.tensors, tuple(recorder.nodes), tuple(recorder.refusals)
     trainable = frozenset(slot for slot, operand in enumerate(tensors) if operand.requires_grad)
     fused = implementation("join", x.device.type).FUSES if fused is None else fused
-    recorded = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
-    return _plan(*recorded, tuple(recorder.operands.dtypes), refusals, rewritten, fused), tensors
+    structure = type(net).__name__, tuple(x.shape[1:]), nodes, recorder.output, trainable
+    return _plan(*structure, tuple(recorder.operands.dtypes), refusals, rewritten, fused), tensors
 
 
-def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _run(
+    recorder: Recorder,
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    watch: contextlib.AbstractContextManager[Any],
+) -> None:
     """Runs the forward; refuses what is wrong with it as a whole or with what it returns."""
     # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
-    with torch.inference_mode(False), torch.enable_grad(), _without_compiled_code():
+    with torch.inference_mode(False), torch.enable_grad(), _without_compiled_code(), watch:
         result = net(recorder.input, *args, **kwargs)
     recorder.operation = "its output"
     if not isinstance(result, Traced):
@@ -94,12 +110,18 @@ def _run(recorder: Recorder, net: nn.Module, x: Tensor, args: tuple[Any, ...], k
     if (changed := recorder.operands.changed()) is not None:
         recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
     recorder.output = result.value
-    followed = zip(recorder.nodes, reached(recorder.nodes, result.value, by_derivatives=True), strict=True)
-    if result.value != 0 and not any(follows and 0 in node.inputs for node, follows in followed):
+    if not _follows_x(tuple(recorder.nodes), result.value):
         recorder.refuse("it does not depend on x in a way that derivatives follow")
     shape = result.extent
     if not shape or shape[0] != recorder.batch or math.prod(shape) != recorder.batch:
         recorder.refuse(f"shape {shape} is not one logit per sample of x {tuple(x.shape)}")
+
+
+@functools.lru_cache(maxsize=256)
+def _follows_x(nodes: tuple[Node, ...], output: int) -> bool:
+    """Whether derivatives lead from the output to x."""
+    followed = zip(nodes, reached(nodes, output, by_derivatives=True), strict=True)
+    return output == 0 or any(follows and 0 in node.inputs for node, follows in followed)
 
 
 _recordings = 0

@@ -23,7 +23,7 @@ class Traced(Tensor):
     """The shape, without the detour of `.shape` through `__torch_function__`."""
     scalar: torch.dtype
     """The dtype, in the same way."""
-    views: "weakref.WeakSet[Traced] | None"
+    views: "weakref.WeakSet[Traced] | None" = None
     """The tensors that share this one's memory, itself included; None while there is no other."""
     tracked: bool
     """Whether it requires a gradient in PyTorch: derivatives follow it. So that a custom autograd Function shows as
@@ -35,7 +35,7 @@ class Traced(Tensor):
             cls, shape, dtype=dtype, device=recorder.device, requires_grad=tracked
         )
         traced.recorder, traced.value, traced.extent, traced.scalar = recorder, value, shape, dtype
-        traced.views, traced.tracked = None, tracked
+        traced.tracked = tracked
         return traced
 
     __hash__ = object.__hash__
@@ -43,7 +43,9 @@ class Traced(Tensor):
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        return _recorder((*args, *kwargs.values())).call(func, args, kwargs)
+        first = args[0] if args else None
+        recorder = first.recorder if type(first) is Traced else _recorder((*args, *kwargs.values()))
+        return recorder.call(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):

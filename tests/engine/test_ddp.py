@@ -40,12 +40,14 @@ class Penalised(nn.Module):
 
 CRITICS = {
     "four passes": lambda: GradientNorm(make_net(), strict=True),
+    "static": lambda: GradientNorm(make_net(), static=True),
     "fallback": lambda: GradientNorm(make_net(nn.Softplus)),
     "value and penalty": Penalised,
     "spectral": lambda: gnfast.spectral_norm_(make_net()),
 }
 TRUTH = CRITICS | {
     "four passes": lambda: GradientNorm(make_net(), impl="reference"),
+    "static": lambda: GradientNorm(make_net(), impl="reference"),
     "fallback": lambda: GradientNorm(make_net(nn.Softplus), impl="reference"),
     "value and penalty": lambda: Penalised(impl="reference"),
 }

@@ -200,3 +200,11 @@ def test_bad_methods(options, message, x):
         return
     with pytest.raises(InputError, match=message):
         gnfast.GradientNorm(net, **options)
+
+
+@pytest.mark.parametrize("method", heads.METHODS)
+def test_nan_is_not_hidden(method):
+    head, nan, one = heads.find(method), torch.tensor([torch.nan]), torch.ones(1)
+    for f, m in ((nan, one), (one, nan)):
+        assert head.value(f, m).isnan().all()
+        assert all(partial.isnan().all() for partial in head.partials(nan, nan))

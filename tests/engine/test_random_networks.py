@@ -6,6 +6,7 @@ The same critics in every run. `make hunt` draws others, and more hostile ones, 
 import copy
 import dataclasses
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from gnfast.kernels.join import plain
 from tests.hunt import cases as hunted
 from tests.hunt import critics as hunt
 from tests.hunt.cases import Engine, Plain
-from tests.random_networks import FAMILIES
+from tests.random_networks import FAMILIES, Critic
 
 CALLS = [("normalize_gradient", method) for method in ("gn", "gn1", "gran", "pgn", "pgn-table")]
 CALLS += [("value_and_input_grad", ""), ("value_and_grad_norm", "")]
@@ -31,20 +32,22 @@ def draw(family, spoil=False, **settings):
         yield dataclasses.replace(case, xs=case.xs[:1], call=call, method=method, **(plain | settings))
 
 
-def compare(case, tolerance=1e-10):
+def compare(case, tolerance=1e-10, state_tolerance=0.0):
     """Value, gradients and state by gnfast, and what double backward says; the network after it, and the warnings."""
     net = copy.deepcopy(case.net)
-    (expected,) = hunted.run(case, Plain, copy.deepcopy(case.net), torch.float64)
-    (actual,) = hunted.run(case, Engine, net, torch.float64)
-    if not hunt.finite([expected]):
-        # Where f and its gradient are 0, gnfast's f̂ is 0 and the papers' code's NaN.
-        return net, actual.fell_back
-    assert not hunted.difference(actual.state, expected.state, 0.0), case
-    for name, error in hunt.relative_errors(actual, expected).items():
-        # The gradient of a float32 parameter is a sum of parts that are rounded to float32.
-        allowed = max(tolerance, 1e-4) if hunt.rounds_to_float32(case, name) else tolerance
-        assert error <= allowed, f"{name} differs by {error:.1e}\n{case}"
-    return net, actual.fell_back
+    steps = hunted.run(case, Plain, copy.deepcopy(case.net), torch.float64)
+    results = hunted.run(case, Engine, net, torch.float64)
+    warned = sum(actual.fell_back for actual in results)
+    for actual, expected in zip(results, steps, strict=True):
+        if not hunt.finite([expected]):
+            # Where f and its gradient are 0, gnfast's f̂ is 0 and the papers' code's NaN.
+            return net, warned
+        assert not hunted.difference(actual.state, expected.state, state_tolerance), case
+        for name, error in hunt.relative_errors(actual, expected).items():
+            # The gradient of a float32 parameter is a sum of parts that are rounded to float32.
+            allowed = max(tolerance, 1e-4) if hunt.rounds_to_float32(case, name) else tolerance
+            assert error <= allowed, f"{name} differs by {error:.1e}\n{case}"
+    return net, warned
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -63,6 +66,36 @@ def test_random_networks_in_plans_for_gpus(family, monkeypatch):
     for case in itertools.islice(draw(family, strict=True), 60, 75):
         _, warned = compare(case, tolerance=1e-3 if family == "casts" else 1e-10)
         assert not warned, case
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kept_recordings_of_random_networks(family, monkeypatch):
+    """Three steps, whose forward runs once where the recording can be kept."""
+    for name in ("normalize_gradient", "value_and_input_grad", "value_and_grad_norm"):
+        monkeypatch.setattr(hunted.Engine, name, staticmethod(partial(getattr(gnfast, name), static=True)))
+    forwards, forward = [], Critic.forward
+
+    def counted(net, *args, **kwargs):
+        forwards.append(net)
+        try:
+            return forward(net, *args, **kwargs)
+        finally:
+            forget_arguments(net)
+
+    def forget_arguments(net):
+        # Attributes of its modules, which would be seen to change.
+        for weights in net.weights.values():
+            weights.labels = weights.given = None
+
+    monkeypatch.setattr(Critic, "forward", counted)
+    count = 15
+    for case in itertools.islice(draw(family), count):
+        forget_arguments(case.net)
+        # Rounding grows from step to step.
+        tolerances = (1e-3, 1e-3) if family == "casts" else (1e-7, 1e-9)
+        compare(dataclasses.replace(case, xs=[*case.xs] * 3), *tolerances)
+    # Three by double backward, and one or three by gnfast.
+    assert len(forwards) < 5.5 * count
 
 
 @pytest.mark.parametrize("family", ["rewrites", "images"])

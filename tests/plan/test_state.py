@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import gnfast
+import gnfast.models
 from gnfast import UnsupportedError, reference
+from gnfast.plan.stateless import is_stateless
 from tests.oracle import relative_error
 
 DTYPE = torch.float64
@@ -358,3 +360,58 @@ def test_graphs_that_hold_the_state_stay_valid(x):
         gnfast.normalize_gradient(net, x)
     first.sum().backward()
     assert net.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("name", ["dcgan", "resnet", "sngan-resnet", "mimicry-resnet"])
+def test_shipped_critics_are_known_to_have_no_state(name):
+    assert is_stateless(gnfast.models.build(name, resolution=32, width=0.05)[1].modules())
+
+
+class OwnForward(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def with_forward(layer):
+    layer.forward = lambda x: x
+    return layer
+
+
+def with_hook(layer):
+    layer.register_forward_pre_hook(lambda *_: None)
+    return layer
+
+
+MAY_HAVE_STATE = {
+    "a subclass": lambda: OwnForward(2, 2),
+    "its own forward": lambda: with_forward(nn.ReLU()),
+    "a hook": lambda: with_hook(nn.ReLU()),
+    "batch norm": lambda: nn.BatchNorm1d(2),
+    "an embedding, which may rescale its rows": lambda: nn.Embedding(2, 2, max_norm=1.0),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)),
+    "gnfast's": lambda: gnfast.spectral_norm(nn.Linear(2, 2)),
+    "the user's": lambda: Stateful(),
+}
+
+
+@pytest.mark.parametrize("make", MAY_HAVE_STATE.values(), ids=MAY_HAVE_STATE)
+def test_others_may_have_state(make):
+    assert is_stateless(nn.Sequential(nn.Linear(2, 2)).modules())
+    assert not is_stateless(nn.Sequential(nn.Linear(2, 2), make()).modules())
+
+
+def test_a_forward_of_pytorchs_that_was_replaced_may_have_state(monkeypatch):
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, h: h.relu())
+    assert not is_stateless(net.modules())
+
+
+def test_random_numbers_of_a_network_without_state_are_put_back(x):
+    layers = nn.Linear(6, 8), nn.Dropout(0.5), nn.Unflatten(0, (4, -1)), nn.Flatten(), nn.Linear(8, 1)
+    net = nn.Sequential(*layers).double()
+    for _ in range(2):
+        gnfast.normalize_gradient(net, x, strict=True)
+    before = torch.get_rng_state()
+    with pytest.raises(UnsupportedError, match="moves the batch axis"):
+        gnfast.normalize_gradient(net, torch.cat([x, x]), strict=True)
+    assert torch.equal(torch.get_rng_state(), before)

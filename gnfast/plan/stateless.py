@@ -1,0 +1,36 @@
+"""Networks of which nothing but random states can change in a forward, because all of its code is known.
+
+They consist of modules of PyTorch's whose forward is one function of their parameters, and of the models that come with
+gnfast, as they are: no hooks, no forward of an instance's own, no parametrizations.
+"""
+
+from collections.abc import Iterable
+
+import torch.nn.modules.module as torch_modules
+from torch import nn
+
+_KINDS = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Flatten, nn.Unflatten, nn.Upsample),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.PixelShuffle, nn.PixelUnshuffle),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Sequential, nn.ModuleList),
+)
+_FORWARDS = {kind: kind.forward for kind in _KINDS}
+
+
+def is_stateless(modules: Iterable[nn.Module]) -> bool:
+    """Whether that holds of a network with these modules."""
+    modules = [*modules]
+    return (
+        all(_is_known(kind) for kind in {*map(type, modules)})
+        and not torch_modules._has_any_global_hook()
+        and not any("forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in modules)
+    )
+
+
+def _is_known(kind: type[nn.Module]) -> bool:
+    forward = kind.forward
+    if kind in _FORWARDS:
+        return forward is _FORWARDS[kind]
+    return all(name.startswith("gnfast.models.") for name in (kind.__module__, forward.__module__))
