@@ -63,8 +63,10 @@ class Statement(TorchDispatchMode):
             self.kernel = lambda: kernel().contiguous(**kwargs)
         elif func._schema.name in _KERNELS:
             self.kernel = functools.partial(func, *args, **kwargs)
-            self.reads += [arg for arg in args if isinstance(arg, Tensor)]
-            self.result = _without_values(self.reads[0], self.shape)
+            given = [arg for arg in args if isinstance(arg, Tensor)]
+            self.reads += given
+            # Of the dtype that autocast gave them, which autograd notes for the gradient of the result.
+            self.result = _without_values(given[0], self.shape)
         else:
             return func(*args, **kwargs)
         return self.result

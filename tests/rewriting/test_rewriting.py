@@ -721,6 +721,27 @@ def test_autocast(dtype):
     sum(tensor.float().sum() for tensor in actual).backward()
 
 
+@pytest.mark.parametrize("kind", ["conv", "upsampled conv", "sum", "upsampling"])
+def test_second_derivatives_under_autocast(kind):
+    def function(net, x):
+        if kind == "conv":
+            return net.conv(x)
+        if kind == "upsampled conv":
+            return net.conv(F.interpolate(x, scale_factor=2))
+        return net.conv(x) + net.point(x) if kind == "sum" else F.interpolate(net.point(x), scale_factor=2)
+
+    net = Net(function)
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    found = []
+    for called in (net, gnfast.rewrite(net)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (g,) = torch.autograd.grad(called(x).float().sin().sum(), x, create_graph=True)
+            found.append([g, *torch.autograd.grad(g.sin().sum(), [x, net.conv.weight], allow_unused=True)])
+    for a, b in zip(*found, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or (a - b).norm() <= 2e-2 * b.norm()
+
+
 def test_other_kinds_of_arguments_go_to_pytorch():
     rewritten = gnfast.rewrite(Net(lambda net, x: F.avg_pool2d(net.conv(x), 2)))
     sample = torch.randn(4, 8, 8)
