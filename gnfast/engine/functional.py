@@ -166,7 +166,14 @@ def _by_passes(
         if kept:
             _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
         return _passes(plan, operands, x, head, with_norm)
-    return kept.run(lambda x, operands: _passes(plan, operands, x, head, with_norm), x, operands, head, with_norm)
+    # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
+    own = head is not None and head.formula is None
+    form = (None, False) if own else (head, with_norm)
+    result = kept.run(lambda x, operands: _passes(plan, operands, x, *form), x, operands, *form)
+    if not own:
+        return result
+    with surroundings.without_autocast(x.device.type):
+        return _normalized(head, *result, with_norm)
 
 
 def _passes(plan: Plan, operands: list[Tensor], x: Tensor, head: Head | None, with_norm: bool) -> Any:
@@ -174,9 +181,12 @@ def _passes(plan: Plan, operands: list[Tensor], x: Tensor, head: Head | None, wi
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not with_norm):
             return four_passes(plan, x, operands, head)
-        f, g = four_passes(plan, x, operands, None)
-        f_hat = heads.apply_head(head, f, g)
-        return (f_hat, heads.normalized_grad_norm(head, f, g)) if with_norm else f_hat
+        return _normalized(head, *four_passes(plan, x, operands, None), with_norm)
+
+
+def _normalized(head: Head, f: Tensor, g: Tensor, with_norm: bool) -> Any:
+    f_hat = heads.apply_head(head, f, g)
+    return (f_hat, heads.normalized_grad_norm(head, f, g)) if with_norm else f_hat
 
 
 def _by_double_backward(
