@@ -99,7 +99,7 @@ class Kept:
         """call(x, operands), on a GPU by replays; `form` is what else decides what the call does."""
         if not has_graphs(x.device):
             return call(x, operands)
-        backends = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+        backends = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.fp32_precision
         backends += torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision
         # Memory that is used again is in order on one stream alone.
         key = form, backends, torch.cuda.current_stream(x.device).cuda_stream
@@ -113,7 +113,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.kept: list[Kept] = []
-        self.reasons: dict[Any, str] = {}
+        self._reasons: dict[Any, tuple[str, int]] = {}
 
     def use(self, kept: Kept) -> None:
         """Puts a recording first; those of the same form that no longer stand go."""
@@ -122,11 +122,21 @@ class _Known:
         for other in self.kept[_MOST_WITH_GRAPHS:]:
             other.pairs.clear()
 
-    def refuse(self, form: Any, reason: str) -> None:
-        """Notes why a recording of this form is not to be tried again."""
-        if len(self.reasons) >= _MOST:
-            self.reasons.clear()
-        self.reasons[form] = reason
+    def refuse(self, form: Any, reason: str) -> str:
+        """Notes why a recording of this form could not be kept, and returns what was noted first."""
+        if len(self._reasons) >= _MOST:
+            self._reasons.clear()
+        return self._reasons.setdefault(form, (reason, 0))[0]
+
+    def reason(self, form: Any) -> str | None:
+        """Why it is not to be tried to keep one; None if it is: at first, then ever more rarely.
+
+        It may have been for something that has gone since: a hook, a first call that initialises.
+        """
+        reason, calls = self._reasons.get(form, (None, 0))
+        if reason is not None:
+            self._reasons[form] = reason, calls + 1
+        return reason if calls & (calls - 1) else None
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
@@ -157,24 +167,19 @@ def plan_for(
                 return kept.plan, operands, kept
     modules = [*modules_of(net)]
     mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
-    reason = known.reasons.get((key, mode)) if ordinary else ""
-    if reason is not None:
-        _require_kept(net, reason, strict)
+    reason = known.reason((key, mode)) if ordinary else ""
+    if reason is not None and not (reason and strict):
         return *recording.plan_for(net, x, args, kwargs, rewrite), reason
     with unchanged(net) if strict else contextlib.nullcontext(Before()) as before:
         plan, operands, kept = _keep(net, x, args, kwargs, rewrite, key, mode, given)
         if isinstance(kept, Kept):
             known.use(kept)
+        elif strict:
+            raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {kept}")
         else:
-            known.refuse((key, mode), kept)
-            _require_kept(net, kept, strict)
+            kept = known.refuse((key, mode), kept)
         before.accepted = True
     return plan, operands, kept
-
-
-def _require_kept(net: nn.Module, reason: str, strict: bool) -> None:
-    if reason and strict:
-        raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {reason}")
 
 
 def _keep(

@@ -268,6 +268,18 @@ def test_a_normaliser_of_ones_own_runs_on_every_call(with_norm, net, x):
         torch.testing.assert_close(actual, gnfast.normalize_gradient(net, x, impl="reference", **options))
 
 
+def test_precisions_set_the_new_way(net, x):
+    """PyTorch's older questions raise then."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        for _ in range(3):
+            check(net, x)
+    finally:
+        matmul.fp32_precision = before
+    assert len(pairs_of(net)) == 1
+
+
 def test_memory_is_bounded(net, x):
     for size in range(1, 9):
         batch = torch.cat([x, x])[:size]

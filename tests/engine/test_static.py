@@ -578,6 +578,29 @@ def test_a_new_hook_runs(net, x):
     assert recordings(net, x, strict=True) == 0
 
 
+class Initialises(Critic):
+    """Its first call makes a table, from its own weight."""
+
+    table = None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = self.conv.weight.detach().mean((1, 2, 3))
+        return super().forward(x) * self.table.abs().sum()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_stood_in_the_way_may_go(strict, x):
+    net, other = Critic(), Initialises()
+    handle = net.linear.register_forward_hook(lambda module, args, y: y + 1)
+    for critic, reason in ((net, "hooks"), (other, "changes attributes")):
+        with pytest.warns(FallbackWarning, match=reason):
+            static(critic, x)
+    handle.remove()
+    for critic in (net, other):
+        assert [recordings(critic, x, strict=strict) for _ in range(3)] == [1, 0, 0]
+
+
 def test_an_argument_that_cannot_be_compared(x):
     class Options:
         factor = 2.0
