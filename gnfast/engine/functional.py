@@ -55,9 +55,10 @@ def normalize_gradient(
         static: a promise that `net_D` does the same operations on every call, with the same constants: its forward then
             runs once for each form of arguments and state, not on every call. Weights, buffers and tensor arguments are
             read anew, and what the forward computes from them is computed anew. What is seen to have changed (modules,
-            their attributes, `train()`/`eval()`, `requires_grad`, shapes, dtypes, autocast) makes it run again. Where
-            more than this is needed (random numbers, forward hooks, values read, custom autograd Functions for
-            weights), it runs on every call, with one warning. On a GPU the passes become CUDA graphs.
+            their classes, the attributes of both, `train()`/`eval()`, `requires_grad`, shapes, strides, dtypes,
+            autocast) makes it run again. Where more than this is needed (random numbers, forward hooks, values read,
+            custom autograd Functions for weights), it runs on every call, with one warning. On a GPU the passes become
+            CUDA graphs; a `method` of your own runs on every call.
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients

@@ -1,7 +1,8 @@
 """Recordings that are kept, for networks of which the user promises that they do the same on every call (`static`).
 
-A recording stands for as long as everything is as it was that can be seen without running the network: its modules and
-their attributes, parameters and buffers by identity, train or eval, the form of all arguments, what is around the call.
+A recording stands for as long as everything is as it was that can be seen without running the network: its modules,
+their classes and the attributes of both, parameters and buffers by identity, train or eval, the form of all arguments,
+what is around the call.
 """
 
 import contextlib
