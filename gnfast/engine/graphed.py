@@ -4,7 +4,6 @@ A pair of graphs holds the memory of one call from its forward to its backward. 
 generated images before one backward, take two pairs.
 """
 
-import operator
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -96,7 +95,7 @@ class _Pair:
         self._inputs = [
             _leaf(t if f else t.detach().clone(), t.requires_grad) for t, f in zip(given, fixed, strict=True)
         ]
-        self._addresses = [t.data_ptr() for t, f in zip(given, fixed, strict=True) if f]
+        self._places = self._places_of(given)
         self._is_wanted = [t.requires_grad and torch.is_grad_enabled() for t in self._inputs]
         self._wanted = [t for t, wanted in zip(self._inputs, self._is_wanted, strict=True) if wanted]
         stream = torch.cuda.Stream()
@@ -110,8 +109,10 @@ class _Pair:
 
     def reads(self, given: Sequence[Tensor]) -> bool:
         """Whether what it reads in place is where it was."""
-        in_place = [t for t, f in zip(given, self._fixed, strict=True) if f]
-        return all(map(operator.eq, map(Tensor.data_ptr, in_place), self._addresses))
+        return self._places_of(given) == self._places
+
+    def _places_of(self, given: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
+        return [(t.data_ptr(), t.stride()) for t, f in zip(given, self._fixed, strict=True) if f]
 
     def forward(self, given: Sequence[Tensor]) -> list[Tensor]:
         """What the call returns, in memory of its own."""
