@@ -1,6 +1,5 @@
 """The critic's value, input gradient and normalised value as differentiable functions of weights and input."""
 
-import warnings
 import weakref
 from typing import Any
 
@@ -11,7 +10,7 @@ from gnfast.engine import static as static_recordings
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
 from gnfast.engine.recording import plan_for
-from gnfast.errors import FallbackWarning, InputError
+from gnfast.errors import InputError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
@@ -70,8 +69,7 @@ def normalize_gradient(
         InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
     head = heads.find(method, tau=tau, eps=eps)
-    options = impl, strict, rewrite, static
-    return _run(net_D, x, args, kwargs, *options, head, return_grad_norm)
+    return _run(net_D, x, args, kwargs, impl, strict, rewrite, static, head, return_grad_norm)
 
 
 def value_and_grad_norm(
@@ -164,7 +162,7 @@ def _by_passes(
     plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
     if isinstance(kept, str):
         if kept:
-            _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
+            _warn_once(net, kept, "is recorded on every call, static or not")
         return _passes(plan, operands, x, head, with_norm)
     return kept.run(lambda x, operands: _passes(plan, operands, x, head, with_norm), x, operands, head, with_norm)
 
@@ -201,11 +199,11 @@ def _by_double_backward(
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal | str]]" = weakref.WeakKeyDictionary()
 
 
-def _warn_once(net: nn.Module, reason: Refusal | str, what: str, depth: int = 5) -> None:
+def _warn_once(net: nn.Module, reason: Refusal | str, what: str) -> None:
     warned = _WARNED.setdefault(net, set())
     if reason not in warned:
         warned.add(reason)
-        warnings.warn(f"{type(net).__name__} {what}: {reason}", FallbackWarning, stacklevel=depth)
+        warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
 
 
 def _validate(net: nn.Module, x: Tensor, impl: str) -> None:

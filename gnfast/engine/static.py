@@ -22,7 +22,7 @@ from gnfast.errors import UnsupportedError
 from gnfast.interop import surroundings
 from gnfast.plan.constants import Program
 from gnfast.plan.plan import Plan
-from gnfast.plan.state import Before, capturing, modules_of, random_states, unchanged
+from gnfast.plan.state import PLAIN, Before, capturing, modules_of, random_states, unchanged
 from gnfast.plan.traced import Traced
 
 _MOST = 16
@@ -223,10 +223,7 @@ def _form(value: Any, given: list[Tensor]) -> Any:
         return kind, *[_form(entry, given) for entry in value]
     if kind is dict:
         return kind, *[(name, _form(entry, given)) for name, entry in value.items()]
-    return (kind, value) if kind in _SIMPLE else _OTHER
-
-
-_SIMPLE = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
+    return (kind, value) if kind in PLAIN else _OTHER
 
 
 def _is_plain(form: Any) -> bool:

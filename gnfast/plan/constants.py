@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from gnfast.interop.surroundings import autocast_dtype
 from gnfast.plan.names import function_name, submodule_name
+from gnfast.plan.operands import version_of
 from gnfast.plan.traced import METADATA, Traced
 
 
@@ -69,11 +70,11 @@ class Program(TorchFunctionMode):
             with self:
                 return Traced.__torch_function__(func, types, args, kwargs)
         read = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        versions = [_version(tensor) for tensor in read]
+        versions = [version_of(tensor) for tensor in read]
         result = func(*args, **kwargs)
         if not self.refusal and not _reads_form(func, result):
             outputs = pytree.tree_leaves(result)
-            self._note(func, leaves, spec, read, outputs, versions != [_version(tensor) for tensor in read])
+            self._note(func, leaves, spec, read, outputs, versions != [version_of(tensor) for tensor in read])
         return result
 
     def _note(
@@ -161,7 +162,3 @@ def _reads_form(func: Callable[..., Any], result: Any) -> bool:
 
 
 _FORM = METADATA | {Tensor.__len__, Tensor.__hash__, Tensor.is_inference, Tensor.__repr__}
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
