@@ -16,7 +16,6 @@ from torch import nn
 
 import gnfast
 from benchmarks.cost_model import launches
-from benchmarks.launches import bytes_besides_products, launched, least_bytes
 from gnfast.bench import baselines, cases, comparison, cost, critics, gate, iteration, plots, printed_rows
 from gnfast.bench import case as names
 from gnfast.bench import critic_steps as steps
@@ -26,6 +25,7 @@ from gnfast.bench.ceilings import Ceilings
 from gnfast.bench.clock import back_to_back_ms, device_ms, interleaved_ms
 from gnfast.bench.count import peak_bytes, work
 from gnfast.bench.gpu_ways import IN_TRITON, nothing_computed
+from gnfast.bench.launches import bytes_besides_products, launched, least_bytes
 from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
 from gnfast.train import loop
