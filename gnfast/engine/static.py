@@ -28,7 +28,7 @@ from gnfast.plan.traced import Traced
 _MOST = 16
 """Recordings kept per network: train and eval, critic and generator steps, sizes of batches."""
 _MOST_WITH_GRAPHS = 4
-"""Of them, those that may hold the memory of CUDA graphs; and for how many kinds of result each of these may."""
+"""Recordings that may hold the memory of CUDA graphs, and kinds of result for which each of them may."""
 
 
 class _Guard:
