@@ -1,6 +1,7 @@
 """The critic's value, input gradient and normalised value as differentiable functions of weights and input."""
 
 import weakref
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -133,11 +134,14 @@ def _run(
     refusal = None
     if impl == "auto":
         try:
-            return _by_passes(net, x, args, kwargs, strict, rewrite, static, head, with_norm)
+            plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static)
         except Refused as error:
             if strict:
                 raise
             refusal = error.refusal
+        else:
+            call = partial(_by_passes, plan, head, with_norm)
+            return call(x, operands) if kept is None else kept.run(call, x, operands, head, with_norm)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
@@ -145,7 +149,7 @@ def _run(
     return result
 
 
-def _by_passes(
+def _recording(
     net: nn.Module,
     x: Tensor,
     args: tuple[Any, ...],
@@ -153,21 +157,19 @@ def _by_passes(
     strict: bool,
     rewrite: bool,
     static: bool,
-    head: Head | None,
-    with_norm: bool,
-) -> Any:
-    """As `_run`; raises Refused where the passes do not apply."""
+) -> tuple[Plan, list[Tensor], static_recordings.Kept | None]:
+    """The Plan, its recorded operands, and what is kept of them; raises Refused where the passes do not apply."""
     if not static:
-        return _passes(*plan_for(net, x, args, kwargs, rewrite), x, head, with_norm)
+        return *plan_for(net, x, args, kwargs, rewrite), None
     plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
-    if isinstance(kept, str):
-        if kept:
-            _warn_once(net, kept, "is recorded on every call, static or not")
-        return _passes(plan, operands, x, head, with_norm)
-    return kept.run(lambda x, operands: _passes(plan, operands, x, head, with_norm), x, operands, head, with_norm)
+    if not isinstance(kept, str):
+        return plan, operands, kept
+    if kept:
+        _warn_once(net, kept, "is recorded on every call, static or not")
+    return plan, operands, None
 
 
-def _passes(plan: Plan, operands: list[Tensor], x: Tensor, head: Head | None, with_norm: bool) -> Any:
+def _by_passes(plan: Plan, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]) -> Any:
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not with_norm):
