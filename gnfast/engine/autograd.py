@@ -20,6 +20,8 @@ def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None
     All are differentiable once, with respect to x and the recorded operands.
     """
     keep = torch.is_grad_enabled() and bool(plan.trainable)
+    # Kernels read biases entry by entry.
+    recorded = [t.contiguous() if t.dim() == 1 else t for t in recorded]
     if head is not None:
         chain = small_critics.chain_for_kernels(plan, head, recorded, x.device.type)
         if chain is not None:

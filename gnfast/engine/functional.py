@@ -55,9 +55,10 @@ def normalize_gradient(
         static: a promise that `net_D` does the same operations on every call, with the same constants: its forward then
             runs once for each form of arguments and state, not on every call. Weights, buffers and tensor arguments are
             read anew, and what the forward computes from them is computed anew. What is seen to have changed (modules,
-            their attributes, `train()`/`eval()`, `requires_grad`, shapes, dtypes, autocast) makes it run again. Where
-            more than this is needed (random numbers, forward hooks, values read, custom autograd Functions for
-            weights), it runs on every call, with one warning. On a GPU the passes become CUDA graphs.
+            their classes, the attributes of both, `train()`/`eval()`, `requires_grad`, shapes, strides, dtypes,
+            autocast) makes it run again. Where more than this is needed (random numbers, forward hooks, values read,
+            custom autograd Functions for weights), it runs on every call, with one warning. On a GPU the passes become
+            CUDA graphs; a `method` of your own runs on every call.
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
@@ -140,8 +141,9 @@ def _run(
                 raise
             refusal = error.refusal
         else:
-            call = partial(_by_passes, plan, head, with_norm)
-            return call(x, operands) if kept is None else kept.run(call, x, operands, head, with_norm)
+            if kept is None:
+                return _by_passes(plan, head, with_norm, x, operands)
+            return _by_kept(kept, head, with_norm, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
@@ -174,9 +176,25 @@ def _by_passes(plan: Plan, head: Head | None, with_norm: bool, x: Tensor, operan
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not with_norm):
             return four_passes(plan, x, operands, head)
-        f, g = four_passes(plan, x, operands, None)
-        f_hat = heads.apply_head(head, f, g)
-        return (f_hat, heads.normalized_grad_norm(head, f, g)) if with_norm else f_hat
+        return _normalized(head, *four_passes(plan, x, operands, None), with_norm)
+
+
+def _by_kept(
+    kept: static_recordings.Kept, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]
+) -> Any:
+    # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
+    own = head is not None and head.formula is None
+    form = (None, False) if own else (head, with_norm)
+    result = kept.run(partial(_by_passes, kept.plan, *form), x, operands, *form)
+    if not own:
+        return result
+    with surroundings.without_autocast(x.device.type):
+        return _normalized(head, *result, with_norm)
+
+
+def _normalized(head: Head, f: Tensor, g: Tensor, with_norm: bool) -> Any:
+    f_hat = heads.apply_head(head, f, g)
+    return (f_hat, heads.normalized_grad_norm(head, f, g)) if with_norm else f_hat
 
 
 def _by_double_backward(

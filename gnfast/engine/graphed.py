@@ -107,7 +107,7 @@ class _Pair:
     def reads(self, given: Sequence[Tensor]) -> bool:
         """Whether what it reads in place is where it was."""
         triples = zip(self._inputs, given, self._fixed, strict=True)
-        return all(own.data_ptr() == t.data_ptr() for own, t, f in triples if f)
+        return all(own.data_ptr() == t.data_ptr() and own.stride() == t.stride() for own, t, f in triples if f)
 
     def forward(self, given: Sequence[Tensor]) -> list[Tensor]:
         """What the call returns, in memory of its own."""

@@ -1,7 +1,8 @@
 """Recordings that are kept, for networks of which the user promises that they do the same on every call (`static`).
 
-A recording stands for as long as everything is as it was that can be seen without running the network: its modules and
-their attributes, parameters and buffers by identity, train or eval, the form of all arguments, what is around the call.
+A recording stands for as long as everything is as it was that can be seen without running the network: its modules,
+their classes and the attributes of both, parameters and buffers by identity, train or eval, the form of all arguments,
+what is around the call.
 """
 
 import contextlib
@@ -31,33 +32,39 @@ _MOST_WITH_GRAPHS = 4
 """Recordings that may hold the memory of CUDA graphs, and kinds of result for which each of them may."""
 
 
+_STRIDED, _BASES = torch.strided, (nn.Module, object)
+
+
 class _Guard:
-    """What a network consists of; no reference to the network itself."""
+    """What a network consists of, its classes included; no reference to the network itself."""
 
     def __init__(self, net: nn.Module) -> None:
         modules = [*modules_of(net)]
-        dicts = [d for m in modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
+        dicts: list[Any] = [d for m in modules for d in (m.__dict__, m._parameters, m._buffers, m._modules)]
         self.opaque = next((type(d).__name__ for d in dicts if not isinstance(d, dict)), "")
-        self._views = [] if self.opaque else [d.values() for d in dicts]
+        self._children, self._kinds = modules[1:], [*map(type, modules)]
+        kinds = dict.fromkeys(kind for known in self._kinds for kind in known.__mro__ if kind not in _BASES)
+        self._dicts = [] if self.opaque else [*dicts, *map(vars, kinds)]
+        self._names = [*itertools.chain.from_iterable(self._dicts)]
+        self._views = [d.values() for d in self._dicts]
         self._hooks = [
             hooks
             for m in modules
             for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
         ]
-        self._values = [*self._read()]
-        self._forwards = {(kind, kind.forward) for kind in map(type, modules)}
-        held = (value for value in self._values if isinstance(value, Tensor) and type(value) is not Traced)
+        self.values = [*self._read()]
+        held = (value for value in self.values if isinstance(value, Tensor) and type(value) is not Traced)
         # What a lazy module has no values for has no form either; such a module has hooks.
         self.tensors = [value for value in held if not nn.parameter.is_lazy(value)]
         self._forms = self._read_forms()
 
-    def stands(self) -> bool:
+    def stands(self, net: nn.Module) -> bool:
         """Whether the network is what it was, as far as can be seen."""
         return (
-            sum(map(len, self._views)) == len(self._values)
-            and all(map(operator.is_, self._read(), self._values))
+            [*itertools.chain.from_iterable(self._dicts)] == self._names
+            and all(map(operator.is_, self._read(), self.values))
             and self._read_forms() == self._forms
-            and all(kind.forward is forward for kind, forward in self._forwards)
+            and [type(net), *map(type, self._children)] == self._kinds
             and not self.hooked()
         )
 
@@ -69,7 +76,7 @@ class _Guard:
         return itertools.chain.from_iterable(self._views)
 
     def _read_forms(self) -> list[Any]:
-        return [(t.requires_grad, t.dtype, t.device, t.shape) for t in self.tensors]
+        return [(t.requires_grad, t.dtype, t.device, t.shape, t.layout != _STRIDED or t.stride()) for t in self.tensors]
 
 
 class Kept:
@@ -81,20 +88,22 @@ class Kept:
         self._fixed = [program.is_fixed(place) for place in places]
         self.pairs: defaultdict[Any, Pairs] = defaultdict(Pairs)
 
-    def operands(self, given: list[Tensor]) -> list[Tensor]:
-        """The recorded operands as they are now; `given` are the tensors among the arguments."""
+    def operands(self, given: list[Tensor]) -> list[Tensor] | None:
+        """The recorded operands as they are now, `given` being the tensors among the arguments.
+
+        None if their shapes are no longer those that were recorded.
+        """
         now = self._program.run(given)
-        return [now[place] for place in self._places]
+        return now and [now[place] for place in self._places]
 
     def run(self, call: Call, x: Tensor, operands: list[Tensor], *form: Any) -> Any:
         """call(x, operands), on a GPU by replays; `form` is what else decides what the call does."""
         if not has_graphs(x.device):
             return call(x, operands)
-        backends = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+        backends = torch.are_deterministic_algorithms_enabled(), torch.backends.cuda.matmul.fp32_precision
         backends += torch.backends.cudnn.deterministic, torch.backends.cudnn.conv.fp32_precision
         # Memory that is used again is in order on one stream alone.
         key = form, backends, torch.cuda.current_stream(x.device).cuda_stream
-        # A normaliser that is another function each time is none to make graphs for.
         if key not in self.pairs and len(self.pairs) >= _MOST_WITH_GRAPHS:
             return call(x, operands)
         return self.pairs[key].run(call, x, operands, self._fixed)
@@ -105,7 +114,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.kept: list[Kept] = []
-        self.reasons: dict[Any, str] = {}
+        self._reasons: dict[Any, tuple[str, int]] = {}
 
     def use(self, kept: Kept) -> None:
         """Puts a recording first; those of the same form that no longer stand go."""
@@ -114,11 +123,21 @@ class _Known:
         for other in self.kept[_MOST_WITH_GRAPHS:]:
             other.pairs.clear()
 
-    def refuse(self, form: Any, reason: str) -> None:
-        """Notes why a recording of this form is not to be tried again."""
-        if len(self.reasons) >= _MOST:
-            self.reasons.clear()
-        self.reasons[form] = reason
+    def refuse(self, form: Any, reason: str) -> str:
+        """Notes why a recording of this form could not be kept, and returns what was noted first."""
+        if len(self._reasons) >= _MOST:
+            self._reasons.clear()
+        return self._reasons.setdefault(form, (reason, 0))[0]
+
+    def reason(self, form: Any) -> str | None:
+        """Why it is not to be tried to keep one; None if it is: at first, then ever more rarely.
+
+        It may have been for something that has gone since: a hook, a first call that initialises.
+        """
+        reason, calls = self._reasons.get(form, (None, 0))
+        if reason is not None:
+            self._reasons[form] = reason, calls + 1
+        return reason if calls & (calls - 1) else None
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
@@ -136,35 +155,32 @@ def plan_for(
     given: list[Tensor] = []
     form = _form((args, kwargs), given)
     around = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), surroundings.autocast_dtype(x.device.type)
+    around += (torch.get_default_dtype(),)
     key = x.shape, x.dtype, x.device, x.requires_grad, type(x), rewrite, around, form
     known = _KNOWN.setdefault(net, _Known())
     ordinary = surroundings.saved_tensor_hooks() is None and not capturing()
     for kept in known.kept if ordinary else ():
-        if kept.key == key and kept.guard.stands():
+        if kept.key == key and kept.guard.stands(net):
             recording.require_recordable(x, args, kwargs)
-            recording.require_independent(x, given)
-            known.use(kept)
-            return kept.plan, kept.operands(given), kept
+            recording.require_independent(x, (*given, *kept.guard.tensors))
+            if (operands := kept.operands(given)) is not None:
+                known.use(kept)
+                return kept.plan, operands, kept
     modules = [*modules_of(net)]
     mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
-    reason = known.reasons.get((key, mode)) if ordinary else ""
-    if reason is not None:
-        _require_kept(net, reason, strict)
+    reason = known.reason((key, mode)) if ordinary else ""
+    if reason is not None and not (reason and strict):
         return *recording.plan_for(net, x, args, kwargs, rewrite), reason
     with unchanged(net) if strict else contextlib.nullcontext(Before()) as before:
         plan, operands, kept = _keep(net, x, args, kwargs, rewrite, key, mode, given)
         if isinstance(kept, Kept):
             known.use(kept)
+        elif strict:
+            raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {kept}")
         else:
-            known.refuse((key, mode), kept)
-            _require_kept(net, kept, strict)
+            kept = known.refuse((key, mode), kept)
         before.accepted = True
     return plan, operands, kept
-
-
-def _require_kept(net: nn.Module, reason: str, strict: bool) -> None:
-    if reason and strict:
-        raise UnsupportedError(f"static: {type(net).__name__} has to be recorded on every call: {reason}")
 
 
 def _keep(
@@ -179,10 +195,10 @@ def _keep(
 ) -> tuple[Plan, list[Tensor], Kept | str]:
     """As `plan_for`, by running the forward and watching what else it does."""
     guard = _Guard(net)
-    program, states = Program(net, x.device, given, guard.tensors), random_states(x.device)
+    program, states = Program(net, x.device, given, guard.tensors), random_states(x.device, guard.values)
     plan, operands = recording.plan_for(net, x, args, kwargs, rewrite, watch=program)
-    moved = random_states(x.device) != states
-    if reason := _reason(guard, program, moved, key):
+    moved = random_states(x.device, guard.values) != states
+    if reason := _reason(net, guard, program, moved, key, given):
         return plan, operands, reason
     places = [program.place(operand) for operand in operands]
     unknown = next((t for t, place in zip(operands, places, strict=True) if place is None), None)
@@ -190,19 +206,22 @@ def _keep(
         return plan, operands, f"where its tensor of shape {tuple(unknown.shape)} comes from is not to be seen"
     program.close(places)
     kept = Kept(key, mode, guard, plan, program, places)
-    if not _same(kept.operands(given), operands):
+    again = kept.operands(given)
+    if again is None or not _same(again, operands):
         return plan, operands, "what it computes without x is not the same when it is computed again"
     return plan, operands, kept
 
 
-def _reason(guard: _Guard, program: Program, moved: bool, key: Any) -> str:
+def _reason(net: nn.Module, guard: _Guard, program: Program, moved: bool, key: Any, given: list[Tensor]) -> str:
     """Why a recording that was just made cannot be kept; empty if it can."""
     if guard.opaque:
         return f"a {guard.opaque} in place of a module's dict hides its changes"
     if guard.hooked():
         return "it has forward hooks, which are to run on every call"
-    if not guard.stands():
-        return "its forward changes attributes of its modules"
+    if not guard.stands(net):
+        return "its forward changes attributes of its modules or of their classes"
+    if any(tensor is held for tensor in given for held in guard.tensors):
+        return "an argument is one of its own tensors"
     if moved:
         return "its forward draws at random"
     if not _is_plain(key):
@@ -216,13 +235,18 @@ _OTHER = object()
 def _form(value: Any, given: list[Tensor]) -> Any:
     """What of an argument may decide what a network does; its tensors, whose values may not, are added to `given`."""
     kind = type(value)
-    if kind is Tensor or kind is nn.Parameter:
+    if (kind is Tensor or kind is nn.Parameter) and value.layout == _STRIDED:
         given.append(value)
-        return kind, value.shape, value.dtype, value.device, value.requires_grad, value.layout
+        # Of one that comes twice, nothing shows later which of the two was read.
+        first = next(place for place, tensor in enumerate(given) if tensor is value)
+        return kind, first, value.shape, value.stride(), value.dtype, value.device, value.requires_grad
     if kind is tuple or kind is list:
         return kind, *[_form(entry, given) for entry in value]
     if kind is dict:
         return kind, *[(name, _form(entry, given)) for name, entry in value.items()]
+    if kind is float or kind is complex:
+        # Zeros have signs.
+        return kind, repr(value)
     return (kind, value) if kind in PLAIN else _OTHER
 
 

@@ -15,6 +15,7 @@ from gnfast.interop.surroundings import autocast_dtype
 from gnfast.plan.names import function_name, submodule_name
 from gnfast.plan.operands import version_of
 from gnfast.plan.traced import METADATA, Traced
+from gnfast.plan.unseen import Like
 
 
 class _Place(NamedTuple):
@@ -26,11 +27,14 @@ class _Place(NamedTuple):
 class _Step(NamedTuple):
     first: int
     """The place of its first result."""
-    count: int
+    shapes: tuple[torch.Size, ...]
+    """Those of its results."""
     function: Callable[..., Any]
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
     grad: bool
+    by_values: bool
+    """Whether shapes of results may depend on values (`unique`, masks)."""
 
 
 class Program(TorchFunctionMode):
@@ -93,7 +97,7 @@ class Program(TorchFunctionMode):
             self._constants.update(map(id, outputs))
         elif writes:
             self.refuse("writes in place", func)
-        elif not all(isinstance(output, Tensor) for output in outputs):
+        elif func in _STATE or not all(isinstance(output, Tensor) for output in outputs):
             self.refuse("reads values", func)
         elif not all(id(tensor) in self._places or id(tensor) in self._constants for tensor in read):
             self.refuse("reads a tensor of unknown origin", func)
@@ -104,7 +108,9 @@ class Program(TorchFunctionMode):
         else:
             places = [_Place(self.place(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             first, grad = len(self._tensors), torch.is_grad_enabled()
-            self._steps.append(_Step(first, len(outputs), func, tuple(places), spec, grad))
+            shapes = _shapes(outputs)
+            by_values = _shapes_without_data(func, leaves, spec) != shapes
+            self._steps.append(_Step(first, shapes, func, tuple(places), spec, grad, by_values))
             for output in outputs:
                 self._add(output)
                 if not grad:
@@ -128,27 +134,32 @@ class Program(TorchFunctionMode):
         return self._tensors[place] is not None
 
     def close(self, wanted: Iterable[int]) -> None:
-        """Frees everything but what `run` needs for the places `wanted`."""
+        """Frees everything but what `run` needs for the places `wanted`, and to see that no shape is another."""
         needed, steps, made = set(wanted), [], set(range(self._given))
         for step in reversed(self._steps):
-            results = range(step.first, step.first + step.count)
+            results = range(step.first, step.first + len(step.shapes))
             made.update(results)
-            if not needed.isdisjoint(results):
+            if step.by_values or not needed.isdisjoint(results):
                 steps.append(step)
                 needed.update(leaf.index for leaf in step.leaves if type(leaf) is _Place)
         self._steps = steps[::-1]
         self._tensors = [t if i in needed and i not in made else None for i, t in enumerate(self._tensors)]
         self._net, self._places, self._constants = None, {}, set()
 
-    def run(self, given: Sequence[Tensor]) -> list[Any]:
-        """All tensors by their places, those of the arguments now being `given`."""
+    def run(self, given: Sequence[Tensor]) -> list[Any] | None:
+        """All tensors by their places, those of the arguments now being `given`.
+
+        None if one has another shape than when it was recorded, on which may depend what the forward does.
+        """
         tensors = [*given, *self._tensors[self._given :]]
         for step in self._steps:
             leaves = [tensors[leaf.index] if type(leaf) is _Place else leaf for leaf in step.leaves]
             args, kwargs = pytree.tree_unflatten(leaves, step.spec)
             with torch.inference_mode(False), torch.set_grad_enabled(step.grad):
                 outputs = pytree.tree_leaves(step.function(*args, **kwargs))
-            tensors[step.first : step.first + step.count] = outputs
+            if step.by_values and _shapes(outputs) != step.shapes:
+                return None
+            tensors[step.first : step.first + len(outputs)] = outputs
         return tensors
 
     def _add(self, tensor: Tensor) -> None:
@@ -158,7 +169,27 @@ class Program(TorchFunctionMode):
 
 def _reads_form(func: Callable[..., Any], result: Any) -> bool:
     """Whether a call asks for shape, dtype and the like, not for values."""
-    return not isinstance(result, Tensor) and (func in _FORM or getattr(func, "__name__", "") == "__get__")
+    is_form = func in _FORM or (getattr(func, "__name__", "") == "__get__" and func not in _STATE)
+    return is_form and not isinstance(result, Tensor)
+
+
+def _shapes(tensors: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple([tensor.shape for tensor in tensors])
+
+
+def _shapes_without_data(
+    func: Callable[..., Any], leaves: Sequence[Any], spec: pytree.TreeSpec
+) -> tuple[torch.Size, ...] | None:
+    """The shapes of what a call returns, None where they cannot be told by shapes and dtypes alone."""
+    leaves = [Like(t.shape, t.dtype).on_meta() if isinstance(t, Tensor) else t for t in leaves]
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    try:
+        with torch._C._DisableTorchDispatch():
+            return _shapes(pytree.tree_leaves(func(*args, **kwargs)))
+    except Exception:
+        return None
 
 
 _FORM = METADATA | {Tensor.__len__, Tensor.__hash__, Tensor.is_inference, Tensor.__repr__}
+_STATE = {Tensor._version.__get__, Tensor.grad.__get__}
+"""Of these attributes it depends on what was done with the tensor before."""

@@ -65,7 +65,8 @@ class _Ends:
                 images = {"input_shapes": pool.input_shapes}
             shape = (*conv.operand_shapes[0][:2], *window)
             conv_of_images = self._with_weight(conv, Derived(conv.operands[0], Fold(window)), shape)
-            op = replace(conv.op, stride=window)
+            # A dilation of single pixels meant nothing.
+            op = replace(conv.op, stride=window, dilation=(1, 1))
             instead |= {pool: (), conv: (replace(conv_of_images, op=op, **images),)}
         return tuple(new for node in nodes for new in instead.get(node, (node,)))
 
@@ -102,6 +103,9 @@ class _Ends:
             is_map = len(shape) == 3 and shape[1:] != (1, 1)
             if isinstance(node.op, Cast):
                 dtype = node.op.source
+                # A rounding to less is the network's own.
+                if torch.promote_types(dtype, wanted) != dtype:
+                    break
             elif isinstance(node.op, Sum) and is_map and node.op.dims == (2, 3):
                 dtype = node.op.dtypes[0] if node.op.dtypes else dtype
                 divisor = math.prod(shape[1:]) if node.op.mean else 1

@@ -59,8 +59,9 @@ def converted(dtype: torch.dtype, to: torch.dtype | None) -> torch.dtype:
 
 def version_of(tensor: Tensor) -> int:
     """Counts writes in place."""
-    # Inference tensors have no version, and cannot be saved for a backward either.
-    return 0 if tensor.is_inference() else tensor._version
+    # Inference tensors have no version, and cannot be saved for a backward either. Nobody is to see this question.
+    with torch._C.DisableTorchFunction():
+        return 0 if tensor.is_inference() else tensor._version
 
 
 def _same(tensor: Tensor, content: Tensor) -> bool:

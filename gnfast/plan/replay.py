@@ -17,7 +17,7 @@ from gnfast.plan.operands import Operands
 from gnfast.plan.plan import Node
 from gnfast.plan.traced import Traced
 
-_PLAIN = frozenset([int, float, bool, str, type(None)])
+_PLAIN = frozenset([int, float, bool, str, type(None), type(Ellipsis)])
 _WEIGHTS = frozenset([Tensor, nn.Parameter])
 
 
@@ -129,7 +129,7 @@ class Replay:
             # The contents of indices and masks may have been read; those of weights have not.
             and all(tensor.is_floating_point() and type(tensor) in _WEIGHTS for tensor in tensors.values())
             and {*slots.values()} == {slot for slot in node.operands if slot is not None}
-            and all(type(value) is tuple or type(value) in _PLAIN for value in others.values())
+            and all(map(_is_fixed, others.values()))
             and (result.views is None or len(traced) == 1)
         )
         if simple:
@@ -154,6 +154,11 @@ class Replay:
             and not torch.is_inference_mode_enabled()
             and saved_tensor_hooks() == self._hooks
         )
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether it is for good what it is: a tuple may hold lists, arrays and tensors."""
+    return all(map(_is_fixed, value)) if type(value) is tuple else type(value) in _PLAIN
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import copyreg
 import functools
 import io
+import pickle
 import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -41,6 +42,7 @@ _CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] =
     np.ndarray: (lambda array: array.copy(), np.copyto),
     **dict.fromkeys((list, set, deque, bytearray), (lambda value: value.copy(), _refill)),
 }
+_GENERATORS = torch.Generator, random.Random, np.random.RandomState, np.random.Generator
 
 
 @contextlib.contextmanager
@@ -91,11 +93,17 @@ def modules_of(net: nn.Module) -> Iterator[nn.Module]:
                 modules.append(child)
 
 
-def random_states(device: torch.device) -> list[Any]:
-    """Where PyTorch's random numbers stand, on the CPU and on the device, and NumPy's and Python's."""
+def random_states(device: torch.device, owned: Iterable[Any] = ()) -> list[Any]:
+    """Where random numbers stand: PyTorch's, on the CPU and the device, NumPy's, Python's, those of `owned` generators.
+
+    Args:
+        owned: what a network owns, generators and other.
+    """
+    kinds = [(_kind_of_contents(type(value)), value) for value in owned]
+    own = [pickle.dumps(_CONTENTS[kind][0](value)) for kind, value in kinds if kind in _GENERATORS]
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate()]
+    return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate(), own]
 
 
 def copies(tensors: list[Tensor]) -> list[Tensor]:

@@ -58,6 +58,8 @@ def node_of(
 
     Inputs come as values, operands as slots, each with its shape and dtype.
     """
+    if _holds_tensor(tuple(vars(op).values())):
+        raise TypeError(f"{type(op).__name__}: got a tensor for one of its numbers, whose value may change")
     # Whatever counts or logs operations is to see those that are run, and sees this only the first time.
     with torch._C._DisableTorchDispatch():
         context = Context([o and o[1].on_meta() for o in operands])
@@ -74,6 +76,10 @@ def node_of(
         submodule,
     )
     return node, Like(tuple(y.shape), y.dtype)
+
+
+def _holds_tensor(value: Any) -> bool:
+    return any(map(_holds_tensor, value)) if type(value) is tuple else isinstance(value, Tensor)
 
 
 @functools.lru_cache(maxsize=4096)

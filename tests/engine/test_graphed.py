@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from torch import nn
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError, reference
@@ -182,6 +183,16 @@ def test_weights_in_other_memory(net, x):
         assert len(pairs_of(net)) == 1
 
 
+def test_weights_turned_in_their_memory(device):
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).to(device, DTYPE)
+    for _ in range(4):
+        check(net, torch.randn(4, 6, dtype=DTYPE, device=device))
+    before = pairs_of(net)
+    net[0].weight.data = net[0].weight.data.t()
+    check(net, torch.randn(4, 6, dtype=DTYPE, device=device))
+    assert len(before) == 1 and pairs_of(net) != before
+
+
 def test_a_write_before_the_backward_is_an_error(net, x):
     for _ in range(3):
         f_hat = static(net, x)
@@ -240,6 +251,34 @@ def test_normalisers_that_are_new_each_time_get_no_graphs(net, x):
         expected = gnfast.normalize_gradient(net, x, method=lambda f, n: f / (n + 2), impl="reference")
         torch.testing.assert_close(actual, expected)
     assert len(pairs_of(net)) <= 4
+
+
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_a_normaliser_of_ones_own_runs_on_every_call(with_norm, net, x):
+    shift, calls = [1.0], []
+
+    def method(f, n):
+        calls.append(1)
+        return f / (n + shift[0])
+
+    for shift[0] in (1.0, 2.0, 3.0):
+        calls.clear()
+        options = {"method": method, "return_grad_norm": with_norm}
+        actual = static(net, x, **options)
+        assert calls
+        torch.testing.assert_close(actual, gnfast.normalize_gradient(net, x, impl="reference", **options))
+
+
+def test_precisions_set_the_new_way(net, x):
+    """PyTorch's older questions raise then."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        for _ in range(3):
+            check(net, x)
+    finally:
+        matmul.fp32_precision = before
+    assert len(pairs_of(net)) == 1
 
 
 def test_memory_is_bounded(net, x):

@@ -2,10 +2,13 @@
 
 import copy
 import gc
+import math
 import pickle
+import random
 import warnings
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,8 +103,14 @@ def another_class(net):
     net.activation = Doubled(0.1)
 
 
+def assigned_class(net):
+    net.activation.__class__ = Doubled
+
+
 CHANGES = {
     "another class": another_class,
+    "an assigned class": assigned_class,
+    "memory format of all": lambda net: net.to(memory_format=torch.channels_last),
     "a replaced parameter": replaced_parameter,
     "a replaced module": replaced_module,
     "a module taken out": lambda net: net.features.pop(1),
@@ -126,6 +135,37 @@ def test_a_class_that_gets_another_forward(net, x, monkeypatch):
     net.features[1] = net.activation
     assert recordings(net, x, strict=True) == 1
     monkeypatch.setattr(Doubled, "forward", lambda self, h: h.abs())
+    assert recordings(net, x, strict=True) == 1
+
+
+class Optional(Critic):
+    """Depends on which attributes there are, on one of its class and on a method that is not `forward`."""
+
+    offset = 0.5
+
+    def prepared(self, x):
+        return x + self.offset
+
+    def forward(self, x):
+        return super().forward(self.prepared(x) * (2 if hasattr(self, "doubles") else 3))
+
+
+def test_names_of_attributes(x):
+    net = Optional()
+    net.doubles = None
+    assert recordings(net, x, strict=True) == 1
+    del net.doubles
+    net.triples = None
+    assert recordings(net, x, strict=True) == 1 and recordings(net, x, strict=True) == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("offset", 0.25), ("prepared", lambda self, x: x.abs())])
+def test_attributes_of_classes(name, value, x, monkeypatch):
+    net = Optional()
+    assert recordings(net, x, strict=True) == 1
+    monkeypatch.setattr(Optional, name, value)
+    assert recordings(net, x, strict=True) == 1 and recordings(net, x, strict=True) == 0
+    net.__class__ = Critic
     assert recordings(net, x, strict=True) == 1
 
 
@@ -211,6 +251,95 @@ def test_other_numbers_among_the_arguments_are_another_recording(net, x):
         actual = static(net, x, scale=scale, strict=True)
         assert len(FORWARDS) == times
         torch.testing.assert_close(actual, reference.normalize_gradient(net, x, scale=scale))
+
+
+def test_the_same_tensor_twice_among_the_arguments(x):
+    class Net(Critic):
+        def forward(self, x, first, second):
+            return super().forward(x + first) + (x * second).sum((1, 2, 3))[:, None]
+
+    net, first, second = Net(), *torch.randn(2, 7, dtype=DTYPE)
+    counts = [recordings(net, x, *given, strict=True) for given in ((first, first), (first, second), (second, second))]
+    assert counts == [1, 1, 0] and recordings(net, x, second, first, strict=True) == 0
+
+
+def test_an_argument_that_is_the_networks_own(x):
+    class Net(Standardised):
+        def forward(self, x, addend):
+            return super().forward(x + addend)
+
+    net = Net()
+    with pytest.warns(FallbackWarning, match="one of its own tensors"):
+        recordings(net, x, net.offset)
+    recordings(net, x, torch.randn(7, dtype=DTYPE))
+
+
+def test_strides_and_signs_of_zero_among_the_arguments(x):
+    class Net(Critic):
+        def forward(self, x, weight, sign=1.0):
+            return super().forward(x * (weight if weight.is_contiguous() else 2 * weight)) * math.copysign(1, sign)
+
+    net, weight = Net(), torch.randn(5, 7, dtype=DTYPE)
+    for times in (1, 0):
+        assert recordings(net, x, weight, strict=True) == times
+        assert recordings(net, x, weight.t().contiguous().t(), strict=True) == times
+        assert recordings(net, x, weight, 0.0, strict=True) == times
+        assert recordings(net, x, weight, -0.0, strict=True) == times
+
+
+class OneHot(Critic):
+    """How many columns there are is in the labels, and read from a shape."""
+
+    def forward(self, x, labels):
+        FORWARDS.append(self)
+        h, columns = F.relu(self.conv(x)).mean((2, 3)), F.one_hot(labels).to(DTYPE)
+        return (h[:, : columns.shape[1]] * columns).sum(1)
+
+
+class Counted(Critic):
+    """The number of labels is read from the shape of a tensor of which nothing else is used."""
+
+    def forward(self, x, labels):
+        return super().forward(x) + torch.unique(labels).shape[0]
+
+
+class Chosen(Critic):
+    """A mask chooses rows of a weight."""
+
+    def forward(self, x, labels):
+        FORWARDS.append(self)
+        weight = self.linear.weight.reshape(8, 6)[labels.repeat(2) > 1]
+        return F.linear(x.flatten(1)[:, :6], weight).abs().sum(1) / weight.shape[0]
+
+
+@pytest.mark.parametrize(("kind", "counts"), [(OneHot, [1, 0, 1, 0]), (Counted, [1, 0, 1, 0]), (Chosen, [1, 0, 0, 1])])
+def test_shapes_that_depend_on_values(kind, counts, x):
+    net = kind()
+    labels = torch.tensor([[0, 4, 2, 1], [1, 4, 2, 0], [0, 0, 2, 2], [0, 0, 0, 2]])
+    assert [recordings(net, x, given, strict=True) for given in labels] == counts
+
+
+def test_the_default_dtype(x):
+    class Net(Critic):
+        def forward(self, x):
+            return super().forward(x) + torch.tensor(1 / 3)
+
+    net = Net()
+    recordings(net, x, strict=True)
+    torch.set_default_dtype(DTYPE)
+    try:
+        assert recordings(net, x, strict=True) == 1
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_x_is_one_of_the_networks_tensors(x):
+    net = Standardised()
+    net.register_buffer("canvas", x.clone().requires_grad_())
+    net.offset = net.canvas
+    static(net, x.clone().requires_grad_(), strict=True)
+    with pytest.raises(UnsupportedError, match="computed from x"):
+        static(net, net.canvas, strict=True)
 
 
 def test_parametrized_weights_are_computed_anew(net, x):
@@ -312,6 +441,26 @@ class Counts(Critic):
 OUTSIDE = [torch.ones((), dtype=DTYPE)]
 
 
+class CountsOnItsClass(Critic):
+    total = 0
+
+    def forward(self, x):
+        CountsOnItsClass.total += 1
+        return super().forward(x)
+
+
+class ReadsVersion(Critic):
+    """As caches do of what is made of a weight."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + self.conv.weight._version)
+
+
+class ReadsGrad(Critic):
+    def forward(self, x):
+        return super().forward(x) * (2.0 if self.conv.weight.grad is None else 3.0)
+
+
 class ReadsGlobals(Critic):
     def forward(self, x):
         return super().forward(x) * (OUTSIDE[0] * 2)
@@ -324,6 +473,21 @@ class OwnGenerator(Critic):
 
     def forward(self, x):
         return super().forward(x) * torch.rand((), generator=self.generator, dtype=DTYPE)
+
+
+class NumpyGenerator(Critic):
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def forward(self, x):
+        return super().forward(x) * float(self.generator.uniform(1, 2))
+
+
+class PythonGenerator(NumpyGenerator):
+    def __init__(self):
+        super().__init__()
+        self.generator = random.Random(0)
 
 
 def hooked():
@@ -343,6 +507,8 @@ def in_training(normalize=None):
 NEVER_KEPT = {
     "dropout": (in_training, "draws at random"),
     "own generator": (OwnGenerator, "draws at random"),
+    "own generator of NumPy's": (NumpyGenerator, "draws at random"),
+    "own generator of Python's": (PythonGenerator, "draws at random"),
     "PyTorch's spectral norm in training": (
         lambda: in_training(lambda net: parametrizations.spectral_norm(net.linear)),
         "writes in place",
@@ -355,6 +521,9 @@ NEVER_KEPT = {
     "values": (ReadsValues, "reads values"),
     "writes": (WritesBuffer, "writes in place"),
     "counter": (Counts, "changes attributes"),
+    "counter of its class": (CountsOnItsClass, "changes attributes"),
+    "versions": (ReadsVersion, "reads values"),
+    "gradients": (ReadsGrad, "reads values"),
     "globals": (ReadsGlobals, "unknown origin"),
 }
 
@@ -405,6 +574,29 @@ def test_a_new_hook_runs(net, x):
     assert recordings(net, x) == 1
     handle.remove()
     assert recordings(net, x, strict=True) == 0
+
+
+class Initialises(Critic):
+    """Its first call makes a table, from its own weight."""
+
+    table = None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = self.conv.weight.detach().mean((1, 2, 3))
+        return super().forward(x) * self.table.abs().sum()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_stood_in_the_way_may_go(strict, x):
+    net, other = Critic(), Initialises()
+    handle = net.linear.register_forward_hook(lambda module, args, y: y + 1)
+    for critic, reason in ((net, "hooks"), (other, "changes attributes")):
+        with pytest.warns(FallbackWarning, match=reason):
+            static(critic, x)
+    handle.remove()
+    for critic in (net, other):
+        assert [recordings(critic, x, strict=strict) for _ in range(3)] == [1, 0, 0]
 
 
 def test_an_argument_that_cannot_be_compared(x):

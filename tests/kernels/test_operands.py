@@ -156,6 +156,27 @@ def test_interpreted_engine(layout):
     assert errors[1] <= 4 * errors[0]
 
 
+class Gapped(Critic):
+    """Biases that are every other entry of a tensor, and one entry expanded."""
+
+    def __init__(self):
+        super().__init__()
+        self.biases, self.one = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(1))
+
+    def forward(self, x):
+        h = F.relu(F.conv2d(x, self.first.weight, self.biases[::2], padding=1))
+        h = F.relu(F.conv2d(h, self.second.weight, self.one.expand(6), padding=1) + self.pixels(x))
+        h = F.relu(F.linear(h.mean((2, 3)), self.second.weight[:, :, 1, 1], self.biases[1::2]))
+        return F.linear(h, self.last.weight[:, ::4], self.biases[3::12])
+
+
+@pytest.mark.interpreted
+def test_interpreted_biases_with_gaps():
+    net, x = Gapped().double(), torch.randn(3, 3, 4, 4, dtype=torch.float64)
+    with gpu_ways():
+        assert_matches_double_backward(net, x)
+
+
 def strict(net, x):
     return gnfast.normalize_gradient(net, x, strict=True)
 

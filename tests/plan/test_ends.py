@@ -90,6 +90,12 @@ def test_linear_layers_of_maps(name):
     assert_like_double_backward(net, x)
 
 
+def test_a_rounding_by_the_network_stays():
+    net = critic(lambda net, h: net.linear(h.mean((2, 3)).half().double()), 5).double()
+    x = torch.randn(5, 3, 6, 4, dtype=torch.float64)
+    assert relative_error(gnfast.value_and_input_grad(net, x, strict=True)[0], net(x)) < 1e-12
+
+
 @pytest.mark.usefixtures("layout")
 def test_pixels_of_pooled_images():
     parts = {"conv": nn.Conv2d(3, 4, 3, padding=1), "pixels": nn.Conv2d(3, 4, 1), "linear": nn.Linear(24, 1)}
@@ -98,6 +104,15 @@ def test_pixels_of_pooled_images():
     assert labels.count("conv2d s2") + labels.count("conv2d s2 + add + relu (fused)") == 2
     assert labels.count("avg_pool2d 2") == 1, "that of h"
     assert_like_double_backward(net, x)
+
+
+def test_pixels_with_a_dilation_that_means_nothing():
+    pixels = nn.Conv2d(3, 4, 1, dilation=2)
+    x = torch.randn(3, 3, 8, 6, dtype=torch.float64)
+    for layers in ((nn.AvgPool2d(2), pixels), (pixels, nn.AvgPool2d(2))):
+        net = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)).double()
+        assert "avg_pool2d 2" not in [node.op.label() for node in gnfast.trace(net, x).nodes]
+        assert_like_double_backward(net, x)
 
 
 def test_wide_maps_are_pooled_before_their_pixels_are_convolved():

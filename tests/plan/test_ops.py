@@ -1,11 +1,14 @@
 """Each operation of a Plan on its own: adjoint, linearity, affinity and parameter gradients, on odd sizes."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gnfast
+from gnfast import reference
 from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.op import Context, LinearCall, ScaledSum
 from gnfast.plan.ops.activation import ACTIVATIONS, LeakyReLU, Piecewise, PReLU
@@ -22,6 +25,7 @@ from gnfast.plan.ops.reduce import Sum
 from gnfast.plan.ops.resample import Upsample
 from gnfast.plan.ops.shape import Reshape
 from tests.engine.test_engine import Called
+from tests.oracle import assert_same, outputs_and_gradients
 
 B = 3
 IMAGE = (B, 6, 7, 9)
@@ -357,3 +361,36 @@ def test_arguments_at_the_edge_of_what_pytorch_takes(function):
         strict=True,
     ):
         torch.testing.assert_close(actual, expected)
+
+
+def test_a_tensor_for_a_number_is_read_once():
+    """What is written to it before the backward comes too late; as a promise it cannot be kept."""
+
+    def forward(net, x):
+        h = net.linear(x).relu()
+        return torch.add(h, h.flip(1), alpha=2 * net._factor).sum(1)
+
+    net = Called(forward, linear=nn.Linear(5, 4), _factor=torch.tensor(0.7)).double()
+    x = torch.randn(B, 5, dtype=torch.float64)
+    for factor in (0.7, 0.3):
+        found = []
+        for impl in ("auto", "reference"):
+            net._factor.fill_(factor)
+            f_hat = gnfast.normalize_gradient(net, x, impl=impl)
+            net._factor.fill_(5.0)
+            found.append(torch.autograd.grad(f_hat.sum(), net.linear.weight)[0])
+        torch.testing.assert_close(*found)
+    with pytest.raises(gnfast.UnsupportedError, match="reads values"):
+        gnfast.normalize_gradient(net, x, strict=True, static=True)
+
+
+def test_tensors_for_other_numbers_go_through_double_backward():
+    net = Called(lambda net, x: F.avg_pool2d(net.conv(x).relu(), net.size).sum((1, 2, 3)), conv=nn.Conv2d(2, 3, 1))
+    net.double().register_buffer("size", torch.tensor(2))
+    x = torch.randn(B, 2, 4, 6, dtype=torch.float64)
+    for net.size[...] in (2, 1):
+        with pytest.warns(gnfast.FallbackWarning) if net.size == 2 else contextlib.nullcontext():
+            assert_same(
+                outputs_and_gradients(gnfast.normalize_gradient, net, x),
+                outputs_and_gradients(reference.normalize_gradient, net, x),
+            )

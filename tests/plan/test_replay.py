@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,19 @@ def test_what_is_refused_is_refused_after_anything(refused, x):
             gnfast.normalize_gradient(net, x, strict=True)
         net.act = VARIANTS[name]
         check(net, x)
+
+
+@pytest.mark.parametrize("of", [torch.tensor, np.array])
+def test_numbers_that_are_written_in_place(of, x):
+    """In a tuple that is the same one on every call."""
+    net, number = Net(), of(0)
+    for key in [(slice(None), number)] + [(slice(None), slice(number, 3))] * (of is torch.tensor):
+        net.act = lambda net, h, key=key: h + h[key].reshape(4, -1).sum(1, True)
+        for _ in range(3):
+            number[...] = 0
+            check(net, x)
+            number[...] = 2
+            check(net, x)
 
 
 def test_reshapes_by_numbers_know_the_batch(x):

@@ -85,6 +85,8 @@ class Scale(LinearMap):
 def _add(trace, input, other, *, alpha=1):
     """Of any mix of x-dependent tensors, tensors and numbers, at least one of them x-dependent."""
     a, b = input, other
+    # A number now, whatever is written to the tensor before the backward.
+    alpha = alpha.item() if isinstance(alpha, Tensor) else alpha
     if isinstance(alpha, bool):
         trace.refuse("a truth value for alpha")
     if trace.depends_on_x(a) and trace.depends_on_x(b):
