@@ -34,7 +34,7 @@ inline __attribute__((always_inline)) void multiply(int64_t k, const float* a, i
   }
   for (int64_t outer = 0; outer < k; outer += kSteps) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kSteps; i += kStepsPerPrefetch) prefetch<_MM_HINT_T1>(ahead += kCacheLine);
+    for (int i = 0; i < kSteps; i += kStepsPerPrefetch, ahead += kCacheLine) prefetch<_MM_HINT_T1>(ahead);
 #pragma GCC unroll 16
     for (int inner = 0; inner < kSteps; ++inner) {
       Vec columns[kPanels];
