@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 
 import gnfast
-from benchmarks.launches import STEPS, launched
 from gnfast.bench import cost
 from gnfast.bench.cost import Cost
 from gnfast.bench.count import work
 from gnfast.bench.critics import SHIPPED, Z_DIM, Network, shipped
 from gnfast.bench.iteration import iteration_cost, settings
+from gnfast.bench.launches import STEPS, launched
 
 # Two cores of an AMD EPYC (AVX2): FLOP/s of the direct algorithm that Winograd's reaches, the geometric mean over the
 # layers and passes of bench_conv.py, and memory, bytes/s.

@@ -1,5 +1,7 @@
 """What gnfast raises and warns with."""
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,11 +11,19 @@ class UnsupportedError(RuntimeError):
 
 
 class FallbackWarning(UserWarning):
-    """A network went through exact double backward instead of the four passes; the message says why."""
+    """A call takes a slower way to the same result, exact double backward above all; the message says why."""
 
 
 class InputError(ValueError):
     """An argument of the wrong kind, shape, dtype or device; the message names it, what came and what was wanted."""
+
+
+def warn_of_fallback(message: str) -> None:
+    """Gives a FallbackWarning at the line outside gnfast and PyTorch from which the call came."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gnfast", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, FallbackWarning, stacklevel=level)
 
 
 def require_int(name: str, value: object, least: int, error: type[ValueError] = InputError) -> int:

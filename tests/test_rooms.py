@@ -81,6 +81,15 @@ def test_no_circles():
     graphlib.TopologicalSorter(arrows()).prepare()
 
 
+def test_scripts_that_are_run_by_path_import_none_of_their_neighbours():
+    """`python benchmarks/x.py` finds gnfast, but not the folder that it is in."""
+    scripts = {path.name: path.read_text() for path in (PACKAGE.parent / "benchmarks").glob("*.py")}
+    scripts = {name: code for name, code in scripts.items() if '__name__ == "__main__"' in code}
+    assert "must_reach.py" in scripts
+    for name, code in scripts.items():
+        assert not [target for target in imported(ast.parse(code)) if target.startswith("benchmarks")], name
+
+
 def test_files_and_functions_are_short():
     sources = [*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "benchmarks").rglob("*.py")]
     assert not [str(path) for path in sources if len(path.read_text().splitlines()) > 350]

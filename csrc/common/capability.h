@@ -8,7 +8,7 @@
 
 namespace gnfast::cpu {
 
-// PyTorch's own answer, so that ATEN_CPU_CAPABILITY turns these kernels narrower or portable as well.
+// PyTorch's own answer, so that ATEN_CPU_CAPABILITY chooses narrower or portable kernels here as well.
 inline bool has_capability(const char* name) {
 #ifdef GNFAST_X86_KERNELS
   return at::get_cpu_capability().rfind(name, 0) == 0;

@@ -1,7 +1,7 @@
 // The products of planes: all that Winograd's convolution multiplies.
 //
-// For the file that defines Vec, kPanel, load, store, zero, broadcast, multiply_add, kRows and kDepth; see
-// transforms.h.
+// For the file that defines Vec, kPanel, load, store, zero, broadcast, multiply_add, kRows, kDepth and
+// kStepsPerPrefetch; see transforms.h.
 
 #include "cpu.h"
 

@@ -2,7 +2,8 @@
 // channels, one vector.
 //
 // For the file that defines Vec, kPanel, load, store, zero, broadcast and transpose, and is compiled for one kind of
-// processor: everything here is that file's own, as what several shared could be linked from the wrong one.
+// processor. Everything here is in its anonymous namespace: of functions with one name in several files the linker
+// keeps one, perhaps one that this processor cannot run.
 
 #include "cpu.h"
 #include "products.h"

@@ -2,6 +2,7 @@
 
     critics, critic_steps ─► baselines ─► cases ─► comparison (gate, clock, count) ─► rows ─► printed_rows, plots
     plan ─► cost, ceilings ─► the floor that every row is compared with
+    count, gpu_ways ─► launches
 
 Nothing is reported faster than something else before both were found to compute the same.
 """

@@ -1,4 +1,4 @@
-"""The ways of a GPU on a machine without one, so that what a step launches there can be counted."""
+"""What gnfast does on a GPU, done on a machine without one, so that what a step launches there can be counted."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ IN_TRITON = ("join", "head", "operands", "scaled_sums", "mlp")
 
 @contextlib.contextmanager
 def gpu_ways(triton: tuple[str, ...] = IN_TRITON) -> Iterator[None]:
-    """Inside, tensors on the CPU go the ways of a GPU's; kernels are launched as there.
+    """Inside, tensors on the CPU are treated as a GPU's; kernels are launched as there.
 
     Args:
         triton: the operations that Triton's kernels do.

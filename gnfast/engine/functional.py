@@ -1,7 +1,7 @@
 """The critic's value, input gradient and normalised value as differentiable functions of weights and input."""
 
-import warnings
 import weakref
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from gnfast.engine import static as static_recordings
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
 from gnfast.engine.recording import plan_for
-from gnfast.errors import FallbackWarning, InputError
+from gnfast.errors import InputError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.plan.plan import Plan, Refusal
@@ -71,8 +71,7 @@ def normalize_gradient(
         InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
     head = heads.find(method, tau=tau, eps=eps)
-    options = impl, strict, rewrite, static
-    return _run(net_D, x, args, kwargs, *options, head, return_grad_norm)
+    return _run(net_D, x, args, kwargs, impl, strict, rewrite, static, head, return_grad_norm)
 
 
 def value_and_grad_norm(
@@ -136,11 +135,15 @@ def _run(
     refusal = None
     if impl == "auto":
         try:
-            return _by_passes(net, x, args, kwargs, strict, rewrite, static, head, with_norm)
+            plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static)
         except Refused as error:
             if strict:
                 raise
             refusal = error.refusal
+        else:
+            if kept is None:
+                return _by_passes(plan, head, with_norm, x, operands)
+            return _by_kept(kept, head, with_norm, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
@@ -148,7 +151,7 @@ def _run(
     return result
 
 
-def _by_passes(
+def _recording(
     net: nn.Module,
     x: Tensor,
     args: tuple[Any, ...],
@@ -156,33 +159,37 @@ def _by_passes(
     strict: bool,
     rewrite: bool,
     static: bool,
-    head: Head | None,
-    with_norm: bool,
-) -> Any:
-    """As `_run`; raises Refused where the passes do not apply."""
+) -> tuple[Plan, list[Tensor], static_recordings.Kept | None]:
+    """The Plan, its recorded operands, and what is kept of them; raises Refused where the passes do not apply."""
     if not static:
-        return _passes(*plan_for(net, x, args, kwargs, rewrite), x, head, with_norm)
+        return *plan_for(net, x, args, kwargs, rewrite), None
     plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
-    if isinstance(kept, str):
-        if kept:
-            _warn_once(net, kept, "is recorded on every call, static or not", depth=6)
-        return _passes(plan, operands, x, head, with_norm)
-    # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
-    own = head is not None and head.formula is None
-    form = (None, False) if own else (head, with_norm)
-    result = kept.run(lambda x, operands: _passes(plan, operands, x, *form), x, operands, *form)
-    if not own:
-        return result
-    with surroundings.without_autocast(x.device.type):
-        return _normalized(head, *result, with_norm)
+    if not isinstance(kept, str):
+        return plan, operands, kept
+    if kept:
+        _warn_once(net, kept, "is recorded on every call, static or not")
+    return plan, operands, None
 
 
-def _passes(plan: Plan, operands: list[Tensor], x: Tensor, head: Head | None, with_norm: bool) -> Any:
+def _by_passes(plan: Plan, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]) -> Any:
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not with_norm):
             return four_passes(plan, x, operands, head)
         return _normalized(head, *four_passes(plan, x, operands, None), with_norm)
+
+
+def _by_kept(
+    kept: static_recordings.Kept, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]
+) -> Any:
+    # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
+    own = head is not None and head.formula is None
+    form = (None, False) if own else (head, with_norm)
+    result = kept.run(partial(_by_passes, kept.plan, *form), x, operands, *form)
+    if not own:
+        return result
+    with surroundings.without_autocast(x.device.type):
+        return _normalized(head, *result, with_norm)
 
 
 def _normalized(head: Head, f: Tensor, g: Tensor, with_norm: bool) -> Any:
@@ -212,11 +219,11 @@ def _by_double_backward(
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal | str]]" = weakref.WeakKeyDictionary()
 
 
-def _warn_once(net: nn.Module, reason: Refusal | str, what: str, depth: int = 5) -> None:
+def _warn_once(net: nn.Module, reason: Refusal | str, what: str) -> None:
     warned = _WARNED.setdefault(net, set())
     if reason not in warned:
         warned.add(reason)
-        warnings.warn(f"{type(net).__name__} {what}: {reason}", FallbackWarning, stacklevel=depth)
+        warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
 
 
 def _validate(net: nn.Module, x: Tensor, impl: str) -> None:

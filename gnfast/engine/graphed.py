@@ -5,7 +5,6 @@ generated images before one backward, take two pairs.
 """
 
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gnfast.engine.once_differentiable import once_differentiable
-from gnfast.errors import FallbackWarning, UnsupportedError
+from gnfast.errors import UnsupportedError, warn_of_fallback
+from gnfast.plan.state import copies
 from gnfast.steps.captured import record_graph
 
 Call = Callable[..., Any]
@@ -76,8 +76,7 @@ class Pairs:
                 pair = _Pair(call, given, fixed)
         except Exception as error:
             self._failed = True
-            message = f"static: the passes run one by one, since no CUDA graph of them could be made: {error}"
-            warnings.warn(message, FallbackWarning, stacklevel=8)
+            warn_of_fallback(f"static: the passes run one by one, since no CUDA graph of them could be made: {error}")
             return None
         self._pairs.append(pair)
         return pair
@@ -92,12 +91,10 @@ class _Pair:
         """How many calls it has served."""
         self.free = True
         # Not the weights themselves: their hooks would act here and once more outside.
-        self._inputs = [
-            _leaf(t if f else t.detach().clone(), t.requires_grad) for t, f in zip(given, fixed, strict=True)
-        ]
-        self._places = self._places_of(given)
-        self._is_wanted = [t.requires_grad and torch.is_grad_enabled() for t in self._inputs]
-        self._wanted = [t for t, wanted in zip(self._inputs, self._is_wanted, strict=True) if wanted]
+        self._inputs = [t.detach() if f else t.detach().clone() for t, f in zip(given, fixed, strict=True)]
+        for own, t in zip(self._inputs, given, strict=True):
+            own.requires_grad_(t.requires_grad and torch.is_grad_enabled())
+        self._wanted = [t for t in self._inputs if t.requires_grad]
         stream = torch.cuda.Stream()
         expected = self._warm_up(stream)
         self._forward, self._results = record_graph(self._run, stream)
@@ -109,10 +106,8 @@ class _Pair:
 
     def reads(self, given: Sequence[Tensor]) -> bool:
         """Whether what it reads in place is where it was."""
-        return self._places_of(given) == self._places
-
-    def _places_of(self, given: Sequence[Tensor]) -> list[tuple[int, tuple[int, ...]]]:
-        return [(t.data_ptr(), t.stride()) for t, f in zip(given, self._fixed, strict=True) if f]
+        triples = zip(self._inputs, given, self._fixed, strict=True)
+        return all(own.data_ptr() == t.data_ptr() and own.stride() == t.stride() for own, t, f in triples if f)
 
     def forward(self, given: Sequence[Tensor]) -> list[Tensor]:
         """What the call returns, in memory of its own."""
@@ -120,24 +115,24 @@ class _Pair:
         with torch.no_grad():
             torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
             self._forward.replay()
-            return _clones(self._results)
+            return copies(self._results)
 
     def backward(self, upstream: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of each input, None where there is none, in memory of its own."""
         with torch.no_grad():
             torch._foreach_copy_(self._upstream, list(upstream))
             self._backward.replay()
-            there = iter(_clones([t for t in self._grads if t is not None]))
-        grads = iter([None if t is None else next(there) for t in self._grads])
-        return [next(grads) if wanted else None for wanted in self._is_wanted]
+            grads = iter(copies([t for t in self._grads if t is not None]))
+        return [None if t is None else next(grads) for t in self._grads]
 
     def _run(self) -> list[Tensor]:
         result = self._call(self._inputs[0], self._inputs[1:])
         self._live = list(result) if isinstance(result, tuple) else [result]
         return [t.detach() for t in self._live]
 
-    def _pull(self) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(self._live, self._wanted, self._upstream, allow_unused=True)
+    def _pull(self) -> list[Tensor | None]:
+        grads = iter(torch.autograd.grad(self._live, self._wanted, self._upstream, allow_unused=True))
+        return [next(grads) if t.requires_grad else None for t in self._inputs]
 
     def _warm_up(self, stream: torch.cuda.Stream) -> list[Tensor | None]:
         """What both give by operations; all that happens once has happened after it."""
@@ -146,10 +141,9 @@ class _Pair:
             for _ in range(2):
                 results = self._run()
                 self._upstream = [torch.ones_like(t) for t in results]
-                grads = iter(self._pull() if self._wanted else ())
+                grads = self._pull() if self._wanted else ()
         torch.cuda.current_stream().wait_stream(stream)
-        pulled = [next(grads) if wanted else None for wanted in self._is_wanted]
-        return [*results, *(pulled if self._wanted else ())]
+        return [*results, *grads]
 
 
 class _Replay(torch.autograd.Function):
@@ -187,17 +181,6 @@ class _Lease:
             self._pair.free = True
 
     __del__ = end
-
-
-def _clones(tensors: list[Tensor]) -> list[Tensor]:
-    if hasattr(torch, "_foreach_clone"):
-        return list(torch._foreach_clone(tensors)) if tensors else []
-    return [tensor.clone() for tensor in tensors]
-
-
-def _leaf(tensor: Tensor, requires_grad: bool) -> Tensor:
-    """A leaf of its own on the memory of `tensor`, which it keeps."""
-    return tensor.detach().requires_grad_(requires_grad)
 
 
 def _require_same(actual: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:

@@ -19,6 +19,7 @@ from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.errors import InputError
 from gnfast.kernels.backend import implementation
 from gnfast.kernels.head import Formula
+from gnfast.kernels.layout import accumulator
 
 Value = Callable[[Tensor, Tensor], Tensor]
 Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -168,7 +169,7 @@ def find(method: Method, **options: float | None) -> Head:
 
 def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
     """‖g − centre‖₂ per sample (B,), in float32 or better; its own gradient at 0 is 0."""
-    wide = g.to(_accumulator(g.dtype))
+    wide = g.to(accumulator(g.dtype))
     # Squares of float32 numbers leave its range where the numbers do not: they are added up in float64.
     return torch.linalg.vector_norm(
         wide - centre if centre else wide, dim=tuple(range(1, g.dim())), dtype=torch.float64
@@ -238,7 +239,7 @@ def merged(
         s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
     """
     # Kernels read it entry by entry; the gradient of a sum is one number, expanded.
-    scale = None if grad_f is None else grad_f.reshape(-1).to(_accumulator(grad_f.dtype)).contiguous()
+    scale = None if grad_f is None else grad_f.reshape(-1).to(accumulator(grad_f.dtype)).contiguous()
     start = grad_x = None
     if wants_start and not (scale is None and grad_g is None):
         start = passes.merged_tangent(x, scale, grad_g, entry)
@@ -256,7 +257,7 @@ def normalized_grad_norm(head: Head, f: Tensor, g: Tensor) -> Tensor:
     # Tensors that were made in inference mode cannot take part in autograd.
     with torch.inference_mode(False), torch.enable_grad():
         f, g = (t.clone() if t.is_inference() else t for t in (f, g))
-        logit, m = f.reshape(-1).to(_accumulator(f.dtype)), _measure(head, g)
+        logit, m = f.reshape(-1).to(accumulator(f.dtype)), _measure(head, g)
         if head.partials is not None:
             by_f = head.partials(logit, m)[0]
         else:
@@ -273,7 +274,7 @@ def plain(head: Head) -> Head:
 
 def _measure(head: Head, g: Tensor) -> Tensor:
     """What `head.value` takes after f: m (B,) or the gradient itself."""
-    return g.to(_accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
+    return g.to(accumulator(g.dtype)) if head.takes_gradient else grad_norm(g, head.centre)
 
 
 def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
@@ -283,7 +284,7 @@ def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
     if not head.takes_gradient:
         # A network may squeeze the last batch of an epoch, of one sample, to a number.
         measure = measure.reshape(-1, *[1] * (f.dim() - 1)) if f.dim() else measure.reshape(())
-    f_hat = head.value(f.to(_accumulator(f.dtype)), measure)
+    f_hat = head.value(f.to(accumulator(f.dtype)), measure)
     if f_hat.shape != f.shape:
         raise InputError(
             f"method: {head.name} returned shape {tuple(f_hat.shape)} for f of shape {tuple(f.shape)}; wanted f's"
@@ -311,7 +312,7 @@ def _normalize(
     head: Head, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`normalize` in plain PyTorch, f̂ in that dtype; what `_pullback` needs is f and m, both (B,)."""
-    m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(_accumulator(g.dtype))
+    m = grad_norm(g, head.centre) if squares is None else squares.sum(1).sqrt().to(accumulator(g.dtype))
     logit = f.reshape(-1).to(m.dtype)
     return head.value(logit, m).reshape(f.shape).to(dtype), (logit, m)
 
@@ -333,7 +334,3 @@ def _pullback(
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

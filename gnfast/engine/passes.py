@@ -120,7 +120,7 @@ def tangent(
 def merged_tangent(
     x: Tensor, scale: Tensor | None, input_grad_cotangent: Tensor | None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """c₀ = s·x + ∂L/∂g, of x's shape, memory format and dtype or in that dtype.
+    """c₀ = s·x + ∂L/∂g, of x's shape and memory format, in `dtype` or else x's.
 
     s (B,) and ∂L/∂g may be wider; None stands for 0.
     """

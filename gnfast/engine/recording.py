@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -52,9 +53,14 @@ _VERDICTS_PER_NETWORK = 64
 
 
 def plan_for(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool, **watch: Any
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    rewrite: bool,
+    watch: AbstractContextManager[Any] | None = None,
 ) -> tuple[Plan, list[Tensor]]:
-    """The Plan of net(x, *args, **kwargs) and the recorded operands; `watch` as for `record`.
+    """The Plan of net(x, *args, **kwargs) and the recorded operands; `watch` is as for `record`.
 
     A network that was refused before, in the same state, is mostly refused without running it. One that is refused now
     is as it was before the call.
@@ -81,7 +87,7 @@ def plan_for(
             if before.irrevocable and not verdict.accepted:
                 raise Refused(Refusal("", "forward", before.irrevocable))
             careful = not (verdict.accepted or capturing() or x.is_meta)
-            options = {"rewritten": rewrite, "careful": careful, "script": verdict.script, **watch}
+            options = {"rewritten": rewrite, "careful": careful, "script": verdict.script, "watch": watch}
             result = _record(net, x, args, kwargs, options)
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.

@@ -23,13 +23,13 @@ from gnfast.errors import UnsupportedError
 from gnfast.interop import surroundings
 from gnfast.plan.constants import Program
 from gnfast.plan.plan import Plan
-from gnfast.plan.state import Before, capturing, modules_of, random_states, unchanged
+from gnfast.plan.state import PLAIN, Before, capturing, modules_of, random_states, unchanged
 from gnfast.plan.traced import Traced
 
 _MOST = 16
 """Recordings kept per network: train and eval, critic and generator steps, sizes of batches."""
 _MOST_WITH_GRAPHS = 4
-"""Of them, those that may hold the memory of CUDA graphs; and for how many kinds of result each of these may."""
+"""Recordings that may hold the memory of CUDA graphs, and kinds of result for which each of them may."""
 
 
 _STRIDED, _BASES = torch.strided, (nn.Module, object)
@@ -247,10 +247,7 @@ def _form(value: Any, given: list[Tensor]) -> Any:
     if kind is float or kind is complex:
         # Zeros have signs.
         return kind, repr(value)
-    return (kind, value) if kind in _SIMPLE else _OTHER
-
-
-_SIMPLE = frozenset([bool, int, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
+    return (kind, value) if kind in PLAIN else _OTHER
 
 
 def _is_plain(form: Any) -> bool:

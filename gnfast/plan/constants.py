@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from gnfast.interop.surroundings import autocast_dtype
 from gnfast.plan.names import function_name, submodule_name
+from gnfast.plan.operands import version_of
 from gnfast.plan.traced import METADATA, Traced
 from gnfast.plan.unseen import Like
 
@@ -73,11 +74,11 @@ class Program(TorchFunctionMode):
             with self:
                 return Traced.__torch_function__(func, types, args, kwargs)
         read = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        versions = [_version(tensor) for tensor in read]
+        versions = [version_of(tensor) for tensor in read]
         result = func(*args, **kwargs)
         if not self.refusal and not _reads_form(func, result):
             outputs = pytree.tree_leaves(result)
-            self._note(func, leaves, spec, read, outputs, versions != [_version(tensor) for tensor in read])
+            self._note(func, leaves, spec, read, outputs, versions != [version_of(tensor) for tensor in read])
         return result
 
     def _note(
@@ -192,7 +193,3 @@ def _shapes_without_data(
 _FORM = METADATA | {Tensor.__len__, Tensor.__hash__, Tensor.is_inference, Tensor.__repr__}
 _STATE = {Tensor._version.__get__, Tensor.grad.__get__}
 """Of these attributes it depends on what was done with the tensor before."""
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

@@ -26,7 +26,7 @@ class Operands:
         if slot == len(self.tensors):
             self.tensors.append(operand)
             self.dtypes.append(dtype)
-            self._versions.append(_version(operand))
+            self._versions.append(version_of(operand))
             if self._contents is not None:
                 self._contents.append(operand.detach().clone())
         return slot
@@ -39,7 +39,7 @@ class Operands:
         """One that the forward has changed in place after its use: the passes would read new values."""
         contents = self._contents or [None] * len(self.tensors)
         for operand, version, content in zip(self.tensors, self._versions, contents, strict=True):
-            if _version(operand) != version or not (content is None or _same(operand, content)):
+            if version_of(operand) != version or not (content is None or _same(operand, content)):
                 return operand
         return None
 
@@ -54,11 +54,11 @@ def is_floating(tensor: Tensor | None) -> bool:
 
 def converted(dtype: torch.dtype, to: torch.dtype | None) -> torch.dtype:
     """What an operand's dtype becomes where those of floating point become `to`; autocast leaves float64 alone."""
-    stays = to is None or not dtype.is_floating_point or (dtype == torch.float64 != to)
-    return dtype if stays else to
+    return dtype if to is None or not dtype.is_floating_point or dtype == torch.float64 else to
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """Counts writes in place."""
     # Inference tensors have no version, and cannot be saved for a backward either. Nobody is to see this question.
     with torch._C.DisableTorchFunction():
         return 0 if tensor.is_inference() else tensor._version

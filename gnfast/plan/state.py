@@ -22,7 +22,8 @@ from gnfast.plan.traced import Traced
 _Undo = Callable[[], None]
 # Of other objects than these, what they refer to is looked into, to a depth and up to so many entries each.
 _THOROUGH, _QUICK = (6, 100_000), (3, 1000)
-_PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
+PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
+"""Kinds of values that cannot change."""
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, io.IOBase)
 _MODULE = [*nn.Module().__dict__]
 
@@ -105,15 +106,16 @@ def random_states(device: torch.device, owned: Iterable[Any] = ()) -> list[Any]:
     return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate(), own]
 
 
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
+def copies(tensors: list[Tensor]) -> list[Tensor]:
+    """Each tensor's values in memory of their own, in as few kernels as can be."""
     # Those of other kinds have rules of their own.
     if any(type(tensor) is not Tensor for tensor in tensors):
         return [tensor.clone() for tensor in tensors]
-    copies = [torch.empty_like(tensor) for tensor in tensors]
-    if copies:
+    results = [torch.empty_like(tensor) for tensor in tensors]
+    if results:
         with torch.no_grad():
-            torch._foreach_copy_(copies, tensors)
-    return copies
+            torch._foreach_copy_(results, tensors)
+    return results
 
 
 class Before:
@@ -167,7 +169,7 @@ class _Snapshot(_Random):
             self._keep_module(module)
         # What shares the memory that a tensor has now, and not its version: graphs that hold it stay valid.
         memories = [tensor.data for tensor in self._held]
-        self.tensors = list(zip(self._held, memories, _copies(memories), strict=True))
+        self.tensors = list(zip(self._held, memories, copies(memories), strict=True))
 
     def restore(self) -> None:
         with torch.no_grad():
@@ -197,7 +199,7 @@ class _Snapshot(_Random):
         for name in _own_names(attributes):
             value = attributes[name]
             kind = type(value)
-            if kind not in _PLAIN and not (kind is tuple and _PLAIN.issuperset(map(type, value))):
+            if kind not in PLAIN and not (kind is tuple and PLAIN.issuperset(map(type, value))):
                 self._keep(value, self._depth)
         if self._thorough:
             for kind in type(module).__mro__:
@@ -214,7 +216,7 @@ class _Snapshot(_Random):
 
     def _keep(self, value: Any, depth: int) -> None:
         """Notes what would put `value` back as it is."""
-        if type(value) in _PLAIN or isinstance(value, _OPAQUE) or id(value) in self._seen:
+        if type(value) in PLAIN or isinstance(value, _OPAQUE) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         inside: Collection[Any] = ()

@@ -46,49 +46,40 @@ class Linear(Op):
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
-        return 2 * torch.Size(output_shape).numel() * operand_shapes[0][1]
+        return 2 * torch.Size(output_shape).numel() * torch.Size(operand_shapes[0][1:]).numel()
 
 
 @dataclass(frozen=True)
-class MapLinear(Op):
-    """y = Σ W h + b; maps h (B, C, H, W), W (out, C, H, W), b (out,) or None; `adds_bias` as for `Linear`.
+class MapLinear(Linear):
+    """y = Σ W h + b; maps h (B, C, H, W), W (out, C, H, W), b (out,) or None.
 
-    All maps are read and written in W's memory order.
+    A `Linear` of the maps as rows, which are read and written in W's memory order.
     """
 
-    adds_bias: bool = True
-    is_layer: ClassVar[bool] = True
-    autocasts: ClassVar[bool] = True
     prefers_channels_last: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        weight, bias = ctx.operands
-        return F.linear(_rows(inputs[0], weight), _rows(weight, weight), bias), None
+        return super().forward(_of_rows(ctx), _rows(inputs[0], ctx.operands[0]))
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        weight = ctx.operands[0]
-        return (_maps(cotangent @ _rows(weight, weight), weight),)
+        (rows,) = super().pullback(_of_rows(ctx), cotangent)
+        return (_maps(rows, ctx.operands[0]),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        weight, bias = ctx.operands
-        y = F.linear(_rows(tangents[0], weight), _rows(weight, weight))
-        if self.adds_bias and bias is not None and ctx.scale is not None:
-            y.addcmul_(per_sample(ctx.scale, y), bias)
-        return y
+        return super().pushforward(_of_rows(ctx), _rows(tangents[0], ctx.operands[0]))
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
-        weight_grad = bias_grad = None
-        if ctx.needs[0]:
-            weight_grad = _maps(cotangent.t() @ _rows(tangent, ctx.operands[0]), ctx.operands[0])
-        if ctx.needs[1] and ctx.scale is not None:
-            bias_grad = ScaledSum(cotangent, 1)
-        return weight_grad, bias_grad
-
-    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
-        return 2 * torch.Size(operand_shapes[0]).numel()
+        weight = ctx.operands[0]
+        weight_grad, bias_grad = super().param_grad(ctx, cotangent, _rows(tangent, weight) if ctx.needs[0] else tangent)
+        return None if weight_grad is None else _maps(weight_grad, weight), bias_grad
 
     def label(self) -> str:
         return "linear of a map"
+
+
+def _of_rows(ctx: Context) -> Context:
+    weight, bias = ctx.operands
+    return ctx._replace(operands=[_rows(weight, weight), bias])
 
 
 def _rows(maps: Tensor, weight: Tensor) -> Tensor:
