@@ -115,9 +115,7 @@ def test_what_is_not_piecewise_linear_is_refused_and_falls_back_exactly(family):
         assert hunted.strictly(case, net, case.xs[0], (case.labels,), {}) is None, case
 
 
-@pytest.mark.parametrize(
-    ("precision", "count"), [("float64", 80), ("float32", 20), ("bfloat16", 20), ("autocast", 20)]
-)
+@pytest.mark.parametrize(("precision", "count"), [("float64", 80), ("float32", 20), ("bfloat16", 20), ("autocast", 20)])
 def test_hostile_critics(precision, count):
     for seed in range(count):
         verdict = hunt.judge(hunted.draw_case(seed, precision))
