@@ -30,9 +30,8 @@ _MOST = 16
 """Recordings kept per network: train and eval, critic and generator steps, sizes of batches."""
 _MOST_WITH_GRAPHS = 4
 """Recordings that may hold the memory of CUDA graphs, and kinds of result for which each of them may."""
-
-
-_STRIDED, _BASES = torch.strided, (nn.Module, object)
+_BASES = nn.Module, object
+"""Classes that are everybody's, and not looked into."""
 
 
 class _Guard:
@@ -76,7 +75,9 @@ class _Guard:
         return itertools.chain.from_iterable(self._views)
 
     def _read_forms(self) -> list[Any]:
-        return [(t.requires_grad, t.dtype, t.device, t.shape, t.layout != _STRIDED or t.stride()) for t in self.tensors]
+        return [
+            (t.requires_grad, t.dtype, t.device, t.shape, t.layout != torch.strided or t.stride()) for t in self.tensors
+        ]
 
 
 class Kept:
@@ -235,7 +236,7 @@ _OTHER = object()
 def _form(value: Any, given: list[Tensor]) -> Any:
     """What of an argument may decide what a network does; its tensors, whose values may not, are added to `given`."""
     kind = type(value)
-    if (kind is Tensor or kind is nn.Parameter) and value.layout == _STRIDED:
+    if (kind is Tensor or kind is nn.Parameter) and value.layout == torch.strided:
         given.append(value)
         # Of one that comes twice, nothing shows later which of the two was read.
         first = next(place for place, tensor in enumerate(given) if tensor is value)
