@@ -49,7 +49,7 @@ def convolutions(context: Context) -> Iterator[Row]:
 def second_order(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
     """The weight gradient of a convolution as double backward computes it."""
     mask = (False, False, True)
-    return aten._convolution_double_backward(x, None, None, delta, weight, x, *op.arguments(), mask)[2]
+    return aten._convolution_double_backward(x, None, None, delta, weight, x, *op.arguments, mask)[2]
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def weight_gradient_errors(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -
     with it.
     """
     wide = (t.double() for t in (delta, x, weight))
-    truth = aten.convolution_backward(*wide, None, *op.arguments(), (False, True, False))[1]
+    truth = aten.convolution_backward(*wide, None, *op.arguments, (False, True, False))[1]
     ours = op.param_grad(plan_op.Context((weight, None), needs=(True, False)), delta, x)[0]
     theirs = second_order(op, x, weight, delta)
     return {"gnfast": relative_error(ours, truth), "PyTorch, second order": relative_error(theirs, truth)}
@@ -69,16 +69,16 @@ def weight_gradient_errors(op: Conv, x: Tensor, weight: Tensor, delta: Tensor) -
 def tiles(context: Context) -> Iterator[Row]:
     """Forward and data gradient of each convolution by PyTorch and by the Triton kernels, bfloat16, checked first."""
     for x, weight, op, named in _convolutions_of(context, "bfloat16"):
-        y = conv2d(x, weight, None, op.arguments())
+        y = conv2d(x, weight, None, op.arguments)
         delta = torch.randn_like(y)
         # Triton's data gradient takes the input's shape alone.
         for name, result, pytorch, operands, of_triton in (
             ("forward", y, conv2d, (x, weight, None), (x, weight, None)),
             ("data gradient", x, conv2d_input_grad, (delta, x, weight), (delta, x.shape, weight)),
         ):
-            plain = partial(pytorch, *operands, op.arguments())
+            plain = partial(pytorch, *operands, op.arguments)
             times, errors = {"PyTorch": _timed(context, plain)["median_us"]}, {}
-            for tile, call in _triton_ways(context, result, pytorch.__name__, (*of_triton, op.arguments())):
+            for tile, call in _triton_ways(context, result, pytorch.__name__, (*of_triton, op.arguments)):
                 errors[tile] = relative_error(call(), plain())
                 times[tile] = _timed(context, call)["median_us"]
             yield named | {

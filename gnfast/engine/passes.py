@@ -23,7 +23,8 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
         inputs = [values[i] for i in node.inputs]
         for value in last_uses:
             del values[value]
-        ctx = Context(_select(operands, node), overwrite=overwrite, biases=_biases(operands, node))
+        given = _select(operands, node.operands)
+        ctx = Context(given, None, overwrite, (), None, (), _select(operands, node.biases))
         result, mask = node.op.forward(ctx, *inputs)
         _keep(values, node, result)
         saved.append(mask)
@@ -42,20 +43,21 @@ def pending_input_gradient(
     """
     received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
+    differentiated, has_param_grads = plan.differentiated, plan.has_param_grads
     for index in range(len(plan.nodes) - 1, -1, -1):
         node, mask = plan.nodes[index], saved[index]
+        op = node.op
         contributions = [received.pop(value, []) for value in node.outputs]
-        if not plan.differentiated[index]:
+        if not differentiated[index]:
             continue
-        fused = isinstance(node.op, Fused)
-        cotangent, owned = node.op.gather(mask, contributions) if fused else summed(contributions[0])
-        if keep and plan.has_param_grads[index]:
+        cotangent, owned = op.gather(mask, contributions) if isinstance(op, Fused) else summed(contributions[0])
+        if keep and has_param_grads[index]:
             kept[index] = cotangent
             owned = False
         shapes = [(batch, *shape) for shape in node.input_shapes]
-        pulled = node.op.pullback(Context(_select(operands, node), mask, owned, shapes), cotangent)
+        pulled = op.pullback(Context(_select(operands, node.operands), mask, owned, shapes), cotangent)
         del cotangent
-        fresh = not node.op.shares_cotangent
+        fresh = not op.shares_cotangent
         for value, contribution in zip(node.inputs, pulled, strict=True):
             # Two may wait, for an op that adds them up on its way.
             waiting = received.setdefault(value, [])
@@ -89,12 +91,13 @@ def tangent(
     found: list[tuple[int, Tensor]] = []
     sums: list[tuple[int, ScaledSum]] = []
     aside = branch()
+    overwrites, last_uses, pushes_forward = plan.overwrites, plan.last_uses, plan.pushes_forward
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
         wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
-        overwrite, biases = plan.overwrites[index], _biases(operands, node)
-        ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
+        given, biases = _select(operands, node.operands), _select(operands, node.biases)
+        ctx = Context(given, saved[index], overwrites[index], (), scale, wanted, biases)
         if any(wanted):
             param_grad = partial(node.op.param_grad, ctx, cotangent, inputs[0])
             for slot, grad in zip(node.operands, aside.run(param_grad, (cotangent, inputs[0])), strict=True):
@@ -102,9 +105,9 @@ def tangent(
                     sums.append((slot, grad))
                 elif grad is not None:
                     found.append((slot, grad))
-        for value in plan.last_uses[index]:
+        for value in last_uses[index]:
             values.pop(value, None)
-        if plan.pushes_forward[index]:
+        if pushes_forward[index]:
             _keep(values, node, node.op.pushforward(ctx, *inputs))
         del inputs
     if sums:
@@ -138,9 +141,6 @@ def _keep(values: dict[int, Tensor], node: Node, result: Any) -> None:
         values[node.output] = result
 
 
-def _select(operands: Sequence[Tensor], node: Node) -> list[Tensor | None]:
-    return [None if slot is None else operands[slot] for slot in node.operands]
-
-
-def _biases(operands: Sequence[Tensor], node: Node) -> Sequence[Tensor]:
-    return [operands[slot] for slot in node.biases] if node.biases else ()
+def _select(operands: Sequence[Tensor], slots: Sequence[int | None]) -> Sequence[Tensor | None]:
+    # Most nodes have none.
+    return [None if slot is None else operands[slot] for slot in slots] if slots else ()

@@ -88,6 +88,7 @@ def plan_for(
                 raise Refused(Refusal("", "forward", before.irrevocable))
             careful = not (verdict.accepted or capturing() or x.is_meta)
             options = {"rewritten": rewrite, "careful": careful, "script": verdict.script, "watch": watch}
+            options["eager"] = before.stateless
             result = _record(net, x, args, kwargs, options)
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.

@@ -66,6 +66,8 @@ def function_mode() -> str:
 
     What it changes in a call, the passes would miss or do twice. That of `torch.set_default_device` does not matter.
     """
+    if not torch._C._len_torch_function_stack():
+        return ""
     for mode in _get_current_function_mode_stack():
         if not isinstance(mode, DeviceContext) and not type(mode).__module__.startswith("gnfast."):
             return type(mode).__name__

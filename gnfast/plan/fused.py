@@ -53,7 +53,9 @@ class Pending:
 
 def summed(contributions: Sequence[Contribution | Pending]) -> Contribution:
     """Their sum, in the memory of the first if that may be."""
-    total = Contribution(contributions[0].tensor, contributions[0].owned)
+    total = contributions[0]
+    if not isinstance(total, Contribution):
+        total = Contribution(total.tensor, total.owned)
     for term in contributions[1:]:
         if total.owned:
             total.tensor.add_(term.tensor)

@@ -278,7 +278,18 @@ def kept_bias(bias: Tensor | None) -> Tensor | None:
 
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:
     """The (B,) tensor with as many trailing axes as `like` has, in its dtype."""
-    return scale.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+    return _along(scale, like.dim() - 1, like.dtype)
+
+
+def per_channel(bias: Tensor, like: Tensor) -> Tensor:
+    """The (C,) tensor along axis 1 of `like`, in its dtype."""
+    return _along(bias, like.dim() - 2, like.dtype)
+
+
+def _along(values: Tensor, further: int, dtype: torch.dtype) -> Tensor:
+    # To be asked to do nothing takes PyTorch as long as a small operation.
+    values = values if values.dtype == dtype else values.to(dtype)
+    return values.view(-1, *[1] * further)
 
 
 def stand_in(cotangent: Tensor, shape: Shape) -> Tensor:

@@ -1,7 +1,10 @@
 """The operands of a recording: a slot for each tensor, guarded against changes after its use."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+PLAIN = frozenset([Tensor, nn.Parameter])
+"""The types of tensors of which nothing but PyTorch itself decides what its functions do with them."""
 
 
 class Operands:
@@ -35,6 +38,12 @@ class Operands:
         """Its slot in its own dtype, if it has one."""
         return self._slots.get((id(operand), operand.dtype))
 
+    def forget(self, first: int) -> None:
+        """Takes back the slots from this one on."""
+        self._slots = {key: slot for key, slot in self._slots.items() if slot < first}
+        for held in (self.tensors, self.dtypes, self._versions, self._contents or []):
+            del held[first:]
+
     def changed(self) -> Tensor | None:
         """One that the forward has changed in place after its use: the passes would read new values."""
         contents = self._contents or [None] * len(self.tensors)
@@ -59,9 +68,16 @@ def converted(dtype: torch.dtype, to: torch.dtype | None) -> torch.dtype:
 
 def version_of(tensor: Tensor) -> int:
     """Counts writes in place."""
-    # Inference tensors have no version, and cannot be saved for a backward either. Nobody is to see this question.
-    with torch._C.DisableTorchFunction():
-        return 0 if tensor.is_inference() else tensor._version
+    # Nobody is to see this question.
+    if type(tensor) not in PLAIN or torch._C._len_torch_function_stack():
+        with torch._C.DisableTorchFunction():
+            return _version(tensor)
+    return _version(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    # Inference tensors have none, and cannot be saved for a backward either.
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same(tensor: Tensor, content: Tensor) -> bool:

@@ -37,7 +37,7 @@ class Node:
     biases: tuple[int, ...] = ()
     """Slots of what a fused node adds for layers before it, whose nodes take the gradients."""
 
-    @property
+    @functools.cached_property
     def outputs(self) -> tuple[int, ...]:
         return self.output, *self.further_outputs
 

@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.plan.op import Shape
-from gnfast.plan.operands import Operands
+from gnfast.plan.operands import PLAIN, Operands
 from gnfast.plan.plan import Node
 from gnfast.plan.traced import Traced
 
-_PLAIN = frozenset([int, float, bool, str, type(None), type(Ellipsis)])
-_WEIGHTS = frozenset([Tensor, nn.Parameter])
+_FIXED = frozenset([int, float, bool, str, type(None), type(Ellipsis)])
 
 
 class Call(NamedTuple):
@@ -79,7 +78,7 @@ class Replay:
         if (*map(type, given),) != call.kinds or (*kwargs,) != call.names or not self._is_ordinary():
             return None
         for index, wanted in call.others:
-            if (value := given[index]) is not wanted and (type(value) not in _PLAIN or value != wanted):
+            if (value := given[index]) is not wanted and (type(value) not in _FIXED or value != wanted):
                 return None
         tracked = False
         with torch._C.DisableTorchFunctionSubclass():
@@ -88,16 +87,13 @@ class Replay:
                 if value.value != wanted or value.grad_fn is not None:
                     return None
                 tracked = tracked or value.tracked
-        following = len(self._operands.tensors)
+        first = len(self._operands.tensors)
         for index, slot, form in call.operands:
             tensor = given[index]
-            known = self._operands.known(tensor)
-            if (following if known is None else known) != slot or _form(tensor) != form:
+            if self._operands.slot(tensor, tensor.dtype) != slot or _form(tensor) != form:
+                self._operands.forget(first)
                 return None
-            following += known is None
             tracked = tracked or tensor.requires_grad
-        for index, _, _ in call.operands:
-            self._operands.slot(given[index], given[index].dtype)
         self.steps.append(self._ahead[place])
         return self._ahead[place][0], call, tracked, value
 
@@ -127,7 +123,7 @@ class Replay:
             and all(result is not value for value in traced.values())
             and {value.value for value in traced.values()} == {*node.inputs}
             # The contents of indices and masks may have been read; those of weights have not.
-            and all(tensor.is_floating_point() and type(tensor) in _WEIGHTS for tensor in tensors.values())
+            and all(tensor.is_floating_point() and type(tensor) in PLAIN for tensor in tensors.values())
             and {*slots.values()} == {slot for slot in node.operands if slot is not None}
             and all(map(_is_fixed, others.values()))
             and (result.views is None or len(traced) == 1)
@@ -158,7 +154,7 @@ class Replay:
 
 def _is_fixed(value: Any) -> bool:
     """Whether it is for good what it is: a tuple may hold lists, arrays and tensors."""
-    return all(map(_is_fixed, value)) if type(value) is tuple else type(value) in _PLAIN
+    return all(map(_is_fixed, value)) if type(value) is tuple else type(value) in _FIXED
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

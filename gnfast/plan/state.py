@@ -58,7 +58,7 @@ def unchanged(net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module
     While a CUDA graph is captured nothing can be put back, since copies would become part of the graph: what was drawn
     stays drawn, and a change of a parameter or buffer raises UnsupportedError.
 
-    Of a network whose code is known to change none of this, only PyTorch's random states are put back.
+    Of a network whose code is known to change none of this, nothing is noted.
 
     Args:
         thorough: put back also what was written in place into parameters that require a gradient, what is deep inside
@@ -69,7 +69,7 @@ def unchanged(net: nn.Module, thorough: bool = True, modules: Iterable[nn.Module
     if capturing():
         before = _Versions(net)
     else:
-        before = _Snapshot(modules, thorough) if thorough or not is_stateless(modules) else _Random()
+        before = _Snapshot(modules, thorough) if thorough or not is_stateless(modules) else Before()
     try:
         yield before
     finally:
@@ -123,10 +123,17 @@ class Before:
 
     accepted = False
     irrevocable = ""
+    stateless = True
+    """Whether all code of the network is known, to change nothing and not to be compiled."""
+
+    def restore(self) -> None:
+        """Puts all back."""
 
 
 class _Versions(Before):
     """In place of a snapshot, where none can be taken."""
+
+    stateless = False
 
     def __init__(self, net: nn.Module) -> None:
         self.tensors = [(t, t._version) for t in (*net.parameters(), *net.buffers()) if not t.is_inference()]
@@ -138,24 +145,15 @@ class _Versions(Before):
             )
 
 
-class _Random(Before):
-    """PyTorch's random states alone."""
+class _Snapshot(Before):
+    """Taken on every call, hence in bulk."""
 
-    def __init__(self) -> None:
+    stateless = False
+
+    def __init__(self, modules: Iterable[nn.Module], thorough: bool) -> None:
         self.undos: list[_Undo] = [functools.partial(torch.set_rng_state, torch.get_rng_state())]
         if torch.cuda.is_initialized():
             self.undos.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-
-    def restore(self) -> None:
-        for undo in self.undos:
-            undo()
-
-
-class _Snapshot(_Random):
-    """Taken on every call, hence in bulk."""
-
-    def __init__(self, modules: Iterable[nn.Module], thorough: bool) -> None:
-        super().__init__()
         self._thorough = thorough
         self._depth, self._entries = _THOROUGH if thorough else _QUICK
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
@@ -182,7 +180,8 @@ class _Snapshot(_Random):
                     tensor.data = memory
                 if not torch.equal(memory, value):
                     memory.copy_(value)
-        super().restore()
+        for undo in self.undos:
+            undo()
 
     def _keep_module(self, module: nn.Module) -> None:
         self._seen.add(id(module))

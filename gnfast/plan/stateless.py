@@ -1,7 +1,7 @@
-"""Networks of which nothing but random states can change in a forward, because all of its code is known.
+"""Networks of which nothing can change in a forward, because all of its code is known.
 
 They consist of modules of PyTorch's whose forward is one function of their parameters, and of the models that come with
-gnfast, as they are: no hooks, no forward of an instance's own, no parametrizations.
+gnfast, as they are: no hooks, no forward of an instance's own, no parametrizations, nothing compiled, no dropout.
 """
 
 from collections.abc import Iterable
@@ -14,9 +14,11 @@ _KINDS = (
     *(nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.Identity, nn.Flatten, nn.Unflatten, nn.Upsample),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.PixelShuffle, nn.PixelUnshuffle),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Sequential, nn.ModuleList),
+    *(nn.Sequential, nn.ModuleList),
 )
-_FORWARDS = {kind: kind.forward for kind in _KINDS}
+_DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
+"""In eval mode, in which they draw nothing."""
+_FORWARDS = {kind: kind.forward for kind in (*_KINDS, *_DROPOUTS)}
 
 
 def is_stateless(modules: Iterable[nn.Module]) -> bool:
@@ -25,8 +27,14 @@ def is_stateless(modules: Iterable[nn.Module]) -> bool:
     return (
         all(_is_known(kind) for kind in {*map(type, modules)})
         and not torch_modules._has_any_global_hook()
-        and not any("forward" in m.__dict__ or m._forward_hooks or m._forward_pre_hooks for m in modules)
+        and not any(map(_has_more, modules))
     )
+
+
+def _has_more(module: nn.Module) -> bool:
+    """Whether more happens in its call than the forward of its class, or that draws random numbers."""
+    own = "forward" in module.__dict__ or module._compiled_call_impl is not None
+    return own or module._forward_hooks or module._forward_pre_hooks or (module.training and type(module) in _DROPOUTS)
 
 
 def _is_known(kind: type[nn.Module]) -> bool:

@@ -45,6 +45,7 @@ def record(
     careful: bool = False,
     script: Script | None = None,
     watch: contextlib.AbstractContextManager[Any] | None = None,
+    eager: bool = False,
 ) -> tuple[Plan, list[Tensor]]:
     """Runs the network's forward on a traced x.
 
@@ -57,6 +58,7 @@ def record(
         script: the network's last recording, which this one follows where it can, and replaces. The nodes then lack the
             names of submodules.
         watch: a context around the forward.
+        eager: whether it is known that nothing in the network was compiled.
 
     Returns:
         the Plan, and the recorded operands in the order of their slots, as the network has them.
@@ -66,7 +68,8 @@ def record(
     """
     recorder = Recorder(net, x, explain, careful, script)
     try:
-        _run(recorder, net, x, args, kwargs, watch or contextlib.nullcontext())
+        around = contextlib.nullcontext() if eager else _without_compiled_code(), watch or contextlib.nullcontext()
+        _run(recorder, net, x, args, kwargs, *around)
     except Refused as error:
         if not explain:
             raise
@@ -97,11 +100,12 @@ def _run(
     x: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    stance: contextlib.AbstractContextManager[Any],
     watch: contextlib.AbstractContextManager[Any],
 ) -> None:
     """Runs the forward; refuses what is wrong with it as a whole or with what it returns."""
     # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
-    with torch.inference_mode(False), torch.enable_grad(), _without_compiled_code(), watch:
+    with torch.inference_mode(False), torch.enable_grad(), stance, watch:
         result = net(recorder.input, *args, **kwargs)
     recorder.operation = "its output"
     if not isinstance(result, Traced):

@@ -251,7 +251,7 @@ def test_other_dtypes_are_pytorchs(dtype):
 
 
 def test_other_dimensions_are_pytorchs():
-    one = [(1,), (1,), (1,), False, (0,), 1]
+    one = (1,), (1,), (1,), False, (0,), 1
     assert_pytorchs(torch.randn(8, 16, 64), torch.randn(16, 16, 3), torch.randn(8, 16, 64), one)
 
 

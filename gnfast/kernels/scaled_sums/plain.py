@@ -10,7 +10,7 @@ def scaled_sums(cotangents, axes, scale):
     totals = []
     for cotangent, axis in zip(cotangents, axes, strict=True):
         dtype = accumulator(torch.promote_types(cotangent.dtype, scale.dtype))
+        factors = scale if scale.dtype == dtype else scale.to(dtype)
         others = [d for d in range(1, cotangent.dim()) if d != axis]
-        of_samples = cotangent.sum(others, dtype=dtype) if others else cotangent.to(dtype)
-        totals.append(scale.to(dtype) @ of_samples)
+        totals.append(factors @ (cotangent.sum(others, dtype=dtype) if others else cotangent.to(dtype)))
     return totals

@@ -12,6 +12,7 @@ Algorithms for Convolutional Neural Networks*, CVPR 2016).
 None of these functions is differentiable itself.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -23,12 +24,13 @@ from gnfast.kernels.backend import implementation
 from gnfast.kernels.winograd import plain
 
 # stride, padding, dilation, transposed, output_padding, groups: what `torch.convolution` takes after the bias.
-Arguments = tuple[Sequence[int], Sequence[int], Sequence[int], bool, Sequence[int], int]
+Arguments = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, tuple[int, ...], int]
 
 # kernel -> the stride with which it is one of the two cases
 _STRIDES = {(3, 3): (1, 1), (4, 4): (2, 2)}
 _PANEL = 8
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
+_HAS_VECTORS = CAPABILITY.startswith(("AVX2", "AVX512"))
 # With fewer output positions transforming the weight costs more than the products save, sooner where those are fast.
 _MIN_POSITIONS = 128 if CAPABILITY.startswith("AVX512") else 64
 
@@ -44,8 +46,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments)
     Returns:
         (B, C_out, *space), in the memory format that PyTorch would give it.
     """
-    positions = _positions(x) // math.prod(arguments[0])
-    return _implementation(x, weight, arguments, positions).conv2d(x, weight, bias, arguments)
+    return _kernels(x, weight, arguments, math.prod(arguments[0])).conv2d(x, weight, bias, arguments)
 
 
 def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
@@ -56,8 +57,7 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         x: only its shape is read.
         weight, arguments: as for `conv2d`.
     """
-    kernels = _implementation(cotangent, weight, arguments, _positions(cotangent))
-    return kernels.conv2d_input_grad(cotangent, x, weight, arguments)
+    return _kernels(cotangent, weight, arguments).conv2d_input_grad(cotangent, x, weight, arguments)
 
 
 def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
@@ -69,35 +69,46 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
     """
-    kernels = _implementation(cotangent, weight, arguments, _positions(cotangent))
-    return kernels.conv2d_weight_grad(cotangent, x, weight, arguments)
+    return _kernels(cotangent, weight, arguments).conv2d_weight_grad(cotangent, x, weight, arguments)
 
 
 def enabled(device_type: str) -> bool:
     """Whether Winograd's algorithm is used on such a device at all."""
-    return CAPABILITY.startswith(("AVX2", "AVX512")) and implementation("winograd", device_type) is not plain
+    return _implementation(device_type) is not plain
 
 
 def fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
     """Whether Winograd's algorithm serves a convolution between x and something of `positions` pixels."""
+    return enabled(x.device.type) and _serves(x, weight, arguments, positions)
+
+
+def _kernels(x: Tensor, weight: Tensor, arguments: Arguments, per_output: int = 1) -> ModuleType:
+    """What convolves x, of whose pixels so many give one of the output's, or a cotangent."""
+    kernels = _implementation(x.device.type)
+    if kernels is plain or _serves(x, weight, arguments, x.numel() // max(x.shape[1], 1) // per_output):
+        return kernels
+    return plain
+
+
+def _implementation(device_type: str) -> ModuleType:
+    return implementation("winograd", device_type) if _HAS_VECTORS else plain
+
+
+def _serves(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
+    suits = positions >= _MIN_POSITIONS and _is_a_case(weight.shape, arguments)
+    return suits and x.dtype == weight.dtype == torch.float32
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_a_case(shape: Sequence[int], arguments: Arguments) -> bool:
+    """Whether it is one of the two convolutions, with a kernel of that shape."""
     stride, padding, dilation, transposed, _, groups = arguments
     return (
-        enabled(x.device.type)
-        and _STRIDES.get(tuple(weight.shape[2:])) == tuple(stride)
-        and x.dtype == weight.dtype == torch.float32
+        _STRIDES.get(tuple(shape[2:])) == tuple(stride)
         and not transposed
         and groups == 1
         and tuple(dilation) == (1, 1)
         and padding[0] == padding[1]
-        and weight.shape[0] % _PANEL == 0
-        and weight.shape[1] % _PANEL == 0
-        and positions >= _MIN_POSITIONS
+        and shape[0] % _PANEL == 0
+        and shape[1] % _PANEL == 0
     )
-
-
-def _positions(x: Tensor) -> int:
-    return x.shape[0] * math.prod(x.shape[2:])
-
-
-def _implementation(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> ModuleType:
-    return implementation("winograd", x.device.type) if fits(x, weight, arguments, positions) else plain

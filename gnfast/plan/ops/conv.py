@@ -1,5 +1,6 @@
 """Convolutions and transposed convolutions in one, two and three dimensions."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from gnfast.kernels.conv import (
     fuses,
 )
 from gnfast.plan.fused import Pending
-from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample, records, stand_in
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_channel, per_sample, records, stand_in
 from gnfast.rewriting.merges import sizes
 
 Sizes = tuple[int, ...]
@@ -50,10 +51,10 @@ class Conv(Op):
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         weight, bias = ctx.operands
-        return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments()), None
+        return conv2d(inputs[0], weight, bias if self.adds_bias else None, self.arguments), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor | Pending]:
-        weight, arguments, shape = ctx.operands[0], self.arguments(), ctx.shapes[0]
+        weight, arguments, shape = ctx.operands[0], self.arguments, ctx.shapes[0]
 
         def grad() -> Tensor:
             return conv2d_input_grad(cotangent, stand_in(cotangent, shape), weight, arguments)
@@ -65,15 +66,15 @@ class Conv(Op):
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         weight, bias = ctx.operands
-        y = conv2d(tangents[0], weight, None, self.arguments())
+        y = conv2d(tangents[0], weight, None, self.arguments)
         if self.adds_bias and bias is not None and ctx.scale is not None:
-            y.addcmul_(per_sample(ctx.scale, y), bias.to(y.dtype).reshape(-1, *[1] * (y.dim() - 2)))
+            y.addcmul_(per_sample(ctx.scale, y), per_channel(bias, y))
         return y
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         weight_grad = bias_grad = None
         if ctx.needs[0]:
-            weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments())
+            weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments)
         if ctx.needs[1] and ctx.scale is not None:
             bias_grad = ScaledSum(cotangent, 1)
         return weight_grad, bias_grad
@@ -90,6 +91,7 @@ class Conv(Op):
                 text += f" {name[0]}{value[0] if len(set(value)) == 1 else value}"
         return text + (f" g{self.groups}" if self.groups > 1 else "")
 
+    @functools.cached_property
     def arguments(self) -> Arguments:
         """What `torch.convolution` takes after the bias."""
         output_padding = self.output_padding or (0,) * len(self.stride)

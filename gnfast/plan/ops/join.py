@@ -92,7 +92,7 @@ class ConvJoin(Fused):
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Sequence[Tensor], Saved]:
         x, *terms = inputs
-        given = x, ctx.operands[0], self.conv.arguments(), terms, ctx.biases
+        given = x, ctx.operands[0], self.conv.arguments, terms, ctx.biases
         y, total, bits = conv_join_forward(*given, self.join.slope, self.join.keeps_sum)
         return self.join.outputs(y, total), (bits, y.stride())
 
@@ -105,7 +105,7 @@ class ConvJoin(Fused):
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Sequence[Tensor]:
         x, *terms = tangents
-        given = x, ctx.operands[0], self.conv.arguments(), terms, ctx.biases, ctx.scale, *ctx.saved
+        given = x, ctx.operands[0], self.conv.arguments, terms, ctx.biases, ctx.scale, *ctx.saved
         return self.join.outputs(*conv_join_pushforward(*given, self.join.slope, self.join.keeps_sum))
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
