@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gnfast.engine import heads, reference
+from gnfast.engine import heads, known, reference
 from gnfast.engine import static as static_recordings
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
-from gnfast.engine.recording import plan_for
 from gnfast.errors import InputError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
@@ -162,7 +161,7 @@ def _recording(
 ) -> tuple[Plan, list[Tensor], static_recordings.Kept | None]:
     """The Plan, its recorded operands, and what is kept of them; raises Refused where the passes do not apply."""
     if not static:
-        return *plan_for(net, x, args, kwargs, rewrite), None
+        return *known.plan_for(net, x, args, kwargs, rewrite), None
     plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
     if not isinstance(kept, str):
         return plan, operands, kept

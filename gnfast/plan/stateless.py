@@ -25,7 +25,7 @@ def is_stateless(modules: Iterable[nn.Module]) -> bool:
     """Whether that holds of a network with these modules."""
     modules = [*modules]
     return (
-        all(_is_known(kind) for kind in {*map(type, modules)})
+        all(is_known(kind) for kind in {*map(type, modules)})
         and not torch_modules._has_any_global_hook()
         and not any(map(_has_more, modules))
     )
@@ -37,8 +37,9 @@ def _has_more(module: nn.Module) -> bool:
     return own or module._forward_hooks or module._forward_pre_hooks or (module.training and type(module) in _DROPOUTS)
 
 
-def _is_known(kind: type[nn.Module]) -> bool:
-    forward = kind.forward
+def is_known(kind: type[nn.Module]) -> bool:
+    """Whether it is one of these classes, as it came."""
     if kind in _FORWARDS:
-        return forward is _FORWARDS[kind]
-    return all(name.startswith("gnfast.models.") for name in (kind.__module__, forward.__module__))
+        return kind.forward is _FORWARDS[kind]
+    is_own = kind.__module__.startswith("gnfast.models.")
+    return is_own and kind.forward.__module__.startswith("gnfast.models.")

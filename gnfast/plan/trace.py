@@ -4,10 +4,10 @@ The network's own Python runs on every call, so control flow on shapes, `train()
 hooks and parametrised weights act as they would without gnfast, and each weight is read exactly once, in order. What
 the recording cannot express exactly is refused by name.
 
-No recording is kept for the next call: a forward is arbitrary Python and may depend on anything (counters, the clock,
-attributes, random numbers), and nothing short of running it shows that it would do the same again. `replay.py` makes
-running it cheap where it does. Where Python's time matters more, there are a promise of the user's (`static=True`,
-`gnfast/engine/static.py`) and `gnfast.CapturedStep`, which replays a whole step.
+The forward of a user is arbitrary Python and may depend on anything (counters, the clock, attributes, random numbers).
+Nothing short of running it shows that it would do the same again, so it runs on every call, and `replay.py` makes that
+cheap where it does. A recording is kept where all code of a network is known (`gnfast/engine/known.py`) or where the
+user promises as much (`static=True`, `gnfast/engine/static.py`); `gnfast.CapturedStep` replays a whole step.
 """
 
 import contextlib

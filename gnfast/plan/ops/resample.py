@@ -19,7 +19,7 @@ class Upsample(LinearMap):
     factor: Sizes
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        return (torch.ops.aten.avg_pool2d(cotangent, self.factor, self.factor, divisor_override=1),)
+        return (F.avg_pool2d(cotangent, self.factor, self.factor, divisor_override=1),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         size = [extent * factor for extent, factor in zip(tangents[0].shape[2:], self.factor, strict=True)]

@@ -1,0 +1,97 @@
+"""Recordings that are kept with no promise needed: of networks whose code is known (`gnfast.plan.stateless`).
+
+What such a forward does is decided by what a `Guard` sees and by the form of the call, and by nothing else: running it
+once more would give the same recording.
+"""
+
+import operator
+import weakref
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnfast.engine import recording
+from gnfast.engine.guard import Guard, form_of_call, is_comparable, is_ordinary
+from gnfast.plan.op import RECORDERS
+from gnfast.plan.plan import Plan
+from gnfast.plan.state import PLAIN, modules_of
+from gnfast.plan.stateless import is_known, is_stateless
+
+_MOST = 16
+"""Recordings kept per network: critic and generator steps, sizes of batches."""
+_functions = operator.itemgetter(*(name for name, value in vars(F).items() if callable(value) and value in RECORDERS))
+_calls = operator.attrgetter("__call__", "_call_impl")
+_CODE = _functions(vars(F)), _calls(nn.Module)
+"""What known code calls, which others may have replaced."""
+_NOT_READ = frozenset([*nn.Module().__dict__, "_reversed_padding_repeated_twice"])
+"""Attributes of which a `Guard` sees all, and one of convolutions that nobody changes."""
+
+
+class _Kept(NamedTuple):
+    guard: Guard
+    plan: Plan
+    places: tuple[int, ...]
+    """Of the recorded operands, among the network's tensors."""
+
+
+class _Calls:
+    """How often a network was called in one way, and the recording that serves for it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.kept: _Kept | None = None
+
+    def is_time(self) -> bool:
+        """Whether to try to keep this call's recording: not the first one's, then ever more rarely."""
+        self.count += 1
+        return self.count > 1 and self.count & (self.count - 1) == 0
+
+
+_CALLS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Calls]]" = weakref.WeakKeyDictionary()
+
+
+def plan_for(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+) -> tuple[Plan, list[Tensor]]:
+    """As `recording.plan_for`, which this calls where nothing is kept."""
+    is_as_it_was = (_functions(vars(F)), _calls(nn.Module)) == _CODE
+    if not (is_as_it_was and is_known(type(net)) and is_ordinary()):
+        return recording.plan_for(net, x, args, kwargs, rewrite)
+    ways, form = _CALLS.setdefault(net, {}), (net.training, *form_of_call(x, args, kwargs, rewrite, []))
+    calls = ways.get(form)
+    if calls is not None and calls.kept is not None:
+        guard, plan, places = calls.kept
+        if (tensors := guard.tensors(net)) is not None:
+            recording.require_recordable(x, args, kwargs)
+            operands = [tensors[place] for place in places]
+            recording.require_independent(x, operands)
+            return plan, operands
+        calls.kept, calls.count = None, 0
+    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite)
+    if calls is None:
+        if len(ways) >= _MOST:
+            ways.clear()
+        calls = ways[form] = _Calls()
+    if calls.is_time() and is_comparable(form):
+        calls.kept = _keep(net, plan, operands)
+    return plan, operands
+
+
+def _keep(net: nn.Module, plan: Plan, operands: list[Tensor]) -> _Kept | None:
+    modules = [*modules_of(net)]
+    if not (is_stateless(modules) and all(map(_has_plain_attributes, modules))):
+        return None
+    guard = Guard(net)
+    places = {id(tensor): place for place, tensor in enumerate(guard.tensors(net) or ())}
+    found = tuple([places.get(id(operand)) for operand in operands])
+    return None if None in found else _Kept(guard, plan, found)
+
+
+def _has_plain_attributes(module: nn.Module) -> bool:
+    """Whether its attributes are no objects that may change, or that may lead back to the network."""
+    return all(_is_fixed(value) for name, value in vars(module).items() if name not in _NOT_READ)
+
+
+def _is_fixed(value: Any) -> bool:
+    return all(map(_is_fixed, value)) if type(value) is tuple else type(value) in PLAIN
