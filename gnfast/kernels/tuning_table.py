@@ -3,8 +3,8 @@
     {"device": "NVIDIA H200", "torch": "2.11.0", "cudnn": "9.17", "triton": "3.6", "date": "2026-11-29",
      "choices": {"[[\\"conv2d\\", true], [[128, 3, 32, 32], …]]": ["128x64x64", 0.81], …}}
 
-A choice is a name and its time over the default's; null where the default failed. Its key is (operation, place) as JSON.
-The place has whole shapes, the batch too: a choice holds for what was measured and for nothing else.
+A choice is a name and its time over the default's, null where the default failed. Its key is [operation, place], JSON
+in a string. The place has whole shapes, the batch too: a choice holds for what was measured and for nothing else.
 
 `tuned/sm_90.json` ships for devices of compute capability 9.0, once it was measured (docs/gpu.md). It counts with the
 minor versions of Triton and cuDNN that it was measured with, for these are what was compared: another Triton compiles

@@ -161,9 +161,11 @@ def test_kernels_are_tried_while_nothing_is_timed(tmp_path, monkeypatch):
 def test_the_results_of_an_earlier_run_are_kept(tmp_path):
     for value in range(3):
         Record(tmp_path, run=value).say(f"run {value}")
+        (tmp_path / "sm_90.json").write_text(str(value))
     found = {path.parent.name: json.loads(path.read_text())["run"] for path in tmp_path.rglob(RESULTS)}
     assert found == {"earlier-1": 0, "earlier-2": 1, tmp_path.name: 2}
     assert (tmp_path / "earlier-1" / "log.txt").read_text() == "run 0\n"
+    assert (tmp_path / "earlier-2" / "sm_90.json").read_text() == "1"
 
 
 def test_nothing_starts_after_the_end(record, planted):

@@ -8,6 +8,7 @@ import tarfile
 import warnings
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ import torch
 from torch import nn
 
 import gnfast
+from benchmarks.gpu import tuner as gpu_tuner
+from benchmarks.gpu.section import Context
+from gnfast.bench.critic_steps import critic_step, four_passes
+from gnfast.bench.critics import shipped
+from gnfast.bench.mode import tuned
 from gnfast.errors import FallbackWarning
 from gnfast.kernels import autotune, backend, tuning_table
 from tests.kernels.conv_twin import ConvTwin
@@ -104,6 +110,27 @@ def test_where_nothing_is_won_the_way_is_that_without_a_table(listed, ships, tab
     ships(table)
     assert_matches_double_backward(net, x)
     assert twin.functions.keys() == {"conv2d"}
+
+
+@pytest.mark.usefixtures("fused")
+def test_the_file_of_the_gpu_run_ships_as_it_is(ships, tuner, use, tmp_path, monkeypatch):
+    twin = use("conv", "cpu", "torch", "triton", module=ConvTwin(("64x64x64",)))
+    seconds = {"64x64x64": 0.5}
+    monkeypatch.setattr(autotune, "_seconds", lambda call, device: seconds.get(*getattr(call, "args", ("apart",)), 1.0))
+    rows = list(gpu_tuner.tuner(Context("cpu", True, tmp_path)))
+    file = tmp_path / "cpu.json"
+    choices = list(tuning_table.read(file)["choices"].values())
+    assert len(rows) == 4 and sum(row["choices"] for row in rows) == len(choices)
+    assert sum(row["other_than_default"] for row in rows) == choices.count(("64x64x64", 0.5)) > 9
+    ships(file)
+    monkeypatch.delenv("GNFAST_AUTOTUNE")
+    twin.calls.clear()
+    network, mode = shipped("ResNet 32", width=0.05), tuned("bfloat16")
+    net, x = network.critic(torch.float32, mode.layout), network.images(2, torch.float32, mode.layout)
+    for expected, way in ((set(), replace(mode, search=False)), (FUNCTIONS - {"conv2d_input_grad_squares"}, mode)):
+        with way.active(CPU):
+            critic_step(four_passes, net, x)
+        assert twin.functions.keys() == expected
 
 
 def test_listed_or_the_default(ships, table, monkeypatch):
