@@ -79,7 +79,7 @@ REST = {
     "critic_128": _cases("critic", "ResNet 128", 64, "bfloat16", 45),
     "critic_48": _cases("critic", "ResNet 48", 128, "bfloat16", 25),
     "tiles": _section("convolutions:tiles", 60),
-    "tuner": _section("tuner:tuner", 200),
+    "tuner": _section("tuner:tuner", 240),
 }
 
 RUN = {"training": _section("training:training", 660)}

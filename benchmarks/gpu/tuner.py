@@ -15,6 +15,7 @@ from unittest import mock
 import torch
 
 from benchmarks.gpu.section import Context, Row
+from benchmarks.gpu.sections import PRECISIONS
 from gnfast.bench.case import CAPTURED, EAGER, Setup, free
 from gnfast.bench.cases import critic_cases, generator_cases
 from gnfast.bench.clock import interleaved_ms
@@ -22,9 +23,10 @@ from gnfast.bench.critics import shipped
 from gnfast.bench.gate import Gate
 from gnfast.kernels import tuning_table
 
-SETTINGS = ((True, 128), (True, 64), (False, 128), (False, 64))
-"""Whether cuDNN searches, as the training program lets it and PyTorch by itself does not, and images: 64 real ones, or
-as many generated ones with them."""
+SMALL, MEDIUM = ("CNN 32", "ResNet 32"), ("CNN 48", "ResNet 48")
+GROUPS = ((SMALL, 128, True), (SMALL, 64, True), (MEDIUM, 128, True), (SMALL, 128, False), (SMALL, 64, False))
+"""Critics; images: 64 real ones, or as many generated ones with them; and whether cuDNN searches, as the training
+program lets it and PyTorch by itself does not. The most used first."""
 
 
 def tuner(context: Context) -> Iterator[Row]:
@@ -33,9 +35,10 @@ def tuner(context: Context) -> Iterator[Row]:
     The choices are a file in the folder of the results, as it ships (docs/gpu.md), which grows row by row.
     """
     device = torch.device(context.device)
-    settings = SETTINGS[:1] if context.quick else SETTINGS
+    groups = GROUPS[:1] if context.quick else GROUPS
+    cases = [(*case, batch, searches) for names, batch, searches in groups for case in product(names, PRECISIONS)]
     with tempfile.TemporaryDirectory() as folder:
-        for (searches, batch), precision, name in product(settings, ("bfloat16", "tf32"), ("CNN 32", "ResNet 32")):
+        for name, precision, batch, searches in cases:
             setup = Setup(device, precision, 2 if context.quick else batch, graphs=True)
             yield _row(context, name, setup, searches, folder)
             for file in Path(folder).glob("tuning_*.json"):
