@@ -104,6 +104,7 @@ def test_where_nothing_is_won_the_way_is_that_without_a_table(listed, ships, tab
         tuning_table.write(table, {tuning_table.text_of(((name, False), place)): choice}, CPU)
         ships(table)
         assert_matches_double_backward(net, x)
+        assert bool(tuning_table.shipped(CPU)) == (listed != "default")
     assert not twin.calls
     # The place was not missed.
     tuning_table.write(table, {tuning_table.text_of((("conv2d", False), place)): ("second", 0.5)}, CPU)
@@ -196,6 +197,12 @@ def test_a_table_that_is_none_is_told_once(content, ships, table):
 def test_minor_versions(version, wanted, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: version)
     assert tuning_table.versions.__wrapped__()["cudnn"] == wanted
+
+
+def test_a_file_is_named_after_the_compute_capability(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device.index == 1 else (8, 6))
+    names = [tuning_table.file_name(torch.device("cuda", index)) for index in range(2)]
+    assert names == ["sm_86.json", "sm_90.json"]
 
 
 @pytest.mark.interpreted
