@@ -10,8 +10,8 @@ from typing import Any
 Row = dict[str, Any]
 
 RESULTS, FAILURES, LOG, TABLE = "results.json", "failures.txt", "log.txt", "table.txt"
-FILES = (RESULTS, FAILURES, LOG, TABLE, "metrics.jsonl", "curves.png", "samples.png")
-"""All that a run leaves."""
+FILES = (RESULTS, FAILURES, LOG, TABLE, "metrics.jsonl", "curves.png", "samples.png", "sm_*.json")
+"""All that a run leaves, as patterns."""
 
 
 class Record:
@@ -80,6 +80,6 @@ class Record:
 def _set_aside(folder: Path) -> None:
     earlier = next(path for n in itertools.count(1) if not (path := folder / f"earlier-{n}").exists())
     earlier.mkdir()
-    for name in FILES:
-        with contextlib.suppress(FileNotFoundError):
-            (folder / name).rename(earlier / name)
+    for pattern in FILES:
+        for path in folder.glob(pattern):
+            path.rename(earlier / path.name)

@@ -71,7 +71,7 @@ REST = {
     "convolutions": _section("convolutions:convolutions", 45),
     "launches": _section("small_kernels:launches", 15),
     "sign_bits": _section("small_kernels:sign_bits", 20),
-    "twins": _section("twins:twins", 30),
+    "twins": _section("twins:twins", 45),
     "generator_256": _cases("generator", "ResNet 256", 32, "bfloat16", 45, budget_s=1.5),
     "sampling": _cases("sampling", "ResNet 32", 128, "bfloat16", 25),
     "penalties": _cases("penalties", "ResNet 32", 128, "bfloat16", 30),
@@ -79,7 +79,7 @@ REST = {
     "critic_128": _cases("critic", "ResNet 128", 64, "bfloat16", 45),
     "critic_48": _cases("critic", "ResNet 48", 128, "bfloat16", 25),
     "tiles": _section("convolutions:tiles", 60),
-    "tuner": _section("tuner:tuner", 120),
+    "tuner": _section("tuner:tuner", 240),
 }
 
 RUN = {"training": _section("training:training", 660)}

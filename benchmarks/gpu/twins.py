@@ -1,5 +1,7 @@
 """What exists twice, side by side: the times that decide which of the two stays (CONTRIBUTING.md)."""
 
+import contextlib
+import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -12,15 +14,17 @@ from torch import nn
 from benchmarks.gpu.section import Context, Row
 from benchmarks.gpu.small_kernels import check_sign_bits, sign_bit_operations
 from gnfast.bench import spectral_ways
-from gnfast.bench.baselines import repaired
+from gnfast.bench.case import CAPTURED, Setup
+from gnfast.bench.cases import critic_cases
 from gnfast.bench.clock import device_us
 from gnfast.bench.critic_steps import critic_step, double_backward, four_passes
 from gnfast.bench.critics import shipped
-from gnfast.bench.gate import NO_BUDGET, error_of, typical_error, within
+from gnfast.bench.gate import NO_BUDGET, Gate, error_of, within
 from gnfast.bench.graph import captured
-from gnfast.bench.mode import tuned
 from gnfast.kernels import backend
 
+# The package exports a function of the module's name.
+trace = importlib.import_module("gnfast.plan.trace")
 Calls = dict[str, Callable[[], object]]
 
 
@@ -32,11 +36,26 @@ def twins(context: Context) -> Iterator[Row]:
             with mock.patch.dict(backend.CHOSEN, {(operation, device.type): (name,)}):
                 for what, call in calls(context, device).items():
                     yield {"name": what, "backend": name, **device_us(call, device, budget_s=context.budget(0.1))}
-    for branches in ("0", "1"):
-        with mock.patch.dict(os.environ, GNFAST_BRANCH=branches):
+    for way, active in CRITIC_WAYS.items():
+        with mock.patch.dict(os.environ, GNFAST_BRANCH="1"), active():
             for what, call in _critics(context, device).items():
-                row = {"name": what, "backend": "two branches" if branches == "1" else "one after the other"}
-                yield row | device_us(call, device, budget_s=context.budget(0.1))
+                yield {"name": what, "backend": way, **device_us(call, device, budget_s=context.budget(0.1))}
+
+
+@contextlib.contextmanager
+def unshortened() -> Iterator[None]:
+    """Plans whose ends are as the network states them (`gnfast/plan/ends.py`)."""
+    trace._plan.cache_clear()
+    with mock.patch.object(trace, "shorten", lambda nodes, output, derived, dtypes: (nodes, tuple(derived), None)):
+        yield
+    trace._plan.cache_clear()
+
+
+CRITIC_WAYS = {
+    "two branches": contextlib.nullcontext,
+    "one after the other": partial(mock.patch.dict, os.environ, GNFAST_BRANCH="0"),
+    "two branches, ends as stated": unshortened,
+}
 
 
 def _sign_bits(context: Context, device: torch.device) -> Calls:
@@ -64,18 +83,17 @@ def _spectral(context: Context, device: torch.device) -> Calls:
 def _critics(context: Context, device: torch.device) -> Calls:
     """Critic steps in bfloat16, of batches that fill a GPU and that do not."""
     calls: Calls = {}
-    mode = tuned("bfloat16")
     for name in ("CNN 32", "ResNet 32"):
-        chosen = shipped(name, width=0.05 if context.quick else 1.0)
         for batch in (2,) if context.quick else (16, 128):
-            net = chosen.critic(torch.float32, mode.layout, device)
-            x = chosen.images(batch, torch.float32, mode.layout, device)
-            with mode.active(device):
-                step = captured(partial(critic_step, four_passes, net, x), device)
-                error = typical_error(step().values, critic_step(repaired, net, x).values)
-            if not error < 0.5:
-                raise AssertionError(f"{name}: the step differs from double backward by {error:.2g}")
-            calls[f"{name} critic step, {batch} images, bfloat16"] = step
+            network = shipped(name, width=0.05 if context.quick else 1.0)
+            (case,) = critic_cases(network, Setup(device, "bfloat16", batch, graphs=True))
+            call = case.prepare(CAPTURED)
+            with case.variants[CAPTURED].active(device):
+                result = call()
+            error, passes = Gate(case).check(CAPTURED, result)
+            if not passes:
+                raise AssertionError(f"{name}, {batch} images: the step differs from double backward by {error}")
+            calls[f"{name} critic step, {batch} images, bfloat16"] = call
     return calls
 
 

@@ -14,6 +14,7 @@ from gnfast.bench.mode import Mode, tuned
 Step = Callable[[], Result]
 
 CAPTURED, EAGER, NO_REWRITES = "gnfast, CUDA graph", "gnfast, eager", "gnfast, no rewrites"
+STATIC = "gnfast, static=True"
 A, B, C = "a: double backward as the papers run it", "b: a, tuned", "c: b, repaired"
 D, E = "d: torch.compile of torch.func", "e: c in a CUDA graph"
 STRONGEST = "strongest: c compiled"

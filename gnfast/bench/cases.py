@@ -1,6 +1,7 @@
 """The comparisons: for each, the variants of one step, what all of them should give, and what they cost at least."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from gnfast.bench.critic_steps import PENALTIES, Normalize, Result
 from gnfast.bench.critics import Z_DIM, Network
 from gnfast.bench.graph import captured
 from gnfast.bench.mode import PAPERS, Mode
+from gnfast.errors import FallbackWarning
 
 
 def critic_cases(network: Network, setup: Setup) -> Iterator[Case]:
@@ -28,6 +30,7 @@ def critic_cases(network: Network, setup: Setup) -> Iterator[Case]:
     variants = make.normalized(steps.critic_step)
     functional = make.compiled(lambda net, x: compiled_critic_step(net, setup.search))
     variants = {names.STRONGEST: variants[names.STRONGEST], names.D: functional} | variants
+    variants[names.STATIC] = make.static(steps.critic_step)
     yield make.case("critic step", variants, steps.critic_step, cost.critic_step)
 
 
@@ -208,6 +211,19 @@ class _Maker:
             return captured(function, self.setup.device) if self.setup.graphs else function
 
         return Variant(make, self.setup.tuned, names.B, compiled=True)
+
+    def static(self, step: Callable[[Normalize, nn.Module, Tensor], Result]) -> Variant:
+        """A step whose recording is kept. On a GPU its passes are graphs, which the second call makes, or it raises."""
+
+        def make() -> Step:
+            function = partial(step, steps.static, *self.inputs(self.setup.tuned))
+            with warnings.catch_warnings(action="error", category=FallbackWarning):
+                for _ in range(3):
+                    function()
+            return function
+
+        # Of what is in graphs nothing can be counted.
+        return Variant(make, self.setup.tuned, names.B, captured=self.setup.graphs)
 
     def captured_penalty(self, step: Callable[..., Result]) -> Step:
         """A penalty's step in a CUDA graph, which draws from the seed that it finds when it is replayed."""

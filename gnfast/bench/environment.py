@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import gnfast
-from gnfast.kernels import backends, build_info
+from gnfast.kernels import backends, build_info, tuning_table
 
 
 def environment(device: torch.device | str) -> dict[str, Any]:
@@ -26,6 +26,7 @@ def environment(device: torch.device | str) -> dict[str, Any]:
         described |= {
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            "tuned": tuning_table.status(torch.device(device)),
             "capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,

@@ -17,7 +17,7 @@ def run(words: list[str]) -> int:
     import torch
 
     import gnfast
-    from gnfast.kernels import backends, build_info
+    from gnfast.kernels import backends, build_info, tuning_table
 
     rows = [
         ("gnfast", f"{gnfast.__version__}, in {Path(gnfast.__file__).parent}"),
@@ -27,7 +27,8 @@ def run(words: list[str]) -> int:
     ]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        rows.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+        tuned = tuning_table.status(torch.device("cuda", index))
+        rows.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB; tuned: {tuned}"))
     print(columns(rows))
     print("\nbuilt")
     built = [(f"  {name}", plain(value)) for name, value in build_info().items()]

@@ -1,14 +1,13 @@
 """Choosing among implementations by measurement: numbers first, then time, and the choice is remembered.
 
-`GNFAST_AUTOTUNE=1` in the environment turns it on; without it, and whenever a CUDA graph is being captured without a
-remembered choice, the default runs. Choices are kept in gnfast's cache, `gnfast.io.files.cache_root()`, one file per
-device and version of what compiles the kernels.
+`GNFAST_AUTOTUNE=1` in the environment turns it on: what counts then is measured here, and kept in gnfast's cache,
+`gnfast.io.files.cache_root()`, one file per device and versions of what is compared. While a CUDA graph is captured,
+the default stands for a choice that is not there. Where the variable is not set, the table that ships for the device
+counts (`tuning_table.py`), and without one the default does, as with `GNFAST_AUTOTUNE=0`.
 """
 
 import contextlib
 import functools
-import importlib.util
-import json
 import math
 import os
 import statistics
@@ -20,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from gnfast.io.files import cache_root, write_text
+from gnfast.io.files import cache_root
+from gnfast.kernels.tuning_table import Choice, Key, Shipped, device_name, read, shipped, text_of, versions, write
 
 Candidate = Callable[[], object]
 View = Callable[[object], object]
@@ -30,7 +30,7 @@ CALLS_PER_ROUND = 5
 
 
 def choose_fastest(
-    key: Sequence[object],
+    key: Key,
     candidates: Mapping[str, Candidate],
     device: torch.device,
     tolerance: float,
@@ -40,7 +40,7 @@ def choose_fastest(
     """The name of the candidate to use, the first one unless another gives the same numbers and is faster beyond noise.
 
     Args:
-        key: what the choice depends on: operation, shapes, dtypes; strings and numbers.
+        key: what the choice depends on: the operation, and shapes, dtypes and the like; strings, numbers and tuples.
         candidates: name → call with the arguments at hand, which returns tensors and changes none of its arguments. The
             first is the default.
         device: where they run.
@@ -50,22 +50,28 @@ def choose_fastest(
     """
     default = next(iter(candidates))
     if not enabled():
-        return default
-    text = json.dumps(list(key), default=str)
-    path = cache_file(device)
+        operation, place = key
+        name = (table(device) or {}).get(place, {}).get(operation)
+        return name if name in candidates else default
+    text, path = text_of(key), cache_file(device)
     choices = _loaded(path)
-    if choices.get(text) in candidates:
-        return choices[text]
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return default
-    choices[text] = _measured(candidates, device, tolerance, view or (lambda result: result), reference)
-    _save(path, choices)
-    return choices[text]
+    if text not in choices or choices[text][0] not in candidates:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return default
+        choices[text] = _measured(candidates, device, tolerance, view or (lambda result: result), reference)
+        _save(path, choices, device)
+    return choices[text][0]
 
 
 def enabled() -> bool:
-    """Whether `GNFAST_AUTOTUNE` asks for it."""
+    """Whether `GNFAST_AUTOTUNE` asks for measurements."""
     return os.environ.get("GNFAST_AUTOTUNE", "0") not in ("", "0")
+
+
+def table(device: torch.device) -> Shipped | None:
+    """What ships for a device, as `tuning_table.shipped` has it; None too where `GNFAST_AUTOTUNE` is set."""
+    choices = shipped(device)
+    return None if choices is None or os.environ.get("GNFAST_AUTOTUNE") else choices
 
 
 def cache_file(device: torch.device) -> Path:
@@ -75,9 +81,7 @@ def cache_file(device: torch.device) -> Path:
 
 @functools.cache
 def _file_name(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else "none"
-    parts = [name, f"torch-{torch.__version__}", f"cuda-{torch.version.cuda}", f"triton-{triton}"]
+    parts = [device_name(device), f"cuda-{torch.version.cuda}", *(f"{name}-{v}" for name, v in versions().items())]
     safe = "_".join("".join(c if c.isalnum() or c in ".+-" else "-" for c in part) for part in parts)
     return f"tuning_{safe}.json"
 
@@ -88,7 +92,7 @@ def _measured(
     tolerance: float,
     view: View,
     reference: Candidate | None,
-) -> str:
+) -> Choice:
     default = next(iter(candidates))
     expected = _tensors(view((reference or candidates[default])()))
     right = [] if reference else [default]
@@ -98,16 +102,19 @@ def _measured(
             if _agree(_tensors(view(candidates[name]())), expected, tolerance):
                 right.append(name)
     if len(right) < 2:
-        return right[0] if right else default
+        return (right[0], None) if right and right[0] != default else (default, 1.0)
     times: dict[str, list[float]] = {name: [] for name in right}
     for _ in range(ROUNDS):
         for name in right:
             times[name].append(_seconds(candidates[name], device))
-    best = min(right, key=lambda name: statistics.median(times[name]))
+    medians = {name: statistics.median(times[name]) for name in right}
+    best = min(right, key=medians.__getitem__)
     if default not in right:
-        return best
+        return best, None
     low = statistics.quantiles(times[default], n=4)[0]
-    return best if statistics.quantiles(times[best], n=4)[2] < low else default
+    if statistics.quantiles(times[best], n=4)[2] < low:
+        return best, round(medians[best] / medians[default], 4)
+    return default, 1.0
 
 
 def _agree(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
@@ -150,17 +157,15 @@ def _tensors(result: object) -> list[Tensor]:
 
 
 @functools.cache
-def _loaded(path: Path) -> dict[str, str]:
+def _loaded(path: Path) -> dict[str, Choice]:
     try:
-        choices = json.loads(path.read_text())
+        return read(path)["choices"]
     except (OSError, ValueError):
         return {}
-    return choices if isinstance(choices, dict) else {}
 
 
-def _save(path: Path, choices: Mapping[str, str]) -> None:
+def _save(path: Path, choices: Mapping[str, Choice], device: torch.device) -> None:
     """A folder that cannot be written only means measuring again next time."""
     with contextlib.suppress(OSError):
         # With what another process has added since.
-        together = {**_loaded.__wrapped__(path), **choices}
-        write_text(path, json.dumps(together, indent=1, sort_keys=True))
+        write(path, {**_loaded.__wrapped__(path), **choices}, device)

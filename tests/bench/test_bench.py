@@ -28,8 +28,10 @@ from gnfast.bench.gpu_ways import IN_TRITON, nothing_computed
 from gnfast.bench.launches import bytes_besides_products, launched, least_bytes
 from gnfast.bench.mode import PAPERS, tuned
 from gnfast.cli import main
+from gnfast.engine import graphed
 from gnfast.train import loop
 from gnfast.train.step import critic_update
+from tests.engine import test_graphed as replayed
 from tests.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -395,10 +397,21 @@ def test_variants_come_in_the_order_of_their_value_and_the_compiled_ones_are_cap
     assert {row["gate"] for row in rows} == {"green", "not checked"}
     first = [names.CAPTURED, names.STRONGEST] + [names.D] * (name == "critic")
     wanted = [names.A, names.PLAIN_CAPTURED, names.E, names.EAGER, names.C, names.PLAIN]
-    last = [f"{names.RESCALED}, CUDA graph", names.RESCALED] if name == "generator" else []
+    last = [f"{names.RESCALED}, CUDA graph", names.RESCALED] if name == "generator" else [names.STATIC]
     assert [row["variant"] for row in rows] == [*first, *wanted, names.NO_REWRITES, names.B, *last]
     assert searched == ["max-autotune-no-cudagraphs"] * (2 if name == "critic" else 1)
     assert len(graphs) == 5
+
+
+def test_the_step_with_static_is_in_graphs_or_left_out(monkeypatch):
+    replayed.stand_in(monkeypatch)
+    replayed.REPLAYED.clear()
+    case = critic_case(names.EAGER, names.STATIC)
+    *_, row = comparison.measure(case, ROOF, **QUICK)
+    assert (row["variant"], row["gate"]) == (names.STATIC, "green") and replayed.REPLAYED
+    monkeypatch.setattr(graphed, "record_graph", mock.Mock(side_effect=RuntimeError("no")))
+    _, note = comparison.measure(case, ROOF, **QUICK)
+    assert f"{names.STATIC}: left out, FallbackWarning: static: the passes run one by one" in note["note"]
 
 
 def test_rows_come_as_they_are_measured_and_a_broken_variant_costs_its_own():

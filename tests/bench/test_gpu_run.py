@@ -1,5 +1,6 @@
 """`make gpu` where there is no GPU: every section runs on the CPU with tiny sizes, and failures stay where they are."""
 
+import contextlib
 import json
 import os
 import signal
@@ -22,8 +23,11 @@ from benchmarks.gpu.record import FAILURES, RESULTS, Record
 from benchmarks.gpu.section import Context
 from benchmarks.gpu.summary import summary
 from gnfast.bench import case as names
+from gnfast.bench.critic_steps import critic_step, four_passes
 from gnfast.bench.critics import shipped
+from gnfast.bench.gate import error_of
 from gnfast.kernels import backend
+from gnfast.kernels.join import plain as join
 from gnfast.kernels.sign_bits import plain
 from gnfast.plan import op as plan_op
 from gnfast.plan.ops.conv import Conv
@@ -161,9 +165,11 @@ def test_kernels_are_tried_while_nothing_is_timed(tmp_path, monkeypatch):
 def test_the_results_of_an_earlier_run_are_kept(tmp_path):
     for value in range(3):
         Record(tmp_path, run=value).say(f"run {value}")
+        (tmp_path / "sm_90.json").write_text(str(value))
     found = {path.parent.name: json.loads(path.read_text())["run"] for path in tmp_path.rglob(RESULTS)}
     assert found == {"earlier-1": 0, "earlier-2": 1, tmp_path.name: 2}
     assert (tmp_path / "earlier-1" / "log.txt").read_text() == "run 0\n"
+    assert (tmp_path / "earlier-2" / "sm_90.json").read_text() == "1"
 
 
 def test_nothing_starts_after_the_end(record, planted):
@@ -224,7 +230,8 @@ def test_every_stage_leaves_rows(dry_run):
 def test_every_variant_has_a_row_or_a_reason(dry_run):
     _, results, _ = dry_run
     found = {row["variant"] for row in results["sections"]["critic_cnn_bfloat16"]["rows"] if "variant" in row}
-    assert found >= {names.CAPTURED, names.EAGER, names.A, names.B, names.C, names.E, names.PLAIN_CAPTURED}
+    assert found >= {names.CAPTURED, names.EAGER, names.STATIC, names.A, names.B, names.C, names.E}
+    assert names.PLAIN_CAPTURED in found
     compiled = results["sections"]["compiled_cnn_tf32"]["rows"]
     assert any(row["variant"] == names.STRONGEST and row["gate"] == "green" for row in compiled if "variant" in row)
 
@@ -326,8 +333,24 @@ def test_what_exists_twice_is_run_by_each_backend(tmp_path, monkeypatch):
     assert backend.choices("sign_bits", "cpu") == kept
     assert tuple(dict.fromkeys(row["backend"] for row in rows if row["name"].startswith("mask_"))) == kept
     assert {row["backend"] for row in rows if "perceptron" in row["name"]} == {"torch"}
-    assert {row["backend"] for row in rows if "images" in row["name"]} == {"two branches", "one after the other"}
+    assert {row["backend"] for row in rows if "images" in row["name"]} == set(twins.CRITIC_WAYS)
     assert calls
+
+
+def test_ends_as_stated_are_other_plans_with_the_same_numbers(monkeypatch):
+    monkeypatch.setattr(join, "FUSES", True)
+    network = shipped("ResNet 32", width=0.05)
+    net, x = (
+        network.critic(torch.float64, torch.contiguous_format),
+        network.images(2, torch.float64, torch.channels_last),
+    )
+    plans, results = [], []
+    for active in (contextlib.nullcontext, twins.unshortened, contextlib.nullcontext):
+        with active():
+            plans.append(gnfast.trace(net, x))
+            results.append(critic_step(four_passes, net, x))
+    assert len(plans[0].nodes) == len(plans[2].nodes) < len(plans[1].nodes)
+    assert max(error_of(results[0], results[1])) < 1e-10
 
 
 def test_single_sections_need_no_other(tmp_path):

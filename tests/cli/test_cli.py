@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from gnfast.cli import main
 from gnfast.cli.output import lasting_output
 from gnfast.config.presets import PRESETS
+from gnfast.kernels import tuning_table
 from tests.cli.commands import TINY, fails, help_of
 
 TINY = [*TINY, "--extractor=none"]
@@ -118,6 +121,15 @@ def test_info_names_versions_and_backends(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("gnfast", "torch", "CPU", "built", "backends"))
+
+
+def test_info_names_the_table_of_a_gpu(capsys, monkeypatch):
+    gpu = types.SimpleNamespace(name="a GPU", total_memory=2**34)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    monkeypatch.setattr(tuning_table, "status", lambda device: f"table of {device}")
+    assert main(["info"]) == 0
+    assert "a GPU, 16 GiB; tuned: table of cuda:0" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line(capsys, tmp_path):

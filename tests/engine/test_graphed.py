@@ -49,16 +49,21 @@ def record(function, stream):
     return RECORDED[-1], results
 
 
+def stand_in(monkeypatch):
+    """On a CPU, recordings that are kept are replayed by `Graph`."""
+    monkeypatch.setattr(static_recordings, "has_graphs", lambda device: True)
+    monkeypatch.setattr(graphed, "record_graph", record)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     RECORDED.clear()
     REPLAYED.clear()
     if request.param == "cpu":
-        monkeypatch.setattr(static_recordings, "has_graphs", lambda device: True)
-        monkeypatch.setattr(graphed, "record_graph", record)
-        monkeypatch.setattr(torch.cuda, "Stream", Stream)
-        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-        monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+        stand_in(monkeypatch)
     return request.param
 
 

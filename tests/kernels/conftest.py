@@ -1,8 +1,9 @@
 import os
+import shutil
 
 import pytest
 
-from gnfast.kernels import autotune, backend
+from gnfast.kernels import autotune, backend, tuning_table
 from gnfast.kernels.join import plain
 from tests.processes import run_python
 
@@ -63,3 +64,23 @@ def tuner(monkeypatch, tmp_path):
     autotune._loaded.cache_clear()
     yield
     autotune._loaded.cache_clear()
+
+
+@pytest.fixture
+def ships(monkeypatch, tmp_path):
+    """ships(file): lets that table ship for CPUs, in place of what does."""
+    monkeypatch.delenv("GNFAST_AUTOTUNE", raising=False)
+    monkeypatch.setattr(tuning_table, "FOLDER", tmp_path / "tuned")
+
+    def forget():
+        tuning_table.shipped.cache_clear()
+        tuning_table._shipped.cache_clear()
+
+    def put(file):
+        tuning_table.FOLDER.mkdir(exist_ok=True)
+        shutil.copy(file, tuning_table.FOLDER / "cpu.json")
+        forget()
+
+    forget()
+    yield put
+    forget()

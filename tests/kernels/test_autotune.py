@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from gnfast.errors import InputError
-from gnfast.kernels import autotune
+from gnfast.kernels import autotune, tuning_table
 
 CPU = torch.device("cpu")
-KEY = ("operation", (4, 3), torch.float32)
+KEY = ("operation",), ((4, 3), torch.float32)
+OTHER = ("other",), ()
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_the_fastest_right_one_wins(clock):
     candidates |= {"fast": candidate("fast", x * (1 + 1e-6))}
     assert autotune.choose_fastest(KEY, candidates, CPU, tolerance=1e-5) == "fast"
     # With no room for rounding, it does not count.
-    assert autotune.choose_fastest(("other",), candidates, CPU, tolerance=1e-8) == "default"
+    assert autotune.choose_fastest(OTHER, candidates, CPU, tolerance=1e-8) == "default"
 
 
 def test_a_win_within_noise_is_none(clock):
@@ -70,8 +71,8 @@ def test_what_is_compared(clock):
     clock.update(default=noisy(1.0), other=noisy(0.5))
     candidates = {"default": candidate("default", (x, x)), "other": candidate("other", (x, x + 1))}
     assert autotune.choose_fastest(KEY, candidates, CPU, tolerance=1e-5) == "default"
-    assert autotune.choose_fastest(("first",), candidates, CPU, 1e-5, lambda result: result[0]) == "other"
-    assert autotune.choose_fastest(("second",), candidates, CPU, 1e-5, lambda result: result[1]) == "default"
+    assert autotune.choose_fastest((("first",), ()), candidates, CPU, 1e-5, lambda result: result[0]) == "other"
+    assert autotune.choose_fastest((("second",), ()), candidates, CPU, 1e-5, lambda result: result[1]) == "default"
 
 
 def test_a_reference_beside_the_candidates(clock):
@@ -81,9 +82,9 @@ def test_a_reference_beside_the_candidates(clock):
     candidates = {name: candidate(name, value) for name, value in values.items()}
     for key, default in (("failing", failing), ("wrong", candidates["wrong"])):
         given = {key: default, **candidates}
-        assert autotune.choose_fastest((key,), given, CPU, 0.0, reference=lambda: x) == "right"
+        assert autotune.choose_fastest(((key,), ()), given, CPU, 0.0, reference=lambda: x) == "right"
     given = {"failing": failing, "wrong": candidates["wrong"]}
-    assert autotune.choose_fastest(("none",), given, CPU, 0.0, reference=lambda: x) == "failing"
+    assert autotune.choose_fastest((("none",), ()), given, CPU, 0.0, reference=lambda: x) == "failing"
 
 
 def test_nothing_is_measured_during_capture(clock, monkeypatch, tmp_path):
@@ -91,7 +92,7 @@ def test_nothing_is_measured_during_capture(clock, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     candidates = {"default": must_not_run, "other": must_not_run}
     assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "default"
-    (tmp_path / "choices.json").write_text(json.dumps({json.dumps(list(KEY), default=str): "other"}))
+    tuning_table.write(tmp_path / "choices.json", {tuning_table.text_of(KEY): ("other", 0.5)}, CPU)
     autotune._loaded.cache_clear()
     assert autotune.choose_fastest(KEY, candidates, torch.device("cuda"), tolerance=0.0) == "other"
 
@@ -113,7 +114,7 @@ def test_choices_are_kept_on_disk(clock):
     not_run = dict.fromkeys(candidates, must_not_run)
     assert autotune.choose_fastest(KEY, not_run, CPU, tolerance=0.0) == "fast"
     path = autotune.cache_file(CPU)
-    assert list(json.loads(path.read_text()).values()) == ["fast"] and torch.__version__ in path.name
+    assert list(json.loads(path.read_text())["choices"].values()) == [["fast", 0.5]] and torch.__version__ in path.name
     # A choice that no longer exists is measured anew, and so is an unreadable file.
     assert autotune.choose_fastest(KEY, {"default": candidates["default"]}, CPU, tolerance=0.0) == "default"
     path.write_text("{")
@@ -136,11 +137,11 @@ def test_tuned_kernels_and_none_during_capture():
     x, bias = torch.randn(64, 128, 32, 32, device=device), torch.randn(128, device=device)
     bias_first = torch.relu(x + bias[:, None, None])
     join.forward([x], [bias], 1, 0.0, False, None)
-    assert len(json.loads(autotune.cache_file(device).read_text())) == 1
+    assert len(json.loads(autotune.cache_file(device).read_text())["choices"]) == 1
     graph = torch.cuda.CUDAGraph()
     y = join.forward([x[:32]], [bias], 1, 0.0, False, None, "64x4")
     with torch.cuda.graph(graph):
         y = join.forward([x[:32]], [bias], 1, 0.0, False, None)[0]
     graph.replay()
     torch.testing.assert_close(y, bias_first[:32])
-    assert len(json.loads(autotune.cache_file(device).read_text())) == 1
+    assert len(json.loads(autotune.cache_file(device).read_text())["choices"]) == 1

@@ -52,8 +52,8 @@ def seconds(tuner, monkeypatch):
 def choices():
     """operation: the names that were chosen for it."""
     found = {}
-    for key, name in json.loads(autotune.cache_file(torch.device("cpu")).read_text()).items():
-        found.setdefault(json.loads(key)[0], set()).add(name)
+    for key, (name, _) in json.loads(autotune.cache_file(torch.device("cpu")).read_text())["choices"].items():
+        found.setdefault(json.loads(key)[0][0], set()).add(name)
     return found
 
 
@@ -355,7 +355,7 @@ def test_gradients_that_nothing_fuses_are_computed_once(twin):
 def test_no_kernel_competes_unless_asked(use, monkeypatch):
     monkeypatch.delenv("GNFAST_AUTOTUNE", raising=False)
     monkeypatch.setattr(contest, "implementation", lambda *_: pytest.fail("was asked for"))
-    given = images(2, 3, 5, 5), images(4, 3, 3, 3), PADDED
+    given = images(2, 4, 5, 5), (2, 3, 5, 5), images(4, 3, 3, 3), PADDED
     assert not conv.fuses(*given)
     use("conv", "cpu", "torch", "triton")
     assert not conv.fuses(*given)
@@ -561,8 +561,8 @@ def test_engine_with_the_tuner(dtype, noted, monkeypatch):
     keep_configurations(1, monkeypatch)
     check_errors(GPU_CRITICS["readers"], dtype, "cuda")
     assert noted == FUNCTIONS
-    keys = map(json.loads, json.loads(autotune.cache_file(torch.device("cuda", 0)).read_text()))
-    assert {key[0] for key in keys} >= FUNCTIONS
+    choices = json.loads(autotune.cache_file(torch.device("cuda", 0)).read_text())["choices"]
+    assert {json.loads(key)[0][0] for key in choices} >= FUNCTIONS
 
 
 @pytest.mark.gpu

@@ -11,8 +11,9 @@
 Convolutions are those of `gnfast.kernels.winograd`, which on GPUs are PyTorch's. What follows one is a kernel of its
 own (`gnfast.kernels.join`). With the tuner on (`gnfast.kernels.autotune`), the kernels of `triton.py`, which do both at
 once, compete with that (`contest.py`), in the configuration that convolves the shape fastest; compiling each of them in
-each would take too long. GNFAST_BACKEND=triton takes the first configuration without asking. They know two-dimensional
-convolutions of channels_last tensors without groups and dilation.
+each would take too long. Without it they run where the table that ships for the device has them. GNFAST_BACKEND=triton
+asks for nothing but a configuration. They know two-dimensional convolutions of channels_last tensors without groups and
+dilation.
 
 None of these functions is differentiable itself.
 """
@@ -69,9 +70,9 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
     )
 
 
-def fuses(x: Tensor, weight: Tensor, arguments: Arguments) -> bool:
-    """Whether kernels that convolve x, the input or the cotangent, and do more may be in use."""
-    return contest_of(x, weight, arguments) is not None
+def fuses(cotangent: Tensor, shape: Sequence[int], weight: Tensor, arguments: Arguments) -> bool:
+    """Whether kernels that make a data gradient of that shape, and do more, may be in use."""
+    return contest_of(cotangent, weight, arguments, shape) is not None
 
 
 def conv2d_input_grad_squares(

@@ -1,4 +1,4 @@
-"""The Triton kernels against what else there is, by measurement."""
+"""The Triton kernels against what else there is, by measurement: this machine's, or the table that ships."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnfast.kernels import winograd
-from gnfast.kernels.autotune import choose_fastest, enabled
+from gnfast.kernels.autotune import choose_fastest, enabled, table
 from gnfast.kernels.backend import choices, implementation
 from gnfast.kernels.layout import channels_last_like
 from gnfast.kernels.winograd import Arguments
@@ -34,6 +34,10 @@ class Contest(NamedTuple):
     arguments: Arguments
     shape: tuple[int, ...] | None
     """That of the data gradient."""
+    place: tuple[object, ...]
+    """What a choice depends on besides the operation."""
+    listed: Mapping[tuple[object, ...], str] | None
+    """What ships for this place, operation ↦ configuration; None where the tuner or a single backend decides."""
 
     def result(
         self,
@@ -43,6 +47,9 @@ class Contest(NamedTuple):
         view: Callable[[Result], object] | None = None,
     ) -> Result:
         """The result of `apart` or of `fused` with one of the configurations."""
+        if self.listed is not None:
+            tile = self.listed.get(operation)
+            return fused(tile) if tile in self.kernels.CONFIGURATIONS else apart()
         candidates = {"apart": apart} if "torch" in choices("conv", self.x.device.type) else {}
         tile = self._configuration()
         candidates[tile] = functools.partial(fused, tile)
@@ -50,7 +57,7 @@ class Contest(NamedTuple):
 
     def _configuration(self) -> str:
         """The one that convolves fastest, with nothing fused."""
-        kernels, x, weight, arguments, shape = self
+        kernels, x, weight, arguments, shape, place, _ = self
 
         def plain(name):
             if shape is None:
@@ -68,7 +75,8 @@ class Contest(NamedTuple):
             positions, channels = math.prod(shape) // shape[1], shape[1]
         candidates = {name: functools.partial(plain, name) for name in kernels.promising(positions, channels)}
         operation = "tile", "conv2d" if shape is None else "conv2d_input_grad"
-        return self._fastest(operation, candidates, reference=reference)
+        # A place of its own: what ships of tiles alone changes nothing where PyTorch is a rival.
+        return self._replace(place=("tile", *place))._fastest(operation, candidates, reference=reference)
 
     def _fastest(
         self,
@@ -77,18 +85,24 @@ class Contest(NamedTuple):
         view: Callable[[Result], object] | None = None,
         reference: Callable[[], Result] | None = None,
     ) -> str:
-        x, weight, cudnn = self.x, self.weight, torch.backends.cudnn
-        rounded = x.dtype == torch.float32 and cudnn.conv.fp32_precision == "tf32"
-        tensors = tuple(x.shape), self.shape, tuple(weight.shape), weight.stride(), x.dtype
-        key = (*operation, *tensors, *map(tuple, self.arguments[:2]), rounded, cudnn.benchmark)
-        tolerance = _TOLERANCE_TF32 if rounded else _TOLERANCE[x.dtype]
-        return choose_fastest(key, candidates, x.device, tolerance, view, reference)
+        x = self.x
+        tolerance = _TOLERANCE_TF32 if _rounded(x) else _TOLERANCE[x.dtype]
+        return choose_fastest((operation, self.place), candidates, x.device, tolerance, view, reference)
 
 
 def contest_of(x: Tensor, weight: Tensor, arguments: Arguments, shape: Sequence[int] | None = None) -> Contest | None:
     """The contest at a convolution of x or, with `shape`, at a data gradient; None where nothing competes."""
     backends = choices("conv", x.device.type)
-    if "triton" not in backends or not (len(backends) == 1 or enabled()):
+    if "triton" not in backends:
+        return None
+    places = table(x.device) if len(backends) > 1 else None
+    # The environment is read once at most.
+    measures = places is None and (len(backends) == 1 or enabled())
+    if not (measures or places):
+        return None
+    place = _place(x, weight, arguments, shape)
+    listed = None if measures else places.get(place)
+    if not (measures or listed):
         return None
     kernels = implementation("conv", x.device.type, "triton")
     # A tensor that is channels_last and contiguous at once goes with the weight, as in PyTorch.
@@ -96,4 +110,14 @@ def contest_of(x: Tensor, weight: Tensor, arguments: Arguments, shape: Sequence[
     last = last and not (x.is_contiguous() and weight.is_contiguous())
     if not (last and x.numel() and x.dtype == weight.dtype and kernels.supports(x.dtype, weight, arguments)):
         return None
-    return Contest(kernels, x, weight, arguments, None if shape is None else tuple(shape))
+    return Contest(kernels, x, weight, arguments, place[1], place, listed)
+
+
+def _place(x: Tensor, weight: Tensor, arguments: Arguments, shape: Sequence[int] | None) -> tuple[object, ...]:
+    tensors = x.shape, None if shape is None else tuple(shape), weight.shape, weight.stride(), x.dtype
+    return *tensors, tuple(arguments[0]), tuple(arguments[1]), _rounded(x), torch.backends.cudnn.benchmark
+
+
+def _rounded(x: Tensor) -> bool:
+    """Whether factors are rounded to TF32."""
+    return x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"

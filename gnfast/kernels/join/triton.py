@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gnfast.kernels.autotune import choose_fastest, enabled
+from gnfast.kernels.autotune import choose_fastest, enabled, table
 from gnfast.kernels.jit import acc_type, masked, rectified
 from gnfast.kernels.layout import filled
 
@@ -201,10 +201,10 @@ def _launch_masked(terms, after, biases, scale, axis, bits, slope, out, total, c
 
 
 def _tuned(operation: tuple[object, ...], first: Tensor, axis: int, call: Callable[[str], object]) -> str:
-    """The configuration to launch with; the default unless the tuner is on."""
-    if not enabled() or not first.numel():
+    """The configuration to launch with; the default unless the tuner is on or a table ships for the device."""
+    if not first.numel() or not (enabled() or table(first.device)):
         return next(iter(CONFIGURATIONS))
-    key = (*operation, tuple(first.shape), first.stride(), axis, first.dtype)
+    key = operation, (first.shape, first.stride(), axis, first.dtype)
     candidates = {name: functools.partial(call, name) for name in CONFIGURATIONS}
     # The same sums in the same order: only the placement of the work differs.
     return choose_fastest(key, candidates, first.device, tolerance=0.0)

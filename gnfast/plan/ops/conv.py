@@ -59,7 +59,7 @@ class Conv(Op):
         def grad() -> Tensor:
             return conv2d_input_grad(cotangent, stand_in(cotangent, shape), weight, arguments)
 
-        if not fuses(cotangent, weight, arguments):
+        if not fuses(cotangent, shape, weight, arguments):
             return (grad(),)
         given = cotangent, shape, weight, arguments
         return (Pending(grad, partial(conv_input_grad_join, *given), partial(conv2d_input_grad_squares, *given)),)
