@@ -69,7 +69,8 @@ class _Means(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits = ctx.saved_tensors
-        if torch.is_grad_enabled() or transform() or is_legacy_batchedtensor(upstream):
+        recorded = torch.is_grad_enabled() or transform()
+        if recorded or is_legacy_batchedtensor(upstream) or not _ordinary([upstream]):
             return None, None, *_by_pytorch(ctx.terms, ctx.cut, logits, upstream)
         formulas, kernels = [term.formula for term in ctx.terms], implementation("loss", upstream.device.type)
         grads = kernels.pull(formulas, _parts(logits, ctx.cut), upstream)

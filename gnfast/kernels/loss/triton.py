@@ -18,7 +18,7 @@ from gnfast.kernels.loss import Formula
 
 BLOCK = 1024
 NUM_WARPS = 4
-REGISTER_BUDGET = {"fp32": 64, "fp64": 96}
+REGISTER_BUDGET = {"fp32": 64, "fp64": 128}
 KINDS = {"identity": 0, "relu": 1, "softplus": 2, "square": 3, "cos": 4, "exp": 5}
 
 _RELU = tl.constexpr(1)
