@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
+from gnfast.data import ImageDataset
 from gnfast.kernels.backend import implementation
 from gnfast.kernels.loss import MAX_ENTRIES
 from gnfast.losses import LOSSES, domain_scaled, in_pytorch
+from gnfast.train.state import State
+from tests.tiny_runs import tiny
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # More than a block, and kinks and far ends, where exponentials are out of the formats' reach.
@@ -88,16 +91,16 @@ def test_interpreted_unusual_numbers(name, kernels):
     """NaN and infinities, also as the gradient of the loss, give what PyTorch gives."""
     x = torch.tensor([*UNUSUAL, *SPECIAL], dtype=torch.float64)
     for part in ("critic_real", "critic_fake", "generator"):
-        for upstream in (1.0, math.inf, math.nan, 0.0):
-            grads, values = [], []
-            for loss in (LOSSES[name], in_pytorch(LOSSES[name])):
-                # The mean of NaN is NaN; each number has its value alone.
-                values.append([getattr(loss, part)(entry) for entry in x])
-                logits = x.clone().requires_grad_()
-                grads.append(torch.autograd.grad(getattr(loss, part)(logits), logits, torch.tensor(upstream).double()))
-            torch.testing.assert_close(*values, rtol=1e-14, atol=0, equal_nan=True)
-            torch.testing.assert_close(*grads, rtol=1e-14, atol=0, equal_nan=True)
-    assert kernels.count("means") == 3 * 4 * (len(x) + 1) and kernels.count("pull") == 3 * 4
+        found = []
+        for term in (getattr(loss, part) for loss in (LOSSES[name], in_pytorch(LOSSES[name]))):
+            logits = x.clone().requires_grad_()
+            mean = term(logits)
+            upstreams = (torch.tensor(u, dtype=torch.float64) for u in (1.0, math.inf, math.nan, 0.0))
+            grads = [torch.autograd.grad(mean, logits, upstream, retain_graph=True)[0] for upstream in upstreams]
+            # The mean of NaN is NaN; each number has its value alone.
+            found.append([*grads, *(term(entry) for entry in x)])
+        torch.testing.assert_close(*found, rtol=1e-14, atol=0, equal_nan=True)
+    assert kernels.count("means") == 3 * (1 + len(x)) and kernels.count("pull") == 3 * 4
 
 
 @pytest.mark.interpreted
@@ -106,7 +109,7 @@ def test_interpreted_second_derivatives(name, kernels):
     loss, real, fake = LOSSES[name], torch.randn(3, 1).double(), torch.randn(2, 1).double()
     for logits, function in ways(loss, real, fake):
         given = [t.clone().requires_grad_() for t in logits]
-        assert gradcheck(function, given) and gradgradcheck(function, given)
+        assert gradcheck(function, given, fast_mode=True) and gradgradcheck(function, given, fast_mode=True)
     assert "pull" in kernels
 
 
@@ -246,6 +249,30 @@ def test_interpreted_jacobians(vectorize, kernels):
     ]
     torch.testing.assert_close(*found)
     assert kernels == ["means"] + ["pull"] * (0 if vectorize else 2)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("changes", [{}, {"consistency": 0.5, "penalty": "r1", "accumulate": 2}], ids=str)
+def test_interpreted_losses_of_training(changes, kernels, tmp_path):
+    """A launch each way for each part of an update, and the losses and weights of a run that has none."""
+    config = tiny(tmp_path, precision="float64", n_dis=2, batch_d=6, **changes)
+    images = ImageDataset("noise", torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8))
+    fused, plain = (State(config, images, torch.device("cpu")) for _ in range(2))
+    plain.loss = in_pytorch(plain.loss)
+    for state in (fused, plain):
+        state.update()
+        state.update()
+    assert kernels == ["means", "pull"] * (2 * 3 * config.accumulate)
+    torch.testing.assert_close(torch.stack(fused.pending), torch.stack(plain.pending), rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(fused.critic.parameters(), plain.critic.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
+
+
+def test_double_backward_trains_with_pytorchs_loss(tmp_path):
+    images = ImageDataset("noise", torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8))
+    for impl, formulas in (("auto", True), ("reference", False)):
+        loss = State(tiny(tmp_path, impl=impl), images, torch.device("cpu")).loss
+        assert (loss.critic_real.formula is not None) is formulas
 
 
 def test_every_term_has_a_kernel():
