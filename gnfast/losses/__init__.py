@@ -97,7 +97,7 @@ class Loss:
         return self.critic_real(real) + self.critic_fake(fake) if means is None else means.sum()
 
     def critic_terms(self, logits: Tensor, real: int) -> Tensor:
-        """The critic's two terms, (2,), on one batch: it needs not be taken apart, nor its gradient put together.
+        """The critic's two terms, (2,), on one batch, which need not be taken apart, nor its gradient put together.
 
         Args:
             logits: (N, ...) of real and of generated images.
