@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gnfast.bench import libraries
+from gnfast.bench.gpu_ways import IN_TRITON
 from gnfast.kernels import backends, build_info
 from gnfast.kernels.sign_bits.plain import pack
 from tests.processes import run_python
@@ -103,7 +104,7 @@ def test_build_info_tells_how_it_was_built():
 def test_cuda_library_is_in_use():
     assert build_info()["cuda"]["status"] == "loaded"
     in_use = {operation: devices["cuda"] for operation, devices in backends().items() if "cuda" in devices}
-    written_in_triton = dict.fromkeys(("join", "head", "mlp"), "triton")
+    written_in_triton = dict.fromkeys(IN_TRITON, "triton")
     assert in_use == {**dict.fromkeys(in_use, "cuda"), **written_in_triton, "conv2d": "torch"}
 
 

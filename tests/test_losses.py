@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from gnfast.losses import LOSSES, domain_scaled
+from gnfast.losses import LOSSES, domain_scaled, in_pytorch
 
 
 @pytest.fixture
@@ -80,6 +80,31 @@ def test_value_and_gradient_are_those_of_the_scaled_formula_less_a_constant(name
         want.backward()
         for a, b in zip(got_at, want_at, strict=True):
             torch.testing.assert_close(a.grad, b.grad, rtol=tolerance, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1, 0.5])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_terms_of_one_batch_are_those_of_its_parts(name, alpha, logits):
+    loss, (real, fake) = domain_scaled(LOSSES[name], alpha), (x.clone().requires_grad_() for x in logits)
+    together = torch.cat(logits).requires_grad_()
+    terms = loss.critic_terms(together, len(real))
+    torch.testing.assert_close(terms, torch.stack([loss.critic_real(real), loss.critic_fake(fake)]), rtol=0, atol=0)
+    terms.sum().backward()
+    loss.critic(real, fake).backward()
+    torch.testing.assert_close(together.grad, torch.cat([real.grad, fake.grad]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("real", [-1, 13])
+def test_a_bad_number_of_real_logits_is_named(real, logits):
+    with pytest.raises(ValueError, match=f"real: got {real}, wanted 0 to 12"):
+        LOSSES["hinge"].critic_terms(torch.cat(logits), real)
+
+
+def test_losses_in_pytorch_have_no_kernels_and_the_same_values(logits):
+    for loss in LOSSES.values():
+        plain = in_pytorch(loss)
+        assert plain.critic_real.formula is plain.critic_fake.formula is plain.generator.formula is None
+        assert plain.critic(*logits) == loss.critic(*logits)
 
 
 @pytest.mark.parametrize("alpha", [1e-25, 1e-10, 1e-4, 1e11])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import gnfast
 from gnfast.engine import penalties, reference
+from gnfast.losses import LOSSES
 
 Normalize = Callable[..., Tensor]
 Penalty = Callable[..., Tensor]
@@ -31,6 +32,9 @@ def static(net: nn.Module, x: Tensor, **options: Any) -> Tensor:
     """The four passes from a recording that is kept."""
     return four_passes(net, x, static=True, **options)
 
+
+OWN_WAYS = (four_passes, without_rewrites, static)
+"""Those that end in gnfast's own loss; all others end in plain PyTorch's."""
 
 double_backward: Normalize = reference.normalize_gradient
 """What the papers' code does."""
@@ -76,18 +80,26 @@ def hinge(f_hat: Tensor) -> Tensor:
     return (1 - real).relu().mean() + (1 + fake).relu().mean()
 
 
+def generator_loss(f_hat: Tensor) -> Tensor:
+    """The generator's hinge loss."""
+    return -f_hat.mean()
+
+
 def critic_step(normalize: Normalize, net: nn.Module, x: Tensor) -> Result:
     """Hinge loss on one batch, half real and half fake: f̂ and the loss's gradient with respect to the weights."""
     net.requires_grad_(True)
     f_hat = normalize(net, x.detach())
-    return Result(f_hat.detach(), _weight_gradients(hinge(f_hat), net))
+    fused = normalize in OWN_WAYS
+    loss = LOSSES["hinge"].critic_terms(f_hat, (len(f_hat) + 1) // 2) if fused else hinge(f_hat)
+    return Result(f_hat.detach(), _weight_gradients(loss, net))
 
 
 def generator_step(normalize: Normalize, net: nn.Module, x: Tensor) -> Result:
     """The critic's part of a generator step: the gradient of -mean(f̂) with respect to x, with frozen weights."""
     net.requires_grad_(False)
     x = x.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(-normalize(net, x).mean(), x)
+    loss = LOSSES["hinge"].generator if normalize in OWN_WAYS else generator_loss
+    (grad,) = torch.autograd.grad(loss(normalize(net, x)), x)
     return Result(grad)
 
 
@@ -119,5 +131,7 @@ def penalty_step(penalty: Penalty, net: nn.Module, x: Tensor, seeds: bool = True
 
 
 def _weight_gradients(loss: Tensor, net: nn.Module) -> list[Tensor]:
+    """Of a loss, or of the sum of its terms."""
     # Not `.backward()`: gradients that nothing accumulates can be captured in a CUDA graph on any stream.
-    return list(torch.autograd.grad(loss, list(net.parameters()), allow_unused=True, materialize_grads=True))
+    options = {"allow_unused": True, "materialize_grads": True}
+    return list(torch.autograd.grad(loss, list(net.parameters()), torch.ones_like(loss), **options))

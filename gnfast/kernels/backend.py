@@ -37,6 +37,7 @@ TABLE = {
     "head": Operation(("head",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "operands": Operation(("operands",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "scaled_sums": Operation(("scaled_sums",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
+    "loss": Operation(("loss",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "mlp": Operation(("mlp",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "spectral": Operation(("spectral_norm",), {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}),
     "winograd": Operation(("winograd_conv2d",), {"cpu": ("cpp", "torch")}),

@@ -13,7 +13,7 @@ from gnfast.config.config import Config
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import draw_shifts
 from gnfast.interop.device import moved, pinned
-from gnfast.losses import LOSSES, domain_scaled
+from gnfast.losses import LOSSES, domain_scaled, in_pytorch
 from gnfast.steps.captured import CaptureError
 from gnfast.steps.memory import reuse_memory
 from gnfast.train.draws import CriticDraw, Draw, Latents, latents, move_all
@@ -51,7 +51,8 @@ class State:
         self.config, self.device, self.group = config, device, group
         self.format = FORMATS[config.memory_format]
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
-        self.loss = domain_scaled(LOSSES[config.loss], config.alpha)
+        loss = domain_scaled(LOSSES[config.loss], config.alpha)
+        self.loss = in_pytorch(loss) if config.impl == "reference" else loss
         to = {"device": device, "dtype": self.dtype, "memory_format": self.format}
         self.generator, self.critic = (net.to(**to) for net in build_networks(config))
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)

@@ -26,7 +26,7 @@ def algorithm_1(state: "State", draws: Iterable[Draw]) -> Tensor:
     """One step; returns the mean losses of its updates, one for each of `state.loss_names`."""
     draws = iter(_with_fakes(state, draws) if state.generates_ahead else draws)
     critic_losses = [critic_update(state, next(draws)) for _ in range(state.config.n_dis)]
-    losses = torch.cat([torch.stack(critic_losses).mean(0), generator_update(state, next(draws))])
+    losses = torch.cat([_mean(critic_losses), generator_update(state, next(draws))])
     state.ema.update(state.generator, state.step + 1)
     return losses
 
@@ -34,32 +34,41 @@ def algorithm_1(state: "State", draws: Iterable[Draw]) -> Tensor:
 def critic_update(state: "State", draw: CriticDraw) -> Tensor:
     """Returns the critic's losses, one for each of `state.loss_names` but the last."""
     state.optim_d.zero_grad(set_to_none=True)
-    total = torch.zeros(len(state.loss_names) - 1, dtype=state.dtype, device=state.device)
+    found = []
     with _rescaled(state, draw):
         for part in parts(draw, state.config.accumulate):
-            losses = _critic_losses(state, part)
-            state.scaler_d.scale(losses.sum() / state.config.accumulate).backward()
-            total += losses.detach() / state.config.accumulate
+            found.append(_backward(state, _critic_losses(state, part), state.scaler_d))
     _descend(state, state.critic, state.optim_d, state.scaler_d)
     if state.config.weight_clip:
         _clip(state.critic, state.config.weight_clip)
-    return total
+    return _mean(found)
 
 
 def generator_update(state: "State", latents: Latents) -> Tensor:
     """Returns the generator's loss, (1,)."""
     state.optim_g.zero_grad(set_to_none=True)
-    total = torch.zeros(1, dtype=state.dtype, device=state.device)
+    found = []
     # With frozen weights the critic needs two passes instead of four.
     with _frozen(state.critic):
         for z, y in parts(latents, state.config.accumulate):
             with autocast(state):
                 fake = state.generate(*present(z, y))
-            loss = state.loss.generator(_scores(state, fake, y))
-            state.scaler_g.scale(loss / state.config.accumulate).backward()
-            total += loss.detach() / state.config.accumulate
+            loss = state.loss.generator(_scores(state, fake, y)).reshape(1)
+            found.append(_backward(state, loss, state.scaler_g))
     _descend(state, state.generator, state.optim_g, state.scaler_g)
-    return total
+    return _mean(found)
+
+
+def _backward(state: "State", losses: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+    """Adds the gradients of a part's losses, as far as it counts in the update; returns the losses without a graph."""
+    scaled = scaler.scale(losses)
+    scaled.backward(torch.full_like(scaled, 1 / state.config.accumulate))
+    return losses.detach()
+
+
+def _mean(losses: list[Tensor]) -> Tensor:
+    """Their mean: of one, which is what most updates have, itself, as launches for nothing would add up."""
+    return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
 
 
 def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
@@ -71,13 +80,14 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
         images.append(apply_shifts(real, draw.shifts))
         labels.append(draw.labels)
     scores = _scores(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
-    of_real, of_fake, *of_moved = scores.split(len(real))
-    losses = [state.loss.critic_real(of_real), state.loss.critic_fake(of_fake)]
+    further = []
     if draw.place is not None:
-        losses.append(state.config.penalty_weight * _penalty(state, real, fake, draw))
-    if of_moved:
-        losses.append(state.config.consistency * (of_moved[0] - of_real).square().mean())
-    return torch.stack(losses)
+        further.append(state.config.penalty_weight * _penalty(state, real, fake, draw))
+    if draw.shifts is not None:
+        scores, of_moved = scores.split([2 * len(real), len(real)])
+        further.append(state.config.consistency * (of_moved - scores[: len(real)]).square().mean())
+    losses = state.loss.critic_terms(scores, len(real))
+    return torch.cat([losses, torch.stack(further)]) if further else losses
 
 
 def _penalty(state: "State", real: Tensor, fake: Tensor, draw: CriticDraw) -> Tensor:

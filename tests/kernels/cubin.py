@@ -20,8 +20,8 @@ def resources(cubin: bytes) -> dict[str, int]:
     return {name: int(value) for name, value in found.items()}
 
 
-def assert_fits(compiled: Any, budget: int, name: str) -> None:
-    """That a kernel takes so many registers at most, and spills none."""
+def assert_fits(compiled: Any, budget: int, name: str, stack: int = 0) -> None:
+    """That a kernel takes so many registers at most, and so many bytes of stack, where spills go too."""
     used = resources(compiled.asm["cubin"])
-    assert used["LOCAL"] == used["STACK"] == 0, f"{name} spills: {used}"
+    assert used["LOCAL"] == 0 and used["STACK"] <= stack, f"{name} spills: {used}"
     assert used["REG"] <= budget, f"{name}: {used['REG']} registers, budget {budget}"

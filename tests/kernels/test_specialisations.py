@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 HEAD = {"_head_normalize_kernel", "_head_pull_kernel"}
 OPERANDS = {"_operands_kernel"}
 SUMS = {"_scaled_sums_chunks_kernel", "_scaled_sums_totals_kernel"}
+LOSS = {"_loss_means_kernel", "_loss_pull_kernel"}
 JOIN = {"_join_forward_kernel", "_join_masked_kernel"}
 SPECTRAL = {f"_spectral_norm_{part}_kernel" for part in ("products", "finish", "scale", "inner_product", "project")}
 # The others launch what these do: `python -m tests.kernels.specialisations` compiles them all.
@@ -40,7 +41,7 @@ def assert_fit(found, element):
 def test_launched_kernels_stay_in_registers(step, capability):
     found = specialisations.specialisations(step, capability)
     sums = set() if step.startswith("generator") else SUMS
-    assert {made.name for made in found.values()} == JOIN | HEAD | OPERANDS | sums
+    assert {made.name for made in found.values()} == JOIN | HEAD | LOSS | OPERANDS | sums
     assert_fit(found, "fp32")
 
 

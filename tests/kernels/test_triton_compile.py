@@ -15,6 +15,7 @@ tl = pytest.importorskip("triton.language")
 from gnfast.kernels.conv import tiles, triton_kernel  # noqa: E402
 from gnfast.kernels.head import triton as head  # noqa: E402
 from gnfast.kernels.join import triton as join  # noqa: E402
+from gnfast.kernels.loss import triton as loss  # noqa: E402
 from gnfast.kernels.mlp import MAX_WIDTH  # noqa: E402
 from gnfast.kernels.mlp import triton as mlp  # noqa: E402
 from gnfast.kernels.operands import triton as operands  # noqa: E402
@@ -35,6 +36,7 @@ def assert_compiles(
     budget: int,
     capability: int,
     odd: Collection[str] = ("batch",),
+    stack: int = 0,
     **options: int,
 ) -> Any:
     """Compiles a kernel as a launch with arguments divisible by 16 would, checks what it uses, and returns it.
@@ -44,6 +46,7 @@ def assert_compiles(
             32-bit integers.
         budget: registers per thread.
         odd: arguments that need not be divisible.
+        stack: bytes that it may have there.
         options: num_warps and num_stages.
     """
     from triton.backends.compiler import GPUTarget
@@ -59,7 +62,7 @@ def assert_compiles(
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert_fits(compiled, budget, kernel.__name__)
+    assert_fits(compiled, budget, kernel.__name__, stack)
     return compiled
 
 
@@ -160,6 +163,22 @@ def test_scaled_sums(kernel, element, capability):
     constants["ACC"] = {"fp64": tl.float64}.get(sums, tl.float32)
     budget, options = scaled_sums.REGISTER_BUDGET[sums], {"num_warps": scaled_sums.NUM_WARPS}
     assert_compiles(kernel, pointers, constants, budget, capability, **options)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("element", ["bf16", "fp16", "fp32", "fp64"])
+@pytest.mark.parametrize("kinds", [("identity", "relu"), ("softplus", "square"), ("cos", "exp")], ids=str)
+@pytest.mark.parametrize("kernel", [loss._loss_means_kernel, loss._loss_pull_kernel])
+def test_loss(kernel, kinds, element, capability):
+    sums = "fp64" if element == "fp64" else "fp32"
+    pointers = dict.fromkeys(("first", "second", "means", "upstream", "grads"), element)
+    terms = ((loss.KINDS[kind], -1.0, 1.0, 1.0) for kind in kinds)
+    constants = dict(zip(("FIRST", "SECOND"), terms, strict=True))
+    constants |= {"BLOCK": loss.BLOCK, "ACC": {"fp64": tl.float64}.get(sums, tl.float32)}
+    odd, options = ("step", "first_count", "second_count"), {"num_warps": loss.NUM_WARPS}
+    # sin and cos keep digits of 2/π on the stack, for very large numbers.
+    stack = 48 if "cos" in kinds else 0
+    assert_compiles(kernel, pointers, constants, loss.REGISTER_BUDGET[sums], capability, odd, stack, **options)
 
 
 NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}
