@@ -31,8 +31,8 @@ def batch_major(t: Tensor) -> Tensor:
 
 
 def with_strides(t: Tensor, strides: Strides) -> Tensor:
-    """The tensor with those strides; itself where it has them."""
-    if t.stride() == strides:
+    """The tensor with those strides; itself where it has them on all axes with more than one entry."""
+    if all(own == other or size == 1 for own, other, size in zip(t.stride(), strides, t.shape, strict=True)):
         return t
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
