@@ -15,6 +15,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -61,7 +62,7 @@ std::vector<double> entries_of(const at::Tensor& tensor, int64_t batch, const ch
 }
 
 struct Formula {
-  c10::string_view kind;
+  std::string_view kind;
   bool complement;
   double tau, eps;
 };
@@ -140,7 +141,7 @@ std::vector<double> squared_norms(const at::Tensor& g, const std::optional<at::T
 // f̂ of f's shape, and (3, B) in float64: ∂f̂/∂f, ∂f̂/∂m and m.
 std::tuple<at::Tensor, at::Tensor> normalize(const at::Tensor& f, const at::Tensor& g,
                                              const std::optional<at::Tensor>& squares, at::ScalarType dtype,
-                                             c10::string_view kind, bool complement, double centre, double tau,
+                                             std::string_view kind, bool complement, double centre, double tau,
                                              double eps) {
   TORCH_CHECK_VALUE(kind == "gn" || kind == "gn0" || kind == "gn1" || kind == "gran", "kind: got ", kind,
                     ", wanted gn, gn0, gn1 or gran");
