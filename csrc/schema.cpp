@@ -13,6 +13,16 @@ TORCH_LIBRARY(gnfast, m) {
   // Returns nothing: functionalisation (torch.compile) refuses custom operators whose outputs alias their arguments.
   m.def("leaky_relu_mask_(Tensor(a!) t, Tensor bits, float negative_slope) -> ()", tags);
 
+  // gnfast/kernels/head says what these compute.
+  m.def(
+      "head_normalize(Tensor f, Tensor g, Tensor? squares, ScalarType dtype, str kind, bool complement, float centre, "
+      "float tau, float eps) -> (Tensor f_hat, Tensor partials)",
+      tags);
+  m.def(
+      "head_pull(Tensor partials, Tensor upstream, Tensor x, Tensor g, float centre, bool wants_start, "
+      "bool wants_grad_x, ScalarType dtype) -> (Tensor scale, Tensor? start, Tensor? grad_x)",
+      tags);
+
   // gnfast/kernels/spectral says what these compute.
   m.def(
       "spectral_norm_iterate(Tensor[] weights, Tensor(a!)[] u, Tensor(b!)[] v, int[] dims, int[] iterations, "

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/strides.h"
 #include "layout.h"
 
 namespace gnfast {
@@ -54,12 +55,6 @@ inline std::vector<SpectralLayer> spectral_layers(at::TensorList weights, at::In
     layers.push_back({dense, *layout});
   }
   return layers;
-}
-
-// `tensor` with the strides of `like`: itself, or a copy.
-inline at::Tensor with_strides_of(const at::Tensor& tensor, const at::Tensor& like) {
-  if (tensor.strides() == like.strides()) return tensor;
-  return at::empty_like(like, tensor.options()).copy_(tensor);
 }
 
 // u and v of every layer one after the other, as `spectral_norm_iterate` returns them.

@@ -1,4 +1,4 @@
-"""Normalisers that have fused kernels: what these compile in. `gnfast.heads` has the formulas in plain PyTorch.
+"""Normalisers that have fused kernels: what these are told of them. `gnfast.heads` has the formulas in plain PyTorch.
 
 `implementation("head", device_type)` has `normalize` and `pull`, or is None where plain PyTorch does it.
 """

@@ -1,0 +1,23 @@
+// Tensors in the order of memory that a kernel reads.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_like.h>
+
+namespace gnfast {
+
+// `tensor` with the strides of `like`, which has no gaps: itself, or a copy.
+inline at::Tensor with_strides_of(const at::Tensor& tensor, const at::Tensor& like) {
+  if (tensor.strides() == like.strides()) return tensor;
+  return at::empty_like(like, tensor.options()).copy_(tensor);
+}
+
+// `tensor` without gaps and with its samples one after the other: itself, or a copy.
+inline at::Tensor batch_major(const at::Tensor& tensor) {
+  const bool dense = tensor.is_non_overlapping_and_dense();
+  const bool in_order = tensor.size(0) <= 1 || tensor.stride(0) * tensor.size(0) == tensor.numel();
+  return dense && in_order ? tensor : tensor.contiguous();
+}
+
+}  // namespace gnfast
