@@ -3,9 +3,8 @@
 // Formulas, norms and coefficients are in double, so that for narrower tensors none of them leaves the range. A sample
 // belongs to one thread, so results do not depend on the number of threads.
 
-#include "cpu.h"
-
 #include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -14,12 +13,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
-#include "../common/capability.h"
 #include "../common/strides.h"
 
 namespace gnfast::cpu {
@@ -30,14 +29,6 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 // As many entries per thread as PyTorch's own pointwise loops take at least.
 constexpr int64_t kGrainEntries = 32768;
-
-template <typename T>
-HeadKernels<T> head_kernels() {
-#ifdef GNFAST_X86_KERNELS
-  if (use_avx2()) return avx2_head_kernels<T>();
-#endif
-  return portable_head_kernels<T>();
-}
 
 // Calls sample(i) for every sample.
 template <typename Sample>
@@ -113,6 +104,23 @@ Values values_of(const Formula& formula, double f, double m) {
   return values;
 }
 
+// ‖g − centre‖² of one sample. Sixteen sums side by side are a vector to the compiler.
+template <typename T>
+double sum_of_squares(const T* g, int64_t size, double centre) {
+  constexpr int64_t kSums = 16;
+  double sums[kSums] = {};
+  const auto add = [&](int64_t i, int64_t j) {
+    const double entry = static_cast<double>(static_cast<at::opmath_type<T>>(g[i])) - centre;
+    sums[j] += entry * entry;
+  };
+  int64_t i = 0;
+  for (; i + kSums <= size; i += kSums) {
+    for (int64_t j = 0; j < kSums; ++j) add(i + j, j);
+  }
+  for (int64_t j = 0; i < size; ++i, ++j) add(i, j);
+  return std::accumulate(sums, sums + kSums, 0.0);
+}
+
 // m² of every sample: squares added up, of which g itself is read only if there are none.
 std::vector<double> squared_norms(const at::Tensor& g, const std::optional<at::Tensor>& squares, double centre) {
   const int64_t batch = g.size(0);
@@ -125,11 +133,10 @@ std::vector<double> squared_norms(const at::Tensor& g, const std::optional<at::T
   const int64_t per_sample = entries.numel() / batch;
   GNFAST_DISPATCH(entries.scalar_type(), "head", [&] {
     const auto* from = entries.const_data_ptr<scalar_t>();
-    const auto kernels = head_kernels<scalar_t>();
     for_samples(batch, per_sample, [&](int64_t i) {
       const auto* sample = from + i * per_sample;
       if (!squares) {
-        norms[i] = kernels.squares(sample, per_sample, centre);
+        norms[i] = sum_of_squares(sample, per_sample, centre);
       } else {
         for (int64_t part = 0; part < per_sample; ++part) norms[i] += static_cast<double>(sample[part]);
       }
@@ -165,42 +172,28 @@ std::tuple<at::Tensor, at::Tensor> normalize(const at::Tensor& f, const at::Tens
   return {f_hat, partials};
 }
 
-// The entries of one sample where along / m has no precise place in Acc, but its products may.
-template <typename T>
-void start_of_extreme(const T* x, const T* g, T* start, int64_t size, double s, double along, double m, double centre) {
-  for (int64_t i = 0; i < size; ++i) {
-    const double direction = (static_cast<double>(g[i]) - centre) / m;
-    start[i] = static_cast<T>(s * static_cast<double>(x[i]) + along * direction);
-  }
-}
-
 // ∂L/∂f̂, ∂f̂/∂f, ∂f̂/∂m and m ↦ s (B,), c₀ and ∂L/∂x, for x and g of one dtype and order in memory.
 template <typename T>
 void pull_typed(const std::vector<double>& upstream, const double* partials, const at::Tensor& x, const at::Tensor& g,
                 double centre, const at::Tensor& scale, const at::Tensor& start, const at::Tensor& grad_x) {
   using Acc = at::opmath_type<T>;
   const int64_t batch = x.size(0), per_sample = batch ? x.numel() / batch : 0;
-  const auto kernels = head_kernels<T>();
   const T* const inputs = x.const_data_ptr<T>();
   const T* const gradients = g.const_data_ptr<T>();
   T* const starts = start.defined() ? start.mutable_data_ptr<T>() : nullptr;
   T* const grads_x = grad_x.defined() ? grad_x.mutable_data_ptr<T>() : nullptr;
   Acc* const scales = scale.mutable_data_ptr<Acc>();
   for_samples(batch, per_sample, [&](int64_t i) {
-    const int64_t first = i * per_sample;
-    const double s = upstream[i] * partials[i], along = upstream[i] * partials[batch + i];
-    // ∂m/∂g = (g − centre) / m, and 0 at m = 0.
-    const double m = divisor(partials[2 * batch + i]), per_entry = along / m;
-    const Acc narrow = static_cast<Acc>(per_entry);
-    scales[i] = static_cast<Acc>(s);
-    T* const sample_start = starts ? starts + first : nullptr;
-    T* const sample_grad_x = grads_x ? grads_x + first : nullptr;
-    const bool extreme = narrow != 0 ? !std::isnormal(narrow) : along != 0 && m != kInfinity;
-    if (starts && extreme) {
-      start_of_extreme(inputs + first, gradients + first, sample_start, per_sample, s, along, m, centre);
+    const int64_t first = i * per_sample, end = first + per_sample;
+    // A unit vector first: the coefficient divided by m may leave the range where the product does not.
+    const Acc s = upstream[i] * partials[i], along = upstream[i] * partials[batch + i];
+    const Acc m = divisor(partials[2 * batch + i]), middle = centre;
+    scales[i] = s;
+    for (int64_t e = first; starts && e < end; ++e) {
+      const Acc direction = (static_cast<Acc>(gradients[e]) - middle) / m;
+      starts[e] = static_cast<T>(s * static_cast<Acc>(inputs[e]) + along * direction);
     }
-    kernels.pull(inputs + first, gradients + first, extreme ? nullptr : sample_start, sample_grad_x, per_sample,
-                 scales[i], narrow, static_cast<Acc>(centre));
+    for (int64_t e = first; grads_x && e < end; ++e) grads_x[e] = static_cast<T>(s * static_cast<Acc>(gradients[e]));
   });
 }
 

@@ -144,7 +144,7 @@ def test_operators_are_no_less_exact_than_the_twin(name, size, dtype):
             inside = (scale < limits.max) & (scale > limits.tiny)
             error, bound = (((t - truth).abs().flatten(1 if t.dim() > 1 else 0)) for t in (ours, theirs))
             error, bound = ((e.reshape(7, -1).amax(1) / scale)[inside] for e in (error, bound))
-            assert (error <= bound + limits.eps / 2).all()
+            assert (error <= bound + limits.eps).all()
 
 
 @has_operators
@@ -262,12 +262,6 @@ def test_operators_refuse_what_they_cannot_read():
     ):
         with pytest.raises(ValueError, match=message):
             pull(*bad, 0.0, True, True, torch.float32)
-
-
-@pytest.mark.parametrize(("device", "implementation"), [("cpu", "operators")])
-@has_operators
-def test_portable_operators(run_portable):
-    run_portable(__file__, "operators and (twin or extreme)")
 
 
 @pytest.mark.gpu
