@@ -50,7 +50,8 @@ class _FourPasses(torch.autograd.Function):
         new = operands.prepare(made, recorded)
         given = operands.by_slot(plan, made, recorded, new)
         f, masks = passes.forward(plan, x if plan.entry is None else x.to(plan.entry), given)
-        g, cotangents = passes.pending_input_gradient(plan, x.shape[0], torch.ones_like(f), given, masks, keep)
+        seed = None if plan.takes_ones else torch.ones_like(f)
+        g, cotangents = passes.pending_input_gradient(plan, x.shape[0], seed, given, masks, keep)
         if head is None:
             g, saved = g.tensor.to(x.dtype), ()
             result = f, g

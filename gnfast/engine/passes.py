@@ -32,9 +32,9 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
 
 
 def pending_input_gradient(
-    plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
+    plan: Plan, batch: int, seed: Tensor | None, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
 ) -> tuple[Contribution | Pending, list[Tensor | None]]:
-    """Pass 2, from `seed`, the cotangent of the output.
+    """Pass 2, from `seed`, the cotangent of the output; None for ones where `plan.takes_ones`.
 
     Returns:
         g of x's shape, of which the last step may be yet to be done by `g.tensor` or `g.with_squares(centre)`; and per
@@ -54,8 +54,9 @@ def pending_input_gradient(
             owned = False
         shapes = [(batch, *shape) for shape in node.input_shapes]
         pulled = node.op.pullback(Context(_select(operands, node), mask, owned, shapes), cotangent)
+        given_ones = cotangent is None
         del cotangent
-        fresh = not node.op.shares_cotangent
+        fresh = not (given_ones or node.op.shares_cotangent)
         for value, contribution in zip(node.inputs, pulled, strict=True):
             # Two may wait, for an op that adds them up on its way.
             waiting = received.setdefault(value, [])
@@ -92,7 +93,7 @@ def tangent(
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
-        wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
+        wanted = [plan.has_param_grads[index] and slot is not None and needs[slot] for slot in node.operands]
         overwrite, biases = plan.overwrites[index], _biases(operands, node)
         ctx = Context(_select(operands, node), saved[index], overwrite, (), scale, wanted, biases)
         if any(wanted):

@@ -80,6 +80,7 @@ JOINS = {
     "bias": {"TERMS": 1, "BIASES": 1, "AFTER": 0, "KEEP_SUM": False},
     "residual": {"TERMS": 2, "BIASES": 2, "AFTER": 0, "KEEP_SUM": True},
     "pullback": {"TERMS": 2, "BIASES": 0, "AFTER": 2, "KEEP_SUM": False},
+    "pullback of one sample's": {"TERMS": 2, "BIASES": 0, "AFTER": 2, "KEEP_SUM": False, "SHARED": True},
 }
 HEAD = {"CENTRE": 1.0, "BLOCK": head.BLOCK}
 CHAIN = {"HIDDEN": 3, "SLOPE": 0.2, "BIASED": 7, "CENTRE": 1.0, "ROWS": mlp.ROWS, "d_0": 2, "d_4": 1}
@@ -89,12 +90,12 @@ LAYERS = [f"{kind}_{k}" for kind in "wb" for k in (1, 2, 3, 4)]
 def cases() -> Iterator[tuple[str, Case]]:
     """Name, case."""
     for aligned, (variant, numbers) in itertools.product((True, False), JOINS.items()):
-        constants = {**numbers, "SLOPE": 0.2, "WIDE": False, "WORDS": join.WORDS}
-        constants |= {"ALIGNED": aligned, "CHANNELS_LAST": True}
+        constants = {"SHARED": False, **numbers, "SLOPE": 0.2, "WIDE": False, "WORDS": join.WORDS}
+        constants |= {"ALIGNED": aligned, "CHANNELS_LAST": not constants["SHARED"]}
         tensors = ("term_1", "term_2", "after_1", "after_2", "bias_1", "bias_2", "out", "total")
         name = f"{variant}, {'aligned' if aligned else 'unaligned'}"
         yield f"join masked, {name}", Case(join, "masked", tensors, {"scale": "fp32", "bits": "i32"}, constants)
-        if variant != "pullback":
+        if constants["BIASES"]:
             tensors = ("term_1", "term_2", "bias_1", "bias_2", "y", "total")
             yield f"join forward, {name}", Case(join, "forward", tensors, {"bits": "i32"}, constants)
     for kind, squared in itertools.product(head.KINDS, (False, True)):
