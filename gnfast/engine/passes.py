@@ -33,12 +33,13 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
 
 def pending_input_gradient(
     plan: Plan, batch: int, seed: Tensor | None, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
-) -> tuple[Contribution | Pending, list[Tensor | None]]:
+) -> tuple[Sequence[Contribution | Pending], list[Tensor | None]]:
     """Pass 2, from `seed`, the cotangent of the output; None for ones where `plan.takes_ones`.
 
     Returns:
-        g of x's shape, of which the last step may be yet to be done by `g.tensor` or `g.with_squares(centre)`; and per
-        node the cotangent of its output, if that is to be kept and the node has parameter gradients.
+        One or two parts of g, of x's shape, yet to be added up, of which the last step may be yet to be done by
+        `tensor` or `with_squares(centre)`; and per node the cotangent of its output, if that is to be kept and the node
+        has parameter gradients.
     """
     received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
@@ -65,8 +66,7 @@ def pending_input_gradient(
             pending = isinstance(contribution, Pending)
             waiting.append(contribution if pending else Contribution(contribution, fresh))
         del pulled
-    parts = received[0]
-    return parts[0] if len(parts) == 1 else summed(parts), kept
+    return received[0], kept
 
 
 def tangent(

@@ -98,11 +98,13 @@ def cases() -> Iterator[tuple[str, Case]]:
         if constants["BIASES"]:
             tensors = ("term_1", "term_2", "bias_1", "bias_2", "y", "total")
             yield f"join forward, {name}", Case(join, "forward", tensors, {"bits": "i32"}, constants)
-    for kind, squared in itertools.product(head.KINDS, (False, True)):
+    for kind, of_what in [*itertools.product(head.KINDS, ("entries", "squares")), ("gran", "two terms")]:
+        squared = of_what == "squares"
         constants = HEAD | {"KIND": head.KINDS[kind], "COMPLEMENT": kind == "gn", "TAU": 1.2, "EPS": 0.1}
         others = {"partials": "sums"} | ({"g": "fp64"} if squared else {})
-        case = Case(head, "normalize", ("f", "g", "f_hat"), others, constants | {"SQUARED": squared})
-        yield f"head normalize, {kind}, {'squares' if squared else 'entries'}", case
+        constants |= {"SQUARED": squared, "TERMS": 1 + (of_what == "two terms")}
+        case = Case(head, "normalize", ("f", "g", "more", "total", "f_hat"), others, constants)
+        yield f"head normalize, {kind}, {of_what}", case
     tensors, others = ("upstream", "x", "g", "start", "grad_x"), {"partials": "sums", "scale": "sums"}
     yield "head pull", Case(head, "pull", tensors, others, HEAD | {"WANTS_START": True, "WANTS_GRAD_X": True})
     for width in (16, MAX_WIDTH):
