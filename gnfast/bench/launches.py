@@ -61,7 +61,7 @@ def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0)
             total += size * (through * (1 + pushes) + back)
         elif not node.flops:
             total += size * (1 + pushes)
-    new = prepare(made, recorded)
+    _, new = prepare(plan, made, x, recorded)
     pairs = [(t, recorded[origin]) for t, (_, origin, _) in zip(new, made, strict=True)]
     weights = sum(t.nbytes + source.nbytes for t, source in pairs if t is not source)
     low = x.numel() * (torch.finfo(plan.entry or x.dtype).bits // 8)

@@ -48,9 +48,10 @@ class _FourPasses(torch.autograd.Function):
     def forward(
         ctx, plan: Plan, made: Made, head: Head | None, keep: bool, x: Tensor, *recorded: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
-        new = operands.prepare(made, recorded)
+        entered, new = operands.prepare(plan, made, x, recorded)
         given = operands.by_slot(plan, made, recorded, new)
-        f, masks = passes.forward(plan, x if plan.entry is None else x.to(plan.entry), given)
+        f, masks = passes.forward(plan, entered, given)
+        del entered
         seed = None if plan.takes_ones else torch.ones_like(f)
         parts, cotangents = passes.pending_input_gradient(plan, x.shape[0], seed, given, masks, keep)
         if head is None:

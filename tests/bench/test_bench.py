@@ -109,8 +109,8 @@ def test_steps_launch_no_more_than_the_docs_say(name, critic, generator):
 
 
 LAUNCHES = {
-    "CNN 32": {"critic": (74, 54), "generator": (40, 27)},
-    "ResNet 32": {"critic": (93, 70), "generator": (51, 36)},
+    "CNN 32": {"critic": (71, 51), "generator": (37, 24)},
+    "ResNet 32": {"critic": (89, 66), "generator": (47, 32)},
 }
 """Of the critic's part of a step, its loss included, which is 14 and 3: with PyTorch's convolutions, with Triton's."""
 
@@ -173,8 +173,8 @@ def test_steps_launch_no_more_on_a_gpu_than_the_docs_say(name, step, bounds):
     )
     assert found.launches <= bounds[0] and merged.launches <= bounds[1]
     kinds = found.by_kind()
-    assert kinds["dtype copy"][0] == 1 and "layout copy" not in kinds, kinds
-    # All weights at once, and all their gradients; all biases' in two.
+    assert {"dtype copy", "layout copy", "copy"}.isdisjoint(kinds), kinds
+    # All weights and the images at once, and all gradients of weights; all biases' in two.
     trained = step == "critic"
     assert kinds["_operands_kernel"][0] == 1 + trained
     assert sum(count for kind, (count, _) in kinds.items() if kind.startswith("_scaled_sums")) == 2 * trained

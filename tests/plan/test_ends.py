@@ -1,5 +1,7 @@
 """Plans with fewer kernels at their ends: which operations are left, and the numbers of double backward."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,6 +195,29 @@ def test_images_converted_at_once(way):
     x = torch.randn(5, 3, 6, 4)
     assert (gnfast.trace(net, x).entry is None) == (way == "another reader")
     assert_matches_double_backward(net, x, tolerance=1e-6)
+
+
+# x in float32 as it comes, with gaps, with its axes in another order, and the same for all samples.
+IMAGES = {
+    "dense": lambda x: x,
+    "sliced": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("kind", IMAGES)
+def test_interpreted_conversion_of_images(kind, monkeypatch):
+    monkeypatch.setitem(backend.CHOSEN, ("operands", "cpu"), ("triton",))
+    kernels = backend.implementation("operands", "cpu")
+    layers = {"conv": nn.Conv2d(3, 5, 3, padding=1), "linear": nn.Linear(120, 1)}
+    net = Called(lambda net, x: net.linear(F.relu(net.conv(x.double())).flatten(1)), **layers).double()
+    with mock.patch.object(kernels, "_launch", wraps=kernels._launch) as launch:
+        assert_matches_double_backward(net, IMAGES[kind](torch.randn(5, 3, 6, 4)), tolerance=1e-6)
+    (image, *_), _ = launch.call_args_list[0].args
+    assert (image.source.dtype, image.dtype) == (torch.float32, torch.float64)
 
 
 @pytest.mark.usefixtures("layout")
