@@ -44,7 +44,7 @@ def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0)
 
     Then a kernel reads what products and other branches hand it and writes what the next ones read, each tensor once,
     and the signs of activations. Weights are read and written once each way; so are x and its conversion, ∇ₓf (read
-    twice) and c₀.
+    twice) and c₀. What the last layer's weight saves as a cotangent, its gradient takes, a sum that is no product then.
     """
     network, mode = shipped(name, width), tuned(precision)
     net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
