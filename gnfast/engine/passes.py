@@ -55,9 +55,8 @@ def pending_input_gradient(
             owned = False
         shapes = [(batch, *shape) for shape in node.input_shapes]
         pulled = node.op.pullback(Context(_select(operands, node), mask, owned, shapes), cotangent)
-        given_ones = cotangent is None
+        fresh = not (cotangent is None or node.op.shares_cotangent)
         del cotangent
-        fresh = not (given_ones or node.op.shares_cotangent)
         for value, contribution in zip(node.inputs, pulled, strict=True):
             # Two may wait, for an op that adds them up on its way.
             waiting = received.setdefault(value, [])

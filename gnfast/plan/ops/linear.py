@@ -48,7 +48,7 @@ class Linear(Op):
         elif ctx.needs[0]:
             weight_grad = cotangent.flatten(0, -2).t() @ tangent.flatten(0, -2)
         if ctx.needs[1] and ctx.scale is not None:
-            bias_grad = ScaledSum(cotangent, tangent.dim() - 1)
+            bias_grad = ScaledSum(cotangent, 1 if cotangent is None else cotangent.dim() - 1)
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
@@ -80,7 +80,7 @@ class MapLinear(Linear):
         self, ctx: Context, cotangent: Tensor | None, tangent: Tensor
     ) -> Sequence[Tensor | ScaledSum | None]:
         weight = ctx.operands[0]
-        weight_grad, bias_grad = super().param_grad(ctx, cotangent, _rows(tangent, weight))
+        weight_grad, bias_grad = super().param_grad(ctx, cotangent, _rows(tangent, weight) if ctx.needs[0] else tangent)
         return None if weight_grad is None else _maps(weight_grad, weight), bias_grad
 
     def label(self) -> str:
