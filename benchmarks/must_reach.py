@@ -128,7 +128,7 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
     @torch.no_grad()
     def kernels() -> None:
         f, masks = passes.forward(plan, x, operands)
-        g, cotangents = passes.pending_input_gradient(plan, 4, torch.ones_like(f), operands, masks, keep=True)
+        (g,), cotangents = passes.pending_input_gradient(plan, 4, torch.ones_like(f), operands, masks, keep=True)
         passes.tangent(plan, passes.merged_tangent(x, scale, g.tensor), scale, operands, wanted, masks, cotangents)
 
     steps = {

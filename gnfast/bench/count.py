@@ -102,7 +102,7 @@ def _of_triton(kernel: Any, args: Sequence[Any]) -> Launch:
     stores = set(re.findall(r"tl\.store\((\w+)", source))
     given = list(zip(kernel.arg_names, args, strict=False))
     written, read = (
-        {t.data_ptr(): t.nbytes for name, arg in given if (name in stores) is stored for t in _tensors(arg)}
+        {t.data_ptr(): _bytes(t) for name, arg in given if (name in stores) is stored for t in _tensors(arg)}
         for stored in (True, False)
     )
     return Launch(kernel.__name__, kernel.__name__, sum(read.values()), sum(written.values()))

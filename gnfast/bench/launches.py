@@ -44,7 +44,7 @@ def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0)
 
     Then a kernel reads what products and other branches hand it and writes what the next ones read, each tensor once,
     and the signs of activations. Weights are read and written once each way; so are x and its conversion, ∇ₓf (read
-    twice) and c₀.
+    twice) and c₀. What the last layer's weight saves as a cotangent, its gradient takes, a sum that is no product then.
     """
     network, mode = shipped(name, width), tuned(precision)
     net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
@@ -61,7 +61,7 @@ def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0)
             total += size * (through * (1 + pushes) + back)
         elif not node.flops:
             total += size * (1 + pushes)
-    new = prepare(made, recorded)
+    _, new = prepare(plan, made, x, recorded)
     pairs = [(t, recorded[origin]) for t, (_, origin, _) in zip(new, made, strict=True)]
     weights = sum(t.nbytes + source.nbytes for t, source in pairs if t is not source)
     low = x.numel() * (torch.finfo(plan.entry or x.dtype).bits // 8)

@@ -10,6 +10,7 @@ from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.engine.operands import Made
 from gnfast.interop.surroundings import without_autocast
+from gnfast.plan.fused import summed
 from gnfast.plan.plan import Plan
 from gnfast.steps.memory import reuse_memory
 
@@ -47,16 +48,17 @@ class _FourPasses(torch.autograd.Function):
     def forward(
         ctx, plan: Plan, made: Made, head: Head | None, keep: bool, x: Tensor, *recorded: Tensor
     ) -> Tensor | tuple[Tensor, Tensor]:
-        new = operands.prepare(made, recorded)
+        entered, new = operands.prepare(plan, made, x, recorded)
         given = operands.by_slot(plan, made, recorded, new)
-        f, masks = passes.forward(plan, x if plan.entry is None else x.to(plan.entry), given)
-        g, cotangents = passes.pending_input_gradient(plan, x.shape[0], torch.ones_like(f), given, masks, keep)
+        f, masks = passes.forward(plan, entered, given)
+        del entered
+        seed = None if plan.takes_ones else torch.ones_like(f)
+        parts, cotangents = passes.pending_input_gradient(plan, x.shape[0], seed, given, masks, keep)
         if head is None:
-            g, saved = g.tensor.to(x.dtype), ()
+            g, saved = summed(parts).tensor.to(x.dtype), ()
             result = f, g
         else:
-            g, squares = g.with_squares(head.centre)
-            result, saved = heads.normalize(head, f, g, squares, x.dtype)
+            result, g, saved = heads.normalize(head, f, parts, x.dtype)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.made, ctx.head, ctx.masks = plan, made, head, masks
         ctx.sizes = len(saved), len(recorded), len(new), len(cotangents)

@@ -20,6 +20,7 @@ from gnfast.errors import InputError
 from gnfast.kernels.backend import implementation
 from gnfast.kernels.head import Formula
 from gnfast.kernels.layout import accumulator
+from gnfast.plan.fused import Contribution, Pending, summed
 
 Value = Callable[[Tensor, Tensor], Tensor]
 Partials = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -188,19 +189,25 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
 
 
 def normalize(
-    head: Head, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As `apply_head` by partial derivatives, without a graph, for one logit per sample; and what `pull` needs.
+    head: Head, f: Tensor, parts: Sequence[Contribution | Pending], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """As `apply_head` by partial derivatives, without a graph, for one logit per sample; g; and what `pull` needs.
 
     Args:
-        squares: (B, parts), float64, which add up to ‖g − centre‖² per sample, where they are known.
+        parts: of g, one or two.
         dtype: that of x; f̂ has the wider of this and f's.
     """
-    wider = torch.promote_types(f.dtype, dtype)
-    if kernels := _kernels(head, g):
-        f_hat, partials = kernels.normalize(head.formula, f, g, squares, wider)
-        return f_hat, (partials,)
-    return _normalize(head, f, g, squares, wider)
+    wider, kernels = torch.promote_types(f.dtype, dtype), _kernels(head, f)
+    if kernels and len(parts) == 2 and parts[0].tensor.dtype == parts[1].tensor.dtype:
+        terms, squares = [part.tensor for part in parts], None
+    else:
+        g, squares = (parts[0] if len(parts) == 1 else summed(parts)).with_squares(head.centre)
+        terms = [g]
+    if kernels:
+        f_hat, g, partials = kernels.normalize(head.formula, f, terms, squares, wider)
+        return f_hat, g, (partials,)
+    f_hat, saved = _normalize(head, f, g, squares, wider)
+    return f_hat, g, saved
 
 
 def pull(

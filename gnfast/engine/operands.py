@@ -1,4 +1,4 @@
-"""The recorded operands as a Plan's nodes take them, and the gradients of the recorded ones, each way in one call."""
+"""x and the recorded operands as a Plan's nodes take them, and the gradients of the latter, each way in one call."""
 
 import functools
 from collections.abc import Sequence
@@ -23,9 +23,13 @@ def made_of(plan: Plan, recorded: Sequence[Tensor], channels_last: bool) -> Made
     return _made_of(plan, tuple([t.dtype for t in recorded]), channels_last)
 
 
-def prepare(made: Made, recorded: Sequence[Tensor]) -> list[Tensor]:
-    """What is made of the recorded operands."""
-    return kernels.prepare([recorded[origin] for _, origin, _ in made], [form for *_, form in made])
+def prepare(plan: Plan, made: Made, x: Tensor, recorded: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """x in the dtype in which the passes begin, and what is made of the recorded operands."""
+    sources, forms = [recorded[origin] for _, origin, _ in made], [form for *_, form in made]
+    if plan.entry is None:
+        return x, kernels.prepare(sources, forms)
+    x, *new = kernels.prepare([x, *sources], [Form(plan.entry), *forms])
+    return x, new
 
 
 def by_slot(plan: Plan, made: Made, recorded: Sequence[Tensor | None], new: Sequence[Tensor]) -> list[Tensor | None]:

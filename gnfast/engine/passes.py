@@ -33,13 +33,14 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
 
 
 def pending_input_gradient(
-    plan: Plan, batch: int, seed: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
-) -> tuple[Contribution | Pending, list[Tensor | None]]:
-    """Pass 2, from `seed`, the cotangent of the output.
+    plan: Plan, batch: int, seed: Tensor | None, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
+) -> tuple[Sequence[Contribution | Pending], list[Tensor | None]]:
+    """Pass 2, from `seed`, the cotangent of the output; None for ones where `plan.takes_ones`.
 
     Returns:
-        g of x's shape, of which the last step may be yet to be done by `g.tensor` or `g.with_squares(centre)`; and per
-        node the cotangent of its output, if that is to be kept and the node has parameter gradients.
+        One or two parts of g, of x's shape, yet to be added up, of which the last step may be yet to be done by
+        `tensor` or `with_squares(centre)`; and per node the cotangent of its output, if that is to be kept and the node
+        has parameter gradients.
     """
     received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
@@ -56,8 +57,8 @@ def pending_input_gradient(
             owned = False
         shapes = [(batch, *shape) for shape in node.input_shapes]
         pulled = op.pullback(Context(_select(operands, node.operands), mask, owned, shapes), cotangent)
+        fresh = not (cotangent is None or op.shares_cotangent)
         del cotangent
-        fresh = not op.shares_cotangent
         for value, contribution in zip(node.inputs, pulled, strict=True):
             # Two may wait, for an op that adds them up on its way.
             waiting = received.setdefault(value, [])
@@ -66,8 +67,7 @@ def pending_input_gradient(
             pending = isinstance(contribution, Pending)
             waiting.append(contribution if pending else Contribution(contribution, fresh))
         del pulled
-    parts = received[0]
-    return parts[0] if len(parts) == 1 else summed(parts), kept
+    return received[0], kept
 
 
 def tangent(
@@ -91,11 +91,12 @@ def tangent(
     found: list[tuple[int, Tensor]] = []
     sums: list[tuple[int, ScaledSum]] = []
     aside = branch()
-    overwrites, last_uses, pushes_forward = plan.overwrites, plan.last_uses, plan.pushes_forward
+    overwrites, last_uses = plan.overwrites, plan.last_uses
+    pushes_forward, has_param_grads = plan.pushes_forward, plan.has_param_grads
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
-        wanted = () if cotangent is None else [slot is not None and needs[slot] for slot in node.operands]
+        wanted = [has_param_grads[index] and slot is not None and needs[slot] for slot in node.operands]
         given, biases = _select(operands, node.operands), _select(operands, node.biases)
         ctx = Context(given, saved[index], overwrites[index], (), scale, wanted, biases)
         if any(wanted):

@@ -39,7 +39,8 @@ class Context(NamedTuple):
 class ScaledSum(NamedTuple):
     """The gradient (C,) of a bias, Σ s_i δ_i over all axes but one: yet to be computed, with those of other layers."""
 
-    cotangent: Tensor
+    cotangent: Tensor | None
+    """None for (B, 1) ones."""
     axis: int
 
 
@@ -85,6 +86,9 @@ class Op:
 
     detaches: ClassVar[bool] = False
     """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
+
+    takes_ones: ClassVar[bool] = False
+    """Whether pullback and param_grad take None for a cotangent (B, 1) of ones. What the first gives is expanded."""
 
     prefers_channels_last: ClassVar[bool] = False
     """Whether it is faster on (B, C, H, W) tensors that are stored with their channels innermost."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from gnfast.kernels.operands import Fold, Spread
+from gnfast.plan.fused import Fused
 from gnfast.plan.op import Op, Shape
 from gnfast.plan.table import render
 
@@ -137,6 +138,13 @@ class Plan:
             differentiated and not self.trainable.isdisjoint(node.operands)
             for node, differentiated in zip(self.nodes, self.differentiated, strict=True)
         )
+
+    @functools.cached_property
+    def takes_ones(self) -> bool:
+        """Whether pass 2 begins with None for ones: its first node takes that, the next one what is expanded."""
+        fused = {value for node in self.nodes if isinstance(node.op, Fused) for value in node.outputs}
+        last = [node for node in self.nodes if node.op.takes_ones and node.output == self.output]
+        return any(node.output_shape == (1,) and node.inputs[0] in fused for node in last)
 
     @functools.cached_property
     def slots(self) -> frozenset[int]:

@@ -103,7 +103,7 @@ def test_work_counts_products_and_skips_what_a_backward_does_not_read():
         assert backward.product_bytes == forward.product_bytes
 
 
-@pytest.mark.parametrize(("name", "critic", "generator"), [("CNN 32", 81, 73), ("ResNet 32", 146, 155)])
+@pytest.mark.parametrize(("name", "critic", "generator"), [("CNN 32", 78, 70), ("ResNet 32", 142, 151)])
 def test_steps_launch_no_more_than_the_docs_say(name, critic, generator):
     """docs/scaling.md: what launching costs shows on a GPU only, the count of launches everywhere."""
     found = launches(critics.shipped(name))
@@ -111,8 +111,8 @@ def test_steps_launch_no_more_than_the_docs_say(name, critic, generator):
 
 
 LAUNCHES = {
-    "CNN 32": {"critic": (63, 43), "generator": (38, 25)},
-    "ResNet 32": {"critic": (82, 59), "generator": (49, 34)},
+    "CNN 32": {"critic": (60, 40), "generator": (35, 22)},
+    "ResNet 32": {"critic": (78, 55), "generator": (45, 30)},
 }
 """Of the critic's part of a step, its loss included, which is 3: with PyTorch's convolutions, with Triton's."""
 
@@ -175,8 +175,8 @@ def test_steps_launch_no_more_on_a_gpu_than_the_docs_say(name, step, bounds):
     )
     assert found.launches <= bounds[0] and merged.launches <= bounds[1]
     kinds = found.by_kind()
-    assert kinds["dtype copy"][0] == 1 and "layout copy" not in kinds, kinds
-    # All weights at once, and all their gradients; all biases' in two.
+    assert {"dtype copy", "layout copy", "copy"}.isdisjoint(kinds), kinds
+    # All weights and the images at once, and all gradients of weights; all biases' in two.
     trained = step == "critic"
     assert kinds["_operands_kernel"][0] == 1 + trained
     assert sum(count for kind, (count, _) in kinds.items() if kind.startswith("_scaled_sums")) == 2 * trained

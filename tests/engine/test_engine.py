@@ -550,8 +550,9 @@ def test_one_plan_serves_every_batch_size():
     x = torch.randn(7, 3, 6, 6, dtype=torch.float64)
     weights = list(net.parameters())
     made = operands.made_of(first, weights, channels_last=False)
-    given = operands.by_slot(first, made, weights, operands.prepare(made, weights))
-    assert relative_error(passes.forward(first, x, given)[0], net(x)) < 1e-12
+    start, new = operands.prepare(first, made, x, weights)
+    given = operands.by_slot(first, made, weights, new)
+    assert relative_error(passes.forward(first, start, given)[0], net(x)) < 1e-12
 
 
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")

@@ -144,8 +144,8 @@ def check_joins(problem, configuration, join, nearly_zero):
     bits = torch.randint(-(2**31), 2**31 - 1, (-(-p.x.numel() // 32),), device=p.device).to(torch.int32)
     of_y, of_sum = [p.made(p.shape) for _ in range(terms)], [p.made(p.shape) for _ in range(after)]
     expected, plain = (
-        plain_join.pullback([p.input_grad(wide), *widened(of_y, wide)], widened(of_sum, wide), bits, slope, None)
-        for wide in (True, False)
+        plain_join.pullback([grad, *widened(of_y, wide)], widened(of_sum, wide), bits, grad.stride(), slope, None)
+        for wide, grad in ((wide, p.input_grad(wide)) for wide in (True, False))
     )
     given = p.cotangent, p.shape, p.weight, p.arguments, of_y, of_sum, bits, slope, configuration
     assert_within_budget(poisoned(conv_triton.conv_input_grad_join, *given), expected, plain)
@@ -234,7 +234,7 @@ def test_interpreted_at_zero_and_beyond():
         given = (zero, weight, POINTWISE, [term], (), None, bits, slope, True, "64x64x64")
         for left, right in zip(conv_triton.conv_join_pushforward(*given), expected, strict=True):
             assert_same(left, right)
-        expected = plain_join.pullback([zero, term], [], bits, slope, None)
+        expected = plain_join.pullback([zero, term], [], bits, zero.stride(), slope, None)
         given = (zero, term.shape, weight, POINTWISE, [term], (), bits, slope, "64x64x64")
         assert_same(conv_triton.conv_input_grad_join(*given), expected)
 

@@ -1,18 +1,21 @@
 """The fused kernels of the normalisers against their plain twins, and under the engine."""
 
 import dataclasses
-import functools
 import itertools
 from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import gnfast
 from gnfast import heads, models, reference
 from gnfast.kernels import backends
 from gnfast.kernels.backend import implementation
-from tests.engine.test_engine import ResNet
+from gnfast.kernels.layout import accumulator
+from gnfast.plan.fused import Contribution, Pending
+from tests.engine.test_engine import Called, ResNet
 from tests.oracle import assert_same, outputs_and_gradients
 
 HEADS = {name: heads.find(name) for name in heads.METHODS} | {"gran, options": heads.gran(1.2, 0.03)}
@@ -41,18 +44,19 @@ def check_head(name, dtype, device, layout=torch.channels_last, backend="triton"
     f = torch.tensor([[0.3], [0], [-2], [1e-3], [-7], [1], [0], [-0.4], [1]], dtype=dtype, device=device)
     upstream = torch.randn(9, 1, device=device).to(dtype)
     twin = plain(head)
-    f_hat, saved = heads.normalize(twin, f, g, None, dtype)
-    actual, partials = kernels.normalize(head.formula, f, g, None, dtype)
+    f_hat, _, saved = heads.normalize(twin, f, [Contribution(g, False)], dtype)
+    actual, same, partials = kernels.normalize(head.formula, f, [g], None, dtype)
+    assert same is g
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(actual, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
+    check_two_terms(kernels, head, f, g)
     # Thirteen parts of every sample's squares, of which g itself cannot be the source.
     squares = (g.double() - head.centre).square().flatten(1).unflatten(1, (13, -1)).sum(2)
-    for normalize in (
-        lambda *given: heads.normalize(twin, *given),
-        functools.partial(kernels.normalize, head.formula),
-    ):
-        from_squares = normalize(f, torch.full_like(g, torch.nan), squares, dtype)[0]
-        torch.testing.assert_close(from_squares, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
+    pending = Pending(g.clone, None, lambda centre: (torch.full_like(g, torch.nan), squares))
+    from_squares = heads.normalize(twin, f, [pending], dtype)[0]
+    by_kernels = kernels.normalize(head.formula, f, [torch.full_like(g, torch.nan)], squares, dtype)[0]
+    for actual in (from_squares, by_kernels):
+        torch.testing.assert_close(actual, f_hat, rtol=tolerance, atol=tolerance, equal_nan=True)
     for wants in ((True, False), (False, True), (True, True)):
         expected = heads.pull(twin, saved, upstream, x, g, *wants)
         given = kernels.pull(head.formula, partials, upstream, x, g, *wants, dtype)
@@ -62,6 +66,24 @@ def check_head(name, dtype, device, layout=torch.channels_last, backend="triton"
                 continue
             assert left.stride() == right.stride() and left.dtype == right.dtype
             torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def check_two_terms(kernels, head, f, g):
+    """Parts of g, of any strides: their sum, rounded once, and what comes of it, with neither part written to."""
+    dtype, part = g.dtype, torch.randn_like(g)
+    for parts in (
+        (part, (g.double() - part.double()).to(dtype)),
+        (part.contiguous(), (g - part).transpose(2, 3).contiguous().transpose(2, 3)),
+        (part[:1].expand_as(g), g - part[:1]),
+        (g - part[:1], part[:1].expand_as(g)),
+    ):
+        copies = [part.clone() for part in parts]
+        f_hat, total, partials = kernels.normalize(head.formula, f, parts, None, dtype)
+        assert torch.equal(total, sum(part.to(accumulator(dtype)) for part in parts).to(dtype))
+        assert all(map(torch.equal, parts, copies))
+        expected, _, again = kernels.normalize(head.formula, f, [total], None, dtype)
+        assert torch.equal(partials, again)
+        torch.testing.assert_close(f_hat, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.interpreted
@@ -80,6 +102,34 @@ def test_interpreted_kernels_match_the_twin(name, dtype):
 def test_interpreted_kernels_under_the_engine(name, use):
     use("head", "cpu", "triton")
     check_engine(name, ResNet().double(), torch.randn(3, 3, 5, 7, dtype=torch.float64))
+
+
+# What else reads x, besides a convolution: one part of g more, whose strides are others or 0; or two.
+READERS = {
+    "convolution": lambda net, x: net.out(F.leaky_relu(net.conv(x) + net.pixels(x), 0.1).flatten(1)),
+    "sum": lambda net, x: net.out(F.leaky_relu(net.conv(x), 0.1).flatten(1)) + 0.1 * x.sum((1, 2, 3))[:, None],
+    "permuted": lambda net, x: net.out((net.conv(x).relu() + net.pixels(x.flip(2).mT.relu().mT)).relu().flatten(1)),
+    "two": lambda net, x: net.out((net.conv(x) + net.pixels(x)).relu().flatten(1)) + x.abs().amax((1, 2, 3))[:, None],
+}
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("method", ["gn", "pgn"])
+@pytest.mark.parametrize("reader", READERS)
+def test_interpreted_kernels_where_x_is_read_more_than_once(reader, method, use):
+    use("join", "cpu", "triton")
+    use("head", "cpu", "triton")
+    layers = {"conv": nn.Conv2d(3, 4, 3, padding=1), "pixels": nn.Conv2d(3, 4, 1), "out": nn.Linear(140, 1)}
+    net, x = Called(READERS[reader], **layers).double(), torch.randn(3, 3, 5, 7, dtype=torch.float64)
+    with mock.patch.object(head_kernels(), "normalize", wraps=head_kernels().normalize) as normalize:
+        check_engine(method, net, x)
+    assert len(normalize.call_args.args[2]) == 2
+    net.requires_grad_(False)
+    check_engine(method, net, x)
+
+
+def head_kernels():
+    return implementation("head", "cpu", "triton")
 
 
 def check_engine(name, net, x):
@@ -115,7 +165,7 @@ def test_engine_with_operators(name):
 def both_ways(head, f, g, upstream, x, entry=None, wants=(True, True)):
     """f̂, s, c₀ and ∂L/∂x by the operators and by the twin."""
     for way in (head, plain(head)):
-        f_hat, saved = heads.normalize(way, f, g, None, x.dtype)
+        f_hat, _, saved = heads.normalize(way, f, [Contribution(g, False)], x.dtype)
         yield f_hat, *heads.pull(way, saved, upstream, x, g, *wants, entry)
 
 

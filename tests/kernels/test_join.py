@@ -8,7 +8,7 @@ from torch import nn
 import gnfast
 from gnfast import models
 from gnfast.kernels.backend import implementation
-from gnfast.kernels.join import plain
+from gnfast.kernels.join import join_pullback, plain
 from gnfast.kernels.sign_bits import plain as sign_bits
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
@@ -135,11 +135,31 @@ def check_join(shape, axis, layout, dtype, terms, biases, slope, keep_sum, devic
     ):
         assert_same(left, right)
     after = [made() for _ in range(2 if keep_sum else 0)]
+    given = bits, values[0].stride(), slope
     for count in range(len(after) + 1):
-        expected = plain.pullback(values, after[:count], bits, slope, None)
-        assert_same(kernel.pullback(values, after[:count], bits, slope, None), expected)
+        expected = plain.pullback(values, after[:count], *given, None)
+        assert_same(kernel.pullback(values, after[:count], *given, None), expected)
         copy = values[0].clone()
-        assert_same(kernel.pullback([copy, *values[1:]], after[:count], bits, slope, copy), expected)
+        assert_same(kernel.pullback([copy, *values[1:]], after[:count], *given, copy), expected)
+        if shape[0] > 1:
+            check_shared(kernel, values, after[:count], *given)
+
+
+def check_shared(kernel, values, after, bits, strides, slope):
+    """A first cotangent that is the same for all samples is read as it is, and gives what its copy gives."""
+    # Other samples' memory lies behind this one's: what is read beyond it is not NaN.
+    shared = values[0][:1].expand_as(values[0])
+    copied = torch.empty_strided(shared.shape, strides, dtype=shared.dtype, device=shared.device).copy_(shared)
+    expected = kernel.pullback([copied, *values[1:]], after, bits, strides, slope, None)
+    actual = kernel.pullback([shared, *values[1:]], after, bits, strides, slope, None)
+    assert actual.stride() == strides and torch.equal(actual, expected)
+    assert_same(plain.pullback([shared, *values[1:]], after, bits, strides, slope, None), expected)
+    if len(values) > 1:
+        # As the second one it is copied, as the first of `join_pullback` it is not.
+        given = after, bits, strides, slope, None
+        assert_same(join_pullback([*values[1:], shared], *given), expected)
+        own = values[1].clone()
+        assert_same(join_pullback([shared, own], *given[:-1], own), expected)
 
 
 COMBINATIONS = [(1, 1, 0.0, False), (2, 2, 0.2, True), (2, 1, -0.5, False), (1, 0, 0.1, False), (2, 0, 0.0, True)]

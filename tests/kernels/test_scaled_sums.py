@@ -21,13 +21,13 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
 def made(batch, dtype, device):
-    """Cotangents and axes; one is expanded, and there are more than one launch takes."""
+    """Cotangents and axes; one is expanded, two are ones, and there are more than one launch takes."""
     cotangents, axes = [], []
     for shape, axis, layout in SHAPES * 4:
         t = torch.randn(batch, *shape, dtype=torch.float64, device=device).to(dtype)
         cotangents.append(t if layout is None else t.contiguous(memory_format=layout))
         axes.append(axis)
-    return [*cotangents, cotangents[0][:, :, :1, :1].expand(batch, 5, 2, 2)], [*axes, 1]
+    return [None, *cotangents, cotangents[0][:, :, :1, :1].expand(batch, 5, 2, 2), None], [1, *axes, 1, 1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -35,6 +35,7 @@ def test_against_float64(dtype):
     cotangents, axes = made(6, dtype, "cpu")
     scale = torch.randn(6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     for cotangent, axis, found in zip(cotangents, axes, scaled_sums(cotangents, axes, scale), strict=True):
+        cotangent = torch.ones(6, 1) if cotangent is None else cotangent
         wide = (cotangent.double().transpose(0, -1) * scale.double()).transpose(0, -1)
         expected = wide.sum([d for d in range(wide.dim()) if d != axis])
         assert found.dtype == scale.dtype
@@ -51,6 +52,9 @@ def check(batch, dtype, device):
     for actual, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
     assert all(map(torch.equal, found, triton.scaled_sums(cotangents, axes, scale)))
+    # Ones alone, of more samples than a chunk has rows.
+    (alone,) = triton.scaled_sums([None], [1], scale.repeat(1 + triton.CHUNK))
+    torch.testing.assert_close(alone, scale.sum(0, keepdim=True) * (1 + triton.CHUNK), rtol=tolerance, atol=1e-3)
 
 
 @pytest.mark.interpreted

@@ -83,6 +83,7 @@ JOINS = {
     "bias": {"TERMS": 1, "BIASES": 1, "AFTER": 0, "KEEP_SUM": False},
     "residual": {"TERMS": 2, "BIASES": 2, "AFTER": 0, "KEEP_SUM": True},
     "pullback": {"TERMS": 2, "BIASES": 0, "AFTER": 2, "KEEP_SUM": False},
+    "pullback of one sample's": {"TERMS": 2, "BIASES": 0, "AFTER": 2, "KEEP_SUM": False, "SHARED": True},
 }
 HEAD = {"CENTRE": 1.0, "BLOCK": head.BLOCK}
 CHAIN = {"HIDDEN": 3, "SLOPE": 0.2, "BIASED": 7, "CENTRE": 1.0, "ROWS": mlp.ROWS, "d_0": 2, "d_4": 1}
@@ -92,19 +93,21 @@ LAYERS = [f"{kind}_{k}" for kind in "wb" for k in (1, 2, 3, 4)]
 def cases() -> Iterator[tuple[str, Case]]:
     """Name, case."""
     for aligned, (variant, numbers) in itertools.product((True, False), JOINS.items()):
-        constants = {**numbers, "SLOPE": 0.2, "WIDE": False, "WORDS": join.WORDS}
-        constants |= {"ALIGNED": aligned, "CHANNELS_LAST": True}
+        constants = {"SHARED": False, **numbers, "SLOPE": 0.2, "WIDE": False, "WORDS": join.WORDS}
+        constants |= {"ALIGNED": aligned, "CHANNELS_LAST": not constants["SHARED"]}
         tensors = ("term_1", "term_2", "after_1", "after_2", "bias_1", "bias_2", "out", "total")
         name = f"{variant}, {'aligned' if aligned else 'unaligned'}"
         yield f"join masked, {name}", Case(join, "masked", tensors, {"scale": "fp32", "bits": "i32"}, constants)
-        if variant != "pullback":
+        if constants["BIASES"]:
             tensors = ("term_1", "term_2", "bias_1", "bias_2", "y", "total")
             yield f"join forward, {name}", Case(join, "forward", tensors, {"bits": "i32"}, constants)
-    for kind, squared in itertools.product(head.KINDS, (False, True)):
+    for kind, of_what in [*itertools.product(head.KINDS, ("entries", "squares")), ("gran", "two terms")]:
+        squared = of_what == "squares"
         constants = HEAD | {"KIND": head.KINDS[kind], "COMPLEMENT": kind == "gn", "TAU": 1.2, "EPS": 0.1}
         others = {"partials": "sums"} | ({"g": "fp64"} if squared else {})
-        case = Case(head, "normalize", ("f", "g", "f_hat"), others, constants | {"SQUARED": squared})
-        yield f"head normalize, {kind}, {'squares' if squared else 'entries'}", case
+        constants |= {"SQUARED": squared, "TERMS": 1 + (of_what == "two terms")}
+        case = Case(head, "normalize", ("f", "g", "more", "total", "f_hat"), others, constants)
+        yield f"head normalize, {kind}, {of_what}", case
     tensors, others = ("upstream", "x", "g", "start", "grad_x"), {"partials": "sums", "scale": "sums"}
     yield "head pull", Case(head, "pull", tensors, others, HEAD | {"WANTS_START": True, "WANTS_GRAD_X": True})
     for width in (16, MAX_WIDTH):

@@ -1,5 +1,7 @@
 """Plans with fewer kernels at their ends: which operations are left, and the numbers of double backward."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import nn
 import gnfast
 from gnfast import reference
 from gnfast.engine import autograd
+from gnfast.kernels import backend
 from gnfast.kernels.join import plain
 from tests.engine.test_engine import Called
 from tests.oracle import assert_matches_double_backward, outputs_and_gradients, relative_error
@@ -90,6 +93,61 @@ def test_linear_layers_of_maps(name):
     assert_like_double_backward(net, x)
 
 
+def hidden(net, x):
+    return F.leaky_relu(net.hidden(F.relu(net.conv(x)).flatten(1)), 0.2)
+
+
+# A network's last steps; whether pass 2 begins at an activation, with the last layer's weight as the cotangent.
+LAST = {
+    "vector": (lambda net, x: net.last(hidden(net, x)), True),
+    "map": (lambda net, x: net.of_map(F.relu(net.conv(x)).flatten(1)), True),
+    "sum": (lambda net, x: net.of_mean((F.relu(net.conv(x)) + net.conv(x)).relu().mean((2, 3))), True),
+    "its factor read twice": (lambda net, x: net.last(hidden(net, x) * net.last.weight), False),
+    "no activation": (lambda net, x: net.last(net.hidden(F.relu(net.conv(x)).flatten(1))), False),
+    "another activation": (lambda net, x: net.last(net.hidden(F.relu(net.conv(x)).flatten(1)).abs()), False),
+    "two logits": (lambda net, x: net.last(h := hidden(net, x)) + net.last(h * 2), False),
+    "a vector of them": (lambda net, x: net.last(hidden(net, x)).squeeze(1), False),
+    "rows": (lambda net, x: net.last(hidden(net, x)[:, None]).sum(1), False),
+    "no layer": (lambda net, x: hidden(net, x).sum(1), False),
+    "of the images": (lambda net, x: net.of_images(x.flatten(1)), False),
+    "of an activation of the images": (lambda net, x: net.of_images(x.relu().flatten(1)), False),
+}
+
+
+def last(name):
+    sizes = {"hidden": (120, 9), "last": (9, 1), "of_map": (120, 1), "of_mean": (5, 1), "of_images": (72, 1)}
+    layers = {name: nn.Linear(*size) for name, size in sizes.items()}
+    return Called(LAST[name][0], conv=nn.Conv2d(3, 5, 3, padding=1), **layers).double()
+
+
+def check_last(name, batch=5):
+    """Whichever of the last layer's parameters are trained; for a batch of one nothing is expanded."""
+    net, x = last(name), torch.randn(batch, 3, 6, 4, dtype=torch.float64)
+    assert gnfast.trace(net, x).takes_ones == LAST[name][1]
+    assert_like_double_backward(net, x)
+    for frozen in ("weight", "bias"):
+        for layer in (net.last, net.of_map, net.of_mean):
+            layer.weight.requires_grad_(frozen != "weight")
+            layer.bias.requires_grad_(frozen != "bias")
+        assert_matches_double_backward(net, x)
+
+
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("name", LAST)
+def test_last_layers(name, batch):
+    check_last(name, batch)
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("name", [name for name, (_, ones) in LAST.items() if ones])
+def test_interpreted_kernels_at_last_layers(name, monkeypatch):
+    for operation in ("join", "scaled_sums", "head", "operands"):
+        monkeypatch.setitem(backend.CHOSEN, (operation, "cpu"), ("triton",))
+    check_last(name)
+
+
 def test_a_rounding_by_the_network_stays():
     net = critic(lambda net, h: net.linear(h.mean((2, 3)).half().double()), 5).double()
     x = torch.randn(5, 3, 6, 4, dtype=torch.float64)
@@ -137,6 +195,29 @@ def test_images_converted_at_once(way):
     x = torch.randn(5, 3, 6, 4)
     assert (gnfast.trace(net, x).entry is None) == (way == "another reader")
     assert_matches_double_backward(net, x, tolerance=1e-6)
+
+
+# x in float32 as it comes, with gaps, with its axes in another order, and the same for all samples.
+IMAGES = {
+    "dense": lambda x: x,
+    "sliced": lambda x: x.repeat_interleave(2, 3)[..., ::2],
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("kind", IMAGES)
+def test_interpreted_conversion_of_images(kind, monkeypatch):
+    monkeypatch.setitem(backend.CHOSEN, ("operands", "cpu"), ("triton",))
+    kernels = backend.implementation("operands", "cpu")
+    layers = {"conv": nn.Conv2d(3, 5, 3, padding=1), "linear": nn.Linear(120, 1)}
+    net = Called(lambda net, x: net.linear(F.relu(net.conv(x.double())).flatten(1)), **layers).double()
+    with mock.patch.object(kernels, "_launch", wraps=kernels._launch) as launch:
+        assert_matches_double_backward(net, IMAGES[kind](torch.randn(5, 3, 6, 4)), tolerance=1e-6)
+    (image, *_), _ = launch.call_args_list[0].args
+    assert (image.source.dtype, image.dtype) == (torch.float32, torch.float64)
 
 
 @pytest.mark.usefixtures("layout")

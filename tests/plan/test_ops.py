@@ -51,6 +51,8 @@ CASES = {
     "conv_transpose3d": (Conv((2, 1, 1), (0, 1, 0), (1, 1, 1), 2, True, (1, 0, 0)), [VOLUME], [(4, 3, 3, 3, 2), (6,)]),
     "linear": (Linear(), [(B, 7)], [(5, 7), (5,)]),
     "linear of a map": (MapLinear(), [IMAGE], [(5, 6, 7, 9), (5,)]),
+    "linear to one": (Linear(), [(B, 7)], [(1, 7), (1,)]),
+    "linear of a map to one": (MapLinear(), [IMAGE], [(1, 6, 7, 9), (1,)]),
     "linear without bias": (Linear(), [(B, 7)], [(5, 7), None]),
     "linear on sequences": (Linear(), [(B, 4, 7)], [(5, 7), (5,)]),
     "einsum matrix": (Einsum(("anK", "KM"), "anM", 0), [(B, 4, 7)], [(7, 5)]),
@@ -233,6 +235,27 @@ def test_param_grad_is_autograds(case):
                 (grad,) = scaled_sums([grad.cotangent], [grad.axis], case.scale)
             if grad is not None:
                 assert_close(grad, next(expected))
+
+
+@pytest.mark.parametrize("name", ["linear to one", "linear of a map to one"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_none_stands_for_ones(name, scaled, device):
+    case = Applied(name, device)
+    ones, needs = torch.ones_like(case.y), (True, True)
+    assert case.op.takes_ones
+    (expected,), (actual,) = case.pull(ones), case.pull(None)
+    assert_close(actual, expected)
+    assert actual.stride(0) == 0
+    context, (tangent,) = case.context(scale=case.scale if scaled else None, needs=needs), case.tangents()
+    expected, actual = (case.op.param_grad(context, given, tangent) for given in (ones, None))
+    assert_close(actual[0], expected[0])
+    assert actual[0].stride() == expected[0].stride()
+    if not scaled:
+        assert actual[1] is expected[1] is None
+        return
+    sums = [scaled_sums([bias.cotangent], [bias.axis], case.scale)[0] for bias in (actual[1], expected[1])]
+    assert actual[1].cotangent is None
+    assert_close(*sums)
 
 
 def test_what_may_be_overwritten_and_what_may_not(case):

@@ -3,6 +3,9 @@
 `normalize` and `pull` do what those of `triton.py` do. Partial derivatives and m are float64.
 """
 
+import functools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,9 +17,11 @@ _normalize, _pull = _operators.head_normalize.default, _operators.head_pull.defa
 
 
 def normalize(
-    formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    return _normalize(f, g, squares, dtype, *formula)
+    formula: Formula, f: Tensor, terms: Sequence[Tensor], squares: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    g = functools.reduce(torch.add, terms)
+    f_hat, partials = _normalize(f, g, squares, dtype, *formula)
+    return f_hat, g, partials
 
 
 def pull(

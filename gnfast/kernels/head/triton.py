@@ -1,11 +1,13 @@
 """A normaliser on top of the passes in two Triton kernels: the norm and the value, then the coefficients and c₀.
 
-    m = ‖g − centre‖, f̂ = φ(f, m) and its partial derivatives                                        (normalize)
+    g = Σ terms, m = ‖g − centre‖, f̂ = φ(f, m) and its partial derivatives                           (normalize)
     s = ∂L/∂f = ∂L/∂f̂ · ∂f̂/∂f,   c₀ = s · x + ∂L/∂f̂ · ∂f̂/∂m · (g − centre) / m,   ∂L/∂x = s · g      (pull)
 
 The formulas are those of `gnfast.heads`, which says what holds at m = 0 and f = 0 and calls these functions. Imported
 when it is chosen, as Triton may be missing.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from gnfast.kernels.head import Formula
 from gnfast.kernels.jit import acc_type
-from gnfast.kernels.layout import accumulator, batch_major, with_strides
+from gnfast.kernels.layout import accumulator, batch_major, filled, with_strides
 
 BLOCK = 2048
 NUM_WARPS = 8
@@ -63,13 +65,14 @@ def value_and_partials(u, m, KIND: tl.constexpr, TAU: tl.constexpr, EPS: tl.cons
 
 @triton.jit
 def _head_normalize_kernel(
-    f, g, f_hat, partials, batch, per_sample,
+    f, g, more, total, f_hat, partials, batch, per_sample,
     KIND: tl.constexpr, COMPLEMENT: tl.constexpr, CENTRE: tl.constexpr, TAU: tl.constexpr, EPS: tl.constexpr,
-    SQUARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    TERMS: tl.constexpr, SQUARED: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """f̂, ∂f̂/∂f, ∂f̂/∂m and m of one sample; squares are added up in float64, whose range they do not leave.
 
-    Where SQUARED, g holds sums of squares of (g − centre)."""
+    Of two TERMS the total, g + more, is written, and m is that of what is written: divided by it, that is a unit vector
+    for `pull`. Where SQUARED, g holds sums of squares of (g − centre)."""
     sample = tl.program_id(0).to(tl.int64)
     row = g + sample * per_sample
     squares = tl.zeros((BLOCK,), tl.float64)
@@ -78,7 +81,14 @@ def _head_normalize_kernel(
         if SQUARED:
             squares += tl.load(row + e, mask=e < per_sample, other=0)
         else:
-            entry = tl.load(row + e, mask=e < per_sample, other=CENTRE).to(ACC) - CENTRE
+            entry = tl.load(row + e, mask=e < per_sample, other=CENTRE).to(ACC)
+            if TERMS > 1:
+                place = sample * per_sample + e
+                entry += tl.load(more + place, mask=e < per_sample, other=0).to(ACC)
+                rounded = entry.to(total.dtype.element_ty)
+                tl.store(total + place, rounded, mask=e < per_sample)
+                entry = rounded.to(ACC)
+            entry -= CENTRE
             squares += entry.to(tl.float64) * entry.to(tl.float64)
     m = tl.sqrt(tl.sum(squares, axis=0)).to(ACC)
     u = tl.load(f + sample).to(ACC)
@@ -119,26 +129,30 @@ def _head_pull_kernel(
 
 
 def normalize(
-    formula: Formula, f: Tensor, g: Tensor, squares: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """f̂ of f's shape in that dtype, and what `pull` needs: (3, B) partial derivatives and m.
+    formula: Formula, f: Tensor, terms: Sequence[Tensor], squares: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """f̂ of f's shape in that dtype, g, and what `pull` needs: (3, B) partial derivatives and m.
 
     Args:
-        squares: float64 (B, parts), which add up to ‖g − centre‖² per sample; g is not read then.
+        terms: g, or two tensors of one dtype that add up to it.
+        squares: float64 (B, parts), which add up to ‖g − centre‖² per sample; g, the only term, is not read then.
     """
-    f, batch = f.contiguous(), len(g)
+    f, g, batch = f.contiguous(), terms[0], len(terms[0])
     entries = batch_major(g) if squares is None else squares.contiguous()
+    more = [with_strides(t, entries.stride()) for t in terms[1:]]
+    g = torch.empty_like(entries) if more else g
     acc = accumulator(g.dtype)
     f_hat = torch.empty_like(f, dtype=dtype)
     partials = g.new_empty((3, batch), dtype=acc)
     if batch:
         with torch.cuda.device_of(g):
             _head_normalize_kernel[(batch,)](
-                f, entries, f_hat, partials, batch, entries.numel() // batch,
-                KIND=KINDS[formula.kind], COMPLEMENT=formula.complement, CENTRE=formula.centre, TAU=formula.tau,
-                EPS=formula.eps, SQUARED=squares is not None, ACC=acc_type(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
+                f, entries, *filled(more, 1, entries), g if more else f_hat, f_hat, partials, batch,
+                entries.numel() // batch, KIND=KINDS[formula.kind], COMPLEMENT=formula.complement,
+                CENTRE=formula.centre, TAU=formula.tau, EPS=formula.eps, TERMS=len(terms), SQUARED=squares is not None,
+                ACC=acc_type(acc), BLOCK=BLOCK, num_warps=NUM_WARPS,
             )  # fmt: skip
-    return f_hat, partials
+    return f_hat, g, partials
 
 
 def pull(
@@ -164,10 +178,11 @@ def pull(
     scale = partials.new_empty((batch,))
     start = torch.empty_like(x, dtype=dtype) if wants_start else None
     grad_x = torch.empty_like(x) if wants_grad_x else None
-    if x.numel():
+    if batch:
         per_sample = x.numel() // batch
         with torch.cuda.device_of(x):
-            _head_pull_kernel[(batch, triton.cdiv(per_sample, BLOCK))](
+            # A sample without entries has an s as well.
+            _head_pull_kernel[(batch, max(1, triton.cdiv(per_sample, BLOCK)))](
                 upstream, partials, x, g, scale, x if start is None else start, x if grad_x is None else grad_x,
                 batch, per_sample, CENTRE=formula.centre, WANTS_START=wants_start, WANTS_GRAD_X=wants_grad_x,
                 ACC=acc_type(partials.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS,

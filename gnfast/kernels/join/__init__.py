@@ -6,7 +6,8 @@
 
 where mask is 1 or slope. Sums are float32 for half-width tensors, and the sign is that of the sum before it is rounded.
 The bits are those of `gnfast.kernels.sign_bits`: int32 words over the physical order of s. All terms of a call have the
-same shape; those whose strides are not the result's are copied first. One or two terms and at most two biases.
+same shape; those whose strides are not the result's are copied first, except for a first cotangent that is the same
+for all samples. One or two terms and at most two biases.
 
 These functions are building blocks for autograd Functions and are not differentiable themselves.
 """
@@ -59,8 +60,10 @@ def join_pullback(
         target: one of the cotangents, whose memory may be used for the result; None for fresh memory.
     """
     own = target is not None and target.stride() == strides
-    of_y, of_sum = ([with_strides(t, strides) for t in group] for group in (of_y, of_sum))
-    return implementation("join", bits.device.type).pullback(of_y, of_sum, bits, slope, target if own else None)
+    shared = of_y[:1] if of_y[0].stride() == (0, *strides[1:]) else []
+    rest, of_sum = ([with_strides(t, strides) for t in group] for group in (of_y[len(shared) :], of_sum))
+    kernels = implementation("join", bits.device.type)
+    return kernels.pullback([*shared, *rest], of_sum, bits, strides, slope, target if own else None)
 
 
 def join_pushforward(

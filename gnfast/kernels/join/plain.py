@@ -21,10 +21,11 @@ def forward(terms, biases, axis, slope, keep_sum, target):
     return y, kept, to_words(_strided(total, terms[0], total.dtype) > 0)
 
 
-def pullback(of_y, of_sum, bits, slope, target):
-    """`join_pullback`."""
-    result = _masked(_sum(of_y), of_y[0], bits, slope)
-    return _strided(result + _sum(of_sum) if of_sum else result, of_y[0])
+def pullback(of_y, of_sum, bits, strides, slope, target):
+    """`join_pullback`, of cotangents that have those strides; the first may be one sample's, expanded."""
+    like = with_strides(of_y[0], strides)
+    result = _masked(_sum(of_y), like, bits, slope)
+    return _strided(result + _sum(of_sum) if of_sum else result, like)
 
 
 def pushforward(tangents, biases, scale, axis, bits, slope, keep_sum, target):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gnfast.kernels.autotune import choose_fastest, enabled, table
 from gnfast.kernels.jit import acc_type, masked, rectified
-from gnfast.kernels.layout import filled
+from gnfast.kernels.layout import Strides, filled
 
 WORDS = 64
 NUM_WARPS = 4
@@ -82,14 +82,21 @@ def _join_forward_kernel(
 @triton.jit
 def _join_masked_kernel(
     term_1, term_2, after_1, after_2, bias_1, bias_2, scale, bits, out, total, numel, inner, channels, per_sample,
-    TERMS: tl.constexpr, AFTER: tl.constexpr, BIASES: tl.constexpr, KEEP_SUM: tl.constexpr, SLOPE: tl.constexpr,
-    ALIGNED: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, WORDS: tl.constexpr,
+    TERMS: tl.constexpr, SHARED: tl.constexpr, AFTER: tl.constexpr, BIASES: tl.constexpr, KEEP_SUM: tl.constexpr,
+    SLOPE: tl.constexpr, ALIGNED: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+    WORDS: tl.constexpr,
 ):  # fmt: skip
     """total = Σ terms + scale · Σ biases, out = mask · total + Σ after: a pushforward without `after`, a pullback
-    without biases."""
+    without biases. Where SHARED, the first term has the entries of one sample, for all of them."""
     word, e = _rows(WORDS, WIDE)
     inside = e < numel
-    value = tl.load(term_1 + e, mask=inside, other=0).to(ACC)
+    place = e
+    if SHARED:
+        if ALIGNED and not CHANNELS_LAST:
+            place = (word * 32 % per_sample)[:, None] + tl.arange(0, 32)[None, :]
+        else:
+            place = e % per_sample
+    value = tl.load(term_1 + place, mask=inside, other=0).to(ACC)
     if TERMS > 1:
         value += tl.load(term_2 + e, mask=inside, other=0).to(ACC)
     if BIASES > 0:
@@ -146,18 +153,21 @@ def pullback(
     of_y: Sequence[Tensor],
     of_sum: Sequence[Tensor],
     bits: Tensor,
+    strides: Strides,
     slope: float,
     target: Tensor | None,
     configuration: str | None = None,
 ) -> Tensor:
-    """`join_pullback`."""
+    """`join_pullback`, of cotangents that have those strides; the first may be one sample's, expanded."""
     first = of_y[0]
+    out = target
+    if out is None:
+        out = torch.empty_strided(first.shape, strides, dtype=first.dtype, device=first.device)
     if configuration is None:
         configuration = _tuned(
-            ("join_pullback", len(of_y), len(of_sum)), first, 0,
-            lambda name: pullback(of_y, of_sum, bits, slope, None, name),
+            ("join_pullback", len(of_y), len(of_sum), first.stride()), out, 0,
+            lambda name: pullback(of_y, of_sum, bits, strides, slope, None, name),
         )  # fmt: skip
-    out = torch.empty_like(first) if target is None else target
     _launch_masked(of_y, of_sum, (), None, 0, bits, slope, out, None, configuration)
     return out
 
@@ -187,16 +197,15 @@ def pushforward(
 
 
 def _launch_masked(terms, after, biases, scale, axis, bits, slope, out, total, configuration):
-    first = terms[0]
-    numel = first.numel()
+    first, numel = terms[0], out.numel()
     if numel:
-        with torch.cuda.device_of(first):
+        with torch.cuda.device_of(out):
             _join_masked_kernel[_grid(numel, configuration)](
                 *filled(terms, 2, first), *filled(after, 2, first), *filled(biases, 2, first),
                 first if scale is None else scale, bits, out, out if total is None else total, numel,
-                *_place(first, axis), numel // max(len(first), 1),
-                TERMS=len(terms), AFTER=len(after), BIASES=len(biases), KEEP_SUM=total is not None, SLOPE=slope,
-                **_layout(first, axis, configuration),
+                *_place(out, axis), numel // max(len(out), 1),
+                TERMS=len(terms), SHARED=first.stride() != out.stride(), AFTER=len(after), BIASES=len(biases),
+                KEEP_SUM=total is not None, SLOPE=slope, **_layout(out, axis, configuration),
             )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The operands of a call as the passes take them, and their gradients as autograd takes these, all at once.
+"""The operands of a call, images too, as the passes take them, and gradients as autograd takes these, all at once.
 
     w' = fold(w), rounded once, in another dtype and memory format              (prepare)
     ∂L/∂w = foldᵀ(∂L/∂w'), in the dtype and memory format of w                  (gradients)

@@ -10,11 +10,11 @@ from torch import Tensor
 from gnfast.kernels.backend import implementation
 
 
-def scaled_sums(cotangents: Sequence[Tensor], axes: Sequence[int], scale: Tensor) -> list[Tensor]:
+def scaled_sums(cotangents: Sequence[Tensor | None], axes: Sequence[int], scale: Tensor) -> list[Tensor]:
     """Σ_i s_i Σ δ_i per entry of one axis, (C,) each.
 
     Args:
-        cotangents: δ (B, ...) of one batch, at least one, any floating-point dtypes and strides.
+        cotangents: δ (B, ...) of one batch, at least one, any floating-point dtypes and strides; None for (B, 1) ones.
         axes: which axis of each is kept, not 0.
         scale: s (B,).
 

@@ -36,22 +36,23 @@ def _scaled_sums_chunks_kernel(
     """Σ s δ over a chunk of rows, for some channels of one layer.
 
     A row of the table: first program, channels, entries between two of them, rows, rows per sample, where the layer's
-    sums begin, chunks."""
+    sums begin, chunks, whether δ is ones."""
     program = tl.program_id(0)
     item = tl.load(table + program)
-    row = table + tl.num_programs(0) + item * 7
+    row = table + tl.num_programs(0) + item * 8
     cotangent = chosen(cotangents, item, TENSORS)
     channels, inner, rows, per_sample = tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
-    chunks = tl.load(row + 6)
+    chunks, is_ones = tl.load(row + 6), tl.load(row + 7)
+    stored = channels * (1 - is_ones)
     chunk, c = (program - tl.load(row)) % chunks, (program - tl.load(row)) // chunks * CHANNELS + tl.arange(0, CHANNELS)
     total = tl.zeros((ROWS, CHANNELS), ACC)
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, rows), ROWS):
         r = start + tl.arange(0, ROWS)
         factor = tl.load(scale + r // per_sample, mask=r < rows, other=0).to(ACC)
         place = (r // inner).to(tl.int64) * channels * inner + r % inner
-        inside = (r < rows)[:, None] & (c < channels)[None, :]
+        inside = (r < rows)[:, None] & (c < stored)[None, :]
         delta = tl.load(cotangent + (place[:, None] + (c * inner)[None, :]), mask=inside, other=0).to(ACC)
-        total += factor[:, None] * delta
+        total += factor[:, None] * (delta + is_ones)
     partials += tl.load(row + 5) + chunk * channels
     tl.store(partials + c, tl.sum(total, axis=0), mask=c < channels)
 
@@ -63,7 +64,7 @@ def _scaled_sums_totals_kernel(
     """The sums over chunks, for some channels of one layer; a table as above."""
     program = tl.program_id(0)
     item = tl.load(table + program)
-    row = table + tl.num_programs(0) + item * 7
+    row = table + tl.num_programs(0) + item * 8
     totals = chosen(totals, item, TENSORS)
     channels, chunks = tl.load(row + 1), tl.load(row + 6)
     c = (program - tl.load(row)) * CHANNELS + tl.arange(0, CHANNELS)
@@ -76,12 +77,14 @@ def _scaled_sums_totals_kernel(
     tl.store(totals + c, tl.sum(total, axis=0), mask=c < channels)
 
 
-def scaled_sums(cotangents: Sequence[Tensor], axes: Sequence[int], scale: Tensor) -> list[Tensor]:
+def scaled_sums(cotangents: Sequence[Tensor | None], axes: Sequence[int], scale: Tensor) -> list[Tensor]:
     """`scaled_sums`."""
     results: list[Tensor | None] = [None] * len(cotangents)
     groups: dict[torch.dtype, list[int]] = {}
+    # Ones go with any.
+    some = next((t.dtype for t in cotangents if t is not None), scale.dtype)
     for index, cotangent in enumerate(cotangents):
-        groups.setdefault(cotangent.dtype, []).append(index)
+        groups.setdefault(some if cotangent is None else cotangent.dtype, []).append(index)
     for group in groups.values():
         for start in range(0, len(group), TENSORS):
             indices = group[start : start + TENSORS]
@@ -91,30 +94,34 @@ def scaled_sums(cotangents: Sequence[Tensor], axes: Sequence[int], scale: Tensor
     return results
 
 
-def _launch(cotangents: Sequence[Tensor], axes: Sequence[int], scale: Tensor) -> list[Tensor] | None:
+def _launch(cotangents: Sequence[Tensor | None], axes: Sequence[int], scale: Tensor) -> list[Tensor] | None:
     """The totals of cotangents of one dtype; None where a graph is captured and the tables are not there."""
-    dense = [batch_major(cotangent) for cotangent in cotangents]
+    dense = [None if cotangent is None else batch_major(cotangent) for cotangent in cotangents]
+    read = next((cotangent for cotangent in dense if cotangent is not None), scale)
     rows, begin = [], 0
-    for cotangent, axis in zip(dense, axes, strict=True):
+    for stored, axis in zip(dense, axes, strict=True):
+        cotangent = scale[:, None] if stored is None else stored
         channels, inner = cotangent.shape[axis], cotangent.stride(axis)
         if channels == 1:
             inner = max(cotangent.numel() // max(len(cotangent), 1), 1)
         count = cotangent.numel() // max(channels, 1)
         chunks = math.ceil(count / CHUNK)
-        rows.append((channels, inner, count, max(count // max(len(cotangent), 1), 1), begin, chunks))
+        per_sample = max(count // max(len(cotangent), 1), 1)
+        rows.append((channels, inner, count, per_sample, begin, chunks, int(stored is None)))
         begin += channels * chunks
     across = [math.ceil(row[0] / CHANNELS) for row in rows]
-    along = [blocks * row[-1] for blocks, row in zip(across, rows, strict=True)]
+    along = [blocks * row[5] for blocks, row in zip(across, rows, strict=True)]
     tables = [table(scale.device, programs, rows) for programs in (along, across)]
     if any(found is None for found in tables):
         return None
-    acc = accumulator(torch.promote_types(dense[0].dtype, scale.dtype))
+    acc = accumulator(torch.promote_types(read.dtype, scale.dtype))
     partials = scale.new_empty((begin,), dtype=acc)
     totals = [scale.new_empty((row[0],), dtype=acc) for row in rows]
     options = {"TENSORS": TENSORS, "ACC": acc_type(acc), "ROWS": ROWS, "CHANNELS": CHANNELS, "num_warps": NUM_WARPS}
     with torch.cuda.device_of(scale):
         if sum(along):
-            given = tuple(filled(dense, TENSORS, dense[0])), scale, partials, tables[0]
+            dense = [read if cotangent is None else cotangent for cotangent in dense]
+            given = tuple(filled(dense, TENSORS, read)), scale, partials, tables[0]
             _scaled_sums_chunks_kernel[(sum(along),)](*given, CHUNK=CHUNK, **options)
         given = partials, tuple(filled(totals, TENSORS, totals[0])), tables[1]
         _scaled_sums_totals_kernel[(sum(across),)](*given, **options)

@@ -23,11 +23,11 @@ def mask(t: Tensor, bits: Tensor, negative_slope: float) -> Tensor:
     """`leaky_relu_mask`."""
     check_dense_floating(t, "t")
     check_words(bits, t)
-    return join.pullback([t], (), bits, negative_slope, None)
+    return join.pullback([t], (), bits, t.stride(), negative_slope, None)
 
 
 def mask_(t: Tensor, bits: Tensor, negative_slope: float) -> None:
     """`leaky_relu_mask(inplace=True)`."""
     check_dense_floating(t, "t")
     check_words(bits, t)
-    join.pullback([t], (), bits, negative_slope, t)
+    join.pullback([t], (), bits, t.stride(), negative_slope, t)

@@ -22,13 +22,15 @@ class Linear(Op):
     adds_bias: bool = True
     is_layer: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
+    takes_ones: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         weight, bias = ctx.operands
         return F.linear(inputs[0], weight, bias), None
 
-    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        return (cotangent @ ctx.operands[0],)
+    def pullback(self, ctx: Context, cotangent: Tensor | None) -> Sequence[Tensor]:
+        weight = ctx.operands[0]
+        return (weight.expand(ctx.shapes[0]) if cotangent is None else cotangent @ weight,)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         weight, bias = ctx.operands
@@ -37,12 +39,16 @@ class Linear(Op):
             y.addcmul_(per_sample(ctx.scale, y), bias)
         return y
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
+    def param_grad(
+        self, ctx: Context, cotangent: Tensor | None, tangent: Tensor
+    ) -> Sequence[Tensor | ScaledSum | None]:
         weight_grad = bias_grad = None
-        if ctx.needs[0]:
+        if ctx.needs[0] and cotangent is None:
+            weight_grad = tangent.sum(0, keepdim=True)
+        elif ctx.needs[0]:
             weight_grad = cotangent.flatten(0, -2).t() @ tangent.flatten(0, -2)
         if ctx.needs[1] and ctx.scale is not None:
-            bias_grad = ScaledSum(cotangent, cotangent.dim() - 1)
+            bias_grad = ScaledSum(cotangent, 1 if cotangent is None else cotangent.dim() - 1)
         return weight_grad, bias_grad
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
@@ -61,14 +67,18 @@ class MapLinear(Linear):
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         return super().forward(_of_rows(ctx), _rows(inputs[0], ctx.operands[0]))
 
-    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+    def pullback(self, ctx: Context, cotangent: Tensor | None) -> Sequence[Tensor]:
+        if cotangent is None:
+            return super().pullback(ctx, None)
         (rows,) = super().pullback(_of_rows(ctx), cotangent)
         return (_maps(rows, ctx.operands[0]),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         return super().pushforward(_of_rows(ctx), _rows(tangents[0], ctx.operands[0]))
 
-    def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
+    def param_grad(
+        self, ctx: Context, cotangent: Tensor | None, tangent: Tensor
+    ) -> Sequence[Tensor | ScaledSum | None]:
         weight = ctx.operands[0]
         weight_grad, bias_grad = super().param_grad(ctx, cotangent, _rows(tangent, weight) if ctx.needs[0] else tangent)
         return None if weight_grad is None else _maps(weight_grad, weight), bias_grad
