@@ -766,7 +766,8 @@ def activation(c, w, h):
 
 @operation()
 def prelu(c, w, h):
-    return w.module("prelu", nn.PReLU, c("slopes", 1, h.shape[1]), init=c("init", 0.25, -0.3))(h)
+    # At exactly 0 (of h - h.amax().detach(), say) the second derivative that PyTorch has is that of the other side.
+    return w.module("prelu", nn.PReLU, c("slopes", 1, h.shape[1]), init=c("init", 0.25, -0.3))(h + 1 / 64)
 
 
 @operation(SAVES_NOTHING, among=PAIRS)

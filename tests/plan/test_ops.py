@@ -417,3 +417,13 @@ def test_tensors_for_other_numbers_go_through_double_backward():
                 outputs_and_gradients(gnfast.normalize_gradient, net, x),
                 outputs_and_gradients(reference.normalize_gradient, net, x),
             )
+
+
+def test_prelu_at_zero():
+    """Its derivative there is the slope. PyTorch's second derivative takes it to be 1, so that it is no truth here."""
+    net = nn.Sequential(nn.PReLU(1, 0.25), nn.Linear(3, 1)).double()
+    x = torch.tensor([[0.0, -1.0, 2.0]], dtype=torch.float64)
+    _, g = gnfast.value_and_input_grad(net, x, strict=True)
+    (by_weight,) = torch.autograd.grad(g.sum(), net[1].weight)
+    assert torch.equal(g, net[1].weight * torch.tensor([0.25, 0.25, 1.0]))
+    assert torch.equal(by_weight, torch.tensor([[0.25, 0.25, 1.0]], dtype=torch.float64))
