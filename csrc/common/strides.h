@@ -7,10 +7,15 @@
 
 namespace gnfast {
 
-// `tensor` with the strides of `like`, which has no gaps: itself, or a copy.
+// `tensor` with the strides of `like`, of the same sizes and without gaps: a copy, or itself where it has them on all
+// dimensions with more than one entry.
 inline at::Tensor with_strides_of(const at::Tensor& tensor, const at::Tensor& like) {
-  if (tensor.strides() == like.strides()) return tensor;
-  return at::empty_like(like, tensor.options()).copy_(tensor);
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    if (tensor.size(dim) != 1 && tensor.stride(dim) != like.stride(dim)) {
+      return at::empty_like(like, tensor.options()).copy_(tensor);
+    }
+  }
+  return tensor;
 }
 
 // `tensor` without gaps and with its samples one after the other: itself, or a copy.

@@ -8,7 +8,7 @@ from torch import nn
 import gnfast
 from gnfast import models
 from gnfast.kernels.backend import implementation
-from gnfast.kernels.join import join_pullback, plain
+from gnfast.kernels.join import join_pullback, join_pushforward, plain
 from gnfast.kernels.sign_bits import plain as sign_bits
 from gnfast.plan.ops.activation import LeakyReLU
 from gnfast.plan.ops.conv import Conv
@@ -173,6 +173,26 @@ def test_interpreted_kernels_match_the_twin(name, dtype):
     start = (list(SHAPES).index(name) + DTYPES.index(dtype)) % 3
     for combination in COMBINATIONS[start::3]:
         check_join(*SHAPES[name], dtype, *combination, "cpu")
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_strides_of_axes_with_one_entry(implementation, use):
+    """They say nothing of where entries lie: nothing is copied, read as the same for all samples, or written into."""
+    use("join", "cpu", implementation)
+    size = (4, 6, 1, 1)
+    strides = torch.empty(size, memory_format=torch.channels_last).stride()
+    values = [torch.randn(size, dtype=torch.float64) for _ in range(2)]
+    assert values[0].stride() != strides
+    bits = sign_bits.pack(torch.randn(size, dtype=torch.float64), 0.2)[1]
+    like = [t.contiguous(memory_format=torch.channels_last).as_strided(size, strides) for t in values]
+    before = [t.clone() for t in values]
+    actual = join_pullback(values, [], bits, strides, 0.2, None)
+    assert torch.equal(actual, join_pullback(like, [], bits, strides, 0.2, None))
+    given = [torch.randn(6, dtype=torch.float64)], torch.randn(4), 1, bits, strides, 0.2, False, False
+    actual, expected = (join_pushforward(terms, *given)[0] for terms in (values, like))
+    assert torch.equal(actual, expected)
+    assert all(map(torch.equal, values, before))
 
 
 @pytest.mark.interpreted

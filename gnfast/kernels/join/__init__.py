@@ -86,9 +86,8 @@ def join_pushforward(
         bits, strides: of the s that `join_forward` saw.
         overwrite: the first tangent's memory may be used for a result.
     """
-    own = overwrite or tangents[0].stride() != strides
-    tangents = [with_strides(t, strides) for t in tangents]
-    target = tangents[0] if own else None
+    in_order = [with_strides(t, strides) for t in tangents]
+    target = in_order[0] if overwrite or in_order[0] is not tangents[0] else None
     biases = () if scale is None else biases
     kernels = implementation("join", bits.device.type)
-    return kernels.pushforward(tangents, biases, scale, axis, bits, slope, keep_sum, target)
+    return kernels.pushforward(in_order, biases, scale, axis, bits, slope, keep_sum, target)

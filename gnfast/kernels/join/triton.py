@@ -204,7 +204,7 @@ def _launch_masked(terms, after, biases, scale, axis, bits, slope, out, total, c
                 *filled(terms, 2, first), *filled(after, 2, first), *filled(biases, 2, first),
                 first if scale is None else scale, bits, out, out if total is None else total, numel,
                 *_place(out, axis), numel // max(len(out), 1),
-                TERMS=len(terms), SHARED=first.stride() != out.stride(), AFTER=len(after), BIASES=len(biases),
+                TERMS=len(terms), SHARED=first.dim() > 0 and first.stride(0) == 0, AFTER=len(after), BIASES=len(biases),
                 KEEP_SUM=total is not None, SLOPE=slope, **_layout(out, axis, configuration),
             )  # fmt: skip
 
