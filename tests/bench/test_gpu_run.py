@@ -396,7 +396,7 @@ def test_bounds_of_the_cpu_are_measured_in_parts(tmp_path, capsys):
     assert must_reach.main(["--only", "overhead", "--out", str(out)]) == 0
     kept, *measured = json.loads(out.read_text())["rows"]
     assert kept == other and all(row["part"] == "overhead" and row["value"] > 0 for row in measured)
-    assert len(measured) == 5 and "0 of 4 bounds missed" in capsys.readouterr().out
+    assert len(measured) == 7 and "0 of 6 bounds missed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
