@@ -169,6 +169,62 @@ def test_attributes_of_classes(name, value, x, monkeypatch):
     assert recordings(net, x, strict=True) == 1
 
 
+class Scaled(nn.Module):
+    scale = 1.0
+
+    def forward(self, h):
+        return self.scale * h.relu()
+
+
+class Around(nn.Module):
+    """Calls two parts of which one is no submodule."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.linear = Scaled(), Scaled(), nn.Linear(6, 1)
+        self.unused, self.__dict__["hidden"] = torch.zeros(()), Scaled()
+        self.double()
+
+    def forward(self, x):
+        FORWARDS.append(self)
+        h = self.hidden(1 + self.second(x.flip(1) - self.first(x)))
+        return self.linear(h if isinstance(self.unused, torch.Tensor) else 2 * h)
+
+
+def test_an_attribute_that_goes_to_the_neighbour():
+    net, x = Around(), torch.randn(4, 6, dtype=DTYPE)
+    net.first.scale = 3.0
+    assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    net.second.scale = net.first.__dict__.pop("scale")
+    assert recordings(net, x) == 1
+
+
+def test_a_module_that_is_no_submodule_and_another_at_its_address():
+    net, x, addresses = Around(), torch.randn(4, 6, dtype=DTYPE), set()
+    for step in range(10):
+        del net.__dict__["hidden"]
+        net.__dict__["hidden"] = Scaled()
+        net.hidden.scale = 2.0 + step
+        addresses.add(id(net.hidden))
+        assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    assert len(addresses) < 10
+
+
+def test_another_object_at_the_address_of_a_tensor():
+    class Slots:
+        __slots__ = "a", "b"
+
+    class Other(Slots):
+        """As large as a Tensor."""
+
+    net, x = Around(), torch.randn(4, 6, dtype=DTYPE)
+    assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    address, net.unused = id(net.unused), None
+    others = [Other() for _ in range(10_000)]
+    net.unused = next((other for other in others if id(other) == address), others[0])
+    assert recordings(net, x) == 1
+
+
 def test_new_values_need_no_new_recording(net, x):
     optimizer = torch.optim.Adam(net.parameters(), 0.1)
     assert recordings(net, x, strict=True) == 1
