@@ -5,6 +5,7 @@ import operator
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class Guard:
         # Those of objects that are held are not given out again. Modules are seen to go, and with a tensor in the place
         # of another like it a recording is the same.
         self.values = [value for value in values if not isinstance(value, (Tensor, nn.Module))]
+        self._functions = [value for value in self.values if type(value) is FunctionType]
+        self._code = [*map(_code, self._functions)]
         seen = {*map(id, modules)}
         self._hidden = [weakref.ref(v) for v in values if isinstance(v, nn.Module) and id(v) not in seen]
         """Modules that are attributes, but no submodules."""
@@ -66,8 +69,10 @@ class Guard:
         if names != self._names or [*map(id, values)] != self._ids:
             return None
         tensors = [values[place] for place in self._places]
-        # What has the place of a tensor that has gone, and its address, may be of any type.
-        same = [*map(type, tensors)] == self._types and [*map(_form_of, tensors)] == self._forms
+        # Functions may get other code in place (a notebook's autoreload). What has the place of a tensor that has gone,
+        # and its address, may be of any type.
+        same = all(map(operator.is_, map(_code, self._functions), self._code))
+        same = same and [*map(type, tensors)] == self._types and [*map(_form_of, tensors)] == self._forms
         return tensors if same else None
 
     def _read(self, modules: list[nn.Module], contents: list[Any]) -> tuple[list[Any], list[Any]]:
@@ -109,6 +114,7 @@ def is_ordinary() -> bool:
     return surroundings.saved_tensor_hooks() is None and not capturing()
 
 
+_code = operator.attrgetter("__code__")
 _hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -199,6 +199,19 @@ def test_an_attribute_that_goes_to_the_neighbour():
     assert recordings(net, x) == 1
 
 
+def test_a_method_that_gets_other_code(monkeypatch):
+    """As IPython's autoreload gives it; of a new default alone, too, which comes with equal code."""
+    net, x = Around(), torch.randn(4, 6, dtype=DTYPE)
+
+    def forward(self, h):
+        return self.scale * h.abs()
+
+    assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    for code in (forward.__code__, forward.__code__.replace()):
+        monkeypatch.setattr(Scaled.forward, "__code__", code)
+        assert [recordings(net, x) for _ in range(2)] == [1, 0]
+
+
 def test_a_module_that_is_no_submodule_and_another_at_its_address():
     net, x, addresses = Around(), torch.randn(4, 6, dtype=DTYPE), set()
     for step in range(10):
