@@ -5,7 +5,7 @@ import operator
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 import torch
@@ -37,7 +37,9 @@ class Guard:
         self._classes, count = [*map(vars, kinds)], len(_EVERYBODYS)
         self._skipped = [count if [*vars(module)][:count] == _EVERYBODYS else 0 for module in modules]
         contents = _contents(modules)
-        self.opaque = next((kind.__name__ for kind in map(type, contents) if kind not in _DICTS), "")
+        self.opaque = next((f"a {kind.__name__}" for kind in map(type, contents) if kind not in _DICTS), "")
+        if any(type(value) is MemberDescriptorType for known in self._classes for value in known.values()):
+            self.opaque = "__slots__"
         """What a module has in place of a dict, which hides its changes."""
         self._names, values = ([], []) if self.opaque else self._read(modules, contents)
         # What a lazy module has no values for has no form either; such a module has hooks.

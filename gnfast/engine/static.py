@@ -160,7 +160,7 @@ def _keep(
 def _reason(net: nn.Module, guard: Guard, program: Program, moved: bool, key: Any, given: list[Tensor]) -> str:
     """Why a recording that was just made cannot be kept; empty if it can."""
     if guard.opaque:
-        return f"a {guard.opaque} in place of a module's dict hides its changes"
+        return f"{guard.opaque} in place of a module's dict hides its changes"
     if hooked(modules_of(net)):
         return "it has forward hooks, which are to run on every call"
     held = guard.tensors(net)

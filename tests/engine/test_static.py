@@ -535,6 +535,17 @@ class ReadsGlobals(Critic):
         return super().forward(x) * (OUTSIDE[0] * 2)
 
 
+class Slots(Critic):
+    __slots__ = ("factor",)
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 2.0
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
 class OwnGenerator(Critic):
     def __init__(self):
         super().__init__()
@@ -562,6 +573,16 @@ class PythonGenerator(NumpyGenerator):
 def hooked():
     net = Critic()
     net.linear.register_forward_hook(lambda module, args, y: y * 2)
+    return net
+
+
+def own_dict():
+    class Doubled(dict):
+        def __getitem__(self, name):
+            return super().__getitem__(name) * 2
+
+    net = Critic()
+    net.linear.__dict__["_parameters"] = Doubled(net.linear._parameters)
     return net
 
 
@@ -594,6 +615,8 @@ NEVER_KEPT = {
     "versions": (ReadsVersion, "reads values"),
     "gradients": (ReadsGrad, "reads values"),
     "globals": (ReadsGlobals, "unknown origin"),
+    "slots": (Slots, "__slots__ in place of a module's dict"),
+    "a dict of another kind": (own_dict, "a Doubled in place of a module's dict"),
 }
 
 
