@@ -82,22 +82,29 @@ def plan_for(
             calls.served += 1
             return plan, operands
         calls.drop()
-    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite)
     if calls is None:
         if len(ways) >= _MOST:
             ways.clear()
         calls = ways[form] = _Calls()
-    if calls.is_time() and is_comparable(form):
-        calls.kept = _keep(net, plan, operands)
+    # From before: a hook may go in the forward in which it ran.
+    guard = _guard(net) if calls.is_time() and is_comparable(form) else None
+    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite)
+    if guard is not None:
+        calls.kept = _keep(net, guard, plan, operands)
     return plan, operands
 
 
-def _keep(net: nn.Module, plan: Plan, operands: list[Tensor]) -> _Kept | None:
+def _guard(net: nn.Module) -> Guard | None:
+    """What a recording of the network depends on; None where that is not known."""
     modules = [*modules_of(net)]
     known = is_stateless(modules) and all(map(is_as_it_came, {*map(type, modules)}))
-    if not (known and all(map(_has_plain_attributes, modules))) or (guard := Guard(net)).opaque:
+    return None if not (known and all(map(_has_plain_attributes, modules))) or (guard := Guard(net)).opaque else guard
+
+
+def _keep(net: nn.Module, guard: Guard, plan: Plan, operands: list[Tensor]) -> _Kept | None:
+    if (tensors := guard.tensors(net)) is None:
         return None
-    places = {id(tensor): place for place, tensor in enumerate(guard.tensors(net) or ())}
+    places = {id(tensor): place for place, tensor in enumerate(tensors)}
     found = tuple([places.get(id(operand)) for operand in operands])
     return None if None in found else _Kept(guard, plan, found)
 

@@ -218,8 +218,8 @@ def test_the_list_by_which_a_convolution_pads(net, x, is_recorded):
 
 
 def test_changes_in_turns_cost_few_guards(net, x, recorded, monkeypatch):
-    guards, original = [], known._keep
-    monkeypatch.setattr(known, "_keep", lambda *args: guards.append(args) or original(*args))
+    guards, original = [], known._guard
+    monkeypatch.setattr(known, "_guard", lambda net: guards.append(net) or original(net))
     for step in range(256):
         net[1].requires_grad_(step % 2 == 0)
         gnfast.normalize_gradient(net, x, strict=True)
@@ -328,6 +328,24 @@ def test_compiled_parts_run_as_they_were(net, x, recorded):
         gnfast.normalize_gradient(net, x, strict=True), reference.normalize_gradient(copy.deepcopy(net), x)
     )
     assert recorded
+
+
+def test_hooks_that_run_once(net, x):
+    """As those that initialise a layer by its first batch."""
+
+    def once(module, args, y):
+        handle.remove()
+        return 3 * y + 1
+
+    without_weights = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Unflatten(1, (1, -1)), nn.AdaptiveAvgPool1d(1))
+    for critic in (net, without_weights):
+        # The second recording is the first that may be kept.
+        gnfast.normalize_gradient(critic, x, strict=True)
+        for _ in range(3):
+            handle = critic[1].register_forward_hook(once)
+            gnfast.normalize_gradient(critic, x, strict=True)
+            actual = gnfast.normalize_gradient(critic, x, strict=True)
+            torch.testing.assert_close(actual, reference.normalize_gradient(critic, x))
 
 
 LEADS_BACK = {
