@@ -658,6 +658,19 @@ def test_train_and_eval(net, x):
     assert recordings(net.eval(), x, strict=True) == 0
 
 
+def test_a_hook_that_goes_in_the_forward_in_which_it_ran(net, x):
+    def once(module, args, y):
+        handle.remove()
+        return 3 * y + 1
+
+    for critic in (net, nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Unflatten(1, (1, -1)), nn.AdaptiveAvgPool1d(1))):
+        handle = critic.register_forward_hook(once)
+        with pytest.warns(FallbackWarning, match="forward hooks"):
+            static(critic, x)
+        for _ in range(2):
+            torch.testing.assert_close(static(critic, x), reference.normalize_gradient(critic, x))
+
+
 def test_a_new_hook_runs(net, x):
     assert recordings(net, x, strict=True) == 1
     handle = net.linear.register_forward_hook(lambda module, args, y: y + 1)
