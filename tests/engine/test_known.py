@@ -18,6 +18,7 @@ from gnfast import UnsupportedError, reference
 from gnfast.engine import known, recording
 from gnfast.models import resnet
 from gnfast.plan import stateless
+from tests.hunt import kept
 from tests.oracle import assert_same, outputs_and_gradients
 
 DTYPE = torch.float64
@@ -40,9 +41,9 @@ def recorded(monkeypatch):
     """The networks that were recorded, once for each time."""
     found = []
 
-    def plan_for(net, *args):
+    def plan_for(net, *args, **kwargs):
         found.append(net)
-        return original(net, *args)
+        return original(net, *args, **kwargs)
 
     original = recording.plan_for
     monkeypatch.setattr(recording, "plan_for", plan_for)
@@ -346,6 +347,11 @@ def test_hooks_that_run_once(net, x):
             gnfast.normalize_gradient(critic, x, strict=True)
             actual = gnfast.normalize_gradient(critic, x, strict=True)
             torch.testing.assert_close(actual, reference.normalize_gradient(critic, x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_changes():
+    assert [reason for seed in range(30) if (reason := kept.trial(seed))] == []
 
 
 LEADS_BACK = {
