@@ -3,7 +3,9 @@
 import itertools
 import operator
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from gnfast.plan.traced import Traced
 
 _BASES = nn.Module, object
 """Classes that are everybody's, and not looked into."""
+_DICTS = frozenset([dict, OrderedDict])
 _EVERYBODYS = [*nn.Module().__dict__]
 """Attributes that every module has, usually the first: of these, what their dicts hold is looked at, and `training`."""
 
@@ -34,36 +37,53 @@ class Guard:
         self._classes, count = [*map(vars, kinds)], len(_EVERYBODYS)
         self._skipped = [count if [*vars(module)][:count] == _EVERYBODYS else 0 for module in modules]
         contents = _contents(modules)
-        self.opaque = next((type(d).__name__ for d in contents if not isinstance(d, dict)), "")
+        self.opaque = next((f"a {kind.__name__}" for kind in map(type, contents) if kind not in _DICTS), "")
+        if any(type(value) is MemberDescriptorType for known in self._classes for value in known.values()):
+            self.opaque = "__slots__"
         """What a module has in place of a dict, which hides its changes."""
-        self._names, values = ([], []) if self.opaque else self._read(modules)
+        self._names, values = ([], []) if self.opaque else self._read(modules, contents)
         # What a lazy module has no values for has no form either; such a module has hooks.
         self._places = [
             place
             for place, value in enumerate(values)
             if isinstance(value, Tensor) and type(value) is not Traced and not nn.parameter.is_lazy(value)
         ]
-        self._ids, self._forms = [*map(id, values)], [_form_of(values[place]) for place in self._places]
+        tensors = [values[place] for place in self._places]
+        self._ids, self._types, self._forms = [*map(id, values)], [*map(type, tensors)], [*map(_form_of, tensors)]
         # Those of objects that are held are not given out again. Modules are seen to go, and with a tensor in the place
         # of another like it a recording is the same.
         self.values = [value for value in values if not isinstance(value, (Tensor, nn.Module))]
+        self._functions = [value for value in self.values if type(value) is FunctionType]
+        self._code = [*map(_code, self._functions)]
+        seen = {*map(id, modules)}
+        self._hidden = [weakref.ref(v) for v in values if isinstance(v, nn.Module) and id(v) not in seen]
+        """Modules that are attributes, but no submodules."""
 
     def tensors(self, net: nn.Module) -> list[Tensor] | None:
         """The tensors among the attributes, in their order; None if the network is not what it was, as far as seen."""
         modules = [net, *[other() for other in self._others]]
         if [*map(type, modules)] != self._kinds or [m.training for m in modules] != self._training or hooked(modules):
             return None
-        names, values = self._read(modules)
+        contents = _contents(modules)
+        if not _DICTS.issuperset(map(type, contents)) or any(hidden() is None for hidden in self._hidden):
+            return None
+        names, values = self._read(modules, contents)
         if names != self._names or [*map(id, values)] != self._ids:
             return None
         tensors = [values[place] for place in self._places]
-        return tensors if [*map(_form_of, tensors)] == self._forms else None
+        # Functions may get other code in place (a notebook's autoreload). What has the place of a tensor that has gone,
+        # and its address, may be of any type.
+        same = all(map(operator.is_, map(_code, self._functions), self._code))
+        same = same and [*map(type, tensors)] == self._types and [*map(_form_of, tensors)] == self._forms
+        return tensors if same else None
 
-    def _read(self, modules: list[nn.Module]) -> tuple[list[str], list[Any]]:
+    def _read(self, modules: list[nn.Module], contents: list[Any]) -> tuple[list[Any], list[Any]]:
+        """All names, and how many there are in each place, or one could go from a place to the next; all values."""
         attributes = [*map(vars, modules)]
-        others = [d for d in (*_contents(modules), *self._classes) if d]
+        others = [d for d in (*contents, *self._classes) if d]
         values = self._own([d.values() for d in attributes]), *[d.values() for d in others]
-        return [*itertools.chain(self._own(attributes), *others)], [*itertools.chain(*values)]
+        sizes = map(len, (*attributes, *contents))
+        return [*itertools.chain(self._own(attributes), *others, sizes)], [*itertools.chain(*values)]
 
     def _own(self, attributes: list[Iterable[Any]]) -> Iterator[Any]:
         own = map(itertools.islice, attributes, self._skipped, itertools.repeat(None))
@@ -96,6 +116,7 @@ def is_ordinary() -> bool:
     return surroundings.saved_tensor_hooks() is None and not capturing()
 
 
+_code = operator.attrgetter("__code__")
 _hooks = operator.itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -105,7 +126,7 @@ def _contents(modules: Iterable[nn.Module]) -> list[Any]:
 
 def _form_of(tensor: Tensor) -> tuple[Any, ...]:
     strides = tensor.layout != torch.strided or tensor.stride()
-    return type(tensor), tensor.requires_grad, tensor.dtype, tensor.device, tensor.shape, strides
+    return tensor.requires_grad, tensor.dtype, tensor.device, tensor.shape, strides
 
 
 _OTHER = object()

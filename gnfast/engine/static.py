@@ -139,11 +139,11 @@ def _keep(
 ) -> tuple[Plan, list[Tensor], Kept | str]:
     """As `plan_for`, by running the forward and watching what else it does."""
     guard = Guard(net)
-    held = guard.tensors(net) or ()
-    program, states = Program(net, x.device, given, held), random_states(x.device, guard.values)
+    held = guard.tensors(net)
+    program, states = Program(net, x.device, given, held or ()), random_states(x.device, guard.values)
     plan, operands = recording.plan_for(net, x, args, kwargs, rewrite, watch=program)
     moved = random_states(x.device, guard.values) != states
-    if reason := _reason(net, guard, program, moved, key, given):
+    if reason := _reason(net, guard, program, moved, key, given, hooked=held is None or hooked(modules_of(net))):
         return plan, operands, reason
     places = [program.place(operand) for operand in operands]
     unknown = next((t for t, place in zip(operands, places, strict=True) if place is None), None)
@@ -157,11 +157,13 @@ def _keep(
     return plan, operands, kept
 
 
-def _reason(net: nn.Module, guard: Guard, program: Program, moved: bool, key: Any, given: list[Tensor]) -> str:
-    """Why a recording that was just made cannot be kept; empty if it can."""
+def _reason(
+    net: nn.Module, guard: Guard, program: Program, moved: bool, key: Any, given: list[Tensor], hooked: bool
+) -> str:
+    """Why a recording that was just made cannot be kept; empty if it can. `hooked`: before its forward, or after."""
     if guard.opaque:
-        return f"a {guard.opaque} in place of a module's dict hides its changes"
-    if hooked(modules_of(net)):
+        return f"{guard.opaque} in place of a module's dict hides its changes"
+    if hooked:
         return "it has forward hooks, which are to run on every call"
     held = guard.tensors(net)
     if held is None:

@@ -46,11 +46,11 @@ def read(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no such file.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
     try:
+        found = json.loads(path.read_text(encoding="utf-8"))
         choices = {text: _choice(*pair) for text, pair in found["choices"].items()}
         return {**{name: str(found[name]) for name in ("device", "date", *versions())}, "choices": choices}
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"not a file of choices ({type(error).__name__}: {error})") from error
 
 
@@ -103,7 +103,7 @@ def _shipped(device: torch.device) -> tuple[Shipped | None, str]:
     try:
         table = read(path)
         choices = _by_place(table["choices"])
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         warn_of_fallback(f"{path}: {error}; kernels run in their default configurations")
         return None, f"{path.name}, which cannot be read"
     here = versions()

@@ -19,6 +19,9 @@ _KINDS = (
 _DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 """In eval mode, in which they draw nothing."""
 _FORWARDS = {kind: kind.forward for kind in (*_KINDS, *_DROPOUTS)}
+_MODELS = "gnfast.models."
+CALLS = "__call__", "_call_impl", "__getattr__"
+"""What of `nn.Module` itself a call comes through."""
 
 
 def is_stateless(modules: Iterable[nn.Module]) -> bool:
@@ -41,5 +44,19 @@ def is_known(kind: type[nn.Module]) -> bool:
     """Whether it is one of these classes, as it came."""
     if kind in _FORWARDS:
         return kind.forward is _FORWARDS[kind]
-    is_own = kind.__module__.startswith("gnfast.models.")
-    return is_own and kind.forward.__module__.startswith("gnfast.models.")
+    return kind.__module__.startswith(_MODELS) and _home(kind.forward).startswith(_MODELS)
+
+
+def is_as_it_came(kind: type[nn.Module]) -> bool:
+    """Whether all code of such a class, and not its forward alone, is of the file that defines the class."""
+    owners = [owner for owner in kind.__mro__ if owner not in (nn.Module, object)]
+    code = [(owner, value) for owner in owners for value in vars(owner).values()]
+    code += [(nn.Module, getattr(nn.Module, name)) for name in CALLS]
+    return all(
+        _home(value) == owner.__module__ for owner, value in code if callable(value) or hasattr(value, "__get__")
+    )
+
+
+def _home(function: object) -> str:
+    """The module that a function was written in; what wraps it may go by its name, as `functools.wraps` has it."""
+    return getattr(function, "__globals__", {}).get("__name__", "")

@@ -1,7 +1,9 @@
 """Recordings that are kept of networks whose code is known: right after whatever a user may do to them in between."""
 
 import copy
+import functools
 import gc
+import types
 import weakref
 
 import pytest
@@ -14,6 +16,9 @@ import gnfast
 import gnfast.models
 from gnfast import UnsupportedError, reference
 from gnfast.engine import known, recording
+from gnfast.models import resnet
+from gnfast.plan import stateless
+from tests.hunt import kept
 from tests.oracle import assert_same, outputs_and_gradients
 
 DTYPE = torch.float64
@@ -36,9 +41,9 @@ def recorded(monkeypatch):
     """The networks that were recorded, once for each time."""
     found = []
 
-    def plan_for(net, *args):
+    def plan_for(net, *args, **kwargs):
         found.append(net)
-        return original(net, *args)
+        return original(net, *args, **kwargs)
 
     original = recording.plan_for
     monkeypatch.setattr(recording, "plan_for", plan_for)
@@ -122,7 +127,10 @@ def test_what_has_changed_is_recorded_anew(change, net, x, is_recorded):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(nn.LeakyReLU, "forward"), (F, "leaky_relu"), (nn.Module, "__call__"), (nn.Module, "_call_impl")],
+    [
+        *[(nn.LeakyReLU, "forward"), (F, "leaky_relu"), (nn.Conv2d, "_conv_forward"), (nn.Sequential, "__iter__")],
+        *[(nn.Module, "__call__"), (nn.Module, "_call_impl"), (nn.Module, "__getattr__")],
+    ],
 )
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
 def test_replaced_code_runs(owner, name, net, x, recorded, monkeypatch):
@@ -137,6 +145,94 @@ def test_replaced_code_runs(owner, name, net, x, recorded, monkeypatch):
     monkeypatch.setattr(owner, name, counted)
     gnfast.normalize_gradient(net, x)
     assert calls
+
+
+def test_functions_that_a_file_of_layers_has_from_elsewhere(net, x, is_recorded, monkeypatch):
+    for _ in range(3):
+        is_recorded(net, x, strict=True)
+    other = types.SimpleNamespace(**{**vars(F), "leaky_relu": lambda h, *_: F.leaky_relu(h, 0.7)})
+    monkeypatch.setattr(nn.modules.activation, "F", other)
+    assert is_recorded(net, x, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        *[(nn.Conv2d, "_conv_forward"), (nn.Sequential, "__iter__"), (nn.Module, "__getattr__")],
+        *[(resnet.Discriminator, "forward"), (resnet.Discriminator, "__call__")],
+    ],
+)
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_code_that_was_replaced_before_runs_on_every_call(owner, name, monkeypatch):
+    original, calls = getattr(owner, name), []
+
+    @functools.wraps(original)
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+    # As where it was replaced before gnfast was imported.
+    monkeypatch.setattr(known, "_CODE", (known._functions(vars(F)), known._code(nn)))
+    critic = gnfast.models.build("resnet", resolution=32, width=0.05)[1]
+    for _ in range(5):
+        calls.clear()
+        gnfast.normalize_gradient(critic, torch.randn(2, 3, 32, 32))
+        assert calls
+
+
+@pytest.mark.parametrize("kind", stateless._FORWARDS)
+def test_layers_are_as_they_came(kind):
+    assert stateless.is_known(kind)
+    assert stateless.is_as_it_came(kind)
+
+
+def test_a_layer_that_goes_to_the_neighbour(is_recorded):
+    """Under the same name, so that all names are still in their order."""
+    critic = resnet.Discriminator((8, 8, 8), 1, 3, lambda i, o, down: resnet.Block(i, o, down, o), resnet.SumPool())
+    x, block = torch.randn(2, 3, 8, 8, dtype=DTYPE), critic.double().model[2]
+    for _ in range(3):
+        is_recorded(critic, x, strict=True)
+    assert [*block._modules] == ["shortcut", "residual"]
+    assert not block.shortcut
+    block.shortcut.add_module("0", block.residual._modules.pop("0"))
+    assert is_recorded(critic, x, strict=True)
+
+
+def test_a_dict_of_another_kind(net, x, is_recorded):
+    class Doubled(dict):
+        def __getitem__(self, name):
+            return super().__getitem__(name) * 2 if name == "weight" else super().__getitem__(name)
+
+    for _ in range(3):
+        is_recorded(net, x, strict=True)
+    net[1].__dict__["_parameters"] = Doubled(net[1]._parameters)
+    assert all(is_recorded(net, x, strict=True) for _ in range(4))
+
+
+def test_the_list_by_which_a_convolution_pads(net, x, is_recorded):
+    net[0][0] = nn.Conv2d(3, 8, 3, padding="same", padding_mode="circular").double()
+    for _ in range(3):
+        is_recorded(net, x, strict=True)
+    net[0][0]._reversed_padding_repeated_twice[:] = [2, 0, 1, 1]
+    is_recorded(net, x, strict=True)
+
+
+def test_changes_in_turns_cost_few_guards(net, x, recorded, monkeypatch):
+    guards, original = [], known._guard
+    monkeypatch.setattr(known, "_guard", lambda net: guards.append(net) or original(net))
+    for step in range(256):
+        net[1].requires_grad_(step % 2 == 0)
+        gnfast.normalize_gradient(net, x, strict=True)
+    assert len(recorded) > 200
+    assert len(guards) <= 9
+    for _ in range(70):
+        gnfast.normalize_gradient(net, x, strict=True)
+    recorded.clear()
+    for step in range(256):
+        net[1].requires_grad_(step % 64 < 32)
+        gnfast.normalize_gradient(net, x, strict=True)
+    assert len(recorded) == 16
 
 
 def test_training_mode_draws_each_time(net, x):
@@ -233,6 +329,29 @@ def test_compiled_parts_run_as_they_were(net, x, recorded):
         gnfast.normalize_gradient(net, x, strict=True), reference.normalize_gradient(copy.deepcopy(net), x)
     )
     assert recorded
+
+
+def test_hooks_that_run_once(net, x):
+    """As those that initialise a layer by its first batch."""
+
+    def once(module, args, y):
+        handle.remove()
+        return 3 * y + 1
+
+    without_weights = nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Unflatten(1, (1, -1)), nn.AdaptiveAvgPool1d(1))
+    for critic in (net, without_weights):
+        # The second recording is the first that may be kept.
+        gnfast.normalize_gradient(critic, x, strict=True)
+        for _ in range(3):
+            handle = critic[1].register_forward_hook(once)
+            gnfast.normalize_gradient(critic, x, strict=True)
+            actual = gnfast.normalize_gradient(critic, x, strict=True)
+            torch.testing.assert_close(actual, reference.normalize_gradient(critic, x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_changes():
+    assert [reason for seed in range(30) if (reason := kept.trial(seed))] == []
 
 
 LEADS_BACK = {

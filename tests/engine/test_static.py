@@ -169,6 +169,75 @@ def test_attributes_of_classes(name, value, x, monkeypatch):
     assert recordings(net, x, strict=True) == 1
 
 
+class Scaled(nn.Module):
+    scale = 1.0
+
+    def forward(self, h):
+        return self.scale * h.relu()
+
+
+class Around(nn.Module):
+    """Calls two parts of which one is no submodule."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.linear = Scaled(), Scaled(), nn.Linear(6, 1)
+        self.unused, self.__dict__["hidden"] = torch.zeros(()), Scaled()
+        self.double()
+
+    def forward(self, x):
+        FORWARDS.append(self)
+        h = self.hidden(1 + self.second(x.flip(1) - self.first(x)))
+        return self.linear(h if isinstance(self.unused, torch.Tensor) else 2 * h)
+
+
+def test_an_attribute_that_goes_to_the_neighbour():
+    net, x = Around(), torch.randn(4, 6, dtype=DTYPE)
+    net.first.scale = 3.0
+    assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    net.second.scale = net.first.__dict__.pop("scale")
+    assert recordings(net, x) == 1
+
+
+def test_a_method_that_gets_other_code(monkeypatch):
+    """As IPython's autoreload gives it; of a new default alone, too, which comes with equal code."""
+    net, x = Around(), torch.randn(4, 6, dtype=DTYPE)
+
+    def forward(self, h):
+        return self.scale * h.abs()
+
+    assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    for code in (forward.__code__, forward.__code__.replace()):
+        monkeypatch.setattr(Scaled.forward, "__code__", code)
+        assert [recordings(net, x) for _ in range(2)] == [1, 0]
+
+
+def test_a_module_that_is_no_submodule_and_another_at_its_address():
+    net, x, addresses = Around(), torch.randn(4, 6, dtype=DTYPE), set()
+    for step in range(10):
+        del net.__dict__["hidden"]
+        net.__dict__["hidden"] = Scaled()
+        net.hidden.scale = 2.0 + step
+        addresses.add(id(net.hidden))
+        assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    assert len(addresses) < 10
+
+
+def test_another_object_at_the_address_of_a_tensor():
+    class Slots:
+        __slots__ = "a", "b"
+
+    class Other(Slots):
+        """As large as a Tensor."""
+
+    net, x = Around(), torch.randn(4, 6, dtype=DTYPE)
+    assert [recordings(net, x) for _ in range(2)] == [1, 0]
+    address, net.unused = id(net.unused), None
+    others = [Other() for _ in range(10_000)]
+    net.unused = next((other for other in others if id(other) == address), others[0])
+    assert recordings(net, x) == 1
+
+
 def test_new_values_need_no_new_recording(net, x):
     optimizer = torch.optim.Adam(net.parameters(), 0.1)
     assert recordings(net, x, strict=True) == 1
@@ -466,6 +535,17 @@ class ReadsGlobals(Critic):
         return super().forward(x) * (OUTSIDE[0] * 2)
 
 
+class Slots(Critic):
+    __slots__ = ("factor",)
+
+    def __init__(self):
+        super().__init__()
+        self.factor = 2.0
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
 class OwnGenerator(Critic):
     def __init__(self):
         super().__init__()
@@ -493,6 +573,16 @@ class PythonGenerator(NumpyGenerator):
 def hooked():
     net = Critic()
     net.linear.register_forward_hook(lambda module, args, y: y * 2)
+    return net
+
+
+def own_dict():
+    class Doubled(dict):
+        def __getitem__(self, name):
+            return super().__getitem__(name) * 2
+
+    net = Critic()
+    net.linear.__dict__["_parameters"] = Doubled(net.linear._parameters)
     return net
 
 
@@ -525,6 +615,8 @@ NEVER_KEPT = {
     "versions": (ReadsVersion, "reads values"),
     "gradients": (ReadsGrad, "reads values"),
     "globals": (ReadsGlobals, "unknown origin"),
+    "slots": (Slots, "__slots__ in place of a module's dict"),
+    "a dict of another kind": (own_dict, "a Doubled in place of a module's dict"),
 }
 
 
@@ -564,6 +656,19 @@ def test_train_and_eval(net, x):
     assert caught[0].filename == __file__, "where the user calls"
     assert len(FORWARDS) == 3
     assert recordings(net.eval(), x, strict=True) == 0
+
+
+def test_a_hook_that_goes_in_the_forward_in_which_it_ran(net, x):
+    def once(module, args, y):
+        handle.remove()
+        return 3 * y + 1
+
+    for critic in (net, nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Unflatten(1, (1, -1)), nn.AdaptiveAvgPool1d(1))):
+        handle = critic.register_forward_hook(once)
+        with pytest.warns(FallbackWarning, match="forward hooks"):
+            static(critic, x)
+        for _ in range(2):
+            torch.testing.assert_close(static(critic, x), reference.normalize_gradient(critic, x))
 
 
 def test_a_new_hook_runs(net, x):

@@ -4,12 +4,13 @@ import argparse
 import sys
 import time
 
-from tests.hunt import critics, files, processes
+from tests.hunt import critics, files, kept, processes
 from tests.hunt.cases import PRECISIONS
 from tests.hunt.tally import Hunter, Tally
 
 HUNTERS: dict[str, Hunter] = {
     "critics": critics.HUNTER,
+    "kept": kept.HUNTER,
     "kills": processes.KILLS,
     "files": files.HUNTER,
     "hangs": processes.HANGS,

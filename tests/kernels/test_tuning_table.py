@@ -170,11 +170,11 @@ def test_versions_that_were_compared_must_be_the_same(ships, table):
         *({"choices": value} for value in (None, [], {"x": 1}, {"[[], []]": ["fast"]}, {"[[], []]": ["fast", "0.5"]})),
         *(
             {"choices": {key: ["fast", 0.5]}}
-            for key in ("{", "[]", '["operation", []]', '[["torch.nn"], []]', "[[{}], []]")
+            for key in ("{", "[]", '["operation", []]', '[["torch.nn"], []]', "[[{}], []]", "[" * 10_000)
         ),
         {"device": None, "choices": 3},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:60],
 )
 def test_a_damaged_table_is_told_once(change, ships, table):
     edit(table, **change)
@@ -184,9 +184,10 @@ def test_a_damaged_table_is_told_once(change, ships, table):
     assert len(said) == 1 and "cannot be read" in tuning_table.status(CPU)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null", b"[" * 100_000])
 def test_a_table_that_is_none_is_told_once(content, ships, table):
     table.write_bytes(content)
+    assert autotune._loaded.__wrapped__(table) == {}
     ships(table)
     with pytest.warns(FallbackWarning) as said:
         assert chosen() == chosen() == "default"
