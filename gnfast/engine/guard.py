@@ -37,10 +37,10 @@ class Guard:
         self._classes, count = [*map(vars, kinds)], len(_EVERYBODYS)
         self._skipped = [count if [*vars(module)][:count] == _EVERYBODYS else 0 for module in modules]
         contents = _contents(modules)
-        self.opaque = next((f"a {kind.__name__}" for kind in map(type, contents) if kind not in _DICTS), "")
-        if any(type(value) is MemberDescriptorType for known in self._classes for value in known.values()):
-            self.opaque = "__slots__"
-        """What a module has in place of a dict, which hides its changes."""
+        in_slots = any(type(value) is MemberDescriptorType for known in self._classes for value in known.values())
+        others = (f"a {kind.__name__}" for kind in map(type, contents) if kind not in _DICTS)
+        self.opaque = "__slots__" if in_slots else next(others, "")
+        """What a module has in place of a dict, which hides its changes; empty if there is none."""
         self._names, values = ([], []) if self.opaque else self._read(modules, contents)
         # What a lazy module has no values for has no form either; such a module has hooks.
         self._places = [
