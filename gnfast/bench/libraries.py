@@ -10,6 +10,7 @@ import sys
 
 import torch
 
+from gnfast.kernels.backend import TABLE
 from gnfast.kernels.build_info import MODULES, attempt
 from gnfast.kernels.sign_bits.plain import pack
 
@@ -28,9 +29,10 @@ def why_not() -> str | None:
 
 
 def operators() -> list[str]:
-    """Names of the operators that are declared for CPUs and GPUs; Winograd convolutions are for CPUs alone."""
+    """Names of the operators that are declared for GPUs as well."""
+    of_cpus = tuple(name for name, entry in TABLE.items() if "cuda" not in entry.preferred.get("cuda", ()))
     names = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if name.startswith("gnfast::")}
-    return sorted(name for name in names if not name.startswith("winograd"))
+    return sorted(name for name in names if not name.startswith(of_cpus))
 
 
 def has_cuda_kernel(operator: str) -> bool:

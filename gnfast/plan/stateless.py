@@ -5,6 +5,7 @@ gnfast, as they are: no hooks, no forward of an instance's own, no parametrizati
 """
 
 from collections.abc import Iterable
+from types import GenericAlias
 
 import torch.nn.modules.module as torch_modules
 from torch import nn
@@ -53,7 +54,9 @@ def is_as_it_came(kind: type[nn.Module]) -> bool:
     code = [(owner, value) for owner in owners for value in vars(owner).values()]
     code += [(nn.Module, getattr(nn.Module, name)) for name in CALLS]
     return all(
-        _home(value) == owner.__module__ for owner, value in code if callable(value) or hasattr(value, "__get__")
+        _home(value) == owner.__module__
+        for owner, value in code
+        if hasattr(value, "__get__") or (callable(value) and not isinstance(value, GenericAlias))
     )
 
 
