@@ -5,6 +5,7 @@ once more would give the same recording.
 """
 
 import operator
+import sys
 import weakref
 from typing import Any, NamedTuple
 
@@ -16,14 +17,14 @@ from gnfast.engine.guard import Guard, form_of_call, is_comparable, is_ordinary
 from gnfast.plan.op import RECORDERS
 from gnfast.plan.plan import Plan
 from gnfast.plan.state import PLAIN, modules_of
-from gnfast.plan.stateless import CALLS, is_as_it_came, is_known, is_stateless
+from gnfast.plan.stateless import CALLS, FORWARDS, is_as_it_came, is_known, is_stateless
 
 _MOST = 16
 """Recordings kept per network: critic and generator steps, sizes of batches."""
 _functions = operator.itemgetter(*(name for name, value in vars(F).items() if callable(value) and value in RECORDERS))
-_FILES = "activation", "conv", "dropout", "linear", "pixelshuffle", "pooling", "upsampling"
+_files = {kind.__module__ for kind in FORWARDS if hasattr(sys.modules[kind.__module__], "F")}
 _calls = (f"Module.{name}" for name in (*CALLS, "__getattribute__"))
-_code = operator.attrgetter(*_calls, *(f"modules.{file}.F" for file in _FILES))
+_code = operator.attrgetter(*_calls, *(f"{file.removeprefix('torch.nn.')}.F" for file in sorted(_files)))
 _CODE = _functions(vars(F)), _code(nn)
 """What known code calls, which others may have replaced."""
 _WORTH = 4

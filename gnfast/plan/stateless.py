@@ -19,7 +19,7 @@ _KINDS = (
 )
 _DROPOUTS = nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
 """In eval mode, in which they draw nothing."""
-_FORWARDS = {kind: kind.forward for kind in (*_KINDS, *_DROPOUTS)}
+FORWARDS = {kind: kind.forward for kind in (*_KINDS, *_DROPOUTS)}
 _MODELS = "gnfast.models."
 CALLS = "__call__", "_call_impl", "__getattr__"
 """What of `nn.Module` itself a call comes through."""
@@ -43,8 +43,8 @@ def _has_more(module: nn.Module) -> bool:
 
 def is_known(kind: type[nn.Module]) -> bool:
     """Whether it is one of these classes, as it came."""
-    if kind in _FORWARDS:
-        return kind.forward is _FORWARDS[kind]
+    if kind in FORWARDS:
+        return kind.forward is FORWARDS[kind]
     return kind.__module__.startswith(_MODELS) and _home(kind.forward).startswith(_MODELS)
 
 

@@ -181,7 +181,7 @@ def test_code_that_was_replaced_before_runs_on_every_call(owner, name, monkeypat
         assert calls
 
 
-@pytest.mark.parametrize("kind", stateless._FORWARDS)
+@pytest.mark.parametrize("kind", stateless.FORWARDS)
 def test_layers_are_as_they_came(kind):
     assert stateless.is_known(kind)
     assert stateless.is_as_it_came(kind)
