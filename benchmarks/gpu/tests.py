@@ -24,8 +24,11 @@ ENDING = 10
 REPLACED = "not (test_spectral_norm and triton)"
 
 SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_norm.py"
-JOIN, HEAD = (f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("join", "head"))
+JOIN, HEAD, OPERANDS, SUMS = (
+    f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("join", "head", "operands", "scaled_sums")
+)
 MLP, CONV = "tests/kernels/test_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
+LOSS = "tests/kernels/test_loss.py::test_kernels"
 # Each kernel on two shapes.
 SMOKE = (
     f"{SIGN_BITS}[torch.float32-100003-contiguous-0.0-cuda-operators]",
@@ -37,6 +40,12 @@ SMOKE = (
     f"{JOIN}[more than a block-torch.bfloat16]",
     f"{HEAD}[gn-torch.bfloat16-torch.channels_last]",
     f"{HEAD}[gran-torch.float32-torch.contiguous_format]",
+    f"{OPERANDS}[torch.float32-torch.bfloat16]",
+    f"{OPERANDS}[torch.float32-torch.float16]",
+    f"{SUMS}[torch.float32-37]",
+    f"{SUMS}[torch.bfloat16-37]",
+    f"{LOSS}[hinge-torch.bfloat16]",
+    f"{LOSS}[soft-hinge-torch.float32]",
     f"{MLP}[three hidden layers-gn]",
     f"{MLP}[one sample-gran]",
     f"{CONV}[critic-64x64x64-bf16]",
