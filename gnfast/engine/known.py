@@ -16,7 +16,7 @@ from gnfast.engine import recording
 from gnfast.engine.guard import Guard, form_of_call, is_comparable, is_ordinary
 from gnfast.plan.op import RECORDERS
 from gnfast.plan.plan import Plan
-from gnfast.plan.state import PLAIN, modules_of
+from gnfast.plan.state import is_fixed, modules_of
 from gnfast.plan.stateless import CALLS, FORWARDS, is_as_it_came, is_known, is_stateless
 
 _MOST = 16
@@ -114,8 +114,4 @@ def _has_plain_attributes(module: nn.Module) -> bool:
     """Whether its attributes are no objects that may change, or that may lead back to the network."""
     attributes = vars(module)
     unread = _OF_PADDING if attributes.get("padding_mode") == "zeros" else ""
-    return all(_is_fixed(value) for name, value in attributes.items() if name not in _NOT_READ and name != unread)
-
-
-def _is_fixed(value: Any) -> bool:
-    return all(map(_is_fixed, value)) if type(value) is tuple else type(value) in PLAIN
+    return all(is_fixed(value) for name, value in attributes.items() if name not in _NOT_READ and name != unread)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-PLAIN = frozenset([Tensor, nn.Parameter])
+PLAIN_TENSORS = frozenset([Tensor, nn.Parameter])
 """The types of tensors of which nothing but PyTorch itself decides what its functions do with them."""
 
 
@@ -69,7 +69,7 @@ def converted(dtype: torch.dtype, to: torch.dtype | None) -> torch.dtype:
 def version_of(tensor: Tensor) -> int:
     """Counts writes in place."""
     # Nobody is to see this question.
-    if type(tensor) not in PLAIN or torch._C._len_torch_function_stack():
+    if type(tensor) not in PLAIN_TENSORS or torch._C._len_torch_function_stack():
         with torch._C.DisableTorchFunction():
             return _version(tensor)
     return _version(tensor)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.plan.op import Shape
-from gnfast.plan.operands import PLAIN, Operands
+from gnfast.plan.operands import PLAIN_TENSORS, Operands
 from gnfast.plan.plan import Node
+from gnfast.plan.state import PLAIN, is_fixed
 from gnfast.plan.traced import Traced
-
-_FIXED = frozenset([int, float, bool, str, type(None), type(Ellipsis)])
 
 
 class Call(NamedTuple):
@@ -78,7 +77,7 @@ class Replay:
         if (*map(type, given),) != call.kinds or (*kwargs,) != call.names or not self._is_ordinary():
             return None
         for index, wanted in call.others:
-            if (value := given[index]) is not wanted and (type(value) not in _FIXED or value != wanted):
+            if (value := given[index]) is not wanted and (type(value) not in PLAIN or value != wanted):
                 return None
         tracked = False
         with torch._C.DisableTorchFunctionSubclass():
@@ -123,9 +122,9 @@ class Replay:
             and all(result is not value for value in traced.values())
             and {value.value for value in traced.values()} == {*node.inputs}
             # The contents of indices and masks may have been read; those of weights have not.
-            and all(tensor.is_floating_point() and type(tensor) in PLAIN for tensor in tensors.values())
+            and all(tensor.is_floating_point() and type(tensor) in PLAIN_TENSORS for tensor in tensors.values())
             and {*slots.values()} == {slot for slot in node.operands if slot is not None}
-            and all(map(_is_fixed, others.values()))
+            and all(map(is_fixed, others.values()))
             and (result.views is None or len(traced) == 1)
         )
         if simple:
@@ -150,11 +149,6 @@ class Replay:
             and not torch.is_inference_mode_enabled()
             and saved_tensor_hooks() == self._hooks
         )
-
-
-def _is_fixed(value: Any) -> bool:
-    """Whether it is for good what it is: a tuple may hold lists, arrays and tensors."""
-    return all(map(_is_fixed, value)) if type(value) is tuple else type(value) in _FIXED
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:

@@ -22,10 +22,15 @@ from gnfast.plan.traced import Traced
 _Undo = Callable[[], None]
 # Of other objects than these, what they refer to is looked into, to a depth and up to so many entries each.
 _THOROUGH, _QUICK = (6, 100_000), (3, 1000)
-PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size])
+PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device, torch.Size])
 """Kinds of values that cannot change."""
 _OPAQUE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, io.IOBase)
 _MODULE = [*nn.Module().__dict__]
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether it is for good what it is: a tuple may hold lists, arrays and tensors."""
+    return all(map(is_fixed, value)) if type(value) is tuple else type(value) in PLAIN
 
 
 def _refill(value: Any, before: Any) -> None:

@@ -146,6 +146,15 @@ def test_numbers_that_are_written_in_place(of, x):
             check(net, x)
 
 
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+def test_zeros_have_signs(x):
+    net = Net()
+    net.act = lambda net, h: ((h + 1) / net.zero).clamp(0, 1)
+    for net.zero in (0.0, 0.0, -0.0, -0.0, 0.0):
+        f, _ = gnfast.value_and_input_grad(net, x)
+        assert torch.equal(f, net(x))
+
+
 def test_reshapes_by_numbers_know_the_batch(x):
     net = Net()
     net.act = lambda net, h: h.reshape(4, -1)
