@@ -121,7 +121,7 @@ double sum_of_squares(const T* g, int64_t size, double centre) {
   return std::accumulate(sums, sums + kSums, 0.0);
 }
 
-// m² of every sample: squares added up, of which g itself is read only if there are none.
+// m² of every sample: the sum of `squares`, or that of g's entries where those are not given.
 std::vector<double> squared_norms(const at::Tensor& g, const std::optional<at::Tensor>& squares, double centre) {
   const int64_t batch = g.size(0);
   std::vector<double> norms(batch);

@@ -213,7 +213,7 @@ class _Maker:
         return Variant(make, self.setup.tuned, names.B, compiled=True)
 
     def static(self, step: Callable[[Normalize, nn.Module, Tensor], Result]) -> Variant:
-        """A step whose recording is kept. On a GPU its passes are graphs, which the second call makes, or it raises."""
+        """A step whose recording is kept, or it raises. On a GPU its passes are graphs, from the second call on."""
 
         def make() -> Step:
             function = partial(step, steps.static, *self.inputs(self.setup.tuned))

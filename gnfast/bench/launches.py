@@ -44,7 +44,8 @@ def least_bytes(name: str, precision: str, batch: int = 128, width: float = 1.0)
 
     Then a kernel reads what products and other branches hand it and writes what the next ones read, each tensor once,
     and the signs of activations. Weights are read and written once each way; so are x and its conversion, ∇ₓf (read
-    twice) and c₀. What the last layer's weight saves as a cotangent, its gradient takes, a sum that is no product then.
+    twice) and c₀. That the last layer's weight serves as a cotangent saves as many bytes as its gradient takes, which
+    is a sum and no product.
     """
     network, mode = shipped(name, width), tuned(precision)
     net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)

@@ -99,7 +99,10 @@ def _guard(net: nn.Module) -> Guard | None:
     """What a recording of the network depends on; None where that is not known."""
     modules = [*modules_of(net)]
     known = is_stateless(modules) and all(map(is_as_it_came, {*map(type, modules)}))
-    return None if not (known and all(map(_has_plain_attributes, modules))) or (guard := Guard(net)).opaque else guard
+    if not (known and all(map(_has_plain_attributes, modules))):
+        return None
+    guard = Guard(net)
+    return None if guard.opaque else guard
 
 
 def _keep(net: nn.Module, guard: Guard, plan: Plan, operands: list[Tensor]) -> _Kept | None:

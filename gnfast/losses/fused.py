@@ -27,7 +27,7 @@ def means(terms: Sequence["Term"], logits: Sequence[Tensor], cut: int | None = N
         cut: how many rows are the first term's, where the logits of two are together.
 
     Returns:
-        None where PyTorch serves: on CPUs, for terms without a formula, for many logits and none, for those that are no
+        None where PyTorch serves: on CPUs, for terms without a formula, for too many logits or none, for what are not
         ordinary tensors of one dtype, and where more than ordinary autograd must see what is computed.
     """
     # The compiler does not get further than here.

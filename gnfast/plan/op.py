@@ -88,7 +88,7 @@ class Op:
     """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
 
     takes_ones: ClassVar[bool] = False
-    """Whether pullback and param_grad take None for a cotangent (B, 1) of ones. What the first gives is expanded."""
+    """Whether pullback and param_grad take None for a cotangent (B, 1) of ones; pullback gives an expanded one then."""
 
     prefers_channels_last: ClassVar[bool] = False
     """Whether it is faster on (B, C, H, W) tensors that are stored with their channels innermost."""

@@ -60,14 +60,14 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
 
 
 def _backward(state: "State", losses: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
-    """Adds the gradients of a part's losses, as far as it counts in the update; returns the losses without a graph."""
+    """Adds a part's share of the update's gradients; returns its losses without a graph."""
     scaled = scaler.scale(losses)
     scaled.backward(torch.full_like(scaled, 1 / state.config.accumulate))
     return losses.detach()
 
 
 def _mean(losses: list[Tensor]) -> Tensor:
-    """Their mean: of one, which is what most updates have, itself, as launches for nothing would add up."""
+    """Their mean; of one, as in most updates, itself, without a launch."""
     return torch.stack(losses).mean(0) if len(losses) > 1 else losses[0]
 
 

@@ -12,8 +12,8 @@ Convolutions are those of `gnfast.kernels.winograd`, which on GPUs are PyTorch's
 own (`gnfast.kernels.join`). With the tuner on (`gnfast.kernels.autotune`), the kernels of `triton.py`, which do both at
 once, compete with that (`contest.py`), in the configuration that convolves the shape fastest; compiling each of them in
 each would take too long. Without it they run where the table that ships for the device has them. GNFAST_BACKEND=triton
-asks for nothing but a configuration. They know two-dimensional convolutions of channels_last tensors without groups and
-dilation.
+always runs them, in the configuration that the tuner or the table names, or in the first. They know two-dimensional
+convolutions of channels_last tensors without groups and dilation.
 
 None of these functions is differentiable itself.
 """

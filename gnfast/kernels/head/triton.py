@@ -71,8 +71,8 @@ def _head_normalize_kernel(
 ):  # fmt: skip
     """f̂, ∂f̂/∂f, ∂f̂/∂m and m of one sample; squares are added up in float64, whose range they do not leave.
 
-    Of two TERMS the total, g + more, is written, and m is that of what is written: divided by it, that is a unit vector
-    for `pull`. Where SQUARED, g holds sums of squares of (g − centre)."""
+    Of two TERMS the total, g + more, is written, and m is the norm of what was written, which `pull` divides by it.
+    Where SQUARED, g holds sums of squares of (g − centre)."""
     sample = tl.program_id(0).to(tl.int64)
     row = g + sample * per_sample
     squares = tl.zeros((BLOCK,), tl.float64)

@@ -83,7 +83,7 @@ def fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> boo
 
 
 def _kernels(x: Tensor, weight: Tensor, arguments: Arguments, per_output: int = 1) -> ModuleType:
-    """What convolves x, of whose pixels so many give one of the output's, or a cotangent."""
+    """The kernels for x, or a cotangent; `per_output` pixels of x give one of the output's."""
     kernels = _implementation(x.device.type)
     if kernels is plain or _serves(x, weight, arguments, x.numel() // max(x.shape[1], 1) // per_output):
         return kernels
