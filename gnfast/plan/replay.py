@@ -77,7 +77,8 @@ class Replay:
         if (*map(type, given),) != call.kinds or (*kwargs,) != call.names or not self._is_ordinary():
             return None
         for index, wanted in call.others:
-            if (value := given[index]) is not wanted and (type(value) not in PLAIN or value != wanted):
+            # Zeros have signs.
+            if (value := given[index]) is not wanted and (type(value) not in PLAIN or repr(value) != repr(wanted)):
                 return None
         tracked = False
         with torch._C.DisableTorchFunctionSubclass():

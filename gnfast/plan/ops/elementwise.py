@@ -107,9 +107,9 @@ def _add(trace, input, other, *, alpha=1):
 
 def _scaled(trace, a, b, divides=False):
     if isinstance(b, numbers.Real):
-        if divides and b == 0:
-            # 0.0 and −0.0 are equal, and so would be their Plans.
-            trace.refuse("division by 0")
+        if divides and b == 0 and str(b).startswith("-"):
+            # It is equal to 0.0, and so would be their Plans.
+            trace.refuse("division by -0.0")
         return trace.emit(Scale(float(b), divides), [a])
     trace.require_constant_within_sample(b, a)
     return trace.emit(Scale(None, divides), [a], [b])
