@@ -112,7 +112,7 @@ class Loss:
         if means is not None:
             return means
         of_real, of_fake = logits.split_with_sizes([real, len(logits) - real])
-        return torch.stack([self.critic_real.value(of_real).mean(), self.critic_fake.value(of_fake).mean()])
+        return torch.stack([self.critic_real(of_real), self.critic_fake(of_fake)])
 
 
 def domain_scaled(loss: Loss, alpha: float) -> Loss:
