@@ -61,7 +61,7 @@ class _Calls:
         self.kept, self.served = None, 0
 
 
-_CALLS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Calls]]" = weakref.WeakKeyDictionary()
+_WAYS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Calls]]" = weakref.WeakKeyDictionary()
 
 
 def plan_for(
@@ -71,7 +71,7 @@ def plan_for(
     is_as_it_was = (_functions(vars(F)), _code(nn)) == _CODE
     if not (is_as_it_was and is_known(type(net)) and is_ordinary()):
         return recording.plan_for(net, x, args, kwargs, rewrite)
-    ways, form = _CALLS.setdefault(net, {}), (net.training, *form_of_call(x, args, kwargs, rewrite, []))
+    ways, form = _WAYS.setdefault(net, {}), (net.training, *form_of_call(x, args, kwargs, rewrite, []))
     calls = ways.get(form)
     # Read once: another thread may drop it.
     if calls is not None and (kept := calls.kept) is not None:

@@ -193,8 +193,9 @@ def test_operators_are_no_less_exact_than_the_twin(name, size, dtype):
             scale = truth.abs().flatten(1).amax(1) if truth.dim() == 4 else truth.abs().flatten()
             inside = (scale < limits.max) & (scale > limits.tiny)
             error, bound = (((t - truth).abs().flatten(1 if t.dim() > 1 else 0)) for t in (ours, theirs))
-            error, bound = ((e.reshape(7, -1).amax(1) / scale)[inside] for e in (error, bound))
-            assert (error <= bound + limits.eps).all()
+            error, bound = ((e.reshape(7, -1).amax(1) / scale)[inside].square().sum().sqrt() for e in (error, bound))
+            # Over all samples: in a single one, either may be lucky.
+            assert error <= bound + limits.eps / 2
 
 
 @has_operators
