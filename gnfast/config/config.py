@@ -10,7 +10,7 @@ from gnfast.engine.heads import METHODS
 from gnfast.engine.penalties import PENALTIES
 from gnfast.losses import LOSSES
 from gnfast.metrics.protocols import PROTOCOLS
-from gnfast.models import REGISTRY, SCHEMES
+from gnfast.models import ACTIVATIONS, REGISTRY, SCHEMES
 
 
 class Only(NamedTuple):
@@ -58,10 +58,22 @@ class Config:
     (GraN-GAN), BigGAN (needs --classes), a small CNN, or its generator with a plain critic of some depth."""
     init: Literal[*SCHEMES] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
+    init_d: Literal[*SCHEMES] = "default"
+    """Initialisation of the critic's weights, after --init."""
     classes: Interval = 0
     """Classes of a class-conditional pair, as many as the data set has; 0 trains without labels."""
     width: Positive = 1.0
     """Factor on every hidden channel count; below 1 for a quick look, 1 for the papers' networks."""
+    width_g: Positive = 1.0
+    """A further factor on the generator's."""
+    width_d: Positive = 1.0
+    """A further factor on the critic's."""
+    last_width: Positive = 1.0
+    """A further factor on the channels of the critic's last convolution (SN-GAN's Fig. 4; the papers' CNN only)."""
+    activation: Literal["default", *ACTIVATIONS] = "default"
+    """The critic's activation, in place of each of its own; curved ones (ELU, Softplus) need double backward."""
+    norm_d: Literal["none", "batch", "layer"] = "none"
+    """Batch or layer normalisation without gains and biases in the critic, baselines of SN-GAN's."""
     z_dim: Count = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
@@ -77,13 +89,19 @@ class Config:
     """The spectral norm that spectral normalisation gives to each weight."""
     learn_scale: bool = False
     """A learned factor on each spectrally normalised weight."""
-    weight_norm: bool = False
-    """Weight normalisation of every layer of the critic (Salimans and Kingma, 2016), for comparison."""
+    stable_rank: Factor = 0.0
+    """Stable rank normalisation before spectral normalisation: at most this share of each weight's full rank (Sanyal et
+    al., ICLR 2020); 0 does without."""
+    weight_norm: Literal["none", "unit", "learned", "frobenius"] = "none"
+    """Normalisation of each weight of the critic, for comparison: rows of norm 1 (SN-GAN, eq. 25), rows with a learned
+    norm (Salimans and Kingma, 2016), or a Frobenius norm of 1 (SN-GAN, eq. 26)."""
+    orthonormal: Factor = 0.0
+    """Factor of orthonormal regularisation, ‖WᵀW - I‖² over the critic's weights (SN-GAN, eq. 14)."""
     rescale: Literal["none", "initial", "glorot"] = "none"
     """Compute critic updates with each of its weights scaled to its first norm, or to Glorot's standard deviation times
     √2 (Faster GN-GAN): GN's output is the same, in a range that floating point likes better."""
     weight_clip: Factor = 0.0
-    """After every critic update, clip its weights to ± this; 0 does not."""
+    """After every critic update, clip the weights of its convolutions and linear layers to ± this; 0 does not."""
     loss: Literal[*LOSSES] = "hinge"
     """GAN loss on the critic's normalised output."""
     alpha: Positive = 1.0
@@ -98,6 +116,9 @@ class Config:
     consistency: Factor = 0.0
     """Factor λ of consistency regularisation: the squared change of the normalised critic when real images are flipped
     and shifted by up to a fifth; 0 does without."""
+    auxiliary: Factor = 0.0
+    """Factor of the critic's classification loss on real images (AC-GAN; a tenth of it on generated ones for the
+    generator); 0 does without. Needs a model with a classifier."""
     steps: Count = 200_000
     """Generator updates in the whole run."""
     n_dis: Count = 1
@@ -110,15 +131,19 @@ class Config:
     """Parts into which each batch is cut to save memory; their gradients add up to the whole batch's. The generator's
     batch norm sees one part at a time."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
-    """Adam (eps 1e-8), or RMSProp with PyTorch's smoothing of 0.99, which has no use for --betas."""
+    """Adam, or RMSProp with PyTorch's smoothing of 0.99, which has no use for --betas."""
     lr_d: Positive = 2e-4
     """The critic's learning rate."""
     lr_g: Positive = 2e-4
     """The generator's learning rate."""
     betas: tuple[Decay, Decay] = (0.0, 0.9)
     """Adam's two decay rates, for both networks."""
+    adam_eps: Positive = 1e-8
+    """Adam's ε, which is added to the root of the second moment."""
     lr_decay: Literal["none", "linear"] = "none"
-    """Learning-rate schedule: constant, or linear from the full rate at the first step to 0 after the last."""
+    """Learning-rate schedule: constant, or linear from the full rate at --lr-decay-start to 0 after the last step."""
+    lr_decay_start: Interval = 0
+    """Step up to which the rate of `linear` is the full one."""
     ema_decay: Decay = 0.9999
     """Decay per step of the generator's moving average (weights and batch-norm buffers)."""
     ema_start: Interval = 0
@@ -167,8 +192,12 @@ class Config:
     """How images are resized and rounded for Inception (see docs/evaluation.md)."""
     n_fake: Measured = 50_000
     """Generated images per Fréchet distance."""
+    n_real: Interval = 0
+    """Real images per Fréchet distance, evenly spread over the data set; 0 for all of them."""
     eval_split: str = ""
     """The part of the data set that generated images are compared with; the training images if empty."""
+    validation_split: str = ""
+    """The part of the data set whose critic loss is logged beside training's (SN-GAN's Fig. 15); none if empty."""
     probe_every: Interval = 500
     """Steps between measurements of gradient norms, singular values and the loss's domain (see `gnfast analyze`); 0 for
     none."""
@@ -192,15 +221,23 @@ class Config:
             yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
         rescales = self.method in ("gn", "gn0")
         yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
-        yield "weight_norm", not (self.weight_norm and self.spectral_norm), "False with --spectral-norm"
+        yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.
 # The data set is compared by its content, not by its path.
 FREE = {
     *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
-    *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "eval_split"),
-    *("deterministic", "probe_every", "checkpoint_every", "tensorboard", "cuda_graph"),
+    *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "n_real"),
+    *(
+        "eval_split",
+        "validation_split",
+        "deterministic",
+        "probe_every",
+        "checkpoint_every",
+        "tensorboard",
+        "cuda_graph",
+    ),
 }
 _KINDS = get_type_hints(Config, include_extras=True)
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}

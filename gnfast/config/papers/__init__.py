@@ -1,0 +1,232 @@
+"""The tables and figures of the five papers, one TOML file each: what to train for it, and what the paper prints.
+
+`docs/papers.md` describes the files. Numbers are written as printed ("7.42±.08"), so that they can be looked up.
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gnfast.errors import unknown
+
+FOLDER = Path(__file__).parent
+PAPERS = {
+    "GN-GAN": "Gradient Normalization for Generative Adversarial Networks (Wu et al., ICCV 2021)",
+    "GraN-GAN": "Piecewise Gradient Normalization for Generative Adversarial Networks (Bhaskara et al., WACV 2022)",
+    "PGN-GAN": "Penalty Gradient Normalization for Generative Adversarial Networks (Xia, 2023)",
+    "SN-GAN": "Spectral Normalization for Generative Adversarial Networks (Miyato et al., ICLR 2018)",
+    "Lipschitz": "How Does Lipschitz Regularization Influence GAN Training? (Qin et al., ECCV 2020)",
+}
+STATES = {
+    "full": "every setting is the paper's or its code's",
+    "reduced": "something is assumed or left out; the note says what",
+    "impossible": "cannot be redone; the note says why",
+}
+KINDS = {
+    "table": "rows and columns of scores",
+    "bars": "scores as bars",
+    "curves": "scores over training",
+    "samples": "generated images",
+    "analysis": "the critics of the trained runs, analysed",
+    "drawn": "drawn without training",
+}
+SCORES = {
+    "is": "IS",
+    "fid": "FID",
+    "fid_train": "FID (train)",
+    "fid_test": "FID (test)",
+    "fid_50k": "FID (50k)",
+    "fid_10k": "FID (10k)",
+    "kid": "KID × 1000",
+    "ms_ssim": "intra-class MS-SSIM",
+    "omega": "Ω",
+    "slopes": "∇L(Ω)",
+}
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?:\s*±\s*(?P<std>{_NUMBER}))?|\[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]")
+_TOP = {"paper", "item", "title", "kind", "state", "note", "seeds", "base", "analyses", "drawing", "cell"}
+_CELL = {"row", "column", "preset", "options", "vary", "why"}
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A number as a paper prints it.
+
+    Attributes:
+        text: as printed.
+        mean, std: the number and its deviation; None where it has none.
+        interval: its ends, where it is an interval; `mean` is then None.
+    """
+
+    text: str
+    mean: float | None = None
+    std: float | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a table, or one curve, bar or picture of a figure.
+
+    Attributes:
+        row, column: where it is.
+        preset: what is trained for it; empty where nothing can be.
+        options: settings that replace the preset's.
+        printed: score -> what the paper prints.
+        why: why nothing is trained, or what is assumed.
+    """
+
+    row: str
+    column: str
+    preset: str
+    options: dict[str, Any]
+    printed: dict[str, Printed]
+    why: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure.
+
+    Attributes:
+        name: what `gnfast reproduce` calls it, the file's name.
+        paper: a key of `PAPERS`.
+        item: as the paper counts it: "Table 2".
+        title: what it shows.
+        kind: a key of `KINDS`.
+        state: a key of `STATES`.
+        note: what is reduced, or why it is impossible.
+        seeds: how many runs the paper has of each cell; 1 where it does not say.
+        base: settings of every cell's run; those of the cell go before them.
+        analyses: of kind "analysis", the names that `gnfast analyze --what` has for them.
+        drawing: of kind "drawn", its name.
+        cells: row by row.
+    """
+
+    name: str
+    paper: str
+    item: str
+    title: str
+    kind: str
+    state: str
+    note: str
+    seeds: int
+    base: dict[str, Any]
+    analyses: tuple[str, ...]
+    drawing: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores that it prints, in the order of `SCORES`."""
+        return tuple(score for score in SCORES if any(score in cell.printed for cell in self.cells))
+
+
+@functools.cache
+def items() -> dict[str, Item]:
+    """All of them by name, paper by paper, in the papers' order.
+
+    Raises:
+        ValueError: a file that does not have the form; the message names the file and the place.
+    """
+    found = [read_item(path) for path in FOLDER.glob("*.toml")]
+    order = list(PAPERS)
+    return {one.name: one for one in sorted(found, key=lambda one: (order.index(one.paper), _place(one.item)))}
+
+
+def read_item(path: Path) -> Item:
+    """One file.
+
+    Raises:
+        ValueError: as for `items`.
+    """
+    try:
+        return _item(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+
+
+def printed(text: str | float) -> Printed:
+    """A printed number: `7.42±.08`, `25.5`, or `[-0.683, 2.091]`.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    match = _PRINTED.fullmatch(str(text).strip())
+    if not match:
+        raise ValueError(f"got {text!r}, wanted a number, number±deviation or [low, high]")
+    number = {name: float(value) for name, value in match.groupdict().items() if value is not None}
+    interval = (number["low"], number["high"]) if "low" in number else None
+    return Printed(str(text).strip(), number.get("mean"), number.get("std"), interval)
+
+
+def reported(preset: str) -> str:
+    """What the papers print for a preset as it is: `IS 7.71±.14, FID (train) 19.31±.76`; empty if nothing."""
+    found: dict[str, str] = {}
+    for one in items().values():
+        for cell in one.cells:
+            if cell.preset == preset and not cell.options:
+                found |= {SCORES[score]: number.text for score, number in cell.printed.items()}
+    return ", ".join(f"{title} {text}" for title, text in found.items())
+
+
+def _item(name: str, found: dict[str, Any]) -> Item:
+    _known("the file", found, _TOP)
+    for key, known in (("paper", PAPERS), ("state", STATES), ("kind", KINDS)):
+        if found.get(key) not in known:
+            raise ValueError(f"{key}: {unknown('name', str(found.get(key)), known)}")
+    if found["state"] != "full" and not found.get("note"):
+        raise ValueError(f"note: state {found['state']!r} needs one")
+    texts = (name, *(found[key] for key in ("paper", "item", "title", "kind", "state")), found.get("note", ""))
+    analyses, drawing = tuple(found.get("analyses", ())), found.get("drawing", "")
+    if (found["kind"] == "analysis") != bool(analyses) or (found["kind"] == "drawn") != bool(drawing):
+        raise ValueError("analyses, drawing: wanted with kind 'analysis' and 'drawn', and with no other")
+    cells = tuple(cell for entry in found.get("cell", []) for cell in _cells(entry))
+    return Item(*texts, found.get("seeds", 1), found.get("base", {}), analyses, drawing, cells)
+
+
+def _cells(entry: dict[str, Any]) -> Iterator[Cell]:
+    """The cell of an entry, or its row of cells where it varies an option."""
+    row, column = entry.get("row", ""), entry.get("column", "")
+    try:
+        _known("cell", entry, _CELL | SCORES.keys())
+        preset, why, options = entry.get("preset", ""), entry.get("why", ""), entry.get("options", {})
+        if not preset and not why:
+            raise ValueError("why: a cell without a preset needs one")
+        scores = {score: entry[score] for score in SCORES if score in entry}
+        varied = entry.get("vary", {"": [None]})
+        (option, values), *more = varied.items()
+        if more:
+            raise ValueError(f"vary: got {', '.join(varied)}, wanted one option")
+        for place, value in enumerate(values):
+            here = {score: text[place] if option else text for score, text in scores.items()}
+            numbers = {score: printed(text) for score, text in here.items() if text != "-"}
+            changes = {**options, option: value} if option else options
+            yield Cell(
+                row,
+                f"{value:g}" if isinstance(value, float) else str(value) if option else column,
+                preset,
+                changes,
+                numbers,
+                why,
+            )
+        if option and any(len(texts) != len(values) for texts in scores.values()):
+            raise ValueError(f"vary: {len(values)} values, wanted as many of each score")
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"cell {row!r}, {column!r}: {error}") from error
+
+
+def _known(place: str, names: dict[str, Any], known: set[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{place}: {unknown('name', name, known)}")
+
+
+def _place(item: str) -> tuple[str, int]:
+    """Tables before figures, each by its number."""
+    kind, _, number = item.partition(" ")
+    return ("" if kind == "Table" else kind, int(re.sub(r"\D", "", number) or 0))
