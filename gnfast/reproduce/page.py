@@ -1,13 +1,13 @@
-"""A table or figure as one page: measured beside published, what was not run and why, and the pictures."""
+"""A table or figure as one page: measured above published, what was not run and why, and the pictures."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from gnfast.config.papers import KINDS, PAPERS, SCORES, Item
+from gnfast.config.papers import KINDS, PAPERS, SCORES, STATES, Item
 from gnfast.reproduce.scale import Scale
-from gnfast.reproduce.scores import Measured, as_number
+from gnfast.reproduce.scores import Measured, ordered_pairs
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.page import Html, element, embedded, picture, section, table, write_page
@@ -37,9 +37,9 @@ def write_item(path: Path, item: Item, cells: Sequence[Measured], scale: Scale, 
         title,
         element("h1", f"{title}: {item.title}"),
         element("p", PAPERS[item.paper], class_="soft"),
-        element("p", element("b", f"{item.state}. "), item.note),
+        element("p", element("b", f"{item.state}: "), item.note or STATES[item.state]),
         element("p", _circumstances(item, scale, runs), class_="soft"),
-        section("Measured beside published", _scores(item, cells)),
+        section("Measured above published", _scores(item, cells, scale), _agreement(item, cells)),
         section("Figures", _figure(item, cells), *(_embedded(one) for one in pictures)),
         section("Samples", _samples(cells) if item.kind in ("samples", "table") else None),
         section("Not run", _left_out(cells)),
@@ -55,43 +55,87 @@ def _circumstances(item: Item, scale: Scale, runs: Sequence[Run]) -> str:
     measured = dict.fromkeys(f"{row['n_real']} real, {row['n_fake']} generated, {row['extractor']}" for row in rows)
     if measured:
         parts.append("scored on " + "; ".join(measured))
+        if any(row["extractor"] != "inception" for row in rows):
+            parts.append("FID, IS and KID are those of that classifier's features, not of Inception's")
         parts.append("scores at the best Fréchet distance" if item.at_best else "scores at the end of training")
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
 
 
-def _scores(item: Item, cells: Sequence[Measured]) -> Html | None:
-    scores = item.scores or tuple(dict.fromkeys(name for one in cells for name in one.values))
-    if not scores:
+def _scores(item: Item, cells: Sequence[Measured], scale: Scale) -> Html | None:
+    """The table as the paper has it, each cell with what was measured above what is published."""
+    scores = _score_names(item, cells)
+    rows, columns_ = (list(dict.fromkeys(getattr(one.cell, axis) for one in cells)) for axis in ("row", "column"))
+    at = {(one.cell.row, one.cell.column): one for one in cells}
+    places = [(column, score) for column in columns_ for score in scores if _has(cells, column, score)]
+    if not places:
         return None
-    head = ["row", "column", "runs"]
-    for score in scores:
-        head += [f"{SCORES[score].title}: measured", "published", "difference"]
-    rows = []
-    for one in cells:
-        line = [one.cell.row, one.cell.column, str(len(one.runs)) if one.runs else "–"]
-        for score in scores:
-            line += [one.shown(score), as_number(one.cell.printed.get(score)), one.difference(score)]
-        rows.append(line)
-    return table(head, rows)
+    head = ["", *(" ".join(filter(None, [column, SCORES[score].title])) for column, score in places)]
+    body = [[row, *(_cell(at.get((row, column)), score, scale) for column, score in places)] for row in rows]
+    return table(head, body)
+
+
+def _cell(one: Measured | None, score: str, scale: Scale) -> Html:
+    """What was measured, and below it what is published, with the difference where both are at full size."""
+    if one is None:
+        return Html("")
+    printed = one.cell.printed.get(score)
+    parts = [f"published {printed.text}"] if printed else []
+    parts += [f"({one.difference(score)})"] if scale.is_full and one.difference(score) else []
+    below = [element("br"), element("small", " ".join(parts), class_="soft")] if parts else []
+    return Html("".join([element("span", one.shown(score)), *below]))
+
+
+def _agreement(item: Item, cells: Sequence[Measured]) -> Html | None:
+    """How many pairs of rows of each column come out in the published order: what reduced runs can say."""
+    lines = []
+    for column, score in dict.fromkeys((one.cell.column, score) for one in cells for score in item.scores):
+        pairs = ordered_pairs([one for one in cells if one.cell.column == column], score)
+        if pairs:
+            name = " ".join(filter(None, [column, SCORES[score].title]))
+            lines.append([name, f"{sum(pairs)} of {len(pairs)}"])
+    head = ["column", "pairs of rows in the published order"]
+    return table(head, lines) if lines else None
+
+
+def _score_names(item: Item, cells: Sequence[Measured]) -> list[str]:
+    return list(item.scores or dict.fromkeys(name for one in cells for name in one.values))
+
+
+def _has(cells: Sequence[Measured], column: str, score: str) -> bool:
+    own = [one for one in cells if one.cell.column == column]
+    return any(score in one.values or score in one.cell.printed for one in own)
 
 
 def _figure(item: Item, cells: Sequence[Measured]) -> Html | None:
-    """Bars or curves of the main score, as the item's kind says."""
+    """Curves over training, or each score as bars, or as lines over columns that are numbers."""
     drawn = [one for one in cells if any(run.record for run in one.runs)]
     if item.kind == "curves":
         return _curves(drawn)
+    figures = [_drawn(drawn, score) for score in _score_names(item, cells)]
+    return element("div", *filter(None, figures), class_="grid wide") if any(figures) else None
+
+
+def _drawn(cells: Sequence[Measured], score: str) -> Html | None:
     scores = [
-        {"axis": "", "place": one.cell.column or "all", "hue": one.cell.row, "score": value}
-        for one in drawn
-        for value in one.values.get(next(iter(one.values), ""), [])
+        {"axis": "", "place": _number(one.cell.column), "hue": one.cell.row, "score": value}
+        for one in cells
+        for value in one.values.get(score, [])
         if not isinstance(value, tuple)
     ]
-    if not scores or len({row["hue"] for row in scores}) * len({row["place"] for row in scores}) < 2:
+    if len({(row["hue"], row["place"]) for row in scores}) < 2:
         return None
-    name = SCORES[next(iter(drawn[0].values))].title
+    name = SCORES[score].title
     with drawing():
         image = svg(score_figure(scores, "axis", "place", "hue", "score", name))
     return element("figure", element("figcaption", element("b", name)), embedded(image, "image/svg+xml", name))
+
+
+def _number(column: str) -> float | str:
+    """A column of a varied option is a place on an axis."""
+    try:
+        return float(column)
+    except ValueError:
+        return column
 
 
 def _curves(cells: Sequence[Measured]) -> Html | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnfast.config.papers import SCORES, Cell, Item, Printed, Score
+from gnfast.config.papers import SCORES, Cell, Item, Score
 from gnfast.io.rows import Row
 from gnfast.reproduce.runs import Wanted
 from gnfast.reproduce.scale import Scale
@@ -120,9 +120,15 @@ def measure_further(item: Item, runs: Sequence[Run], scale: Scale, echo: Callabl
             echo(f"{run.case.name}: no {SCORES[name].title} ({reason})")
 
 
-def as_number(printed: Printed | None) -> str:
-    """What the paper prints, `–` for nothing."""
-    return printed.text if printed else "–"
+def ordered_pairs(cells: Sequence[Measured], score: str) -> list[bool]:
+    """For each pair of cells that are measured and published, and differ in both: whether the order is the same."""
+    known = [
+        (statistics.mean(values), printed.mean)
+        for one in cells
+        if (printed := one.cell.printed.get(score)) and printed.mean is not None and (values := one.values.get(score))
+    ]
+    pairs = [(a - c, b - d) for (a, b), (c, d) in itertools.combinations(known, 2)]
+    return [found * printed > 0 for found, printed in pairs if found and printed]
 
 
 def as_json(cells: Sequence[Measured], item: Item) -> str:
