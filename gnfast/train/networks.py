@@ -30,8 +30,8 @@ def build_networks(config: Config) -> models.Pair:
             initialise_(net, config.init)
         if config.spectral_norm:
             _normalize_spectrally(critic, config)
-        if config.weight_norm:
-            weight_norm_(critic)
+        if config.weight_norm != "none":
+            weight_norm_(critic, config.weight_norm, config.learn_scale)
         return generator, critic
 
 

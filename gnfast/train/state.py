@@ -121,8 +121,10 @@ class State:
     @property
     def loss_names(self) -> tuple[str, ...]:
         """What `pending` and metrics.jsonl hold."""
-        extra = {"loss_penalty": self.config.penalty != "none", "loss_consistency": self.config.consistency > 0}
-        return ("loss_real", "loss_fake", *(name for name, used in extra.items() if used), "loss_generator")
+        c = self.config
+        extra = {"penalty": c.penalty != "none", "consistency": c.consistency, "orthonormal": c.orthonormal}
+        further = (f"loss_{name}" for name, used in extra.items() if used)
+        return ("loss_real", "loss_fake", *further, "loss_generator")
 
     def take_losses(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes.

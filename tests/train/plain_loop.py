@@ -58,8 +58,9 @@ def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss
             sum(losses).backward()
             optim_d.step()
             if c.weight_clip:
-                for parameter in critic.parameters():
-                    parameter.data.clamp_(-c.weight_clip, c.weight_clip)
+                for name, parameter in critic.named_parameters():
+                    if name.endswith("weight"):
+                        parameter.data.clamp_(-c.weight_clip, c.weight_clip)
             row.append(torch.stack(losses).detach())
         z, y = state.latents(c.batch_g, state.noise)
         loss = generator_loss(score(critic, *present(generator(*present(z, y)), y)))

@@ -30,7 +30,7 @@ def captures_everywhere(monkeypatch):
 def settings(folder, **changes):
     """A run with all that a run does on the way."""
     every = {"log_every": 5, "probe_every": 8, "sample_every": 8, "eval_every": 16, "checkpoint_every": 8}
-    rates = {"lr_d": 2**-10, "lr_g": 2**-11, "lr_decay": "linear", "ema_start": 11}
+    rates = {"lr_d": 2**-10, "lr_g": 2**-11, "lr_decay": "linear", "ema_start": 11, "orthonormal": 2**-10}
     extra = {"steps": STEPS, "n_samples": 4, "n_dis": 2, "n_fake": 20, "extractor": "tests.cli.test_metrics_cli:pixels"}
     return tiny(folder, **(every | rates | extra | changes))
 
