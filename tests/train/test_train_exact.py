@@ -144,6 +144,22 @@ def test_orthonormal_regularisation(accumulate):
     torch.testing.assert_close(updated(state, 4), theirs, rtol=0, atol=1e-9)
 
 
+def test_adams_epsilon_and_a_rate_that_falls_late():
+    """Linear decay after a start (SN-GAN on ImageNet, appendix B.3), and an ε that matters (GraN-GAN, eq. 21)."""
+    config = dataclasses.replace(PRESETS["nsgan-cifar10"].config, **SMALL, penalty="none", steps=6)
+    config = dataclasses.replace(config, adam_eps=1e-3, lr_decay="linear", lr_decay_start=2)
+    state = state_of(config)
+    for step, share in ((0, 1), (1, 1), (2, 1), (3, 0.75), (5, 0.25), (6, 0)):
+        assert state.rates(step) == (config.lr_d * share, config.lr_g * share), step
+    late = state_of(dataclasses.replace(config, lr_decay_start=9))
+    assert {late.rates(step)[0] for step in range(7)} == {config.lr_d}, (
+        "a run that ends before the start keeps its rate"
+    )
+    assert_plain_losses(config, 6, score=plain_loop.plain, **plain_loop.NON_SATURATING)
+    usual = state_of(dataclasses.replace(config, adam_eps=1e-8))
+    assert (updated(usual, 6) - updated(state, 6)).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("alpha", [1e-25, 0.1, 3.0])
 def test_domain_scaling_changes_the_losses_gradient_only(alpha):
     config = dataclasses.replace(PRESETS["nsgan-cifar10"].config, **SMALL, alpha=alpha)
