@@ -190,12 +190,16 @@ def printed(text: str | float) -> Printed:
 
 
 def reported(preset: str) -> str:
-    """What the papers print for a preset as it is: `IS 7.71±.14, FID (train) 19.31±.76`; empty if nothing."""
+    """What the papers print for a preset as it is: `IS 7.71±.14, FID (train) 19.31±.76`; empty if nothing.
+
+    Tables come before captions, which round.
+    """
     found: dict[str, str] = {}
     for one in items().values():
         for cell in one.cells:
-            if cell.preset == preset and not cell.options:
-                found |= {SCORES[score].title: number.text for score, number in cell.printed.items()}
+            if cell.preset == preset and not cell.options | one.base:
+                for score, number in cell.printed.items():
+                    found.setdefault(SCORES[score].title, number.text)
     return ", ".join(f"{title} {text}" for title, text in found.items())
 
 
