@@ -141,7 +141,7 @@ def test_a_record_that_a_power_cut_emptied_does_not_stop_a_sweep(tmp_path):
 def test_the_examples_can_be_read(path, tmp_path):
     read = load_sweep(path)
     assert read.out == Path("runs", path.stem)
-    assert len(read.cases) == {"digits": 8, "settings": 36, "k_sn": 35, "alpha": 28, "seeds": 5}[path.stem]
+    assert len(read.cases) == {"digits": 8, "settings": 36, "seeds": 5}[path.stem]
 
 
 def test_settings_are_those_of_the_presets():
