@@ -225,6 +225,7 @@ class Config:
         scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
         yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
         yield "stable_rank", self.spectral_norm or not self.stable_rank, "0 without --spectral-norm"
+        yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
         for name in ("weight_clip", "orthonormal"):
             plain = not (self.spectral_norm or self.weight_norm != "none")
             yield name, plain or not getattr(self, name), "0 with --spectral-norm or --weight-norm"

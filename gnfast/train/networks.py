@@ -26,6 +26,8 @@ def build_networks(config: Config) -> models.Pair:
             width=config.width,
             classes=config.classes,
         )
+        if config.auxiliary and not hasattr(critic, "classify"):
+            raise ValueError(f"--auxiliary: the critic of --model {config.model} has no classifier, wanted 0")
         for net in (generator, critic):
             initialise_(net, config.init)
         if config.spectral_norm:
