@@ -30,7 +30,7 @@ def test_sources_are_of_settings():
 
 
 def test_reported_scores_come_from_the_tables():
-    # The caption of GraN-GAN's Fig. 1 rounds it to 10.8, and Fig. 5 of GN-GAN trains its presets for fewer steps.
+    # The caption of GraN-GAN's Fig. 1 rounds it to 10.8.
     assert PRESETS["grand-bedroom-128"].reported == "FID 10.795, KID × 1000 7.3"
     assert PRESETS["gngan-cifar10-biggan-cr"].reported == "IS 9.35±.14, FID (train) 4.86±.07"
     assert not PRESETS["gngan-cifar10-layered"].reported
