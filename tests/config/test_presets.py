@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from gnfast.config.config import Config
+from gnfast.config.config import Config, as_json, from_json
 from gnfast.config.papers import items
 from gnfast.config.presets import PRESETS
 from gnfast.losses import LOSSES, domain_scaled
@@ -21,7 +21,15 @@ def changed(name, base):
 def test_every_cell_of_the_papers_can_be_trained(item):
     for cell in item.cells:
         if cell.preset:
-            dataclasses.replace(PRESETS[cell.preset].config, **{**item.base, **cell.options})
+            from_json(as_json(PRESETS[cell.preset].config) | item.base | cell.options)
+    places = [(cell.row, cell.column) for cell in item.cells]
+    assert len({*places}) == len(places)
+
+
+@pytest.mark.parametrize(("paper", "tables", "figures"), [("gngan", 4, 5), ("grangan", 3, 4), ("pgngan", 6, 8)])
+def test_every_table_and_figure_has_a_file(paper, tables, figures):
+    wanted = {f"Table {n + 1}" for n in range(tables)} | {f"Fig. {n + 1}" for n in range(figures)}
+    assert {one.item for name, one in items().items() if name.startswith(f"{paper}-")} - {"Section 5.1"} == wanted
 
 
 def test_sources_are_of_settings():
