@@ -1,4 +1,4 @@
-"""The presets and files of GN-GAN, GraN-GAN and PGN-GAN: each cell can be trained, each setting says where it comes from."""
+"""GN-GAN, GraN-GAN and PGN-GAN: each cell of their files can be trained, each setting says where it comes from."""
 
 import dataclasses
 
