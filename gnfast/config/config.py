@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from gnfast.config.older import current
 from gnfast.engine.heads import METHODS
 from gnfast.engine.penalties import PENALTIES
 from gnfast.losses import LOSSES
@@ -54,8 +55,8 @@ class Config:
     """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
 
     model: Literal[*REGISTRY] = "dcgan"
-    """The networks: the papers' CNN (or with the critic of GN-GAN's Table 3), GN-GAN's ResNet, SN-GAN's, mimicry's
-    (GraN-GAN), BigGAN (needs --classes), a small CNN, or its generator with a plain critic of some depth."""
+    """The networks: the CNN of GN-GAN's code (or SN-GAN's), GN-GAN's ResNet, SN-GAN's, mimicry's (GraN-GAN), BigGAN
+    (needs --classes), a small CNN, or a plain pair of some depth."""
     init: Literal[*SCHEMES] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
     init_d: Literal[*SCHEMES] = "default"
@@ -251,7 +252,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         config: the settings of the repeated command.
     """
     # A run of a version that did not have a setting yet had its default.
-    saved, wanted = _DEFAULTS | saved, as_json(config)
+    saved, wanted = _DEFAULTS | current(saved), as_json(config)
     names = [name for name in wanted if name not in FREE]
     if config.lr_decay == "none":
         # Without a schedule that depends on it, the length of a run is only where it stops.
@@ -274,7 +275,7 @@ def from_json(saved: dict[str, Any]) -> Config:
     Raises:
         ValueError: an unknown name, or a value of the wrong kind; the message begins with the option.
     """
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in current(saved).items()}
     require_kinds(settings)
     if missing := _KINDS.keys() - _DEFAULTS.keys() - settings.keys():
         raise ValueError(f"{_option(min(missing))}: missing")

@@ -44,7 +44,7 @@ class Family(NamedTuple):
 
 REGISTRY: dict[str, Family] = {
     "dcgan": Family(dcgan.build),
-    "dcgan-table3": Family(partial(dcgan.build, widen="conv")),
+    "sngan-cnn": Family(partial(dcgan.build, widen="conv")),
     "resnet": Family(resnet.build),
     "sngan-resnet": Family(resnet.build_sngan),
     "mimicry-resnet": Family(mimicry.build),
@@ -61,7 +61,7 @@ def build(
     """A generator and its critic, freshly initialised from PyTorch's global random state.
 
     Args:
-        name: "dcgan" (the CNN of GN-GAN's code, which is SN-GAN's), "dcgan-table3" (the CNN of the paper's Table 3),
+        name: "dcgan" (the CNN of GN-GAN's code), "sngan-cnn" (SN-GAN's, the same with a narrower critic),
             "resnet" (its ResNet), "sngan-resnet" (SN-GAN's), "mimicry-resnet" (mimicry's, GraN-GAN's), "biggan"
             (GN-GAN's BigGAN), "biggan-faster" (Faster GN-GAN's), "small" (for digits), or a name of `LAYERED` (the
             small generator with a plain critic of 3, 6 or 9 convolutions, for analyses).

@@ -1,4 +1,4 @@
-"""The standard CNN pair: the networks that GN-GAN calls "CNN" (Wu et al., ICCV 2021, Table 3 and the official code)."""
+"""The standard CNN pair: of SN-GAN (Miyato et al., ICLR 2018, Table 3) and of GN-GAN's code (Wu et al., ICCV 2021)."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -81,8 +81,8 @@ def build(
     up, and three at 16 and 24, so that the smallest map keeps 4x4 or more.
 
     Args:
-        widen: which convolution of a level of the critic goes to the next width: "stride" as in the official code, or
-            "conv" (the 3x3 that follows) as in the paper's Table 3, which halves the parameters.
+        widen: which convolution of a level of the critic goes to the next width: "stride" as in GN-GAN's code, or
+            "conv" (the 3x3 that follows) as in SN-GAN's Table 3, which halves the parameters.
     """
     if resolution < 16 or resolution % 8:
         raise ValueError(f"resolution: dcgan takes multiples of 8 from 16 up, got {resolution}")

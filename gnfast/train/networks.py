@@ -30,7 +30,7 @@ def build_networks(config: Config) -> models.Pair:
             initialise_(net, config.init)
         if config.spectral_norm:
             _normalize_spectrally(critic, config)
-        if config.weight_norm:
+        if config.weight_norm != "none":
             weight_norm_(critic)
         return generator, critic
 

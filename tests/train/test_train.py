@@ -369,6 +369,22 @@ def test_steps_may_grow_without_a_schedule_only(config):
     assert differences(as_json(config), dataclasses.replace(config, steps=20))
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"model": "dcgan-table3"}, {"model": "sngan-cnn"}),
+        ({"weight_norm": True}, {"weight_norm": "learned"}),
+        ({"weight_norm": False}, {"weight_norm": "none"}),
+    ],
+)
+def test_settings_of_earlier_versions_are_read(config, old, now):
+    wanted = dataclasses.replace(config, **now)
+    saved = as_json(wanted) | old
+    assert from_json(saved) == wanted
+    assert not differences(saved, wanted)
+    assert differences(saved, dataclasses.replace(config, model="small", weight_norm="unit"))
+
+
 def test_a_dead_critic_trains_without_nan(config, monkeypatch):
     """All weights zero: f = 0 and the input gradient is 0 everywhere."""
     original = models.build

@@ -75,8 +75,8 @@ REPORTED = {
     "stl10-resnet-cr": "IS 9.74, FID 23.62 (50k), 25.80 (10k)",
 }
 OPEN = (
-    "The paper reports the best of the evaluations over five seeds. Its Table 3 has another CNN critic than its code "
-    "(--model dcgan-table3)."
+    "The paper reports the best of the evaluations over five seeds. SN-GAN's CNN critic (its Table 3, "
+    "--model sngan-cnn) is narrower than the one of GN-GAN's code."
 )
 
 
