@@ -89,7 +89,7 @@ class Config:
     k_sn: Positive = 1.0
     """The spectral norm that spectral normalisation gives to each weight."""
     learn_scale: bool = False
-    """A learned factor on each spectrally normalised weight."""
+    """A learned factor on each weight of norm 1, spectral or Frobenius, or on each of its rows of norm 1."""
     stable_rank: Factor = 0.0
     """Stable rank normalisation before spectral normalisation: at most this share of each weight's full rank (Sanyal et
     al., ICLR 2020); 0 does without."""
@@ -223,6 +223,11 @@ class Config:
         rescales = self.method in ("gn", "gn0")
         yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
+        scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
+        yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
+        for name in ("weight_clip", "orthonormal"):
+            plain = not (self.spectral_norm or self.weight_norm != "none")
+            yield name, plain or not getattr(self, name), "0 with --spectral-norm or --weight-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.

@@ -31,7 +31,7 @@ def build_networks(config: Config) -> models.Pair:
         if config.spectral_norm:
             _normalize_spectrally(critic, config)
         if config.weight_norm != "none":
-            weight_norm_(critic)
+            weight_norm_(critic, config.weight_norm, config.learn_scale)
         return generator, critic
 
 

@@ -102,8 +102,10 @@ class State:
 
     def rates(self, step: int) -> tuple[float, float]:
         """Learning rates of the critic's and of the generator's updates after `step` steps."""
-        rate = 1 - step / self.config.steps if self.config.lr_decay == "linear" else 1.0
-        return self.config.lr_d * rate, self.config.lr_g * rate
+        c, rate = self.config, 1.0
+        if c.lr_decay == "linear" and step > c.lr_decay_start:
+            rate = (c.steps - step) / (c.steps - c.lr_decay_start)
+        return c.lr_d * rate, c.lr_g * rate
 
     def update(self) -> None:
         """One step of Algorithm 1: `n_dis` critic updates, one generator update, the moving average."""
@@ -121,8 +123,10 @@ class State:
     @property
     def loss_names(self) -> tuple[str, ...]:
         """What `pending` and metrics.jsonl hold."""
-        extra = {"loss_penalty": self.config.penalty != "none", "loss_consistency": self.config.consistency > 0}
-        return ("loss_real", "loss_fake", *(name for name, used in extra.items() if used), "loss_generator")
+        c = self.config
+        extra = {"penalty": c.penalty != "none", "consistency": c.consistency, "orthonormal": c.orthonormal}
+        further = (f"loss_{name}" for name, used in extra.items() if used)
+        return ("loss_real", "loss_fake", *further, "loss_generator")
 
     def take_losses(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes.

@@ -15,6 +15,7 @@ from gnfast import grouped_batch_norm, value_and_grad_norm
 from gnfast.data.augment import apply_shifts
 from gnfast.engine.penalties import PENALTIES
 from gnfast.engine.rescale import rescaling
+from gnfast.models.baselines import clip_weights_, orthonormality
 from gnfast.train.draws import CriticDraw, Draw, Latents, parts
 from gnfast.train.networks import DTYPES, present
 
@@ -40,7 +41,7 @@ def critic_update(state: "State", draw: CriticDraw) -> Tensor:
             found.append(_backward(state, _critic_losses(state, part), state.scaler_d))
     _descend(state, state.critic, state.optim_d, state.scaler_d)
     if state.config.weight_clip:
-        _clip(state.critic, state.config.weight_clip)
+        clip_weights_(state.critic, state.config.weight_clip)
     return _mean(found)
 
 
@@ -72,7 +73,7 @@ def _mean(losses: list[Tensor]) -> Tensor:
 
 
 def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
-    """The GAN loss on real and on generated images, and what regularises the critic: gradient penalty, consistency."""
+    """The GAN loss on real and on generated images, and what regularises the critic."""
     real = draw.real.to(state.dtype)
     fake = _fakes(state, draw.latents) if draw.fake is None else draw.fake
     images, labels = [real, fake], [draw.labels, draw.latents.y]
@@ -86,6 +87,8 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     if draw.shifts is not None:
         scores, of_moved = scores.split([2 * len(real), len(real)])
         further.append(state.config.consistency * (of_moved - scores[: len(real)]).square().mean())
+    if state.config.orthonormal:
+        further.append(state.config.orthonormal * orthonormality(state.critic))
     losses = state.loss.critic_terms(scores, len(real))
     return torch.cat([losses, torch.stack(further)]) if further else losses
 
@@ -143,13 +146,6 @@ def _frozen(net: nn.Module) -> Iterator[None]:
         yield
     finally:
         net.requires_grad_(True)
-
-
-@torch.no_grad()
-def _clip(net: nn.Module, limit: float) -> None:
-    """Every parameter to [-limit, limit] (WGAN, Arjovsky et al., 2017)."""
-    for parameter in net.parameters():
-        parameter.clamp_(-limit, limit)
 
 
 @contextlib.contextmanager

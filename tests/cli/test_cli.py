@@ -55,10 +55,10 @@ def test_presets_table_and_one_preset(capsys):
     assert main(["presets"]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in PRESETS)
-    assert "IS 8.49, FID 11.13 (train), 15.33 (test)" in table
-    assert main(["presets", "gngan-cifar10-r"]) == 0
+    assert "IS 8.49±.11, FID (train) 11.13±.18, FID (test) 15.33±.16" in table
+    assert main(["presets", "gngan-stl10-resnet-s"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("gngan")]
-    assert names == ["gngan-cifar10-resnet", "gngan-cifar10-resnet-cr"]
+    assert names == ["gngan-stl10-resnet-sn", "gngan-stl10-resnet-sn-cr"]
     assert main(["presets", "gngan-cifar10-resnet"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("--")}
     assert lines["--lr-d"].split()[1] == "0.0004"

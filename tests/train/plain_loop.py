@@ -35,12 +35,12 @@ def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss
     c = state.config
     generator, critic = copy.deepcopy(state.generator), copy.deepcopy(state.critic)
     make = torch.optim.Adam if c.optimizer == "adam" else torch.optim.RMSprop
-    options = {"betas": c.betas} if c.optimizer == "adam" else {}
+    options = {"betas": c.betas, "eps": c.adam_eps} if c.optimizer == "adam" else {}
     optim_d = make(critic.parameters(), c.lr_d, **options)
     optim_g = make(generator.parameters(), c.lr_g, **options)
     rows = []
     for step in range(steps):
-        rate = 1 - step / c.steps if c.lr_decay == "linear" else 1
+        rate = min(1, 1 - (step - c.lr_decay_start) / (c.steps - c.lr_decay_start)) if c.lr_decay == "linear" else 1
         optim_d.param_groups[0]["lr"], optim_g.param_groups[0]["lr"] = c.lr_d * rate, c.lr_g * rate
         row = []
         for _ in range(c.n_dis):
@@ -58,8 +58,9 @@ def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss
             sum(losses).backward()
             optim_d.step()
             if c.weight_clip:
-                for parameter in critic.parameters():
-                    parameter.data.clamp_(-c.weight_clip, c.weight_clip)
+                for name, parameter in critic.named_parameters():
+                    if name.endswith("weight"):
+                        parameter.data.clamp_(-c.weight_clip, c.weight_clip)
             row.append(torch.stack(losses).detach())
         z, y = state.latents(c.batch_g, state.noise)
         loss = generator_loss(score(critic, *present(generator(*present(z, y)), y)))

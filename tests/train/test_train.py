@@ -500,6 +500,10 @@ def test_config_survives_json():
         ({"channels": 2}, "--channels: got 2, wanted one of 1, 3"),
         ({"ema_decay": 1.0}, "--ema-decay"),
         ({"betas": (0.0, 1.0)}, "--betas"),
+        ({"learn_scale": True}, "--learn-scale: got True, wanted false, except with"),
+        ({"learn_scale": True, "weight_norm": "learned"}, "--learn-scale"),
+        ({"weight_clip": 0.1, "spectral_norm": True}, "--weight-clip: got 0.1, wanted 0 with --spectral-norm or"),
+        ({"orthonormal": 0.1, "weight_norm": "unit"}, "--orthonormal: got 0.1, wanted 0 with"),
     ],
 )
 def test_bad_settings_say_what_was_wanted(config, changes, message):
@@ -542,6 +546,15 @@ def test_spectral_norm_is_pytorchs_step_for_step_and_continues_its_checkpoints(c
         assert state.keys() == states[0].keys()
         for key, value in state.items():
             torch.testing.assert_close(value, states[0][key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["unit", "learned", "frobenius"])
+def test_weight_norm_settings_reach_the_critic(config, kind):
+    layers = [m for m in build_networks(config)[1].modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    scaled = kind != "learned"
+    net = build_networks(dataclasses.replace(config, weight_norm=kind, learn_scale=scaled))[1]
+    norms = [m for m in net.modules() if type(m).__name__ == ("WeightNorm" if scaled else "_WeightNorm")]
+    assert len(norms) == len(layers) and all(norm.gamma is not None for norm in norms if scaled)
 
 
 def test_spectral_norm_settings_reach_the_critic(config):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gnfast.data import ImageDataset
@@ -115,8 +116,48 @@ def test_weight_clipping_and_rmsprop():
     )
     assert_plain_losses(config, 5, score=plain_loop.plain, **plain_loop.WASSERSTEIN)
     state = state_of(config)
+    for name, parameter in state.critic.named_parameters():
+        if name.endswith("bias"):
+            nn.init.constant_(parameter, 2.0)
     state.update()
-    assert max(parameter.abs().max() for parameter in state.critic.parameters()) == 0.1
+    assert max(parameter.abs().max() for name, parameter in state.critic.named_parameters() if "weight" in name) == 0.1
+    assert min(parameter.min() for name, parameter in state.critic.named_parameters() if "bias" in name) > 1.9
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_orthonormal_regularisation(accumulate):
+    config = dataclasses.replace(PRESETS["nsgan-cifar10"].config, **SMALL, penalty="none", orthonormal=1e-3)
+    config = dataclasses.replace(config, accumulate=accumulate, batch_d=4, init="orthogonal")
+
+    def gap(critic, real, fake, score_real):
+        weights = [w.flatten(1) for name, w in critic.named_parameters() if name.endswith("weight")]
+        return [1e-3 * sum((w.T @ w - torch.eye(w.shape[1], dtype=w.dtype)).square().sum() for w in weights)]
+
+    # With running statistics of batch norm, parts of a batch are as the whole.
+    state, plain = state_of(config), state_of(config)
+    for each in (state, plain):
+        each.generator.eval()
+    assert state.loss_names == ("loss_real", "loss_fake", "loss_orthonormal", "loss_generator")
+    formula = plain_loop.NON_SATURATING | {"score": plain_loop.plain, "extra": gap}
+    theirs = plain_loop.losses_of_steps(plain, 4, **formula)
+    assert theirs.std(0).min() > 1e-7
+    torch.testing.assert_close(updated(state, 4), theirs, rtol=0, atol=1e-9)
+
+
+def test_adams_epsilon_and_a_rate_that_falls_late():
+    """Linear decay after a start (SN-GAN on ImageNet, appendix B.3), and an ε that matters (GraN-GAN, eq. 21)."""
+    config = dataclasses.replace(PRESETS["nsgan-cifar10"].config, **SMALL, penalty="none", steps=6)
+    config = dataclasses.replace(config, adam_eps=1e-3, lr_decay="linear", lr_decay_start=2)
+    state = state_of(config)
+    for step, share in ((0, 1), (1, 1), (2, 1), (3, 0.75), (5, 0.25), (6, 0)):
+        assert state.rates(step) == (config.lr_d * share, config.lr_g * share), step
+    late = state_of(dataclasses.replace(config, lr_decay_start=9))
+    assert {late.rates(step)[0] for step in range(7)} == {config.lr_d}, (
+        "a run that ends before the start keeps its rate"
+    )
+    assert_plain_losses(config, 6, score=plain_loop.plain, **plain_loop.NON_SATURATING)
+    usual = state_of(dataclasses.replace(config, adam_eps=1e-8))
+    assert (updated(usual, 6) - updated(state, 6)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("alpha", [1e-25, 0.1, 3.0])

@@ -35,6 +35,7 @@ CONFIG = Config(
     precision="float64",
     consistency=2.0,
     penalty="1-gp",
+    orthonormal=0.01,
     device="cpu",
 )
 
