@@ -42,6 +42,7 @@ be compared. Images are measured as they are; both sides must have the same chan
 Examples:
   gnfast eval runs/cifar10
   gnfast eval runs/cifar10 --best
+  gnfast eval runs/stl10 --n-real 10000 --n 5000
   gnfast eval runs/cifar10 --raw --n 10000 --split test --out result.json
   gnfast eval fakes.zip --data cifar10 --protocol torch
   gnfast eval fakes/ --reference stats/cifar10.train.npz
@@ -81,6 +82,8 @@ class EvalOptions:
     """Path of Inception's weights; the run's, or the official ones, cached or downloaded, if empty."""
     n: int = 0
     """How many images to measure; what the run says, or all that there are, if 0."""
+    n_real: int = 0
+    """How many real images they are measured against, evenly spread; all if 0, or what the run says of its own data."""
     seed: int = 0
     """Seed of the latent vectors and of KID's subsets."""
     weights: Literal["", *WEIGHTS] = ""
@@ -157,6 +160,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     images = None if real else _real_images(options, subject)
     if not (real or images or options.save_stats):
         raise ValueError(f"--data or --reference: got neither, and {options.what} has no real images of its own")
+    if options.n_real and not images:
+        raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
     if images and subject.images:
         _require_alike(images, subject.images)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
@@ -164,7 +169,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         # Before hours of measuring.
         metrics.require_comparable(real.origin, metrics.origin(extractor))
     if images:
-        real = metrics.reference_statistics(images, extractor, **options.how)
+        n = options.n_real or subject.settings.get("n_real") or None
+        real = metrics.reference_statistics(images, extractor, n=n, **options.how)
     started = time.perf_counter()
     fake = subject.known or subject.measure(extractor)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
@@ -225,6 +231,8 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     settings = as_json(config)
     if settings["extractor"] == "none":
         settings["extractor"] = ""
+    if options.data or options.split:
+        settings["n_real"] = 0
     # Real images are prepared as they were for the run, whichever they are.
     split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
     names = ("data", "data_root", "resolution", "channels")
