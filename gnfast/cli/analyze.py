@@ -13,6 +13,7 @@ from gnfast.engine.heads import METHODS
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_folder
 from gnfast.io.rows import read_rows
+from gnfast.runs.checkpoint import locate
 
 USAGE = """\
 usage: gnfast analyze RUN [--what NAMES] [--option value …]
@@ -24,6 +25,7 @@ Writes figures (PNG), their numbers (CSV) and index.html, which explains each an
 
 Examples:
   gnfast analyze runs/digits
+  gnfast analyze runs/digits --best
   gnfast analyze runs/digits --what gradients,singular-values --n 5000
   gnfast analyze --net my.networks:Critic --weights critic.pt --data cifar10 --method gn
   gnfast analyze --reproduce                                   the papers' figures, small, in half an hour
@@ -36,7 +38,9 @@ class CriticOptions:
     """Which critic, and what of it."""
 
     run: argument("[RUN]") = ""
-    """A run folder."""
+    """A run folder, or RUN/checkpoints/FILE.pt."""
+    best: bool = False
+    """Take the run's checkpoint with the best Fréchet distance instead of the newest."""
     what: str = ""
     """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between;
     all that apply if empty."""
@@ -57,7 +61,7 @@ class CriticOptions:
     n: int = 1024
     """How many images of each kind."""
     out: str = ""
-    """Where to: a folder. RUN/analysis, or analysis, if empty."""
+    """Where to: a folder. RUN/analysis (RUN/analysis-best, …), or analysis, if empty."""
     seed: int = 0
     """Seed of the choice of images and of the latents."""
     device: str = "auto"
@@ -98,9 +102,12 @@ def _critic(options: CriticOptions) -> int:
     common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
     if options.run:
         run = expanded(options.run)
-        subject = subjects.of_run(run, data=options.data, **common)
-        history, out = read_rows(run / "metrics.jsonl"), out or run / "analysis"
+        subject = subjects.of_run(run, best=options.best, data=options.data, **common)
+        place = locate(run, options.best)
+        history, out = read_rows(place.run / "metrics.jsonl"), out or place.output("analysis")
     else:
+        if options.best:
+            raise UsageError("analyze: --best needs a run folder, not --net")
         if not options.data:
             raise UsageError("analyze: --net needs --data, where the real images come from")
         method = None if options.method == "none" else options.method

@@ -21,7 +21,7 @@ from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
 from gnfast.io.rows import Row, read_rows
 from gnfast.runs import checkpoint, lock
-from gnfast.runs.record import points
+from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import Measures, as_line, as_row, evaluate, load_split, open_measures
@@ -31,6 +31,7 @@ from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
 from gnfast.train.probe import Probe
 from gnfast.train.resume import open_run, restore
+from gnfast.train.saved import SCORE
 from gnfast.train.state import NonFiniteLossError, State
 
 
@@ -221,11 +222,11 @@ class _Session:
             raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
-        distances = [value for _, value in points(self._rows(), "distance_ema")]
         if self.state.step < self.config.steps:
             # At the end the page is written after the last checkpoint.
             self._report()
-        if distances and self.state.step and distances[-1] == min(distances):
+        # Not where this step was not measured, or its distance is not finite.
+        if (top := best(self._rows(), SCORE)) and top[0] == self.state.step:
             self._save(best=True)
 
     def _rows(self) -> list[Row]:
