@@ -6,7 +6,14 @@ from pathlib import Path
 
 from gnfast.analysis import measurements as measured
 from gnfast.analysis import subjects
-from gnfast.analysis.critic_analyses import ANALYSES, NotApplicableError, lipschitz, require_known, require_logged
+from gnfast.analysis.critic_analyses import (
+    ANALYSES,
+    NotApplicableError,
+    lipschitz,
+    loss_domain,
+    require_known,
+    require_logged,
+)
 from gnfast.analysis.measurements import Subject
 from gnfast.analysis.panels import write_panels
 from gnfast.analysis.pooling import pooled
@@ -86,12 +93,9 @@ def _finite_differences(subject: Subject, history: Rows) -> Panels:
     return {"finite-differences": measured.finite_difference_rows(subject)}
 
 
-def _loss_domain(subject: Subject, history: Rows) -> Panels:
-    return require_logged({"loss-domains": measured.domain_rows(history, "generator", subject.family, subject.name)})
-
-
 def _training(subject: Subject, history: Rows) -> Panels:
-    return require_logged({"sigmas": measured.sigma_rows(history, subject.name)})
+    domains = measured.domain_rows(history, "critic_real", subject.family, subject.name)
+    return require_logged({"loss-domains": domains, "sigmas": measured.sigma_rows(history, subject.name)})
 
 
 COMPARED: dict[str, Callable[[Subject, Rows], Panels]] = {
@@ -99,7 +103,7 @@ COMPARED: dict[str, Callable[[Subject, Rows], Panels]] = {
     "finite-differences": _finite_differences,
     "lipschitz": lipschitz,
     "singular-values": lambda subject, history: measured.spectrum_panels(subject),
-    "loss-domain": _loss_domain,
+    "loss-domain": loss_domain,
     "training": _training,
 }
 """Name of an analysis to its figures, for a critic that is called by its label."""

@@ -64,6 +64,13 @@ def lipschitz(subject: Subject, history: Rows) -> Panels:
     return found
 
 
+def loss_domain(subject: Subject, history: Rows) -> Panels:
+    """The slopes of its loss over Ω."""
+    if subject.loss is None or subject.fake is None:
+        raise NotApplicableError("needs a run, whose loss and generator are known")
+    return {"loss-slopes": measured.slope_rows(subject)}
+
+
 def require_logged(found: Panels) -> Panels:
     """The tables; raises NotApplicableError if one is empty."""
     if not all(found.values()):
@@ -76,12 +83,6 @@ def _both(subject: Subject) -> Iterator[Subject]:
     yield dataclasses.replace(subject, name="f", method=None, tau=None, eps=None)
     if subject.method is not None:
         yield dataclasses.replace(subject, name=f"f̂ ({subject.method})")
-
-
-def _loss_domain(subject: Subject, history: Rows) -> Panels:
-    if subject.loss is None or subject.fake is None:
-        raise NotApplicableError("needs a run, whose loss and generator are known")
-    return {"loss-slopes": measured.slope_rows(subject)}
 
 
 def _training(subject: Subject, history: Rows) -> Panels:
@@ -104,7 +105,7 @@ ANALYSES: dict[str, Callable[[Subject, Rows], Panels]] = {
     },
     "lipschitz": lipschitz,
     "singular-values": lambda subject, history: measured.spectrum_panels(subject),
-    "loss-domain": _loss_domain,
+    "loss-domain": loss_domain,
     "training": _training,
 }
 """Name of an analysis to its figures."""

@@ -216,7 +216,7 @@ def _domains(found: Sequence[Trained]) -> Panels:
         family, loss = run.labels["experiment"], run.labels["loss"]
         value = run.labels[DOMAINS[family][1]]
         if loss == LOSSES[0]:
-            over_training += measured.domain_rows(run.history(), "generator", family, f"{value:g}")
+            over_training += measured.domain_rows(run.history(), "critic_real", family, f"{value:g}")
         if family != "k_GP":
             scores.append(run.score(family=family, value=value, loss=loss))
         if family == "k_SN" and value in shared:

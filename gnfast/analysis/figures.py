@@ -4,12 +4,12 @@ Its docstring is what the page says about it; names in braces stand for numbers 
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gnfast.analysis.marks import boxes, plot, quantile_lines, symlog, tiled
+from gnfast.measure.loss_domain import PARTS
 from gnfast.runs.drawing import canvas, colour, legend, legend_outside, log_values, marker
 from gnfast.runs.rows import Rows, distinct, parts, values, where
 from gnfast.runs.score_figure import score_figure
@@ -52,7 +52,7 @@ def _gradient_norms(rows: Rows) -> Figure:
     for index, kind in enumerate(kinds):
         part = where(shown, images=kind)
         places = [critics.index(row["critic"]) + (index - (len(kinds) - 1) / 2) * width for row in part]
-        _boxes(axes, part, places, 0.8 * width, colour(index), kind)
+        boxes(axes, part, places, 0.8 * width, colour(index), kind)
     for place, _, part in parts(rows, "critic"):
         first = part[0]
         if first not in shown:
@@ -76,13 +76,13 @@ def _finite_differences(rows: Rows) -> Figure:
     two pieces.
     """
     kinds, distances = distinct(rows, "images"), distinct(rows, "distance")
-    figure, grid, left, bottom = _tiled(len(distinct(rows, "critic")), 2.6, columns=3)
+    figure, grid, left, bottom = tiled(len(distinct(rows, "critic")), 2.6, columns=3)
     width = 0.8 / len(kinds)
     for axes, (_, critic, found) in zip(grid, parts(rows, "critic"), strict=True):
         for index, kind in enumerate(kinds):
             part = where(found, images=kind)
             places = [distances.index(row["distance"]) + (index - (len(kinds) - 1) / 2) * width for row in part]
-            _boxes(axes, part, places, 0.9 * width, colour(index), kind)
+            boxes(axes, part, places, 0.9 * width, colour(index), kind)
         decades = [place for place, distance in enumerate(distances) if f"{distance:.3e}".startswith("1.000")]
         axes.set_xticks(decades, [f"{distances[place]:g}" for place in decades])
         log_values(axes, values(found, "q25", "max"))
@@ -115,7 +115,7 @@ def _lipschitz_by_layer(rows: Rows) -> Figure:
                 label = f"{critic}, step {step}" if len(steps) > 1 else critic
                 style = {"color": colour(index), "alpha": 0.25 + 0.75 * (shade + 1) / len(steps)}
                 style |= {"marker": marker(index), "ms": 3, "label": label if edge else None}
-                _plot(axes, curve, "index", "constant", **style)
+                plot(axes, curve, "index", "constant", **style)
         log_values(axes, values(rows, "constant"))
         axes.set(xlabel="k", title=f"{depth} layers" if depth else "")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -136,7 +136,7 @@ def _lipschitz_over_training(rows: Rows) -> Figure:
     for index, critic, part in parts(rows, "critic"):
         for _, depth, line in parts(part, "depth"):
             style = {"color": colour(index), "marker": marker(index), "ms": 3, "linestyle": styles[depth]}
-            _plot(axes, line, "step", "constant", label=f"{critic}, {depth} layers" if depth else critic, **style)
+            plot(axes, line, "step", "constant", label=f"{critic}, {depth} layers" if depth else critic, **style)
     log_values(axes, values(rows, "constant"))
     axes.set(xlabel=STEPS, ylabel="largest gradient norm")
     axes.set_title("Estimated Lipschitz constant of the whole critic")
@@ -152,7 +152,7 @@ def _spectra(rows: Rows) -> Figure:
     """
     # A layer with a single output has one singular value, which is not a spectrum; `operators` shows it.
     layers = distinct([row for row in rows if row["index"]], "layer") or distinct(rows, "layer")
-    figure, grid, left, bottom = _tiled(len(layers), 2.3)
+    figure, grid, left, bottom = tiled(len(layers), 2.3)
     critics = distinct(rows, "critic")
     for axes, layer in zip(grid, layers, strict=True):
         squares = []
@@ -160,7 +160,7 @@ def _spectra(rows: Rows) -> Figure:
             index, largest = critics.index(critic), part[0]["normalized"] or 1.0
             scaled = [{**row, "square": (row["normalized"] / largest) ** 2} for row in part]
             style = {"marker": marker(index), "ms": 4} if len(part) == 1 else {}
-            _plot(axes, scaled, "index", "square", color=colour(index), label=critic, **style)
+            plot(axes, scaled, "index", "square", color=colour(index), label=critic, **style)
             squares += values(scaled, "square")
         log_values(axes, squares, factor=1e4)
         axes.set_title(layer)
@@ -179,7 +179,7 @@ def _operators(rows: Rows) -> Figure:
     sets, next to that of the convolution on a map that wraps around and of the layer as it acts on its input. The
     operator applies the matrix to overlapping windows and is larger, by the kernel's side at most at stride 1.
     """
-    figure, grid, left, _ = _tiled(len(distinct(rows, "critic")), 3.4, sharey=True)
+    figure, grid, left, _ = tiled(len(distinct(rows, "critic")), 3.4, sharey=True)
     for axes, (_, critic, part) in zip(grid, parts(rows, "critic"), strict=True):
         for index, (name, label) in enumerate(OPERATORS.items()):
             known = [(place, row[name]) for place, row in enumerate(part) if row[name] is not None]
@@ -200,13 +200,13 @@ def _sigmas_over_training(rows: Rows) -> Figure:
     bounds the parameters; clipping bounds them from outside.
     """
     layers = distinct(rows, "layer")
-    figure, grid, left, _ = _tiled(len(distinct(rows, "critic")), 2.9, sharey=True)
+    figure, grid, left, _ = tiled(len(distinct(rows, "critic")), 2.9, sharey=True)
     for axes, (_, critic, part) in zip(grid, parts(rows, "critic"), strict=True):
         for _, layer, line in parts(part, "layer"):
             index = layers.index(layer)
-            _plot(axes, line, "step", "applied", color=colour(index), marker=marker(index), ms=2.5, label=layer)
+            plot(axes, line, "step", "applied", color=colour(index), marker=marker(index), ms=2.5, label=layer)
             if any(abs(row["raw"] - row["applied"]) > 1e-3 * row["raw"] for row in line):
-                _plot(axes, line, "step", "raw", color=colour(index), linestyle="--")
+                plot(axes, line, "step", "raw", color=colour(index), linestyle="--")
         log_values(axes, values(rows, "raw", "applied"))
         axes.set(title=critic, xlabel=STEPS)
     for axes in left:
@@ -220,31 +220,36 @@ def _loss_slopes(rows: Rows) -> Figure:
     """The derivatives of the three parts of the loss over Ω, the range of the critic's values on real and generated
     images. The flatter they are, the more the loss acts as a linear one.
     """
-    figure, (axes,) = canvas(1, 1, 3.2)
-    for index, part, line in parts(rows, "part"):
-        style = {"color": colour(index), "linestyle": ("-", "--", ":")[index]}
-        _plot(axes, line, "logit", "slope", label=part.replace("_", ", "), **style)
-    axes.set(xlabel="critic's value, over Ω", ylabel="derivative of the loss")
-    legend(axes)
+    figure, grid, left, bottom = tiled(len(distinct(rows, "critic")), 3.0, columns=3)
+    for axes, (_, critic, found) in zip(grid, parts(rows, "critic"), strict=True):
+        for index, part in enumerate(PARTS):
+            style = {"color": colour(index), "linestyle": ("-", "--", ":")[index]}
+            plot(axes, where(found, part=part), "logit", "slope", label=part.replace("_", ", "), **style)
+        axes.set_title(critic)
+    for axes in bottom:
+        axes.set_xlabel("critic's value, over Ω")
+    for axes in left:
+        axes.set_ylabel("derivative of the loss")
+    legend_outside(figure, grid)
     return figure
 
 
 @_panel("loss-domains", "Domain and slopes of the loss over training", f"{LIPSCHITZ}, fig. 4")
 def _domains_over_training(rows: Rows) -> Figure:
-    """Ω, the range of the critic's values on real and generated images, and below it the interval of the generator
-    loss's derivative on Ω, over training. A small Lipschitz constant, or a small α, keeps Ω where any loss is almost
-    linear.
+    """Ω, the range of the critic's values on real and generated images, and below it the interval on Ω of the slope of
+    the critic's loss for real images, over training. A small Lipschitz constant, or a small α, keeps Ω where any loss
+    is almost linear.
     """
     families = distinct(rows, "family")
     figure, grid = canvas(2, len(families), 5.2)
     for column, family, part in parts(rows, "family"):
         above, below = grid[column], grid[len(families) + column]
         for axes, name in ((above, "omega"), (below, "slope")):
-            for index, setting, band in parts(part, "setting"):
-                _band(axes, band, "step", f"{name}_min", f"{name}_max", index, alpha=0.25)
-                _plot(axes, band, "step", f"{name}_min", color=colour(index), linewidth=1)
-                _plot(axes, band, "step", f"{name}_max", color=colour(index), linewidth=1, label=setting)
-        _symlog(above, values(part, "omega_min", "omega_max"))
+            for index, setting, line in parts(part, "setting"):
+                band(axes, line, "step", f"{name}_min", f"{name}_max", index, alpha=0.25)
+                plot(axes, line, "step", f"{name}_min", color=colour(index), linewidth=1)
+                plot(axes, line, "step", f"{name}_max", color=colour(index), linewidth=1, label=setting)
+        symlog(above, values(part, "omega_min", "omega_max"))
         above.set_title(family)
         legend(above)
         below.set_xlabel(STEPS)
@@ -260,7 +265,7 @@ def _gradient_norms_over_training(rows: Rows) -> Figure:
     """
     figure, (axes,) = canvas(1, 1, 3.2)
     for index, kind, part in parts(rows, "images"):
-        _quantile_lines(axes, part, "step", index, label=kind)
+        quantile_lines(axes, part, "step", index, label=kind)
     log_values(axes, values(rows, "q25", "max"))
     axes.set(xlabel=STEPS, ylabel="gradient norm of the critic")
     legend(axes)
@@ -295,50 +300,6 @@ def _robustness(rows: Rows) -> Figure:
 
 def _scores(rows: Rows, place: str, hue: str) -> Figure:
     return score_figure(rows, "family", place, hue, "distance", f"Fréchet distance\n({rows[0]['features']})")
-
-
-def _tiled(
-    count: int, height: float, columns: int = 4, sharey: bool = False
-) -> tuple[Figure, list[Axes], list[Axes], list[Axes]]:
-    """A figure of so many axes of a height each, all of them, those at the left and those without others below."""
-    columns = min(columns, count)
-    lines = -(-count // columns)
-    figure, grid = canvas(lines, columns, height * lines, sharey=sharey)
-    for axes in grid[count:]:
-        axes.set_axis_off()
-    return figure, grid[:count], grid[:count:columns], grid[max(0, count - columns) : count]
-
-
-def _plot(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
-    axes.plot(values(rows, x), values(rows, y), **style)
-
-
-def _band(axes: Axes, rows: Rows, x: str, low: str, high: str, index: int, alpha: float) -> None:
-    axes.fill_between(values(rows, x), values(rows, low), values(rows, high), color=colour(index), alpha=alpha, lw=0)
-
-
-def _quantile_lines(axes: Axes, rows: Rows, x: str, index: int, **style: Any) -> None:
-    """The median as a line, the quartiles as a band, the largest dashed."""
-    _plot(axes, rows, x, "median", color=colour(index), **style)
-    _band(axes, rows, x, "q25", "q75", index, alpha=0.2)
-    _plot(axes, rows, x, "max", color=colour(index), linestyle="--", linewidth=0.8)
-
-
-def _boxes(axes: Axes, rows: Rows, places: list[float], width: float, color: str, label: str) -> None:
-    names = {"whislo": "min", "q1": "q25", "med": "median", "q3": "q75", "whishi": "max"}
-    ends = [{end: row[name] for end, name in names.items()} for row in rows]
-    lines = {part: {"color": "black", "linewidth": 0.9} for part in ("medianprops", "whiskerprops", "capprops")}
-    face = {"facecolor": color, "alpha": 0.6, "edgecolor": "black", "linewidth": 0.8}
-    drawn = axes.bxp(ends, places, widths=width, patch_artist=True, showfliers=False, boxprops=face, **lines)
-    drawn["boxes"][0].set_label(label)
-
-
-def _symlog(axes: Axes, numbers: list[float]) -> None:
-    sizes = [abs(value) for value in numbers if value]
-    if sizes and max(sizes) > 20 * min(sizes):
-        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-9))
-        axes.yaxis.get_major_locator().set_params(numticks=9)
-        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _near_the_largest(rows: Rows) -> Rows:

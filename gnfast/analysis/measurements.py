@@ -153,7 +153,7 @@ def slope_rows(subject: Subject, points: int = 200) -> Rows:
     omega = loss_domain(subject.loss, *logits).omega
     places = omega[0] + (omega[1] - omega[0]) * torch.linspace(0, 1, points, dtype=torch.float64)
     return [
-        {"part": part, "logit": logit, "slope": slope}
+        {"critic": subject.name, "part": part, "logit": logit, "slope": slope}
         for part in PARTS
         for logit, slope in zip(places.tolist(), slopes(getattr(subject.loss, part), places).tolist(), strict=True)
     ]

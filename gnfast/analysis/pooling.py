@@ -71,6 +71,8 @@ POOLINGS: dict[str, Callable[[Rows], Rows]] = {
     "spectra": _means("raw", "normalized"),
     "operators": _means("matrix", "circular", "operator"),
     "sigmas": _means("raw", "applied"),
+    # The slope is a function of the logit.
+    "loss-slopes": lambda rows: sorted(rows, key=lambda row: row["logit"]),
     "loss-domains": _hulls,
 }
 """Figure to how its table's rows are pooled; tables of others stay as they are."""
