@@ -8,7 +8,7 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gnfast.analysis.marks import boxes, plot, quantile_lines, symlog, tiled
+from gnfast.analysis.marks import band, boxes, plot, quantile_lines, symlog, tiled
 from gnfast.measure.loss_domain import PARTS
 from gnfast.runs.drawing import canvas, colour, legend, legend_outside, log_values, marker
 from gnfast.runs.rows import Rows, distinct, parts, values, where
