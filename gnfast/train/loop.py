@@ -33,6 +33,7 @@ from gnfast.train.probe import Probe
 from gnfast.train.resume import open_run, restore
 from gnfast.train.saved import SCORE
 from gnfast.train.state import NonFiniteLossError, State
+from gnfast.train.validation import critic_losses, load_validation
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,10 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
-        measures = Measures(dataset)
+        measures, validation = Measures(dataset), None
         if group.leads:
             measures = open_measures(config, dataset, device, progress)
+            validation = load_validation(config, dataset, progress)
             for place in (folder, folder / "checkpoints", folder / "samples"):
                 remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
@@ -108,7 +110,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
         with contextlib.closing(log):
-            return _Session(preset, folder, state, log, measures, progress).run()
+            return _Session(preset, folder, state, log, measures, progress, validation).run()
 
 
 @dataclass
@@ -121,6 +123,7 @@ class _Session:
     log: RunLog
     measures: Measures
     progress: bool
+    validation: ImageDataset | None
 
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
@@ -218,6 +221,8 @@ class _Session:
     def _evaluate(self) -> None:
         if not self.leads:
             return
+        if self.validation is not None:
+            self.log.row(self.state.step, **critic_losses(self.state, self.validation))
         if self.measures.extractor is not None:
             raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))

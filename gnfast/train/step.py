@@ -55,7 +55,7 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
         for z, y in parts(latents, state.config.accumulate):
             with autocast(state):
                 fake = state.generate(*present(z, y))
-            losses = [state.loss.generator(_scores(state, fake, y))]
+            losses = [state.loss.generator(scores_of(state, fake, y))]
             if state.config.auxiliary:
                 losses.append(state.config.auxiliary / 10 * _classification(state, fake, y))
             found.append(_backward(state, torch.stack(losses), state.scaler_g))
@@ -83,7 +83,7 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     if draw.shifts is not None:
         images.append(apply_shifts(real, draw.shifts))
         labels.append(draw.labels)
-    scores = _scores(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
+    scores = scores_of(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
     further = []
     if draw.place is not None:
         further.append(state.config.penalty_weight * _penalty(state, real, fake, draw))
@@ -115,7 +115,7 @@ def _classification(state: "State", images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.to(state.dtype), labels)
 
 
-def _scores(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
+def scores_of(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
     """(B, 1) of the normalised critic."""
     with autocast(state):
         return state.normalized(*present(images.contiguous(memory_format=state.format), labels)).to(state.dtype)
