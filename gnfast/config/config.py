@@ -74,7 +74,7 @@ class Config:
     activation: Literal["default", *ACTIVATIONS] = "default"
     """The critic's activation, in place of each of its own; curved ones (ELU, Softplus) need double backward."""
     norm_d: Literal["none", "batch", "layer"] = "none"
-    """Batch or layer normalisation without gains and biases in the critic, baselines of SN-GAN's."""
+    """Batch or layer normalisation without gains in the critic, baselines of SN-GAN's."""
     z_dim: Count = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
@@ -222,6 +222,8 @@ class Config:
             yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
         rescales = self.method in ("gn", "gn0")
         yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
+        plain = self.method == self.penalty == "none"
+        yield "norm_d", self.norm_d != "batch" or plain, "none or layer with --method or --penalty: batches mix samples"
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
         scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
         yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"

@@ -5,6 +5,9 @@ from typing import Any
 # A setting, the value that it had, and what stands for it.
 _VALUES: tuple[tuple[str, Any, dict[str, Any]], ...] = (
     ("model", "dcgan-table3", {"model": "sngan-cnn"}),
+    ("model", "layered-3-elu", {"model": "layered-3", "activation": "elu"}),
+    ("model", "layered-3-softplus-1", {"model": "layered-3", "activation": "softplus"}),
+    ("model", "layered-3-softplus-20", {"model": "layered-3", "activation": "softplus-20"}),
     ("weight_norm", True, {"weight_norm": "learned"}),
     ("weight_norm", False, {"weight_norm": "none"}),
 )

@@ -25,9 +25,15 @@ def build_networks(config: Config) -> models.Pair:
             z_dim=config.z_dim,
             width=config.width,
             classes=config.classes,
+            width_g=config.width_g,
+            width_d=config.width_d,
+            last_width=config.last_width,
+            activation=config.activation,
+            norm_d=config.norm_d,
         )
         for net in (generator, critic):
             initialise_(net, config.init)
+        initialise_(critic, config.init_d)
         if config.spectral_norm:
             _normalize_spectrally(critic, config)
         if config.weight_norm != "none":

@@ -57,7 +57,7 @@ class State:
         self.generator, self.critic = (net.to(**to) for net in build_networks(config))
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         if group.world > 1 and config.sync_bn:
-            self.generator = synchronise_batch_norm(self.generator, device)
+            self.generator, self.critic = (synchronise_batch_norm(n, device) for n in (self.generator, self.critic))
         self.normalized = normalized(self.critic, config)
         self.generate = merged(self.generator, config)
         self.optim_d = optimizer_for(config, self.critic, config.lr_d, device)

@@ -10,7 +10,7 @@ from tests.oracle import assert_falls_back, assert_matches_double_backward, asse
 # name, resolution, width, batch
 CRITICS = [
     ("dcgan", 32, 1 / 16, 3),
-    ("sngan-cnn", 48, 1 / 16, 1),
+    ("sngan-cnn", 48, 1 / 8, 1),
     ("resnet", 32, 1 / 16, 5),
     ("resnet", 48, 1 / 16, 3),
     ("resnet", 64, 1 / 32, 3),

@@ -373,6 +373,7 @@ def test_steps_may_grow_without_a_schedule_only(config):
     ("old", "now"),
     [
         ({"model": "dcgan-table3"}, {"model": "sngan-cnn"}),
+        ({"model": "layered-3-softplus-20"}, {"model": "layered-3", "activation": "softplus-20"}),
         ({"weight_norm": True}, {"weight_norm": "learned"}),
         ({"weight_norm": False}, {"weight_norm": "none"}),
     ],
