@@ -23,8 +23,8 @@ PACKAGE = Path(gnfast.__file__).parent
 # From the ground up: a room imports from itself and from those before it. "gnfast" is what `import gnfast` gives.
 ROOMS = (
     *("errors", "io", "interop", "kernels", "steps", "rewriting", "plan", "engine", "spectral", "gnfast"),
-    *("losses", "models", "data", "metrics", "measure", "config", "runs", "train", "analysis", "bench", "cli"),
-    "__main__",
+    *("losses", "models", "data", "metrics", "measure", "config", "runs", "train", "analysis", "bench", "reproduce"),
+    *("cli", "__main__"),
 )
 
 

@@ -19,6 +19,7 @@ from gnfast.analysis.panels import write_panels
 from gnfast.analysis.pooling import pooled
 from gnfast.interop.device import resolve_device
 from gnfast.io.rows import read_rows
+from gnfast.runs.checkpoint import Place, locate
 from gnfast.runs.record import read_run
 from gnfast.runs.rows import Panels, Rows
 
@@ -28,6 +29,7 @@ def compare(
     what: Sequence[str],
     out: Path,
     *,
+    best: bool = False,
     data: str = "",
     n: int = 1024,
     n_jacobians: int = 32,
@@ -38,9 +40,11 @@ def compare(
     """Draws analyses of several runs, which are measured one after the other.
 
     Args:
-        folders: label to the runs that it stands for: their images share a box, their other numbers are averaged.
+        folders: label to the run folders, or RUN/checkpoints/FILE.pt, that it stands for: their images share a box,
+            their other numbers are averaged.
         what: names from `critic_analyses.ANALYSES`; empty for all that apply.
         out: folder for PNG, CSV and index.html.
+        best: take each run's best checkpoint instead of its newest.
         data: where real images come from; each run's own data set if empty.
         n: images of each kind.
         n_jacobians: of these, at how many the Jacobians of layers are taken.
@@ -60,16 +64,16 @@ def compare(
     if not folders or not all(folders.values()):
         raise ValueError(f"folders: got {dict(folders)}, wanted labels with a run or more each")
     for label, runs in folders.items():
-        if len(families := {subjects.family(read_run(run).config): None for run in runs}) > 1:
+        if len(families := {subjects.family(read_run(_folder(run)).config): None for run in runs}) > 1:
             raise ValueError(f"--labels: {label!r} stands for runs with {' and with '.join(families)}, wanted one kind")
     where, found = resolve_device(device), []
     for label, runs in folders.items():
         for run in runs:
-            subject = subjects.of_run(run, data=data, count=n, device=where, seed=seed)
+            subject = subjects.of_run(run, best=best, data=data, count=n, device=where, seed=seed)
             subject = dataclasses.replace(subject, name=label, jacobians=n_jacobians)
             for name in what or ANALYSES:
                 try:
-                    found.append(COMPARED[name](subject, read_rows(run / "metrics.jsonl")))
+                    found.append(COMPARED[name](subject, read_rows(_folder(run) / "metrics.jsonl")))
                 except NotApplicableError as error:
                     if what:
                         raise NotApplicableError(f"{run}: {name}: {error}") from error
@@ -83,6 +87,11 @@ def compare(
     )
     write_panels(out, f"Critics of {', '.join(folders)}", lead, panels)
     return [out / f"{name}.png" for name in panels]
+
+
+def _folder(source: Path) -> Path:
+    """The run folder of a run or of a checkpoint in it."""
+    return (locate(source) or Place(source)).run
 
 
 def _gradients(subject: Subject, history: Rows) -> Panels:

@@ -54,12 +54,7 @@ SPECTRUM_METHODS = ("clipping", "weight norm", "SN", "GN")
 # GN-GAN, Fig. 3. A run for each length, for a run keeps its last checkpoints only.
 DEPTHS = (3, 6, 9)
 LENGTHS = [25, 100, 250]
-ACTIVATIONS = {
-    "ReLU": "layered-3",
-    "ELU": "layered-3-elu",
-    "Softplus β=1": "layered-3-softplus-1",
-    "Softplus β=20": "layered-3-softplus-20",
-}
+ACTIVATIONS = {"ReLU": "relu", "ELU": "elu", "Softplus β=1": "softplus", "Softplus β=20": "softplus-20"}
 SEEDS = [0, 1, 2]
 ZETA = "ζ (ReLU)"
 
@@ -109,7 +104,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     },
     "activation": {
         "base": _LAYERED | {"method": "gn", "steps": 300},
-        "case": {"setting": [{"name": name, "model": model} for name, model in ACTIVATIONS.items()]},
+        "case": {"setting": [{"name": name, "activation": activation} for name, activation in ACTIVATIONS.items()]},
         "grid": {"seed": SEEDS},
     },
     ZETA: {

@@ -19,27 +19,31 @@ from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.measure.gradient_norms import near
 from gnfast.models import Pair
-from gnfast.runs.checkpoint import RunError, first_line
+from gnfast.runs.checkpoint import Place, RunError, first_line, locate
 from gnfast.train.evaluate import load_split
-from gnfast.train.export import newest_state
 from gnfast.train.networks import build_networks, require_fit, sample
+from gnfast.train.saved import open_saved
 
 
-def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, seed: int = 0) -> Subject:
-    """The critic of a run's newest checkpoint, with real images of its data set and images of its generator.
+def of_run(
+    folder: Path, *, best: bool = False, data: str = "", count: int, device: torch.device, seed: int = 0
+) -> Subject:
+    """The critic of a run's checkpoint, with real images of its data set and images of its generator.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, whose newest checkpoint is taken, or RUN/checkpoints/FILE.pt.
+        best: take the run folder's best checkpoint.
         data: another source of the images than the run's config names, of the same size.
         count: images of each kind, at least 2; fewer if the data set has fewer.
         device: where to measure.
         seed: of the choice of images and of the latents.
 
     Raises:
-        RunError: no run folder, or no readable checkpoint.
+        RunError: no run, or no readable checkpoint.
         ValueError: the data do not fit the critic, or lack the classes that it takes.
     """
-    _, config, state = newest_state(folder)
+    place = locate(folder, best) or Place(folder)
+    _, config, state = open_saved(place)
     weights = {name: state[name] for name in ("generator", "critic")}
     try:
         require_fit(config, **weights)
@@ -48,7 +52,7 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     networks = build_networks(config)
     for net, own in zip(networks, weights.values(), strict=True):
         net.load_state_dict(own)
-    name = f"{folder.name or folder.resolve().name}, step {state['step']}"
+    name = f"{place.run.resolve().name}, step {state['step']}"
     found = _of_networks(name, config, networks, data or config.data, count, device, seed)
     return dataclasses.replace(found, step=state["step"])
 

@@ -22,6 +22,10 @@ COMMANDS = {
     "report": ("RUN…", "a page about a run, or one that compares several"),
     "data": ("COMMAND", "data sets: list, prepare, verify, look into"),
     "sweep": ("FILE", "train a grid of runs, several at once, and tabulate their scores"),
+    "reproduce": (
+        "[NAME …]",
+        "the papers' tables and figures: train what they consist of, compare with what is published",
+    ),
     "analyze": (
         "RUN",
         "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",

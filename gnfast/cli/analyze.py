@@ -16,6 +16,7 @@ from gnfast.engine.heads import METHODS
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_folder
 from gnfast.io.rows import read_rows
+from gnfast.runs.checkpoint import locate
 
 USAGE = """\
 usage: gnfast analyze RUN [RUN …] [--what NAMES] [--option value …]
@@ -27,6 +28,7 @@ Writes figures (PNG), their numbers (CSV) and index.html, which explains each an
 
 Examples:
   gnfast analyze runs/digits
+  gnfast analyze runs/digits --best
   gnfast analyze runs/digits --what gradients,singular-values --n 5000
   gnfast analyze runs/gn-0 runs/gn-1 runs/sn-0 --labels GN,GN,SN
   gnfast analyze --net my.networks:Critic --weights critic.pt --data cifar10 --method gn
@@ -40,7 +42,9 @@ class CriticOptions:
     """Which critic, and what of it."""
 
     runs: argument("[RUN …]", tuple[str, ...]) = ()
-    """Run folders; the critics of several are compared on the same axes."""
+    """Run folders, or RUN/checkpoints/FILE.pt; the critics of several are compared on the same axes."""
+    best: bool = False
+    """Take a run's checkpoint with the best Fréchet distance instead of the newest."""
     labels: str = ""
     """With several runs: what each is called, with commas between; those of one name are pooled. Their folders' names
     if empty."""
@@ -66,7 +70,7 @@ class CriticOptions:
     n_jacobians: int = 32
     """Of these, at how many the Jacobian of each layer is taken (`lipschitz`), which takes tens of passes."""
     out: str = ""
-    """Where to: a folder. Of one run RUN/analysis, otherwise analysis, if empty."""
+    """Where to: a folder. Of one run RUN/analysis (RUN/analysis-best, …), otherwise analysis, if empty."""
     seed: int = 0
     """Seed of the choice of images and of the latents."""
     device: str = "auto"
@@ -111,9 +115,12 @@ def _critic(options: CriticOptions) -> int:
     common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
     if options.runs:
         run = expanded(options.runs[0])
-        subject = subjects.of_run(run, data=options.data, **common)
-        history, out = read_rows(run / "metrics.jsonl"), out or run / "analysis"
+        subject = subjects.of_run(run, best=options.best, data=options.data, **common)
+        place = locate(run, options.best)
+        history, out = read_rows(place.run / "metrics.jsonl"), out or place.output("analysis")
     else:
+        if options.best:
+            raise UsageError("analyze: --best needs a run folder, not --net")
         if not options.data:
             raise UsageError("analyze: --net needs --data, where the real images come from")
         method = None if options.method == "none" else options.method
@@ -138,7 +145,7 @@ def _compare(options: CriticOptions) -> int:
     for label, run in zip(labels, runs, strict=True):
         folders.setdefault(label, []).append(run)
     out = output_folder(options.out or "analysis")
-    given = {name: getattr(options, name) for name in ("data", "n", "n_jacobians", "seed", "device")}
+    given = {name: getattr(options, name) for name in ("best", "data", "n", "n_jacobians", "seed", "device")}
     compare(folders, _names(options.what), out, **given)
     print(out / "index.html")
     return 0

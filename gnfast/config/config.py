@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from gnfast.config.older import current
 from gnfast.engine.heads import METHODS
 from gnfast.engine.penalties import PENALTIES
 from gnfast.losses import LOSSES
@@ -54,8 +55,8 @@ class Config:
     """Where a named data set's archive is or will be kept; gnfast's cache folder if empty."""
 
     model: Literal[*REGISTRY] = "dcgan"
-    """The networks: the papers' CNN (or with the critic of GN-GAN's Table 3), GN-GAN's ResNet, SN-GAN's, mimicry's
-    (GraN-GAN), BigGAN (needs --classes), a small CNN, or its generator with a plain critic of some depth."""
+    """The networks: the CNN of GN-GAN's code (or SN-GAN's), GN-GAN's ResNet, SN-GAN's, mimicry's (GraN-GAN), BigGAN
+    (needs --classes, as SN-GAN's sngan-concat, -projection and -ac), a small CNN, or a plain pair of some depth."""
     init: Literal[*SCHEMES] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
     init_d: Literal[*SCHEMES] = "default"
@@ -73,7 +74,7 @@ class Config:
     activation: Literal["default", *ACTIVATIONS] = "default"
     """The critic's activation, in place of each of its own; curved ones (ELU, Softplus) need double backward."""
     norm_d: Literal["none", "batch", "layer"] = "none"
-    """Batch or layer normalisation without gains and biases in the critic, baselines of SN-GAN's."""
+    """Batch or layer normalisation without gains in the critic, baselines of SN-GAN's."""
     z_dim: Count = 128
     """Length of the latent vector, drawn from N(0, I)."""
 
@@ -88,9 +89,9 @@ class Config:
     k_sn: Positive = 1.0
     """The spectral norm that spectral normalisation gives to each weight."""
     learn_scale: bool = False
-    """A learned factor on each spectrally normalised weight."""
+    """A learned factor on each weight of norm 1, spectral or Frobenius, or on each of its rows of norm 1."""
     stable_rank: Factor = 0.0
-    """Stable rank normalisation before spectral normalisation: at most this share of each weight's full rank (Sanyal et
+    """Stable rank normalisation with spectral normalisation: at most this share of each weight's full rank (Sanyal et
     al., ICLR 2020); 0 does without."""
     weight_norm: Literal["none", "unit", "learned", "frobenius"] = "none"
     """Normalisation of each weight of the critic, for comparison: rows of norm 1 (SN-GAN, eq. 25), rows with a learned
@@ -221,7 +222,16 @@ class Config:
             yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
         rescales = self.method in ("gn", "gn0")
         yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
+        plain = self.method == self.penalty == "none"
+        yield "norm_d", self.norm_d != "batch" or plain, "none or layer with --method or --penalty: batches mix samples"
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
+        scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
+        yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
+        yield "stable_rank", self.spectral_norm or not self.stable_rank, "0 without --spectral-norm"
+        yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
+        for name in ("weight_clip", "orthonormal"):
+            plain = not (self.spectral_norm or self.weight_norm != "none")
+            yield name, plain or not getattr(self, name), "0 with --spectral-norm or --weight-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.
@@ -251,7 +261,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         config: the settings of the repeated command.
     """
     # A run of a version that did not have a setting yet had its default.
-    saved, wanted = _DEFAULTS | saved, as_json(config)
+    saved, wanted = _DEFAULTS | current(saved), as_json(config)
     names = [name for name in wanted if name not in FREE]
     if config.lr_decay == "none":
         # Without a schedule that depends on it, the length of a run is only where it stops.
@@ -274,7 +284,7 @@ def from_json(saved: dict[str, Any]) -> Config:
     Raises:
         ValueError: an unknown name, or a value of the wrong kind; the message begins with the option.
     """
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in current(saved).items()}
     require_kinds(settings)
     if missing := _KINDS.keys() - _DEFAULTS.keys() - settings.keys():
         raise ValueError(f"{_option(min(missing))}: missing")

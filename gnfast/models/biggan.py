@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gnfast.models import resnet
 from gnfast.models.initialise import initialise_
-from gnfast.models.widths import scaled
+from gnfast.models.widths import Factors, scaled
 from gnfast.spectral import spectral_norm_
 
 START = 4
@@ -199,13 +199,14 @@ class Discriminator(nn.Module):
 
 
 def build(
-    resolution: int, channels: int, z_dim: int, width: float, classes: int, faster: bool
+    resolution: int, channels: int, z_dim: int, width: Factors, classes: int, faster: bool
 ) -> tuple[Generator, Discriminator]:
     """The pair of GN-GAN's code, 32 pixels, or of Faster GN-GAN's, 32, 64 or 128; see `gnfast.models.build`."""
     name, resolutions = ("biggan-faster", tuple(LAYOUTS)) if faster else ("biggan", (32,))
     if resolution not in resolutions:
         raise ValueError(f"resolution: {name} takes {' or '.join(map(str, resolutions))}, got {resolution}")
     published = LAYOUTS[resolution]
-    layout = replace(published, generator=scaled(published.generator, width), critic=scaled(published.critic, width))
+    g_widths, d_widths = scaled(published.generator, width.generator), scaled(published.critic, width.critic)
+    layout = replace(published, generator=g_widths, critic=d_widths)
     generator = Generator(layout, classes, channels, z_dim, normalize_blocks=not faster)
     return generator, Discriminator(layout, classes, channels)

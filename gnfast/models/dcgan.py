@@ -1,4 +1,4 @@
-"""The standard CNN pair: the networks that GN-GAN calls "CNN" (Wu et al., ICCV 2021, Table 3 and the official code)."""
+"""The standard CNN pair: of SN-GAN (Miyato et al., ICLR 2018, Table 3) and of GN-GAN's code (Wu et al., ICCV 2021)."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.models.initialise import initialise_
-from gnfast.models.widths import scaled
+from gnfast.models.widths import Factors, scaled
 
 WIDTHS = (64, 128, 256, 512)
 
@@ -22,6 +22,7 @@ class Generator(nn.Module):
         z_dim: length of the latent vector.
         widths: channel counts from the full resolution down to the smallest.
         last: the kind of the 3x3 convolution that gives the image.
+        extra: further 3x3 convolutions at each of the widths, from the smallest map up; none where not given.
     """
 
     def __init__(
@@ -31,13 +32,18 @@ class Generator(nn.Module):
         z_dim: int,
         widths: tuple[int, ...],
         last: type[nn.Conv2d | nn.ConvTranspose2d] = nn.ConvTranspose2d,
+        extra: Sequence[int] = (),
     ):
         super().__init__()
         self.start = resolution >> (len(widths) - 1)
         self.linear = nn.Linear(z_dim, widths[-1] * self.start**2)
         layers: list[nn.Module] = [nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)]
-        for narrow, wide in reversed(list(pairwise(widths))):
-            layers += [nn.ConvTranspose2d(wide, narrow, 4, 2, 1), nn.BatchNorm2d(narrow), nn.ReLU(inplace=True)]
+        for index, wide in enumerate(reversed(widths)):
+            convolutions = [nn.Conv2d(wide, wide, 3, 1, 1) for _ in range(extra[index] if extra else 0)]
+            if index + 1 < len(widths):
+                convolutions.append(nn.ConvTranspose2d(wide, widths[-index - 2], 4, 2, 1))
+            for convolution in convolutions:
+                layers += [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU(inplace=True)]
         self.main = nn.Sequential(*layers, last(widths[0], channels, 3, 1, 1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
@@ -73,7 +79,12 @@ class Discriminator(nn.Module):
 
 
 def build(
-    resolution: int, channels: int, z_dim: int, width: float, widen: Literal["stride", "conv"] = "stride"
+    resolution: int,
+    channels: int,
+    z_dim: int,
+    width: Factors,
+    last_width: float,
+    widen: Literal["stride", "conv"] = "stride",
 ) -> tuple[Generator, Discriminator]:
     """The pair; see `gnfast.models.build`.
 
@@ -81,15 +92,21 @@ def build(
     up, and three at 16 and 24, so that the smallest map keeps 4x4 or more.
 
     Args:
-        widen: which convolution of a level of the critic goes to the next width: "stride" as in the official code, or
-            "conv" (the 3x3 that follows) as in the paper's Table 3, which halves the parameters.
+        last_width: a further factor on what goes into the critic's last convolution and what comes out of it (SN-GAN's
+            Fig. 4 and its footnote).
+        widen: which convolution of a level of the critic goes to the next width: "stride" as in GN-GAN's code, or
+            "conv" (the 3x3 that follows) as in SN-GAN's Table 3, which halves the parameters.
     """
     if resolution < 16 or resolution % 8:
         raise ValueError(f"resolution: dcgan takes multiples of 8 from 16 up, got {resolution}")
-    widths = scaled(WIDTHS if resolution >= 32 else WIDTHS[:3], width)
-    generator = initialise_(Generator(resolution, channels, z_dim, widths), "normal")
+    published = WIDTHS if resolution >= 32 else WIDTHS[:3]
+    generator = Generator(resolution, channels, z_dim, scaled(published, width.generator))
+    initialise_(generator, "normal")
+    widths = scaled(published, width.critic)
     convolutions = [(channels, widths[0], 3, 1)]
     for narrow, wide in pairwise(widths):
         middle = wide if widen == "stride" else narrow
         convolutions += [(narrow, middle, 4, 2), (middle, wide, 3, 1)]
+    middle, wide = scaled((middle, wide), last_width)
+    convolutions[-2:] = [(narrow, middle, 4, 2), (middle, wide, 3, 1)]
     return generator, initialise_(Discriminator(resolution, convolutions), "normal")

@@ -50,7 +50,8 @@ def initialise_(net: Net, scheme: str) -> Net:
         if isinstance(layer, LAYERS):
             if is_parametrized(layer, "weight"):
                 # Assignment goes through the parametrization's inverse.
-                layer.weight = fill(torch.empty_like(layer.parametrizations.weight.original))
+                held = layer.parametrizations.weight
+                layer.weight = fill(torch.empty_like(held.original if held.is_tensor else held.original1))
             else:
                 fill(layer.weight)
             if getattr(layer, "bias", None) is not None:

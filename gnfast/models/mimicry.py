@@ -5,10 +5,10 @@ works in place, so that the shortcut sees ReLU(x) as well; here both branches sh
 draws them. mimicry's SN-GAN puts `gnfast.spectral_norm_` on the critic, GraN-GAN leaves it out.
 """
 
-import torch
 from torch import Tensor, nn
 
 from gnfast.models import resnet
+from gnfast.models.widths import Factors
 
 
 class Block(resnet.Block):
@@ -16,14 +16,14 @@ class Block(resnet.Block):
 
     def __init__(self, in_channels: int, out_channels: int, down: bool):
         super().__init__(in_channels, out_channels, down, hidden=in_channels)
-        # The ReLU before both branches stands for it.
-        del self.residual[0]
+        # It stands before both branches.
+        self.activation = self.residual.pop(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(torch.relu(x))
+        return super().forward(self.activation(x))
 
 
-def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[resnet.Generator, resnet.Discriminator]:
+def build(resolution: int, channels: int, z_dim: int, width: Factors) -> tuple[resnet.Generator, resnet.Discriminator]:
     """mimicry's pair for 32, 48, 64 or 128 pixels, without spectral normalisation; see `gnfast.models.build`."""
     start, g_widths, d_widths, downs = resnet.scaled_layout("mimicry-resnet", resnet.SNGAN_LAYOUTS, resolution, width)
     generator = resnet.Generator(start, g_widths, channels, z_dim, upsampling="bilinear")

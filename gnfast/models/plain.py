@@ -1,32 +1,19 @@
-"""Plain convolutional critics of a given depth, for analyses and ablations."""
-
-from collections.abc import Callable
+"""Plain convolutional pairs of a given depth, for analyses and ablations."""
 
 from torch import nn
 
-from gnfast.models import small
-from gnfast.models.dcgan import Discriminator
+from gnfast.models.dcgan import Discriminator, Generator
 from gnfast.models.initialise import initialise_
-from gnfast.models.widths import scaled
+from gnfast.models.variants import ACTIVATIONS
+from gnfast.models.widths import Factors, scaled
 
 STAGES = (64, 128, 256)
-
-ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
-    "relu": lambda beta: nn.ReLU(),
-    "leaky-relu": lambda beta: nn.LeakyReLU(0.1),
-    "elu": lambda beta: nn.ELU(),
-    "softplus": lambda beta: nn.Softplus(beta),
-}
-"""Activations by name, from a sharpness β, which only softplus uses: log(1 + exp(βx))/β, the ReLU as β grows."""
+LAYERED = {f"layered-{layers}": layers for layers in range(3, 10)}
+"""Names of pairs to their number of convolutions in each network."""
 
 
 def layered_critic(
-    resolution: int = 32,
-    channels: int = 3,
-    layers: int = 3,
-    width: float = 1.0,
-    activation: str = "relu",
-    beta: float = 1.0,
+    resolution: int = 32, channels: int = 3, layers: int = 3, width: float = 1.0, activation: str = "relu"
 ) -> Discriminator:
     """n convolutions in three stages, each followed by the activation, and a linear layer; GN-GAN's Fig. 3 compares n.
 
@@ -39,9 +26,8 @@ def layered_critic(
         channels: image channels.
         layers: n, at least 3.
         width: factor on the channel counts (rounded, at least 1); 1.0 is the code's 64 to 512.
-        activation: "relu" or "leaky-relu" (slope 0.1), which gnfast computes in four passes; "elu" or "softplus",
-            which have curvature and go through double backward.
-        beta: sharpness of softplus, log(1 + exp(βx))/β; the others ignore it.
+        activation: a name of `ACTIVATIONS`: "relu" or "leaky-relu" (slope 0.1), which gnfast computes in four passes;
+            "elu", "softplus" or "softplus-20" (β = 20), which have curvature and go through double backward.
 
     Raises:
         ValueError: another value than these.
@@ -54,36 +40,35 @@ def layered_critic(
         raise ValueError(f"width: got {width}, wanted a positive factor")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation: got {activation!r}, wanted one of {', '.join(ACTIVATIONS)}")
-    if not beta > 0:
-        raise ValueError(f"beta: got {beta}, wanted a positive number")
     convolutions = []
     last = channels
-    for index, stage in enumerate(scaled(STAGES, width)):
-        depth = layers // len(STAGES) + (index < layers % len(STAGES))
+    for stage, depth in zip(scaled(STAGES, width), _depths(layers), strict=True):
         for _ in range(depth - 1):
             convolutions.append((last, stage, 3, 1))
             last = stage
         convolutions.append((last, 2 * stage, 4, 2))
         last = 2 * stage
-    critic = Discriminator(resolution, convolutions, lambda: ACTIVATIONS[activation](beta))
-    return initialise_(critic, "normal")
-
-
-LAYERED = {
-    "layered-3": (3, "relu", 1.0),
-    "layered-6": (6, "relu", 1.0),
-    "layered-9": (9, "relu", 1.0),
-    "layered-3-elu": (3, "elu", 1.0),
-    "layered-3-softplus-1": (3, "softplus", 1.0),
-    "layered-3-softplus-20": (3, "softplus", 20.0),
-}
-"""Names of pairs to a layered critic's depth, activation and β."""
+    return initialise_(Discriminator(resolution, convolutions, ACTIVATIONS[activation]), "normal")
 
 
 def build_layered(
-    layers: int, activation: str, beta: float, resolution: int, channels: int, z_dim: int, width: float
-) -> tuple[nn.Module, nn.Module]:
-    """The small generator, with a layered critic that is as wide as the small one; see `gnfast.models.build`."""
-    generator, _ = small.build(resolution, channels, z_dim, width)
-    # Its first layer has half of the 64 channels.
-    return generator, layered_critic(resolution, channels, layers, width / 2, activation, beta)
+    layers: int, resolution: int, channels: int, z_dim: int, width: Factors
+) -> tuple[Generator, Discriminator]:
+    """A generator and a critic of n convolutions each, as wide as the small pair; see `gnfast.models.build`.
+
+    GN-GAN's Fig. 3 has such pairs; the paper does not state their layers. The generator is the small one, which has
+    three convolutions, with the others as 3x3 in three stages, the later ones one more where 3 does not divide n.
+    """
+    if resolution < 8 or resolution % 8:
+        raise ValueError(f"resolution: layered-{layers} takes multiples of 8, got {resolution}")
+    (w,) = scaled((STAGES[0] // 2,), width.generator)
+    extra = [depth - 1 for depth in reversed(_depths(layers))]
+    generator = Generator(resolution, channels, z_dim, (w, 2 * w, 4 * w), nn.Conv2d, extra)
+    initialise_(generator, "kaiming-normal")
+    # The first layer of the small critic has half of the 64 channels.
+    return generator, layered_critic(resolution, channels, layers, width.critic / 2)
+
+
+def _depths(layers: int) -> list[int]:
+    """How many of a critic's convolutions each stage has."""
+    return [layers // len(STAGES) + (index < layers % len(STAGES)) for index in range(len(STAGES))]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.models.initialise import initialise_
-from gnfast.models.widths import scaled
+from gnfast.models.widths import Factors, scaled
 
 Layout = tuple[int, tuple[int, ...], tuple[int, ...], int]
 """Side of the first map, generator widths, critic widths, and how many of the critic's blocks halve the map."""
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
         return self.linear(torch.flatten(self.model(x), 1))
 
 
-def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
+def build(resolution: int, channels: int, z_dim: int, width: Factors) -> tuple[Generator, Discriminator]:
     """GN-GAN's pair for 32, 48, 64 (gnfast's choice), 128 or 256 pixels; see `gnfast.models.build`."""
     start, g_widths, d_widths, downs = scaled_layout("resnet", LAYOUTS, resolution, width)
     generator = Generator(start, g_widths, channels, z_dim)
@@ -170,7 +170,7 @@ def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Gen
     return generator, initialise_(critic, "kaiming-normal")
 
 
-def build_sngan(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
+def build_sngan(resolution: int, channels: int, z_dim: int, width: Factors) -> tuple[Generator, Discriminator]:
     """SN-GAN's pair for 32, 48, 64 or 128 pixels, without its spectral normalisation; see `gnfast.models.build`.
 
     It differs from GN-GAN's in its sum over space, the blocks' hidden width, which is their input's, and the weights.
@@ -184,24 +184,24 @@ def build_sngan(resolution: int, channels: int, z_dim: int, width: float) -> tup
     return generator, critic
 
 
-def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width: float) -> Layout:
-    """The layout of a resolution with all widths multiplied by `width`.
+def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width: Factors) -> Layout:
+    """The layout of a resolution with the widths multiplied by factors.
 
     Raises:
         ValueError: a resolution that `layouts` does not have.
     """
     if resolution not in layouts:
         *others, last = map(str, layouts)
-        raise ValueError(f"resolution: {name} takes {', '.join(others)} or {last}, got {resolution}")
-    start, *widths, downs = layouts[resolution]
-    g_widths, d_widths = (scaled(published, width) for published in widths)
-    return start, g_widths, d_widths, downs
+        sides = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"resolution: {name} takes {sides}, got {resolution}")
+    start, g_widths, d_widths, downs = layouts[resolution]
+    return start, scaled(g_widths, width.generator), scaled(d_widths, width.critic), downs
 
 
 def xavier_(net: nn.Module) -> None:
     """SN-GAN's initialisation of the weights: Glorot-uniform with gain √2 on the residual branches and 1 elsewhere."""
     for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             nn.init.xavier_uniform_(module.weight, 2**0.5 if "residual" in name else 1)
 
 

@@ -9,15 +9,16 @@ from torch import nn
 
 from gnfast.models.dcgan import Discriminator, Generator
 from gnfast.models.initialise import initialise_
-from gnfast.models.widths import scaled
+from gnfast.models.widths import Factors, scaled
 
 
-def build(resolution: int, channels: int, z_dim: int, width: float) -> tuple[Generator, Discriminator]:
+def build(resolution: int, channels: int, z_dim: int, width: Factors) -> tuple[Generator, Discriminator]:
     """The pair; see `gnfast.models.build`."""
     if resolution < 8 or resolution % 4:
         raise ValueError(f"resolution: small takes multiples of 4 from 8 up, got {resolution}")
-    (w,) = scaled((32,), width)
+    (w,) = scaled((32,), width.generator)
     generator = initialise_(Generator(resolution, channels, z_dim, (w, 2 * w, 4 * w), nn.Conv2d), "kaiming-normal")
+    (w,) = scaled((32,), width.critic)
     critic = Discriminator(resolution, [(channels, w, 4, 2), (w, w, 3, 1), (w, 2 * w, 4, 2), (2 * w, 4 * w, 3, 1)])
     for layer in critic.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

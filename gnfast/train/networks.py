@@ -25,13 +25,21 @@ def build_networks(config: Config) -> models.Pair:
             z_dim=config.z_dim,
             width=config.width,
             classes=config.classes,
+            width_g=config.width_g,
+            width_d=config.width_d,
+            last_width=config.last_width,
+            activation=config.activation,
+            norm_d=config.norm_d,
         )
+        if config.auxiliary and not hasattr(critic, "classify"):
+            raise ValueError(f"--auxiliary: the critic of --model {config.model} has no classifier, wanted 0")
         for net in (generator, critic):
             initialise_(net, config.init)
+        initialise_(critic, config.init_d)
         if config.spectral_norm:
             _normalize_spectrally(critic, config)
-        if config.weight_norm:
-            weight_norm_(critic)
+        if config.weight_norm != "none":
+            weight_norm_(critic, config.weight_norm, config.learn_scale)
         return generator, critic
 
 
@@ -82,10 +90,11 @@ def mismatches(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]
 def _normalize_spectrally(critic: nn.Module, config: Config) -> None:
     """Puts spectral normalisation on every layer; the keys of the state are the same either way."""
     if config.impl == "auto":
-        spectral_norm_(critic, coeff=config.k_sn, learn_scale=config.learn_scale)
+        options = {"learn_scale": config.learn_scale, "stable_rank": config.stable_rank}
+        spectral_norm_(critic, coeff=config.k_sn, **options)
         return
-    if config.k_sn != 1 or config.learn_scale:
-        raise ValueError("--impl: PyTorch's spectral norm knows neither --k-sn nor --learn-scale; take auto")
+    if config.k_sn != 1 or config.learn_scale or config.stable_rank:
+        raise ValueError("--impl: PyTorch's spectral norm knows no --k-sn, --learn-scale, --stable-rank; take auto")
     for module in critic.modules():
         if isinstance(module, LAYERS):
             nn.utils.parametrizations.spectral_norm(module)

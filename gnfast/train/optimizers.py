@@ -10,7 +10,7 @@ def optimizer_for(config: Config, net: nn.Module, rate: float, device: torch.dev
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(net.parameters(), rate)
     # One kernel for all weights where PyTorch has it; the same formula as the plain one.
-    return torch.optim.Adam(net.parameters(), rate, config.betas, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.Adam(net.parameters(), rate, config.betas, config.adam_eps, fused=device.type in ("cpu", "cuda"))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

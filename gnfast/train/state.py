@@ -57,7 +57,7 @@ class State:
         self.generator, self.critic = (net.to(**to) for net in build_networks(config))
         self.ema = Ema(self.generator, config.ema_decay, config.ema_start)
         if group.world > 1 and config.sync_bn:
-            self.generator = synchronise_batch_norm(self.generator, device)
+            self.generator, self.critic = (synchronise_batch_norm(n, device) for n in (self.generator, self.critic))
         self.normalized = normalized(self.critic, config)
         self.generate = merged(self.generator, config)
         self.optim_d = optimizer_for(config, self.critic, config.lr_d, device)
@@ -102,8 +102,10 @@ class State:
 
     def rates(self, step: int) -> tuple[float, float]:
         """Learning rates of the critic's and of the generator's updates after `step` steps."""
-        rate = 1 - step / self.config.steps if self.config.lr_decay == "linear" else 1.0
-        return self.config.lr_d * rate, self.config.lr_g * rate
+        c, rate = self.config, 1.0
+        if c.lr_decay == "linear" and step > c.lr_decay_start:
+            rate = (c.steps - step) / (c.steps - c.lr_decay_start)
+        return c.lr_d * rate, c.lr_g * rate
 
     def update(self) -> None:
         """One step of Algorithm 1: `n_dis` critic updates, one generator update, the moving average."""
@@ -121,8 +123,12 @@ class State:
     @property
     def loss_names(self) -> tuple[str, ...]:
         """What `pending` and metrics.jsonl hold."""
-        extra = {"loss_penalty": self.config.penalty != "none", "loss_consistency": self.config.consistency > 0}
-        return ("loss_real", "loss_fake", *(name for name, used in extra.items() if used), "loss_generator")
+        c = self.config
+        settings = "consistency", "orthonormal", "auxiliary"
+        used = {"penalty": c.penalty != "none", **{name: getattr(c, name) > 0 for name in settings}}
+        further = (f"loss_{name}" for name, is_used in used.items() if is_used)
+        of_generator = ("loss_generator", "loss_auxiliary_generator")[: 1 + used["auxiliary"]]
+        return ("loss_real", "loss_fake", *further, *of_generator)
 
     def take_losses(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes.

@@ -10,7 +10,7 @@ from tests.oracle import assert_falls_back, assert_matches_double_backward, asse
 # name, resolution, width, batch
 CRITICS = [
     ("dcgan", 32, 1 / 16, 3),
-    ("dcgan-table3", 48, 1 / 16, 1),
+    ("sngan-cnn", 48, 1 / 8, 1),
     ("resnet", 32, 1 / 16, 5),
     ("resnet", 48, 1 / 16, 3),
     ("resnet", 64, 1 / 32, 3),
@@ -26,6 +26,10 @@ CRITICS = [
     ("small", 16, 1 / 4, 7),
     ("biggan", 32, 1 / 32, 5),
     ("biggan-faster", 32, 1 / 32, 3),
+    ("sngan-concat", 64, 1 / 32, 3),
+    ("sngan-concat", 128, 1 / 32, 1),
+    ("sngan-projection", 64, 1 / 32, 3),
+    ("sngan-projection", 128, 1 / 32, 1),
 ]
 
 

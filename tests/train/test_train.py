@@ -369,6 +369,23 @@ def test_steps_may_grow_without_a_schedule_only(config):
     assert differences(as_json(config), dataclasses.replace(config, steps=20))
 
 
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ({"model": "dcgan-table3"}, {"model": "sngan-cnn"}),
+        ({"model": "layered-3-softplus-20"}, {"model": "layered-3", "activation": "softplus-20"}),
+        ({"weight_norm": True}, {"weight_norm": "learned"}),
+        ({"weight_norm": False}, {"weight_norm": "none"}),
+    ],
+)
+def test_settings_of_earlier_versions_are_read(config, old, now):
+    wanted = dataclasses.replace(config, **now)
+    saved = as_json(wanted) | old
+    assert from_json(saved) == wanted
+    assert not differences(saved, wanted)
+    assert differences(saved, dataclasses.replace(config, model="small", weight_norm="unit"))
+
+
 def test_a_dead_critic_trains_without_nan(config, monkeypatch):
     """All weights zero: f = 0 and the input gradient is 0 everywhere."""
     original = models.build
@@ -484,6 +501,11 @@ def test_config_survives_json():
         ({"channels": 2}, "--channels: got 2, wanted one of 1, 3"),
         ({"ema_decay": 1.0}, "--ema-decay"),
         ({"betas": (0.0, 1.0)}, "--betas"),
+        ({"learn_scale": True}, "--learn-scale: got True, wanted false, except with"),
+        ({"learn_scale": True, "weight_norm": "learned"}, "--learn-scale"),
+        ({"stable_rank": 0.5}, "--stable-rank: got 0.5, wanted 0 without --spectral-norm"),
+        ({"weight_clip": 0.1, "spectral_norm": True}, "--weight-clip: got 0.1, wanted 0 with --spectral-norm or"),
+        ({"orthonormal": 0.1, "weight_norm": "unit"}, "--orthonormal: got 0.1, wanted 0 with"),
     ],
 )
 def test_bad_settings_say_what_was_wanted(config, changes, message):
@@ -528,10 +550,19 @@ def test_spectral_norm_is_pytorchs_step_for_step_and_continues_its_checkpoints(c
             torch.testing.assert_close(value, states[0][key], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["unit", "learned", "frobenius"])
+def test_weight_norm_settings_reach_the_critic(config, kind):
+    layers = [m for m in build_networks(config)[1].modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    scaled = kind != "learned"
+    net = build_networks(dataclasses.replace(config, weight_norm=kind, learn_scale=scaled))[1]
+    norms = [m for m in net.modules() if type(m).__name__ == ("WeightNorm" if scaled else "_WeightNorm")]
+    assert len(norms) == len(layers) and all(norm.gamma is not None for norm in norms if scaled)
+
+
 def test_spectral_norm_settings_reach_the_critic(config):
-    net = build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, learn_scale=True))[1]
+    net = build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, learn_scale=True, stable_rank=0.9))[1]
     weights = {name: norm for name, norm in net.named_modules() if type(norm).__name__ == "SpectralNorm"}
     assert len(weights) == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules())
-    assert all(norm.coeff == 0.5 and norm.gamma is not None for norm in weights.values())
+    assert all((norm.coeff, norm.stable_rank) == (0.5, 0.9) and norm.gamma is not None for norm in weights.values())
     with pytest.raises(ValueError, match="--impl: PyTorch's spectral norm"):
         build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, impl="reference"))

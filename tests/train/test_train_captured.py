@@ -30,8 +30,9 @@ def captures_everywhere(monkeypatch):
 def settings(folder, **changes):
     """A run with all that a run does on the way."""
     every = {"log_every": 5, "probe_every": 8, "sample_every": 8, "eval_every": 16, "checkpoint_every": 8}
-    rates = {"lr_d": 2**-10, "lr_g": 2**-11, "lr_decay": "linear", "ema_start": 11}
+    rates = {"lr_d": 2**-10, "lr_g": 2**-11, "lr_decay": "linear", "lr_decay_start": 16}
     extra = {"steps": STEPS, "n_samples": 4, "n_dis": 2, "n_fake": 20, "extractor": "tests.cli.test_metrics_cli:pixels"}
+    extra |= {"ema_start": 11, "orthonormal": 2**-10, "adam_eps": 2**-20}
     return tiny(folder, **(every | rates | extra | changes))
 
 
@@ -87,7 +88,9 @@ def test_a_run_that_fails_and_goes_on_ends_as_one_that_never_was_captured(modes,
     assert saved(second)["optim_d"]["param_groups"][0]["capturable"] == modes[1]
     assert_same_run(second, eager)
     rows = read_rows(Path(second.run_dir) / "metrics.jsonl")
-    assert [row["lr_d"] for row in rows if "lr_d" in row][:2] == [2**-10 * (1 - step / STEPS) for step in (4, 9)]
+    assert [row["lr_d"] for row in rows if "lr_d" in row][2:5] == [
+        2**-10 * min(1, (STEPS - step) / 16) for step in (14, 19, 24)
+    ]
     for name in ("report.html", "curves.png", "samples/ema-000032.png", "config.json"):
         assert (Path(second.run_dir) / name).stat().st_size
     assert any("distance_ema" in row for row in rows)

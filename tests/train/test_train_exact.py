@@ -6,11 +6,14 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gnfast.data import ImageDataset
 from gnfast.data.augment import flip_and_translate
 from gnfast.train import PRESETS, Config
+from gnfast.train import state as state_module
+from gnfast.train.networks import build_networks
 from gnfast.train.state import State
 from tests.train import plain_loop
 
@@ -72,6 +75,46 @@ def test_consistency_regularisation():
     assert len(changed) == 4 and all(changed)
 
 
+class Classifying(nn.Module):
+    """A critic with a second head, of classes; the first has no use for labels."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.LeakyReLU(0.1), nn.Flatten())
+        self.heads = nn.ModuleList(nn.Linear(6 * 15 * 15, out) for out in (1, classes))
+
+    def forward(self, x, y):
+        return self.heads[0](self.trunk(x))
+
+    def classify(self, x):
+        return self.heads[1](self.trunk(x))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_auxiliary_classifier(accumulate, monkeypatch):
+    config = dataclasses.replace(PRESETS["gngan-cifar10-biggan"].config, **SMALL, auxiliary=0.7, method="none")
+    config = dataclasses.replace(config, loss="wasserstein", penalty="1-gp", accumulate=accumulate)
+    with pytest.raises(ValueError, match=r"--auxiliary: the critic of --model biggan has no classifier"):
+        state_of(config)
+    with pytest.raises(ValueError, match=r"--auxiliary: got 0\.7, wanted 0 without --classes"):
+        dataclasses.replace(config, classes=0)
+
+    def pair(config):
+        torch.manual_seed(1)
+        return build_networks(dataclasses.replace(config, auxiliary=0.0))[0].eval(), Classifying(config.classes)
+
+    monkeypatch.setattr(state_module, "build_networks", pair)
+    state = state_of(config)
+    assert state.loss_names[2:] == ("loss_penalty", "loss_auxiliary", "loss_generator", "loss_auxiliary_generator")
+
+    def penalise(critic, real, fake, score_real):
+        points = real + torch.rand(len(real), generator=state.noise).double()[:, None, None, None] * (fake - real)
+        return [10 * (gradient_norms(lambda x: critic(x, None), points) - 1).square().mean()]
+
+    formula = plain_loop.WASSERSTEIN | {"score": plain_loop.plain, "extra": penalise, "classified": 0.7}
+    assert_plain_losses(config, 3, state=state, **formula)
+
+
 def gradient_norms(critic, points):
     points = points.detach().requires_grad_()
     (g,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
@@ -115,8 +158,48 @@ def test_weight_clipping_and_rmsprop():
     )
     assert_plain_losses(config, 5, score=plain_loop.plain, **plain_loop.WASSERSTEIN)
     state = state_of(config)
+    for name, parameter in state.critic.named_parameters():
+        if name.endswith("bias"):
+            nn.init.constant_(parameter, 2.0)
     state.update()
-    assert max(parameter.abs().max() for parameter in state.critic.parameters()) == 0.1
+    assert max(parameter.abs().max() for name, parameter in state.critic.named_parameters() if "weight" in name) == 0.1
+    assert min(parameter.min() for name, parameter in state.critic.named_parameters() if "bias" in name) > 1.9
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_orthonormal_regularisation(accumulate):
+    config = dataclasses.replace(PRESETS["nsgan-cifar10"].config, **SMALL, penalty="none", orthonormal=1e-3)
+    config = dataclasses.replace(config, accumulate=accumulate, batch_d=4, init="orthogonal")
+
+    def gap(critic, real, fake, score_real):
+        weights = [w.flatten(1) for name, w in critic.named_parameters() if name.endswith("weight")]
+        return [1e-3 * sum((w.T @ w - torch.eye(w.shape[1], dtype=w.dtype)).square().sum() for w in weights)]
+
+    # With running statistics of batch norm, parts of a batch are as the whole.
+    state, plain = state_of(config), state_of(config)
+    for each in (state, plain):
+        each.generator.eval()
+    assert state.loss_names == ("loss_real", "loss_fake", "loss_orthonormal", "loss_generator")
+    formula = plain_loop.NON_SATURATING | {"score": plain_loop.plain, "extra": gap}
+    theirs = plain_loop.losses_of_steps(plain, 4, **formula)
+    assert theirs.std(0).min() > 1e-7
+    torch.testing.assert_close(updated(state, 4), theirs, rtol=0, atol=1e-9)
+
+
+def test_adams_epsilon_and_a_rate_that_falls_late():
+    """Linear decay after a start (SN-GAN on ImageNet, appendix B.3), and an ε that matters (GraN-GAN, eq. 21)."""
+    config = dataclasses.replace(PRESETS["nsgan-cifar10"].config, **SMALL, penalty="none", steps=6)
+    config = dataclasses.replace(config, adam_eps=1e-3, lr_decay="linear", lr_decay_start=2)
+    state = state_of(config)
+    for step, share in ((0, 1), (1, 1), (2, 1), (3, 0.75), (5, 0.25), (6, 0)):
+        assert state.rates(step) == (config.lr_d * share, config.lr_g * share), step
+    late = state_of(dataclasses.replace(config, lr_decay_start=9))
+    assert {late.rates(step)[0] for step in range(7)} == {config.lr_d}, (
+        "a run that ends before the start keeps its rate"
+    )
+    assert_plain_losses(config, 6, score=plain_loop.plain, **plain_loop.NON_SATURATING)
+    usual = state_of(dataclasses.replace(config, adam_eps=1e-8))
+    assert (updated(usual, 6) - updated(state, 6)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("alpha", [1e-25, 0.1, 3.0])

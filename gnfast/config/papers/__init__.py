@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gnfast.errors import unknown
 
@@ -21,6 +21,8 @@ PAPERS = {
     "SN-GAN": "Spectral Normalization for Generative Adversarial Networks (Miyato et al., ICLR 2018)",
     "Lipschitz": "How Does Lipschitz Regularization Influence GAN Training? (Qin et al., ECCV 2020)",
 }
+# Papers that report each run at its best checkpoint by FID (GN-GAN, section 5); the others do not say, or the last.
+AT_BEST = {"GN-GAN", "PGN-GAN"}
 STATES = {
     "full": "every setting is the paper's or its code's",
     "reduced": "something is assumed or left out; the note says what",
@@ -34,17 +36,35 @@ KINDS = {
     "analysis": "the critics of the trained runs, analysed",
     "drawn": "drawn without training",
 }
+
+
+class Score(NamedTuple):
+    """What a number in a table is.
+
+    Attributes:
+        title: as tables have it.
+        key: its name in metrics.jsonl, or in the result of `gnfast eval`.
+        words: options of `gnfast eval` that measure it, where training does not.
+        interval: the two names in metrics.jsonl of one that has two ends.
+    """
+
+    title: str
+    key: str = ""
+    words: tuple[str, ...] = ()
+    interval: tuple[str, str] | None = None
+
+
 SCORES = {
-    "is": "IS",
-    "fid": "FID",
-    "fid_train": "FID (train)",
-    "fid_test": "FID (test)",
-    "fid_50k": "FID (50k)",
-    "fid_10k": "FID (10k)",
-    "kid": "KID × 1000",
-    "ms_ssim": "intra-class MS-SSIM",
-    "omega": "Ω",
-    "slopes": "∇L(Ω)",
+    "is": Score("IS", "is_ema"),
+    "fid": Score("FID", "distance_ema"),
+    "fid_train": Score("FID (train)", "distance_ema"),
+    "fid_test": Score("FID (test)", "distance", ("--split", "test")),
+    "fid_50k": Score("FID (50k)", "distance_ema"),
+    "fid_10k": Score("FID (10k)", "distance", ("--n", "10000")),
+    "kid": Score("KID × 1000", "kid_ema"),
+    "ms_ssim": Score("intra-class MS-SSIM", "ms_ssim", ("--ms-ssim",)),
+    "omega": Score("Ω", interval=("omega_min", "omega_max")),
+    "slopes": Score("∇L(Ω)", interval=("slope_real_min", "slope_real_max")),
 }
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?:\s*±\s*(?P<std>{_NUMBER}))?|\[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]")
@@ -121,6 +141,11 @@ class Item:
     cells: tuple[Cell, ...]
 
     @property
+    def at_best(self) -> bool:
+        """Whether its scores are those of each run's best checkpoint by FID, not of its last."""
+        return self.paper in AT_BEST
+
+    @property
     def scores(self) -> tuple[str, ...]:
         """The scores that it prints, in the order of `SCORES`."""
         return tuple(score for score in SCORES if any(score in cell.printed for cell in self.cells))
@@ -165,12 +190,16 @@ def printed(text: str | float) -> Printed:
 
 
 def reported(preset: str) -> str:
-    """What the papers print for a preset as it is: `IS 7.71±.14, FID (train) 19.31±.76`; empty if nothing."""
+    """What the papers print for a preset as it is: `IS 7.71±.14, FID (train) 19.31±.76`; empty if nothing.
+
+    Tables come before captions, which round.
+    """
     found: dict[str, str] = {}
     for one in items().values():
         for cell in one.cells:
             if cell.preset == preset and not cell.options:
-                found |= {SCORES[score]: number.text for score, number in cell.printed.items()}
+                for score, number in cell.printed.items():
+                    found.setdefault(SCORES[score].title, number.text)
     return ", ".join(f"{title} {text}" for title, text in found.items())
 
 

@@ -3,7 +3,10 @@
 One file per paper; a preset is one entry there.
 """
 
+import dataclasses
+
 from gnfast.config.config import Config
+from gnfast.config.papers import reported
 from gnfast.config.presets import gngan, grangan, lipschitz, pgngan, sngan
 from gnfast.config.presets.preset import Preset
 
@@ -41,5 +44,7 @@ GROUPS: dict[str, dict[str, Preset]] = {
     "SN-GAN (ICLR 2018)": sngan.presets(),
     "Lipschitz regularization (ECCV 2020)": lipschitz.presets(),
 }
+for found in GROUPS.values():
+    found.update({name: dataclasses.replace(preset, reported=reported(name)) for name, preset in found.items()})
 
 PRESETS: dict[str, Preset] = {name: preset for group in GROUPS.values() for name, preset in group.items()}

@@ -1,11 +1,12 @@
-"""GN-GAN (Wu et al., ICCV 2021) with and without consistency regularisation, and its faster follow-up."""
+"""GN-GAN (Wu et al., ICCV 2021) with and without consistency regularisation, what it compares with, its follow-up."""
 
 import dataclasses
 from typing import Any
 
 from gnfast.config.config import Config
-from gnfast.config.presets.preset import STL10, Preset
+from gnfast.config.presets.preset import OURS, STL10, Preset
 
+PAPER = "paper (Wu et al., ICCV 2021)"
 CODE = "official code (basiclab/GNGAN-PyTorch)"
 FASTER_CODE = "official code (basiclab/Faster-GNGAN-PyTorch)"
 # What the official code fixes; the rest of `Config` concerns this program.
@@ -59,47 +60,63 @@ LARGE = {
     "church-256": ("LSUN church at 256x256", CHURCH_256),
 }
 EXPERIMENTS = {**UNCONDITIONAL, "cifar10-biggan": ("CIFAR-10, BigGAN pair, 10 classes", CIFAR10_BIGGAN), **LARGE}
-REPORTED = {
-    "cifar10-cnn": "IS 7.71, FID 19.31 (train), 23.52 (test)",
-    "cifar10-resnet": "IS 8.49, FID 11.13 (train), 15.33 (test)",
-    "cifar10-biggan": "IS 9.22, FID 10.05 (test)",
-    "stl10-cnn": "IS 9.00, FID 30.18 (50k), 32.41 (10k)",
-    "stl10-resnet": "IS 9.60, FID 26.14 (50k), 28.12 (10k)",
-    "celebahq-128": "FID 14.78 (3k, images 27001 to 30000)",
-    "celebahq-256": "FID 7.67 (10k, all images)",
-    "church-256": "FID 5.405 (10k)",
-    "cifar10-cnn-cr": "IS 8.04, FID 18.59 (train), 22.89 (test)",
-    "cifar10-resnet-cr": "IS 8.72, FID 9.55 (train), 13.71 (test)",
-    "cifar10-biggan-cr": "IS 9.35, FID 4.86 (train)",
-    "stl10-cnn-cr": "IS 9.00, FID 27.61 (50k), 29.53 (10k)",
-    "stl10-resnet-cr": "IS 9.74, FID 23.62 (50k), 25.80 (10k)",
-}
 OPEN = (
-    "The paper reports the best of the evaluations over five seeds. Its Table 3 has another CNN critic than its code "
-    "(--model dcgan-table3)."
+    "The paper reports the mean of five seeds, each at its best FID. It says that its CNN is SN-GAN's, whose Table 3 "
+    "has another critic than GN-GAN's code (--model sngan-cnn)."
 )
+ASSUMED = "The paper does not give this experiment's settings: those of GN-GAN in its code are assumed."
+# In place of GN on the same networks: what the paper says, and what is assumed. The critic's learning rate is the
+# generator's, from which the paper raises it for GN; five critic updates are those of Gulrajani et al. (2017).
+BASELINES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "sn": ("SN-GAN", {"spectral_norm": True}, {"loss": "hinge"}),
+    "wgan-gp": ("WGAN-GP", {"loss": "wasserstein", "penalty": "1-gp"}, {"n_dis": 5}),
+    "gan": ("GAN", {"loss": "non-saturating"}, {}),
+}
 
 
 def presets() -> dict[str, Preset]:
-    """GN-GAN's experiments by name, then those of its follow-up."""
+    """GN-GAN's experiments by name, what it compares with, and those of its follow-up."""
     found = {}
     for name in EXPERIMENTS:
-        found |= experiment("gngan", "GN-GAN", name, CODE, REPORTED, OPEN)
-    return found | _faster()
+        found |= experiment("gngan", "GN-GAN", name, CODE, OPEN)
+    return found | _baselines(found) | _layered(found["gngan-cifar10-cnn"]) | _faster()
 
 
-def experiment(
-    family: str, title: str, name: str, source: str, reported: dict[str, str], open: str, **changes: Any
-) -> dict[str, Preset]:
+def experiment(family: str, title: str, name: str, source: str, open: str, **changes: Any) -> dict[str, Preset]:
     """An experiment, and the same with consistency regularisation where the code has that."""
     what, config = EXPERIMENTS[name]
-    config = dataclasses.replace(config, **changes)
-    plain = Preset(f"{title} on {what}", config, source, PUBLISHED, reported[name], open)
-    if name in LARGE:
-        return {f"{family}-{name}": plain}
-    summary = f"{title} with consistency regularisation on {what}"
-    regularised = plain.but(summary, reported=reported[f"{name}-cr"], consistency=5.0)
-    return {f"{family}-{name}": plain, f"{family}-{name}-cr": regularised}
+    plain = Preset(f"{title} on {what}", dataclasses.replace(config, **changes), source, PUBLISHED, open=open)
+    return _with_consistency(f"{family}-{name}", plain)
+
+
+def _with_consistency(name: str, plain: Preset, source: str = "") -> dict[str, Preset]:
+    if plain.config.data in ("celebahq", "lsun-church"):
+        return {name: plain}
+    summary = f"{plain.summary}, with consistency regularisation"
+    return {name: plain, f"{name}-cr": plain.but(summary, source=source, consistency=5.0)}
+
+
+def _baselines(gn: dict[str, Preset]) -> dict[str, Preset]:
+    """SN-GAN on the networks of every experiment, WGAN-GP and GAN on those of Table 3."""
+    found = {}
+    for name, (what, config) in EXPERIMENTS.items():
+        for key, (title, told, assumed) in BASELINES.items():
+            if key != "sn" and name not in UNCONDITIONAL:
+                continue
+            summary = f"{title} on {what}, for comparison with GN-GAN"
+            plain = gn[f"gngan-{name}"].but(summary, source=PAPER, method="none", lr_d=config.lr_g, **told)
+            plain = dataclasses.replace(plain.but(summary, source=OURS, **assumed), open=ASSUMED)
+            whole = f"gngan-{name}-{key}"
+            found |= _with_consistency(whole, plain, OURS) if key == "sn" else {whole: plain}
+    return found
+
+
+def _layered(cnn: Preset) -> dict[str, Preset]:
+    """Figure 3: the Wasserstein loss with plain networks of n layers (--model layered-n), and SN in place of GN."""
+    gn = cnn.but("GN-GAN on CIFAR-10, plain networks, Wasserstein loss", source=PAPER, loss="wasserstein")
+    gn = dataclasses.replace(gn.but(gn.summary, source=OURS, model="layered-3"), open=ASSUMED)
+    sn = gn.but("SN-GAN on CIFAR-10, plain networks, Wasserstein loss", method="none", spectral_norm=True)
+    return {"gngan-cifar10-layered": gn, "gngan-cifar10-layered-sn": sn}
 
 
 def _faster() -> dict[str, Preset]:

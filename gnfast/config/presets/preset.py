@@ -1,7 +1,8 @@
 """What a preset is: settings with a name, where each comes from, and what was reported with them."""
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from gnfast.config.config import Config
@@ -36,9 +37,10 @@ class Preset:
         config: the settings.
         source: where the published settings come from.
         published: names of the settings that `source` gives; all others are gnfast's choice.
-        reported: the scores that the paper gives, with what they were measured on.
+        reported: the scores that the papers' tables give for it.
         open: what the paper leaves open, or where paper and code differ, and what is assumed here.
         needs: what the user has to provide, as a message, if `config.data` is empty.
+        elsewhere: setting -> where its value comes from, of those that `source` does not give.
     """
 
     summary: str
@@ -48,17 +50,18 @@ class Preset:
     reported: str = ""
     open: str = ""
     needs: str = ""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
     def source_of(self, name: str) -> str:
         """Where the value of one setting comes from."""
-        return self.source if name in self.published else OURS
+        return self.elsewhere.get(name, self.source if name in self.published else OURS)
 
-    def but(self, summary: str, *, reported: str = "", **changes: Any) -> "Preset":
-        """The same experiment with other settings, each of them published too; scores are not carried over."""
+    def but(self, summary: str, *, source: str = "", **changes: Any) -> "Preset":
+        """The same experiment with other settings, which come from `source`, or from its own; no scores."""
         return dataclasses.replace(
             self,
             summary=summary,
             config=dataclasses.replace(self.config, **changes),
-            published=tuple(dict.fromkeys([*self.published, *changes])),
-            reported=reported,
+            reported="",
+            elsewhere={**self.elsewhere, **dict.fromkeys(changes, source or self.source)},
         )

@@ -1,0 +1,147 @@
+"""What the runs of a cell scored, beside what the paper prints."""
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gnfast.config.papers import SCORES, Cell, Item, Score
+from gnfast.io.rows import Row
+from gnfast.reproduce.runs import Wanted
+from gnfast.reproduce.scale import Scale
+from gnfast.runs.record import best, points, read_json
+from gnfast.runs.sweep_results import ENDED, Run, spread
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell with its runs' scores.
+
+    Attributes:
+        cell: of the item.
+        runs: those that it is measured by.
+        left_out: why there are none, or why they have no scores.
+        values: score -> one value per run that has it, or (low, high) of an interval.
+    """
+
+    cell: Cell
+    runs: tuple[Run, ...]
+    left_out: str
+    values: dict[str, list[float | tuple[float, float]]]
+
+    def shown(self, score: str) -> str:
+        """`7.42 ± 0.08` over the runs; `–` without any."""
+        values = self.values.get(score, [])
+        if values and isinstance(values[0], tuple):
+            low, high = (statistics.mean(ends) for ends in zip(*values, strict=True))
+            return f"[{low:.3f}, {high:.3f}]"
+        return spread(values)
+
+    def difference(self, score: str) -> str:
+        """Measured minus printed, in units of the score; empty without either."""
+        printed, values = self.cell.printed.get(score), self.values.get(score)
+        if not printed or printed.mean is None or not values:
+            return ""
+        return f"{statistics.mean(values) - printed.mean:+.4g}"
+
+
+def measured(item: Item, found: Sequence[Wanted], runs: dict[str, Run]) -> list[Measured]:
+    """The cells of an item with what their runs scored.
+
+    Scores are those of the moving average: at the best Fréchet distance of each run where the paper does so, otherwise
+    at its end.
+    """
+    return [_measured(item, one, [runs[case.name] for case in one.cases]) for one in found]
+
+
+def _measured(item: Item, one: Wanted, runs: list[Run]) -> Measured:
+    values: dict[str, list] = {}
+    for run in runs:
+        if run.record is None or run.state.status not in ENDED:
+            continue
+        row = _row(run.record.rows, item.at_best)
+        for name in item.scores or ("fid", "is", "kid"):
+            value = _value(SCORES[name], name, row, run)
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    failed = [run for run in runs if run.state.status not in ENDED]
+    why = f"{failed[0].state.status}: {failed[0].state.message}".rstrip(": ") if failed else one.left_out
+    return Measured(one.cell, tuple(runs), why, values)
+
+
+def _row(rows: Sequence[Row], at_best: bool) -> Row:
+    """Everything that was measured at the step that counts: later rows of the same step add to earlier ones."""
+    scored = points(rows, "distance_ema")
+    place = best(rows, "distance_ema") if at_best else (scored[-1] if scored else None)
+    probed = [row for row in rows if "omega_min" in row]
+    found = dict(probed[-1]) if probed else {}
+    for row in rows:
+        if place and row["step"] == place[0]:
+            found |= row
+    return found
+
+
+def _value(score: Score, name: str, row: Row, run: Run) -> float | tuple[float, float] | None:
+    if score.interval:
+        low, high = (row.get(key) for key in score.interval)
+        return None if low is None or high is None else (low, high)
+    if score.words:
+        try:
+            return read_json(extra_file(run.case.folder, name)).get(score.key)
+        except (FileNotFoundError, AttributeError):
+            return None
+    return row.get(score.key)
+
+
+def extra_file(folder: Path, score: str) -> Path:
+    """Where the result of `gnfast eval` for a score that training does not measure is kept."""
+    return folder / f"{score}.json"
+
+
+def measure_further(item: Item, runs: Sequence[Run], scale: Scale, echo: Callable[[str], None]) -> None:
+    """Measures by `gnfast eval` what the item prints and training does not measure: other real images, MS-SSIM.
+
+    At reduced size, and on images that stand in for others, these would say nothing new.
+    """
+    words = {name: SCORES[name].words for name in item.scores if SCORES[name].words}
+    for run, name in itertools.product(runs, words if scale.factor == 1 and not scale.stand_in else ()):
+        out = extra_file(run.case.folder, name)
+        if run.record is None or run.state.status not in ENDED or out.exists():
+            continue
+        options = [*(["--best"] if item.at_best else []), *words[name], "--out", str(out)]
+        command = [sys.executable, "-m", "gnfast", "eval", str(run.case.folder), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            echo(f"{run.case.name}: no {SCORES[name].title} ({reason})")
+
+
+def ordered_pairs(cells: Sequence[Measured], score: str) -> list[bool]:
+    """For each pair of cells that are measured and published, and differ in both: whether the order is the same."""
+    known = [
+        (statistics.mean(values), printed.mean)
+        for one in cells
+        if (printed := one.cell.printed.get(score)) and printed.mean is not None and (values := one.values.get(score))
+    ]
+    pairs = [(a - c, b - d) for (a, b), (c, d) in itertools.combinations(known, 2)]
+    return [found * printed > 0 for found, printed in pairs if found and printed]
+
+
+def as_json(cells: Sequence[Measured], item: Item) -> str:
+    """The page's numbers for programs."""
+    rows = [
+        {
+            "row": one.cell.row,
+            "column": one.cell.column,
+            "published": {score: number.text for score, number in one.cell.printed.items()},
+            "measured": one.values,
+            "runs": [run.case.name for run in one.runs],
+            "left_out": one.left_out,
+        }
+        for one in cells
+    ]
+    return json.dumps({"item": item.name, "cells": rows}, indent=2, ensure_ascii=False) + "\n"
