@@ -2,31 +2,10 @@
 
 import dataclasses
 
-import pytest
-
-from gnfast.config.config import as_json, decisive, from_json
+from gnfast.config.config import decisive
 from gnfast.config.papers import items
 from gnfast.config.presets import PRESETS
 from gnfast.config.presets.sngan import SETTINGS
-
-COUNTS = {"sngan": (8, 15), "lipschitz": (5, 5)}
-
-
-@pytest.mark.parametrize("paper", COUNTS)
-def test_every_table_and_figure_has_a_file(paper):
-    tables, figures = COUNTS[paper]
-    wanted = [f"Table {n + 1}" for n in range(tables)] + [f"Fig. {n + 1}" for n in range(figures)]
-    assert [one.item for name, one in items().items() if name.startswith(f"{paper}-")] == wanted
-
-
-@pytest.mark.parametrize("name", [name for name in items() if name.startswith(tuple(COUNTS))])
-def test_every_cell_is_a_run_that_can_be_had(name):
-    one = items()[name]
-    for cell in one.cells:
-        if cell.preset:
-            # Raises where an option or its value is unknown.
-            from_json(as_json(PRESETS[cell.preset].config) | one.base | cell.options)
-    assert len({(cell.row, cell.column) for cell in one.cells}) == len(one.cells)
 
 
 def test_a_row_of_sngans_table_2_is_one_of_its_fig_1():

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from gnfast.config.presets.preset import CIFAR10, STL10, Preset, adam
+from gnfast.models import REGISTRY
 
 PAPER = "paper (Miyato et al., ICLR 2018)"
 # What the paper states. It has no sizes of batches, no flips, no moving average, and no part of STL-10.
@@ -48,12 +49,17 @@ IMAGENET_PAIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "-projection": ("projection discriminator", {"model": "sngan-projection"}),
     "-unconditional": ("without labels", {"classes": 0}),
 }
+RESNETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "": ("", SN),
+    "-orthonormal": (", orthonormal regularisation", ORTHONORMAL),
+    "-ns": (", non-saturating loss", SN | {"loss": "non-saturating"}),
+}
 BATCH = "The paper does not give the sizes of the batches."
 ROWS = (
     f"{BATCH} A row of Table 2 is the best of settings A to F. The paper says which only of SN-GAN (B, footnote 4) and "
-    "orthonormal regularisation (C, Fig. 4); A is assumed with a gradient penalty, C for the others. Eq. (14) has no "
-    "factor: 1 is assumed."
+    "orthonormal regularisation (C, Fig. 4); A is assumed with a gradient penalty, C for the others."
 )
+DECAY = dict.fromkeys(("lr_decay", "lr_decay_start"), PAPER)
 NEEDS = "--data: give the folder, zip or tar of ImageNet's training images in one folder per class"
 
 
@@ -73,16 +79,20 @@ def presets() -> dict[str, Preset]:
             for key, letter in [(row, best), *((f"{data}-{name}-{letter.lower()}", letter) for letter in SETTINGS)]:
                 config = dataclasses.replace(CNN, **settings, **changes, **SETTINGS[letter])
                 add(key, f"{title} on {where}, CNN pair, setting {letter}", config, ROWS if key == row else BATCH)
-        for name, changes in {"": SN, "-ns": SN | {"loss": "non-saturating"}, "-orthonormal": ORTHONORMAL}.items():
+        for name, (words, changes) in RESNETS.items():
             config = dataclasses.replace(RESNET, **settings, **changes)
-            add(f"{data}-resnet{name}", f"SN-GAN's ResNet pair on {where}{name.replace('-', ', ')}", config)
+            add(f"{data}-resnet{name}", f"SN-GAN's ResNet pair on {where}{words}", config)
     for pair, (title, model) in IMAGENET_PAIRS.items():
-        for name, changes in {"": SN, "-orthonormal": ORTHONORMAL}.items():
+        if model.get("model", IMAGENET.model) not in REGISTRY:
+            continue
+        for name in ("", "-orthonormal"):
+            words, changes = RESNETS[name]
             config = dataclasses.replace(IMAGENET, **model, **changes)
-            summary = f"SN-GAN's ResNet pair on ImageNet at 128x128, {title}{name.replace('-', ', ')}"
-            add(f"imagenet-128{pair}{name}", summary, config, needs=NEEDS)
+            summary = f"SN-GAN's ResNet pair on ImageNet at 128x128, {title}{words}"
+            add(f"imagenet-128{pair}{name}", summary, config, needs=NEEDS, elsewhere=DECAY)
     assumed = f"{BATCH} The factor of the classification loss is Gulrajani et al.'s: 1, and a tenth for the generator."
     add("cifar10-wgan-gp-resnet", "WGAN-GP on CIFAR-10, ResNet pair of Gulrajani et al.", GULRAJANI)
-    labelled = dataclasses.replace(GULRAJANI, model="sngan-ac", classes=10, auxiliary=1.0)
-    add("cifar10-ac-wgan-gp", "AC-WGAN-GP on CIFAR-10, ResNet pair, 10 classes", labelled, assumed)
+    if "sngan-ac" in REGISTRY:
+        labelled = dataclasses.replace(GULRAJANI, model="sngan-ac", classes=10, auxiliary=1.0)
+        add("cifar10-ac-wgan-gp", "AC-WGAN-GP on CIFAR-10, ResNet pair, 10 classes", labelled, assumed)
     return found
