@@ -56,7 +56,7 @@ class Config:
 
     model: Literal[*REGISTRY] = "dcgan"
     """The networks: the CNN of GN-GAN's code (or SN-GAN's), GN-GAN's ResNet, SN-GAN's, mimicry's (GraN-GAN), BigGAN
-    (needs --classes), a small CNN, or a plain pair of some depth."""
+    (needs --classes, as SN-GAN's sngan-concat, -projection and -ac), a small CNN, or a plain pair of some depth."""
     init: Literal[*SCHEMES] = "default"
     """Initialisation of every weight; `default` leaves each network its own."""
     init_d: Literal[*SCHEMES] = "default"

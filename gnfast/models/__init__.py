@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gnfast.models import biggan, dcgan, mimicry, resnet, small
+from gnfast.models import biggan, conditional, dcgan, mimicry, resnet, small
 from gnfast.models.baselines import weight_norm_
 from gnfast.models.initialise import SCHEMES, initialise_
 from gnfast.models.plain import LAYERED, build_layered, layered_critic
@@ -41,11 +41,13 @@ class Family(NamedTuple):
             classes, and if `last_width` with that factor.
         conditional: the pair takes labels.
         last_width: the critic's last convolution can be widened alone.
+        classifier: the critic's `classify(images)` gives (B, classes) logits.
     """
 
     build: Callable[..., Pair]
     conditional: bool = False
     last_width: bool = False
+    classifier: bool = False
 
 
 REGISTRY: dict[str, Family] = {
@@ -56,6 +58,10 @@ REGISTRY: dict[str, Family] = {
     "mimicry-resnet": Family(mimicry.build),
     "biggan": Family(partial(biggan.build, faster=False), conditional=True),
     "biggan-faster": Family(partial(biggan.build, faster=True), conditional=True),
+    **{
+        name: Family(partial(conditional.build, name), conditional=True, classifier=name == "sngan-ac")
+        for name in conditional.PAIRS
+    },
     "small": Family(small.build),
     **{name: Family(partial(build_layered, layers)) for name, layers in LAYERED.items()},
 }

@@ -192,7 +192,8 @@ def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width:
     """
     if resolution not in layouts:
         *others, last = map(str, layouts)
-        raise ValueError(f"resolution: {name} takes {', '.join(others)} or {last}, got {resolution}")
+        sides = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"resolution: {name} takes {sides}, got {resolution}")
     start, g_widths, d_widths, downs = layouts[resolution]
     return start, scaled(g_widths, width.generator), scaled(d_widths, width.critic), downs
 
@@ -200,7 +201,7 @@ def scaled_layout(name: str, layouts: dict[int, Layout], resolution: int, width:
 def xavier_(net: nn.Module) -> None:
     """SN-GAN's initialisation of the weights: Glorot-uniform with gain √2 on the residual branches and 1 elsewhere."""
     for name, module in net.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
             nn.init.xavier_uniform_(module.weight, 2**0.5 if "residual" in name else 1)
 
 

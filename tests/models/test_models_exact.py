@@ -26,6 +26,10 @@ CRITICS = [
     ("small", 16, 1 / 4, 7),
     ("biggan", 32, 1 / 32, 5),
     ("biggan-faster", 32, 1 / 32, 3),
+    ("sngan-concat", 64, 1 / 32, 3),
+    ("sngan-concat", 128, 1 / 32, 1),
+    ("sngan-projection", 64, 1 / 32, 3),
+    ("sngan-projection", 128, 1 / 32, 1),
 ]
 
 

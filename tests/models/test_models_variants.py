@@ -17,7 +17,8 @@ CNNS = ["dcgan", "sngan-cnn", "small", "layered-5"]
 
 
 def arguments(name: str) -> dict:
-    return {"resolution": 32, "z_dim": 7, "classes": 3 if REGISTRY[name].conditional else 0}
+    resolution = 64 if name in ("sngan-concat", "sngan-projection") else 32
+    return {"resolution": resolution, "z_dim": 7, "classes": 3 if REGISTRY[name].conditional else 0}
 
 
 def shapes(net: nn.Module) -> dict[str, torch.Size]:
@@ -60,7 +61,10 @@ class Called(TorchFunctionMode):
 def test_the_activation_takes_the_place_of_every_other(name):
     given = arguments(name)
     _, critic = build(name, **given, width=0.05, activation="softplus-20")
-    x, labels = torch.randn(2, 3, 32, 32), [torch.tensor([0, 2])] * REGISTRY[name].conditional
+    x, labels = (
+        torch.randn(2, 3, given["resolution"], given["resolution"]),
+        [torch.tensor([0, 2])] * REGISTRY[name].conditional,
+    )
     with Called() as called:
         critic(x, *labels)
     assert "softplus" in called.names
