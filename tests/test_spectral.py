@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import gnfast
 from gnfast import InputError, UnsupportedError, models
 from gnfast.kernels.backend import implementation
+from gnfast.kernels.spectral.plain import as_matrix
 from gnfast.spectral import LAYERS, SpectralNorm
 from tests.engine.test_engine import Called, normal
 from tests.oracle import assert_same, outputs_and_gradients
@@ -431,6 +432,59 @@ def test_learned_scale(normalize):
     assert torch.linalg.matrix_norm(net.conv.weight.flatten(1), 2).item() == pytest.approx(1.5, rel=1e-2)
 
 
+def converged(layer: nn.Module, **options) -> nn.Module:
+    """A layer in float64 whose u and v are its singular vectors to rounding."""
+    gnfast.spectral_norm(layer.double(), n_power_iterations=300, **options)
+    assert layer.weight.isfinite().all(), "a read iterates"
+    return layer.eval()
+
+
+@pytest.mark.parametrize("share", [0.26, 1.0])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(3, 10, 3),
+        lambda: nn.ConvTranspose2d(2, 9, 3),
+        lambda: nn.Linear(5, 1),
+        lambda: nn.Linear(4, 4),
+    ],
+    ids=["convolution", "transposed", "one row", "square"],
+)
+def test_stable_rank_is_limited_as_by_singular_values(make, share):
+    layer = converged(make(), coeff=0.7, learn_scale=True, stable_rank=share)
+    raw, norm = layer.parametrizations.weight.original, layer.parametrizations.weight[0]
+    norm.gamma.data.fill_(3.0)
+    matrix = as_matrix(raw, norm.dim).detach().requires_grad_()
+    left, values, right = torch.linalg.svd(matrix.detach(), full_matrices=False)
+    applied = values / values[0]
+    rank = max(1.0, share * len(values))  # A weight of one row is left alone.
+    factor = min(1.0, ((rank - 1) / applied[1:].square().sum()).sqrt().item()) if len(values) > 1 else 1.0
+    assert (factor < 1) == (len(values) > 1 and share < 0.5), "both cases are met"
+    applied[1:] *= factor
+    expected = 3 * 0.7 * (left * applied) @ right
+    assert_equal(as_matrix(layer.weight, norm.dim), expected, 1e-10)
+    assert applied.square().sum() <= rank + 1e-10
+    # The gradient, with u, v and the factor constant.
+    u, v = left[:, 0], right[0]
+    unit = matrix / (u @ matrix @ v)
+    first = (u @ unit @ v) * torch.outer(u, v)
+    upstream = normal(*matrix.shape)
+    (3 * 0.7 * (first + factor * (unit - first)) * upstream).sum().backward()
+    (as_matrix(layer.weight, norm.dim) * upstream).sum().backward()
+    assert_equal(as_matrix(raw.grad, norm.dim), matrix.grad, 1e-10)
+
+
+@PER_LAYER_AND_MODEL
+def test_stable_rank_under_four_passes(normalize):
+    torch.manual_seed(0)
+    critic = normalized(models.build("dcgan", resolution=32, width=0.2)[1].double(), normalize, stable_rank=0.2)
+    oracle, x = copy.deepcopy(critic), normal(2, 3, 32, 32)
+    for _ in range(2):
+        actual = outputs_and_gradients(gnfast.normalize_gradient, critic, x, strict=True)
+        assert_same(actual, outputs_and_gradients(gnfast.normalize_gradient, oracle, x, impl="reference"))
+        assert_same_state(critic, oracle, 1e-10)
+
+
 @pytest.mark.parametrize("shape", [(4, 3), (5, 3, 2)], ids=str)
 def test_any_number_of_derivatives(shape):
     layer = nn.Conv1d(shape[1], shape[0], shape[2]) if len(shape) == 3 else nn.Linear(shape[1], shape[0])
@@ -691,6 +745,14 @@ def test_clear_errors():
         (one, torch_spectral_norm(nn.Linear(3, 3)), {}, "'weight' is spectrally normalised already"),
         (one, gnfast.spectral_norm(nn.Linear(3, 3)), {}, "'weight' is spectrally normalised already"),
         *((one, nn.Linear(3, 3), {"coeff": coeff}, "coeff: got") for coeff in (0.0, -1.0, float("inf"), float("nan"))),
+        *((one, nn.Linear(3, 3), {"stable_rank": share}, "stable_rank: got") for share in (-0.1, float("nan"))),
+        (one, nn.Linear(3, 3, dtype=torch.complex64), {"stable_rank": 0.5}, "wanted 0 or, for real weights"),
+        (
+            model,
+            nn.Sequential(nn.Linear(3, 3)),
+            {"stable_rank": 0.3},
+            "got 0.3 for 0 'weight' of rank 3, wanted over 1/3",
+        ),
         (model, half_done, {}, "1: 'weight' is spectrally normalised already"),
         (model, nn.Sequential(nn.ReLU()), {}, "Sequential has no convolution, linear or embedding to normalise"),
         (model, Net(), {"filter": lambda name, layer: False}, "that filter accepts"),

@@ -1,4 +1,4 @@
-"""Every analysis of one critic, by name."""
+"""Every analysis of one critic, by name; `compare` has those of several."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from gnfast.analysis import measurements as measured
 from gnfast.analysis.measurements import Subject
 from gnfast.analysis.panels import write_panels
+from gnfast.analysis.pooling import pooled
 from gnfast.measure.loss_domain import PARTS
 from gnfast.runs.rows import Panels, Rows
 
@@ -30,8 +31,7 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
     Raises:
         ValueError: an unknown name, or a named analysis that does not apply.
     """
-    if unknown := [name for name in what if name not in ANALYSES]:
-        raise ValueError(f"--what: got {unknown[0]!r}, wanted some of {', '.join(ANALYSES)}")
+    require_known(what)
     drawn: Panels = {}
     left_out = []
     for name in what or ANALYSES:
@@ -47,40 +47,65 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
         + f" images of {' × '.join(map(str, subject.real.shape[1:]))}, with the critic in evaluation mode"
         + (f" and the normaliser {subject.method}." if subject.method else " and without gradient normalisation.")
     )
-    return write_panels(out, f"Critic of {subject.name}", lead, drawn), left_out
+    return write_panels(out, f"Critic of {subject.name}", lead, pooled([drawn])), left_out
 
 
-def _plain_and_normalised(subject: Subject) -> Iterator[Subject]:
+def require_known(what: Sequence[str]) -> None:
+    """Raises ValueError unless all are names of analyses."""
+    if wrong := [name for name in what if name not in ANALYSES]:
+        raise ValueError(f"--what: got {wrong[0]!r}, wanted some of {', '.join(ANALYSES)}")
+
+
+def lipschitz(subject: Subject, history: Rows) -> Panels:
+    """By layer, and over training where the run logged it; then the last point is over all images given here."""
+    found = {"lipschitz-layers": measured.layer_lipschitz_rows(subject)}
+    if logged := measured.lipschitz_training_rows(history, subject.name):
+        found["lipschitz-training"] = logged + measured.model_lipschitz_rows(subject, step=subject.step)
+    return found
+
+
+def loss_domain(subject: Subject, history: Rows) -> Panels:
+    """The slopes of its loss over Ω."""
+    if subject.loss is None or subject.fake is None:
+        raise NotApplicableError("needs a run, whose loss and generator are known")
+    return {"loss-slopes": measured.slope_rows(subject)}
+
+
+def require_logged(found: Panels) -> Panels:
+    """The tables; raises NotApplicableError if one is empty."""
+    if not all(found.values()):
+        raise NotApplicableError("needs a run that logged these figures while it trained (--probe-every)")
+    return found
+
+
+def _both(subject: Subject) -> Iterator[Subject]:
     """f, and f̂ where there is a normaliser."""
     yield dataclasses.replace(subject, name="f", method=None, tau=None, eps=None)
     if subject.method is not None:
         yield dataclasses.replace(subject, name=f"f̂ ({subject.method})")
 
 
-def _loss_domain(subject: Subject, history: Rows) -> Panels:
-    if subject.loss is None or subject.fake is None:
-        raise NotApplicableError("needs a run, whose loss and generator are known")
-    return {"loss-slopes": measured.slope_rows(subject)}
-
-
 def _training(subject: Subject, history: Rows) -> Panels:
     domains = [measured.domain_rows(history, part, subject.name, part.replace("_", ", ")) for part in PARTS]
-    found = {
-        "gradient-norm-training": measured.norm_training_rows(history),
-        "sigmas": measured.sigma_rows(history, subject.name),
-        "loss-domains": [row for rows in domains for row in rows],
-    }
-    if not all(found.values()):
-        raise NotApplicableError("needs a run that logged these figures while it trained (--probe-every)")
-    return found
+    return require_logged(
+        {
+            "gradient-norm-training": measured.norm_training_rows(history),
+            "sigmas": measured.sigma_rows(history, subject.name),
+            "loss-domains": [row for rows in domains for row in rows],
+        }
+    )
 
 
 ANALYSES: dict[str, Callable[[Subject, Rows], Panels]] = {
-    "gradients": lambda subject, history: measured.gradient_norm_panels(_plain_and_normalised(subject)),
-    "finite-differences": lambda subject, history: measured.finite_difference_panels(_plain_and_normalised(subject)),
-    "lipschitz": lambda subject, history: {"lipschitz-layers": measured.layer_lipschitz_rows(subject)},
-    "singular-values": lambda subject, history: measured.spectrum_panels([subject]),
-    "loss-domain": _loss_domain,
+    "gradients": lambda subject, history: {
+        "gradient-norms": [row for one in _both(subject) for row in measured.gradient_norm_rows(one)]
+    },
+    "finite-differences": lambda subject, history: {
+        "finite-differences": [row for one in _both(subject) for row in measured.finite_difference_rows(one)]
+    },
+    "lipschitz": lipschitz,
+    "singular-values": lambda subject, history: measured.spectrum_panels(subject),
+    "loss-domain": loss_domain,
     "training": _training,
 }
 """Name of an analysis to its figures."""

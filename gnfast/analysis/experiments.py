@@ -14,6 +14,7 @@ import torch
 from gnfast.analysis import measurements as measured
 from gnfast.analysis import subjects
 from gnfast.analysis.measurements import Subject
+from gnfast.analysis.pooling import pooled
 from gnfast.config.presets import PRESETS
 from gnfast.runs.rows import Panels, Rows
 from gnfast.runs.sweep_results import Run
@@ -30,7 +31,6 @@ BASE: dict[str, Any] = {
     "batch_d": 32,
     "batch_g": 32,
     "ema_decay": 0.0,
-    "extractor": "classifier",
     "n_fake": 2048,
     "eval_every": 0,
     "sample_every": 0,
@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
     "checkpoint_every": 0,
     "tensorboard": False,
 }
-"""What all runs change of the preset unless they say otherwise; the scale of a reproduction adds the data and sizes."""
+"""What all runs change of the preset unless they say otherwise; a scale adds the data, sizes and the extractor."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -89,7 +89,7 @@ def _optimiser(preset: str) -> dict[str, Any]:
 
 _LAYERED = {"model": "layered-3", "init": "kaiming-normal"}
 EXPERIMENTS: dict[str, dict[str, Any]] = {
-    "methods": {"case": {"critic": _methods(METHODS)}},
+    "methods": {"base": {"extractor": "none"}, "case": {"critic": _methods(METHODS)}},
     "depths": {
         "base": {"init": "kaiming-normal", "loss": "wasserstein", "extractor": "none"},
         "case": {
@@ -176,6 +176,14 @@ class Trained:
         return {**keys, "distance": end and end[1], "features": features, "diverged_at": lost}
 
 
+def _gradient_norms(found: Sequence[Trained]) -> Panels:
+    return pooled({"gradient-norms": measured.gradient_norm_rows(subject)} for subject in _critics(found))
+
+
+def _finite_differences(found: Sequence[Trained]) -> Panels:
+    return pooled({"finite-differences": measured.finite_difference_rows(subject)} for subject in _critics(found))
+
+
 def _depths(found: Sequence[Trained]) -> Panels:
     layers, models = [], []
     for run in found:
@@ -183,7 +191,7 @@ def _depths(found: Sequence[Trained]) -> Panels:
         found_at |= {run.steps: run.subject} if run.finished else {}
         for step, subject in found_at.items():
             keys = {"step": step, "depth": int(run.labels["depth"])}
-            layers += measured.layer_lipschitz_rows(subject, count=8, **keys)
+            layers += measured.layer_lipschitz_rows(dataclasses.replace(subject, jacobians=8), **keys)
             models += measured.model_lipschitz_rows(subject, **keys)
     return {"lipschitz-layers": layers, "lipschitz-training": models}
 
@@ -191,7 +199,7 @@ def _depths(found: Sequence[Trained]) -> Panels:
 def _spectra(found: Sequence[Trained]) -> Panels:
     found = [run for run in found if run.labels["critic"] in SPECTRUM_METHODS]
     sigmas = [row for run in found for row in measured.sigma_rows(run.history(), run.labels["critic"])]
-    panels = measured.spectrum_panels(_critics(found))
+    panels = pooled(map(measured.spectrum_panels, _critics(found)))
     return {"spectra": panels["spectra"], "sigmas": sigmas, "operators": panels["operators"]}
 
 
@@ -203,7 +211,7 @@ def _domains(found: Sequence[Trained]) -> Panels:
         family, loss = run.labels["experiment"], run.labels["loss"]
         value = run.labels[DOMAINS[family][1]]
         if loss == LOSSES[0]:
-            over_training += measured.domain_rows(run.history(), "generator", family, f"{value:g}")
+            over_training += measured.domain_rows(run.history(), "critic_real", family, f"{value:g}")
         if family != "k_GP":
             scores.append(run.score(family=family, value=value, loss=loss))
         if family == "k_SN" and value in shared:
@@ -243,8 +251,8 @@ class PaperFigure(NamedTuple):
 
 
 FIGURES: dict[str, PaperFigure] = {
-    "gradients": PaperFigure(("methods",), lambda found: measured.gradient_norm_panels(_critics(found))),
-    "finite-differences": PaperFigure(("methods",), lambda found: measured.finite_difference_panels(_critics(found))),
+    "gradients": PaperFigure(("methods",), _gradient_norms),
+    "finite-differences": PaperFigure(("methods",), _finite_differences),
     "lipschitz": PaperFigure(("depths",), _depths),
     "singular-values": PaperFigure(("methods",), _spectra),
     "loss-domains": PaperFigure(tuple(DOMAINS), _domains),

@@ -4,13 +4,13 @@ Its docstring is what the page says about it; names in braces stand for numbers 
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gnfast.runs.drawing import canvas, colour, legend, legend_outside, log_scale, log_values, marker
+from gnfast.analysis.marks import band, boxes, plot, quantile_lines, symlog, tiled
+from gnfast.measure.loss_domain import PARTS
+from gnfast.runs.drawing import canvas, colour, legend, legend_outside, log_values, marker
 from gnfast.runs.rows import Rows, distinct, parts, values, where
 from gnfast.runs.score_figure import score_figure
 
@@ -52,7 +52,7 @@ def _gradient_norms(rows: Rows) -> Figure:
     for index, kind in enumerate(kinds):
         part = where(shown, images=kind)
         places = [critics.index(row["critic"]) + (index - (len(kinds) - 1) / 2) * width for row in part]
-        _boxes(axes, part, places, 0.8 * width, colour(index), kind)
+        boxes(axes, part, places, 0.8 * width, colour(index), kind)
     for place, _, part in parts(rows, "critic"):
         first = part[0]
         if first not in shown:
@@ -60,7 +60,7 @@ def _gradient_norms(rows: Rows) -> Figure:
             axes.text(place, 0.02, note, transform=axes.get_xaxis_transform(), ha="center", fontsize=7.5)
         elif first.get("bound"):
             axes.hlines(first["bound"], place - 0.45, place + 0.45, color="black", linestyle=":", linewidth=1)
-    axes.set_xticks(range(len(critics)), critics)
+    axes.set_xticks(range(len(critics)), critics, rotation=30 if sum(map(len, critics)) > 70 else 0)
     log_values(axes, values(shown, "min", "max"))
     axes.set(ylabel="gradient norm of the critic")
     axes.set_title("Gradient norms at images: least, quartiles, largest (dotted: the method's bound)")
@@ -70,21 +70,31 @@ def _gradient_norms(rows: Rows) -> Figure:
 
 @_panel("finite-differences", "From the slope to the change over a distance", f"{GRAN}, fig. 4")
 def _finite_differences(rows: Rows) -> Figure:
-    """How much a critic h changes when an image moves by δ along its gradient, divided by δ: at small δ this is the
-    gradient norm. Where the curves bend, the image has left the linear piece that the gradient describes; where the
-    largest exceeds the bound on the gradient, a normalised critic jumped between two pieces.
+    """How much a critic h changes when an image moves by δ along its gradient, divided by δ, at {count} images of each
+    kind: at small δ this is the gradient norm. Where the boxes move, images have left the linear piece that the
+    gradient describes; where the largest exceeds the bound on the gradient (dotted), a normalised critic jumped between
+    two pieces.
     """
-    figure, (axes,) = canvas(1, 1, 3.8)
-    shown = _near_the_largest(rows)
-    for index, critic, part in parts(rows, "critic"):
-        label = critic if part[0] in shown else f"{critic} (below)"
-        _quantile_lines(axes, part, "distance", index, marker=marker(index), ms=3, label=label)
-    log_scale(axes.xaxis)
-    log_values(axes, values(shown, "q25", "max"))
-    axes.set_ylim(bottom=min(row["q25"] for row in shown) / 1.5 or None)
-    axes.set(xlabel="distance δ along the gradient (pixel values in [-1, 1])", ylabel="|h(x + δv) - h(x)| / δ")
-    axes.set_title("Difference quotients: median, quartiles (band), largest (dashed)")
-    legend(axes)
+    kinds, distances = distinct(rows, "images"), distinct(rows, "distance")
+    figure, grid, left, bottom = tiled(len(distinct(rows, "critic")), 2.6, columns=3)
+    width = 0.8 / len(kinds)
+    for axes, (_, critic, found) in zip(grid, parts(rows, "critic"), strict=True):
+        for index, kind in enumerate(kinds):
+            part = where(found, images=kind)
+            places = [distances.index(row["distance"]) + (index - (len(kinds) - 1) / 2) * width for row in part]
+            boxes(axes, part, places, 0.9 * width, colour(index), kind)
+        decades = [place for place, distance in enumerate(distances) if f"{distance:.3e}".startswith("1.000")]
+        axes.set_xticks(decades, [f"{distances[place]:g}" for place in decades])
+        log_values(axes, values(found, "q25", "max"))
+        axes.set_ylim(bottom=min(values(found, "q25")) / 3 or None)
+        if found[0]["bound"]:
+            axes.axhline(found[0]["bound"], color="black", linestyle=":", linewidth=1)
+        axes.set_title(critic)
+    for axes in bottom:
+        axes.set_xlabel("δ (pixel values in [-1, 1])")
+    for axes in left:
+        axes.set_ylabel("|h(x + δv) - h(x)| / δ")
+    legend_outside(figure, grid)
     return figure
 
 
@@ -94,40 +104,39 @@ def _lipschitz_by_layer(rows: Rows) -> Figure:
     any gradient normalisation. Layers of constant 1 cannot raise it (Theorem 5); a convolution whose reshaped weight
     has norm 1 can, by as much as its norm as an operator.
     """
-    critics, depths = distinct(rows, "critic"), distinct(rows, "depth")
-    figure, grid = canvas(len(critics), len(depths), 2.5 * len(critics), sharey=True)
-    for place, axes in enumerate(grid):
-        line, column = divmod(place, len(depths))
-        part = where(rows, critic=critics[line], depth=depths[column])
-        steps = distinct(part, "step")
-        # Darker from the beginning of training to its end.
-        for shade, step, curve in parts(part, "step"):
-            edge = shade in (0, len(steps) - 1) and len(steps) > 1
-            style = {"color": colour(line), "alpha": 0.25 + 0.75 * (shade + 1) / len(steps), "marker": "o", "ms": 2.5}
-            _plot(axes, curve, "index", "constant", label=f"step {step}" if edge else None, **style)
+    depths = distinct(rows, "depth")
+    figure, grid = canvas(1, len(depths), 3.4, sharey=True)
+    for axes, (_, depth, column) in zip(grid, parts(rows, "depth"), strict=True):
+        for index, critic, part in parts(column, "critic"):
+            steps = distinct(part, "step")
+            # Darker from the beginning of training to its end.
+            for shade, step, curve in parts(part, "step"):
+                edge = shade in (0, len(steps) - 1)
+                label = f"{critic}, step {step}" if len(steps) > 1 else critic
+                style = {"color": colour(index), "alpha": 0.25 + 0.75 * (shade + 1) / len(steps)}
+                style |= {"marker": marker(index), "ms": 3, "label": label if edge else None}
+                plot(axes, curve, "index", "constant", **style)
         log_values(axes, values(rows, "constant"))
-        axes.set_title(f"{critics[line]}, {depths[column]} layers" if depths[column] else critics[line])
-        axes.set_xticks(range(1, 1 + max(values(part, "index"), default=1)))
-        legend(axes)
-    for axes in grid[:: len(depths)]:
-        axes.set_ylabel("largest Jacobian norm of\nthe first k layers")
-    for axes in grid[-len(depths) :]:
-        axes.set_xlabel("k")
+        axes.set(xlabel="k", title=f"{depth} layers" if depth else "")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    grid[0].set_ylabel("largest Jacobian norm of the first k layers")
+    legend_outside(figure, grid)
     return figure
 
 
 @_panel("lipschitz-training", "Lipschitz constant of whole critics over training", f"{GNGAN}, fig. 3")
 def _lipschitz_over_training(rows: Rows) -> Figure:
-    """The largest gradient norm of the critic that the loss sees, over {images} images of each kind (real, generated,
-    mixed, noise): a lower bound of its Lipschitz constant. Gradient normalisation keeps it below 1 at every depth;
-    under spectral normalisation it is what the layers make of it.
+    """The largest gradient norm of the critic that the loss sees, over {images} images of each kind (where a run
+    logged it: real and generated ones; the last point is over all images and kinds analysed): a lower bound of its
+    Lipschitz constant. Gradient normalisation keeps it below 1 at every depth; under spectral normalisation it is what
+    the layers make of it.
     """
     figure, (axes,) = canvas(1, 1, 3.4)
     styles = dict(zip(distinct(rows, "depth"), ("-", "--", ":", "-."), strict=False))
     for index, critic, part in parts(rows, "critic"):
         for _, depth, line in parts(part, "depth"):
             style = {"color": colour(index), "marker": marker(index), "ms": 3, "linestyle": styles[depth]}
-            _plot(axes, line, "step", "constant", label=f"{critic}, {depth} layers", **style)
+            plot(axes, line, "step", "constant", label=f"{critic}, {depth} layers" if depth else critic, **style)
     log_values(axes, values(rows, "constant"))
     axes.set(xlabel=STEPS, ylabel="largest gradient norm")
     axes.set_title("Estimated Lipschitz constant of the whole critic")
@@ -135,34 +144,30 @@ def _lipschitz_over_training(rows: Rows) -> Figure:
     return figure
 
 
-@_panel("spectra", "Singular values of the layers", f"{SNGAN}, figs. 3 and 9")
+@_panel("spectra", "Singular values of the layers", f"{SNGAN}, fig. 3")
 def _spectra(rows: Rows) -> Figure:
-    """All singular values of each layer's weight as a matrix with a row per output channel: of the weight that is
-    applied (solid) and of the underlying parameter where they differ (dashed). A spectrum that falls steeply means
-    that the layer passes on few directions.
+    """The squared singular values of the weight that each layer applies, as a matrix with a row per output channel,
+    each layer's divided by its largest; unscaled ones, and those of the parameters, are in the table. A spectrum that
+    falls steeply means that the layer passes on few directions.
     """
     # A layer with a single output has one singular value, which is not a spectrum; `operators` shows it.
     layers = distinct([row for row in rows if row["index"]], "layer") or distinct(rows, "layer")
-    columns = min(4, len(layers))
-    lines = -(-len(layers) // columns)
-    figure, grid = canvas(lines, columns, 2.3 * lines)
+    figure, grid, left, bottom = tiled(len(layers), 2.3)
     critics = distinct(rows, "critic")
-    for axes, layer in zip(grid, layers, strict=False):
-        found = where(rows, layer=layer)
-        for _, critic, part in parts(found, "critic"):
-            index = critics.index(critic)
-            style = {"color": colour(index)} | ({"marker": marker(index), "ms": 4} if len(part) == 1 else {})
-            _plot(axes, part, "index", "normalized", label=critic, **style)
-            if any(row["raw"] != row["normalized"] for row in part):
-                _plot(axes, part, "index", "raw", linestyle="--", alpha=0.6, **style)
-        log_values(axes, values(found, "raw", "normalized"))
+    for axes, layer in zip(grid, layers, strict=True):
+        squares = []
+        for _, critic, part in parts(where(rows, layer=layer), "critic"):
+            index, largest = critics.index(critic), part[0]["normalized"] or 1.0
+            scaled = [{**row, "square": (row["normalized"] / largest) ** 2} for row in part]
+            style = {"marker": marker(index), "ms": 4} if len(part) == 1 else {}
+            plot(axes, scaled, "index", "square", color=colour(index), label=critic, **style)
+            squares += values(scaled, "square")
+        log_values(axes, squares, factor=1e4)
         axes.set_title(layer)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    for axes in grid[len(layers) :]:
-        axes.set_axis_off()
-    for axes in grid[::columns]:
-        axes.set_ylabel("singular value")
-    for axes in grid[max(0, len(layers) - columns) : len(layers)]:
+    for axes in left:
+        axes.set_ylabel("σ² / largest σ²")
+    for axes in bottom:
         axes.set_xlabel("index")
     legend_outside(figure, grid)
     return figure
@@ -174,7 +179,7 @@ def _operators(rows: Rows) -> Figure:
     sets, next to that of the convolution on a map that wraps around and of the layer as it acts on its input. The
     operator applies the matrix to overlapping windows and is larger, by the kernel's side at most at stride 1.
     """
-    figure, grid = canvas(1, len(distinct(rows, "critic")), 3.4, sharey=True)
+    figure, grid, left, _ = tiled(len(distinct(rows, "critic")), 3.4, sharey=True)
     for axes, (_, critic, part) in zip(grid, parts(rows, "critic"), strict=True):
         for index, (name, label) in enumerate(OPERATORS.items()):
             known = [(place, row[name]) for place, row in enumerate(part) if row[name] is not None]
@@ -182,28 +187,30 @@ def _operators(rows: Rows) -> Figure:
             axes.bar(places, [value for _, value in known], width=0.25, color=colour(index), label=label)
         axes.set_xticks(range(len(part)), values(part, "layer"), rotation=45, ha="right")
         axes.set_title(critic)
-    grid[0].set_ylabel("largest singular value")
+    for axes in left:
+        axes.set_ylabel("largest singular value")
     legend_outside(figure, grid)
     return figure
 
 
 @_panel("sigmas", "Largest singular values over training", f"{SNGAN}, fig. 9")
 def _sigmas_over_training(rows: Rows) -> Figure:
-    """The largest singular value of each layer's parameter as a matrix at steps of training (solid), and of the weight
-    that is applied where it differs (dashed). Under gradient and spectral normalisation nothing bounds the parameters;
-    clipping bounds them from outside.
+    """The largest singular value of the weight that each layer applies, as a matrix, at steps of training (solid), and
+    of the parameter behind it where that differs (dashed). Under gradient and spectral normalisation nothing
+    bounds the parameters; clipping bounds them from outside.
     """
     layers = distinct(rows, "layer")
-    figure, grid = canvas(1, len(distinct(rows, "critic")), 2.9, sharey=True)
+    figure, grid, left, _ = tiled(len(distinct(rows, "critic")), 2.9, sharey=True)
     for axes, (_, critic, part) in zip(grid, parts(rows, "critic"), strict=True):
         for _, layer, line in parts(part, "layer"):
             index = layers.index(layer)
-            _plot(axes, line, "step", "raw", color=colour(index), marker=marker(index), ms=2.5, label=layer)
+            plot(axes, line, "step", "applied", color=colour(index), marker=marker(index), ms=2.5, label=layer)
             if any(abs(row["raw"] - row["applied"]) > 1e-3 * row["raw"] for row in line):
-                _plot(axes, line, "step", "applied", color=colour(index), linestyle="--")
+                plot(axes, line, "step", "raw", color=colour(index), linestyle="--")
         log_values(axes, values(rows, "raw", "applied"))
         axes.set(title=critic, xlabel=STEPS)
-    grid[0].set_ylabel("largest singular value")
+    for axes in left:
+        axes.set_ylabel("largest singular value")
     legend_outside(figure, grid)
     return figure
 
@@ -213,31 +220,36 @@ def _loss_slopes(rows: Rows) -> Figure:
     """The derivatives of the three parts of the loss over Ω, the range of the critic's values on real and generated
     images. The flatter they are, the more the loss acts as a linear one.
     """
-    figure, (axes,) = canvas(1, 1, 3.2)
-    for index, part, line in parts(rows, "part"):
-        style = {"color": colour(index), "linestyle": ("-", "--", ":")[index]}
-        _plot(axes, line, "logit", "slope", label=part.replace("_", ", "), **style)
-    axes.set(xlabel="critic's value, over Ω", ylabel="derivative of the loss")
-    legend(axes)
+    figure, grid, left, bottom = tiled(len(distinct(rows, "critic")), 3.0, columns=3)
+    for axes, (_, critic, found) in zip(grid, parts(rows, "critic"), strict=True):
+        for index, part in enumerate(PARTS):
+            style = {"color": colour(index), "linestyle": ("-", "--", ":")[index]}
+            plot(axes, where(found, part=part), "logit", "slope", label=part.replace("_", ", "), **style)
+        axes.set_title(critic)
+    for axes in bottom:
+        axes.set_xlabel("critic's value, over Ω")
+    for axes in left:
+        axes.set_ylabel("derivative of the loss")
+    legend_outside(figure, grid)
     return figure
 
 
 @_panel("loss-domains", "Domain and slopes of the loss over training", f"{LIPSCHITZ}, fig. 4")
 def _domains_over_training(rows: Rows) -> Figure:
-    """Ω, the range of the critic's values on real and generated images, and below it the interval of the generator
-    loss's derivative on Ω, over training. A small Lipschitz constant, or a small α, keeps Ω where any loss is almost
-    linear.
+    """Ω, the range of the critic's values on real and generated images, and below it the interval on Ω of the slope of
+    the critic's loss for real images, over training. A small Lipschitz constant, or a small α, keeps Ω where any loss
+    is almost linear.
     """
     families = distinct(rows, "family")
     figure, grid = canvas(2, len(families), 5.2)
     for column, family, part in parts(rows, "family"):
         above, below = grid[column], grid[len(families) + column]
         for axes, name in ((above, "omega"), (below, "slope")):
-            for index, setting, band in parts(part, "setting"):
-                _band(axes, band, "step", f"{name}_min", f"{name}_max", index, alpha=0.25)
-                _plot(axes, band, "step", f"{name}_min", color=colour(index), linewidth=1)
-                _plot(axes, band, "step", f"{name}_max", color=colour(index), linewidth=1, label=setting)
-        _symlog(above, values(part, "omega_min", "omega_max"))
+            for index, setting, line in parts(part, "setting"):
+                band(axes, line, "step", f"{name}_min", f"{name}_max", index, alpha=0.25)
+                plot(axes, line, "step", f"{name}_min", color=colour(index), linewidth=1)
+                plot(axes, line, "step", f"{name}_max", color=colour(index), linewidth=1, label=setting)
+        symlog(above, values(part, "omega_min", "omega_max"))
         above.set_title(family)
         legend(above)
         below.set_xlabel(STEPS)
@@ -253,7 +265,7 @@ def _gradient_norms_over_training(rows: Rows) -> Figure:
     """
     figure, (axes,) = canvas(1, 1, 3.2)
     for index, kind, part in parts(rows, "images"):
-        _quantile_lines(axes, part, "step", index, label=kind)
+        quantile_lines(axes, part, "step", index, label=kind)
     log_values(axes, values(rows, "q25", "max"))
     axes.set(xlabel=STEPS, ylabel="gradient norm of the critic")
     legend(axes)
@@ -288,38 +300,6 @@ def _robustness(rows: Rows) -> Figure:
 
 def _scores(rows: Rows, place: str, hue: str) -> Figure:
     return score_figure(rows, "family", place, hue, "distance", f"Fréchet distance\n({rows[0]['features']})")
-
-
-def _plot(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
-    axes.plot(values(rows, x), values(rows, y), **style)
-
-
-def _band(axes: Axes, rows: Rows, x: str, low: str, high: str, index: int, alpha: float) -> None:
-    axes.fill_between(values(rows, x), values(rows, low), values(rows, high), color=colour(index), alpha=alpha, lw=0)
-
-
-def _quantile_lines(axes: Axes, rows: Rows, x: str, index: int, **style: Any) -> None:
-    """The median as a line, the quartiles as a band, the largest dashed."""
-    _plot(axes, rows, x, "median", color=colour(index), **style)
-    _band(axes, rows, x, "q25", "q75", index, alpha=0.2)
-    _plot(axes, rows, x, "max", color=colour(index), linestyle="--", linewidth=0.8)
-
-
-def _boxes(axes: Axes, rows: Rows, places: list[float], width: float, color: str, label: str) -> None:
-    names = {"whislo": "min", "q1": "q25", "med": "median", "q3": "q75", "whishi": "max"}
-    ends = [{end: row[name] for end, name in names.items()} for row in rows]
-    lines = {part: {"color": "black", "linewidth": 0.9} for part in ("medianprops", "whiskerprops", "capprops")}
-    face = {"facecolor": color, "alpha": 0.6, "edgecolor": "black", "linewidth": 0.8}
-    drawn = axes.bxp(ends, places, widths=width, patch_artist=True, showfliers=False, boxprops=face, **lines)
-    drawn["boxes"][0].set_label(label)
-
-
-def _symlog(axes: Axes, numbers: list[float]) -> None:
-    sizes = [abs(value) for value in numbers if value]
-    if sizes and max(sizes) > 20 * min(sizes):
-        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-9))
-        axes.yaxis.get_major_locator().set_params(numticks=9)
-        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _near_the_largest(rows: Rows) -> Rows:

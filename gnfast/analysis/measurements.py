@@ -1,6 +1,6 @@
-"""Measurements as rows for figures and CSV files: of one critic, and of what a run logged while it trained."""
+"""Measurements as rows for figures: of one critic, and of what a run logged while it trained; `pooling` joins them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from gnfast.measure import (
     loss_domain,
     model_lipschitz,
     prefix_lipschitz,
-    quantiles,
     slopes,
 )
-from gnfast.measure.gradient_norms import QUANTILES
+from gnfast.measure.gradient_norms import QUANTILES, near
 from gnfast.measure.loss_domain import PARTS
 from gnfast.runs.rows import Panels, Rows
+from gnfast.train.networks import present
+from gnfast.train.probe import IMAGES
 
 # Of difference quotients: from 1e-4 to 100, two in each power of ten, at as many images.
 DISTANCES = 10.0 ** (torch.arange(-8, 5).double() / 2)
@@ -38,8 +39,12 @@ class Subject:
         critic: the network without its normaliser.
         real: (N, C, H, W) real images in [-1, 1].
         fake: (N, C, H, W) generated ones, or None.
+        labels: (N,) of a class-conditional critic's real images, and of the generated ones, which are made for them.
         method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for none.
         loss: that it was trained with, or None.
+        family: its loss and regularisation in words.
+        step: generator updates that it was trained for.
+        jacobians: at how many images of each kind the Jacobians of its layers are taken, which take tens of passes.
     """
 
     name: str
@@ -50,6 +55,19 @@ class Subject:
     tau: float | None = None
     eps: float | None = None
     loss: Loss | None = None
+    labels: Tensor | None = None
+    family: str = ""
+    step: int = 0
+    jacobians: int = 32
+
+    @property
+    def kinds(self) -> list[tuple[str, Tensor]]:
+        """The images by what they are."""
+        return [(kind, x) for kind, x in (("real", self.real), ("generated", self.fake)) if x is not None]
+
+    def given(self, images: Tensor) -> tuple[Tensor, ...]:
+        """What the critic takes with its images, all of a kind: their labels too, where it is class-conditional."""
+        return present(images, self.labels)
 
     @property
     def normaliser(self) -> dict[str, Any]:
@@ -64,69 +82,78 @@ class Subject:
         return 1 / (self.tau or 1.0) if self.method == "gran" else None
 
 
-def gradient_norm_panels(subjects: Iterable[Subject]) -> Panels:
-    """The gradient norms of critics at their images."""
-    rows = []
-    for subject in subjects:
-        for kind, x in {"real": subject.real, "generated": subject.fake}.items():
-            if x is not None:
-                norms = gradient_norms(subject.critic, x, **subject.normaliser).normalized_norm
-                key = {"critic": subject.name, "images": kind, "count": len(x)}
-                rows.append({**key, **quantiles(norms), "bound": subject.bound})
-    return {"gradient-norms": rows}
+def gradient_norm_rows(subject: Subject) -> Rows:
+    """For `gradient-norms`: those of each kind of image, for `pooling.boxes`."""
+    found = {kind: gradient_norms(subject.critic, *subject.given(x), **subject.normaliser) for kind, x in subject.kinds}
+    keys = {"critic": subject.name, "bound": subject.bound}
+    return [{**keys, "images": kind, "values": norms.normalized_norm} for kind, norms in found.items()]
 
 
-def finite_difference_panels(subjects: Iterable[Subject]) -> Panels:
-    """The difference quotients of critics at the first of their real images."""
+def finite_difference_rows(subject: Subject) -> Rows:
+    """For `finite-differences`: at the first images of each kind, for `pooling.boxes`."""
     rows = []
-    for subject in subjects:
-        found = finite_differences(subject.critic, subject.real[:QUOTIENTS], DISTANCES, **subject.normaliser)
+    for kind, x in subject.kinds:
+        x, *labels = (tensor[:QUOTIENTS] for tensor in subject.given(x))
+        found = finite_differences(subject.critic, x, DISTANCES, *labels, **subject.normaliser)
         for distance, values in zip(DISTANCES.tolist(), found, strict=True):
-            values = values[~values.isnan()]
-            numbers = quantiles(values) if len(values) else dict.fromkeys(QUANTILES, 0.0)
-            rows.append({"critic": subject.name, "distance": distance, **numbers})
-    return {"finite-differences": rows}
+            key = {"critic": subject.name, "bound": subject.bound, "images": kind, "distance": distance}
+            rows.append({**key, "values": values[~values.isnan()]})
+    return rows
 
 
-def spectrum_panels(subjects: Iterable[Subject]) -> Panels:
-    """The singular values of critics' layers, and the largest of each as a matrix and as an operator."""
+def spectrum_panels(subject: Subject) -> Panels:
+    """The singular values of a critic's layers, and the largest of each as a matrix and as an operator."""
     spectra, operators = [], []
-    for subject in subjects:
-        for found in layer_spectra(subject.critic, subject.real[:1]):
-            key = {"critic": subject.name, "layer": found.layer}
-            pairs = zip(found.raw.tolist(), found.normalized.tolist(), strict=True)
-            spectra += [{**key, "index": i, "raw": raw, "normalized": given} for i, (raw, given) in enumerate(pairs)]
-            matrix = float(found.normalized[0])
-            operators.append({**key, "matrix": matrix, "circular": found.circular, "operator": found.operator})
+    first = (near(subject.critic, tensor[:1]) for tensor in subject.given(subject.real))
+    for found in layer_spectra(subject.critic, *first):
+        key = {"critic": subject.name, "layer": found.layer}
+        pairs = zip(found.raw.tolist(), found.normalized.tolist(), strict=True)
+        spectra += [{**key, "index": i, "raw": raw, "normalized": given} for i, (raw, given) in enumerate(pairs)]
+        matrix = float(found.normalized[0])
+        operators.append({**key, "matrix": matrix, "circular": found.circular, "operator": found.operator})
     return {"spectra": spectra, "operators": operators}
 
 
-def layer_lipschitz_rows(subject: Subject, *, count: int = 32, step: int = 0, depth: int = 0) -> Rows:
-    """For `lipschitz-layers`: over `count` images of each kind."""
+def layer_lipschitz_rows(subject: Subject, *, step: int = 0, depth: int = 0) -> Rows:
+    """For `lipschitz-layers`: over `subject.jacobians` images of each kind."""
+    count = subject.jacobians
     fake = None if subject.fake is None else subject.fake[:count]
-    images = torch.cat(list(distributions(subject.real[:count], fake).values()))
-    found = prefix_lipschitz(subject.critic, images)
+    images = distributions(subject.real[:count], fake)
+    labels = None if subject.labels is None else subject.labels[:count].repeat(len(images))
+    stacked = torch.cat(list(images.values()))
+    found = prefix_lipschitz(subject.critic, stacked, labels)
     key = {"critic": subject.name, "depth": depth, "step": step}
     return [
-        {**key, "index": index, "layer": layer, "constant": constant, "images": len(images)}
+        {**key, "index": index, "layer": layer, "constant": constant, "images": len(stacked)}
         for index, (layer, constant) in enumerate(found.items(), 1)
     ]
 
 
 def model_lipschitz_rows(subject: Subject, *, step: int = 0, depth: int = 0) -> Rows:
-    """For `lipschitz-training`: of the normalised critic, with the largest of each kind of image as well."""
-    found = model_lipschitz(subject.critic, distributions(subject.real, subject.fake), **subject.normaliser)
+    """For `lipschitz-training`: of the normalised critic, over all kinds of images."""
+    images = distributions(subject.real, subject.fake)
+    found = model_lipschitz(subject.critic, images, subject.labels, **subject.normaliser)
     key = {"critic": subject.name, "depth": depth, "step": step}
-    return [{**key, "constant": max(found.values()), "images": len(subject.real), **found}]
+    return [{**key, "constant": max(found.values()), "images": len(subject.real)}]
+
+
+def lipschitz_training_rows(history: Rows, critic: str) -> Rows:
+    """For `lipschitz-training`: what the run logged of its normalised critic at `probe.IMAGES` images of each kind."""
+    names = ["grad_norm_real_max", "grad_norm_fake_max"]
+    return [
+        {"critic": critic, "depth": 0, "step": row["step"], "constant": max(values), "images": IMAGES}
+        for row, values in _numbers(history, names)
+    ]
 
 
 def slope_rows(subject: Subject, points: int = 200) -> Rows:
     """For `loss-slopes`: the derivative of each part of the loss over Ω."""
-    logits = [gradient_norms(subject.critic, x, **subject.normaliser).normalized for x in (subject.real, subject.fake)]
+    found = (gradient_norms(subject.critic, *subject.given(x), **subject.normaliser) for _, x in subject.kinds)
+    logits = [norms.normalized for norms in found]
     omega = loss_domain(subject.loss, *logits).omega
     places = omega[0] + (omega[1] - omega[0]) * torch.linspace(0, 1, points, dtype=torch.float64)
     return [
-        {"part": part, "logit": logit, "slope": slope}
+        {"critic": subject.name, "part": part, "logit": logit, "slope": slope}
         for part in PARTS
         for logit, slope in zip(places.tolist(), slopes(getattr(subject.loss, part), places).tolist(), strict=True)
     ]

@@ -31,7 +31,8 @@ class Scale:
     """How large the runs are."""
 
     data: str = "digits"
-    """Where the real images come from, as for `train`; with class labels, for the score's features."""
+    """Where the real images come from, as for `train`. Scores are in the features of a classifier of their classes, or
+    in Inception's where there are none."""
     resolution: int = 16
     """Side of the images in pixels, a multiple of 4."""
     images: int = 5000
@@ -81,9 +82,9 @@ def reproduce(
     source, dataset = _prepared(scale, out)
     experiments = dict.fromkeys(name for figure in chosen for name in figure.experiments)
     sweep = sweep_for(scale, experiments, source, dataset, out, jobs or os.cpu_count() or 1)
-    if any(case.config().extractor == "classifier" for case in sweep.cases):
-        # Trained once here, found ready by every run.
-        metrics.load_extractor("classifier", dataset, device=device, progress=False)
+    for extractor in {case.config().extractor for case in sweep.cases} - {"none"}:
+        # Trained or fetched once here, found ready by every run.
+        metrics.load_extractor(extractor, dataset, device=device, progress=False)
     if stopped := run_sweep(sweep, progress=progress, echo=echo):
         return None, stopped
     found = collect(sweep).runs
@@ -111,6 +112,7 @@ def sweep_for(
     channels = dataset.images.shape[1]
     own = {"data": source, "resolution": scale.resolution, "channels": channels, "width": scale.width}
     own |= {"device": scale.device, "n_fake": min(BASE["n_fake"], len(dataset))}
+    own["extractor"] = "inception" if dataset.labels is None else "classifier"
     cases = []
     for name in experiments:
         spec = EXPERIMENTS[name]
@@ -131,8 +133,6 @@ def sweep_for(
 def _prepared(scale: Scale, out: Path) -> tuple[str, ImageDataset]:
     """The images that all runs use, and where these find them: a part of a data set is written to a zip file."""
     loaded = load_data(scale.data, resolution=scale.resolution, progress=False)
-    if loaded.labels is None:
-        raise ValueError(f"--data: {scale.data} has no class folders, which the score's features are trained on")
     if not scale.images or len(loaded) <= scale.images:
         return scale.data, loaded
     order = torch.randperm(len(loaded), generator=torch.Generator().manual_seed(0))[: scale.images]
@@ -141,7 +141,7 @@ def _prepared(scale: Scale, out: Path) -> tuple[str, ImageDataset]:
         with atomic_write(path) as part, zipfile.ZipFile(part, "w") as archive:
             for index in order.tolist():
                 picture = grid(loaded.images[index : index + 1], scale=1, gap=0)
-                # In a folder for each class.
-                with archive.open(f"class-{int(loaded.labels[index]):04d}/{index:08d}.png", "w") as file:
+                folder = "" if loaded.labels is None else f"class-{int(loaded.labels[index]):04d}/"
+                with archive.open(f"{folder}{index:08d}.png", "w") as file:
                     picture.save(file, "PNG")
     return str(path), load_data(path, resolution=scale.resolution, progress=False)

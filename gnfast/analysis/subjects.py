@@ -1,5 +1,6 @@
 """Critics to analyse: of a training run, or any module that can be imported."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,37 +9,41 @@ from torch import Tensor, nn
 
 from gnfast.analysis.measurements import Subject
 from gnfast.config.config import Config
+from gnfast.data import ImageDataset, to_float
 from gnfast.data import load as load_data
-from gnfast.data import to_float
 from gnfast.engine import reference
 from gnfast.errors import InputError
 from gnfast.io.files import expanded, open_regular
 from gnfast.io.objects import load_object
 from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
+from gnfast.measure.gradient_norms import near
 from gnfast.models import Pair
-from gnfast.runs.checkpoint import RunError, first_line
-from gnfast.train.export import newest_state
+from gnfast.runs.checkpoint import Place, RunError, first_line, locate
+from gnfast.train.evaluate import load_split
 from gnfast.train.networks import build_networks, require_fit, sample
+from gnfast.train.saved import open_saved
 
 
-def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, seed: int = 0) -> Subject:
-    """The critic of a run's newest checkpoint, with real images of its data set and images of its generator.
+def of_run(
+    folder: Path, *, best: bool = False, data: str = "", count: int, device: torch.device, seed: int = 0
+) -> Subject:
+    """The critic of a run's checkpoint, with real images of its data set and images of its generator.
 
     Args:
-        folder: the run folder.
+        folder: the run folder, whose newest checkpoint is taken, or RUN/checkpoints/FILE.pt.
+        best: take the run folder's best checkpoint.
         data: another source of the images than the run's config names, of the same size.
         count: images of each kind, at least 2; fewer if the data set has fewer.
         device: where to measure.
         seed: of the choice of images and of the latents.
 
     Raises:
-        RunError: no run folder, no readable checkpoint, or a class-conditional critic.
-        ValueError: the data do not fit the critic.
+        RunError: no run, or no readable checkpoint.
+        ValueError: the data do not fit the critic, or lack the classes that it takes.
     """
-    _, config, state = newest_state(folder)
-    if config.classes:
-        raise RunError(f"{folder}: its critic is class-conditional; analyses take critics of images alone")
+    place = locate(folder, best) or Place(folder)
+    _, config, state = open_saved(place)
     weights = {name: state[name] for name in ("generator", "critic")}
     try:
         require_fit(config, **weights)
@@ -47,8 +52,9 @@ def of_run(folder: Path, *, data: str = "", count: int, device: torch.device, se
     networks = build_networks(config)
     for net, own in zip(networks, weights.values(), strict=True):
         net.load_state_dict(own)
-    name = f"{folder.name or folder.resolve().name}, step {state['step']}"
-    return _of_networks(name, config, networks, data or config.data, count, device, seed)
+    name = f"{place.run.resolve().name}, step {state['step']}"
+    found = _of_networks(name, config, networks, data or config.data, count, device, seed)
+    return dataclasses.replace(found, step=state["step"])
 
 
 def untrained(name: str, config: Config, *, count: int, device: torch.device, seed: int = 0) -> Subject:
@@ -56,18 +62,36 @@ def untrained(name: str, config: Config, *, count: int, device: torch.device, se
     return _of_networks(name, config, build_networks(config), config.data, count, device, seed)
 
 
+def family(config: Config) -> str:
+    """The loss of a run, and what it regularises the critic by, in words."""
+    own = {
+        config.method: config.method != "none",
+        "spectral norm": config.spectral_norm,
+        f"weight norm ({config.weight_norm})": config.weight_norm != "none",
+        "clipping": config.weight_clip > 0,
+        config.penalty: config.penalty != "none",
+    }
+    return ", ".join([config.loss, *(name for name, used in own.items() if used)])
+
+
 def _of_networks(
     name: str, config: Config, networks: Pair, source: str, count: int, device: torch.device, seed: int
 ) -> Subject:
     generator, critic = (net.to(device) for net in networks)
-    size = {"split": config.split, "resolution": config.resolution, "channels": config.channels}
-    real = _real(source, count, seed, device, root=config.data_root or None, **size)
+    dataset = load_split(dataclasses.replace(config, data=source, download=False), config.split, progress=False)
+    real, labels = _chosen(dataset, count, seed)
+    labels = _fitting(labels, source, config.classes) if config.classes else None
     z = torch.randn(len(real), config.z_dim, generator=torch.Generator().manual_seed(seed))
-    batch_statistics = config.sample_bn == "batch"
-    parts = [sample(generator, part.to(device), batch_statistics=batch_statistics) for part in z.split(config.batch_g)]
+    fakes = []
+    for start in range(0, len(z), config.batch_g):
+        given = (z,) if labels is None else (z, labels)
+        inputs = (tensor[start : start + config.batch_g].to(device) for tensor in given)
+        fakes.append(sample(generator, *inputs, batch_statistics=config.sample_bn == "batch").cpu())
     method = None if config.method == "none" else config.method
     loss = domain_scaled(LOSSES[config.loss], config.alpha)
-    return _checked(Subject(name, critic.eval(), real, torch.cat(parts), method, config.tau, config.eps, loss), source)
+    options = {"method": method, "tau": config.tau, "eps": config.eps, "loss": loss, "labels": labels}
+    options["family"] = family(config)
+    return _checked(Subject(name, critic.eval(), real, torch.cat(fakes), **options), source)
 
 
 def of_module(
@@ -92,10 +116,11 @@ def of_module(
         except (RuntimeError, TypeError, AttributeError) as error:
             reason = str(error).split("\n")[-1].strip()
             raise ValueError(f"--weights: {weights} does not fit {spec}: {reason}") from error
-    real = _real(data, count, seed, device)
+    real, _ = _chosen(load_data(data, progress=False), count, seed)
     fake = None
     if fakes:
-        fake = _real(fakes, len(real), seed, device, resolution=real.shape[-1], channels=real.shape[1])
+        same = {"resolution": real.shape[-1], "channels": real.shape[1]}
+        fake, _ = _chosen(load_data(fakes, **same, progress=False), len(real), seed)
         real = real[: len(fake)]
     return _checked(Subject(spec, net.to(device).eval(), real, fake, **normaliser), data)
 
@@ -127,21 +152,30 @@ def _state(path: Path) -> dict[str, Any]:
     return found
 
 
-def _real(source: str, count: int, seed: int, device: torch.device, **options: Any) -> Tensor:
+def _chosen(dataset: ImageDataset, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Images of a data set, and their labels where it has any."""
     if count < 2:
         raise ValueError(f"--n: got {count}, wanted at least 2 images")
-    images = load_data(source, progress=False, **options).images
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-    return to_float(images[chosen], device)
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count]
+    labels = None if dataset.labels is None else dataset.labels[chosen].long()
+    # On the CPU: 50 000 of each kind need not fit a GPU.
+    return to_float(dataset.images[chosen], torch.device("cpu")), labels
+
+
+def _fitting(labels: Tensor | None, source: str, classes: int) -> Tensor:
+    if labels is None or int(labels.max()) >= classes:
+        found = "no classes" if labels is None else f"a class {int(labels.max())}"
+        raise ValueError(f"--data: {source} has {found}, wanted classes 0 to {classes - 1}, which the critic takes")
+    return labels
 
 
 def _checked(subject: Subject, source: str) -> Subject:
     """The subject, once a forward and an input gradient of two images have worked."""
-    x = subject.real[:2]
+    x, *args = (near(subject.critic, tensor[:2]) for tensor in subject.given(subject.real))
     what = f"{subject.name}: {type(subject.critic).__name__}"
     try:
         with torch.no_grad():
-            f = subject.critic(x)
+            f = subject.critic(x, *args)
     except (RuntimeError, ValueError, TypeError) as error:
         wrong = f"images of {source}, {tuple(x.shape[1:])}, do not fit the critic ({what})"
         raise ValueError(f"--data: {wrong}: {first_line(error)}") from error
@@ -149,7 +183,7 @@ def _checked(subject: Subject, source: str) -> Subject:
         got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
         raise ValueError(f"{what} gives {got} for {len(x)} images, wanted one logit each")
     try:
-        reference.value_and_input_grad(subject.critic, x)
+        reference.value_and_input_grad(subject.critic, x, *args)
     except RuntimeError as error:
         raise ValueError(f"{what} is not differentiable with respect to its input: {first_line(error)}") from error
     return subject

@@ -1,10 +1,13 @@
 """`gnfast analyze`: what normalisation does to a critic, measured and drawn."""
 
+import dataclasses
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from gnfast.analysis import subjects
+from gnfast.analysis.compare import compare
 from gnfast.analysis.critic_analyses import analyze
 from gnfast.analysis.reproduce import Scale, reproduce
 from gnfast.cli.common import UsageError
@@ -13,9 +16,10 @@ from gnfast.engine.heads import METHODS
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_folder
 from gnfast.io.rows import read_rows
+from gnfast.runs.checkpoint import locate
 
 USAGE = """\
-usage: gnfast analyze RUN [--what NAMES] [--option value …]
+usage: gnfast analyze RUN [RUN …] [--what NAMES] [--option value …]
        gnfast analyze --net MODULE:CLASS --data SOURCE [--option value …]
        gnfast analyze --reproduce [FIGURES] [--option value …]
 """
@@ -24,7 +28,9 @@ Writes figures (PNG), their numbers (CSV) and index.html, which explains each an
 
 Examples:
   gnfast analyze runs/digits
+  gnfast analyze runs/digits --best
   gnfast analyze runs/digits --what gradients,singular-values --n 5000
+  gnfast analyze runs/gn-0 runs/gn-1 runs/sn-0 --labels GN,GN,SN
   gnfast analyze --net my.networks:Critic --weights critic.pt --data cifar10 --method gn
   gnfast analyze --reproduce                                   the papers' figures, small, in half an hour
   gnfast analyze --reproduce loss-domains,robustness --data cifar10 --steps-factor 10
@@ -35,8 +41,13 @@ Examples:
 class CriticOptions:
     """Which critic, and what of it."""
 
-    run: argument("[RUN]") = ""
-    """A run folder."""
+    runs: argument("[RUN …]", tuple[str, ...]) = ()
+    """Run folders, or RUN/checkpoints/FILE.pt; the critics of several are compared on the same axes."""
+    best: bool = False
+    """Take a run's checkpoint with the best Fréchet distance instead of the newest."""
+    labels: str = ""
+    """With several runs: what each is called, with commas between; those of one name are pooled. Their folders' names
+    if empty."""
     what: str = ""
     """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between;
     all that apply if empty."""
@@ -56,8 +67,10 @@ class CriticOptions:
     """With --net: GraN's ε."""
     n: int = 1024
     """How many images of each kind."""
+    n_jacobians: int = 32
+    """Of these, at how many the Jacobian of each layer is taken (`lipschitz`), which takes tens of passes."""
     out: str = ""
-    """Where to: a folder. RUN/analysis, or analysis, if empty."""
+    """Where to: a folder. Of one run RUN/analysis (RUN/analysis-best, …), otherwise analysis, if empty."""
     seed: int = 0
     """Seed of the choice of images and of the latents."""
     device: str = "auto"
@@ -77,7 +90,7 @@ class ReproduceOptions(Scale):
 
 
 def run(words: list[str]) -> int:
-    """`gnfast analyze RUN | --net … | --reproduce …`."""
+    """`gnfast analyze RUN … | --net … | --reproduce …`."""
     if not words or words[0] in ("-h", "--help"):
         print(USAGE + EXAMPLES if words else USAGE, end="")
         if words:
@@ -91,26 +104,50 @@ def run(words: list[str]) -> int:
 
 
 def _critic(options: CriticOptions) -> int:
-    if bool(options.run) == bool(options.net):
+    if bool(options.runs) == bool(options.net):
         raise UsageError("analyze: wanted either a run folder or --net MODULE:CLASS")
+    if len(options.runs) > 1:
+        return _compare(options)
+    if options.labels:
+        raise UsageError("analyze: --labels: wanted with several runs")
     # Before minutes of measuring.
     out = output_folder(options.out) if options.out else None
     common = {"count": options.n, "device": resolve_device(options.device), "seed": options.seed}
-    if options.run:
-        run = expanded(options.run)
-        subject = subjects.of_run(run, data=options.data, **common)
-        history, out = read_rows(run / "metrics.jsonl"), out or run / "analysis"
+    if options.runs:
+        run = expanded(options.runs[0])
+        subject = subjects.of_run(run, best=options.best, data=options.data, **common)
+        place = locate(run, options.best)
+        history, out = read_rows(place.run / "metrics.jsonl"), out or place.output("analysis")
     else:
+        if options.best:
+            raise UsageError("analyze: --best needs a run folder, not --net")
         if not options.data:
             raise UsageError("analyze: --net needs --data, where the real images come from")
         method = None if options.method == "none" else options.method
         own = {"method": method, "tau": options.tau, "eps": options.eps, "weights": options.weights}
         subject = subjects.of_module(options.net, data=options.data, fakes=options.fakes, **own, **common)
         history, out = [], out or output_folder("analysis")
+    subject = dataclasses.replace(subject, jacobians=options.n_jacobians)
     page, left_out = analyze(subject, _names(options.what), out, history)
     for line in left_out:
         print(f"left out {line}")
     print(page)
+    return 0
+
+
+def _compare(options: CriticOptions) -> int:
+    runs = [expanded(run) for run in options.runs]
+    names = [run.name for run in runs]
+    labels = _names(options.labels) or (names if len(set(names)) == len(names) else [str(run) for run in runs])
+    if len(labels) != len(runs):
+        raise UsageError(f"analyze: --labels: got {len(labels)}, wanted one for each of the {len(runs)} runs")
+    folders: dict[str, list[Path]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        folders.setdefault(label, []).append(run)
+    out = output_folder(options.out or "analysis")
+    given = {name: getattr(options, name) for name in ("best", "data", "n", "n_jacobians", "seed", "device")}
+    compare(folders, _names(options.what), out, **given)
+    print(out / "index.html")
     return 0
 
 

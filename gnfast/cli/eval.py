@@ -24,6 +24,7 @@ from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
+from gnfast.runs.checkpoint import locate
 from gnfast.runs.record import WEIGHTS
 from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
 from gnfast.train.export import snapshot
@@ -31,14 +32,17 @@ from gnfast.train.export import snapshot
 EVAL_HELP = """\
 Fréchet distance (FID with Inception's official weights), Inception score and KID.
 
-WHAT is a run folder, a file of `gnfast export` or a checkpoint of the papers' code (its generator is measured), a
-folder or zip of images, a named data set, or an .npz of statistics. It is measured against --data or --reference; for a
-run the default is the data that it was trained on. Results state how many images of both sides were measured, the
-extractor, the protocol and the seed: numbers that differ in one of them cannot be compared. Images are measured as they
-are; both sides must have the same channels and size, which --resolution and --channels can give them.
+WHAT is a run folder, one of its checkpoints (RUN/checkpoints/FILE.pt), a file of `gnfast export` or a checkpoint of the
+papers' code (its generator is measured), a folder or zip of images, a named data set, or an .npz of statistics. It is
+measured against --data or --reference; for a run the default is the data that it was trained on. Results state how many
+images of both sides were measured, the extractor, the protocol and the seed: numbers that differ in one of them cannot
+be compared. Images are measured as they are; both sides must have the same channels and size, which --resolution and
+--channels can give them.
 
 Examples:
   gnfast eval runs/cifar10
+  gnfast eval runs/cifar10 --best
+  gnfast eval runs/stl10 --n-real 10000 --n 5000
   gnfast eval runs/cifar10 --raw --n 10000 --split test --out result.json
   gnfast eval fakes.zip --data cifar10 --protocol torch
   gnfast eval fakes/ --reference stats/cifar10.train.npz
@@ -78,11 +82,15 @@ class EvalOptions:
     """Path of Inception's weights; the run's, or the official ones, cached or downloaded, if empty."""
     n: int = 0
     """How many images to measure; what the run says, or all that there are, if 0."""
+    n_real: int = 0
+    """How many real images they are measured against, evenly spread; all if 0, or what the run says of its own data."""
     seed: int = 0
     """Seed of the latent vectors and of KID's subsets."""
     weights: Literal["", *WEIGHTS] = ""
     """The moving average of a run's generator (that, or what a file has, if empty), or the generator itself; --ema and
     --raw are short for them."""
+    best: bool = False
+    """Measure the run's checkpoint with the best Fréchet distance, not the newest; the papers report it."""
     bn: Literal["batch", "running", "run"] = "run"
     """A run's batch-norm statistics: each batch's own, running ones, or what the run samples with."""
     kid_subsets: int = 100
@@ -152,6 +160,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     images = None if real else _real_images(options, subject)
     if not (real or images or options.save_stats):
         raise ValueError(f"--data or --reference: got neither, and {options.what} has no real images of its own")
+    if options.n_real and not images:
+        raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
     if images and subject.images:
         _require_alike(images, subject.images)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
@@ -159,7 +169,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         # Before hours of measuring.
         metrics.require_comparable(real.origin, metrics.origin(extractor))
     if images:
-        real = metrics.reference_statistics(images, extractor, **options.how)
+        n = options.n_real or subject.settings.get("n_real") or None
+        real = metrics.reference_statistics(images, extractor, n=n, **options.how)
     started = time.perf_counter()
     fake = subject.known or subject.measure(extractor)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
@@ -192,6 +203,8 @@ def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[s
 
 def _subject(options: EvalOptions, device: torch.device) -> Subject:
     path = expanded(options.what)
+    if options.best and not (path / "config.json").exists():
+        raise ValueError(f"--best: got {options.what}, wanted a run folder, which keeps its best checkpoint")
     if path.suffix == ".npz":
         if options.save_stats or options.n:
             raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
@@ -205,7 +218,7 @@ def _subject(options: EvalOptions, device: torch.device) -> Subject:
 
 
 def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
-    saved = snapshot(path, options.weights or None)
+    saved = snapshot(path, options.weights or None, options.best)
     config, generator = saved.config, saved.build().to(device)
     statistics = config.sample_bn if options.bn == "run" else options.bn
     images = partial(sampler, generator, config.z_dim, config.classes, config.batch_g)
@@ -218,12 +231,17 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     settings = as_json(config)
     if settings["extractor"] == "none":
         settings["extractor"] = ""
+    if options.data or options.split:
+        settings["n_real"] = 0
     # Real images are prepared as they were for the run, whichever they are.
     split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
     names = ("data", "data_root", "resolution", "channels")
     real = dataclasses.replace(config, **{name: value for name in names if (value := getattr(options, name))})
+    facts = {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics}
+    if (place := locate(path, options.best)) and place.name:
+        facts = {"checkpoint": place.name, **facts}
     return Subject(
-        {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics},
+        facts,
         settings,
         measure=measure,
         images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),

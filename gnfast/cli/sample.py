@@ -13,6 +13,7 @@ Draw images from the generator of a run's newest checkpoint, or of a file of `gn
 Examples:
   gnfast sample runs/digits
   gnfast sample runs/digits --n 5000 --out fakes --raw
+  gnfast sample runs/digits --best
   gnfast sample G.safetensors --interpolate 8 --out walk.png
 """
 
@@ -22,13 +23,16 @@ class SampleOptions:
     """What to draw, and where to."""
 
     run: argument("RUN|FILE")
-    """A run folder, or a file that `gnfast export` wrote."""
+    """A run folder, RUN/checkpoints/FILE.pt, or a file that `gnfast export` wrote."""
     n: int = 64
     """How many images."""
     out: str = ""
-    """Where to: FILE.png for one grid, or a folder for one PNG per image. RUN/sample-ema.png or -raw.png if empty."""
+    """Where to: FILE.png for one grid, or a folder for one PNG per image. RUN/sample-ema.png (-raw, -ema-best, …)
+    if empty."""
     weights: Literal[*WEIGHTS] = "ema"
     """The moving average of the generator, or the generator itself; --ema and --raw are short for them."""
+    best: bool = False
+    """Take the run's checkpoint with the best Fréchet distance instead of the newest."""
     seed: int = 0
     """Seed of the latent vectors."""
     bn: Literal["batch", "running", "run"] = "run"
@@ -42,9 +46,9 @@ class SampleOptions:
 
 
 def run(words: list[str]) -> int:
-    """`gnfast sample RUN|FILE [--n --out --ema/--raw]`."""
+    """`gnfast sample RUN|FILE [--n --out --ema/--raw --best]`."""
     words = spelled_out(words)
-    usage = "which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw]"
+    usage = "which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw] [--best]"
     options = parse(SampleOptions, words, "sample", help=HELP, usage=usage)
     from gnfast.train.sample import sample_run
 
@@ -56,6 +60,7 @@ def run(words: list[str]) -> int:
         count=options.n,
         out=kind(options.out) if options.out else None,
         weights=options.weights if asked else None,
+        best=options.best,
         seed=options.seed,
         batch_norm=options.bn,
         classes=options.classes,

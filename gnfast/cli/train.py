@@ -73,7 +73,9 @@ def _dry_run(name: str, config: Config) -> int:
         count = sum(parameter.numel() for parameter in net.parameters())
         print(f"\n{title}: {type(net).__module__}.{type(net).__name__}, {count:,} parameters", end="")
     print(f"\n\nthe critic's plan for one update, {2 * config.batch_d} images:\n")
-    print(gnfast.trace(critic, torch.zeros(2 * config.batch_d, config.channels, config.resolution, config.resolution)))
+    images = torch.zeros(2 * config.batch_d, config.channels, config.resolution, config.resolution)
+    labels = [torch.zeros(len(images), dtype=torch.int64)] if config.classes else []
+    print(gnfast.trace(critic, images, *labels))
     folder = run_folder(name, config)
     board = ", tensorboard/" if config.tensorboard else ""
     print(

@@ -91,7 +91,7 @@ class Config:
     learn_scale: bool = False
     """A learned factor on each weight of norm 1, spectral or Frobenius, or on each of its rows of norm 1."""
     stable_rank: Factor = 0.0
-    """Stable rank normalisation before spectral normalisation: at most this share of each weight's full rank (Sanyal et
+    """Stable rank normalisation with spectral normalisation: at most this share of each weight's full rank (Sanyal et
     al., ICLR 2020); 0 does without."""
     weight_norm: Literal["none", "unit", "learned", "frobenius"] = "none"
     """Normalisation of each weight of the critic, for comparison: rows of norm 1 (SN-GAN, eq. 25), rows with a learned
@@ -227,6 +227,8 @@ class Config:
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
         scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
         yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
+        yield "stable_rank", self.spectral_norm or not self.stable_rank, "0 without --spectral-norm"
+        yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
         for name in ("weight_clip", "orthonormal"):
             plain = not (self.spectral_norm or self.weight_norm != "none")
             yield name, plain or not getattr(self, name), "0 with --spectral-norm or --weight-norm"

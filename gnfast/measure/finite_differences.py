@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.engine import heads
-from gnfast.engine.functional import normalize_gradient, value_and_input_grad
-from gnfast.measure.gradient_norms import evaluation
+from gnfast.engine.functional import normalize_gradient
+from gnfast.measure.gradient_norms import evaluation, near
 
 
 def finite_differences(
     net: nn.Module,
     images: Tensor,
     distances: Tensor,
+    labels: Tensor | None = None,
     *,
     method: heads.Method | None = None,
     tau: float | None = None,
@@ -25,12 +26,11 @@ def finite_differences(
 ) -> Tensor:
     """|h(x + δ v) − h(x)| / δ in float64, h the normalised critic and v its gradient's direction at x.
 
-    For a piecewise linear critic, ∇h and ∇f point the same way, so v is the direction of ∇f.
-
     Args:
         net: (B, ...) to one logit per sample; a copy of it in float64 and evaluation mode does the work.
-        images: (N, ...) floating point on the network's device.
+        images: (N, ...) floating point.
         distances: (D,) δ > 0, in the images' unit (2 from black to white).
+        labels: (N,) for a class-conditional critic, its second argument; None for others.
         method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for the plain critic.
 
     Returns:
@@ -41,15 +41,20 @@ def finite_differences(
     """
     if not all(distance > 0 and math.isfinite(distance) for distance in distances.tolist()):
         raise ValueError(f"distances: got {distances.tolist()}, wanted positive numbers")
-    net, x = copy.deepcopy(net).double(), images.detach().double()
+    net, x = copy.deepcopy(net).double(), near(net, images.detach().double())
+    args = () if labels is None else (near(net, labels),)
 
     def value(points: Tensor) -> Tensor:
-        f = net(points) if method is None else normalize_gradient(net, points, method=method, tau=tau, eps=eps)
-        return f.detach().reshape(-1)
+        if method is None:
+            return net(points, *args).reshape(-1)
+        return normalize_gradient(net, points, *args, method=method, tau=tau, eps=eps).reshape(-1)
 
-    with torch.no_grad(), evaluation(net):
-        _, gradient = value_and_input_grad(net, x)
+    with evaluation(net):
+        with torch.enable_grad():
+            start = value(x.requires_grad_())
+            (gradient,) = torch.autograd.grad(start.sum(), x)
         norm = heads.grad_norm(gradient).reshape(-1, *[1] * (x.dim() - 1))
-        direction, start = gradient / norm, value(x)
-        rows = [(value(x + distance * direction) - start).abs() / distance for distance in distances.tolist()]
+        with torch.no_grad():
+            moved = (value(x + distance * gradient / norm) for distance in distances.tolist())
+            rows = [(there - start).abs() / distance for there, distance in zip(moved, distances.tolist(), strict=True)]
     return torch.stack(rows).cpu()

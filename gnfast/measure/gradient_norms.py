@@ -53,7 +53,7 @@ def gradient_norms(
 
     Args:
         net: (B, ...) floating point to one logit per sample.
-        images: (N, ...) in the network's dtype, on its device; N >= 1.
+        images: (N, ...) in the network's dtype, on any device: each chunk goes to the network's; N >= 1.
         labels: (N,) for a class-conditional critic, its second argument; None for others.
         method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for the plain critic.
         chunk: images at a time.
@@ -67,9 +67,10 @@ def gradient_norms(
     head = None if method is None else heads.find(method, tau=tau, eps=eps)
     rows = []
     with torch.no_grad(), evaluation(net):
-        for start in range(0, len(images), chunk):
-            part = slice(start, start + chunk)
-            rows.append(_chunk(net, images[part], () if labels is None else (labels[part],), head))
+        for part in range(0, len(images), chunk):
+            given = (images,) if labels is None else (images, labels)
+            x, *args = (near(net, tensor[part : part + chunk]) for tensor in given)
+            rows.append(_chunk(net, x, tuple(args), head))
     return GradientNorms(*(torch.cat(column).cpu() for column in zip(*rows, strict=True)))
 
 
@@ -77,6 +78,12 @@ def quantiles(values: Tensor) -> dict[str, float]:
     """Least value, quartiles and largest value of (N,), under the names of `QUANTILES`."""
     places = torch.tensor(list(QUANTILES.values()), dtype=torch.float64)
     return dict(zip(QUANTILES, torch.quantile(values.double().cpu(), places).tolist(), strict=True))
+
+
+def near(net: nn.Module, tensor: Tensor) -> Tensor:
+    """The tensor where the network is; of a network without parameters, where the tensor is."""
+    place = next(net.parameters(), tensor)
+    return tensor.to(place.device)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.engine import heads
-from gnfast.measure.gradient_norms import CHUNK, evaluation, gradient_norms
+from gnfast.measure.gradient_norms import CHUNK, evaluation, gradient_norms, near
 from gnfast.measure.singular_values import layers_met
 
 
@@ -39,6 +39,7 @@ def distributions(real: Tensor, fake: Tensor | None = None, *, seed: int = 0) ->
 def model_lipschitz(
     net: nn.Module,
     images: dict[str, Tensor],
+    labels: Tensor | None = None,
     *,
     method: heads.Method | None = None,
     tau: float | None = None,
@@ -49,14 +50,21 @@ def model_lipschitz(
     Args:
         net: the critic; left as it was.
         images: name to (N, ...) images.
+        labels: (N,) of the images of each, for a class-conditional critic; None for others.
         method, tau, eps: the normaliser, as in `gnfast.normalize_gradient`; None for the plain critic.
     """
     options = {"method": method, "tau": tau, "eps": eps}
-    return {name: float(gradient_norms(net, x, **options).normalized_norm.max()) for name, x in images.items()}
+    return {name: float(gradient_norms(net, x, labels, **options).normalized_norm.max()) for name, x in images.items()}
 
 
 def prefix_lipschitz(
-    net: nn.Module, images: Tensor, *, iterations: int = 20, chunk: int = CHUNK, seed: int = 0
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    iterations: int = 20,
+    chunk: int = CHUNK,
+    seed: int = 0,
 ) -> dict[str, float]:
     """The Lipschitz constants of the maps from the image to each layer's output, before its activation.
 
@@ -66,6 +74,7 @@ def prefix_lipschitz(
     Args:
         net: the critic, whose convolutions and linears come in the order of its forward; left as it was.
         images: (N, ...) floating point in the network's dtype.
+        labels: (N,) for a class-conditional critic; None for others.
         iterations: power iterations per image; an estimate rises to the norm as they grow.
         chunk: images at a time.
         seed: of the first directions.
@@ -76,11 +85,13 @@ def prefix_lipschitz(
     random = torch.Generator().manual_seed(seed)
     largest: dict[str, float] = {}
     with evaluation(net), torch.enable_grad():
-        for part in images.split(chunk):
-            x = part.detach().clone().requires_grad_()
+        for start in range(0, len(images), chunk):
+            part = slice(start, start + chunk)
+            x = near(net, images[part]).detach().clone().requires_grad_()
+            args = () if labels is None else (near(net, labels[part]),)
             norms = {
                 name: _jacobian_norm(output, x, iterations, random)
-                for name, (_, _, output) in layers_met(net, x).items()
+                for name, (_, _, output) in layers_met(net, x, *args).items()
             }
             largest = {name: max(largest.get(name, 0.0), float(norm.max())) for name, norm in norms.items()}
     return largest

@@ -42,12 +42,13 @@ class LayerSpectrum:
     operator: float
 
 
-def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[LayerSpectrum]:
+def layer_spectra(net: nn.Module, image: Tensor, *args: Tensor, steps: int = 100) -> list[LayerSpectrum]:
     """The spectra of every convolution and linear layer that a forward meets, in the order of the forward.
 
     Args:
         net: the critic; left as it was.
         image: (1, ...) in the network's dtype, on its device; what sizes the layers work at is read from its forward.
+        args: further arguments of the critic, the label (1,) of a class-conditional one.
         steps: at most so many applications of each operator and of its adjoint.
 
     Raises:
@@ -55,7 +56,7 @@ def layer_spectra(net: nn.Module, image: Tensor, *, steps: int = 100) -> list[La
     """
     spectra = []
     with torch.no_grad(), evaluation(net):
-        for name, (layer, shape, _) in layers_met(net, image).items():
+        for name, (layer, shape, _) in layers_met(net, image, *args).items():
             weight = layer.weight.detach()
             circular = None
             if isinstance(layer, nn.Conv2d) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1:
@@ -111,7 +112,7 @@ def _spectrum(layer: nn.Module, weight: Tensor) -> Tensor:
     return torch.linalg.svdvals(_as_matrix(layer, weight).double()).cpu()
 
 
-def layers_met(net: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...], Tensor]]:
+def layers_met(net: nn.Module, x: Tensor, *args: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...], Tensor]]:
     """The convolution and linear layers that a forward meets: name to layer, input shape (without batch) and output.
 
     They come in the order of the forward; of a layer that is met more than once, the last time counts.
@@ -129,7 +130,7 @@ def layers_met(net: nn.Module, x: Tensor) -> dict[str, tuple[nn.Module, tuple[in
         for name, layer in net.named_modules():
             if isinstance(layer, LAYERS):
                 hooks.callback(layer.register_forward_hook(partial(keep, name)).remove)
-        net(x)
+        net(x, *args)
     if not met:
         raise ValueError(f"net: {type(net).__name__} has no convolution or linear layer")
     return met

@@ -25,8 +25,9 @@ KEEP = 50_000
 # Part of the cache's file names: statistics of another content or order get another number.
 _VERSION = 2
 
-# By extractor, then by data set fingerprint; an entry goes with its extractor.
-_REFERENCES: weakref.WeakKeyDictionary[FeatureExtractor, dict[str, ImageStatistics]] = weakref.WeakKeyDictionary()
+# By extractor, then by data set fingerprint and number of images; an entry goes with its extractor.
+_References = dict[tuple[str, int], ImageStatistics]
+_REFERENCES: weakref.WeakKeyDictionary[FeatureExtractor, _References] = weakref.WeakKeyDictionary()
 
 
 def evaluate(
@@ -35,6 +36,7 @@ def evaluate(
     extractor: FeatureExtractor,
     *,
     n_fake: int = 50_000,
+    n_real: int | None = None,
     batch_size: int = 256,
     kid_subsets: int = 100,
     kid_subset_size: int = 1000,
@@ -47,9 +49,10 @@ def evaluate(
 
     Args:
         generate: n -> (n, C, H, W) on any device: uint8, or floating point in [-1, 1].
-        real: the real images, of which all are the reference, or their statistics.
+        real: the real images, or their statistics.
         extractor: from `load_extractor`.
         n_fake: how many images to generate, >= 2.
+        n_real: how many of the real images are the reference, evenly spread over them; all if None.
         batch_size: how many at a time, also of the real ones.
         kid_subsets: subsets for the kernel distance; 0 for none, and no features are kept.
         kid_subset_size: images of each side in a subset; fewer where there are fewer.
@@ -60,7 +63,8 @@ def evaluate(
         progress: show bars on a terminal.
 
     Raises:
-        ValueError: `generate` gives another shape or dtype, or fewer than two images are asked for.
+        ValueError: `generate` gives another shape or dtype, fewer than two images are asked for, or more real ones than
+            there are.
     """
     require_int("n_fake", n_fake, 2)
     require_int("batch_size", batch_size, 1)
@@ -69,7 +73,9 @@ def evaluate(
     shape = None
     if isinstance(real, ImageDataset):
         shape = tuple(real.images.shape[1:])
-        real = reference_statistics(real, extractor, cache_dir=cache_dir, **how)
+        real = reference_statistics(real, extractor, n=n_real, cache_dir=cache_dir, **how)
+    elif n_real is not None:
+        raise ValueError(f"n_real: got {n_real}, wanted None with statistics, which are of images already chosen")
     started = time.perf_counter()
     fake = generated_statistics(generate, n_fake, extractor, shape=shape, **how)
     seconds = time.perf_counter() - started
@@ -112,30 +118,33 @@ def reference_statistics(
     dataset: ImageDataset,
     extractor: FeatureExtractor,
     *,
+    n: int | None = None,
     batch_size: int = 256,
     keep: int = KEEP,
     cache_dir: str | os.PathLike | None = None,
     group: torch.distributed.ProcessGroup | None = None,
     progress: bool = True,
 ) -> ImageStatistics:
-    """Statistics of the whole data set, from the cache where they are there; arguments as for `evaluate`.
+    """Statistics of `n` images of a data set (all if None), from the cache where they are there.
 
-    The images are taken in an order drawn from a fixed seed: the parts of an Inception score and the first `keep`
-    images must not be of one class because the data set is sorted.
+    Of N images they are those at ⌊i·N/n⌋, i from 0 to n - 1: a data set that is sorted by class keeps its proportions.
+    They are taken in an order drawn from a fixed seed: the parts of an Inception score and the first `keep` images must
+    not be of one class. Further arguments as for `evaluate`.
 
     They are kept in memory, and on disk where the extractor has a fingerprint: a name alone does not tell whether its
     weights are the same.
 
     Raises:
-        ValueError: `batch_size` is below 1, or the data set has fewer than two images.
+        ValueError: `batch_size` is below 1, or `n` is below two or more than the data set has.
     """
     require_int("batch_size", batch_size, 1)
     if len(dataset) < 2:
         raise ValueError(f"dataset: got {dataset.name} with {len(dataset)} images, wanted at least 2")
-    keep = min(keep, len(dataset))
+    total = image_count("n_real", n, dataset)
+    keep, key = min(keep, total), (dataset.fingerprint, total)
     known = _REFERENCES.setdefault(extractor, {})
-    path = _cache_path(dataset, extractor, cache_dir)
-    statistics = known.get(dataset.fingerprint)
+    path = _cache_path(dataset, total, extractor, cache_dir)
+    statistics = known.get(key)
     if statistics is None and path is not None and path.exists():
         try:
             statistics = ImageStatistics.load(path)
@@ -144,13 +153,13 @@ def reference_statistics(
     kept = 0 if statistics is None or statistics.kept is None else len(statistics.kept)
     if statistics is None or kept < keep:
         how = {"batch_size": batch_size, "keep": keep, "group": group, "progress": progress}
-        statistics = dataset_statistics(dataset, extractor, **how)
+        statistics = dataset_statistics(dataset, extractor, n=total, **how)
         if path is not None and (group is None or torch.distributed.get_rank(group) == 0):
             try:
                 statistics.save(path)
             except OSError as error:
                 warnings.warn(f"reference statistics are not kept for next time: {error}", stacklevel=2)
-    known[dataset.fingerprint] = statistics
+    known[key] = statistics
     return statistics
 
 
@@ -164,11 +173,9 @@ def dataset_statistics(
     group: torch.distributed.ProcessGroup | None = None,
     progress: bool = True,
 ) -> ImageStatistics:
-    """Statistics of `n` images of a data set (all if None) in the order that `reference_statistics` says, uncached."""
-    total = len(dataset) if n is None else n
-    if not 2 <= total <= len(dataset):
-        raise ValueError(f"n: got {total}, wanted 2 to the {len(dataset)} images of {dataset.name}")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    """Statistics of `n` images of a data set (all if None), those that `reference_statistics` takes, uncached."""
+    total = image_count("n", n, dataset)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)) * len(dataset) // total
 
     def next_images(start: int, count: int) -> Tensor:
         return dataset.images[order[start : start + count]]
@@ -179,10 +186,21 @@ def dataset_statistics(
     return dataclasses.replace(statistics, kept=None if statistics.kept is None else statistics.kept.cpu())
 
 
-def _cache_path(dataset: ImageDataset, extractor: FeatureExtractor, cache_dir: str | os.PathLike | None) -> Path | None:
+def image_count(name: str, n: int | None, dataset: ImageDataset) -> int:
+    """How many images `n` stands for, None for all; ValueError under that name where there are not so many."""
+    total = len(dataset) if n is None else n
+    if not 2 <= total <= len(dataset):
+        raise ValueError(f"{name}: got {total}, wanted 2 to the {len(dataset)} images of {dataset.name}")
+    return total
+
+
+def _cache_path(
+    dataset: ImageDataset, total: int, extractor: FeatureExtractor, cache_dir: str | os.PathLike | None
+) -> Path | None:
     if extractor.fingerprint is None:
         return None
     folder = cache_root() / "statistics" if cache_dir is None else expanded(cache_dir)
     protocol = extractor.protocol.name if extractor.protocol else ""
     parts = (str(_VERSION), dataset.fingerprint, extractor.name, extractor.fingerprint, protocol)
+    parts += () if total == len(dataset) else (str(total),)
     return folder / f"{dataset.name}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.npz"

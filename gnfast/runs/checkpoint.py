@@ -5,7 +5,7 @@ A file is a dict of tensors and plain values, which `gnfast.io.tensors` reads wi
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,11 +13,52 @@ from gnfast.io.files import atomic_write
 from gnfast.io.tensors import is_state, load_tensors
 
 KEEP = 2
+BEST = "best.pt"
 _NAME = re.compile(r"step-(\d{9})\.pt")
 
 
 class RunError(RuntimeError):
     """A run folder that this command cannot continue or read; the message says why and what to do."""
+
+
+class Place(NamedTuple):
+    """A checkpoint of a run.
+
+    Attributes:
+        run: the run folder.
+        name: `best`, or `step-000000010`; empty for the newest that can be read.
+    """
+
+    run: Path
+    name: str = ""
+
+    def output(self, name: str) -> Path:
+        """Where a command writes if nobody says: RUN/sample.png, or RUN/sample-best.png of another than the newest."""
+        path = self.run / name
+        return path.with_stem(f"{path.stem}-{self.name}") if self.name else path
+
+
+def locate(source: Path, best: bool = False) -> Place | None:
+    """The checkpoint that a command is to take; whether it can be read, `gnfast.train.saved` tells.
+
+    Args:
+        source: a run folder, or RUN/checkpoints/best.pt or step-….pt.
+        best: the best by Fréchet distance of a run folder, not the newest.
+
+    Returns:
+        The place; None where `source` is no folder and no run's checkpoint.
+
+    Raises:
+        RunError: the best of something that is no run folder.
+    """
+    if source.is_dir():
+        return Place(source, Path(BEST).stem if best else "")
+    if best:
+        raise RunError(f"--best: got {source}, wanted a run folder, which keeps its best checkpoint")
+    folder = source.absolute().parent
+    is_named = source.name == BEST or _NAME.fullmatch(source.name)
+    is_kept = folder.name == "checkpoints" and (folder.parent / "config.json").exists()
+    return Place(folder.parent, source.stem) if is_named and is_kept else None
 
 
 def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> Path:
@@ -33,7 +74,7 @@ def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> 
     Returns:
         The path of the file, which is complete on disk.
     """
-    path = folder / ("best.pt" if best else f"step-{step:09d}.pt")
+    path = folder / (BEST if best else f"step-{step:09d}.pt")
     # Into a file of ours: by itself torch.save does not say that the disk is full.
     with atomic_write(path) as part, part.open("wb") as file:
         torch.save(state, file)
@@ -58,11 +99,24 @@ def load_newest(folder: Path, warn: Any = print) -> dict[str, Any] | None:
         try:
             return _load(path)
         except Exception as error:  # torch.load raises whatever the damaged bytes lead it to.
-            reason = first_line(error.__cause__ or error).removeprefix(f"{path}: ")
-            warn(f"warning: checkpoint {path} is damaged ({reason}); trying the one before")
+            warn(f"warning: checkpoint {path} is damaged ({_reason(path, error)}); trying the one before")
     if found:
         raise RunError(f"{folder}: none of the {len(found)} checkpoints can be read; start again in another --run-dir")
     return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """One checkpoint, on the CPU.
+
+    Raises:
+        RunError: it is not there, or it is damaged.
+    """
+    try:
+        return _load(path)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: there is no such checkpoint") from error
+    except Exception as error:  # As above.
+        raise RunError(f"{path} is damaged ({_reason(path, error)})") from error
 
 
 def paths(folder: Path) -> list[Path]:
@@ -89,6 +143,10 @@ def _load(path: Path) -> dict[str, Any]:
         if not is_state(state.get(name)):
             raise ValueError(f"it is not one of a run: it has no {name}")
     return content
+
+
+def _reason(path: Path, error: Exception) -> str:
+    return first_line(error.__cause__ or error).removeprefix(f"{path}: ")
 
 
 def first_line(error: Exception) -> str:

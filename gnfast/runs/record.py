@@ -8,7 +8,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,17 @@ def best(rows: Iterable[Row], name: str) -> tuple[int, float] | None:
     """(step, value) of the best value of a score, the earliest of equals; None if there is none."""
     choose = max if measure_of(name) in HIGHER_IS_BETTER else min
     return choose(points(rows, name), key=lambda point: point[1], default=None)
+
+
+def beside(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """The other scores of the same weights at the step of a score's best: `is_ema` beside the best `distance_ema`.
+
+    Papers that report the checkpoint with the best FID report its Inception score with it, not the best of all.
+    """
+    top = best(rows, name)
+    weights = name.rpartition("_")[2]
+    others = [other for other in score_names(rows) if other != name and other.endswith(f"_{weights}")]
+    return {other: value for other in others for step, value in points(rows, other) if top and step == top[0]}
 
 
 def last(rows: Iterable[Row], name: str) -> tuple[int, float] | None:

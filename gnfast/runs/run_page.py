@@ -13,7 +13,18 @@ from gnfast.config.presets import PRESETS
 from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
-from gnfast.runs.record import HIGHER_IS_BETTER, WEIGHTS, Record, best, last, measure_of, points, read_run, score_names
+from gnfast.runs.record import (
+    HIGHER_IS_BETTER,
+    WEIGHTS,
+    Record,
+    beside,
+    best,
+    last,
+    measure_of,
+    points,
+    read_run,
+    score_names,
+)
 
 # Steps that the samples are shown of, and what their pictures may weigh together, in bytes before base64.
 SHOTS = 12
@@ -94,8 +105,7 @@ def duration(seconds: float | None) -> str:
 
 def score_title(name: str) -> str:
     """`Fréchet distance (EMA)` for `distance_ema`."""
-    measure = measure_of(name)
-    return f"{MEASURES.get(measure, measure)} ({_weights(name)})"
+    return f"{_measure(name)} ({_weights(name)})"
 
 
 def steps_per_second(record: Record) -> float | None:
@@ -126,8 +136,9 @@ def _figures(record: Record) -> Html:
             choose = max if measure in HIGHER_IS_BETTER else min
             name, (step, value) = choose(bests.items(), key=lambda found: found[1][1])
             lasts = ", ".join(f"{_weights(name)} {number(last(record.rows, name)[1])}" for name in bests)
-            note = f"{_weights(name)}, step {step:,}; last: {lasts}"
-            cards.append(card(f"Best {MEASURES.get(measure, measure)}", number(value), note))
+            there = (f"{_measure(other)} {number(score)}" for other, score in beside(record.rows, name).items())
+            note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}"])
+            cards.append(card(f"Best {_measure(name)}", number(value), note))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
@@ -154,6 +165,10 @@ def _by_measure(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The scores of each measure, the moving average's first."""
     names = sorted(score_names(rows))
     return {measure: [n for n in names if measure_of(n) == measure] for measure in map(measure_of, names)}
+
+
+def _measure(name: str) -> str:
+    return MEASURES.get(measure_of(name), measure_of(name))
 
 
 def _weights(name: str) -> str:
@@ -215,11 +230,16 @@ def _sessions(record: Record) -> Html | None:
 
 
 def _score_table(runs: Runs, scores: Sequence[str]) -> Html:
+    """Of each score the best and the last, and beside the best of the first one the others at the same step."""
+    found = [beside(record.rows, scores[0]) if scores else {} for _, record in runs]
+    others = list(dict.fromkeys(other for one in found for other in one))
     titles = [f"{what} {score_title(score)}" for score in scores for what in ("best", "last")]
+    titles[1:1] = [f"{score_title(other)} there" for other in others]
     head = ["run", "status", *titles, "time", "steps/s"]
     rows = []
-    for name, record in runs:
+    for (name, record), there in zip(runs, found, strict=True):
         cells = [cell for s in scores for cell in (_at(best(record.rows, s)), _at(last(record.rows, s)))]
+        cells[1:1] = [number(there.get(other)) for other in others]
         rows.append([name, record.status, *cells, duration(record.seconds), number(steps_per_second(record))])
     return table(head, rows)
 

@@ -16,7 +16,7 @@ from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.launch import State, read_record, state_of
 from gnfast.runs.page import Html, element, embedded, section, table, write_page
-from gnfast.runs.record import HIGHER_IS_BETTER, Record, best, last, main_score, measure_of, points, read_run
+from gnfast.runs.record import HIGHER_IS_BETTER, Record, beside, best, last, main_score, measure_of, points, read_run
 from gnfast.runs.run_page import duration, number, steps_per_second, write_report
 from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_file import Case, Sweep, shown
@@ -35,6 +35,7 @@ class Run:
         case, state: what it is, and how far.
         record: None where there is no run yet.
         best, last: (step, value) of its score; None where there is none.
+        beside: the other scores at the step of the best.
     """
 
     case: Case
@@ -42,6 +43,7 @@ class Run:
     record: Record | None
     best: tuple[int, float] | None
     last: tuple[int, float] | None
+    beside: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class Combination:
         labels: what they have in common, per axis.
         runs: all of them.
         best, last: the scores of those that ended.
+        beside: their other scores at the steps of the best.
     """
 
     labels: dict[str, Any]
     runs: list[Run]
     best: list[float]
     last: list[float]
+    beside: dict[str, list[float]]
 
     def name(self, without: str = "") -> str:
         """`A, SN, k_sn 0.5`; one axis may be left out."""
@@ -86,12 +90,14 @@ class Results:
     Attributes:
         sweep: the sweep.
         score: the key of metrics.jsonl that the tables show; empty if no run has a score.
+        others: the scores that they show at the step of its best value.
         runs: all runs, in the sweep's order.
         combinations: the rows of the table, in the sweep's order.
     """
 
     sweep: Sweep
     score: str
+    others: list[str]
     runs: list[Run]
     combinations: list[Combination]
 
@@ -105,23 +111,31 @@ def collect(sweep: Sweep) -> Results:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for case, record in zip(sweep.cases, records, strict=True):
         rows = record.rows if record else []
-        runs.append(Run(case, state_of(case, ends), record, best(rows, score), last(rows, score)))
+        found = (best(rows, score), last(rows, score), beside(rows, score))
+        runs.append(Run(case, state_of(case, ends), record, *found))
         groups.setdefault(tuple(map(str, case.combination)), []).append(runs[-1])
+    others = list(dict.fromkeys(other for run in runs for other in run.beside))
     combinations = []
     for group in groups.values():
         ended = [run for run in group if run.state.status in ENDED]
         bests = [run.best[1] for run in ended if run.best]
         lasts = [run.last[1] for run in ended if run.last]
-        combinations.append(Combination(dict(group[0].case.combination), group, bests, lasts))
-    return Results(sweep, score, runs, combinations)
+        besides = {other: [run.beside[other] for run in ended if other in run.beside] for other in others}
+        combinations.append(Combination(dict(group[0].case.combination), group, bests, lasts, besides))
+    return Results(sweep, score, others, runs, combinations)
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
-    """The table as text, its head first: axes, runs, best and last score (mean ± standard deviation over seeds)."""
+    """The table as text, its head first: axes, runs, best and last score (mean ± standard deviation over seeds).
+
+    Beside the best score it has the others at the same step.
+    """
     score = results.score or "score"
-    lines = [(*results.combinations[0].labels, "runs", f"best {score}", f"last {score}")]
+    others = [f"{other} there" for other in results.others]
+    lines = [(*results.combinations[0].labels, "runs", f"best {score}", *others, f"last {score}")]
     for one in results.combinations:
-        lines.append((*map(shown, one.labels.values()), one.count, spread(one.best), spread(one.last)))
+        scores = map(spread, (one.best, *one.beside.values(), one.last))
+        lines.append((*map(shown, one.labels.values()), one.count, *scores))
     return lines
 
 
@@ -184,11 +198,13 @@ def _record(case: Case) -> Record | None:
 
 def _table_csv(results: Results) -> Iterator[Sequence[Any]]:
     numbers = ("best_mean", "best_std", "last_mean", "last_std")
-    yield [*results.combinations[0].labels, "runs", "finished", "diverged", "score", *numbers]
+    others = [f"{other}_at_best_{moment}" for other in results.others for moment in ("mean", "std")]
+    yield [*results.combinations[0].labels, "runs", "finished", "diverged", "score", *numbers, *others]
     for one in results.combinations:
         labels, states = map(shown, one.labels.values()), one.states
         counts = (states.total(), states["finished"], states["diverged"])
-        yield [*labels, *counts, results.score, *_moments(one.best), *_moments(one.last)]
+        moments = [moment for values in (one.best, one.last, *one.beside.values()) for moment in _moments(values)]
+        yield [*labels, *counts, results.score, *moments]
 
 
 def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:
@@ -198,14 +214,17 @@ def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:
 
 def _runs_csv(results: Results) -> Iterator[Sequence[Any]]:
     axes = results.runs[0].case.labels
-    yield ["run", *axes, "status", "steps", "score", "best", "best_step", "last", "seconds", "steps_per_second"]
+    others = [f"{other}_at_best" for other in results.others]
+    scores = ["score", "best", "best_step", *others, "last"]
+    yield ["run", *axes, "status", "steps", *scores, "seconds", "steps_per_second"]
     for run in results.runs:
         labels, record = map(shown, run.case.labels.values()), run.record
         step, top = run.best or ("", "")
         _, end = run.last or ("", "")
         speed = (record.seconds or "", steps_per_second(record) or "") if record else ("", "")
         steps = record.step if record else 0
-        yield [run.case.name, *labels, run.state.status, steps, results.score, top, step, end, *speed]
+        others = [run.beside.get(other, "") for other in results.others]
+        yield [run.case.name, *labels, run.state.status, steps, results.score, top, step, *others, end, *speed]
 
 
 def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
@@ -215,9 +234,9 @@ def _write_csv(path: Path, lines: Iterator[Sequence[Any]]) -> None:
 
 def _markdown(results: Results) -> str:
     head, *body = rows(results)
-    bold = _winner(results)
+    bold, place = _winner(results), len(results.combinations[0].labels) + 1
     lines = [
-        [f"**{cell}**" if index in bold and column == len(head) - 2 else cell for column, cell in enumerate(cells)]
+        [f"**{cell}**" if index in bold and column == place else cell for column, cell in enumerate(cells)]
         for index, cells in enumerate(body)
     ]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in [head, ["---"] * len(head), *lines])
@@ -274,7 +293,8 @@ def _curves(results: Results) -> Html:
 
 
 def _run_table(results: Results) -> Html:
-    head = ["run", "status", f"best {results.score}", "at step", f"last {results.score}", "time", "message"]
+    others = [f"{other} there" for other in results.others]
+    head = ["run", "status", f"best {results.score}", "at step", *others, f"last {results.score}", "time", "message"]
     lines = []
     for run in results.runs:
         name, status, seconds = run.case.name, run.state.status, None
@@ -283,6 +303,7 @@ def _run_table(results: Results) -> Html:
             status = run.record.status if status in ("finished", "stopped") else status
         step, top = run.best or (None, None)
         _, end = run.last or (None, None)
-        scores = [number(top), "–" if step is None else f"{step:,}", number(end)]
+        others = [number(run.beside.get(other)) for other in results.others]
+        scores = [number(top), "–" if step is None else f"{step:,}", *others, number(end)]
         lines.append([name, status, *scores, duration(seconds), run.state.message])
     return table(head, lines)

@@ -16,7 +16,9 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.kernels.layout import accumulator
 from gnfast.kernels.spectral import spectral_norm_iterate
+from gnfast.kernels.spectral.plain import others
 from gnfast.spectral.division import Divide
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -47,17 +49,24 @@ def _moment(weight: Tensor) -> tuple[int | None, Any]:
 
 
 class SpectralNorm(TorchSpectralNorm):
-    """The parametrization weight ↦ coeff · γ · weight / σ; `spectral_norm` registers it.
+    """The parametrization weight ↦ coeff · γ · weight / σ, its stable rank limited; `spectral_norm` registers it.
 
     Buffers `_u` (rows,) and `_v` (columns,) in the weight's dtype, none for a weight of one dimension; with
     `learn_scale` also a parameter `gamma` (), 1 at first.
     """
 
     def __init__(
-        self, weight: Tensor, n_power_iterations: int, dim: int, eps: float, coeff: float, learn_scale: bool
+        self,
+        weight: Tensor,
+        n_power_iterations: int,
+        dim: int,
+        eps: float,
+        coeff: float,
+        learn_scale: bool,
+        stable_rank: float,
     ) -> None:
         super().__init__(weight, n_power_iterations, dim, eps)
-        self.coeff = coeff
+        self.coeff, self.stable_rank = coeff, stable_rank
         self.gamma = nn.Parameter(weight.new_ones(())) if learn_scale else None
         self.prepared: Prepared | None = None
 
@@ -75,6 +84,8 @@ class SpectralNorm(TorchSpectralNorm):
                 (normalized,) = normalize([self], [weight], iterate)
             else:
                 normalized = self._plain(weight, iterate)
+        if self.stable_rank and _full_rank(normalized, self.dim) > 1:
+            normalized = limit_stable_rank(normalized, self._u, self._v, self.dim, self.stable_rank)
         return normalized if self.gamma is None else self.gamma * normalized
 
     def _plain(self, weight: Tensor, iterate: bool) -> Tensor:
@@ -99,6 +110,7 @@ class SpectralNorm(TorchSpectralNorm):
 
     def extra_repr(self) -> str:
         options = {"coeff": (self.coeff, 1.0), "dim": (self.dim, 0), "eps": (self.eps, 1e-12)}
+        options["stable_rank"] = self.stable_rank, 0.0
         return ", ".join(f"{name}={value:g}" for name, (value, default) in options.items() if value != default)
 
 
@@ -110,6 +122,7 @@ def spectral_norm(
     dim: int | None = None,
     coeff: float = 1.0,
     learn_scale: bool = False,
+    stable_rank: float = 0.0,
 ) -> nn.Module:
     """Spectral normalisation of one parameter, as `torch.nn.utils.parametrizations.spectral_norm` does it, but fused.
 
@@ -124,6 +137,8 @@ def spectral_norm(
         dim: the dimension of the matrix's rows; None: 1 for transposed convolutions, 0 otherwise.
         coeff: k_SN, the spectral norm that the weight gets.
         learn_scale: multiply by a learned scalar γ, 1 at first (the reparametrisation of the SN-GAN paper).
+        stable_rank: bound of the normalised weight's stable rank, as a share of its full rank; 0 for none
+            (`limit_stable_rank`). Where the full rank is 1 there is nothing to bound.
 
     Returns:
         the module, changed in place. Its weight is differentiable any number of times, with u and v constant.
@@ -132,12 +147,14 @@ def spectral_norm(
         IndexError: `dim` is out of range.
         ValueError: the module has no such tensor, or `n_power_iterations` is not positive.
         InputError: the tensor is neither floating point nor complex, has no values yet, or is spectrally normalised
-            already; `coeff` is not positive and finite.
+            already; `coeff` is not positive and finite; `stable_rank` is negative, not finite, for complex weights, or
+            bounds the stable rank of one by 1 or less.
     """
-    require_applicable(module, name, coeff, "module")
     if dim is None:
         dim = int(isinstance(module, TRANSPOSED))
-    norm = SpectralNorm(getattr(module, name), n_power_iterations, dim, eps, float(coeff), learn_scale)
+    require_applicable(module, name, coeff, "module", stable_rank, dim)
+    options = n_power_iterations, dim, eps, float(coeff), learn_scale, float(stable_rank)
+    norm = SpectralNorm(getattr(module, name), *options)
     register_parametrization(module, name, norm)
     module.register_load_state_dict_pre_hook(LegacyKeys(name))
     return module
@@ -151,8 +168,8 @@ def norms_of(layer: nn.Module) -> Iterator[tuple[str, Tensor, TorchSpectralNorm]
             yield name, parametrizations.original, norm
 
 
-def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str) -> None:
-    """Raises what `spectral_norm` raises for a layer or a coefficient that it cannot take."""
+def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str, stable_rank: float, dim: int) -> None:
+    """Raises what `spectral_norm` raises for a layer, a coefficient or a share that it cannot take."""
     weight = getattr(layer, name, None) if not is_parametrized(layer, name) else layer.parametrizations[name].original
     if not isinstance(weight, Tensor):
         raise ValueError(f"{argument}: {type(layer).__name__} has no parameter or buffer named {name!r}")
@@ -164,6 +181,11 @@ def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str)
         raise InputError(f"{argument}: {name!r} is spectrally normalised already")
     if not (coeff > 0 and math.isfinite(coeff)):
         raise InputError(f"coeff: got {coeff}, wanted a positive finite number")
+    if not (stable_rank >= 0 and math.isfinite(stable_rank)) or (stable_rank and weight.is_complex()):
+        raise InputError(f"stable_rank: got {stable_rank}, wanted 0 or, for real weights, a positive finite number")
+    if stable_rank and stable_rank * (rank := _full_rank(weight, dim)) <= 1 < rank:
+        # What is left at 1 is uvᵀ, which has no gradient.
+        raise InputError(f"stable_rank: got {stable_rank} for {argument} {name!r} of rank {rank}, wanted over 1/{rank}")
 
 
 @dataclass(frozen=True)
@@ -192,6 +214,34 @@ def normalize(norms: Sequence[SpectralNorm], weights: Sequence[Tensor], iterate:
             # Operators outside PyTorch do not count their writes, and a graph that saved u must notice.
             torch.autograd.graph.increment_version([x for x in left + right if not x.is_inference()])
     return Divide.apply(dims, [norm.coeff for norm in norms], vectors, sigma, *weights)
+
+
+def _full_rank(weight: Tensor, dim: int) -> int:
+    """The number of singular values of a weight as a matrix."""
+    return min(weight.shape[dim], weight.numel() // max(weight.shape[dim], 1))
+
+
+def limit_stable_rank(weight: Tensor, u: Tensor, v: Tensor, dim: int, share: float) -> Tensor:
+    """Stable rank normalisation (Sanyal et al., ICLR 2020, SRN): ‖W‖²_F / σ² at most r = share · min(rows, columns).
+
+    With S₁ = (uᵀWv) uvᵀ and S₂ = W − S₁ the result is S₁ + γS₂, γ = min(1, √(r − 1) ‖S₁‖_F / ‖S₂‖_F): the spectral norm
+    stays. γ is constant for differentiation, and so are u and v.
+
+    Args:
+        weight: at least 2 dimensions.
+        u, v: (rows,), (columns,) its first singular vectors, or estimates of norm 1.
+        dim: which dimension is the matrix's rows.
+        share: so large that r > 1.
+    """
+    wide = weight.to(accumulator(weight.dtype))
+    # A product of its own, for the next forward changes u and v before this one's backward.
+    outer = torch.outer(u.to(wide), v.to(wide)).unflatten(1, others(weight.shape, dim)).movedim(0, dim)
+    first = (wide * outer).sum() * outer
+    rest = wide - first
+    with torch.no_grad():
+        wanted = (share * _full_rank(weight, dim) - 1) ** 0.5 * first.norm()
+        factor = (wanted / rest.norm().clamp_min(torch.finfo(rest.dtype).tiny)).clamp(max=1)
+    return (first + factor * rest).to(weight.dtype)
 
 
 def prepare(root: nn.Module, norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> None:

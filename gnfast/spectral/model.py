@@ -37,6 +37,7 @@ def spectral_norm_(
     coeff: float = 1.0,
     learn_scale: bool = False,
     filter: Callable[[str, nn.Module], bool] | None = None,
+    stable_rank: float = 0.0,
 ) -> nn.Module:
     """`spectral_norm` on the weight of every convolution, transposed convolution, linear and embedding of a model.
 
@@ -49,7 +50,7 @@ def spectral_norm_(
     Args:
         model: changed in place; the module whose forward is called, not one of its parts. For a `GradientNorm`, the
             critic inside it.
-        n_power_iterations, eps, coeff, learn_scale: as for `spectral_norm`.
+        n_power_iterations, eps, coeff, learn_scale, stable_rank: as for `spectral_norm`.
         filter: called with a layer's name and the layer; False leaves it alone.
 
     Returns:
@@ -72,9 +73,10 @@ def spectral_norm_(
             + ("" if filter is None else " that filter accepts")
         )
     for name, layer in layers.items():
-        require_applicable(layer, "weight", coeff, name or "model")
+        rows = int(isinstance(layer, TRANSPOSED))
+        require_applicable(layer, "weight", coeff, name or "model", stable_rank, rows)
     for layer in layers.values():
-        spectral_norm(layer, "weight", n_power_iterations, eps, None, coeff, learn_scale)
+        spectral_norm(layer, "weight", n_power_iterations, eps, None, coeff, learn_scale, stable_rank)
     if _prepare not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_prepare)
         model.register_forward_hook(_discard, always_call=True)

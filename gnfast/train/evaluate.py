@@ -11,6 +11,7 @@ from gnfast.config.config import Config
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import moved
+from gnfast.metrics.evaluate import image_count
 from gnfast.train.draws import latents
 from gnfast.train.networks import sample
 from gnfast.train.state import State
@@ -45,6 +46,7 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
             sampler(generator, state.config.z_dim, state.config.classes, batch, seed, statistics),
             *measures,
             n_fake=count,
+            n_real=state.config.n_real or None,
             batch_size=batch,
             kid_subsets=KID_SUBSETS,
             seed=seed,
@@ -106,10 +108,12 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
     """What a run's settings say to measure with: the training images, unless `eval_split` names others.
 
     Raises:
-        ValueError: there is no such extractor, protocol, weights or split.
+        ValueError: there is no such extractor, protocol, weights or split, or not as many real images as `n_real` says.
     """
     if config.extractor == "none":
         return Measures(dataset)
+    reference = load_split(config, config.eval_split, progress) if config.eval_split else dataset
+    image_count("--n-real", config.n_real or None, reference)
     extractor = metrics.load_extractor(
         config.extractor,
         dataset,
@@ -118,7 +122,7 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
         device=device,
         progress=progress,
     )
-    return Measures(load_split(config, config.eval_split, progress) if config.eval_split else dataset, extractor)
+    return Measures(reference, extractor)
 
 
 def load_split(config: Config, split: str, progress: bool) -> ImageDataset:

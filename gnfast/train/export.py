@@ -22,11 +22,11 @@ import gnfast
 from gnfast.config.config import Config, as_json, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import atomic_write, open_regular
-from gnfast.runs import checkpoint
-from gnfast.runs.checkpoint import RunError
-from gnfast.runs.record import WEIGHTS, Record, read_run, score_names
+from gnfast.runs.checkpoint import Place, RunError, locate
+from gnfast.runs.record import WEIGHTS, score_names
 from gnfast.train.networks import build_networks, require_fit
 from gnfast.train.published import MIMICRY, load_published
+from gnfast.train.saved import open_saved
 
 Weights = Literal[*WEIGHTS]
 
@@ -76,29 +76,30 @@ class Snapshot:
             raise RunError(message) from error
 
 
-def snapshot(source: Path, weights: Weights | None = None) -> Snapshot:
-    """The generator of a run's newest checkpoint, of a file that `export` wrote, or of one of the papers' code.
+def snapshot(source: Path, weights: Weights | None = None, best: bool = False) -> Snapshot:
+    """The generator of a run's checkpoint, of a file that `export` wrote, or of one of the papers' code.
 
     Args:
-        source: a run folder, a safetensors file, or a .pt file that `load_published` reads.
+        source: a run folder, whose newest checkpoint is taken, RUN/checkpoints/FILE.pt, a safetensors file, or a .pt
+            file that `load_published` reads.
         weights: the moving average (what a run gives if None) or the generator itself; a file may have but one of them.
+        best: take the best checkpoint of a run folder.
 
     Raises:
         RunError: neither a run with a checkpoint nor such a file, or a damaged one, or a file with the other weights.
     """
-    if source.is_dir():
-        return _of_run(source, weights or "ema")
+    if place := locate(source, best):
+        return _of_run(source, place, weights or "ema")
     _require_file(source)
     return (_of_published if source.suffix in PUBLISHED_SUFFIXES else _of_file)(source, weights)
 
 
-def export(source: Path, out: Path, weights: Weights | None = None) -> Path:
+def export(source: Path, out: Path, weights: Weights | None = None, best: bool = False) -> Path:
     """Writes a generator as a safetensors file.
 
     Args:
-        source: as in `snapshot`; of a run, the newest checkpoint is taken.
+        source, weights, best: as in `snapshot`.
         out: the file to write, FILE.safetensors; its folder is made.
-        weights: the moving average (a run's if None), or the generator itself.
 
     Returns:
         The file written.
@@ -109,7 +110,7 @@ def export(source: Path, out: Path, weights: Weights | None = None) -> Path:
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"--out: got {str(out)!r}, wanted FILE.safetensors")
-    taken = snapshot(source, weights)
+    taken = snapshot(source, weights, best)
     # Which is refused where nothing could be drawn from it.
     taken.build()
     settings = {name: value for name, value in as_json(taken.config).items() if name not in LOCAL}
@@ -153,24 +154,11 @@ def _require_file(path: Path) -> None:
         raise RunError(str(error)) from error
 
 
-def _of_run(run_dir: Path, weights: Weights) -> Snapshot:
-    record, config, state = newest_state(run_dir)
+def _of_run(source: Path, place: Place, weights: Weights) -> Snapshot:
+    record, config, state = open_saved(place)
     rows = [row for row in record.rows if row["step"] <= state["step"] and score_names([row])]
     about = {"preset": record.preset, "step": state["step"], "scores": rows[-1] if rows else {}}
-    return Snapshot(run_dir, config, state["generator" if weights == "raw" else "ema"], weights, about)
-
-
-def newest_state(run_dir: Path) -> tuple[Record, Config, dict[str, Any]]:
-    """What a run folder says, its settings, and of its newest checkpoint `step`, `generator`, `ema` and `critic`.
-
-    Raises:
-        RunError: no run folder, or none with a readable checkpoint.
-    """
-    record = read_run(run_dir)
-    saved = checkpoint.load_newest(run_dir / "checkpoints")
-    if saved is None:
-        raise RunError(f"{run_dir} has no checkpoint yet, looked for {run_dir / 'checkpoints'}/step-*.pt")
-    return record, record.config, saved["state"]
+    return Snapshot(source, config, state["generator" if weights == "raw" else "ema"], weights, about)
 
 
 def _of_published(path: Path, weights: Weights | None) -> Snapshot:

@@ -21,7 +21,7 @@ from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
 from gnfast.io.rows import Row, read_rows
 from gnfast.runs import checkpoint, lock
-from gnfast.runs.record import points
+from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import Measures, as_line, as_row, evaluate, load_split, open_measures
@@ -31,7 +31,9 @@ from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
 from gnfast.train.probe import Probe
 from gnfast.train.resume import open_run, restore
+from gnfast.train.saved import SCORE
 from gnfast.train.state import NonFiniteLossError, State
+from gnfast.train.validation import critic_losses, load_validation
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,10 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
-        measures = Measures(dataset)
+        measures, validation = Measures(dataset), None
         if group.leads:
             measures = open_measures(config, dataset, device, progress)
+            validation = load_validation(config, dataset, progress)
             for place in (folder, folder / "checkpoints", folder / "samples"):
                 remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
@@ -107,7 +110,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
         with contextlib.closing(log):
-            return _Session(preset, folder, state, log, measures, progress).run()
+            return _Session(preset, folder, state, log, measures, progress, validation).run()
 
 
 @dataclass
@@ -120,6 +123,7 @@ class _Session:
     log: RunLog
     measures: Measures
     progress: bool
+    validation: ImageDataset | None
 
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
@@ -217,15 +221,17 @@ class _Session:
     def _evaluate(self) -> None:
         if not self.leads:
             return
+        if self.validation is not None:
+            self.log.row(self.state.step, **critic_losses(self.state, self.validation))
         if self.measures.extractor is not None:
             raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
-        distances = [value for _, value in points(self._rows(), "distance_ema")]
         if self.state.step < self.config.steps:
             # At the end the page is written after the last checkpoint.
             self._report()
-        if distances and self.state.step and distances[-1] == min(distances):
+        # Not where this step was not measured, or its distance is not finite.
+        if (top := best(self._rows(), SCORE)) and top[0] == self.state.step:
             self._save(best=True)
 
     def _rows(self) -> list[Row]:

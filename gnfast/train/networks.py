@@ -31,6 +31,8 @@ def build_networks(config: Config) -> models.Pair:
             activation=config.activation,
             norm_d=config.norm_d,
         )
+        if config.auxiliary and not hasattr(critic, "classify"):
+            raise ValueError(f"--auxiliary: the critic of --model {config.model} has no classifier, wanted 0")
         for net in (generator, critic):
             initialise_(net, config.init)
         initialise_(critic, config.init_d)
@@ -88,10 +90,11 @@ def mismatches(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]
 def _normalize_spectrally(critic: nn.Module, config: Config) -> None:
     """Puts spectral normalisation on every layer; the keys of the state are the same either way."""
     if config.impl == "auto":
-        spectral_norm_(critic, coeff=config.k_sn, learn_scale=config.learn_scale)
+        options = {"learn_scale": config.learn_scale, "stable_rank": config.stable_rank}
+        spectral_norm_(critic, coeff=config.k_sn, **options)
         return
-    if config.k_sn != 1 or config.learn_scale:
-        raise ValueError("--impl: PyTorch's spectral norm knows neither --k-sn nor --learn-scale; take auto")
+    if config.k_sn != 1 or config.learn_scale or config.stable_rank:
+        raise ValueError("--impl: PyTorch's spectral norm knows no --k-sn, --learn-scale, --stable-rank; take auto")
     for module in critic.modules():
         if isinstance(module, LAYERS):
             nn.utils.parametrizations.spectral_norm(module)

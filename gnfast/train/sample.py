@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gnfast.data import to_uint8
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import make_folder
+from gnfast.runs.checkpoint import locate
 from gnfast.train.export import Weights, snapshot
 from gnfast.train.logs import as_picture, grid, save_picture
 from gnfast.train.networks import sample
@@ -24,6 +25,7 @@ def sample_run(
     count: int = 64,
     out: Path | None = None,
     weights: Weights | None = None,
+    best: bool = False,
     seed: int = 0,
     batch_norm: Literal["batch", "running", "run"] = "run",
     classes: Sequence[int] = (),
@@ -33,11 +35,10 @@ def sample_run(
     """Draws images from a generator, in batches of its run's `batch_g`.
 
     Args:
-        source: a run folder, whose newest checkpoint is taken, or a file of `gnfast.train.export`.
+        source, weights, best: as in `gnfast.train.export.snapshot`.
         count: how many images, at least 1.
         out: FILE.png for one grid, anything else for a folder of 000000.png, …; if None, sample-WEIGHTS.png in the run
-            folder, or the exported file's name with .png.
-        weights: the moving average of the generator (a run's if None), or the generator itself.
+            folder (sample-WEIGHTS-best.png, …, of another checkpoint than the newest), or the file's name with .png.
         seed: seed of the latent vectors.
         batch_norm: each batch's own statistics, running ones, or as the run's config says.
         classes: labels that the images take in turn, of a class-conditional generator; all of them if empty.
@@ -55,7 +56,7 @@ def sample_run(
         raise ValueError(f"--n: got {count}, wanted at least 1")
     if interpolate < 0:
         raise ValueError(f"--interpolate: got {interpolate}, wanted 0 or more rows")
-    taken = snapshot(source, weights)
+    taken = snapshot(source, weights, best)
     config = taken.config
     labels = torch.tensor(_labels(classes, config.classes), dtype=torch.int64)
     where = resolve_device(device)
@@ -73,8 +74,10 @@ def sample_run(
         y = labels[turn % len(labels)].to(where) if len(labels) else None
         batches.append(to_uint8(sample(generator, z.to(where), y, batch_statistics=statistics == "batch")).cpu())
     images = torch.cat(batches)[:count]
-    default = source.with_suffix(".png") if source.is_file() else source / f"sample-{taken.weights}.png"
-    return _write(images, out or default, WALK if interpolate else len(labels) or None)
+    if out is None:
+        place = locate(source, best)
+        out = place.output(f"sample-{taken.weights}.png") if place else source.with_suffix(".png")
+    return _write(images, out, WALK if interpolate else len(labels) or None)
 
 
 def _labels(wanted: Sequence[int], classes: int) -> list[int]:

@@ -124,9 +124,11 @@ class State:
     def loss_names(self) -> tuple[str, ...]:
         """What `pending` and metrics.jsonl hold."""
         c = self.config
-        extra = {"penalty": c.penalty != "none", "consistency": c.consistency, "orthonormal": c.orthonormal}
-        further = (f"loss_{name}" for name, used in extra.items() if used)
-        return ("loss_real", "loss_fake", *further, "loss_generator")
+        settings = "consistency", "orthonormal", "auxiliary"
+        used = {"penalty": c.penalty != "none", **{name: getattr(c, name) > 0 for name in settings}}
+        further = (f"loss_{name}" for name, is_used in used.items() if is_used)
+        of_generator = ("loss_generator", "loss_auxiliary_generator")[: 1 + used["auxiliary"]]
+        return ("loss_real", "loss_fake", *further, *of_generator)
 
     def take_losses(self) -> dict[str, float]:
         """Means of the losses since the last call, over all processes.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnfast import grouped_batch_norm, value_and_grad_norm
@@ -33,7 +34,7 @@ def algorithm_1(state: "State", draws: Iterable[Draw]) -> Tensor:
 
 
 def critic_update(state: "State", draw: CriticDraw) -> Tensor:
-    """Returns the critic's losses, one for each of `state.loss_names` but the last."""
+    """Returns the critic's losses, one for each of `state.loss_names` but the generator's."""
     state.optim_d.zero_grad(set_to_none=True)
     found = []
     with _rescaled(state, draw):
@@ -46,7 +47,7 @@ def critic_update(state: "State", draw: CriticDraw) -> Tensor:
 
 
 def generator_update(state: "State", latents: Latents) -> Tensor:
-    """Returns the generator's loss, (1,)."""
+    """Returns the generator's losses, (1,) or with a classifier (2,)."""
     state.optim_g.zero_grad(set_to_none=True)
     found = []
     # With frozen weights the critic needs two passes instead of four.
@@ -54,8 +55,10 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
         for z, y in parts(latents, state.config.accumulate):
             with autocast(state):
                 fake = state.generate(*present(z, y))
-            loss = state.loss.generator(_scores(state, fake, y)).reshape(1)
-            found.append(_backward(state, loss, state.scaler_g))
+            losses = [state.loss.generator(scores_of(state, fake, y))]
+            if state.config.auxiliary:
+                losses.append(state.config.auxiliary / 10 * _classification(state, fake, y))
+            found.append(_backward(state, torch.stack(losses), state.scaler_g))
     _descend(state, state.generator, state.optim_g, state.scaler_g)
     return _mean(found)
 
@@ -80,7 +83,7 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     if draw.shifts is not None:
         images.append(apply_shifts(real, draw.shifts))
         labels.append(draw.labels)
-    scores = _scores(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
+    scores = scores_of(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
     further = []
     if draw.place is not None:
         further.append(state.config.penalty_weight * _penalty(state, real, fake, draw))
@@ -89,6 +92,8 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
         further.append(state.config.consistency * (of_moved - scores[: len(real)]).square().mean())
     if state.config.orthonormal:
         further.append(state.config.orthonormal * orthonormality(state.critic))
+    if state.config.auxiliary:
+        further.append(state.config.auxiliary * _classification(state, real, draw.labels))
     losses = state.loss.critic_terms(scores, len(real))
     return torch.cat([losses, torch.stack(further)]) if further else losses
 
@@ -103,7 +108,14 @@ def _penalty(state: "State", real: Tensor, fake: Tensor, draw: CriticDraw) -> Te
         return penalty.cost(norm.to(state.dtype), state.config.k_gp)
 
 
-def _scores(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
+def _classification(state: "State", images: Tensor, labels: Tensor) -> Tensor:
+    """The cross entropy of the critic's classifier (AC-GAN, Odena et al., 2017), without its factor."""
+    with autocast(state):
+        logits = state.critic.classify(images.contiguous(memory_format=state.format))
+    return F.cross_entropy(logits.to(state.dtype), labels)
+
+
+def scores_of(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
     """(B, 1) of the normalised critic."""
     with autocast(state):
         return state.normalized(*present(images.contiguous(memory_format=state.format), labels)).to(state.dtype)

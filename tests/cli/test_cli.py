@@ -138,6 +138,8 @@ def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, mo
     assert "Rewrites shrink a forward" in text
     assert "runs/gngan-stl10-resnet/" in text
     assert not list(tmp_path.iterdir())
+    assert main(["train", "gngan-cifar10-biggan", "--dry-run", "--width", "0.1"]) == 0
+    assert "forwards of the network" in capsys.readouterr().out
     assert main(["train", "gngan-cifar10-cnn", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "4.00 forwards" in text

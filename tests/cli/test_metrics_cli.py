@@ -206,6 +206,37 @@ def test_fewer_images_and_no_kid():
     assert ImageStatistics.load("small.npz").kept is None
 
 
+def test_fewer_real_images(capsys, monkeypatch):
+    """Those that a run asks for, of its own data; others on the command line."""
+    shutil.copytree("run", "fewer")
+    config = json.loads(Path("fewer/config.json").read_text())
+    config["config"]["n_real"] = 100
+    Path("fewer/config.json").write_text(json.dumps(config))
+    assert result("fewer", EXTRACTOR)["n_real"] == 100
+    assert result("fewer", EXTRACTOR, "--n-real", "70")["n_real"] == 70
+    assert result("fewer", EXTRACTOR, "--data", "images", "--resolution=8")["n_real"] == 40
+    assert result("fewer", EXTRACTOR, "--split", "train")["n_real"] == 1797
+    assert result("images", "--data", "digits", EXTRACTOR, "--n-real", "90")["n_real"] == 90
+    line = fails(capsys, "run", EXTRACTOR, "--n-real", "1798")
+    assert "n_real: got 1798, wanted 2 to the 1797 images of digits" in line
+    line = fails(capsys, "images", "--save-stats", "few.npz", EXTRACTOR, "--n-real", "5")
+    assert "--n-real: got 5, but there are no real images to choose from" in line
+
+
+def test_a_run_is_measured_against_as_many_real_images_as_it_says(capsys):
+    words = [*commands.TINY, "--n-fake=30", EXTRACTOR, "--run-dir=runs/few"]
+    assert "--n-real: got 1798, wanted 2 to the 1797" in commands.fails(
+        capsys, "train", "digits", *words, "--n-real=1798"
+    )
+    assert not Path("runs/few").exists()
+    assert main(["train", "digits", *words, "--n-real=300"]) == 0
+    rows = [row for row in read_rows(Path("runs/few/metrics.jsonl")) if "distance_ema" in row]
+    assert [row["n_real"] for row in rows] == [300, 300]
+    # Training draws its latents with the run's seed + 3.
+    found = result("runs/few", "--seed", "3", "--kid-subsets", "10", EXTRACTOR)
+    assert (found["n_real"], found["distance"]) == (300, pytest.approx(rows[-1]["distance_ema"], rel=1e-9))
+
+
 def test_errors_are_one_line(capsys):
     assert "usage: gnfast eval" in fails(capsys)
     assert "got both" in fails(capsys, "run", "--data", "digits", "--reference", "x.npz")

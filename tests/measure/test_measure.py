@@ -89,12 +89,58 @@ def test_finite_differences_of_a_linear_critic_are_its_slope_at_every_distance()
     torch.testing.assert_close(found, net[1].weight.double().norm().expand(4, 4), rtol=1e-8, atol=0)
 
 
-@pytest.mark.parametrize("method", ["gn", "gran"])
-def test_finite_differences_begin_at_the_gradient_norm(method):
-    net, images = small_critic(), torch.randn(9, 3, 8, 8, dtype=torch.float64)
+@pytest.mark.parametrize("make", [small_critic, curved_critic])
+@pytest.mark.parametrize("method", ["gn", "gran", "pgn"])
+def test_finite_differences_begin_at_the_gradient_norm(method, make):
+    net, images = make(), torch.randn(9, 3, 8, 8, dtype=torch.float64)
     found = measure.finite_differences(net, images, torch.tensor([1e-7]), method=method)
     wanted = measure.gradient_norms(net, images, method=method).normalized_norm
     torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("make", [small_critic, curved_critic])
+@pytest.mark.parametrize("method", ["gn", "pgn"])
+def test_finite_differences_go_along_the_gradient_of_the_normalised_critic(method, make):
+    """PGN's falls where f rises; that of a critic with curvature points elsewhere."""
+    net, images = make(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    h = lambda x: gnfast.normalize_gradient(net, x, method=method, impl="reference")[:, 0]  # noqa: E731
+    x = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(h(x).sum(), x)
+    there = images + 2 * slope / slope.flatten(1).norm(dim=1)[:, None, None, None]
+    found = measure.finite_differences(net, images, torch.tensor([2.0]), method=method)
+    torch.testing.assert_close(found[0], (h(there) - h(images)).detach().abs() / 2, rtol=1e-10, atol=1e-12)
+
+
+class Conditional(nn.Module):
+    """Two convolutions and a projection of the label."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.embed = nn.Embedding(3, 5)
+
+    def forward(self, x, y):
+        return (self.second(self.first(x).relu()).relu().sum((2, 3)) * self.embed(y)).sum(1, keepdim=True)
+
+
+def test_measurements_of_a_class_conditional_critic_are_those_of_each_class_for_itself():
+    net, images = Conditional().double(), torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 1, 0, 2])
+    quotients = measure.finite_differences(net, images, torch.tensor([0.5]), labels, method="gn")
+    norms = measure.gradient_norms(net, images, labels, chunk=4).norm
+    for place, label in enumerate(labels):
+        alone = nn.Sequential(net.first, nn.ReLU(), net.second, nn.ReLU(), nn.AvgPool2d(4), nn.Flatten())
+        last = nn.Linear(5, 1, bias=False).double()
+        last.weight = nn.Parameter(16 * net.embed.weight[label][None].detach())
+        alone, image = nn.Sequential(alone, last), images[place : place + 1]
+        wanted = measure.finite_differences(alone, image, torch.tensor([0.5]), method="gn")
+        torch.testing.assert_close(quotients[:, place : place + 1], wanted, rtol=1e-9, atol=0)
+        torch.testing.assert_close(norms[place : place + 1], measure.gradient_norms(alone, image).norm)
+    largest = measure.model_lipschitz(net, {"real": images}, labels)
+    assert largest["real"] == norms.max()
+    found = measure.prefix_lipschitz(net, images, labels, chunk=4)
+    assert list(found) == ["first", "second"]
+    assert [s.layer for s in measure.layer_spectra(net, images[:1], labels[:1])] == ["first", "second"]
 
 
 def test_finite_differences_refuse_a_distance_of_0():

@@ -277,6 +277,37 @@ def test_reference_is_kept_and_cached(tmp_path):
     assert sum(calls) == 300
 
 
+@pytest.mark.parametrize("n", [2, 7, 30, 59, 60])
+def test_fewer_real_images_are_evenly_spread(tmp_path, n):
+    real = pictures(60)
+    chosen = [i * 60 // n for i in range(n)]
+    assert len(set(chosen)) == n
+    found = reference_statistics(real, extractor(), n=n, progress=False)
+    features = plain(real.images[chosen]).double()
+    assert found.features.count == len(found.kept) == n
+    torch.testing.assert_close(found.features.mean, features.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.features.cov, features.T.cov(), rtol=1e-10, atol=1e-12)
+    scores = evaluate(lambda n: pictures(n).images, real, extractor(), n_fake=20, n_real=n, progress=False)
+    assert scores.n_real == n
+
+
+def test_the_cache_tells_counts_of_real_images_apart(tmp_path):
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return features_and_logits(images)
+
+    make = lambda: FeatureExtractor("f", 3, counted, fingerprint="1", classes=4)  # noqa: E731
+    one, other = make(), make()
+    for n, measured in ((60, 60), (None, 60), (20, 80), (None, 80), (20, 80), (21, 101)):
+        for extractor in (one, other):
+            found = reference_statistics(pictures(60), extractor, n=n, cache_dir=tmp_path, progress=False)
+            assert found.features.count == (n or 60)
+            assert sum(calls) == measured
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def scored(*updates, total=50):
     """The Inception score of (images, first) of uncertain images."""
     score = InceptionScore(5, total, 10)
@@ -310,6 +341,12 @@ REFUSED = [
     (lambda: measured(lambda n: pictures(n - 1).images), r"generate\(4\): got .*\(3, 3, 4, 4\), wanted \(4, 3, 4, 4\)"),
     (sides_of_4_and_5, "got 3x4x4 and 3x5x5, wanted one shape"),
     (lambda: dataset_statistics(pictures(30), extractor(), n=31), "wanted 2 to the 30 images"),
+    (lambda: measured(n_real=31), "n_real: got 31, wanted 2 to the 30 images"),
+    (lambda: measured(n_real=1), "n_real: got 1, wanted 2 to the 30 images"),
+    (
+        lambda: evaluate(lambda n: None, dataset_statistics(pictures(30), extractor()), extractor(), n_real=5),
+        "n_real: got 5, wanted None with statistics",
+    ),
     (
         lambda: FeatureExtractor("f", 3, features_and_logits, classes=5)(pictures(30).images),
         r"wanted logits .*\(30, 5\)",

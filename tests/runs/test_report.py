@@ -12,8 +12,8 @@ from PIL import Image
 from gnfast.cli import main
 from gnfast.config.config import as_json
 from gnfast.runs.curves import BINS, Series, line_chart
-from gnfast.runs.record import best, last, points, read_run, score_names
-from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
+from gnfast.runs.record import beside, best, last, points, read_run, score_names
+from gnfast.runs.run_page import SHOTS, duration, number, write_comparison, write_report
 from gnfast.train import Config, RunError
 from tests.hostile_files import png
 from tests.pages import Page
@@ -52,9 +52,11 @@ def test_a_report_tells_the_run(runs):
     page.assert_self_contained()
     text = texts(page)
     rows = read_run(runs / "one").rows
-    step, value = min((best(rows, name) for name in ("distance_ema", "distance_raw")), key=lambda point: point[1])
+    name = min(("distance_ema", "distance_raw"), key=lambda name: best(rows, name)[1])
+    step, value = best(rows, name)
+    (kernel,) = beside(rows, name).values()
     assert "finished 6 steps" in text
-    assert f"{value:.4g}" in text and f", step {step:,}; last: " in text
+    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance {number(kernel)}; last: " in text
     assert "tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
@@ -180,6 +182,8 @@ def test_scores_are_found_by_name_and_ranked_by_kind():
     assert score_names(rows) == ["distance_ema", "is_ema", "kid_raw"]
     assert (best(rows, "distance_ema"), best(rows, "is_ema"), best(rows, "kid_raw")) == ((2, 2.0), (1, 7.0), None)
     assert (last(rows, "is_ema"), points(rows, "kid_raw")) == ((2, 6.0), [])
+    assert beside(rows, "distance_ema") == {"is_ema": 6.0} and beside(rows, "is_ema") == {"distance_ema": 3.0}
+    assert beside(rows, "distance_raw") == beside(rows, "loss_real") == beside([], "distance_ema") == {}
 
 
 def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
@@ -195,6 +199,13 @@ def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
     assert "--z-dim" not in cells and "--run-dir" not in cells
     assert len(page.pictures()) == 2
     assert texts(page).count("two") >= 5
+    # Columns of the first table: beside the best distance, the kernel distance at the same step.
+    heads = ["best Fréchet distance (EMA)", "kernel distance (EMA) there", "last Fréchet distance (EMA)"]
+    place = page.texts.index(heads[0])
+    assert page.texts[place : place + 3] == heads
+    there = beside(read_run(runs / "one").rows, "distance_ema")["kid_ema"]
+    at = page.texts.index("one", place)
+    assert number(there) in page.texts[at : at + 5]
 
 
 def test_the_command_takes_a_run_and_a_file(runs, tmp_path, capsys):

@@ -315,7 +315,8 @@ def pretend(case, scores, steps=4, status="finished"):
     if status == "finished":
         (folder / "checkpoints" / f"step-{steps:09d}.pt").touch()
     first = steps - len(scores) + 1
-    lines = [{"step": first + i, "distance_raw": 99.0, "distance_ema": value} for i, value in enumerate(scores)]
+    scores = [value if isinstance(value, dict) else {"distance_ema": value} for value in scores]
+    lines = [{"step": first + i, "distance_raw": 99.0, **value} for i, value in enumerate(scores)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if status == "diverged":
         record = read_record(folder.parent) | {case.name: {"status": "diverged", "message": "gnfast: <nan>"}}
@@ -355,6 +356,35 @@ def test_tables_hold_mean_and_deviation_over_seeds(sweep):
     links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
     assert len(links) == 4
     assert all((read.out / link.replace("%3D", "=").replace("%2C", ",")).exists() for link in links)
+
+
+def test_other_scores_are_those_at_the_best_step(sweep):
+    """GN-GAN's protocol: the checkpoint with the best FID, and what else that checkpoint scores."""
+    read = sweep(TINY + "[grid]\nk_sn = [0.5, 1.0]\nseed = [0, 1]\n")
+    found = {0: [(3.0, 5.0, 1.0), (2.0, 6.0, 0.5), (4.0, 9.0, 0.1)], 1: [(2.5, 8.0, 0.7), (3.0, 9.0, 0.2)]}
+    for case in read.cases:
+        if case.labels["k_sn"] == 0.5:
+            scores = [
+                dict(zip(("distance_ema", "is_ema", "kid_ema"), s, strict=True)) for s in found[case.labels["seed"]]
+            ]
+            pretend(case, [{**one, "is_raw": 1.0, "is_std_ema": 0.1} for one in scores])
+    results = collect(read)
+    head, first, second = rows(results)
+    assert head == ("k_sn", "runs", "best distance_ema", "is_ema there", "kid_ema there", "last distance_ema")
+    assert first == ("0.5", "2", "2.25 ± 0.35", "7.0 ± 1.4", "0.60 ± 0.14", "3.50 ± 0.71")
+    assert second == ("1.0", "0 of 2, 2 waiting", "–", "–", "–", "–")
+    path = write_results(results)
+    with (read.out / "table.csv").open() as file:
+        line, waiting = csv.DictReader(file)
+    assert (float(line["is_ema_at_best_mean"]), float(line["kid_ema_at_best_mean"])) == (7.0, 0.6)
+    assert float(line["is_ema_at_best_std"]) == pytest.approx(2**0.5) and waiting["is_ema_at_best_mean"] == ""
+    with (read.out / "runs.csv").open() as file:
+        runs = {line["run"]: line for line in csv.DictReader(file)}
+    run = runs["k_sn=0.5,seed=0"]
+    assert [run[name] for name in ("best", "best_step", "is_ema_at_best", "last")] == ["2.0", "3", "6.0", "4.0"]
+    assert runs["k_sn=1.0,seed=0"]["is_ema_at_best"] == ""
+    assert "| **2.25 ± 0.35** |" not in (read.out / "table.md").read_text()
+    assert {"is_ema there", "7.0 ± 1.4"} <= set(Page(path).texts)
 
 
 def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):

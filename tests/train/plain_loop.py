@@ -22,7 +22,7 @@ def plain(critic, x, *labels):
     return critic(x, *labels)
 
 
-def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss, extra=None):
+def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss, extra=None, classified=0):
     """The losses (steps, 3 or more) of `steps` updates from where `state` stands; state's batches and noise move on.
 
     Args:
@@ -31,6 +31,7 @@ def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss
         score: (critic, images, *labels) to scores (B, 1).
         real_loss, fake_loss, generator_loss: of scores.
         extra: (critic, real, fake, score_real) to further losses of the critic, a list of scalars.
+        classified: factor of the critic's classification loss on real images; a tenth of it is the generator's.
     """
     c = state.config
     generator, critic = copy.deepcopy(state.generator), copy.deepcopy(state.critic)
@@ -54,6 +55,8 @@ def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss
             losses = [real_loss(score_real), fake_loss(score_fake)]
             if extra is not None:
                 losses += extra(critic, real, fake, score_real)
+            if classified:
+                losses += [classified * F.cross_entropy(critic.classify(real), labels)]
             optim_d.zero_grad()
             sum(losses).backward()
             optim_d.step()
@@ -63,11 +66,14 @@ def losses_of_steps(state, steps, *, score, real_loss, fake_loss, generator_loss
                         parameter.data.clamp_(-c.weight_clip, c.weight_clip)
             row.append(torch.stack(losses).detach())
         z, y = state.latents(c.batch_g, state.noise)
-        loss = generator_loss(score(critic, *present(generator(*present(z, y)), y)))
+        fake = generator(*present(z, y))
+        losses = [generator_loss(score(critic, *present(fake, y)))]
+        if classified:
+            losses += [0.1 * classified * F.cross_entropy(critic.classify(fake), y)]
         optim_g.zero_grad()
-        loss.backward()
+        sum(losses).backward()
         optim_g.step()
-        rows.append(torch.cat([torch.stack(row).mean(0), loss.detach()[None]]))
+        rows.append(torch.cat([torch.stack(row).mean(0), torch.stack(losses).detach()]))
     return torch.stack(rows)
 
 

@@ -503,6 +503,7 @@ def test_config_survives_json():
         ({"betas": (0.0, 1.0)}, "--betas"),
         ({"learn_scale": True}, "--learn-scale: got True, wanted false, except with"),
         ({"learn_scale": True, "weight_norm": "learned"}, "--learn-scale"),
+        ({"stable_rank": 0.5}, "--stable-rank: got 0.5, wanted 0 without --spectral-norm"),
         ({"weight_clip": 0.1, "spectral_norm": True}, "--weight-clip: got 0.1, wanted 0 with --spectral-norm or"),
         ({"orthonormal": 0.1, "weight_norm": "unit"}, "--orthonormal: got 0.1, wanted 0 with"),
     ],
@@ -559,9 +560,9 @@ def test_weight_norm_settings_reach_the_critic(config, kind):
 
 
 def test_spectral_norm_settings_reach_the_critic(config):
-    net = build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, learn_scale=True))[1]
+    net = build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, learn_scale=True, stable_rank=0.9))[1]
     weights = {name: norm for name, norm in net.named_modules() if type(norm).__name__ == "SpectralNorm"}
     assert len(weights) == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in net.modules())
-    assert all(norm.coeff == 0.5 and norm.gamma is not None for norm in weights.values())
+    assert all((norm.coeff, norm.stable_rank) == (0.5, 0.9) and norm.gamma is not None for norm in weights.values())
     with pytest.raises(ValueError, match="--impl: PyTorch's spectral norm"):
         build_networks(dataclasses.replace(config, **SPECTRAL, k_sn=0.5, impl="reference"))

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from gnfast.data import ImageDataset
 from gnfast.data.augment import flip_and_translate
 from gnfast.train import PRESETS, Config
+from gnfast.train import state as state_module
+from gnfast.train.networks import build_networks
 from gnfast.train.state import State
 from tests.train import plain_loop
 
@@ -71,6 +73,46 @@ def test_consistency_regularisation():
     assert_plain_losses(config, 4, state=state, **formula)
     assert state.loss_names == ("loss_real", "loss_fake", "loss_consistency", "loss_generator")
     assert len(changed) == 4 and all(changed)
+
+
+class Classifying(nn.Module):
+    """A critic with a second head, of classes; the first has no use for labels."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.LeakyReLU(0.1), nn.Flatten())
+        self.heads = nn.ModuleList(nn.Linear(6 * 15 * 15, out) for out in (1, classes))
+
+    def forward(self, x, y):
+        return self.heads[0](self.trunk(x))
+
+    def classify(self, x):
+        return self.heads[1](self.trunk(x))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_auxiliary_classifier(accumulate, monkeypatch):
+    config = dataclasses.replace(PRESETS["gngan-cifar10-biggan"].config, **SMALL, auxiliary=0.7, method="none")
+    config = dataclasses.replace(config, loss="wasserstein", penalty="1-gp", accumulate=accumulate)
+    with pytest.raises(ValueError, match=r"--auxiliary: the critic of --model biggan has no classifier"):
+        state_of(config)
+    with pytest.raises(ValueError, match=r"--auxiliary: got 0\.7, wanted 0 without --classes"):
+        dataclasses.replace(config, classes=0)
+
+    def pair(config):
+        torch.manual_seed(1)
+        return build_networks(dataclasses.replace(config, auxiliary=0.0))[0].eval(), Classifying(config.classes)
+
+    monkeypatch.setattr(state_module, "build_networks", pair)
+    state = state_of(config)
+    assert state.loss_names[2:] == ("loss_penalty", "loss_auxiliary", "loss_generator", "loss_auxiliary_generator")
+
+    def penalise(critic, real, fake, score_real):
+        points = real + torch.rand(len(real), generator=state.noise).double()[:, None, None, None] * (fake - real)
+        return [10 * (gradient_norms(lambda x: critic(x, None), points) - 1).square().mean()]
+
+    formula = plain_loop.WASSERSTEIN | {"score": plain_loop.plain, "extra": penalise, "classified": 0.7}
+    assert_plain_losses(config, 3, state=state, **formula)
 
 
 def gradient_norms(critic, points):

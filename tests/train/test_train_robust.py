@@ -12,6 +12,7 @@ import torch
 from gnfast.io.rows import read_rows
 from gnfast.metrics import Scores
 from gnfast.runs import checkpoint
+from gnfast.runs.record import best, read_run
 from gnfast.train import NonFiniteLossError, RunError, loop, step
 from gnfast.train.state import State
 from tests.kills import Runs, concurrent_starts, kills
@@ -136,13 +137,31 @@ def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     assert read_rows(Path(config.run_dir) / "metrics.jsonl") == read_rows(Path(whole.run_dir) / "metrics.jsonl")
 
 
-def test_the_best_checkpoint_is_kept(config, monkeypatch):
-    scores = (Scores(distance, "pixels", 2, 2) for distance in (9.0, 5.0, 7.0, 6.0))
+@pytest.mark.parametrize(
+    ("distances", "step"),
+    [((9.0, 5.0, 7.0, 6.0), 10), ((9.0, 5.0, float("nan"), 5.0), 10), ((4.0, 5.0, 6.0, 7.0), 0)],
+)
+def test_the_best_checkpoint_is_kept(config, monkeypatch, distances, step):
+    scores = (Scores(distance, "pixels", 2, 2) for distance in distances)
     monkeypatch.setattr(loop, "evaluate", lambda *_: [next(scores)] * 2)
     quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))
     folder = Path(config.run_dir) / "checkpoints"
-    assert torch.load(folder / "best.pt", weights_only=True)["state"]["step"] == 10
+    assert torch.load(folder / "best.pt", weights_only=True)["state"]["step"] == step
+    record = read_run(Path(config.run_dir))
+    assert best(record.rows, "distance_ema") == (step, min(distances))
     assert [path.name for path in checkpoint.paths(folder)] == ["step-000000030.pt", "step-000000024.pt"]
+
+
+def test_what_is_not_measured_is_not_the_best(config, monkeypatch):
+    """A run that goes on without an extractor has the old rows, but no distance of its later weights."""
+    scores = (Scores(distance, "pixels", 2, 2) for distance in (9.0, 8.0, 7.0))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: [next(scores)] * 2)
+    measured = dataclasses.replace(config, steps=6, lr_decay="none", eval_every=3, extractor="tests.kills:pixels")
+    quiet("digits", measured)
+    path = Path(config.run_dir) / "checkpoints" / "best.pt"
+    before = path.read_bytes()
+    quiet("digits", dataclasses.replace(measured, steps=9, extractor="none"))
+    assert path.read_bytes() == before
 
 
 def test_data_that_vanish_are_named(config, tmp_path):

@@ -197,7 +197,7 @@ def reported(preset: str) -> str:
     found: dict[str, str] = {}
     for one in items().values():
         for cell in one.cells:
-            if cell.preset == preset and not cell.options | one.base:
+            if cell.preset == preset and not cell.options:
                 for score, number in cell.printed.items():
                     found.setdefault(SCORES[score].title, number.text)
     return ", ".join(f"{title} {text}" for title, text in found.items())
