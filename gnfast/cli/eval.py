@@ -25,6 +25,7 @@ from gnfast.io.files import expanded, output_file, write_text
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
 from gnfast.runs.checkpoint import locate
+from gnfast.runs.published import published
 from gnfast.runs.record import WEIGHTS
 from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics
 from gnfast.train.export import snapshot
@@ -261,6 +262,8 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     facts = {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics}
     if (place := locate(path, options.best)) and place.name:
         facts = {"checkpoint": place.name, **facts}
+    if reported := published(saved.about["preset"], settings):
+        facts["published"] = reported
     return Subject(
         facts,
         settings,

@@ -19,7 +19,7 @@ from gnfast.cli import main
 from gnfast.data import load, to_uint8
 from gnfast.io.rows import read_rows
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, ms_ssim
-from gnfast.train import Config
+from gnfast.train import PRESETS, Config
 from gnfast.train.evaluate import as_row, of_classes, open_measures, samples_with_batch_statistics
 from gnfast.train.export import snapshot
 from tests.cli import commands
@@ -208,7 +208,22 @@ def test_fewer_images_and_no_kid():
     assert ImageStatistics.load("small.npz").kept is None
 
 
-def test_fewer_real_images(capsys, monkeypatch):
+def test_what_the_paper_reports_is_shown(capsys):
+    """A run of another data set and size says so; one of a preset without published scores says nothing."""
+    words = [*commands.TINY, "--model=small", "--data=digits", "--channels=1", "--extractor=none", "--run-dir=runs/gn"]
+    assert main(["train", "gngan-cifar10-cnn", *words]) == 0
+    assert main(["export", "runs/gn", "--out", "gn.safetensors"]) == 0
+    capsys.readouterr()
+    reported = PRESETS["gngan-cifar10-cnn"].reported
+    for what in ("runs/gn", "gn.safetensors"):
+        found = result(what, EXTRACTOR, "--n=20")
+        assert found["published"].startswith(f"{reported}; this run differs in --data, --resolution, --channels")
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("published "))
+        assert line.endswith(found["published"])
+    assert "published" not in result("run", EXTRACTOR, "--n=20")
+
+
+def test_fewer_real_images(capsys):
     """Those that a run asks for, of its own data; others on the command line."""
     shutil.copytree("run", "fewer")
     config = json.loads(Path("fewer/config.json").read_text())
