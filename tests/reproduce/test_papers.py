@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from gnfast.analysis.compare import COMPARED
 from gnfast.analysis.drawings import DRAWINGS
-from gnfast.cli.analyze import ANALYSES
 from gnfast.config.config import Config
 from gnfast.config.papers import PAPERS, SCORES, STATES, items, printed, read_item, reported
 from gnfast.config.presets import PRESETS
@@ -52,7 +52,7 @@ def test_every_cell_has_a_run_or_a_reason(name, tmp_path):
         for case in one.cases:
             assert isinstance(case.config(), Config)
     assert set(item.scores) <= SCORES.keys() and item.state in STATES
-    assert set(item.analyses) <= ANALYSES.keys()
+    assert set(item.analyses) <= COMPARED.keys()
     assert item.kind != "drawn" or item.drawing in DRAWINGS
 
 
