@@ -220,8 +220,11 @@ class Config:
             yield name, multiple, f"a multiple of --accumulate {self.accumulate}"
         for name in ("tau", "eps"):
             yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
-        rescales = self.method in ("gn", "gn0")
-        yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
+        as_it_is, rescales = self.rescale == "none", self.method in ("gn", "gn0")
+        yield "rescale", as_it_is or rescales, "none, except with --method gn or gn0"
+        # They look at the critic before its normalisation, whose scale rescaling changes.
+        further = self.penalty != "none" or self.orthonormal or self.auxiliary
+        yield "rescale", as_it_is or not further, "none with --penalty, --orthonormal or --auxiliary"
         plain = self.method == self.penalty == "none"
         yield "norm_d", self.norm_d != "batch" or plain, "none or layer with --method or --penalty: batches mix samples"
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
@@ -230,8 +233,8 @@ class Config:
         yield "stable_rank", self.spectral_norm or not self.stable_rank, "0 without --spectral-norm"
         yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
         for name in ("weight_clip", "orthonormal"):
-            plain = not (self.spectral_norm or self.weight_norm != "none")
-            yield name, plain or not getattr(self, name), "0 with --spectral-norm or --weight-norm"
+            normalized = self.spectral_norm or self.weight_norm != "none"
+            yield name, not (normalized and getattr(self, name)), "0 with --spectral-norm or --weight-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.

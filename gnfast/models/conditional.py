@@ -2,7 +2,8 @@
 
 The generator is that of the pair without labels with class-conditional batch norm in its blocks. Three critics take the
 label: by concatenation, Table 6c; by projection (Miyato and Koyama, ICLR 2018); and for its classification alone (Odena
-et al., 2017). The pairs for 64 pixels are those of the authors' code (pfnet-research/sngan_projection).
+et al., 2017). The projection for 64 pixels is as in the authors' code (pfnet-research/sngan_projection);
+concatenation is published for 128 alone, and here for 64 in the same place.
 """
 
 from collections.abc import Callable
