@@ -222,12 +222,16 @@ class Config:
             yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
         rescales = self.method in ("gn", "gn0")
         yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
-        plain = self.method == self.penalty == "none"
-        yield "norm_d", self.norm_d != "batch" or plain, "none or layer with --method or --penalty: batches mix samples"
+        homogeneous = self.norm_d == "none" and self.activation in ("default", "relu", "leaky-relu")
+        yield "rescale", self.rescale == "none" or homogeneous, "none with --norm-d or a curved --activation"
+        alone = self.method == self.penalty == "none"
+        yield "norm_d", self.norm_d != "batch" or alone, "none or layer with --method or --penalty: batches mix samples"
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
         scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
         yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
         yield "stable_rank", self.spectral_norm or not self.stable_rank, "0 without --spectral-norm"
+        classifies = REGISTRY[self.model].classifier
+        yield "auxiliary", classifies or not self.auxiliary, "0 with a --model that has no classifier"
         yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
         for name in ("weight_clip", "orthonormal"):
             plain = not (self.spectral_norm or self.weight_norm != "none")
@@ -239,15 +243,8 @@ class Config:
 FREE = {
     *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "n_real"),
-    *(
-        "eval_split",
-        "validation_split",
-        "deterministic",
-        "probe_every",
-        "checkpoint_every",
-        "tensorboard",
-        "cuda_graph",
-    ),
+    *("eval_split", "validation_split", "deterministic", "probe_every", "checkpoint_every", "tensorboard"),
+    "cuda_graph",
 }
 _KINDS = get_type_hints(Config, include_extras=True)
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
