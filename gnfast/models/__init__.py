@@ -55,6 +55,7 @@ REGISTRY: dict[str, Family] = {
     "sngan-cnn": Family(partial(dcgan.build, widen="conv"), last_width=True),
     "resnet": Family(resnet.build),
     "sngan-resnet": Family(resnet.build_sngan),
+    "gulrajani-resnet": Family(partial(resnet.build_sngan, mean=True)),
     "mimicry-resnet": Family(mimicry.build),
     "biggan": Family(partial(biggan.build, faster=False), conditional=True),
     "biggan-faster": Family(partial(biggan.build, faster=True), conditional=True),

@@ -19,6 +19,7 @@ from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint, lock
+from gnfast.runs.record import read_run
 from gnfast.runs.signals import requested_stops
 from gnfast.train import RunError
 from gnfast.train import loop as loop_module
@@ -384,6 +385,19 @@ def test_settings_of_earlier_versions_are_read(config, old, now):
     assert from_json(saved) == wanted
     assert not differences(saved, wanted)
     assert differences(saved, dataclasses.replace(config, model="small", weight_norm="unit"))
+
+
+def test_a_run_folder_of_an_earlier_version_continues(config, tmp_path):
+    config = dataclasses.replace(config, model="sngan-cnn", resolution=16, lr_decay="none", steps=4)
+    quiet("digits", config)
+    old = {"model": "dcgan-table3", "weight_norm": False}
+    written = Path(config.run_dir, "config.json")
+    written.write_text(json.dumps((known := json.loads(written.read_text())) | {"config": known["config"] | old}))
+    (saved,) = checkpoint.paths(Path(config.run_dir, "checkpoints"))
+    checkpoint.save(saved.parent, 4, (state := checkpoint.load(saved)) | {"config": state["config"] | old})
+    outcome, _ = quiet("digits", dataclasses.replace(config, steps=6))
+    assert (outcome.trained, outcome.finished) == (2, True)
+    assert read_run(Path(config.run_dir)).config.model == "sngan-cnn"
 
 
 def test_a_dead_critic_trains_without_nan(config, monkeypatch):
