@@ -101,6 +101,9 @@ class EvalOptions:
     """How many images at a time; a run's `batch_g` instead for a run."""
     ms_ssim: bool = False
     """Also how alike the images of one class are (MS-SSIM of 100 pairs of each class), of a class-conditional run."""
+    neural_divergence: int = 0
+    """Also train a critic for so many updates to tell real images from a generator's, and say how well it does; with
+    --split test it sees real images that the generator has not. 0 does not."""
     out: str = ""
     """A JSON file for the result."""
     save_stats: str = ""
@@ -146,6 +149,7 @@ class Subject:
         images: some of them, which tell the real images' size.
         real: loads the real images that it is measured against by default, where there are such.
         similarity: the intra-class MS-SSIM, where it is a class-conditional generator.
+        draws: images of a generator, count to (count, C, H, W), and the largest count.
     """
 
     facts: dict[str, Any]
@@ -155,6 +159,7 @@ class Subject:
     images: ImageDataset | None = None
     real: Callable[[], ImageDataset] | None = None
     similarity: Callable[[], float] | None = None
+    draws: tuple[Callable[[int], torch.Tensor], int] | None = None
 
 
 def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
@@ -170,8 +175,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
     if images and subject.images:
         _require_alike(images, subject.images)
-    # The cheapest measurement first, since it may refuse the images' size.
-    alike = _similarity(options, subject)
+    # Before what takes longer, since they may refuse the images' size.
+    further = _similarity(options, subject) | _divergence(options, subject, images, device)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
     if real and extractor:
         # Before hours of measuring.
@@ -193,7 +198,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         scores = metrics.compare(real, fake, kid_subsets=options.kid_subsets, seed=options.seed, details=details)
         result |= {"against": options.reference or images.name, **scores.as_dict()}
         timing = dict(scores.timing)
-    result |= alike
+    result |= further
     if extractor and extractor.fingerprint:
         result["extractor_sha256"] = extractor.fingerprint
     if speed:
@@ -208,6 +213,18 @@ def _similarity(options: EvalOptions, subject: Subject) -> dict[str, Any]:
     if subject.similarity is None:
         raise ValueError(f"--ms-ssim: got {options.what}, wanted a class-conditional generator")
     return {"ms_ssim": subject.similarity(), "ms_ssim_pairs_per_class": metrics.PAIRS}
+
+
+def _divergence(
+    options: EvalOptions, subject: Subject, real: ImageDataset | None, device: torch.device
+) -> dict[str, Any]:
+    if not options.neural_divergence:
+        return {}
+    if subject.draws is None or real is None:
+        raise ValueError(f"--neural-divergence: got {options.what}, wanted a generator, and real images")
+    how = {"steps": options.neural_divergence, "seed": options.seed, "device": device}
+    found = metrics.neural_divergence(real.images, subject.draws[0], batch_size=subject.draws[1], **how)
+    return {"neural_divergence": found, "neural_divergence_steps": options.neural_divergence}
 
 
 def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
@@ -271,6 +288,7 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
         images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),
         real=(lambda: load_split(real, split, _progress())) if real.data else None,
         similarity=alike if config.classes else None,
+        draws=(images(options.seed, statistics == "batch"), config.batch_g),
     )
 
 

@@ -7,6 +7,7 @@ from gnfast.metrics.frechet import FeatureStatistics, frechet_distance
 from gnfast.metrics.inception import Inception, build_inception
 from gnfast.metrics.inception_score import InceptionScore
 from gnfast.metrics.kid import kernel_distance
+from gnfast.metrics.neural_divergence import neural_divergence
 from gnfast.metrics.protocols import PROTOCOLS, Protocol, find_protocol
 from gnfast.metrics.scores import Scores, compare, require_comparable
 from gnfast.metrics.similarity import PAIRS, intra_class_ms_ssim, ms_ssim
@@ -34,6 +35,7 @@ __all__ = [
     "kernel_distance",
     "load_extractor",
     "ms_ssim",
+    "neural_divergence",
     "origin",
     "reference_statistics",
     "registered_extractors",

@@ -18,9 +18,9 @@ from PIL import Image
 from gnfast.cli import main
 from gnfast.data import load, to_uint8
 from gnfast.io.rows import read_rows
-from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, ms_ssim
+from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, ms_ssim, neural_divergence
 from gnfast.train import PRESETS, Config
-from gnfast.train.evaluate import as_row, of_classes, open_measures, samples_with_batch_statistics
+from gnfast.train.evaluate import as_row, of_classes, open_measures, sampler, samples_with_batch_statistics
 from gnfast.train.export import snapshot
 from tests.cli import commands
 
@@ -349,3 +349,17 @@ def test_the_papers_protocol_insists_on_batch_statistics():
     assert not samples_with_batch_statistics("running", make(PROTOCOLS["tf"]))
     assert samples_with_batch_statistics("running", make(PROTOCOLS["paper-gn"]))
     assert samples_with_batch_statistics("batch", make(None))
+
+
+def test_a_critic_that_is_trained_afresh_tells_generated_images_from_real_ones(capsys):
+    found = result("run", EXTRACTOR, "--n=20", "--seed=3", "--neural-divergence=4")
+    assert f"neural_divergence  {found['neural_divergence']}" in re.sub(" {3,}", "  ", capsys.readouterr().out)
+    assert found["neural_divergence_steps"] == 4
+    real = load("digits", resolution=8, channels=1, progress=False).images
+    taken = snapshot(Path("run"))
+    draw = sampler(taken.build(), 5, 0, 6, 3, True)
+    wanted = neural_divergence(real, draw, steps=4, batch_size=6, seed=3)
+    assert found["neural_divergence"] == pytest.approx(wanted, rel=1e-5)
+    assert result("run", EXTRACTOR, "--n=20", "--seed=3")["distance"] == found["distance"]
+    message = "--neural-divergence: got images, wanted a generator"
+    assert message in fails(capsys, "images", EXTRACTOR, "--data=digits", "--channels=1", "--neural-divergence=4")
