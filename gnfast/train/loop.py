@@ -33,6 +33,9 @@ from gnfast.train.probe import Probe
 from gnfast.train.resume import open_run, restore
 from gnfast.train.state import NonFiniteLossError, State
 
+# A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
+PAGE_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -124,6 +127,7 @@ class _Session:
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
         self.probe = Probe(self.config)
+        self.page_due = time.monotonic() + PAGE_SECONDS
         # Where a run goes back to when a loss is not finite.
         self.good = copy.deepcopy(self.state.state_dict())
 
@@ -222,9 +226,10 @@ class _Session:
             self.log.row(self.state.step, **as_row(raw, ema))
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
         distances = [value for _, value in points(self._rows(), "distance_ema")]
-        if self.state.step < self.config.steps:
+        if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
             # At the end the page is written after the last checkpoint.
             self._report()
+            self.page_due = time.monotonic() + PAGE_SECONDS
         if distances and self.state.step and distances[-1] == min(distances):
             self._save(best=True)
 
