@@ -18,7 +18,7 @@ from gnfast.config.config import as_json, differences, from_json
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.io.rows import read_rows
-from gnfast.runs import checkpoint, lock
+from gnfast.runs import checkpoint, drawing, lock
 from gnfast.runs.record import read_run
 from gnfast.runs.signals import requested_stops
 from gnfast.train import RunError
@@ -26,7 +26,7 @@ from gnfast.train import loop as loop_module
 from gnfast.train import step as step_module
 from gnfast.train.ema import Ema
 from gnfast.train.evaluate import Measures, evaluate
-from gnfast.train.logs import RunLog, grid
+from gnfast.train.logs import RunLog, grid, loss_curve
 from gnfast.train.networks import build_networks, sample
 from gnfast.train.state import State
 from tests.kills import pixels
@@ -295,6 +295,28 @@ def test_the_folder_tells_the_story(config, tmp_path):
     assert len(checkpoint.paths(folder / "checkpoints")) == 2
     assert "finished 11 steps" in (folder / "log.txt").read_text()
     assert Image.open(folder / "curves.png").width > 100
+
+
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [0, 5, 10, 11]), (3600.0, [11])])
+def test_the_page_is_drawn_at_evaluations_but_not_all_the_time(config, tmp_path, monkeypatch, seconds, drawn):
+    steps = []
+    monkeypatch.setattr(loop_module, "PAGE_SECONDS", seconds)
+    last = tmp_path / "run" / "metrics.jsonl"
+    monkeypatch.setattr(
+        loop_module, "write_report", lambda _: steps.append(max((row["step"] for row in read_rows(last)), default=0))
+    )
+    quiet("digits", dataclasses.replace(config, extractor="none", eval_every=5, log_every=1))
+    assert steps == drawn
+
+
+def test_distances_in_curves_are_written_as_numbers(tmp_path, monkeypatch):
+    rows = [{"step": step, "loss_real": 1.0, "distance_ema": 40.0 + step, "extractor": "x"} for step in range(9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures, png = [], drawing.png
+    monkeypatch.setattr(drawing, "png", lambda figure: figures.append(figure) or png(figure))
+    loss_curve(tmp_path)
+    texts = [label.get_text() for axes in figures[0].axes for label in axes.get_yticklabels(which="both")]
+    assert "40" in texts and not [text for text in texts if "$" in text]
 
 
 def saved_at(step):
