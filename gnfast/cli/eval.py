@@ -25,8 +25,9 @@ from gnfast.io.files import expanded, output_file, write_text
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
 from gnfast.runs.checkpoint import locate
+from gnfast.runs.published import published
 from gnfast.runs.record import WEIGHTS
-from gnfast.train.evaluate import load_split, sampler, samples_with_batch_statistics
+from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics
 from gnfast.train.export import snapshot
 
 EVAL_HELP = """\
@@ -49,6 +50,7 @@ Examples:
   gnfast eval cifar10 --save-stats cifar10.train.npz
   gnfast eval cifar10 --what-split test --reference cifar10.train.npz
   gnfast eval runs/digits --extractor classifier --n 2000
+  gnfast eval runs/biggan --ms-ssim
 """
 
 
@@ -97,6 +99,8 @@ class EvalOptions:
     """Random subsets of 1000 images for KID; 0 for none."""
     batch: int = 128
     """How many images at a time; a run's `batch_g` instead for a run."""
+    ms_ssim: bool = False
+    """Also how alike the images of one class are (MS-SSIM of 100 pairs of each class), of a class-conditional run."""
     out: str = ""
     """A JSON file for the result."""
     save_stats: str = ""
@@ -141,6 +145,7 @@ class Subject:
         measure: extractor to statistics, where it is images.
         images: some of them, which tell the real images' size.
         real: loads the real images that it is measured against by default, where there are such.
+        similarity: the intra-class MS-SSIM, where it is a class-conditional generator.
     """
 
     facts: dict[str, Any]
@@ -149,6 +154,7 @@ class Subject:
     measure: Callable[[FeatureExtractor], ImageStatistics] | None = None
     images: ImageDataset | None = None
     real: Callable[[], ImageDataset] | None = None
+    similarity: Callable[[], float] | None = None
 
 
 def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
@@ -164,6 +170,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
     if images and subject.images:
         _require_alike(images, subject.images)
+    # The cheapest measurement first, since it may refuse the images' size.
+    alike = _similarity(options, subject)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
     if real and extractor:
         # Before hours of measuring.
@@ -185,6 +193,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         scores = metrics.compare(real, fake, kid_subsets=options.kid_subsets, seed=options.seed, details=details)
         result |= {"against": options.reference or images.name, **scores.as_dict()}
         timing = dict(scores.timing)
+    result |= alike
     if extractor and extractor.fingerprint:
         result["extractor_sha256"] = extractor.fingerprint
     if speed:
@@ -193,10 +202,19 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     return {**result, "device": str(device), "timing": timing, "versions": versions}, _table(scores, result, timing)
 
 
+def _similarity(options: EvalOptions, subject: Subject) -> dict[str, Any]:
+    if not options.ms_ssim:
+        return {}
+    if subject.similarity is None:
+        raise ValueError(f"--ms-ssim: got {options.what}, wanted a class-conditional generator")
+    return {"ms_ssim": subject.similarity(), "ms_ssim_pairs_per_class": metrics.PAIRS}
+
+
 def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
     """The scores, below them the facts, below them the speed."""
-    above = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std"}
+    above = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std", "ms_ssim"}
     rows = [*scores.rows()] if scores else []
+    rows += [("intra-class MS-SSIM", f"{result['ms_ssim']:.4f}")] if "ms_ssim" in result else []
     rows += [(key, plain(value)) for key, value in result.items() if key not in above and value is not None]
     return columns([*rows, *((key.replace("_", " "), f"{value:.3g}") for key, value in timing.items())])
 
@@ -228,6 +246,10 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
         how = options.how | {"batch_size": config.batch_g}
         return metrics.generated_statistics(draw, options.n or config.n_fake, extractor, **how)
 
+    def alike() -> float:
+        draw = of_classes(generator, config.z_dim, options.seed, statistics == "batch")
+        return metrics.intra_class_ms_ssim(draw, config.classes, batch_size=config.batch_g)
+
     settings = as_json(config)
     if settings["extractor"] == "none":
         settings["extractor"] = ""
@@ -240,12 +262,15 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     facts = {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics}
     if (place := locate(path, options.best)) and place.name:
         facts = {"checkpoint": place.name, **facts}
+    if reported := published(saved.about["preset"], settings):
+        facts["published"] = reported
     return Subject(
         facts,
         settings,
         measure=measure,
         images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),
         real=(lambda: load_split(real, split, _progress())) if real.data else None,
+        similarity=alike if config.classes else None,
     )
 
 

@@ -220,12 +220,15 @@ class Config:
             yield name, multiple, f"a multiple of --accumulate {self.accumulate}"
         for name in ("tau", "eps"):
             yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
-        rescales = self.method in ("gn", "gn0")
-        yield "rescale", self.rescale == "none" or rescales, "none, except with --method gn or gn0"
+        as_it_is, rescales = self.rescale == "none", self.method in ("gn", "gn0")
+        yield "rescale", as_it_is or rescales, "none, except with --method gn or gn0"
+        # They look at the critic before its normalisation, whose scale rescaling changes.
+        further = self.penalty != "none" or self.orthonormal or self.auxiliary
+        yield "rescale", as_it_is or not further, "none with --penalty, --orthonormal or --auxiliary"
         homogeneous = self.norm_d == "none" and self.activation in ("default", "relu", "leaky-relu")
-        yield "rescale", self.rescale == "none" or homogeneous, "none with --norm-d or a curved --activation"
-        alone = self.method == self.penalty == "none"
-        yield "norm_d", self.norm_d != "batch" or alone, "none or layer with --method or --penalty: batches mix samples"
+        yield "rescale", as_it_is or homogeneous, "none with --norm-d or a curved --activation"
+        plain = self.method == self.penalty == "none"
+        yield "norm_d", self.norm_d != "batch" or plain, "none or layer with --method or --penalty: batches mix samples"
         yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
         scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
         yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
@@ -234,8 +237,8 @@ class Config:
         yield "auxiliary", classifies or not self.auxiliary, "0 with a --model that has no classifier"
         yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
         for name in ("weight_clip", "orthonormal"):
-            plain = not (self.spectral_norm or self.weight_norm != "none")
-            yield name, plain or not getattr(self, name), "0 with --spectral-norm or --weight-norm"
+            normalized = self.spectral_norm or self.weight_norm != "none"
+            yield name, not (normalized and getattr(self, name)), "0 with --spectral-norm or --weight-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.

@@ -35,7 +35,7 @@ def normalize_gradient(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
 
-    A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 9).
+    A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 11).
 
     Args:
         net_D: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).

@@ -62,7 +62,7 @@ def _gn_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
 
 
 GN = Head("gn", lambda f, n: f / _safe(n + f.abs()), _gn_partials, formula=Formula("gn"))
-"""f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 9): sign(f) where n = 0, and 0 where f is 0 as well."""
+"""f̂ = f / (n + |f|) (GN-GAN, Wu et al., ICCV 2021, eq. 11): sign(f) where n = 0, and 0 where f is 0 as well."""
 
 
 def _gn0_partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +89,7 @@ GN1 = Head(
 
 @functools.lru_cache
 def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
-    """f̂ = f n / (τ (n² + ε)) (GraN-GAN, Bhaskara et al., WACV 2022): the Lipschitz constant is at most 1/τ; 0 at n = 0.
+    """f̂ = f n / (τ (n² + ε)) (GraN-GAN, Bhaskara et al., WACV 2022, eq. 20): Lipschitz constant ≤ 1/τ; 0 at n = 0.
 
     Args:
         tau: positive; the paper writes K = 1/τ and uses K = 0.83 on CIFAR-10.

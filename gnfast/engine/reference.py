@@ -70,7 +70,7 @@ def normalize_gradient(
     """The normalised critic, of f's shape, as each paper writes it.
 
     Args:
-        method: "gn", "gn0", "gn1" (GN-GAN, Wu et al., ICCV 2021, eq. 9 with ζ = |f|, 0, 1), "gran" (GraN-GAN, Bhaskara
+        method: "gn", "gn0", "gn1" (GN-GAN, Wu et al., ICCV 2021, eq. 11 with ζ = |f|, 0, 1), "gran" (GraN-GAN, Bhaskara
             et al., WACV 2022), "pgn" (PGN-GAN, Xia 2023, Algorithm 1), "pgn-table" (its Table I).
         tau, eps: GraN's.
     """

@@ -116,7 +116,7 @@ class Loss:
 
 
 def domain_scaled(loss: Loss, alpha: float) -> Loss:
-    """L_α(x) = L(αx) / α less the constant L(0) / α, which no gradient sees (Qin et al., ECCV 2020, eq. 6).
+    """L_α(x) = L(αx) / α less the constant L(0) / α, which no gradient sees (Qin et al., ECCV 2020, eq. 8).
 
     The constant is what overflows: without it value and gradient are finite in float32 for α from 1e-25 up, as long as
     L(αx) itself is (exponentials are not for every α).

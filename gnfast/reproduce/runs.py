@@ -9,7 +9,7 @@ from typing import Any
 
 from gnfast import metrics
 from gnfast.config.config import Config
-from gnfast.config.papers import Cell, Item
+from gnfast.config.papers import Cell, Item, differing
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.interop.device import resolve_device
@@ -55,7 +55,7 @@ def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only:
         return Wanted(cell, left_out=cell.why)
     if only and not any(part.lower() in f"{cell.row} {cell.column}".lower() for part in only):
         return Wanted(cell, left_out="not asked for (--only)")
-    own = {**item.base, **cell.options}
+    own = differing(item, cell, config_of(cell.preset, {}))
     config = config_of(cell.preset, own)
     if not (scale.stand_in or config.data or "imagenet" in scale.data or scale.options.get("data")):
         return Wanted(cell, left_out=f"data not at hand: {PRESETS[cell.preset].needs}")

@@ -1,5 +1,6 @@
 """What the runs of a cell scored, beside what the paper prints."""
 
+import contextlib
 import itertools
 import json
 import statistics
@@ -90,10 +91,8 @@ def _value(score: Score, name: str, row: Row, run: Run) -> float | tuple[float, 
         low, high = (row.get(key) for key in score.interval)
         return None if low is None or high is None else (low, high)
     if score.words:
-        try:
-            return read_json(extra_file(run.case.folder, name)).get(score.key)
-        except (FileNotFoundError, AttributeError):
-            return None
+        with contextlib.suppress(FileNotFoundError, AttributeError):
+            return read_json(extra_file(run.case.folder, name)).get(score.result)
     return row.get(score.key)
 
 

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from gnfast.config.config import differences
 from gnfast.io.files import write_text
 from gnfast.io.rows import Row
-from gnfast.runs import checkpoint, lock
+from gnfast.runs import checkpoint, forks, lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import DamagedFileError, best, last, main_score, read_json, read_run, read_settings, tail
 from gnfast.runs.signals import STOPS, requested_stops
 from gnfast.runs.sweep_file import MOST_RUNS, Case, Sweep
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05
 RECORD = "sweep.json"
 
 
@@ -102,6 +102,8 @@ def run_sweep(
             echo(f"{kept} of {len(sweep.cases)} runs in {sweep.out} have ended before; {len(waiting)} to do")
         free = deque(itertools.islice(itertools.cycle(sweep.devices or ("",)), sweep.processes))
         running: list[_Job] = []
+        # Runs that begin at once need no other to fork from, and those after them seldom wait for it.
+        server = stack.enter_context(forks.Server()) if len(waiting) > len(free) and forks.available() else None
         stack.callback(lambda: [job.kill() for job in running])
         stopped = stack.enter_context(requested_stops())
         steps = {case.name: _logged(case) for case in sweep.cases} if progress else {}
@@ -111,7 +113,7 @@ def run_sweep(
         asked = False
         while running or (waiting and not stopped):
             while waiting and free and not stopped:
-                running.append(_Job(waiting.popleft(), sweep, free.popleft(), held))
+                running.append(_Job(waiting.popleft(), sweep, free.popleft(), held, server))
             if stopped and not asked:
                 asked = True
                 echo(f"{stopped[0].name}: {len(running)} runs stop after a checkpoint")
@@ -135,7 +137,7 @@ def run_sweep(
 class _Job:
     """A run's process, with its output in OUT/output/NAME.txt."""
 
-    def __init__(self, case: Case, sweep: Sweep, device: str, held: int):
+    def __init__(self, case: Case, sweep: Sweep, device: str, held: int, server: forks.Server | None):
         self.case = case
         self.device = device
         self.started = time.monotonic()
@@ -144,7 +146,8 @@ class _Job:
         words = case.words() + ([f"--device={device}"] if device else [])
         words += [f"--threads={sweep.threads}"] if sweep.threads else []
         with self.output.open("ab") as file:
-            self.process = subprocess.Popen(
+            forked = server.start(words, file, held) if server else None
+            self.process = forked or subprocess.Popen(
                 [sys.executable, "-m", "gnfast", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -13,6 +13,7 @@ from gnfast.config.presets import PRESETS
 from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
+from gnfast.runs.published import published
 from gnfast.runs.record import (
     HIGHER_IS_BETTER,
     WEIGHTS,
@@ -116,6 +117,7 @@ def steps_per_second(record: Record) -> float | None:
 
 def _heading(record: Record, title: str) -> Html:
     known = PRESETS.get(record.preset)
+    reported = published(record.preset, record.settings)
     get = record.settings.get
     what = [get("model"), f"{get('resolution')}×{get('resolution')}", f"{get('method')}, {get('loss')} loss"]
     return element(
@@ -123,6 +125,7 @@ def _heading(record: Record, title: str) -> Html:
         element("h1", title),
         *([element("p", known.summary)] if known else ()),
         element("p", " · ".join(map(str, [f"data: {get('data')}", *what])), class_="soft"),
+        *([element("p", f"published: {reported}", class_="soft")] if reported else ()),
         element("p", f"{record.folder}", class_="soft"),
         element("span", record.status, class_="status" + (" finished" if record.status.startswith("finished") else "")),
     )

@@ -77,6 +77,18 @@ def sampler(
     return draw
 
 
+def of_classes(generator: nn.Module, z_dim: int, seed: int, batch_statistics: bool) -> Callable[[Tensor], Tensor]:
+    """A function (B,) labels -> (B, C, H, W) in [-1, 1] of a class-conditional generator where it is."""
+    noise = torch.Generator().manual_seed(seed)
+    place = next(generator.parameters())
+
+    def draw(labels: Tensor) -> Tensor:
+        z = latents(len(labels), z_dim, 0, noise).z.to(place.dtype)
+        return sample(generator, moved(z, place.device), moved(labels, place.device), batch_statistics=batch_statistics)
+
+    return draw
+
+
 def as_row(raw: metrics.Scores, ema: metrics.Scores) -> dict[str, Any]:
     """The scores of the raw and the EMA generator as one row of metrics.jsonl."""
     row: dict[str, Any] = {}

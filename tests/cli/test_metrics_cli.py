@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from PIL import Image
 
 from gnfast.cli import main
-from gnfast.data import load
+from gnfast.data import load, to_uint8
 from gnfast.io.rows import read_rows
-from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
-from gnfast.train import Config
-from gnfast.train.evaluate import as_row, open_measures, samples_with_batch_statistics
+from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, ms_ssim
+from gnfast.train import PRESETS, Config
+from gnfast.train.evaluate import as_row, of_classes, open_measures, samples_with_batch_statistics
+from gnfast.train.export import snapshot
 from tests.cli import commands
 
 EXTRACTOR = f"--extractor={__name__}:pixels"
@@ -206,7 +208,22 @@ def test_fewer_images_and_no_kid():
     assert ImageStatistics.load("small.npz").kept is None
 
 
-def test_fewer_real_images(capsys, monkeypatch):
+def test_what_the_paper_reports_is_shown(capsys):
+    """A run of another data set and size says so; one of a preset without published scores says nothing."""
+    words = [*commands.TINY, "--model=small", "--data=digits", "--channels=1", "--extractor=none", "--run-dir=runs/gn"]
+    assert main(["train", "gngan-cifar10-cnn", *words]) == 0
+    assert main(["export", "runs/gn", "--out", "gn.safetensors"]) == 0
+    capsys.readouterr()
+    reported = PRESETS["gngan-cifar10-cnn"].reported
+    for what in ("runs/gn", "gn.safetensors"):
+        found = result(what, EXTRACTOR, "--n=20")
+        assert found["published"].startswith(f"{reported}; this run differs in --data, --resolution, --channels")
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("published "))
+        assert line.endswith(found["published"])
+    assert "published" not in result("run", EXTRACTOR, "--n=20")
+
+
+def test_fewer_real_images(capsys):
     """Those that a run asks for, of its own data; others on the command line."""
     shutil.copytree("run", "fewer")
     config = json.loads(Path("fewer/config.json").read_text())
@@ -235,6 +252,25 @@ def test_a_run_is_measured_against_as_many_real_images_as_it_says(capsys):
     # Training draws its latents with the run's seed + 3.
     found = result("runs/few", "--seed", "3", "--kid-subsets", "10", EXTRACTOR)
     assert (found["n_real"], found["distance"]) == (300, pytest.approx(rows[-1]["distance_ema"], rel=1e-9))
+
+
+def test_how_alike_the_images_of_a_class_are(capsys):
+    words = ["--model=biggan", "--classes=10", "--width=0.03125", "--run-dir=runs/classes", "--extractor=none"]
+    assert main(["train", "digits", *commands.TINY, *words, "--resolution=32"]) == 0
+    capsys.readouterr()
+    found = result("runs/classes", EXTRACTOR, "--n=20", "--seed=1", "--ms-ssim")
+    assert f"intra-class MS-SSIM  {found['ms_ssim']:.4f}" in re.sub(" {3,}", "  ", capsys.readouterr().out)
+    taken = snapshot(Path("runs/classes"))
+    draw = of_classes(taken.build(), 5, 1, True)
+    # Of 2000 images in batches of six: two of each of three classes, in turn.
+    images = to_uint8(torch.cat([draw(torch.arange(i, i + 6) // 2 % 10) for i in range(0, 2000, 6)]))[:2000]
+    assert found["ms_ssim"] == pytest.approx(float(ms_ssim(images[::2], images[1::2]).mean()), abs=1e-12)
+    assert found["ms_ssim_pairs_per_class"] == 100
+    # Next to the distance of the same generator, which it does not change.
+    assert result("runs/classes", EXTRACTOR, "--n=20", "--seed=1")["distance"] == found["distance"]
+    for what in ("run", "images"):
+        line = fails(capsys, what, "--data=digits", EXTRACTOR, "--ms-ssim")
+        assert f"--ms-ssim: got {what}, wanted a class-conditional generator" in line
 
 
 def test_errors_are_one_line(capsys):

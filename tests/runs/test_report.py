@@ -11,7 +11,9 @@ from PIL import Image
 
 from gnfast.cli import main
 from gnfast.config.config import as_json
+from gnfast.config.presets import PRESETS
 from gnfast.runs.curves import BINS, Series, line_chart
+from gnfast.runs.published import published
 from gnfast.runs.record import beside, best, last, points, read_run, score_names
 from gnfast.runs.run_page import SHOTS, duration, number, write_comparison, write_report
 from gnfast.train import Config, RunError
@@ -69,6 +71,22 @@ def test_settings_that_differ_from_the_preset_are_marked_with_its_value(runs):
     at = cells.index("--lr-d")
     assert cells[at : at + 3] == ["--lr-d", "0.005", "0.001"]
     assert ("tr", {"class": "changed"}) in page.elements
+
+
+def test_what_the_paper_reports_stands_beside_and_what_the_run_has_changed(odd):
+    name = "gngan-cifar10-resnet"
+    preset = PRESETS[name]
+    own = as_json(preset.config) | {"run_dir": "elsewhere", "n_fake": 7, "seed": 4}
+    assert published(name, own) == preset.reported != ""
+    assert published(name, own | {"width": 0.5}) == f"{preset.reported}; this run differs in --width"
+    # A run of before there was a setting had its default.
+    assert published(name, {key: value for key, value in own.items() if key != "n_dis"}).endswith("in --n-dis")
+    changed = {"data": "digits", "resolution": 8, "channels": 1, "flip": False, "steps": 3, "loss": "minimax"}
+    line = published(name, own | changed)
+    assert line.endswith("; this run differs in --data, --resolution, --channels, --flip and 2 more")
+    assert published("digits", own) == published("nothing", own) == ""
+    (odd / "config.json").write_text(json.dumps({"preset": name, "config": own | changed}))
+    assert f"published: {line}" in Page(write_report(odd)).texts
 
 
 def test_odd_names_are_escaped(odd):

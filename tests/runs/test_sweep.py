@@ -437,7 +437,8 @@ def test_the_score_can_be_chosen_and_may_be_better_the_higher(sweep):
         pretend(case, (1.0,))
         lines = [{"step": step, "is_ema": value, "distance_ema": 1.0} for step, value in enumerate(values)]
         (case.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert rows(collect(read))[1:] == [("gn", "1", "7", "6"), ("none", "1", "3", "3")]
+    # With the distance beside it, which is 1 at every step.
+    assert rows(collect(read))[1:] == [("gn", "1", "7", "1", "6"), ("none", "1", "3", "1", "3")]
     write_results(collect(read))
     assert "| gn | 1 | **7** |" in (read.out / "table.md").read_text()
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def normalized(critic, x, *labels):
-    """GN (eq. 9 of the paper), as its code computes it."""
+    """GN (eq. 11 of the paper), as its code computes it."""
     x = x.detach().requires_grad_() if not x.requires_grad else x
     f = critic(x, *labels)
     (g,) = torch.autograd.grad(f.sum(), x, create_graph=True)

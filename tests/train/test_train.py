@@ -517,6 +517,7 @@ def test_config_survives_json():
         ({"betas": (0.0, 1.0)}, "--betas"),
         ({"learn_scale": True}, "--learn-scale: got True, wanted false, except with"),
         ({"learn_scale": True, "weight_norm": "learned"}, "--learn-scale"),
+        ({"rescale": "glorot", "penalty": "r1"}, "--rescale: got 'glorot', wanted none with --penalty"),
         ({"stable_rank": 0.5}, "--stable-rank: got 0.5, wanted 0 without --spectral-norm"),
         ({"weight_clip": 0.1, "spectral_norm": True}, "--weight-clip: got 0.1, wanted 0 with --spectral-norm or"),
         ({"orthonormal": 0.1, "weight_norm": "unit"}, "--orthonormal: got 0.1, wanted 0 with"),

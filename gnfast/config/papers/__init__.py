@@ -6,7 +6,7 @@
 import functools
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,32 +43,52 @@ class Score(NamedTuple):
 
     Attributes:
         title: as tables have it.
-        key: its name in metrics.jsonl, or in the result of `gnfast eval`.
-        words: options of `gnfast eval` that measure it, where training does not.
+        key: its name in metrics.jsonl; empty where training does not measure it.
+        words: options of `gnfast eval` that measure it, where training measures something else or nothing; what they
+            measure goes before `key`.
+        result: its name in the result of these.
         interval: the two names in metrics.jsonl of one that has two ends.
     """
 
     title: str
     key: str = ""
     words: tuple[str, ...] = ()
+    result: str = ""
     interval: tuple[str, str] | None = None
 
 
 SCORES = {
     "is": Score("IS", "is_ema"),
+    # The score takes ten parts of the images.
+    "is_10x5k": Score("IS (ten times 5,000)", "is_ema", ("--n", "50000"), "is_mean"),
     "fid": Score("FID", "distance_ema"),
     "fid_train": Score("FID (train)", "distance_ema"),
-    "fid_test": Score("FID (test)", "distance", ("--split", "test")),
+    "fid_test": Score("FID (test)", "", ("--split", "test"), "distance"),
     "fid_50k": Score("FID (50k)", "distance_ema"),
-    "fid_10k": Score("FID (10k)", "distance", ("--n", "10000")),
+    "fid_10k": Score("FID (10k)", "", ("--n", "10000"), "distance"),
     "kid": Score("KID × 1000", "kid_ema"),
-    "ms_ssim": Score("intra-class MS-SSIM", "ms_ssim", ("--ms-ssim",)),
+    "ms_ssim": Score("intra-class MS-SSIM", "", ("--ms-ssim",), "ms_ssim"),
     "omega": Score("Ω", interval=("omega_min", "omega_max")),
     "slopes": Score("∇L(Ω)", interval=("slope_real_min", "slope_real_max")),
+    "slopes_fake": Score("∇L(Ω)", interval=("slope_fake_min", "slope_fake_max")),
 }
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?:\s*±\s*(?P<std>{_NUMBER}))?|\[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]")
-_TOP = {"paper", "item", "title", "kind", "state", "note", "seeds", "base", "analyses", "drawing", "cell"}
+_TOP = {
+    "paper",
+    "item",
+    "title",
+    "kind",
+    "state",
+    "note",
+    "seeds",
+    "base",
+    "scores",
+    "at",
+    "analyses",
+    "drawing",
+    "cell",
+}
 _CELL = {"row", "column", "preset", "options", "vary", "why"}
 
 
@@ -121,6 +141,8 @@ class Item:
         state: a key of `STATES`.
         note: what is reduced, or why it is impossible.
         seeds: how many runs the paper has of each cell; 1 where it does not say.
+        scores: of each cell, in the order of `SCORES`: those that it prints, or shows in a figure.
+        at_best: whether these are of each run's best checkpoint by FID, not of its last.
         base: settings of every cell's run; those of the cell go before them.
         analyses: of kind "analysis", the names that `gnfast analyze --what` has for them.
         drawing: of kind "drawn", its name.
@@ -135,20 +157,12 @@ class Item:
     state: str
     note: str
     seeds: int
+    scores: tuple[str, ...]
+    at_best: bool
     base: dict[str, Any]
     analyses: tuple[str, ...]
     drawing: str
     cells: tuple[Cell, ...]
-
-    @property
-    def at_best(self) -> bool:
-        """Whether its scores are those of each run's best checkpoint by FID, not of its last."""
-        return self.paper in AT_BEST
-
-    @property
-    def scores(self) -> tuple[str, ...]:
-        """The scores that it prints, in the order of `SCORES`."""
-        return tuple(score for score in SCORES if any(score in cell.printed for cell in self.cells))
 
 
 @functools.cache
@@ -189,18 +203,28 @@ def printed(text: str | float) -> Printed:
     return Printed(str(text).strip(), number.get("mean"), number.get("std"), interval)
 
 
-def reported(preset: str) -> str:
+def reported(preset: str, settings: Any) -> str:
     """What the papers print for a preset as it is: `IS 7.71±.14, FID (train) 19.31±.76`; empty if nothing.
 
     Tables come before captions, which round.
+
+    Args:
+        preset: its name.
+        settings: its `Config`: a cell that repeats one of them is the preset as well.
     """
     found: dict[str, str] = {}
-    for one in items().values():
-        for cell in one.cells:
-            if cell.preset == preset and not cell.options:
-                for score, number in cell.printed.items():
-                    found.setdefault(SCORES[score].title, number.text)
+    cells = ((item, cell) for item in items().values() for cell in item.cells if cell.preset == preset)
+    for item, cell in cells:
+        if not differing(item, cell, settings):
+            for score, number in cell.printed.items():
+                found.setdefault(SCORES[score].title, number.text)
     return ", ".join(f"{title} {text}" for title, text in found.items())
+
+
+def differing(item: Item, cell: Cell, settings: Any) -> dict[str, Any]:
+    """The settings of a cell's run that are not those of its preset's `Config`."""
+    given = {name: tuple(v) if isinstance(v, list) else v for name, v in (item.base | cell.options).items()}
+    return {name: value for name, value in given.items() if getattr(settings, name, None) != value}
 
 
 def _item(name: str, found: dict[str, Any]) -> Item:
@@ -215,11 +239,16 @@ def _item(name: str, found: dict[str, Any]) -> Item:
     if (found["kind"] == "analysis") != bool(analyses) or (found["kind"] == "drawn") != bool(drawing):
         raise ValueError("analyses, drawing: wanted with kind 'analysis' and 'drawn', and with no other")
     cells = tuple(cell for entry in found.get("cell", []) for cell in _cells(entry))
-    return Item(*texts, found.get("seeds", 1), found.get("base", {}), analyses, drawing, cells)
+    shown = found.get("scores") or [score for score in SCORES if any(score in cell.printed for cell in cells)]
+    _known("scores", dict.fromkeys(shown), SCORES)
+    at = found.get("at", "best" if found["paper"] in AT_BEST else "last")
+    _known("at", {at: None}, ("best", "last"))
+    options = (found.get("seeds", 1), tuple(shown), at == "best", found.get("base", {}))
+    return Item(*texts, *options, analyses, drawing, cells)
 
 
 def _cells(entry: dict[str, Any]) -> Iterator[Cell]:
-    """The cell of an entry, or its row of cells where it varies an option."""
+    """The cell of an entry, or its row of cells where it varies an option or the end of the preset's name."""
     row, column = entry.get("row", ""), entry.get("column", "")
     try:
         _known("cell", entry, _CELL | SCORES.keys())
@@ -227,29 +256,29 @@ def _cells(entry: dict[str, Any]) -> Iterator[Cell]:
         if not preset and not why:
             raise ValueError("why: a cell without a preset needs one")
         scores = {score: entry[score] for score in SCORES if score in entry}
-        varied = entry.get("vary", {"": [None]})
-        (option, values), *more = varied.items()
-        if more:
-            raise ValueError(f"vary: got {', '.join(varied)}, wanted one option")
-        for place, value in enumerate(values):
-            here = {score: text[place] if option else text for score, text in scores.items()}
-            numbers = {score: printed(text) for score, text in here.items() if text != "-"}
-            changes = {**options, option: value} if option else options
-            yield Cell(
-                row,
-                f"{value:g}" if isinstance(value, float) else str(value) if option else column,
-                preset,
-                changes,
-                numbers,
-                why,
-            )
-        if option and any(len(texts) != len(values) for texts in scores.values()):
+        if "vary" not in entry:
+            yield Cell(row, column, preset, options, _printed(scores), why)
+            return
+        ((option, values),) = entry["vary"].items()
+        if any(not isinstance(texts, list) or len(texts) != len(values) for texts in scores.values()):
             raise ValueError(f"vary: {len(values)} values, wanted as many of each score")
-    except (ValueError, IndexError) as error:
+        for place, value in enumerate(values):
+            numbers = _printed({score: texts[place] for score, texts in scores.items()})
+            ending, changes = (f"-{value.lower()}", {}) if option == "preset" else ("", {option: value})
+            yield Cell(row, _plain(value), preset + ending, options | changes, numbers, why)
+    except ValueError as error:
         raise ValueError(f"cell {row!r}, {column!r}: {error}") from error
 
 
-def _known(place: str, names: dict[str, Any], known: set[str]) -> None:
+def _printed(scores: dict[str, str | float]) -> dict[str, Printed]:
+    return {score: printed(text) for score, text in scores.items() if text != "-"}
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{place}: {unknown('name', name, known)}")

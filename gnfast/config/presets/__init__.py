@@ -45,6 +45,6 @@ GROUPS: dict[str, dict[str, Preset]] = {
     "Lipschitz regularization (ECCV 2020)": lipschitz.presets(),
 }
 for found in GROUPS.values():
-    found.update({name: dataclasses.replace(preset, reported=reported(name)) for name, preset in found.items()})
+    found.update({name: dataclasses.replace(p, reported=reported(name, p.config)) for name, p in found.items()})
 
 PRESETS: dict[str, Preset] = {name: preset for group in GROUPS.values() for name, preset in group.items()}

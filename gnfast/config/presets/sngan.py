@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from gnfast.config.presets.preset import CIFAR10, STL10, Preset, adam
-from gnfast.models import REGISTRY
 
 PAPER = "paper (Miyato et al., ICLR 2018)"
 # What the paper states. It has no sizes of batches, no flips, no moving average, and no part of STL-10.
@@ -83,8 +82,6 @@ def presets() -> dict[str, Preset]:
             config = dataclasses.replace(RESNET, **settings, **changes)
             add(f"{data}-resnet{name}", f"SN-GAN's ResNet pair on {where}{words}", config)
     for pair, (title, model) in IMAGENET_PAIRS.items():
-        if model.get("model", IMAGENET.model) not in REGISTRY:
-            continue
         for name in ("", "-orthonormal"):
             words, changes = RESNETS[name]
             config = dataclasses.replace(IMAGENET, **model, **changes)
@@ -92,7 +89,6 @@ def presets() -> dict[str, Preset]:
             add(f"imagenet-128{pair}{name}", summary, config, needs=NEEDS, elsewhere=DECAY)
     assumed = f"{BATCH} The factor of the classification loss is Gulrajani et al.'s: 1, and a tenth for the generator."
     add("cifar10-wgan-gp-resnet", "WGAN-GP on CIFAR-10, ResNet pair of Gulrajani et al.", GULRAJANI)
-    if "sngan-ac" in REGISTRY:
-        labelled = dataclasses.replace(GULRAJANI, model="sngan-ac", classes=10, auxiliary=1.0)
-        add("cifar10-ac-wgan-gp", "AC-WGAN-GP on CIFAR-10, ResNet pair, 10 classes", labelled, assumed)
+    labelled = dataclasses.replace(GULRAJANI, model="sngan-ac", classes=10, auxiliary=1.0)
+    add("cifar10-ac-wgan-gp", "AC-WGAN-GP on CIFAR-10, ResNet pair, 10 classes", labelled, assumed)
     return found
