@@ -67,24 +67,20 @@ def compare(
         if len(families := {subjects.family(read_run(_folder(run)).config): None for run in runs}) > 1:
             raise ValueError(f"--labels: {label!r} stands for runs with {' and with '.join(families)}, wanted one kind")
     where, found = resolve_device(device), []
-    for label, runs in folders.items():
-        for run in runs:
-            subject = subjects.of_run(run, best=best, data=data, count=n, device=where, seed=seed)
-            subject = dataclasses.replace(subject, name=label, jacobians=n_jacobians)
-            for name in what or ANALYSES:
-                try:
-                    found.append(COMPARED[name](subject, read_rows(_folder(run) / "metrics.jsonl")))
-                except NotApplicableError as error:
-                    if what:
-                        raise NotApplicableError(f"{run}: {name}: {error}") from error
-                    echo(f"left out {name} of {run}: {error}")
-    panels = pooled(found)
-    lead = (
-        f"Measured at up to {n} real and as many generated images, with the critics in evaluation mode and each with "
-        "its own normaliser. Runs: "
-        + "; ".join(f"{label}: {', '.join(map(str, runs))}" for label, runs in folders.items())
-        + "."
-    )
+    for label, run in ((label, run) for label, runs in folders.items() for run in runs):
+        subject = subjects.of_run(run, best=best, data=data, count=n, device=where, seed=seed)
+        subject = dataclasses.replace(subject, name=label, jacobians=n_jacobians)
+        history = read_rows(_folder(run) / "metrics.jsonl")
+        for name in what or ANALYSES:
+            try:
+                found.append(COMPARED[name](subject, history))
+            except NotApplicableError as error:
+                if what:
+                    raise NotApplicableError(f"{run}: {name}: {error}") from error
+                echo(f"left out {name} of {run}: {error}")
+    runs = "; ".join(f"{label}: {', '.join(map(str, runs))}" for label, runs in folders.items())
+    images = f"Measured at up to {n} real and as many generated images, with the critics in evaluation mode"
+    lead, panels = f"{images} and each with its own normaliser. Runs: {runs}.", pooled(found)
     write_panels(out, f"Critics of {', '.join(folders)}", lead, panels)
     return [out / f"{name}.png" for name in panels]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gnfast import spectral_norm_
 from gnfast.losses import LOSSES, domain_scaled
 
-MODES, SPREAD, Z_DIM, HIDDEN, BATCH, RATE = 8, 0.05, 4, 32, 64, 5e-3
+MODES, SPREAD, Z_DIM, HIDDEN, BATCH, RATE = 8, 0.05, 4, 32, 64, 3e-3
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plane:
     on_data: float
 
 
-def trained(alpha: float, *, k_sn: float = 1.0, steps: int = 1000, seed: int = 0, points: int = 512) -> Plane:
+def trained(alpha: float, *, k_sn: float = 1.0, steps: int = 1500, seed: int = 0, points: int = 512) -> Plane:
     """Trains on eight clusters on the unit circle, with the non-saturating loss L(αx) / α.
 
     Args:
