@@ -1,7 +1,7 @@
 """The standard generator and critic pairs, by name.
 
 Importing this package needs nothing but PyTorch. `docs` and tests name the source of each network; the parameter counts
-of the papers' pairs are pinned in `tests/models/test_models.py`.
+of the papers' pairs and their tables of layers are pinned in `tests/models`.
 """
 
 from collections.abc import Callable
