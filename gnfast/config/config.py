@@ -2,11 +2,12 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from gnfast.config.older import current
+from gnfast.config.together import together
 from gnfast.engine.heads import METHODS
 from gnfast.engine.penalties import PENALTIES
 from gnfast.losses import LOSSES
@@ -209,32 +210,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require_kinds(vars(self))
-        for name, holds, wanted in self._together():
+        for name, holds, wanted in together(self):
             if not holds:
                 raise _wrong(name, getattr(self, name), wanted)
-
-    def _together(self) -> Iterator[tuple[str, bool, str]]:
-        """What settings ask of each other: the name of one, whether it is as the others want it, and how that is."""
-        for name in ("batch_d", "batch_g"):
-            multiple = getattr(self, name) % self.accumulate == 0
-            yield name, multiple, f"a multiple of --accumulate {self.accumulate}"
-        for name in ("tau", "eps"):
-            yield name, getattr(self, name) is None or self.method == "gran", "none, except with --method gran"
-        as_it_is, rescales = self.rescale == "none", self.method in ("gn", "gn0")
-        yield "rescale", as_it_is or rescales, "none, except with --method gn or gn0"
-        # They look at the critic before its normalisation, whose scale rescaling changes.
-        further = self.penalty != "none" or self.orthonormal or self.auxiliary
-        yield "rescale", as_it_is or not further, "none with --penalty, --orthonormal or --auxiliary"
-        plain = self.method == self.penalty == "none"
-        yield "norm_d", self.norm_d != "batch" or plain, "none or layer with --method or --penalty: batches mix samples"
-        yield "weight_norm", self.weight_norm == "none" or not self.spectral_norm, "none with --spectral-norm"
-        scaled = self.spectral_norm or self.weight_norm in ("unit", "frobenius")
-        yield "learn_scale", scaled or not self.learn_scale, "false, except with a spectral, unit or Frobenius norm"
-        yield "stable_rank", self.spectral_norm or not self.stable_rank, "0 without --spectral-norm"
-        yield "auxiliary", self.classes > 0 or not self.auxiliary, "0 without --classes"
-        for name in ("weight_clip", "orthonormal"):
-            normalized = self.spectral_norm or self.weight_norm != "none"
-            yield name, not (normalized and getattr(self, name)), "0 with --spectral-norm or --weight-norm"
 
 
 # What may differ when a run is continued: it changes where and how a run is computed and recorded, not what it learns.
@@ -242,15 +220,8 @@ class Config:
 FREE = {
     *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "n_real"),
-    *(
-        "eval_split",
-        "validation_split",
-        "deterministic",
-        "probe_every",
-        "checkpoint_every",
-        "tensorboard",
-        "cuda_graph",
-    ),
+    *("eval_split", "validation_split", "deterministic", "probe_every", "checkpoint_every", "tensorboard"),
+    "cuda_graph",
 }
 _KINDS = get_type_hints(Config, include_extras=True)
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}

@@ -1,7 +1,7 @@
 """The standard generator and critic pairs, by name.
 
 Importing this package needs nothing but PyTorch. `docs` and tests name the source of each network; the parameter counts
-of the papers' pairs are pinned in `tests/models/test_models.py`.
+of the papers' pairs and their tables of layers are pinned in `tests/models`.
 """
 
 from collections.abc import Callable
@@ -55,6 +55,7 @@ REGISTRY: dict[str, Family] = {
     "sngan-cnn": Family(partial(dcgan.build, widen="conv"), last_width=True),
     "resnet": Family(resnet.build),
     "sngan-resnet": Family(resnet.build_sngan),
+    "gulrajani-resnet": Family(partial(resnet.build_sngan, mean=True)),
     "mimicry-resnet": Family(mimicry.build),
     "biggan": Family(partial(biggan.build, faster=False), conditional=True),
     "biggan-faster": Family(partial(biggan.build, faster=True), conditional=True),

@@ -170,14 +170,21 @@ def build(resolution: int, channels: int, z_dim: int, width: Factors) -> tuple[G
     return generator, initialise_(critic, "kaiming-normal")
 
 
-def build_sngan(resolution: int, channels: int, z_dim: int, width: Factors) -> tuple[Generator, Discriminator]:
+def build_sngan(
+    resolution: int, channels: int, z_dim: int, width: Factors, mean: bool = False
+) -> tuple[Generator, Discriminator]:
     """SN-GAN's pair for 32, 48, 64 or 128 pixels, without its spectral normalisation; see `gnfast.models.build`.
 
     It differs from GN-GAN's in its sum over space, the blocks' hidden width, which is their input's, and the weights.
+
+    Args:
+        mean: the critic takes the mean over space, as that of Gulrajani et al., 2017 (the authors' code, 32 pixels).
     """
-    start, g_widths, d_widths, downs = scaled_layout("sngan-resnet", SNGAN_LAYOUTS, resolution, width)
+    name, layouts = ("gulrajani-resnet", {32: SNGAN_LAYOUTS[32]}) if mean else ("sngan-resnet", SNGAN_LAYOUTS)
+    start, g_widths, d_widths, downs = scaled_layout(name, layouts, resolution, width)
     generator = Generator(start, g_widths, channels, z_dim)
-    critic = Discriminator(d_widths, downs, channels, lambda i, o, down: Block(i, o, down, i), SumPool())
+    pool = nn.AdaptiveAvgPool2d(1) if mean else SumPool()
+    critic = Discriminator(d_widths, downs, channels, lambda i, o, down: Block(i, o, down, i), pool)
     initialise_(critic, "kaiming-normal")
     xavier_(generator)
     xavier_(critic)

@@ -50,6 +50,8 @@ def write_item(path: Path, item: Item, cells: Sequence[Measured], scale: Scale, 
 def _circumstances(item: Item, scale: Scale, runs: Sequence[Run]) -> str:
     """How the numbers came about, in a sentence."""
     parts = [KINDS[item.kind]]
+    if not runs:
+        return f"{parts[0].capitalize()}."
     parts.append("at full size" if scale.is_full else f"at reduced size ({scale.name}): compare rows, not numbers")
     rows = [row for run in runs if run.record for row in run.record.rows if "extractor" in row]
     measured = dict.fromkeys(f"{row['n_real']} real, {row['n_fake']} generated, {row['extractor']}" for row in rows)

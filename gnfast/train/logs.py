@@ -202,6 +202,9 @@ def loss_curve(folder: Path) -> None:
         return
     with drawing.drawing(), atomic_write(folder / "curves.png") as part:
         figure, panels = drawing.canvas(len(kinds), 1, 3.2 * len(kinds))
+        # Fitting margins to labels would take as long as all the rest.
+        figure.set_layout_engine(None)
+        figure.subplots_adjust(left=0.12, bottom=0.16 / len(kinds), right=0.98, top=1 - 0.05 / len(kinds), hspace=0.12)
         for kind, axes in zip(kinds, panels, strict=True):
             shown = [(name.partition("_")[2], found) for name, found in curves.items() if name.startswith(kind)]
             for index, (name, found) in enumerate(shown):
@@ -210,7 +213,8 @@ def loss_curve(folder: Path) -> None:
             drawing.legend(axes)
         if "distance" in kinds:
             extractor = next((row["extractor"] for row in reversed(rows) if "extractor" in row), "")
-            panels[-1].set(ylabel=f"Fréchet distance\n({extractor})", yscale="log")
+            panels[-1].set_ylabel(f"Fréchet distance\n({extractor})")
+            drawing.log_values(panels[-1], [y for _, found in shown for _, y in found], 3)
         panels[-1].set_xlabel("generator updates")
         part.write_bytes(drawing.png(figure))
 

@@ -35,6 +35,9 @@ from gnfast.train.saved import SCORE
 from gnfast.train.state import NonFiniteLossError, State
 from gnfast.train.validation import critic_losses, load_validation
 
+# A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
+PAGE_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -128,6 +131,7 @@ class _Session:
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
         self.probe = Probe(self.config)
+        self.page_due = time.monotonic() + PAGE_SECONDS
         # Where a run goes back to when a loss is not finite.
         self.good = copy.deepcopy(self.state.state_dict())
 
@@ -227,9 +231,10 @@ class _Session:
             raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
-        if self.state.step < self.config.steps:
+        if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
             # At the end the page is written after the last checkpoint.
             self._report()
+            self.page_due = time.monotonic() + PAGE_SECONDS
         # Not where this step was not measured, or its distance is not finite.
         if (top := best(self._rows(), SCORE)) and top[0] == self.state.step:
             self._save(best=True)

@@ -31,8 +31,6 @@ def build_networks(config: Config) -> models.Pair:
             activation=config.activation,
             norm_d=config.norm_d,
         )
-        if config.auxiliary and not hasattr(critic, "classify"):
-            raise ValueError(f"--auxiliary: the critic of --model {config.model} has no classifier, wanted 0")
         for net in (generator, critic):
             initialise_(net, config.init)
         initialise_(critic, config.init_d)

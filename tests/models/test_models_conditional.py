@@ -1,4 +1,4 @@
-"""SN-GAN's class-conditional pairs: parameters counted from their layers, forwards by hand, a classifier's gradients."""
+"""SN-GAN's class-conditional pairs: parameters counted from their layers, forwards by hand, classifier gradients."""
 
 import pytest
 import torch

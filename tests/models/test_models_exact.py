@@ -19,6 +19,7 @@ CRITICS = [
     ("sngan-resnet", 48, 1 / 16, 3),
     ("sngan-resnet", 64, 1 / 32, 3),
     ("sngan-resnet", 128, 1 / 32, 1),
+    ("gulrajani-resnet", 32, 1 / 16, 3),
     ("mimicry-resnet", 32, 1 / 16, 5),
     ("mimicry-resnet", 48, 1 / 32, 3),
     ("mimicry-resnet", 64, 1 / 32, 3),

@@ -90,6 +90,22 @@ def test_layered_critic_has_the_layers_of_the_code(layers):
     assert critic(torch.zeros(2, 3, 32, 32)).shape == (2, 1)
 
 
+@pytest.mark.parametrize("layers", range(3, 10))
+def test_layered_pairs_have_as_many_convolutions_in_each_network(layers):
+    generator, critic = models.build(f"layered-{layers}", resolution=16, width=1 / 8, z_dim=5)
+    kinds = nn.Conv2d | nn.ConvTranspose2d
+    assert [sum(isinstance(m, kinds) for m in net.modules()) for net in (generator, critic)] == [layers, layers]
+    # From the smallest map up: 3x3 convolutions keep the width, of which the later stages have as many or more.
+    ours = [m for m in generator.main if isinstance(m, kinds)]
+    stages = [[m for m in ours if m.in_channels == width] for width in (16, 8, 4)]
+    assert [len(stage) for stage in stages] == [layers // 3, (layers + 1) // 3, (layers + 2) // 3]
+    assert [stage[-1].out_channels for stage in stages] == [8, 4, 3]
+    assert all(m.kernel_size == (3, 3) and m.out_channels == m.in_channels for stage in stages for m in stage[:-1])
+    images = generator(torch.randn(2, 5))
+    assert images.shape == (2, 3, 16, 16)
+    assert critic(images).shape == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("activation", "formula"),
     [

@@ -30,6 +30,7 @@ def critic_count(widths: list[int], downs: int, hidden: str) -> int:
     ("name", "resolution", "start", "generator", "critic", "downs", "hidden"),
     [
         ("resnet", 64, 4, [1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024], 5, "out"),
+        ("gulrajani-resnet", 32, 4, [256] * 4, [128] * 4, 2, "in"),
         ("sngan-resnet", 48, 6, [512, 256, 128, 64], [64, 128, 256, 512, 1024], 4, "in"),
         ("sngan-resnet", 64, 4, [1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024], 5, "in"),
         ("sngan-resnet", 128, 4, [1024, 1024, 512, 256, 128, 64], [64, 128, 256, 512, 1024, 1024], 5, "in"),

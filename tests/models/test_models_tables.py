@@ -50,6 +50,7 @@ PAIRS = [
     # An inner product with the embedding, which Table 6 leaves to Miyato and Koyama, 2018.
     ("sngan-projection", 128, {}, TABLE_6A, f"{TABLE_6B} embed 1024"),
     # Gulrajani et al.'s: half the feature maps in the generator (Appendix B.2), and a mean (their code).
+    ("gulrajani-resnet", 32, {"width_g": 0.5}, TABLE_4A.replace("256", "128"), TABLE_4B.replace("sum", "mean")),
     ("sngan-ac", 32, {"width_g": 0.5}, TABLE_4A.replace("256", "128"), TABLE_4B.replace("sum", "mean")),
 ]
 BLOCKS = resnet.GeneratorBlock, biggan.GeneratorBlock, resnet.FirstBlock, resnet.Block

@@ -163,3 +163,12 @@ def test_batch_norm_in_a_normalised_or_penalised_critic_is_refused(changes):
     with pytest.raises(ValueError, match="--norm-d: got 'batch', wanted none or layer with --method or --penalty"):
         dataclasses.replace(SETTINGS, norm_d="batch", **changes)
     dataclasses.replace(SETTINGS, norm_d="layer", **changes)
+
+
+@pytest.mark.parametrize("changes", [{"norm_d": "layer"}, {"activation": "softplus"}])
+def test_a_critic_that_is_not_homogeneous_is_not_rescaled(changes):
+    dataclasses.replace(SETTINGS, method="gn", rescale="initial", activation="leaky-relu")
+    with pytest.raises(
+        ValueError, match="--rescale: got 'initial', wanted none with --norm-d or a curved --activation"
+    ):
+        dataclasses.replace(SETTINGS, method="gn", rescale="initial", **changes)

@@ -1,24 +1,167 @@
-"""`gnfast reproduce`: from a file to a page, on small images, for one table or figure of each paper."""
+"""`gnfast reproduce`: from a file to a page, on small images, for a table or figure of each paper."""
 
 import json
-from pathlib import Path
+import statistics
 
 import pytest
 
 from gnfast.cli import main
-from gnfast.config.papers import items
+from gnfast.config.papers import Cell, items, printed
 from gnfast.reproduce.scores import Measured, ordered_pairs
-from gnfast.runs.record import best, points, read_run
+from gnfast.runs.record import best, last, read_run
 from tests.cli.commands import fails
 
 SMALL = [
-    *("--data", "digits", "--scale", "0.00002", "--set"),
-    *("resolution=32", "batch_d=4", "batch_g=4", "n_fake=20", "width=0.03", "probe_every=1", "device=cpu"),
+    *("--data", "digits", "--scale", "0.00003", "--processes", "1", "--set"),
+    *(
+        "resolution=32",
+        "batch_d=4",
+        "batch_g=4",
+        "n_fake=24",
+        "n_samples=4",
+        "width=0.03",
+        "probe_every=1",
+        "device=cpu",
+    ),
 ]
-"""Runs of a few steps."""
+"""Runs of a few steps of the smallest networks."""
 
 
 def reproduce(out, *words):
-    assert main(["reproduce", *words, *SMALL, "--out", str(out), "--processes", "1"]) == 0
+    """The folder of the pages."""
+    assert main(["reproduce", *words, "--out", str(out), *SMALL]) == 0
     (folder,) = out.iterdir()
     return folder
+
+
+def scores(folder, name):
+    """(row, column) -> the cell of scores.json."""
+    found = json.loads((folder / name / "scores.json").read_text())
+    assert found["item"] == name
+    return {(cell["row"], cell["column"]): cell for cell in found["cells"]}
+
+
+# A table or figure of each paper, what of it is trained, and the cells.
+SOME = [
+    ("gngan-table4", ["GN-BigGAN"], [("GN-BigGAN", "CIFAR-10")]),
+    ("grangan-fig3", ["GraND", "SNGAN"], []),
+    ("pgngan-table2", ["PGN-GAN-CR"], []),
+    ("sngan-table2", ["Weight clipping", "Layer Norm. CIFAR"], []),
+    ("lipschitz-table2", ["NS-GAN"], []),
+]
+
+
+@pytest.mark.parametrize(("name", "only", "cells"), SOME)
+def test_a_table_of_each_paper_runs_to_its_page(tmp_path, capsys, name, only, cells):
+    item = items()[name]
+    folder = reproduce(tmp_path, name, "--only", *only)
+    page = (folder / name / "index.html").read_text()
+    found = scores(folder, name)
+    assert found.keys() == {(cell.row, cell.column) for cell in item.cells} >= set(cells)
+    trained = [cell for cell in found.values() if cell["runs"]]
+    assert trained
+    for cell in found.values():
+        assert bool(cell["runs"]) != bool(cell["left_out"])
+        # A row of the page for every cell, trained or not.
+        assert cell["row"].replace("&", "&amp;") in page
+        for text in cell["published"].values():
+            assert f"published {text}" in page
+    choose = best if item.at_best else last
+    for cell in trained:
+        assert cell["measured"]
+        for score, values in cell["measured"].items():
+            records = [read_run(folder / "runs" / run).rows for run in cell["runs"]]
+            if score.startswith("fid"):
+                assert values == [choose(rows, "distance_ema")[1] for rows in records]
+            if score == "omega":
+                assert values == [[rows[-1]["omega_min"], rows[-1]["omega_max"]] for rows in records]
+    assert "at reduced size" in page.lower()
+    if item.kind == "analysis":
+        assert list((folder / name).glob("*.png")) and "data:image/png" in page
+
+
+def test_runs_are_shared_kept_and_told_apart(tmp_path, capsys):
+    """Two tables that ask for the same run share it, a repeated command trains nothing, --table needs no images."""
+    only = ["--only", "Weight clipping CIFAR"]
+    folder = reproduce(tmp_path, "sngan-table2", "sngan-fig3", *only)
+    runs = sorted(path.name for path in (folder / "runs").glob("sngan-*"))
+    shared = "sngan-cifar10-weight-clip,seed=0"
+    assert runs == [shared]
+    before = {run: (folder / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in runs}
+    capsys.readouterr()
+    reproduce(tmp_path, "sngan-table2", *only)
+    assert "1 of 1 runs" in capsys.readouterr().out
+    reproduce(tmp_path, "sngan-table2", *only, "--table")
+    assert before == {run: (folder / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in runs}
+    assert scores(folder, "sngan-table2")["Weight clipping", "CIFAR-10"]["runs"] == [shared]
+    # Another seed is another run.
+    reproduce(tmp_path, "sngan-table2", *only, "--seeds", "2")
+    cell = scores(folder, "sngan-table2")["Weight clipping", "CIFAR-10"]
+    assert cell["runs"] == [shared, shared.replace("seed=0", "seed=1")] and len(cell["measured"]["fid"]) == 2
+    assert " ± " in (folder / "sngan-table2" / "index.html").read_text()
+
+
+def test_what_cannot_be_had_is_named(tmp_path, capsys):
+    """Images that are nowhere, ImageNet without a path, rows that are not asked for: each with its reason."""
+    absent = str(tmp_path / "nowhere.tar")
+    words = [
+        "--scale",
+        "0.00001",
+        "--data",
+        f"cifar10={absent}",
+        "--only",
+        "Weight clipping",
+        "--set",
+        "download=false",
+    ]
+    assert main(["reproduce", "sngan-table2", "sngan-fig7", "--out", str(tmp_path / "out"), *words]) == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    found = scores(folder, "sngan-table2")
+    assert found["Weight clipping", "CIFAR-10"]["left_out"].startswith("data not at hand: ")
+    assert absent in found["Weight clipping", "CIFAR-10"]["left_out"]
+    assert found["GAN-GP", "CIFAR-10"]["left_out"] == "not asked for (--only)"
+    assert found["Real data", "CIFAR-10"]["left_out"] == "real images"
+    assert not (folder / "runs").exists()
+    assert main(["reproduce", "sngan-fig7", "--out", str(tmp_path / "out"), "--scale", "0.00001"]) == 0
+    (cell,) = scores(folder.parent / "scale=1e-05", "sngan-fig7").values()
+    assert "ImageNet's training images" in cell["left_out"]
+
+
+def test_figures_without_runs_are_drawn(tmp_path, capsys):
+    assert main(["reproduce", "sngan-fig14", "lipschitz-fig2", "--out", str(tmp_path)]) == 0
+    for name in ("sngan-fig14", "lipschitz-fig2"):
+        assert "data:image/png" in (tmp_path / "full" / name / "index.html").read_text()
+
+
+def test_a_dry_run_lists_commands_and_hours(tmp_path, capsys):
+    assert main(["reproduce", "gngan-table4", "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "gnfast train gngan-cifar10-biggan --extractor=inception --seed=4" in text
+    assert "15 runs, about" in text and not (tmp_path / "out").exists()
+
+
+def test_the_list_names_all_with_hours(capsys):
+    assert main(["reproduce"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in items():
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    assert "did you mean 'sngan-table2'" in fails(capsys, "reproduce", "sngan-tabel2")
+    assert "--scale: got 0.0" in fails(capsys, "reproduce", "sngan-table2", "--scale", "0")
+    assert "--seeds, --processes" in fails(capsys, "reproduce", "sngan-table2", "--seeds", "-1")
+    assert "widht" in fails(capsys, "reproduce", "sngan-table2", "--set", "widht=1")
+
+
+def cell(text, value):
+    return Measured(Cell("r", "c", "p", {}, {"fid": printed(text)}, ""), (), "", {"fid": value})
+
+
+def test_pairs_in_the_published_order():
+    cells = [cell("10.0", [1.0, 3.0]), cell("20.0", [4.0]), cell("30±1", [3.0]), cell("30", [9.0]), cell("5", [])]
+    # 10 < 20, 10 < 30, 10 < 30 as measured; 20 < 30 not, then yes; the two of 30 do not differ.
+    assert ordered_pairs(cells, "fid") == [True, True, True, False, True]
+    assert cells[0].shown("fid") == "2.0 ± 1.4" and cells[0].difference("fid") == f"{2 - 10:+.4g}"
+    assert cells[4].shown("fid") == "–" and not cells[4].difference("fid")
+    assert statistics.mean(cells[0].values["fid"]) == 2

@@ -18,14 +18,15 @@ from gnfast.config.config import as_json, differences, from_json
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.io.rows import read_rows
-from gnfast.runs import checkpoint, lock
+from gnfast.runs import checkpoint, drawing, lock
+from gnfast.runs.record import read_run
 from gnfast.runs.signals import requested_stops
 from gnfast.train import RunError
 from gnfast.train import loop as loop_module
 from gnfast.train import step as step_module
 from gnfast.train.ema import Ema
 from gnfast.train.evaluate import Measures, evaluate
-from gnfast.train.logs import RunLog, grid
+from gnfast.train.logs import RunLog, grid, loss_curve
 from gnfast.train.networks import build_networks, sample
 from gnfast.train.state import State
 from tests.kills import pixels
@@ -296,6 +297,28 @@ def test_the_folder_tells_the_story(config, tmp_path):
     assert Image.open(folder / "curves.png").width > 100
 
 
+@pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [0, 5, 10, 11]), (3600.0, [11])])
+def test_the_page_is_drawn_at_evaluations_but_not_all_the_time(config, tmp_path, monkeypatch, seconds, drawn):
+    steps = []
+    monkeypatch.setattr(loop_module, "PAGE_SECONDS", seconds)
+    last = tmp_path / "run" / "metrics.jsonl"
+    monkeypatch.setattr(
+        loop_module, "write_report", lambda _: steps.append(max((row["step"] for row in read_rows(last)), default=0))
+    )
+    quiet("digits", dataclasses.replace(config, extractor="none", eval_every=5, log_every=1))
+    assert steps == drawn
+
+
+def test_distances_in_curves_are_written_as_numbers(tmp_path, monkeypatch):
+    rows = [{"step": step, "loss_real": 1.0, "distance_ema": 40.0 + step, "extractor": "x"} for step in range(9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures, png = [], drawing.png
+    monkeypatch.setattr(drawing, "png", lambda figure: figures.append(figure) or png(figure))
+    loss_curve(tmp_path)
+    texts = [label.get_text() for axes in figures[0].axes for label in axes.get_yticklabels(which="both")]
+    assert "40" in texts and not [text for text in texts if "$" in text]
+
+
 def saved_at(step):
     """What a checkpoint holds at least."""
     weights = {"w": torch.arange(3.0)}
@@ -384,6 +407,19 @@ def test_settings_of_earlier_versions_are_read(config, old, now):
     assert from_json(saved) == wanted
     assert not differences(saved, wanted)
     assert differences(saved, dataclasses.replace(config, model="small", weight_norm="unit"))
+
+
+def test_a_run_folder_of_an_earlier_version_continues(config, tmp_path):
+    config = dataclasses.replace(config, model="sngan-cnn", resolution=16, lr_decay="none", steps=4)
+    quiet("digits", config)
+    old = {"model": "dcgan-table3", "weight_norm": False}
+    written = Path(config.run_dir, "config.json")
+    written.write_text(json.dumps((known := json.loads(written.read_text())) | {"config": known["config"] | old}))
+    (saved,) = checkpoint.paths(Path(config.run_dir, "checkpoints"))
+    checkpoint.save(saved.parent, 4, (state := checkpoint.load(saved)) | {"config": state["config"] | old})
+    outcome, _ = quiet("digits", dataclasses.replace(config, steps=6))
+    assert (outcome.trained, outcome.finished) == (2, True)
+    assert read_run(Path(config.run_dir)).config.model == "sngan-cnn"
 
 
 def test_a_dead_critic_trains_without_nan(config, monkeypatch):

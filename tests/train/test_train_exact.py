@@ -92,10 +92,10 @@ class Classifying(nn.Module):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_auxiliary_classifier(accumulate, monkeypatch):
-    config = dataclasses.replace(PRESETS["gngan-cifar10-biggan"].config, **SMALL, auxiliary=0.7, method="none")
-    config = dataclasses.replace(config, loss="wasserstein", penalty="1-gp", accumulate=accumulate)
-    with pytest.raises(ValueError, match=r"--auxiliary: the critic of --model biggan has no classifier"):
-        state_of(config)
+    config = dataclasses.replace(PRESETS["gngan-cifar10-biggan"].config, **SMALL, method="none", accumulate=accumulate)
+    with pytest.raises(ValueError, match=r"--auxiliary: got 0\.7, wanted 0 with a --model that has no classifier"):
+        dataclasses.replace(config, auxiliary=0.7)
+    config = dataclasses.replace(config, model="sngan-ac", auxiliary=0.7, loss="wasserstein", penalty="1-gp")
     with pytest.raises(ValueError, match=r"--auxiliary: got 0\.7, wanted 0 without --classes"):
         dataclasses.replace(config, classes=0)
 

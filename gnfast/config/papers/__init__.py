@@ -34,7 +34,7 @@ KINDS = {
     "curves": "scores over training",
     "samples": "generated images",
     "analysis": "the critics of the trained runs, analysed",
-    "drawn": "drawn without training",
+    "drawn": "drawn without runs",
 }
 
 

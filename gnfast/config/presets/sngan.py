@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, str, dict[str, Any]]] = {
 CNN = dataclasses.replace(CIFAR10, model="sngan-cnn", n_fake=5000, n_real=10_000)
 RESNET = dataclasses.replace(CNN, model="sngan-resnet", loss="hinge", **adam(2e-4, 0.0, 0.9, 5))
 # The generator of Gulrajani et al. (2017) has half the feature maps (App. B.2).
-GULRAJANI = dataclasses.replace(RESNET, width_g=0.5, **METHODS["wgan-gp"][2])
+GULRAJANI = dataclasses.replace(RESNET, model="gulrajani-resnet", width_g=0.5, **METHODS["wgan-gp"][2])
 IMAGENET = dataclasses.replace(
     RESNET, data="", resolution=128, classes=1000, steps=450_000, lr_decay="linear", lr_decay_start=400_000
 )

@@ -1,0 +1,37 @@
+"""What the settings of a run ask of each other."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gnfast.models import REGISTRY
+
+if TYPE_CHECKING:
+    from gnfast.config.config import Config
+
+
+def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
+    """The name of a setting, whether it is as the others want it, and how that is; one after the other."""
+    for name in ("batch_d", "batch_g"):
+        multiple = getattr(config, name) % config.accumulate == 0
+        yield name, multiple, f"a multiple of --accumulate {config.accumulate}"
+    for name in ("tau", "eps"):
+        yield name, getattr(config, name) is None or config.method == "gran", "none, except with --method gran"
+    as_it_is, rescales = config.rescale == "none", config.method in ("gn", "gn0")
+    yield "rescale", as_it_is or rescales, "none, except with --method gn or gn0"
+    homogeneous = config.norm_d == "none" and config.activation in ("default", "relu", "leaky-relu")
+    yield "rescale", as_it_is or homogeneous, "none with --norm-d or a curved --activation"
+    # They look at the critic before its normalisation, whose scale rescaling changes.
+    further = config.penalty != "none" or config.orthonormal or config.auxiliary
+    yield "rescale", as_it_is or not further, "none with --penalty, --orthonormal or --auxiliary"
+    alone = config.method == config.penalty == "none"
+    yield "norm_d", config.norm_d != "batch" or alone, "none or layer with --method or --penalty: batches mix samples"
+    yield "weight_norm", config.weight_norm == "none" or not config.spectral_norm, "none with --spectral-norm"
+    scaled = config.spectral_norm or config.weight_norm in ("unit", "frobenius")
+    yield "learn_scale", scaled or not config.learn_scale, "false, except with a spectral, unit or Frobenius norm"
+    yield "stable_rank", config.spectral_norm or not config.stable_rank, "0 without --spectral-norm"
+    classifies = REGISTRY[config.model].classifier
+    yield "auxiliary", classifies or not config.auxiliary, "0 with a --model that has no classifier"
+    yield "auxiliary", config.classes > 0 or not config.auxiliary, "0 without --classes"
+    for name in ("weight_clip", "orthonormal"):
+        normalized = config.spectral_norm or config.weight_norm != "none"
+        yield name, not (normalized and getattr(config, name)), "0 with --spectral-norm or --weight-norm"
