@@ -39,8 +39,9 @@ def write_item(path: Path, item: Item, cells: Sequence[Measured], scale: Scale, 
         element("p", PAPERS[item.paper], class_="soft"),
         element("p", element("b", f"{item.state}: "), item.note or STATES[item.state]),
         element("p", _circumstances(item, scale, runs), class_="soft"),
+        section("Figures", *(_embedded(one) for one in pictures)),
         section("Measured above published", _scores(item, cells, scale), _agreement(item, cells)),
-        section("Figures", _figure(item, cells), *(_embedded(one) for one in pictures)),
+        section("Curves" if item.kind == "curves" else "The same as figures", _figure(item, cells)),
         section("Samples", _samples(cells) if item.kind in ("samples", "table") else None),
         section("Not run", _left_out(cells)),
         section("Runs", _runs(runs, path.parent)),
@@ -100,7 +101,8 @@ def _agreement(item: Item, cells: Sequence[Measured]) -> Html | None:
 
 
 def _score_names(item: Item, cells: Sequence[Measured]) -> list[str]:
-    return list(item.scores or dict.fromkeys(name for one in cells for name in one.values))
+    """Those of the item; of one without any, what the runs have, which says how far they are."""
+    return list(item.scores) or [name for name in ("fid",) if any(name in one.values for one in cells)]
 
 
 def _has(cells: Sequence[Measured], column: str, score: str) -> bool:
@@ -113,6 +115,8 @@ def _figure(item: Item, cells: Sequence[Measured]) -> Html | None:
     drawn = [one for one in cells if any(run.record for run in one.runs)]
     if item.kind == "curves":
         return _curves(drawn)
+    if item.kind not in ("table", "bars"):
+        return None
     figures = [_drawn(drawn, score) for score in _score_names(item, cells)]
     return element("div", *filter(None, figures), class_="grid wide") if any(figures) else None
 

@@ -65,7 +65,7 @@ def _measured(item: Item, one: Wanted, runs: list[Run]) -> Measured:
         if run.record is None or run.state.status not in ENDED:
             continue
         row = _row(run.record.rows, item.at_best)
-        for name in item.scores or ("fid", "is", "kid"):
+        for name in item.scores or ("fid",):
             value = _value(SCORES[name], name, row, run)
             if value is not None:
                 values.setdefault(name, []).append(value)
