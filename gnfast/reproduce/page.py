@@ -148,7 +148,7 @@ def _curves(cells: Sequence[Measured]) -> Html | None:
     """Every score and the losses over training, one curve per cell, of its first run."""
     records = [(_name(one), one.runs[0].record) for one in cells[:MOST_DRAWN] if one.runs[0].record]
     first = main_score(row for _, record in records for row in record.rows)
-    keys = dict.fromkeys([*filter(None, [first, "is_ema"]), "loss_critic_validation", "loss_real", "loss_fake"])
+    keys = dict.fromkeys([*filter(None, [first, "is_ema"]), "loss_critic_training", "loss_critic_validation"])
     charts = []
     for key in keys:
         series = [Series(name, points(record.rows, key)) for name, record in records]
