@@ -58,7 +58,7 @@ def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only:
     own = differing(item, cell, config_of(cell.preset, {}))
     config = config_of(cell.preset, own)
     if not (scale.stand_in or config.data or "imagenet" in scale.data or scale.options.get("data")):
-        return Wanted(cell, left_out=f"data not at hand: {PRESETS[cell.preset].needs}")
+        return Wanted(cell, left_out=f"no data: {PRESETS[cell.preset].needs}")
     options = own | scale.settings(config)
     name = ",".join([cell.preset, *(f"{option}={shown(value, '+')}" for option, value in sorted(own.items()))])
     folder = out / scale.name / "runs"
@@ -108,7 +108,7 @@ def with_data(found: Sequence[Wanted], progress: bool) -> list[Wanted]:
             known[key] = _images(config, progress)
         images = known[key]
         if isinstance(images, str):
-            ready.append(Wanted(one.cell, left_out=f"data not at hand: {images}"))
+            ready.append(Wanted(one.cell, left_out=f"no data: {images}"))
         else:
             ready.append(dataclasses.replace(one, cases=tuple(_fitted(case, images) for case in one.cases)))
     return ready
