@@ -66,6 +66,7 @@ def run(words: list[str]) -> int:
     """`gnfast reproduce [NAME …]`."""
     options = parse(ReproduceOptions, words, "reproduce", help=HELP)
     from gnfast.reproduce import Plan, reproduce
+    from gnfast.reproduce.runs import asked_for
     from gnfast.reproduce.scale import scale_of
 
     scale = scale_of(options.scale, options.data, options.set)
@@ -78,6 +79,9 @@ def run(words: list[str]) -> int:
         print(listing(plan))
         return 0
     chosen = chosen_items(options.names)
+    for part in options.only:
+        if not any(asked_for(cell, part) for item in chosen for cell in item.cells):
+            raise UsageError(f"--only: got {part!r}, wanted a part of the name of a row or column (see --dry-run)")
     if options.dry_run:
         return _dry_run(chosen, plan)
     progress = sys.stderr.isatty()

@@ -50,10 +50,15 @@ def wanted(item: Item, scale: Scale, seeds: int, out: Path, only: Sequence[str] 
     return [_wanted(item, cell, scale, range(count), out, only) for cell in item.cells]
 
 
+def asked_for(cell: Cell, part: str) -> bool:
+    """Whether a word of --only is in the names of a cell's row and column."""
+    return part.lower() in f"{cell.row} {cell.column}".lower()
+
+
 def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only: Sequence[str]) -> Wanted:
     if not cell.preset:
         return Wanted(cell, left_out=cell.why)
-    if only and not any(part.lower() in f"{cell.row} {cell.column}".lower() for part in only):
+    if only and not any(asked_for(cell, part) for part in only):
         return Wanted(cell, left_out="not asked for (--only)")
     own = differing(item, cell, config_of(cell.preset, {}))
     config = config_of(cell.preset, own)

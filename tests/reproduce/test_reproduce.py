@@ -2,12 +2,16 @@
 
 import json
 import statistics
+import subprocess
+from types import SimpleNamespace
 
 import pytest
 
 from gnfast.cli import main
 from gnfast.config.papers import Cell, items, printed
-from gnfast.reproduce.scores import Measured, column_scores, ordered_pairs
+from gnfast.reproduce.runs import wanted
+from gnfast.reproduce.scale import Scale
+from gnfast.reproduce.scores import Measured, column_scores, measure_further, ordered_pairs
 from gnfast.runs.record import best, last, read_run
 from tests.cli.commands import fails
 
@@ -136,6 +140,24 @@ def test_columns_have_the_scores_that_the_paper_prints_there():
     assert column_scores(items()["grangan-fig3"], "CIFAR-10") == ("fid",)  # no scores
 
 
+def test_what_training_does_not_measure_is_measured_where_the_paper_prints_it(monkeypatch, tmp_path):
+    """GN-GAN's Table 3: FID(test) of the runs on CIFAR-10, FID(10k) of those on STL-10, at the best checkpoint."""
+    table = items()["gngan-table3"]
+    found = wanted(table, Scale(), 1, tmp_path, ["CNN: GN-GAN"])
+    ended = SimpleNamespace(status="finished")
+    runs = {case.name: SimpleNamespace(case=case, record=True, state=ended) for one in found for case in one.cases}
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words) or SimpleNamespace(returncode=0))
+    measure_further(table, found, runs, Scale(), print)
+    assert len(commands) == len(runs) == 4
+    for words in commands:
+        assert words[:5] == [*words[:3], "eval", words[4]] and "--best" in words
+        assert ("--split" in words) == ("cifar10" in words[4]) != ("--n" in words) == ("stl10" in words[4])
+    commands.clear()
+    measure_further(table, found, runs, Scale(stand_in="digits"), print)
+    assert not commands
+
+
 def test_figures_without_runs_are_drawn(tmp_path, capsys):
     assert main(["reproduce", "sngan-fig14", "lipschitz-fig2", "--out", str(tmp_path)]) == 0
     for name in ("sngan-fig14", "lipschitz-fig2"):
@@ -161,6 +183,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "--scale: got 0.0" in fails(capsys, "reproduce", "sngan-table2", "--scale", "0")
     assert "--seeds, --processes" in fails(capsys, "reproduce", "sngan-table2", "--seeds", "-1")
     assert "widht" in fails(capsys, "reproduce", "sngan-table2", "--set", "widht=1")
+    assert "--data: unknown data set 'cifr10'; did you mean 'cifar10'" in fails(
+        capsys, "reproduce", "sngan-table2", "--data", "cifr10=cifar10.tar"
+    )
+    assert "--only: got 'Resnt'" in fails(capsys, "reproduce", "sngan-table2", "--only", "ResNet", "Resnt")
 
 
 def cell(text, value):
