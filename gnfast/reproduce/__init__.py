@@ -89,8 +89,7 @@ def reproduce(
     pages = []
     for item in items:
         if train and not signal:
-            own = {case.name: runs[case.name] for one in found[item.name] for case in one.cases}
-            measure_further(item, list(own.values()), plan.scale, echo)
+            measure_further(item, found[item.name], runs, plan.scale, echo)
         cells = measured(item, found[item.name], runs)
         page = plan.page(item)
         page.parent.mkdir(parents=True, exist_ok=True)

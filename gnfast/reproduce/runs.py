@@ -50,15 +50,20 @@ def wanted(item: Item, scale: Scale, seeds: int, out: Path, only: Sequence[str] 
     return [_wanted(item, cell, scale, range(count), out, only) for cell in item.cells]
 
 
+def asked_for(cell: Cell, part: str) -> bool:
+    """Whether a word of --only is in the names of a cell's row and column."""
+    return part.lower() in f"{cell.row} {cell.column}".lower()
+
+
 def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only: Sequence[str]) -> Wanted:
     if not cell.preset:
         return Wanted(cell, left_out=cell.why)
-    if only and not any(part.lower() in f"{cell.row} {cell.column}".lower() for part in only):
+    if only and not any(asked_for(cell, part) for part in only):
         return Wanted(cell, left_out="not asked for (--only)")
     own = differing(item, cell, config_of(cell.preset, {}))
     config = config_of(cell.preset, own)
     if not (scale.stand_in or config.data or "imagenet" in scale.data or scale.options.get("data")):
-        return Wanted(cell, left_out=f"data not at hand: {PRESETS[cell.preset].needs}")
+        return Wanted(cell, left_out=f"no data: {PRESETS[cell.preset].needs}")
     options = own | scale.settings(config)
     name = ",".join([cell.preset, *(f"{option}={shown(value, '+')}" for option, value in sorted(own.items()))])
     folder = out / scale.name / "runs"
@@ -108,7 +113,7 @@ def with_data(found: Sequence[Wanted], progress: bool) -> list[Wanted]:
             known[key] = _images(config, progress)
         images = known[key]
         if isinstance(images, str):
-            ready.append(Wanted(one.cell, left_out=f"data not at hand: {images}"))
+            ready.append(Wanted(one.cell, left_out=f"no data: {images}"))
         else:
             ready.append(dataclasses.replace(one, cases=tuple(_fitted(case, images) for case in one.cases)))
     return ready

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnfast.config.config import Config, require_kinds
+from gnfast.data.registry import SETS
+from gnfast.errors import unknown
 
 # What is counted in steps and shrinks with their number, and intervals, of which a run has at most so many.
 _STEPS = ("steps", "ema_start", "lr_decay_start")
@@ -85,6 +87,9 @@ def scale_of(factor: float, data: Sequence[str], options: Sequence[str]) -> Scal
     if not 0 < factor <= 1:
         raise ValueError(f"--scale: got {factor}, wanted a number above 0, at most 1")
     places = dict(word.split("=", 1) for word in data if "=" in word)
+    for name in places:
+        if name not in (known := [*SETS, "imagenet"]):
+            raise ValueError(f"--data: {unknown('data set', name, known)}")
     stand_ins = [word for word in data if "=" not in word]
     if len(stand_ins) > 1 or (stand_ins and places):
         raise ValueError(f"--data: got {', '.join(data)}, wanted NAME=PATH for some data sets, or one NAME for all")
