@@ -28,6 +28,10 @@ Examples:
 """
 
 
+# Of seeds and processes; more would not fit into memory.
+MOST = 10_000
+
+
 @dataclass(frozen=True)
 class ReproduceOptions:
     """Which tables and figures, how large, and where."""
@@ -62,11 +66,13 @@ def run(words: list[str]) -> int:
     """`gnfast reproduce [NAME …]`."""
     options = parse(ReproduceOptions, words, "reproduce", help=HELP)
     from gnfast.reproduce import Plan, reproduce
+    from gnfast.reproduce.runs import named
     from gnfast.reproduce.scale import scale_of
 
     scale = scale_of(options.scale, options.data, options.set)
-    if options.seeds < 0 or options.processes < 0:
-        raise UsageError("--seeds, --processes: got a negative number, wanted 0 or more")
+    for name in ("seeds", "processes"):
+        if not 0 <= (count := getattr(options, name)) <= MOST:
+            raise UsageError(f"--{name}: got {count}, wanted 0 to {MOST}")
     processes = options.processes or len(options.devices) or _at_once()
     out = Path(options.out) if options.dry_run or not options.names else output_folder(options.out)
     plan = Plan(scale, options.seeds, out, options.only, processes, options.devices)
@@ -74,12 +80,15 @@ def run(words: list[str]) -> int:
         print(listing(plan))
         return 0
     chosen = chosen_items(options.names)
+    for part in options.only:
+        if not any(named(part, cell) for item in chosen for cell in item.cells):
+            raise UsageError(f"--only: {part!r} is in no name of a row or column of {', '.join(options.names)}")
     if options.dry_run:
         return _dry_run(chosen, plan)
     progress = sys.stderr.isatty()
-    pages, signal = reproduce(chosen, plan, train=not options.table, retry=options.retry, progress=progress)
+    pages, status = reproduce(chosen, plan, train=not options.table, retry=options.retry, progress=progress)
     print("\n".join(f"page: {page}" for page in pages))
-    return 128 + signal if signal else 0
+    return status
 
 
 def chosen_items(names: tuple[str, ...]) -> list[Item]:
