@@ -32,6 +32,10 @@ Runs are with the paper's number of seeds; --seeds sets another. –: nothing to
 --data imagenet=PATH. NAME --dry-run says what is assumed."""
 
 
+# Of seeds and processes; more would not fit into memory.
+MOST = 10_000
+
+
 @dataclass(frozen=True)
 class ReproduceOptions:
     """Which tables and figures, how large, and where."""
@@ -70,8 +74,9 @@ def run(words: list[str]) -> int:
     from gnfast.reproduce.scale import scale_of
 
     scale = scale_of(options.scale, options.data, options.set)
-    if options.seeds < 0 or options.processes < 0:
-        raise UsageError("--seeds, --processes: got a negative number, wanted 0 or more")
+    for name in ("seeds", "processes"):
+        if not 0 <= (count := getattr(options, name)) <= MOST:
+            raise UsageError(f"--{name}: got {count}, wanted 0 to {MOST}")
     processes = options.processes or len(options.devices) or _at_once()
     out = Path(options.out) if options.dry_run or not options.names else output_folder(options.out)
     plan = Plan(scale, options.seeds, out, options.only, processes, options.devices)
@@ -85,9 +90,9 @@ def run(words: list[str]) -> int:
     if options.dry_run:
         return _dry_run(chosen, plan)
     progress = sys.stderr.isatty()
-    pages, signal = reproduce(chosen, plan, train=not options.table, retry=options.retry, progress=progress)
+    pages, status = reproduce(chosen, plan, train=not options.table, retry=options.retry, progress=progress)
     print("\n".join(f"page: {page}" for page in pages))
-    return 128 + signal if signal else 0
+    return status
 
 
 def chosen_items(names: tuple[str, ...]) -> list[Item]:

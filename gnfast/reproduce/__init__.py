@@ -4,6 +4,7 @@ Data flow one way: an item and a scale give runs (`runs.py`), a sweep trains wha
 (`scores.py`), and a page lays them beside what the paper prints (`page.py`).
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from gnfast.config.papers import Item
 from gnfast.io.files import write_text
 from gnfast.reproduce.page import write_item
-from gnfast.reproduce.runs import Wanted, sweep_of, wanted, with_data
+from gnfast.reproduce.runs import NO_DATA, Wanted, as_trained, sweep_of, wanted, with_data
 from gnfast.reproduce.scale import Scale
 from gnfast.reproduce.scores import Measured, as_json, measure_further, measured
 from gnfast.runs.launch import run_sweep
@@ -70,15 +71,24 @@ def reproduce(
         echo: called with each line for the user.
 
     Returns:
-        The pages, and the signal that stopped the runs, or 0.
+        The pages, and the exit status: 0, 1 where a run failed or diverged, or 128 + the signal that stopped the runs.
 
     Raises:
+        ValueError: there are no images where those lie that stand in for all others.
         RunError: another process is at work on the same runs.
     """
     found = {item.name: plan.cells(item) for item in items}
     if train:
         ready = iter(with_data([one for cells in found.values() for one in cells], progress))
         found = {name: [next(ready) for _ in cells] for name, cells in found.items()}
+        reasons = (one.left_out for cells in found.values() for one in cells)
+        lost = Counter(reason for reason in reasons if reason.startswith(NO_DATA))
+        for reason, count in lost.items():
+            if plan.scale.stand_in:
+                raise ValueError(f"--data: {reason}")
+            echo(f"cells that are not run: {count}, {reason}")
+    else:
+        found = {name: list(map(as_trained, cells)) for name, cells in found.items()}
     sweep = sweep_of(
         [one for cells in found.values() for one in cells], plan.out, plan.scale, plan.processes, plan.devices
     )
@@ -95,7 +105,8 @@ def reproduce(
         page.parent.mkdir(parents=True, exist_ok=True)
         write_text(page.with_name("scores.json"), as_json(cells, item))
         pages.append(write_item(page, item, cells, plan.scale, _pictures(item, cells, page.parent, plan.scale, echo)))
-    return pages, signal
+    failed = train and any(run.state.status in ("failed", "diverged") for run in runs.values())
+    return pages, 128 + signal if signal else int(failed)
 
 
 def _pictures(

@@ -1,5 +1,6 @@
 """The runs that a table asks for: one for each cell and seed, shared by all cells and tables that ask for it."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -14,8 +15,12 @@ from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.interop.device import resolve_device
 from gnfast.reproduce.scale import Scale
+from gnfast.runs.checkpoint import RunError
+from gnfast.runs.record import read_settings
 from gnfast.runs.sweep_file import Case, Sweep, shown
 from gnfast.train.evaluate import load_split
+
+NO_DATA = "no data"
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only:
     own = differing(item, cell, config_of(cell.preset, {}))
     config = config_of(cell.preset, own)
     if not (scale.stand_in or config.data or "imagenet" in scale.data or scale.options.get("data")):
-        return Wanted(cell, left_out=f"no data: {PRESETS[cell.preset].needs}")
+        return Wanted(cell, left_out=f"{NO_DATA}: {PRESETS[cell.preset].needs}")
     options = own | scale.settings(config)
     name = ",".join([cell.preset, *(f"{option}={shown(value, '+')}" for option, value in sorted(own.items()))])
     folder = out / scale.name / "runs"
@@ -113,10 +118,23 @@ def with_data(found: Sequence[Wanted], progress: bool) -> list[Wanted]:
             known[key] = _images(config, progress)
         images = known[key]
         if isinstance(images, str):
-            ready.append(Wanted(one.cell, left_out=f"no data: {images}"))
+            ready.append(Wanted(one.cell, left_out=f"{NO_DATA}: {images}"))
         else:
             ready.append(dataclasses.replace(one, cases=tuple(_fitted(case, images) for case in one.cases)))
     return ready
+
+
+def as_trained(one: Wanted) -> Wanted:
+    """The cell with as many classes as its runs have, which are those of the images that they were trained on."""
+
+    def fitted(case: Case) -> Case:
+        with contextlib.suppress(RunError):
+            classes = read_settings(case.folder)[1].get("classes")
+            if case.config().classes and type(classes) is int and classes > 0:
+                return dataclasses.replace(case, options=case.options | {"classes": classes})
+        return case
+
+    return dataclasses.replace(one, cases=tuple(map(fitted, one.cases)))
 
 
 def _images(config: Config, progress: bool) -> ImageDataset | str:

@@ -2,18 +2,20 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gnfast.config.config import Config, require_kinds
-from gnfast.data.registry import SETS
+from gnfast.data.registry import registered
 from gnfast.errors import unknown
 
 # What is counted in steps and shrinks with their number, and intervals, of which a run has at most so many.
 _STEPS = ("steps", "ema_start", "lr_decay_start")
 _INTERVALS = ("sample_every", "eval_every", "probe_every", "checkpoint_every")
 POINTS = 10
+# What `--set` may not say, and what says it.
+_FOLLOWS = {"run_dir": "--out", "seed": "--seeds", "classes": "the images"}
 # Enough for a Fréchet distance in a small classifier's features.
 LEAST_FAKE = 500
 
@@ -38,7 +40,7 @@ class Scale:
     @property
     def is_full(self) -> bool:
         """Whether the runs are the paper's."""
-        return self.factor == 1 and not self.stand_in and not self.options
+        return self.name == "full"
 
     @property
     def name(self) -> str:
@@ -46,7 +48,9 @@ class Scale:
         parts = [] if self.factor == 1 else [f"scale={self.factor:g}"]
         parts += [self.stand_in] if self.stand_in else []
         parts += [f"{name}={value}" for name, value in self.options.items() if name not in ("device", "threads")]
-        return ",".join(parts).replace("/", "-") or "full"
+        name = ",".join(parts).replace("/", "-")
+        # Images may lie in a folder called `full`, `.` or `..`.
+        return f"data={name}" if name and name.strip(".") in ("", "full") else name or "full"
 
     def settings(self, config: Config) -> dict[str, Any]:
         """The settings of a run that replace those of its configuration."""
@@ -59,11 +63,12 @@ class Scale:
             found |= {"log_every": max(1, min(config.log_every, least)), "tensorboard": False}
             found["n_fake"] = min(config.n_fake, max(LEAST_FAKE, round(config.n_fake * self.factor)))
             found["n_real"] = 0
-            found["width"] = round(config.width * self.factor**0.5, 4)
+            found["width"] = max(round(config.width * self.factor**0.5, 4), 1e-4)
             found["ema_decay"] = max(0.0, 1 - (1 - config.ema_decay) / self.factor) if config.ema_decay else 0.0
             found["extractor"] = "classifier"
         if self.stand_in:
             found |= {"data": self.stand_in, "split": "train", "crop": None, "eval_split": "", "validation_split": ""}
+            found["n_real"] = 0
             found["extractor"] = "classifier"
         elif (name := config.data or "imagenet") in self.data:
             found["data"] = self.data[name]
@@ -86,16 +91,27 @@ def scale_of(factor: float, data: Sequence[str], options: Sequence[str]) -> Scal
     """
     if not 0 < factor <= 1:
         raise ValueError(f"--scale: got {factor}, wanted a number above 0, at most 1")
-    places = dict(word.split("=", 1) for word in data if "=" in word)
-    for name in places:
-        if name not in (known := [*SETS, "imagenet"]):
-            raise ValueError(f"--data: {unknown('data set', name, known)}")
+    places = _once("--data", (word.split("=", 1) for word in data if "=" in word))
     stand_ins = [word for word in data if "=" not in word]
-    if len(stand_ins) > 1 or (stand_ins and places):
-        raise ValueError(f"--data: got {', '.join(data)}, wanted NAME=PATH for some data sets, or one NAME for all")
-    settings = dict(_setting(word) for word in options)
+    if len(stand_ins) > 1 or (stand_ins and places) or "" in (*stand_ins, *places.values()):
+        raise ValueError(f"--data: got {', '.join(data)!r}, wanted NAME=PATH for some data sets, or one NAME for all")
+    for name in places:
+        if name not in (known := [*registered(), "imagenet"]):
+            raise ValueError(f"--data: {unknown('data set', name, known)}")
+    settings = _once("--set", map(_setting, options))
+    for name in settings.keys() & _FOLLOWS:
+        raise ValueError(f"--set: got {name}, which follows from {_FOLLOWS[name]}")
     require_kinds(settings)
     return Scale(factor, places, stand_ins[0] if stand_ins else "", settings)
+
+
+def _once(option: str, pairs: Iterable[Sequence[Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{option}: got {name} twice")
+        found[name] = value
+    return found
 
 
 def _setting(word: str) -> tuple[str, Any]:

@@ -242,6 +242,6 @@ def _word(name: str, value: Any) -> list[str]:
     option = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [f"--{option}", *map(str, value)]
     return [f"--{option}={value}"]

@@ -3,16 +3,21 @@
 import json
 import statistics
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gnfast.cli import main
 from gnfast.config.papers import Cell, items, printed
+from gnfast.config.presets import PRESETS
 from gnfast.reproduce.runs import wanted
-from gnfast.reproduce.scale import Scale
+from gnfast.reproduce.scale import Scale, scale_of
 from gnfast.reproduce.scores import Measured, column_scores, measure_further, ordered_pairs
 from gnfast.runs.record import best, last, read_run
+from gnfast.runs.sweep_file import Case
 from tests.cli.commands import fails
 
 SMALL = [
@@ -105,6 +110,23 @@ def test_runs_are_shared_kept_and_told_apart(tmp_path, capsys):
     assert " ± " in (folder / "sngan-table2" / "index.html").read_text()
 
 
+def test_a_table_of_what_there_is_knows_the_classes_of_its_runs(tmp_path, capsys):
+    """Images that stand in may have other classes than the paper's; --table does not load them and shows the same."""
+    rng = np.random.default_rng(0)
+    for index in range(16):
+        picture = tmp_path / "my images" / "ab"[index % 2] / f"{index}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(picture)
+    small = [str(picture.parent.parent) if word == "digits" else word for word in SMALL]
+    words = ["reproduce", "gngan-table4", "--only", "GN-BigGAN", "--out", str(tmp_path / "out"), *small]
+    assert main(words) == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    before = scores(folder, "gngan-table4")
+    assert before["GN-BigGAN", "CIFAR-10"]["measured"]
+    assert main([*words, "--table"]) == 0
+    assert scores(folder, "gngan-table4") == before
+
+
 def test_what_cannot_be_had_is_named(tmp_path, capsys):
     """Images that are nowhere, ImageNet without a path, rows that are not asked for: each with its reason."""
     absent = str(tmp_path / "nowhere.tar")
@@ -122,6 +144,7 @@ def test_what_cannot_be_had_is_named(tmp_path, capsys):
     (folder,) = (tmp_path / "out").iterdir()
     found = scores(folder, "sngan-table2")
     assert found["Weight clipping", "CIFAR-10"]["left_out"].startswith("no data: ")
+    assert "cells that are not run: " in capsys.readouterr().out
     assert absent in found["Weight clipping", "CIFAR-10"]["left_out"]
     assert found["GAN-GP", "CIFAR-10"]["left_out"] == "not asked for (--only)"
     assert found["Real data", "CIFAR-10"]["left_out"] == "real images"
@@ -180,12 +203,61 @@ def test_the_list_names_all_with_hours(capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert "did you mean 'sngan-table2'" in fails(capsys, "reproduce", "sngan-tabel2")
     assert "--scale: got 0.0" in fails(capsys, "reproduce", "sngan-table2", "--scale", "0")
-    assert "--seeds, --processes" in fails(capsys, "reproduce", "sngan-table2", "--seeds", "-1")
+    assert "--seeds: got -1" in fails(capsys, "reproduce", "sngan-table2", "--seeds", "-1")
+    assert "--processes: got 100000" in fails(capsys, "reproduce", "sngan-table2", "--processes", "100000")
     assert "widht" in fails(capsys, "reproduce", "sngan-table2", "--set", "widht=1")
-    assert "--data: unknown data set 'cifr10'; did you mean 'cifar10'" in fails(
-        capsys, "reproduce", "sngan-table2", "--data", "cifr10=cifar10.tar"
-    )
     assert "--only: got 'Resnt'" in fails(capsys, "reproduce", "sngan-table2", "--only", "ResNet", "Resnt")
+    assert "--set: got width twice" in fails(capsys, "reproduce", "sngan-table2", "--set", "width=1", "width=0.5")
+    for word in ("run_dir=x", "run-dir=x", "seed=1", "classes=3"):
+        assert "which follows from" in fails(capsys, "reproduce", "sngan-table2", "--set", word)
+    assert "did you mean 'cifar10'" in fails(capsys, "reproduce", "sngan-table2", "--data", "cifar-10=x.tar")
+    assert "--data: got cifar10 twice" in fails(capsys, "reproduce", "sngan-table2", "--data", "cifar10=a", "cifar10=b")
+    for word in ("", "cifar10="):
+        assert f"--data: got '{word}'" in fails(capsys, "reproduce", "sngan-table2", "--data", word)
+    stand_in = str(tmp_path / "nowhere")
+    for words in (["sngan-table2"], ["sngan-table2", "--scale", "0.00001"]):
+        assert stand_in in fails(capsys, "reproduce", *words, "--data", stand_in, "--out", str(tmp_path / "out"))
+
+
+def test_a_failed_run_is_status_1(tmp_path, capsys):
+    words = ["reproduce", "sngan-table2", "--only", "Weight clipping CIFAR", "--out", str(tmp_path), *SMALL]
+    assert main([*words, "extractor=nowhere:anything"]) == 1
+    assert "nowhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "name"),
+    [
+        ((), (), "full"),
+        ((), ("device=cpu", "threads=2"), "full"),
+        (("cifar10=somewhere",), (), "full"),
+        ((), ("width=0.5",), "width=0.5"),
+        (("digits",), (), "digits"),
+        (("full",), (), "data=full"),
+        ((".",), (), "data=."),
+        (("..",), (), "data=.."),
+        (("../x",), (), "..-x"),
+    ],
+)
+def test_full_size_is_no_other(data, options, name):
+    """Runs of full size are the paper's, wherever they are computed, and have a folder that no other scale has."""
+    scale = scale_of(1, data, options)
+    assert scale.name == name and scale.is_full == (name == "full")
+
+
+def test_reduced_settings():
+    config = PRESETS["sngan-cifar10-weight-clip"].config
+    assert config.n_real == 10_000
+    # However small, a network has a width, and images that stand in for others need not be as many.
+    assert scale_of(1e-300, (), ()).settings(config)["width"] == 1e-4
+    assert scale_of(1, ("digits",), ()).settings(config)["n_real"] == 0
+
+
+def test_settings_that_are_lists_reach_the_runs():
+    options = scale_of(1, (), ("betas=[0.5, 0.99]",)).options
+    assert Case({}, "digits", dict(options), Path("run")).words() == [
+        *("train", "digits", "--betas", "0.5", "0.99", "--run-dir=run")
+    ]
 
 
 def cell(text, value):
