@@ -64,6 +64,7 @@ class Scale:
             found["extractor"] = "classifier"
         if self.stand_in:
             found |= {"data": self.stand_in, "split": "train", "crop": None, "eval_split": "", "validation_split": ""}
+            found["n_real"] = 0
             found["extractor"] = "classifier"
         elif (name := config.data or "imagenet") in self.data:
             found["data"] = self.data[name]
