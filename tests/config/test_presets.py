@@ -78,8 +78,9 @@ def test_pgn_as_its_paper_says(suffix):
         c = PRESETS[name].config
         assert (c.method, c.loss, c.init, c.steps) == ("pgn-table", "hinge", "kaiming-normal", steps)
         assert c.consistency == (5.0 if suffix.endswith("cr") else 0.0)
-        assert PRESETS[name].source_of("init") == "paper (Xia, 2023)"
+        assert PRESETS[name].source_of("init") == PRESETS[name].source_of("loss") == "paper (Xia, 2023)"
         assert "official code" in PRESETS[name].source_of("z_dim")
+    assert "official code" in PRESETS["pgngan-celebahq-256-paper"].source_of("loss")
 
 
 @pytest.mark.parametrize(
