@@ -92,7 +92,7 @@ class EvalOptions:
     """The moving average of a run's generator (that, or what a file has, if empty), or the generator itself; --ema and
     --raw are short for them."""
     best: bool = False
-    """Measure the run's checkpoint with the best Fréchet distance, not the newest; the papers report it."""
+    """Measure the run's checkpoint with the best Fréchet distance, not the newest, as GN-GAN and PGN-GAN report it."""
     bn: Literal["batch", "running", "run"] = "run"
     """A run's batch-norm statistics: each batch's own, running ones, or what the run samples with."""
     kid_subsets: int = 100
@@ -102,8 +102,8 @@ class EvalOptions:
     ms_ssim: bool = False
     """Also how alike the images of one class are (MS-SSIM of 100 pairs of each class), of a class-conditional run."""
     neural_divergence: int = 0
-    """Also train a critic for so many updates to tell real images from a generator's, and say how well it does; with
-    --split test it sees real images that the generator has not. 0 does not."""
+    """Also train a critic for so many updates to tell real images from a generator's, and say how well it does; none
+    if 0. With --split test the real images are ones that the generator has not seen."""
     out: str = ""
     """A JSON file for the result."""
     save_stats: str = ""

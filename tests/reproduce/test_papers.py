@@ -138,8 +138,8 @@ def test_scale_shrinks_a_run_in_every_respect():
     [
         ((0.0, [], []), "--scale: got 0.0"),
         ((2.0, [], []), "--scale: got 2.0"),
-        ((1.0, ["digits", "mnist"], []), "--data: got digits, mnist"),
-        ((1.0, ["digits", "cifar10=x"], []), "--data: got digits, cifar10=x"),
+        ((1.0, ["digits", "mnist"], []), "--data: got 'digits, mnist'"),
+        ((1.0, ["digits", "cifar10=x"], []), "--data: got 'digits, cifar10=x'"),
         ((1.0, [], ["width"]), "--set: got 'width'"),
         ((1.0, [], ["widht=1"]), "--widht: this version of gnfast has no such setting"),
         ((1.0, [], ["width=-1"]), "--width: got -1, wanted a positive number"),

@@ -104,7 +104,8 @@ def _baselines(gn: dict[str, Preset]) -> dict[str, Preset]:
             if key != "sn" and name not in UNCONDITIONAL:
                 continue
             summary = f"{title} on {what}, for comparison with GN-GAN"
-            plain = gn[f"gngan-{name}"].but(summary, source=PAPER, method="none", lr_d=config.lr_g, **told)
+            rate = {"lr_d": config.lr_g} if config.lr_d != config.lr_g else {}
+            plain = gn[f"gngan-{name}"].but(summary, source=PAPER, method="none", **rate, **told)
             plain = dataclasses.replace(plain.but(summary, source=OURS, **assumed), open=ASSUMED)
             whole = f"gngan-{name}-{key}"
             found |= _with_consistency(whole, plain, OURS) if key == "sn" else {whole: plain}

@@ -9,12 +9,14 @@ PAPER = "paper (Bhaskara et al., WACV 2022)"
 MIMICRY = "code (kwotsin/mimicry), which the paper uses"
 PUBLISHED = (
     *("data", "resolution", "method", "spectral_norm", "loss", "penalty", "k_gp", "steps", "n_dis", "batch_d"),
-    *("optimizer", "lr_d", "lr_g", "betas", "adam_eps", "n_fake"),
+    *("optimizer", "lr_d", "lr_g", "betas", "adam_eps", "n_fake", "n_real"),
 )
 BY_MIMICRY = ("split", "crop", "flip", "model", "width", "z_dim", "penalty_weight", "batch_g", "lr_decay", "ema_decay")
 # The paper has these for CIFAR-10 alone.
 RATES = ("n_dis", "lr_d", "lr_g")
-NSGAN = dataclasses.replace(CIFAR10, model="mimicry-resnet", lr_d=2e-4, lr_g=2e-4, lr_decay="linear", n_dis=5)
+NSGAN = dataclasses.replace(
+    CIFAR10, model="mimicry-resnet", lr_d=2e-4, lr_g=2e-4, lr_decay="linear", n_dis=5, n_real=50_000
+)
 DATA = {
     "cifar10": ("CIFAR-10", {}),
     "cifar100": ("CIFAR-100", {"data": "cifar100"}),

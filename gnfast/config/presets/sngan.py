@@ -9,7 +9,7 @@ PAPER = "paper (Miyato et al., ICLR 2018)"
 # What the paper states. It has no sizes of batches, no flips, no moving average, and no part of STL-10.
 PUBLISHED = (
     *("data", "resolution", "channels", "model", "width", "width_g", "z_dim", "classes", "method", "spectral_norm"),
-    *("k_sn", "learn_scale", "weight_norm", "weight_clip", "norm_d", "orthonormal", "init_d", "loss", "penalty"),
+    *("k_sn", "learn_scale", "weight_norm", "weight_clip", "norm_d", "orthonormal", "loss", "penalty"),
     *("penalty_weight", "k_gp", "steps", "n_dis", "optimizer", "lr_d", "lr_g", "betas", "n_fake", "n_real"),
 )
 # Table 1 of the paper.
@@ -67,7 +67,9 @@ def presets() -> dict[str, Preset]:
     found: dict[str, Preset] = {}
 
     def add(name: str, summary: str, config: Any, open: str = BATCH, **more: Any) -> None:
-        found[f"sngan-{name}"] = Preset(summary, config, PAPER, PUBLISHED, open=open, **more)
+        # Of first weights the paper has orthonormal regularisation's alone.
+        published = (*PUBLISHED, "init_d") if config.orthonormal else PUBLISHED
+        found[f"sngan-{name}"] = Preset(summary, config, PAPER, published, open=open, **more)
 
     for data, (where, settings) in DATA.items():
         # STL-10's row with the hinge loss has twice the updates.
