@@ -111,7 +111,8 @@ def _has(cells: Sequence[Measured], column: str, score: str) -> bool:
 
 
 def figure(item: Item, cells: Sequence[Measured]) -> Html | None:
-    """Curves over training (of an analysis, if it shows scores too), or each score as bars, or as lines over columns that are numbers."""
+    """Curves over training, or each score as bars, or as lines over columns that are numbers; of analyses with scores
+    their curves."""
     drawn = [one for one in cells if any(run.record for run in one.runs)]
     if item.kind == "curves" or (item.kind == "analysis" and item.scores):
         return _curves(drawn)
