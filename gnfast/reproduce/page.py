@@ -41,7 +41,7 @@ def write_item(path: Path, item: Item, cells: Sequence[Measured], scale: Scale, 
         element("p", _circumstances(item, scale, runs), class_="soft"),
         section("Figures", *(_embedded(one) for one in pictures)),
         section("Measured above published", _scores(item, cells, scale), _agreement(item, cells)),
-        section("Curves" if item.kind == "curves" else "The same as figures", _figure(item, cells)),
+        section("The same as figures" if item.kind in ("table", "bars") else "Curves", figure(item, cells)),
         section("Samples", _samples(cells) if item.kind in ("samples", "table") else None),
         section("Not run", _left_out(cells)),
         section("Runs", _runs(runs, path.parent)),
@@ -110,10 +110,11 @@ def _has(cells: Sequence[Measured], column: str, score: str) -> bool:
     return any(score in one.values or score in one.cell.printed for one in own)
 
 
-def _figure(item: Item, cells: Sequence[Measured]) -> Html | None:
-    """Curves over training, or each score as bars, or as lines over columns that are numbers."""
+def figure(item: Item, cells: Sequence[Measured]) -> Html | None:
+    """Curves over training, or each score as bars, or as lines over columns that are numbers; of analyses with scores
+    their curves."""
     drawn = [one for one in cells if any(run.record for run in one.runs)]
-    if item.kind == "curves":
+    if item.kind == "curves" or (item.kind == "analysis" and item.scores):
         return _curves(drawn)
     if item.kind not in ("table", "bars"):
         return None

@@ -13,6 +13,7 @@ from PIL import Image
 from gnfast.cli import main
 from gnfast.config.papers import Cell, items, printed
 from gnfast.config.presets import PRESETS
+from gnfast.reproduce.page import figure
 from gnfast.reproduce.runs import wanted
 from gnfast.reproduce.scale import Scale, scale_of
 from gnfast.reproduce.scores import Measured, column_scores, measure_further, ordered_pairs
@@ -178,6 +179,15 @@ def test_what_training_does_not_measure_is_measured_where_the_paper_prints_it(mo
     commands.clear()
     measure_further(table, found, runs, Scale(stand_in="digits"), print)
     assert not commands
+
+
+def test_an_analysis_that_shows_scores_has_their_curves():
+    """GN-GAN's Fig. 3a is the IS over training; GraN-GAN's Fig. 3 has no score."""
+    rows = [{"step": step, "distance_ema": 1.0, "is_ema": 1.0 + step} for step in (1, 2)]
+    run = SimpleNamespace(record=SimpleNamespace(rows=rows))
+    for name, shown in (("gngan-fig3", True), ("grangan-fig3", False)):
+        item = items()[name]
+        assert bool(figure(item, [Measured(item.cells[0], (run,), "", {})])) == shown
 
 
 def test_figures_without_runs_are_drawn(tmp_path, capsys):
