@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from gnfast.config.presets.preset import CIFAR10, STL10, Preset, adam
+from gnfast.config.presets.preset import CIFAR10, OURS, STL10, Preset, adam
 
 PAPER = "paper (Miyato et al., ICLR 2018)"
 # What the paper states. It has no sizes of batches, no flips, no moving average, and no part of STL-10.
@@ -82,7 +82,9 @@ def presets() -> dict[str, Preset]:
                 add(key, f"{title} on {where}, CNN pair, setting {letter}", config, ROWS if key == row else BATCH)
         for name, (words, changes) in RESNETS.items():
             config = dataclasses.replace(RESNET, **settings, **changes)
-            add(f"{data}-resnet{name}", f"SN-GAN's ResNet pair on {where}{words}", config)
+            # The paper trains its ResNets with the hinge loss alone.
+            own = {"elsewhere": {"loss": OURS}} if config.loss != "hinge" else {}
+            add(f"{data}-resnet{name}", f"SN-GAN's ResNet pair on {where}{words}", config, **own)
     for pair, (title, model) in IMAGENET_PAIRS.items():
         for name in ("", "-orthonormal"):
             words, changes = RESNETS[name]
