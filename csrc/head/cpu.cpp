@@ -79,8 +79,8 @@ Values gn0(double u, double m) {
   return {m == 0 ? at_zero : u / safe, (m != 0) / safe, -((m != 0) * u) / safe / safe};
 }
 
-Values gn1(double u, double m) {
-  return {u / (m + 1), 1 / (m + 1), -u / (m + 1) / (m + 1)};
+Values shift(double u, double m, double tau, double eps) {
+  return {u / (m + eps) / tau, 1 / (m + eps) / tau, -u / (m + eps) / (m + eps) / tau};
 }
 
 Values gran(double u, double m, double tau, double eps) {
@@ -96,10 +96,10 @@ Values gran(double u, double m, double tau, double eps) {
 Values values_of(const Formula& formula, double f, double m) {
   const auto& kind = formula.kind;
   const double u = formula.complement ? 1 - f : f;
-  Values values = kind == "gn"    ? gn(u, m)
-                  : kind == "gn0" ? gn0(u, m)
-                  : kind == "gn1" ? gn1(u, m)
-                                  : gran(u, m, formula.tau, formula.eps);
+  Values values = kind == "gn"      ? gn(u, m)
+                  : kind == "gn0"   ? gn0(u, m)
+                  : kind == "shift" ? shift(u, m, formula.tau, formula.eps)
+                                    : gran(u, m, formula.tau, formula.eps);
   if (formula.complement) values.by_u = -values.by_u;
   return values;
 }
@@ -150,8 +150,8 @@ std::tuple<at::Tensor, at::Tensor> normalize(const at::Tensor& f, const at::Tens
                                              const std::optional<at::Tensor>& squares, at::ScalarType dtype,
                                              std::string_view kind, bool complement, double centre, double tau,
                                              double eps) {
-  TORCH_CHECK_VALUE(kind == "gn" || kind == "gn0" || kind == "gn1" || kind == "gran", "kind: got ", kind,
-                    ", wanted gn, gn0, gn1 or gran");
+  TORCH_CHECK_VALUE(kind == "gn" || kind == "gn0" || kind == "shift" || kind == "gran", "kind: got ", kind,
+                    ", wanted gn, gn0, shift or gran");
   TORCH_CHECK_VALUE(g.dim() > 0, "g: got a number, wanted (B, ...)");
   const int64_t batch = g.size(0);
   const auto logits = entries_of(f, batch, "f"), norms = squared_norms(g, squares, centre);

@@ -64,8 +64,8 @@ def compare(
     if not folders or not all(folders.values()):
         raise ValueError(f"folders: got {dict(folders)}, wanted labels with a run or more each")
     for label, runs in folders.items():
-        if len(families := {subjects.family(read_run(_folder(run)).config): None for run in runs}) > 1:
-            raise ValueError(f"--labels: {label!r} stands for runs with {' and with '.join(families)}, wanted one kind")
+        if len(kinds := {_kind(run): None for run in runs}) > 1:
+            raise ValueError(f"--labels: {label!r} stands for runs with {' and with '.join(kinds)}, wanted one kind")
     where, found = resolve_device(device), []
     for label, run in ((label, run) for label, runs in folders.items() for run in runs):
         subject = subjects.of_run(run, best=best, data=data, count=n, device=where, seed=seed)
@@ -88,6 +88,13 @@ def compare(
 def _folder(source: Path) -> Path:
     """The run folder of a run or of a checkpoint in it."""
     return (locate(source) or Place(source)).run
+
+
+def _kind(run: Path) -> str:
+    """Its loss and regularisation, with what bounds its gradients."""
+    config = read_run(_folder(run)).config
+    own = {"τ": config.tau, "ε": config.eps}
+    return ", ".join([subjects.family(config), *(f"{name} = {value:g}" for name, value in own.items() if value)])
 
 
 def _gradients(subject: Subject, history: Rows) -> Panels:

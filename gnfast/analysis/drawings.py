@@ -145,6 +145,7 @@ NORMS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
     "gn1": ("n/(n+1)", lambda f, n, m: n / (n + 1)),
     "gn": ("(n/(n+|f|))²", lambda f, n, m: (n / (n + f.abs())).square()),
     "gran": ("n²/(τ(n²+ε))", lambda f, n, m: n.square() / (n.square() + EPS) / TAU),
+    "gran-shift": ("n/(τ(n+ε))", lambda f, n, m: n / (n + EPS) / TAU),
     "pgn-table": ("(n/(n+|1-f|))²", lambda f, n, m: (n / (n + (1 - f).abs())).square()),
     "pgn": ("mn/(m+|1-f|)², m = ‖1-∇f‖", lambda f, n, m: m * n / (m + (1 - f).abs()).square()),
 }
@@ -158,7 +159,7 @@ def sampled_norms(method: str, count: int = 24) -> tuple[Tensor, Tensor, Tensor]
         net = nn.Sequential(nn.Linear(12, 32), nn.LeakyReLU(0.1), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1))
         images = torch.randn(count, 12, dtype=torch.float64)
     net, rows = net.double(), []
-    options = {"tau": TAU, "eps": EPS} if method == "gran" else {}
+    options = {"tau": TAU, "eps": EPS} if method.startswith("gran") else {}
     for exponent in (-2, -1, 0, 1, 2):
         critic = nn.Sequential(net, _Times(10.0**exponent))
         x = images.clone().requires_grad_()

@@ -79,7 +79,7 @@ class Subject:
         """What the normaliser bounds the gradient norm by, if it does."""
         if self.method in ("gn", "pgn-table"):
             return 1.0
-        return 1 / (self.tau or 1.0) if self.method == "gran" else None
+        return 1 / (self.tau or 1.0) if self.method in ("gran", "gran-shift") else None
 
 
 def gradient_norm_rows(subject: Subject) -> Rows:

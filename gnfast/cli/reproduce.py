@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,9 @@ Examples:
   gnfast reproduce lipschitz-table3 --only CIFAR-10 --scale 0.015 --data cifar10=cifar10.tar.xz --seeds 3
   gnfast reproduce gngan-table3 --data digits --scale 0.001 --set batch_d=16 batch_g=16
 """
+FOOTER = """\
+Runs are with the paper's number of seeds; --seeds sets another. –: nothing to train, or ImageNet's images are needed:
+--data imagenet=PATH. NAME --dry-run says what is assumed."""
 
 
 # Of seeds and processes; more would not fit into memory.
@@ -66,7 +70,7 @@ def run(words: list[str]) -> int:
     """`gnfast reproduce [NAME …]`."""
     options = parse(ReproduceOptions, words, "reproduce", help=HELP)
     from gnfast.reproduce import Plan, reproduce
-    from gnfast.reproduce.runs import named
+    from gnfast.reproduce.runs import asked_for
     from gnfast.reproduce.scale import scale_of
 
     scale = scale_of(options.scale, options.data, options.set)
@@ -81,8 +85,8 @@ def run(words: list[str]) -> int:
         return 0
     chosen = chosen_items(options.names)
     for part in options.only:
-        if not any(named(part, cell) for item in chosen for cell in item.cells):
-            raise UsageError(f"--only: {part!r} is in no name of a row or column of {', '.join(options.names)}")
+        if not any(asked_for(cell, part) for item in chosen for cell in item.cells):
+            raise UsageError(f"--only: got {part!r}, wanted a part of the name of a row or column (see --dry-run)")
     if options.dry_run:
         return _dry_run(chosen, plan)
     progress = sys.stderr.isatty()
@@ -110,17 +114,17 @@ def listing(plan) -> str:
     """Every item: its name, what it shows, its state, how many runs it needs and their hours on one GPU."""
     from gnfast.reproduce.hours import gpu_hours
 
-    rows = [("name", "", "what", "state", "runs", "GPU hours")]
+    rows = [("name", "what", "state", "runs", "GPU hours")]
     titles = {}
     for item in items().values():
         titles.setdefault(item.paper, len(rows))
         cases = {case.name: case for one in plan.cells(item) for case in one.cases}.values()
         hours = f"{gpu_hours(cases):.1f}" if cases else "–"
-        rows.append((item.name, item.item, item.title, item.state, str(len(cases) or "–"), hours))
+        rows.append((item.name, item.title, item.state, str(len(cases) or "–"), hours))
     lines = columns(rows).splitlines()
     for paper, place in reversed(titles.items()):
         lines[place:place] = ["", f"{paper}: {PAPERS[paper]}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", FOOTER])
 
 
 def _dry_run(chosen: list[Item], plan) -> int:
@@ -130,7 +134,7 @@ def _dry_run(chosen: list[Item], plan) -> int:
         cells = plan.cells(item)
         cases = {case.name: case for one in cells for case in one.cases}.values()
         print(f"{item.name}: {item.paper}, {item.item}: {item.title} ({item.state})")
-        print(f"{item.note}\n" if item.note else "")
+        print(f"{textwrap.fill(item.note, 120)}\n" if item.note else "")
         for case in cases:
             print(shlex.join(["gnfast", *case.words()]))
         for one in cells:

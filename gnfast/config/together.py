@@ -15,7 +15,8 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
         multiple = getattr(config, name) % config.accumulate == 0
         yield name, multiple, f"a multiple of --accumulate {config.accumulate}"
     for name in ("tau", "eps"):
-        yield name, getattr(config, name) is None or config.method == "gran", "none, except with --method gran"
+        takes = config.method in ("gran", "gran-shift")
+        yield name, getattr(config, name) is None or takes, "none, except with --method gran or gran-shift"
     as_it_is, rescales = config.rescale == "none", config.method in ("gn", "gn0")
     yield "rescale", as_it_is or rescales, "none, except with --method gn or gn0"
     homogeneous = config.norm_d == "none" and config.activation in ("default", "relu", "leaky-relu")

@@ -78,7 +78,7 @@ class _FourPasses(torch.autograd.Function):
         grads = [None] * len(recorded)
         with without_autocast(x.device.type), reuse_memory(x.device):
             if ctx.head is None:
-                scale, start, grad_x = heads.merged(*upstream, x, g, any(needs), needs_x, ctx.plan.entry)
+                scale, start, grad_x = passes.merged(*upstream, x, g, any(needs), needs_x, ctx.plan.entry)
             else:
                 given = ctx.head, saved, *upstream, x, g, any(needs), needs_x, ctx.plan.entry
                 scale, start, grad_x = heads.pull(*given)

@@ -41,9 +41,9 @@ def normalize_gradient(
         net_D: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
         x: (B, ...) floating point, on the device of `net_D`. Not modified; need not require a gradient.
         *args, **kwargs: passed to `net_D` after x (labels, say).
-        method: the normaliser: "gn", "gn0", "gn1" (GN-GAN with ζ = |f|, 0, 1), "gran" (GraN-GAN), "pgn" (PGN-GAN as its
-            code has it), "pgn-table" (as its Table I has it); or a function φ(f, n) of two broadcastable tensors, or a
-            `gnfast.Head`. `gnfast.heads` has the formulas.
+        method: the normaliser: "gn", "gn0", "gn1" (GN-GAN with ζ = |f|, 0, 1), "gran" (GraN-GAN), "gran-shift" (its
+            1 / (n + ε)), "pgn" (PGN-GAN as its code has it), "pgn-table" (as its Table I has it); or a function φ(f, n)
+            of two broadcastable tensors, or a `gnfast.Head`. `gnfast.heads` has the formulas.
         tau, eps: GraN's τ (1) and ε (0.1).
         return_grad_norm: also return ‖∇ₓf̂‖₂ (B,). It costs no further pass, or a third derivative where double backward
             is used.

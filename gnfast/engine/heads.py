@@ -78,13 +78,11 @@ def _gn0(f: Tensor, n: Tensor) -> Tensor:
 GN0 = Head("gn0", _gn0, _gn0_partials, formula=Formula("gn0"))
 """f̂ = f / n (GN-GAN's ablation ζ = 0): ±∞ with zero gradient where n = 0, and 0 where f is 0 as well."""
 
-GN1 = Head(
-    "gn1",
-    lambda f, n: f / (n + 1),
-    lambda f, n: (1 / (n + 1), -f / (n + 1) / (n + 1)),
-    formula=Formula("gn1"),
-)
-"""f̂ = f / (n + 1) (GN-GAN's ablation ζ = 1)."""
+
+def _check_positive(**options: float) -> None:
+    for name, given in options.items():
+        if not given > 0:
+            raise InputError(f"{name}: got {given!r}, wanted a positive number")
 
 
 @functools.lru_cache
@@ -95,9 +93,7 @@ def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
         tau: positive; the paper writes K = 1/τ and uses K = 0.83 on CIFAR-10.
         eps: positive; the smoothing of small gradients.
     """
-    for name, given in (("tau", tau), ("eps", eps)):
-        if not given > 0:
-            raise InputError(f"{name}: got {given!r}, wanted a positive number")
+    _check_positive(tau=tau, eps=eps)
 
     # 1 / (n + ε/n) is n / (n² + ε) without n², which overflows and underflows where n does not.
     def inverse(n: Tensor) -> Tensor:
@@ -114,6 +110,26 @@ def gran(tau: float = 1.0, eps: float = 0.1) -> Head:
 
     formula = Formula("gran", tau=float(tau), eps=float(eps))
     return Head("gran", lambda f, n: f * inverse(n) / tau, partials, formula=formula)
+
+
+@functools.lru_cache
+def gran_shift(tau: float = 1.0, eps: float = 0.1) -> Head:
+    """f̂ = f / (τ (n + ε)) (GraN-GAN, after eq. 16: R(n) = 1 / (n + ε)): Lipschitz constant < 1/τ; f / (τ ε) at n = 0.
+
+    Args:
+        tau, eps: positive, as in `gran`.
+    """
+    _check_positive(tau=tau, eps=eps)
+
+    def partials(f: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 / (n + eps) / tau, -f / (n + eps) / (n + eps) / tau
+
+    formula = Formula("shift", tau=float(tau), eps=float(eps))
+    return Head("gran-shift", lambda f, n: f / (n + eps) / tau, partials, formula=formula)
+
+
+GN1 = dataclasses.replace(gran_shift(tau=1.0, eps=1.0), name="gn1")
+"""f̂ = f / (n + 1) (GN-GAN's ablation ζ = 1)."""
 
 
 def _of_complement(head: Head, name: str, centre: float) -> Head:
@@ -139,6 +155,7 @@ METHODS: dict[str, Callable[..., Head]] = {
     "gn0": lambda: GN0,
     "gn1": lambda: GN1,
     "gran": gran,
+    "gran-shift": gran_shift,
     "pgn": lambda: PGN,
     "pgn-table": lambda: PGN_TABLE,
 }
@@ -220,39 +237,10 @@ def pull(
     wants_grad_x: bool,
     entry: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `merged`, for ∂L/∂f̂ (of f's shape) of a head; `saved` is from `normalize`."""
+    """As `passes.merged`, for ∂L/∂f̂ (of f's shape) of a head; `saved` is from `normalize`."""
     if kernels := _kernels(head, g):
         return kernels.pull(head.formula, *saved, upstream, x, g, wants_start, wants_grad_x, entry or x.dtype)
-    return merged(*_pullback(head, *saved, g, upstream, wants_start), x, g, wants_start, wants_grad_x, entry)
-
-
-def merged(
-    grad_f: Tensor | None,
-    grad_g: Tensor | None,
-    x: Tensor,
-    g: Tensor,
-    wants_start: bool,
-    wants_grad_x: bool,
-    entry: torch.dtype | None = None,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What the passes need for the gradient of f and g (docs/algorithm.md, One merged tangent).
-
-    Args:
-        grad_f, grad_g: ∂L/∂f, with as many entries as samples, and ∂L/∂g, of g's shape; None for 0.
-        x, g: (B, ...) the input and its gradient.
-        entry: the dtype of c₀; None for x's.
-
-    Returns:
-        s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
-    """
-    # Kernels read it entry by entry; the gradient of a sum is one number, expanded.
-    scale = None if grad_f is None else grad_f.reshape(-1).to(accumulator(grad_f.dtype)).contiguous()
-    start = grad_x = None
-    if wants_start and not (scale is None and grad_g is None):
-        start = passes.merged_tangent(x, scale, grad_g, entry)
-    if wants_grad_x and scale is not None:
-        grad_x = torch.empty_like(x).copy_(_per_sample(scale, g) * g)
-    return scale, start, grad_x
+    return passes.merged(*_pullback(head, *saved, g, upstream, wants_start), x, g, wants_start, wants_grad_x, entry)
 
 
 def _kernels(head: Head, g: Tensor) -> ModuleType | None:

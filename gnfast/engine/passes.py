@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnfast.engine.branch import branch
+from gnfast.kernels.layout import accumulator
 from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.fused import Contribution, Fused, Pending, summed
 from gnfast.plan.op import Context, ScaledSum
@@ -119,6 +120,35 @@ def tangent(
     for slot, grad in found:
         grads[slot] = grad if grads[slot] is None else grads[slot] + grad
     return grads
+
+
+def merged(
+    grad_f: Tensor | None,
+    grad_g: Tensor | None,
+    x: Tensor,
+    g: Tensor,
+    wants_start: bool,
+    wants_grad_x: bool,
+    entry: torch.dtype | None = None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What the passes need for the gradient of f and g (docs/algorithm.md, One merged tangent).
+
+    Args:
+        grad_f, grad_g: ∂L/∂f, with as many entries as samples, and ∂L/∂g, of g's shape; None for 0.
+        x, g: (B, ...) the input and its gradient.
+        entry: the dtype of c₀; None for x's.
+
+    Returns:
+        s (B,) = ∂L/∂f in float32 or better, c₀ = s·x + ∂L/∂g and ∂L/∂x = s·g of x's shape where they are wanted.
+    """
+    # Kernels read it entry by entry; the gradient of a sum is one number, expanded.
+    scale = None if grad_f is None else grad_f.reshape(-1).to(accumulator(grad_f.dtype)).contiguous()
+    start = grad_x = None
+    if wants_start and not (scale is None and grad_g is None):
+        start = merged_tangent(x, scale, grad_g, entry)
+    if wants_grad_x and scale is not None:
+        grad_x = torch.empty_like(x).copy_(scale.reshape(-1, *[1] * (g.dim() - 1)) * g)
+    return scale, start, grad_x
 
 
 def merged_tangent(

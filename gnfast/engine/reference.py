@@ -71,13 +71,16 @@ def normalize_gradient(
 
     Args:
         method: "gn", "gn0", "gn1" (GN-GAN, Wu et al., ICCV 2021, eq. 11 with ζ = |f|, 0, 1), "gran" (GraN-GAN, Bhaskara
-            et al., WACV 2022), "pgn" (PGN-GAN, Xia 2023, Algorithm 1), "pgn-table" (its Table I).
+            et al., WACV 2022, eq. 20), "gran-shift" (the same with 1 / (n + ε), named after its eq. 16), "pgn"
+            (PGN-GAN, Xia 2023, Algorithm 1), "pgn-table" (its Table I).
         tau, eps: GraN's.
     """
     f, g = value_and_input_grad(net, x, *args, **kwargs)
     n = (1 - g if method == "pgn" else g).flatten(1).norm(dim=1).reshape(-1, *[1] * (f.dim() - 1))
     if method == "gran":
         return f * n / (tau * (n**2 + eps))
+    if method == "gran-shift":
+        return f / (tau * (n + eps))
     u = 1 - f if method.startswith("pgn") else f
     total = n + {"gn0": torch.zeros_like(f), "gn1": torch.ones_like(f)}.get(method, u.abs())
     return u / torch.where((total == 0) & (u == 0), 1, total)

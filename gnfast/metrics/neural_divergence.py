@@ -3,8 +3,8 @@
 Where the real images are held out, a generator that memorises its training images gains nothing.
 
 Source: Gulrajani, Raffel and Metz, "Towards GAN benchmarks which require generalization" (ICLR 2019), as one of the
-metrics of Qin et al. (ECCV 2020). Their networks and schedules are not at hand; those here are ours, so that values
-compare with each other, not with published ones.
+metrics of Qin et al. (ECCV 2020). Their networks and schedules were not available; those here are gnfast's, so that
+values compare with each other, not with published ones.
 """
 
 from collections.abc import Callable

@@ -12,11 +12,14 @@ from pathlib import Path
 from gnfast.config.papers import Item
 from gnfast.io.files import write_text
 from gnfast.reproduce.page import write_item
-from gnfast.reproduce.runs import NOT_AT_HAND, Wanted, as_trained, sweep_of, wanted, with_data
+from gnfast.reproduce.runs import NO_DATA, Wanted, as_trained, sweep_of, wanted, with_data
 from gnfast.reproduce.scale import Scale
 from gnfast.reproduce.scores import Measured, as_json, measure_further, measured
 from gnfast.runs.launch import run_sweep
 from gnfast.runs.sweep_results import collect
+
+# What analyses measure at, of each kind: as many as GN-GAN's Fig. 3 at full size.
+IMAGES, FEW_IMAGES = 50_000, 1024
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def reproduce(
         ready = iter(with_data([one for cells in found.values() for one in cells], progress))
         found = {name: [next(ready) for _ in cells] for name, cells in found.items()}
         reasons = (one.left_out for cells in found.values() for one in cells)
-        lost = Counter(reason for reason in reasons if reason.startswith(NOT_AT_HAND))
+        lost = Counter(reason for reason in reasons if reason.startswith(NO_DATA))
         for reason, count in lost.items():
             if plan.scale.stand_in:
                 raise ValueError(f"--data: {reason}")
@@ -96,30 +99,36 @@ def reproduce(
     pages = []
     for item in items:
         if train and not signal:
-            own = {case.name: runs[case.name] for one in found[item.name] for case in one.cases}
-            measure_further(item, list(own.values()), plan.scale, echo)
+            measure_further(item, found[item.name], runs, plan.scale, echo)
         cells = measured(item, found[item.name], runs)
         page = plan.page(item)
         page.parent.mkdir(parents=True, exist_ok=True)
         write_text(page.with_name("scores.json"), as_json(cells, item))
-        pages.append(write_item(page, item, cells, plan.scale, _pictures(item, cells, page.parent)))
+        pages.append(write_item(page, item, cells, plan.scale, _pictures(item, cells, page.parent, plan.scale, echo)))
     failed = train and any(run.state.status in ("failed", "diverged") for run in runs.values())
     return pages, 128 + signal if signal else int(failed)
 
 
-def _pictures(item: Item, cells: Sequence[Measured], folder: Path) -> list[Path]:
-    """What an item shows besides scores: drawings, and analyses of the runs that ended."""
+def _pictures(
+    item: Item, cells: Sequence[Measured], folder: Path, scale: Scale, echo: Callable[[str], None]
+) -> list[Path]:
+    """What an item shows besides scores: drawings, and analyses of the runs that finished."""
     if item.kind == "drawn":
-        from gnfast.analysis import drawings
+        from gnfast.analysis.drawings import DRAWINGS
 
-        return [drawings.DRAWINGS[item.drawing](folder)]
+        return [DRAWINGS[item.drawing](folder)]
     trained = {
-        ", ".join(filter(None, [one.cell.row, one.cell.column])): [run.case.folder for run in one.runs if run.record]
+        ", ".join(filter(None, [one.cell.row, one.cell.column])): folders
         for one in cells
+        if (folders := [run.case.folder for run in one.runs if run.state.status == "finished"])
     }
-    trained = {label: folders for label, folders in trained.items() if folders}
-    if not (item.analyses and trained):
-        return []
-    from gnfast.analysis import compare
+    pictures = []
+    for name in item.analyses if trained else ():
+        from gnfast.analysis.compare import compare
+        from gnfast.analysis.critic_analyses import NotApplicableError
 
-    return compare.compare(trained, item.analyses, folder)
+        try:
+            pictures += compare(trained, [name], folder, n=IMAGES if scale.is_full else FEW_IMAGES, echo=echo)
+        except NotApplicableError as error:
+            echo(f"{item.name}: no {name}: {error}")
+    return pictures

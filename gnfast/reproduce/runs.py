@@ -20,7 +20,7 @@ from gnfast.runs.record import read_settings
 from gnfast.runs.sweep_file import Case, Sweep, shown
 from gnfast.train.evaluate import load_split
 
-NOT_AT_HAND = "data not at hand"
+NO_DATA = "no data"
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,20 @@ def wanted(item: Item, scale: Scale, seeds: int, out: Path, only: Sequence[str] 
     return [_wanted(item, cell, scale, range(count), out, only) for cell in item.cells]
 
 
+def asked_for(cell: Cell, part: str) -> bool:
+    """Whether a word of --only is in the names of a cell's row and column."""
+    return part.lower() in f"{cell.row} {cell.column}".lower()
+
+
 def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only: Sequence[str]) -> Wanted:
     if not cell.preset:
         return Wanted(cell, left_out=cell.why)
-    if only and not any(named(part, cell) for part in only):
+    if only and not any(asked_for(cell, part) for part in only):
         return Wanted(cell, left_out="not asked for (--only)")
     own = differing(item, cell, config_of(cell.preset, {}))
     config = config_of(cell.preset, own)
     if not (scale.stand_in or config.data or "imagenet" in scale.data or scale.options.get("data")):
-        return Wanted(cell, left_out=f"{NOT_AT_HAND}: {PRESETS[cell.preset].needs}")
+        return Wanted(cell, left_out=f"{NO_DATA}: {PRESETS[cell.preset].needs}")
     options = own | scale.settings(config)
     name = ",".join([cell.preset, *(f"{option}={shown(value, '+')}" for option, value in sorted(own.items()))])
     folder = out / scale.name / "runs"
@@ -73,11 +78,6 @@ def _wanted(item: Item, cell: Cell, scale: Scale, seeds: range, out: Path, only:
         return Case({"run": name, "seed": seed}, cell.preset, {**options, "seed": seed}, folder / file)
 
     return Wanted(cell, tuple(map(case, seeds)))
-
-
-def named(part: str, cell: Cell) -> bool:
-    """Whether a part of a name is in those of a cell's row and column, in capitals or not."""
-    return part.lower() in f"{cell.row} {cell.column}".lower()
 
 
 def config_of(preset: str, options: dict[str, Any]) -> Config:
@@ -118,7 +118,7 @@ def with_data(found: Sequence[Wanted], progress: bool) -> list[Wanted]:
             known[key] = _images(config, progress)
         images = known[key]
         if isinstance(images, str):
-            ready.append(Wanted(one.cell, left_out=f"{NOT_AT_HAND}: {images}"))
+            ready.append(Wanted(one.cell, left_out=f"{NO_DATA}: {images}"))
         else:
             ready.append(dataclasses.replace(one, cases=tuple(_fitted(case, images) for case in one.cases)))
     return ready

@@ -65,13 +65,19 @@ def _measured(item: Item, one: Wanted, runs: list[Run]) -> Measured:
         if run.record is None or run.state.status not in ENDED:
             continue
         row = _row(run.record.rows, item.at_best)
-        for name in item.scores or ("fid",):
+        for name in column_scores(item, one.cell.column):
             value = _value(SCORES[name], name, row, run)
             if value is not None:
                 values.setdefault(name, []).append(value)
     failed = [run for run in runs if run.state.status not in ENDED]
     why = f"{failed[0].state.status}: {failed[0].state.message}".rstrip(": ") if failed else one.left_out
     return Measured(one.cell, tuple(runs), why, values)
+
+
+def column_scores(item: Item, column: str) -> Sequence[str]:
+    """What is measured in a column: what the paper prints there; where it prints nothing, all that the item shows."""
+    printed = [score for score in item.scores if any(score in c.printed for c in item.cells if c.column == column)]
+    return printed or item.scores or ("fid",)
 
 
 def _row(rows: Sequence[Row], at_best: bool) -> Row:
@@ -101,17 +107,21 @@ def extra_file(folder: Path, score: str) -> Path:
     return folder / f"{score}.json"
 
 
-def measure_further(item: Item, runs: Sequence[Run], scale: Scale, echo: Callable[[str], None]) -> None:
+def measure_further(
+    item: Item, found: Sequence[Wanted], runs: dict[str, Run], scale: Scale, echo: Callable[[str], None]
+) -> None:
     """Measures by `gnfast eval` what the item prints and training does not measure: other real images, MS-SSIM.
 
     At reduced size, and on images that stand in for others, these would say nothing new.
     """
-    words = {name: SCORES[name].words for name in item.scores if SCORES[name].words}
-    for run, name in itertools.product(runs, words if scale.factor == 1 and not scale.stand_in else ()):
+    if scale.factor != 1 or scale.stand_in:
+        return
+    asked = [(case.name, name) for one in found for case in one.cases for name in column_scores(item, one.cell.column)]
+    for run, name in ((runs[case], name) for case, name in dict.fromkeys(asked) if SCORES[name].words):
         out = extra_file(run.case.folder, name)
         if run.record is None or run.state.status not in ENDED or out.exists():
             continue
-        options = [*(["--best"] if item.at_best else []), *words[name], "--out", str(out)]
+        options = [*(["--best"] if item.at_best else []), *SCORES[name].words, "--out", str(out)]
         command = [sys.executable, "-m", "gnfast", "eval", str(run.case.folder), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -58,7 +58,8 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
             losses = [state.loss.generator(scores_of(state, fake, y))]
             if state.config.auxiliary:
                 losses.append(state.config.auxiliary / 10 * _classification(state, fake, y))
-            found.append(_backward(state, torch.stack(losses), state.scaler_g))
+            # One alone needs no launch to stand in a vector.
+            found.append(_backward(state, torch.stack(losses) if losses[1:] else losses[0].reshape(1), state.scaler_g))
     _descend(state, state.generator, state.optim_g, state.scaler_g)
     return _mean(found)
 

@@ -12,7 +12,8 @@ from gnfast import FallbackWarning, Head, InputError, heads, reference
 from tests.engine.test_engine import NETWORKS, Called, ResNet
 from tests.oracle import assert_same, loss_of, outputs_and_gradients
 
-METHODS = {name: {} for name in heads.METHODS} | {"gran, options": {"method": "gran", "tau": 1.2, "eps": 0.03}}
+METHODS = {name: {} for name in heads.METHODS}
+METHODS |= {f"{name}, options": {"method": name, "tau": 1.2, "eps": 0.03} for name in ("gran", "gran-shift")}
 
 
 def options_of(name):
@@ -69,6 +70,7 @@ def test_known_norms():
     torch.testing.assert_close(heads.normalized_grad_norm(heads.GN, f, g), (n / (n + f.abs())) ** 2)
     expected = n**2 / (1.2 * (n**2 + 0.1))
     torch.testing.assert_close(heads.normalized_grad_norm(heads.gran(1.2, 0.1), f, g), expected)
+    torch.testing.assert_close(heads.normalized_grad_norm(heads.gran_shift(1.2, 0.1), f, g), n / (1.2 * (n + 0.1)))
 
 
 AT_ZERO = {
@@ -76,6 +78,7 @@ AT_ZERO = {
     "gn0": (lambda f: torch.where(f == 0, 0, f * torch.inf)),
     "gn1": (lambda f: f),
     "gran": torch.zeros_like,
+    "gran-shift": (lambda f: f / 0.1),
     "pgn": None,
     "pgn-table": (lambda f: (1 - f).sign()),
 }
@@ -189,6 +192,9 @@ def test_the_reference_is_differentiable_twice(options, x):
         ({"tau": 2.0}, "tau: method 'gn' does not take it"),
         ({"method": "gran", "eps": 0.0}, "eps: got 0.0, wanted a positive number"),
         ({"method": "gran", "tau": -1.0}, "tau: got -1.0"),
+        ({"method": "gran-shift", "eps": -0.1}, "eps: got -0.1, wanted a positive number"),
+        ({"method": "gran-shift", "tau": float("nan")}, "tau: got nan"),
+        ({"method": "gn1", "eps": 1.0}, "eps: method 'gn1' does not take it"),
         ({"method": heads.GN, "tau": 1.0}, "tau: only named methods"),
         ({"method": lambda f, n: f.sum()}, r"method: <lambda> returned shape"),
     ],

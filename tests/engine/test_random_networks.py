@@ -19,7 +19,7 @@ from tests.hunt import critics as hunt
 from tests.hunt.cases import Engine, Plain
 from tests.random_networks import FAMILIES, Critic
 
-CALLS = [("normalize_gradient", method) for method in ("gn", "gn1", "gran", "pgn", "pgn-table")]
+CALLS = [("normalize_gradient", method) for method in ("gn", "gn1", "gran", "gran-shift", "pgn", "pgn-table")]
 CALLS += [("value_and_input_grad", ""), ("value_and_grad_norm", "")]
 
 

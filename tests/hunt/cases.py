@@ -41,6 +41,7 @@ FORMULAS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "gn1": lambda f, n, to_ones: f / (n + 1),
     "gn0": lambda f, n, to_ones: f / n,
     "gran": lambda f, n, to_ones: f * n / (n**2 + 0.1),
+    "gran-shift": lambda f, n, to_ones: f / (n + 0.1),
     "pgn": lambda f, n, to_ones: (1 - f) / (to_ones + (1 - f).abs()),
     "pgn-table": lambda f, n, to_ones: (1 - f) / (n + (1 - f).abs()),
 }

@@ -18,7 +18,9 @@ from gnfast.plan.fused import Contribution, Pending
 from tests.engine.test_engine import Called, ResNet
 from tests.oracle import assert_same, outputs_and_gradients
 
-HEADS = {name: heads.find(name) for name in heads.METHODS} | {"gran, options": heads.gran(1.2, 0.03)}
+OPTIONS = {f"{name}, options": {"method": name, "tau": 1.2, "eps": 0.03} for name in ("gran", "gran-shift")}
+OPTIONS = {name: {"method": name} for name in heads.METHODS} | OPTIONS
+HEADS = {name: heads.find(**options) for name, options in OPTIONS.items()}
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 DTYPES = [torch.float64, torch.float32, torch.float16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -133,9 +135,8 @@ def head_kernels():
 
 
 def check_engine(name, net, x):
-    method = {"method": "gran", "tau": 1.2, "eps": 0.03} if name == "gran, options" else {"method": name}
-    expected = outputs_and_gradients(reference.normalize_gradient, net, x, **method)
-    assert_same(outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True, **method), expected)
+    expected = outputs_and_gradients(reference.normalize_gradient, net, x, **OPTIONS[name])
+    assert_same(outputs_and_gradients(gnfast.normalize_gradient, net, x, strict=True, **OPTIONS[name]), expected)
 
 
 def test_every_named_method_has_a_formula():
@@ -304,7 +305,7 @@ def test_operators_refuse_what_they_cannot_read():
     ):
         with pytest.raises(ValueError, match=message):
             normalize(*bad, torch.float32, *formula)
-    with pytest.raises(ValueError, match="kind: got gn7, wanted gn, gn0, gn1 or gran"):
+    with pytest.raises(ValueError, match="kind: got gn7, wanted gn, gn0, shift or gran"):
         normalize(f, g, None, torch.float32, "gn7", *formula[1:])
     for bad, message in (
         ((partials, f, g, g[:4]), "g: got sizes"),

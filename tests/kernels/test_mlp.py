@@ -57,7 +57,7 @@ def interpreted(use, monkeypatch):
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_chains(case):
-    check(case, ("gn", "pgn", "gran")[list(CASES).index(case) % 3], "cpu")
+    check(case, ("gn", "pgn", "gran", "gran-shift")[list(CASES).index(case) % 4], "cpu")
 
 
 @pytest.mark.interpreted

@@ -82,11 +82,12 @@ def gran(f, n, tau, eps):
 
 
 # Normaliser, its options, and what ‖∇f̂‖ is exactly. It is at most 1 for GN-GAN (Theorem 6) and for PGN-GAN's Table I,
-# which is GN of 1 − f, and at most GraN-GAN's K = 1/τ.
+# which is GN of 1 − f, and at most K = 1/τ for both of GraN-GAN's.
 BOUNDED = [
     ("gn", {}, lambda f, n: (n / (n + f.abs())) ** 2),
     ("pgn-table", {}, lambda f, n: (n / (n + (1 - f).abs())) ** 2),
     *(("gran", {"tau": tau, "eps": eps}, gran) for tau, eps in ((1.0, 0.1), (1 / 0.83, 0.1), (4.0, 1e-4))),
+    ("gran-shift", {"tau": 1 / 0.83, "eps": 0.1}, lambda f, n, tau, eps: n / (n + eps) / tau),
 ]
 
 

@@ -54,6 +54,7 @@ def test_every_cell_has_a_run_or_a_reason(name, tmp_path):
     assert set(item.scores) <= SCORES.keys() and item.state in STATES
     assert set(item.analyses) <= COMPARED.keys()
     assert item.kind != "drawn" or item.drawing in DRAWINGS
+    assert len(item.title) <= 75, "a line of `gnfast reproduce` has 120 columns"
 
 
 def test_docs_list_every_item():

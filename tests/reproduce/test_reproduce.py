@@ -2,7 +2,9 @@
 
 import json
 import statistics
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from PIL import Image
 from gnfast.cli import main
 from gnfast.config.papers import Cell, items, printed
 from gnfast.config.presets import PRESETS
-from gnfast.reproduce.scale import scale_of
-from gnfast.reproduce.scores import Measured, ordered_pairs
+from gnfast.reproduce.runs import wanted
+from gnfast.reproduce.scale import Scale, scale_of
+from gnfast.reproduce.scores import Measured, column_scores, measure_further, ordered_pairs
 from gnfast.runs.record import best, last, read_run
 from gnfast.runs.sweep_file import Case
 from tests.cli.commands import fails
@@ -80,7 +83,8 @@ def test_a_table_of_each_paper_runs_to_its_page(tmp_path, capsys, name, only, ce
             if score.startswith("fid"):
                 assert values == [choose(rows, "distance_ema")[1] for rows in records]
             if score == "omega":
-                assert values == [[rows[-1]["omega_min"], rows[-1]["omega_max"]] for rows in records]
+                probed = [[row for row in rows if "omega_min" in row][-1] for rows in records]
+                assert values == [[row["omega_min"], row["omega_max"]] for row in probed]
     assert "at reduced size" in page.lower()
     if item.kind == "analysis":
         assert list((folder / name).glob("*.png")) and "data:image/png" in page
@@ -93,15 +97,14 @@ def test_runs_are_shared_kept_and_told_apart(tmp_path, capsys):
     runs = sorted(path.name for path in (folder / "runs").glob("sngan-*"))
     shared = "sngan-cifar10-weight-clip,seed=0"
     assert runs == [shared]
-    before = {run: (folder / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in runs}
-    capsys.readouterr()
-    reproduce(tmp_path, "sngan-table2", *only)
-    assert "1 of 1 runs" in capsys.readouterr().out
+    before = (folder / "runs" / shared / "metrics.jsonl").stat().st_mtime_ns
     reproduce(tmp_path, "sngan-table2", *only, "--table")
-    assert before == {run: (folder / "runs" / run / "metrics.jsonl").stat().st_mtime_ns for run in runs}
     assert scores(folder, "sngan-table2")["Weight clipping", "CIFAR-10"]["runs"] == [shared]
+    capsys.readouterr()
     # Another seed is another run.
     reproduce(tmp_path, "sngan-table2", *only, "--seeds", "2")
+    assert "1 of 2 runs" in capsys.readouterr().out
+    assert before == (folder / "runs" / shared / "metrics.jsonl").stat().st_mtime_ns
     cell = scores(folder, "sngan-table2")["Weight clipping", "CIFAR-10"]
     assert cell["runs"] == [shared, shared.replace("seed=0", "seed=1")] and len(cell["measured"]["fid"]) == 2
     assert " ± " in (folder / "sngan-table2" / "index.html").read_text()
@@ -140,7 +143,7 @@ def test_what_cannot_be_had_is_named(tmp_path, capsys):
     assert main(["reproduce", "sngan-table2", "sngan-fig7", "--out", str(tmp_path / "out"), *words]) == 0
     (folder,) = (tmp_path / "out").iterdir()
     found = scores(folder, "sngan-table2")
-    assert found["Weight clipping", "CIFAR-10"]["left_out"].startswith("data not at hand: ")
+    assert found["Weight clipping", "CIFAR-10"]["left_out"].startswith("no data: ")
     assert "cells that are not run: " in capsys.readouterr().out
     assert absent in found["Weight clipping", "CIFAR-10"]["left_out"]
     assert found["GAN-GP", "CIFAR-10"]["left_out"] == "not asked for (--only)"
@@ -149,6 +152,32 @@ def test_what_cannot_be_had_is_named(tmp_path, capsys):
     assert main(["reproduce", "sngan-fig7", "--out", str(tmp_path / "out"), "--scale", "0.00001"]) == 0
     (cell,) = scores(folder.parent / "scale=1e-05", "sngan-fig7").values()
     assert "ImageNet's training images" in cell["left_out"]
+
+
+def test_columns_have_the_scores_that_the_paper_prints_there():
+    table = items()["gngan-table3"]
+    assert column_scores(table, "CIFAR-10") == ["is", "fid_train", "fid_test"]
+    assert column_scores(table, "STL-10") == ["is", "fid_50k", "fid_10k"]
+    assert column_scores(items()["gngan-fig4"], "elu") == ("is", "fid")  # bars without numbers
+    assert column_scores(items()["grangan-fig3"], "CIFAR-10") == ("fid",)  # no scores
+
+
+def test_what_training_does_not_measure_is_measured_where_the_paper_prints_it(monkeypatch, tmp_path):
+    """GN-GAN's Table 3: FID(test) of the runs on CIFAR-10, FID(10k) of those on STL-10, at the best checkpoint."""
+    table = items()["gngan-table3"]
+    found = wanted(table, Scale(), 1, tmp_path, ["CNN: GN-GAN"])
+    ended = SimpleNamespace(status="finished")
+    runs = {case.name: SimpleNamespace(case=case, record=True, state=ended) for one in found for case in one.cases}
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words) or SimpleNamespace(returncode=0))
+    measure_further(table, found, runs, Scale(), print)
+    assert len(commands) == len(runs) == 4
+    for words in commands:
+        assert words[:5] == [*words[:3], "eval", words[4]] and "--best" in words
+        assert ("--split" in words) == ("cifar10" in words[4]) != ("--n" in words) == ("stl10" in words[4])
+    commands.clear()
+    measure_further(table, found, runs, Scale(stand_in="digits"), print)
+    assert not commands
 
 
 def test_figures_without_runs_are_drawn(tmp_path, capsys):
@@ -177,11 +206,13 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "--seeds: got -1" in fails(capsys, "reproduce", "sngan-table2", "--seeds", "-1")
     assert "--processes: got 100000" in fails(capsys, "reproduce", "sngan-table2", "--processes", "100000")
     assert "widht" in fails(capsys, "reproduce", "sngan-table2", "--set", "widht=1")
+    assert "--data: unknown data set 'cifr10'; did you mean 'cifar10'" in fails(
+        capsys, "reproduce", "sngan-table2", "--data", "cifr10=cifar10.tar"
+    )
+    assert "--only: got 'Resnt'" in fails(capsys, "reproduce", "sngan-table2", "--only", "ResNet", "Resnt")
     assert "--set: got width twice" in fails(capsys, "reproduce", "sngan-table2", "--set", "width=1", "width=0.5")
     for word in ("run_dir=x", "run-dir=x", "seed=1", "classes=3"):
         assert "which follows from" in fails(capsys, "reproduce", "sngan-table2", "--set", word)
-    assert "--only: 'nobody'" in fails(capsys, "reproduce", "sngan-table2", "--only", "clipping", "nobody")
-    assert "did you mean 'cifar10'" in fails(capsys, "reproduce", "sngan-table2", "--data", "cifar-10=x.tar")
     assert "--data: got cifar10 twice" in fails(capsys, "reproduce", "sngan-table2", "--data", "cifar10=a", "cifar10=b")
     for word in ("", "cifar10="):
         assert f"--data: got '{word}'" in fails(capsys, "reproduce", "sngan-table2", "--data", word)

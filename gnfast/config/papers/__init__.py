@@ -69,8 +69,8 @@ SCORES = {
     "kid": Score("KID × 1000", "kid_ema"),
     "ms_ssim": Score("intra-class MS-SSIM", "", ("--ms-ssim",), "ms_ssim"),
     "omega": Score("Ω", interval=("omega_min", "omega_max")),
-    "slopes": Score("∇L(Ω)", interval=("slope_real_min", "slope_real_max")),
-    "slopes_fake": Score("∇L(Ω)", interval=("slope_fake_min", "slope_fake_max")),
+    "slopes": Score("∇L(Ω) at real images", interval=("slope_real_min", "slope_real_max")),
+    "slopes_fake": Score("∇L(Ω) at generated images", interval=("slope_fake_min", "slope_fake_max")),
 }
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?:\s*±\s*(?P<std>{_NUMBER}))?|\[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]")
@@ -234,7 +234,8 @@ def _item(name: str, found: dict[str, Any]) -> Item:
             raise ValueError(f"{key}: {unknown('name', str(found.get(key)), known)}")
     if found["state"] != "full" and not found.get("note"):
         raise ValueError(f"note: state {found['state']!r} needs one")
-    texts = (name, *(found[key] for key in ("paper", "item", "title", "kind", "state")), found.get("note", ""))
+    note = " ".join(found.get("note", "").split())
+    texts = (name, *(found[key] for key in ("paper", "item", "title", "kind", "state")), note)
     analyses, drawing = tuple(found.get("analyses", ())), found.get("drawing", "")
     if (found["kind"] == "analysis") != bool(analyses) or (found["kind"] == "drawn") != bool(drawing):
         raise ValueError("analyses, drawing: wanted with kind 'analysis' and 'drawn', and with no other")

@@ -48,8 +48,11 @@ SETTINGS = {
     "D": adam(1e-3, 0.9, 0.999, 5),
     "E": adam(2e-4, 0.0, 0.9, 5),
 }
-OPEN = "ε, and τ beyond CIFAR-10's 1 / 0.83, are in a supplement that is not at hand: 0.1 and the same τ are assumed."
-OPEN_TUNED = "K is in a supplement that is not at hand: GraN's 0.83 on CIFAR-10 is assumed."
+OPEN = (
+    "ε, and τ beyond CIFAR-10's 1 / 0.83, are in the supplement, which was not available: 0.1 and the same τ are "
+    "assumed."
+)
+OPEN_TUNED = "K is in the supplement, which was not available: GraN's 0.83 on CIFAR-10 is assumed."
 
 
 def presets() -> dict[str, Preset]:

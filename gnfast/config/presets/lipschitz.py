@@ -34,9 +34,9 @@ LOSSES = {
     "exp": "exponential",
 }
 OPEN = (
-    "The networks are in a supplement that is not at hand; the text says standard CNNs, and K ≈ k_SN⁴. Assumed: three "
-    "convolutions and a linear layer. The paper varies --k-sn, --k-gp (in the -gp presets) and --alpha. Of RMSProp it "
-    "gives the rate alone."
+    "The networks are in the supplement, which was not available; the text says standard CNNs, and K ≈ k_SN⁴. Assumed: "
+    "three convolutions and a linear layer. The paper varies --k-sn, --k-gp (in the -gp presets) and --alpha. Of "
+    "RMSProp it gives the learning rate alone."
 )
 
 

@@ -10,7 +10,7 @@ class Formula(NamedTuple):
     """One of the formulas φ(u, m) that the kernels know, m = ‖g − centre‖₂."""
 
     kind: str
-    """gn: u / (m + |u|); gn0: u / m; gn1: u / (m + 1); gran: u m / (τ (m² + ε))."""
+    """gn: u / (m + |u|); gn0: u / m; shift: u / (τ (m + ε)); gran: u m / (τ (m² + ε))."""
     complement: bool = False
     """u is 1 − f instead of f."""
     centre: float = 0.0

@@ -21,11 +21,11 @@ from gnfast.kernels.layout import accumulator, batch_major, filled, with_strides
 BLOCK = 2048
 NUM_WARPS = 8
 REGISTER_BUDGET = {"fp32": 64, "fp64": 96}
-KINDS = {"gn": 0, "gn0": 1, "gn1": 2, "gran": 3}
+KINDS = {"gn": 0, "gn0": 1, "shift": 2, "gran": 3}
 
 _GN = tl.constexpr(0)
 _GN0 = tl.constexpr(1)
-_GN1 = tl.constexpr(2)
+_SHIFT = tl.constexpr(2)
 
 
 @triton.jit
@@ -43,10 +43,10 @@ def value_and_partials(u, m, KIND: tl.constexpr, TAU: tl.constexpr, EPS: tl.cons
         value = u / total
         by_u = m / total / total
         by_m = -u / total / total
-    elif KIND == _GN1:
-        value = u / (m + 1)
-        by_u = 1 / (m + 1)
-        by_m = -u / (m + 1) / (m + 1)
+    elif KIND == _SHIFT:
+        value = u / (m + EPS) / TAU
+        by_u = 1 / (m + EPS) / TAU
+        by_m = -u / (m + EPS) / (m + EPS) / TAU
     else:
         inverse = tl.where(m == 0, 0.0, 1 / (safe + EPS / safe))
         value = u * inverse / TAU
