@@ -97,7 +97,7 @@ def scale_of(factor: float, data: Sequence[str], options: Sequence[str]) -> Scal
             raise ValueError(f"--data: {unknown('data set', name, known)}")
     stand_ins = [word for word in data if "=" not in word]
     if len(stand_ins) > 1 or (stand_ins and places) or "" in (*stand_ins, *places.values()):
-        raise ValueError(f"--data: got {', '.join(data)!r}, wanted NAME=PATH for some data sets, or one NAME for all")
+        raise ValueError(f"--data: got {', '.join(data)}, wanted NAME=PATH for some data sets, or one NAME for all")
     settings = _once("--set", map(_setting, options))
     for name in settings.keys() & _FOLLOWS:
         raise ValueError(f"--set: got {name}, which follows from {_FOLLOWS[name]}")
