@@ -32,9 +32,7 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
     yield "stable_rank", config.spectral_norm or not config.stable_rank, "0 without --spectral-norm"
     widens = REGISTRY[config.model].last_width
     yield "last_width", widens or config.last_width == 1, "1 with a --model that has no last convolution to widen alone"
-    decays, start = config.lr_decay != "none", config.lr_decay_start
-    yield "lr_decay_start", decays or not start, "0 without --lr-decay"
-    yield "lr_decay_start", start <= config.steps, f"at most --steps {config.steps}"
+    yield "lr_decay_start", config.lr_decay != "none" or not config.lr_decay_start, "0 without --lr-decay"
     classifies = REGISTRY[config.model].classifier
     yield "auxiliary", classifies or not config.auxiliary, "0 with a --model that has no classifier"
     yield "auxiliary", config.classes > 0 or not config.auxiliary, "0 without --classes"
