@@ -31,6 +31,7 @@ Images = Annotated[int, Only(lambda n: 2 <= n <= 1 << 14, f"a whole number from 
 Measured = Annotated[int, Only(lambda n: 2 <= n <= 1_000_000, "a whole number from 2 to 1000000")]
 Positive = Annotated[float, Only(lambda x: x > 0, "a positive number")]
 Factor = Annotated[float, Only(lambda x: x >= 0, "0 or a positive number")]
+Share = Annotated[float, Only(lambda x: 0 <= x <= 1, "a number from 0 to 1")]
 Decay = Annotated[float, Only(lambda x: 0 <= x < 1, "a number in [0, 1)")]
 
 
@@ -91,7 +92,7 @@ class Config:
     """The spectral norm that spectral normalisation gives to each weight."""
     learn_scale: bool = False
     """A learned factor on each weight of norm 1, spectral or Frobenius, or on each of its rows of norm 1."""
-    stable_rank: Factor = 0.0
+    stable_rank: Share = 0.0
     """Stable rank normalisation with spectral normalisation: at most this share of each weight's full rank (Sanyal et
     al., ICLR 2020); 0 does without."""
     weight_norm: Literal["none", "unit", "learned", "frobenius"] = "none"

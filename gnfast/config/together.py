@@ -30,6 +30,9 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
     scaled = config.spectral_norm or config.weight_norm in ("unit", "frobenius")
     yield "learn_scale", scaled or not config.learn_scale, "false, except with a spectral, unit or Frobenius norm"
     yield "stable_rank", config.spectral_norm or not config.stable_rank, "0 without --spectral-norm"
+    widens = REGISTRY[config.model].last_width
+    yield "last_width", widens or config.last_width == 1, "1 with a --model that has no last convolution to widen alone"
+    yield "lr_decay_start", config.lr_decay != "none" or not config.lr_decay_start, "0 without --lr-decay"
     classifies = REGISTRY[config.model].classifier
     yield "auxiliary", classifies or not config.auxiliary, "0 with a --model that has no classifier"
     yield "auxiliary", config.classes > 0 or not config.auxiliary, "0 without --classes"

@@ -54,7 +54,8 @@ def _circumstances(item: Item, scale: Scale, runs: Sequence[Run]) -> str:
     if not runs:
         return f"{parts[0].capitalize()}."
     parts.append("at full size" if scale.is_full else f"at reduced size ({scale.name}): compare rows, not numbers")
-    rows = [row for run in runs if run.record for row in run.record.rows if "extractor" in row]
+    scored_with = {"extractor", "n_real", "n_fake"}
+    rows = [row for run in runs if run.record for row in run.record.rows if scored_with <= row.keys()]
     measured = dict.fromkeys(f"{row['n_real']} real, {row['n_fake']} generated, {row['extractor']}" for row in rows)
     if measured:
         parts.append("scored on " + "; ".join(measured))

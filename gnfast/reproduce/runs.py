@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gnfast import metrics
-from gnfast.config.config import Config
+from gnfast.config.config import Config, require_kinds
 from gnfast.config.papers import Cell, Item, differing
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
@@ -89,6 +89,7 @@ def config_of(preset: str, options: dict[str, Any]) -> Config:
     if preset not in PRESETS:
         raise ValueError(f"preset: got {preset!r}, which there is not")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    require_kinds(values)
     return dataclasses.replace(PRESETS[preset].config, **values)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gnfast.config.config import Config, require_kinds
-from gnfast.data.registry import registered
+from gnfast.data.registry import SETS
 from gnfast.errors import unknown
 
 # What is counted in steps and shrinks with their number, and intervals, of which a run has at most so many.
@@ -92,12 +92,12 @@ def scale_of(factor: float, data: Sequence[str], options: Sequence[str]) -> Scal
     if not 0 < factor <= 1:
         raise ValueError(f"--scale: got {factor}, wanted a number above 0, at most 1")
     places = _once("--data", (word.split("=", 1) for word in data if "=" in word))
+    for name in places:
+        if name not in (known := [*SETS, "imagenet"]):
+            raise ValueError(f"--data: {unknown('data set', name, known)}")
     stand_ins = [word for word in data if "=" not in word]
     if len(stand_ins) > 1 or (stand_ins and places) or "" in (*stand_ins, *places.values()):
-        raise ValueError(f"--data: got {', '.join(data)!r}, wanted NAME=PATH for some data sets, or one NAME for all")
-    for name in places:
-        if name not in (known := [*registered(), "imagenet"]):
-            raise ValueError(f"--data: {unknown('data set', name, known)}")
+        raise ValueError(f"--data: got {', '.join(data)}, wanted NAME=PATH for some data sets, or one NAME for all")
     settings = _once("--set", map(_setting, options))
     for name in settings.keys() & _FOLLOWS:
         raise ValueError(f"--set: got {name}, which follows from {_FOLLOWS[name]}")

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gnfast.config.papers import SCORES, Cell, Item, Score
+from gnfast.config.papers import SCORES, Cell, Item
 from gnfast.io.rows import Row
 from gnfast.reproduce.runs import Wanted
 from gnfast.reproduce.scale import Scale
-from gnfast.runs.record import best, points, read_json
+from gnfast.runs.checkpoint import RunError, last_step
+from gnfast.runs.record import best, finite, points, read_json
 from gnfast.runs.sweep_results import ENDED, Run, spread
 
 
@@ -66,7 +67,7 @@ def _measured(item: Item, one: Wanted, runs: list[Run]) -> Measured:
             continue
         row = _row(run.record.rows, item.at_best)
         for name in column_scores(item, one.cell.column):
-            value = _value(SCORES[name], name, row, run)
+            value = _value(name, row, run, item.at_best)
             if value is not None:
                 values.setdefault(name, []).append(value)
     failed = [run for run in runs if run.state.status not in ENDED]
@@ -92,14 +93,25 @@ def _row(rows: Sequence[Row], at_best: bool) -> Row:
     return found
 
 
-def _value(score: Score, name: str, row: Row, run: Run) -> float | tuple[float, float] | None:
-    if score.interval:
-        low, high = (row.get(key) for key in score.interval)
-        return None if low is None or high is None else (low, high)
-    if score.words:
-        with contextlib.suppress(FileNotFoundError, AttributeError):
-            return read_json(extra_file(run.case.folder, name)).get(score.result)
-    return row.get(score.key)
+def _value(name: str, row: Row, run: Run, at_best: bool) -> float | tuple[float, float] | None:
+    """A score, where it was measured and is finite."""
+    score = SCORES[name]
+    found = {score.result: row.get(score.key)} | (_further(run, name, at_best) if score.words else {})
+    values = tuple(row.get(key) for key in score.interval) if score.interval else (found[score.result],)
+    if not all(map(finite, values)):
+        return None
+    return values if score.interval else values[0]
+
+
+def _further(run: Run, name: str, at_best: bool) -> Row:
+    """What `gnfast eval` found at the checkpoint that counts; empty where it was another, or the file is damaged."""
+    top = best(run.record.rows, "distance_ema") if at_best else None
+    step = top[0] if top else last_step(run.case.folder / "checkpoints")
+    with contextlib.suppress(FileNotFoundError, RunError):
+        found = read_json(extra_file(run.case.folder, name))
+        if isinstance(found, dict) and found.get("step") == step and SCORES[name].result in found:
+            return found
+    return {}
 
 
 def extra_file(folder: Path, score: str) -> Path:
@@ -118,9 +130,9 @@ def measure_further(
         return
     asked = [(case.name, name) for one in found for case in one.cases for name in column_scores(item, one.cell.column)]
     for run, name in ((runs[case], name) for case, name in dict.fromkeys(asked) if SCORES[name].words):
-        out = extra_file(run.case.folder, name)
-        if run.record is None or run.state.status not in ENDED or out.exists():
+        if run.record is None or run.state.status not in ENDED or _further(run, name, item.at_best):
             continue
+        out = extra_file(run.case.folder, name)
         options = [*(["--best"] if item.at_best else []), *SCORES[name].words, "--out", str(out)]
         command = [sys.executable, "-m", "gnfast", "eval", str(run.case.folder), *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

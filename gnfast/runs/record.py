@@ -123,7 +123,7 @@ def read_run(folder: Path) -> Record:
         settings,
         [plain_entries(entry) for entry in sessions if isinstance(entry, dict)] if isinstance(sessions, list) else [],
         read_rows(folder / "metrics.jsonl"),
-        [row for row in read_rows(folder / "speed.jsonl") if all(_finite(row.get(name)) for name in SPEED)],
+        [row for row in read_rows(folder / "speed.jsonl") if all(finite(row.get(name)) for name in SPEED)],
         tail(folder / "log.txt").splitlines(),
     )
 
@@ -203,7 +203,7 @@ def measure_of(name: str) -> str:
 def points(rows: Iterable[Row], name: str) -> list[tuple[int, float]]:
     """(step, value) of one key, where it is a finite number."""
     found = ((row["step"], row.get(name)) for row in rows)
-    return [(step, float(value)) for step, value in found if _finite(value)]
+    return [(step, float(value)) for step, value in found if finite(value)]
 
 
 def best(rows: Iterable[Row], name: str) -> tuple[int, float] | None:
@@ -228,6 +228,6 @@ def last(rows: Iterable[Row], name: str) -> tuple[int, float] | None:
     return next(reversed(points(rows, name)), None)
 
 
-def _finite(value: Any) -> bool:
+def finite(value: Any) -> bool:
     """Whether it can be drawn: an axis of 1e300 has no ticks."""
     return type(value) in (int, float) and abs(value) < 1e100

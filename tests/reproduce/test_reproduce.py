@@ -1,6 +1,8 @@
 """`gnfast reproduce`: from a file to a page, on small images, for a table or figure of each paper."""
 
+import dataclasses
 import json
+import math
 import statistics
 import subprocess
 from pathlib import Path
@@ -14,9 +16,9 @@ from gnfast.cli import main
 from gnfast.config.papers import Cell, items, printed
 from gnfast.config.presets import PRESETS
 from gnfast.reproduce.page import figure
-from gnfast.reproduce.runs import wanted
+from gnfast.reproduce.runs import Wanted, wanted
 from gnfast.reproduce.scale import Scale, scale_of
-from gnfast.reproduce.scores import Measured, column_scores, measure_further, ordered_pairs
+from gnfast.reproduce.scores import Measured, column_scores, measure_further, measured, ordered_pairs
 from gnfast.runs.record import best, last, read_run
 from gnfast.runs.sweep_file import Case
 from tests.cli.commands import fails
@@ -168,7 +170,11 @@ def test_what_training_does_not_measure_is_measured_where_the_paper_prints_it(mo
     table = items()["gngan-table3"]
     found = wanted(table, Scale(), 1, tmp_path, ["CNN: GN-GAN"])
     ended = SimpleNamespace(status="finished")
-    runs = {case.name: SimpleNamespace(case=case, record=True, state=ended) for one in found for case in one.cases}
+    runs = {
+        case.name: SimpleNamespace(case=case, record=SimpleNamespace(rows=[]), state=ended)
+        for one in found
+        for case in one.cases
+    }
     commands = []
     monkeypatch.setattr(subprocess, "run", lambda words, **_: commands.append(words) or SimpleNamespace(returncode=0))
     measure_further(table, found, runs, Scale(), print)
@@ -188,6 +194,45 @@ def test_an_analysis_that_shows_scores_has_their_curves():
     for name, shown in (("gngan-fig3", True), ("grangan-fig3", False)):
         item = items()[name]
         assert bool(figure(item, [Measured(item.cells[0], (run,), "", {})])) == shown
+
+
+def a_run(folder, rows):
+    """A finished run of a single cell, whose newest checkpoint is of step 20, and the cell."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step-000000020.pt").touch()
+    case, record = Case({}, "digits", {}, folder), SimpleNamespace(rows=rows)
+    return SimpleNamespace(case=case, record=record, state=SimpleNamespace(status="finished", message=""))
+
+
+def found(folder, paper, rows, **printed_):
+    """The values of a cell that prints these scores, of a run with these rows."""
+    cell = Cell("r", "", "digits", {}, {name: printed(text) for name, text in printed_.items()}, "")
+    item = dataclasses.replace(items()[f"{paper}-fig1"], scores=tuple(printed_), cells=(cell,))
+    (one,) = measured(item, [Wanted(cell, (Case({}, "digits", {}, folder),))], {folder.name: a_run(folder, rows)})
+    return one.values
+
+
+@pytest.mark.parametrize(("paper", "step"), [("gngan", 10), ("sngan", 20)])
+def test_what_eval_found_counts_at_its_checkpoint_alone(tmp_path, paper, step):
+    """A run that went on after it was measured, or whose best came later, is not shown with what it was before."""
+    rows = [{"step": 10, "distance_ema": 1.0}, {"step": 20, "distance_ema": 2.0}]
+    for of_step in (10, 20):
+        folder = tmp_path / f"run{of_step}"
+        folder.mkdir()
+        (folder / "fid_test.json").write_text(json.dumps({"step": of_step, "distance": 7.5}))
+        assert found(folder, paper, rows, fid_test="7") == ({"fid_test": [7.5]} if of_step == step else {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "5", "[]", "", *(f'{{"step": 20, "distance": {value}}}' for value in ('"x"', "[1]", "NaN", "1e999", "true"))],
+)
+def test_damaged_results_of_eval_are_none(tmp_path, content):
+    (tmp_path / "fid_test.json").write_text(content)
+    rows = [{"step": 20, "distance_ema": 2.0, "is_ema": "high", "kid_ema": [1], "omega_min": math.nan, "omega_max": 1}]
+    assert found(tmp_path, "sngan", rows, fid_test="7", fid="3", **{"is": "1"}, kid="2", omega="[0, 1]") == {
+        "fid": [2.0]
+    }
 
 
 def test_figures_without_runs_are_drawn(tmp_path, capsys):
@@ -216,14 +261,16 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "--seeds: got -1" in fails(capsys, "reproduce", "sngan-table2", "--seeds", "-1")
     assert "--processes: got 100000" in fails(capsys, "reproduce", "sngan-table2", "--processes", "100000")
     assert "widht" in fails(capsys, "reproduce", "sngan-table2", "--set", "widht=1")
+    assert "--data: unknown data set 'cifr10'; did you mean 'cifar10'" in fails(
+        capsys, "reproduce", "sngan-table2", "--data", "cifr10=cifar10.tar"
+    )
     assert "--only: got 'Resnt'" in fails(capsys, "reproduce", "sngan-table2", "--only", "ResNet", "Resnt")
     assert "--set: got width twice" in fails(capsys, "reproduce", "sngan-table2", "--set", "width=1", "width=0.5")
     for word in ("run_dir=x", "run-dir=x", "seed=1", "classes=3"):
         assert "which follows from" in fails(capsys, "reproduce", "sngan-table2", "--set", word)
-    assert "did you mean 'cifar10'" in fails(capsys, "reproduce", "sngan-table2", "--data", "cifar-10=x.tar")
     assert "--data: got cifar10 twice" in fails(capsys, "reproduce", "sngan-table2", "--data", "cifar10=a", "cifar10=b")
     for word in ("", "cifar10="):
-        assert f"--data: got '{word}'" in fails(capsys, "reproduce", "sngan-table2", "--data", word)
+        assert f"--data: got {word}, wanted NAME=PATH" in fails(capsys, "reproduce", "sngan-table2", "--data", word)
     stand_in = str(tmp_path / "nowhere")
     for words in (["sngan-table2"], ["sngan-table2", "--scale", "0.00001"]):
         assert stand_in in fails(capsys, "reproduce", *words, "--data", stand_in, "--out", str(tmp_path / "out"))

@@ -74,22 +74,10 @@ SCORES = {
 }
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _PRINTED = re.compile(rf"(?P<mean>{_NUMBER})(?:\s*±\s*(?P<std>{_NUMBER}))?|\[(?P<low>{_NUMBER}), (?P<high>{_NUMBER})\]")
-_TOP = {
-    "paper",
-    "item",
-    "title",
-    "kind",
-    "state",
-    "note",
-    "seeds",
-    "base",
-    "scores",
-    "at",
-    "analyses",
-    "drawing",
-    "cell",
-}
-_CELL = {"row", "column", "preset", "options", "vary", "why"}
+_TEXTS = ("paper", "item", "title", "kind", "state")
+_TOP = dict.fromkeys((*_TEXTS, "note", "at", "drawing"), str) | dict.fromkeys(("scores", "analyses", "cell"), list)
+_TOP |= {"seeds": int, "base": dict}
+_CELL = dict.fromkeys(("row", "column", "preset", "why"), str) | dict.fromkeys(("options", "vary"), dict)
 
 
 @dataclass(frozen=True)
@@ -228,17 +216,23 @@ def differing(item: Item, cell: Cell, settings: Any) -> dict[str, Any]:
 
 
 def _item(name: str, found: dict[str, Any]) -> Item:
-    _known("the file", found, _TOP)
+    _require_kinds("the file", found, _TOP)
+    if missing := [key for key in _TEXTS if key not in found]:
+        raise ValueError(f"{missing[0]}: missing")
+    if found.get("seeds", 1) < 1:
+        raise ValueError(f"seeds: got {found['seeds']}, wanted at least 1")
     for key, known in (("paper", PAPERS), ("state", STATES), ("kind", KINDS)):
         if found.get(key) not in known:
             raise ValueError(f"{key}: {unknown('name', str(found.get(key)), known)}")
     if found["state"] != "full" and not found.get("note"):
         raise ValueError(f"note: state {found['state']!r} needs one")
     note = " ".join(found.get("note", "").split())
-    texts = (name, *(found[key] for key in ("paper", "item", "title", "kind", "state")), note)
+    texts = (name, *(found[key] for key in _TEXTS), note)
     analyses, drawing = tuple(found.get("analyses", ())), found.get("drawing", "")
     if (found["kind"] == "analysis") != bool(analyses) or (found["kind"] == "drawn") != bool(drawing):
         raise ValueError("analyses, drawing: wanted with kind 'analysis' and 'drawn', and with no other")
+    if wrong := [entry for entry in found.get("cell", []) if not isinstance(entry, dict)]:
+        raise ValueError(f"cell: got {wrong[0]!r}, wanted a table")
     cells = tuple(cell for entry in found.get("cell", []) for cell in _cells(entry))
     shown = found.get("scores") or [score for score in SCORES if any(score in cell.printed for cell in cells)]
     _known("scores", dict.fromkeys(shown), SCORES)
@@ -252,7 +246,7 @@ def _cells(entry: dict[str, Any]) -> Iterator[Cell]:
     """The cell of an entry, or its row of cells where it varies an option or the end of the preset's name."""
     row, column = entry.get("row", ""), entry.get("column", "")
     try:
-        _known("cell", entry, _CELL | SCORES.keys())
+        _require_kinds("cell", entry, _CELL | dict.fromkeys(SCORES, str | int | float | list))
         preset, why, options = entry.get("preset", ""), entry.get("why", ""), entry.get("options", {})
         if not preset and not why:
             raise ValueError("why: a cell without a preset needs one")
@@ -260,12 +254,14 @@ def _cells(entry: dict[str, Any]) -> Iterator[Cell]:
         if "vary" not in entry:
             yield Cell(row, column, preset, options, _printed(scores), why)
             return
+        if len(entry["vary"]) != 1 or not all(isinstance(values, list) for values in entry["vary"].values()):
+            raise ValueError(f"vary: got {entry['vary']}, wanted one option and a list")
         ((option, values),) = entry["vary"].items()
         if any(not isinstance(texts, list) or len(texts) != len(values) for texts in scores.values()):
             raise ValueError(f"vary: {len(values)} values, wanted as many of each score")
         for place, value in enumerate(values):
             numbers = _printed({score: texts[place] for score, texts in scores.items()})
-            ending, changes = (f"-{value.lower()}", {}) if option == "preset" else ("", {option: value})
+            ending, changes = (f"-{str(value).lower()}", {}) if option == "preset" else ("", {option: value})
             yield Cell(row, _plain(value), preset + ending, options | changes, numbers, why)
     except ValueError as error:
         raise ValueError(f"cell {row!r}, {column!r}: {error}") from error
@@ -277,6 +273,14 @@ def _printed(scores: dict[str, str | float]) -> dict[str, Printed]:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _require_kinds(place: str, found: dict[str, Any], kinds: dict[str, Any]) -> None:
+    """That a table has names of `kinds` alone, and values of theirs."""
+    _known(place, found, kinds)
+    for name, value in found.items():
+        if not isinstance(value, kinds[name]) or isinstance(value, bool):
+            raise ValueError(f"{place}, {name}: got {value!r}, wanted {getattr(kinds[name], '__name__', kinds[name])}")
 
 
 def _known(place: str, names: Iterable[str], known: Iterable[str]) -> None:
