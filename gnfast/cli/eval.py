@@ -265,7 +265,7 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
 
     def alike() -> float:
         draw = of_classes(generator, config.z_dim, options.seed, statistics == "batch")
-        return metrics.intra_class_ms_ssim(draw, config.classes, batch_size=config.batch_g)
+        return metrics.intra_class_ms_ssim(draw, config.classes, pairs=metrics.PAIRS, batch_size=config.batch_g)
 
     settings = as_json(config)
     if settings["extractor"] == "none":

@@ -90,15 +90,15 @@ def _cell(one: Measured | None, score: str, scale: Scale) -> Html:
 
 
 def _agreement(item: Item, cells: Sequence[Measured]) -> Html | None:
-    """How many pairs of rows of each column come out in the published order: what reduced runs can say."""
+    """How many pairs come out in the published order, which reduced runs can say too: of rows in each column, or of
+    columns in each row where these are an option's values (rows may then be of several data sets)."""
+    along = "row" if all(isinstance(_number(one.cell.column), float) for one in cells) else "column"
     lines = []
-    for column, score in dict.fromkeys((one.cell.column, score) for one in cells for score in item.scores):
-        pairs = ordered_pairs([one for one in cells if one.cell.column == column], score)
+    for place, score in dict.fromkeys((getattr(one.cell, along), score) for one in cells for score in item.scores):
+        pairs = ordered_pairs([one for one in cells if getattr(one.cell, along) == place], score)
         if pairs:
-            name = " ".join(filter(None, [column, SCORES[score].title]))
-            lines.append([name, f"{sum(pairs)} of {len(pairs)}"])
-    head = ["column", "pairs of rows in the published order"]
-    return table(head, lines) if lines else None
+            lines.append([" ".join(filter(None, [place, SCORES[score].title])), f"{sum(pairs)} of {len(pairs)}"])
+    return table([along, "pairs in the published order"], lines) if lines else None
 
 
 def _score_names(item: Item, cells: Sequence[Measured]) -> list[str]:
