@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from ctypes.util import find_library
 
 # By this name, so that a test which replaces `subprocess.Popen` replaces the runs and not the server.
 from subprocess import DEVNULL, Popen
@@ -90,8 +91,11 @@ class Server:
         with theirs:
             self.process = Popen(
                 [sys.executable, "-m", "gnfast.runs.forks", str(theirs.fileno()), os.environ.get(_WITHOUT_DRIVER, "")],
-                # gnfast looks for a GPU when it is imported, otherwise by loading the driver, which forks cannot use.
-                env=os.environ | {_WITHOUT_DRIVER: "1"},
+                # gnfast looks for a GPU when it is imported, otherwise by loading the driver, which forks cannot use;
+                # where there is none, PyTorch would try all the same.
+                env=os.environ
+                | {_WITHOUT_DRIVER: "1"}
+                | ({} if find_library("cuda") else {"CUDA_VISIBLE_DEVICES": ""}),
                 **dict.fromkeys(("stdin", "stdout", "stderr"), DEVNULL),
                 start_new_session=True,
                 pass_fds=[theirs.fileno()],
