@@ -22,7 +22,6 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from ctypes.util import find_library
 
 # By this name, so that a test which replaces `subprocess.Popen` replaces the runs and not the server.
 from subprocess import DEVNULL, Popen
@@ -93,9 +92,7 @@ class Server:
                 [sys.executable, "-m", "gnfast.runs.forks", str(theirs.fileno()), os.environ.get(_WITHOUT_DRIVER, "")],
                 # gnfast looks for a GPU when it is imported, otherwise by loading the driver, which forks cannot use;
                 # where there is none, PyTorch would try all the same.
-                env=os.environ
-                | {_WITHOUT_DRIVER: "1"}
-                | ({} if find_library("cuda") else {"CUDA_VISIBLE_DEVICES": ""}),
+                env=os.environ | {_WITHOUT_DRIVER: "1"} | ({} if _has_driver() else {"CUDA_VISIBLE_DEVICES": ""}),
                 **dict.fromkeys(("stdin", "stdout", "stderr"), DEVNULL),
                 start_new_session=True,
                 pass_fds=[theirs.fileno()],
@@ -145,6 +142,15 @@ class Server:
 def available() -> bool:
     """Whether processes can be forked like that here: on Linux, where their ends can be waited for."""
     return sys.platform == "linux" and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+
+
+def _has_driver() -> bool:
+    """Whether there is a driver of Nvidia's to load."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _adopt_orphans(whether: bool) -> bool:
