@@ -3,7 +3,7 @@
 A forward pass of a network is counted on the device `meta`. A critic update costs three forwards of the critic over its
 images (forward, input gradient, weight gradient), four with a normaliser that needs the input gradient's own gradient,
 four more over the points of a gradient penalty, and a forward of the generator; a generator update three forwards of
-the generator and two of the critic (three with a normaliser). `docs/papers.md` gives the reasons for the numbers below.
+the generator and two of the critic, whose weights rest. `docs/papers.md` gives the reasons for the numbers below.
 """
 
 import functools
@@ -35,12 +35,11 @@ def run_seconds(config: Config) -> float:
     """Training and scoring of one run."""
     shape = (config.model, config.resolution, config.channels, config.z_dim, config.classes)
     generator, critic = forward_flops(*shape, config.width * config.width_g, config.width * config.width_d)
-    normalised = config.method != "none"
     rate = FLOP_PER_S.get(config.precision, OTHERS)
     points = config.batch_d * (4 if config.penalty != "none" else 0)
     images = config.batch_d * (2 + (config.consistency > 0))
-    critic_update = critic * (images * (4 if normalised else 3) + points) + generator * config.batch_d
-    generator_update = config.batch_g * (3 * generator + (3 if normalised else 2) * critic)
+    critic_update = critic * (images * (3 if config.method == "none" else 4) + points) + generator * config.batch_d
+    generator_update = config.batch_g * (3 * generator + 2 * critic)
     step = config.n_dis * max(critic_update / rate, LEAST_UPDATE_S) + max(generator_update / rate, LEAST_UPDATE_S)
     scorings = 2 + (config.steps // config.eval_every if config.eval_every else 0)
     scored = 0 if config.extractor == "none" else 2 * scorings * config.n_fake * SCORED_IMAGE_S
