@@ -113,6 +113,15 @@ state = "full"
         (('title = "t"', 'title = "t"\ncell = [5]'), "cell: got 5, wanted a table"),
         (('title = "t"', 'title = "t"\ncell = [{preset = "p", options = 5}]'), "cell, options: got 5, wanted dict"),
         (('title = "t"', 'title = "t"\ncell = [{preset = "p", vary = {alpha = 5}}]'), "wanted one option and a list"),
+        (('title = "t"', 'title = "t"\nbase = {seed = 1}'), "seed: got 1, wanted none: every run has its own"),
+        (
+            ('title = "t"', 'title = "t"\ncell = [{preset = "p", options = {run_dir = "."}}]'),
+            "run_dir: got '.', wanted none: every run has its own",
+        ),
+        (
+            ('title = "t"', 'title = "t"\ncell = [{row = "r", why = "w"}, {row = "r", why = "w"}]'),
+            "cell 'r', '': there are 2, wanted one",
+        ),
         (('title = "t"', 'titel = "t"'), "the file: unknown name 'titel'; did you mean 'title'"),
         (('title = "t"', 'title = "t"\ncell = [{row = "r"}]'), "cell 'r', '': why: a cell without a preset needs one"),
         (('title = "t"', 'title = "t"\ncell = [{row = "r", why = "w", fid = "x"}]'), "cell 'r', '': got 'x'"),

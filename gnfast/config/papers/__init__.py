@@ -6,6 +6,7 @@
 import functools
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,8 @@ _TEXTS = ("paper", "item", "title", "kind", "state")
 _TOP = dict.fromkeys((*_TEXTS, "note", "at", "drawing"), str) | dict.fromkeys(("scores", "analyses", "cell"), list)
 _TOP |= {"seeds": int, "base": dict}
 _CELL = dict.fromkeys(("row", "column", "preset", "why"), str) | dict.fromkeys(("options", "vary"), dict)
+# What every run is given anyway, by the place of its folder and its number among a cell's runs.
+_GIVEN = {"run_dir", "seed"}
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,12 @@ def _item(name: str, found: dict[str, Any]) -> Item:
     if wrong := [entry for entry in found.get("cell", []) if not isinstance(entry, dict)]:
         raise ValueError(f"cell: got {wrong[0]!r}, wanted a table")
     cells = tuple(cell for entry in found.get("cell", []) for cell in _cells(entry))
+    for place, count in Counter((cell.row, cell.column) for cell in cells).items():
+        if count > 1:
+            raise ValueError(f"cell {place[0]!r}, {place[1]!r}: there are {count}, wanted one")
+    for settings in (found.get("base", {}), *(cell.options for cell in cells)):
+        if given := sorted(_GIVEN & settings.keys()):
+            raise ValueError(f"{given[0]}: got {settings[given[0]]!r}, wanted none: every run has its own")
     shown = found.get("scores") or [score for score in SCORES if any(score in cell.printed for cell in cells)]
     _known("scores", dict.fromkeys(shown), SCORES)
     at = found.get("at", "best" if found["paper"] in AT_BEST else "last")
