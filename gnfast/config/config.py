@@ -144,9 +144,11 @@ class Config:
     adam_eps: Positive = 1e-8
     """Adam's ε, which is added to the root of the second moment."""
     lr_decay: Literal["none", "linear"] = "none"
-    """Learning-rate schedule: constant, or linear from the full rate at --lr-decay-start to 0 after the last step."""
+    """Learning-rate schedule: constant, or linear from the full rate at --lr-decay-start to 0 at --lr-decay-end."""
     lr_decay_start: Interval = 0
     """Step up to which the rate of `linear` is the full one."""
+    lr_decay_end: Interval = 0
+    """Step at which the rate of `linear` is 0, for a run that stops before; the end of the run if 0."""
     ema_decay: Decay = 0.9999
     """Decay per step of the generator's moving average (weights and batch-norm buffers)."""
     ema_start: Interval = 0
@@ -238,7 +240,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
     # A run of a version that did not have a setting yet had its default.
     saved, wanted = _DEFAULTS | current(saved), as_json(config)
     names = [name for name in wanted if name not in FREE]
-    if config.lr_decay == "none":
+    if config.lr_decay == "none" or config.lr_decay_end:
         # Without a schedule that depends on it, the length of a run is only where it stops.
         names.remove("steps")
     return [

@@ -32,7 +32,10 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
     yield "stable_rank", config.spectral_norm or not config.stable_rank, "0 without --spectral-norm"
     widens = REGISTRY[config.model].last_width
     yield "last_width", widens or config.last_width == 1, "1 with a --model that has no last convolution to widen alone"
-    yield "lr_decay_start", config.lr_decay != "none" or not config.lr_decay_start, "0 without --lr-decay"
+    for name in ("lr_decay_start", "lr_decay_end"):
+        yield name, config.lr_decay != "none" or not getattr(config, name), "0 without --lr-decay"
+    late = config.lr_decay_end >= config.steps
+    yield "lr_decay_end", late or not config.lr_decay_end, f"0, or at least --steps {config.steps}"
     classifies = REGISTRY[config.model].classifier
     yield "auxiliary", classifies or not config.auxiliary, "0 with a --model that has no classifier"
     yield "auxiliary", config.classes > 0 or not config.auxiliary, "0 without --classes"

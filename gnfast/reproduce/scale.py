@@ -11,7 +11,7 @@ from gnfast.data.registry import SETS
 from gnfast.errors import unknown
 
 # What is counted in steps and shrinks with their number, and intervals, of which a run has at most so many.
-_STEPS = ("steps", "ema_start", "lr_decay_start")
+_STEPS = ("steps", "ema_start", "lr_decay_start", "lr_decay_end")
 _INTERVALS = ("sample_every", "eval_every", "probe_every", "checkpoint_every")
 POINTS = 10
 # What `--set` may not say, and what says it.

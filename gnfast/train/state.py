@@ -104,7 +104,8 @@ class State:
         """Learning rates of the critic's and of the generator's updates after `step` steps."""
         c, rate = self.config, 1.0
         if c.lr_decay == "linear" and step > c.lr_decay_start:
-            rate = (c.steps - step) / (c.steps - c.lr_decay_start)
+            end = c.lr_decay_end or c.steps
+            rate = (end - step) / (end - c.lr_decay_start)
         return c.lr_d * rate, c.lr_g * rate
 
     def update(self) -> None:

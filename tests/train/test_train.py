@@ -390,6 +390,8 @@ def test_steps_may_grow_without_a_schedule_only(config):
     constant = dataclasses.replace(config, lr_decay="none")
     assert not differences(as_json(constant), dataclasses.replace(constant, steps=20))
     assert differences(as_json(config), dataclasses.replace(config, steps=20))
+    ends = dataclasses.replace(config, lr_decay_end=20)
+    assert not differences(as_json(ends), dataclasses.replace(ends, steps=20))
 
 
 @pytest.mark.parametrize(
@@ -547,6 +549,8 @@ def test_config_survives_json():
         ({"stable_rank": 1.5, "spectral_norm": True}, "--stable-rank: got 1.5, wanted a number from 0 to 1"),
         ({"last_width": 2.0}, "--last-width: got 2.0, wanted 1 with a --model that has no last convolution to widen"),
         ({"lr_decay_start": 1, "lr_decay": "none"}, "--lr-decay-start: got 1, wanted 0 without --lr-decay"),
+        ({"lr_decay_end": 11, "lr_decay": "none"}, "--lr-decay-end: got 11, wanted 0 without --lr-decay"),
+        ({"lr_decay_end": 10}, "--lr-decay-end: got 10, wanted 0, or at least --steps 11"),
         ({"weight_clip": 0.1, "spectral_norm": True}, "--weight-clip: got 0.1, wanted 0 with --spectral-norm or"),
         ({"orthonormal": 0.1, "weight_norm": "unit"}, "--orthonormal: got 0.1, wanted 0 with"),
     ],

@@ -198,6 +198,8 @@ def test_adams_epsilon_and_a_rate_that_falls_late():
         "a run that ends before the start keeps its rate"
     )
     assert_plain_losses(config, 6, score=plain_loop.plain, **plain_loop.NON_SATURATING)
+    half = state_of(dataclasses.replace(config, steps=3, lr_decay_end=6))
+    torch.testing.assert_close(updated(half, 3), updated(state_of(config), 3), rtol=0, atol=0)
     usual = state_of(dataclasses.replace(config, adam_eps=1e-8))
     assert (updated(usual, 6) - updated(state, 6)).abs().max() > 1e-4
 
