@@ -10,6 +10,7 @@ from gnfast.cli.options import parse
 from gnfast.cli.presets import table
 from gnfast.config.config import Config, as_json
 from gnfast.config.presets import PRESETS
+from gnfast.config.together import without_effect
 from gnfast.errors import unknown
 from gnfast.io.rows import plain
 
@@ -45,6 +46,9 @@ def run(words: list[str]) -> int:
     data = "" if preset.config.data else " --data PATH"
     help = TRAIN_HELP.format(name=name, summary=preset.summary, data=data)
     config = parse(Config, rest, f"train {name}", help=help, default=preset.config)
+    for setting, user in without_effect(config, preset.config):
+        option = f"--{setting.replace('_', '-')}"
+        print(f"gnfast: {option} {plain(getattr(config, setting))} has no effect without {user}", file=sys.stderr)
     if "--dry-run" in words:
         return _dry_run(name, config)
     if not config.data:

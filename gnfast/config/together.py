@@ -1,12 +1,29 @@
 """What the settings of a run ask of each other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gnfast.models import REGISTRY
 
 if TYPE_CHECKING:
     from gnfast.config.config import Config
+
+
+# Settings that others make use of: whether they do, and what to set so that they do.
+_USES: dict[str, tuple[Callable[["Config"], bool], str]] = {
+    "k_sn": (lambda c: c.spectral_norm, "--spectral-norm"),
+    "penalty_weight": (lambda c: c.penalty != "none", "--penalty"),
+    "k_gp": (lambda c: c.penalty == "1-gp", "--penalty 1-gp"),
+    "betas": (lambda c: c.optimizer == "adam", "--optimizer adam"),
+    "adam_eps": (lambda c: c.optimizer == "adam", "--optimizer adam"),
+}
+
+
+def without_effect(config: "Config", usual: "Config") -> Iterator[tuple[str, str]]:
+    """The settings that differ from the usual ones but that no other uses, and what to set so that one does."""
+    for name, (used, setting) in _USES.items():
+        if getattr(config, name) != getattr(usual, name) and not used(config):
+            yield name, setting
 
 
 def together(config: "Config") -> Iterator[tuple[str, bool, str]]:

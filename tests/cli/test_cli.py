@@ -147,6 +147,20 @@ def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, mo
     assert "5,860,865" in text
 
 
+def test_options_that_nothing_uses_are_named(capsys):
+    words = ["--k-sn", "5", "--penalty", "r1", "--k-gp", "2", "--penalty-weight", "3", "--optimizer", "rmsprop"]
+    assert main(["train", "digits", "--dry-run", *words]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "gnfast: --k-sn 5.0 has no effect without --spectral-norm",
+        "gnfast: --k-gp 2.0 has no effect without --penalty 1-gp",
+    ]
+    # A preset's own value is not the user's word.
+    assert main(["train", "lipschitz-mnist-w", "--dry-run", "--no-spectral-norm"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["train", "digits", "--dry-run", "--optimizer", "rmsprop", "--betas", "0", "0.5"]) == 0
+    assert "--betas 0.0 0.5 has no effect without --optimizer adam" in capsys.readouterr().err
+
+
 def test_info_names_versions_and_backends(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
