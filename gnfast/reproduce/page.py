@@ -97,8 +97,11 @@ def _agreement(item: Item, cells: Sequence[Measured]) -> Html | None:
     for place, score in dict.fromkeys((getattr(one.cell, along), score) for one in cells for score in item.scores):
         pairs = ordered_pairs([one for one in cells if getattr(one.cell, along) == place], score)
         if pairs:
-            lines.append([" ".join(filter(None, [place, SCORES[score].title])), f"{sum(pairs)} of {len(pairs)}"])
-    return table([along, "pairs in the published order"], lines) if lines else None
+            clear = [ordered for ordered, apart in pairs if apart]
+            counts = [f"{sum(found)} of {len(found)}" for found in ([ordered for ordered, _ in pairs], clear)]
+            lines.append([" ".join(filter(None, [place, SCORES[score].title])), *counts])
+    head = [along, "pairs in the published order", "of those further apart than their deviations"]
+    return table(head, lines) if lines else None
 
 
 def _score_names(item: Item, cells: Sequence[Measured]) -> list[str]:

@@ -141,15 +141,22 @@ def measure_further(
             echo(f"{run.case.name}: no {SCORES[name].title} ({reason})")
 
 
-def ordered_pairs(cells: Sequence[Measured], score: str) -> list[bool]:
-    """For each pair of cells that are measured and published, and differ in both: whether the order is the same."""
+def ordered_pairs(cells: Sequence[Measured], score: str) -> list[tuple[bool, bool]]:
+    """For each pair of cells that are measured and published, and differ in both: whether the order is the same, and
+    whether they are further apart than their standard deviations together, which one run does not have."""
     known = [
-        (statistics.mean(values), printed.mean)
+        (values, printed.mean)
         for one in cells
         if (printed := one.cell.printed.get(score)) and printed.mean is not None and (values := one.values.get(score))
     ]
-    pairs = [(a - c, b - d) for (a, b), (c, d) in itertools.combinations(known, 2)]
-    return [found * printed > 0 for found, printed in pairs if found and printed]
+    pairs = []
+    for (a, printed_a), (b, printed_b) in itertools.combinations(known, 2):
+        gap = statistics.mean(a) - statistics.mean(b)
+        if gap and printed_a != printed_b:
+            several = min(len(a), len(b)) > 1
+            clear = several and abs(gap) > statistics.stdev(a) + statistics.stdev(b)
+            pairs.append((gap * (printed_a - printed_b) > 0, clear))
+    return pairs
 
 
 def as_json(cells: Sequence[Measured], item: Item) -> str:

@@ -326,7 +326,10 @@ def cell(text, value):
 def test_pairs_in_the_published_order():
     cells = [cell("10.0", [1.0, 3.0]), cell("20.0", [4.0]), cell("30±1", [3.0]), cell("30", [9.0]), cell("5", [])]
     # 10 < 20, 10 < 30, 10 < 30 as measured; 20 < 30 not, then yes; the two of 30 do not differ.
-    assert ordered_pairs(cells, "fid") == [True, True, True, False, True]
+    assert ordered_pairs(cells, "fid") == [(True, False), (True, False), (True, False), (False, False), (True, False)]
+    # Deviations of 0.7 and 0.7, 0.7 and 1.4 together.
+    several = [cell("10", [1.0, 2.0]), cell("20", [2.9, 3.9]), cell("5", [2.0, 4.0])]
+    assert ordered_pairs(several, "fid") == [(True, True), (False, False), (True, False)]
     assert cells[0].shown("fid") == "2.0 ± 1.4" and cells[0].difference("fid") == f"{2 - 10:+.4g}"
     assert cells[4].shown("fid") == "–" and not cells[4].difference("fid")
     assert statistics.mean(cells[0].values["fid"]) == 2
