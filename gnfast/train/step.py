@@ -55,7 +55,7 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
         for z, y in parts(latents, state.config.accumulate):
             with autocast(state):
                 fake = state.generate(*present(z, y))
-            losses = [state.loss.generator(scores_of(state, fake, y))]
+            losses = [state.loss.generator(scores_of(state, (fake, y)))]
             if state.config.auxiliary:
                 losses.append(state.config.auxiliary / 10 * _classification(state, fake, y))
             # One alone needs no launch to stand in a vector.
@@ -80,11 +80,10 @@ def _critic_losses(state: "State", draw: CriticDraw) -> Tensor:
     """The GAN loss on real and on generated images, and what regularises the critic."""
     real = draw.real.to(state.dtype)
     fake = _fakes(state, draw.latents) if draw.fake is None else draw.fake
-    images, labels = [real, fake], [draw.labels, draw.latents.y]
+    batches = [(real, draw.labels), (fake, draw.latents.y)]
     if draw.shifts is not None:
-        images.append(apply_shifts(real, draw.shifts))
-        labels.append(draw.labels)
-    scores = scores_of(state, torch.cat(images), None if draw.labels is None else torch.cat(labels))
+        batches.append((apply_shifts(real, draw.shifts), draw.labels))
+    scores = scores_of(state, *batches)
     further = []
     if draw.place is not None:
         further.append(state.config.penalty_weight * _penalty(state, real, fake, draw))
@@ -116,10 +115,22 @@ def _classification(state: "State", images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.to(state.dtype), labels)
 
 
-def scores_of(state: "State", images: Tensor, labels: Tensor | None) -> Tensor:
-    """(B, 1) of the normalised critic."""
+def scores_of(state: "State", *batches: tuple[Tensor, Tensor | None]) -> Tensor:
+    """(B, 1) of the normalised critic at the images of all batches, (images, labels), in one forward.
+
+    With batch norm in the critic each has its own, as in SN-GAN's code: in the generator's update generated images are
+    alone in a batch, too.
+    """
+    if len(batches) > 1 and state.config.norm_d == "batch":
+        return torch.cat([scores_of(state, batch) for batch in batches])
+    images, labels = batches[0] if len(batches) == 1 else _joined(batches)
     with autocast(state):
         return state.normalized(*present(images.contiguous(memory_format=state.format), labels)).to(state.dtype)
+
+
+def _joined(batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), None if labels[0] is None else torch.cat(labels)
 
 
 @torch.no_grad()

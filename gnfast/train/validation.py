@@ -51,8 +51,8 @@ def _critic_loss(state: State, generator: nn.Module, dataset: ImageDataset) -> f
     for part in chosen.split(config.batch_d // config.accumulate):
         real = to_float(dataset.images[part], state.device).to(state.dtype)
         z, y = state.latents(len(part), noise)
-        labels = None if y is None else torch.cat([dataset.labels[part].to(state.device), y])
-        scores = scores_of(state, torch.cat([real, sample(generator, z, y)]), labels)
+        labels = None if y is None else dataset.labels[part].to(state.device)
+        scores = scores_of(state, (real, labels), (sample(generator, z, y), y))
         total += len(part) * state.loss.critic_terms(scores, len(part)).double().sum()
     for buffer, value in zip(state.critic.buffers(), kept, strict=True):
         buffer.copy_(value)

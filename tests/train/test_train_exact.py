@@ -54,6 +54,16 @@ def test_presets_train_as_plain_pytorch_with_double_backward(name, steps):
     assert_plain_losses(config, steps, score=plain_loop.normalized, **formula)
 
 
+def test_batch_norm_sees_real_and_generated_images_apart():
+    """As SN-GAN's code does: in the generator's update, too, generated images are alone in a batch."""
+    config = dataclasses.replace(PRESETS["sngan-cifar10-batch-norm"].config, **SMALL)
+
+    def apart(critic, images):
+        return torch.cat([critic(part) for part in images.split(4 if len(images) == 8 else 6)])
+
+    assert_plain_losses(config, 4, score=apart, **plain_loop.NON_SATURATING)
+
+
 def test_conditional_training():
     config = dataclasses.replace(PRESETS["gngan-cifar10-biggan"].config, **SMALL)
     assert_plain_losses(config, 2, score=plain_loop.normalized, **plain_loop.HINGE)

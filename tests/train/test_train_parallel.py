@@ -38,7 +38,7 @@ CONFIG = Config(
     orthonormal=0.01,
     device="cpu",
 )
-# The critic's batch norm sees real and generated images together.
+# The critic's batch norm sees the images of all processes.
 NORMED = dataclasses.replace(CONFIG, method="none", penalty="none", norm_d="batch")
 
 
