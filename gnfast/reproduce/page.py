@@ -97,10 +97,10 @@ def _agreement(item: Item, cells: Sequence[Measured]) -> Html | None:
     for place, score in dict.fromkeys((getattr(one.cell, along), score) for one in cells for score in item.scores):
         pairs = ordered_pairs([one for one in cells if getattr(one.cell, along) == place], score)
         if pairs:
-            clear = [ordered for ordered, apart in pairs if apart]
-            counts = [f"{sum(found)} of {len(found)}" for found in ([ordered for ordered, _ in pairs], clear)]
+            certain = [ordered for ordered, always in pairs if always]
+            counts = [f"{sum(found)} of {len(found)}" for found in ([ordered for ordered, _ in pairs], certain)]
             lines.append([" ".join(filter(None, [place, SCORES[score].title])), *counts])
-    head = [along, "pairs in the published order", "of those further apart than their deviations"]
+    head = [along, "pairs in the published order", "of those that no seed has the other way round"]
     return table(head, lines) if lines else None
 
 

@@ -143,9 +143,9 @@ def measure_further(
 
 def ordered_pairs(cells: Sequence[Measured], score: str) -> list[tuple[bool, bool]]:
     """For each pair of cells that are measured and published, and differ in both: whether the order is the same, and
-    whether they are further apart than their standard deviations together, which one run does not have."""
+    whether every seed has the two in the order of their means; of one seed that says nothing."""
     known = [
-        (values, printed.mean)
+        (values if len(values) == len(one.runs) > 1 else [statistics.mean(values)], printed.mean)
         for one in cells
         if (printed := one.cell.printed.get(score)) and printed.mean is not None and (values := one.values.get(score))
     ]
@@ -153,9 +153,8 @@ def ordered_pairs(cells: Sequence[Measured], score: str) -> list[tuple[bool, boo
     for (a, printed_a), (b, printed_b) in itertools.combinations(known, 2):
         gap = statistics.mean(a) - statistics.mean(b)
         if gap and printed_a != printed_b:
-            several = min(len(a), len(b)) > 1
-            clear = several and abs(gap) > statistics.stdev(a) + statistics.stdev(b)
-            pairs.append((gap * (printed_a - printed_b) > 0, clear))
+            certain = len(a) == len(b) > 1 and all((x - y) * gap > 0 for x, y in zip(a, b, strict=True))
+            pairs.append((gap * (printed_a - printed_b) > 0, certain))
     return pairs
 
 

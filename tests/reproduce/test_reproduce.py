@@ -320,16 +320,19 @@ def test_settings_that_are_lists_reach_the_runs():
 
 
 def cell(text, value):
-    return Measured(Cell("r", "c", "p", {}, {"fid": printed(text)}, ""), (), "", {"fid": value})
+    return Measured(Cell("r", "c", "p", {}, {"fid": printed(text)}, ""), tuple(value), "", {"fid": value})
 
 
 def test_pairs_in_the_published_order():
     cells = [cell("10.0", [1.0, 3.0]), cell("20.0", [4.0]), cell("30±1", [3.0]), cell("30", [9.0]), cell("5", [])]
     # 10 < 20, 10 < 30, 10 < 30 as measured; 20 < 30 not, then yes; the two of 30 do not differ.
     assert ordered_pairs(cells, "fid") == [(True, False), (True, False), (True, False), (False, False), (True, False)]
-    # Deviations of 0.7 and 0.7, 0.7 and 1.4 together.
-    several = [cell("10", [1.0, 2.0]), cell("20", [2.9, 3.9]), cell("5", [2.0, 4.0])]
-    assert ordered_pairs(several, "fid") == [(True, True), (False, False), (True, False)]
+    # Each seed has the first two in this order, and the first and the last; the other two change places.
+    several = [cell("10", [1.0, 20.0]), cell("20", [2.0, 30.0]), cell("5", [3.0, 28.0])]
+    assert ordered_pairs(several, "fid") == [(True, True), (False, True), (True, False)]
+    # Of which seed a score is missing, its runs say, not the list.
+    short = Measured(several[0].cell, ("seed 0", "seed 1", "seed 2"), "", several[0].values)
+    assert ordered_pairs([short, several[1]], "fid") == [(True, False)]
     assert cells[0].shown("fid") == "2.0 ± 1.4" and cells[0].difference("fid") == f"{2 - 10:+.4g}"
     assert cells[4].shown("fid") == "–" and not cells[4].difference("fid")
     assert statistics.mean(cells[0].values["fid"]) == 2
