@@ -1,7 +1,7 @@
 """`gnfast presets [NAME]`: the named experiments, what was reported with them, and where each value comes from."""
 
 from gnfast.cli.common import UsageError, columns
-from gnfast.config.config import as_json
+from gnfast.config.config import as_json, option
 from gnfast.config.presets import GROUPS, PRESETS
 from gnfast.errors import unknown
 from gnfast.io.rows import plain
@@ -62,7 +62,6 @@ def _show(name: str) -> None:
         if text:
             print(f"{title}: {text}")
     rows = [
-        (f"--{option.replace('_', '-')}", plain(value), preset.source_of(option))
-        for option, value in as_json(preset.config).items()
+        (option(setting), plain(value), preset.source_of(setting)) for setting, value in as_json(preset.config).items()
     ]
     print("\n" + columns([("option", "value", "source"), *rows]))

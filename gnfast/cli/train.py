@@ -8,7 +8,7 @@ import gnfast
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
 from gnfast.cli.presets import table
-from gnfast.config.config import Config, as_json
+from gnfast.config.config import Config, as_json, option
 from gnfast.config.presets import PRESETS
 from gnfast.config.together import without_effect
 from gnfast.errors import unknown
@@ -47,8 +47,8 @@ def run(words: list[str]) -> int:
     help = TRAIN_HELP.format(name=name, summary=preset.summary, data=data)
     config = parse(Config, rest, f"train {name}", help=help, default=preset.config)
     for setting, user in without_effect(config, preset.config):
-        option = f"--{setting.replace('_', '-')}"
-        print(f"gnfast: {option} {plain(getattr(config, setting))} has no effect without {user}", file=sys.stderr)
+        given = f"{option(setting)} {plain(getattr(config, setting))}"
+        print(f"gnfast: {given} has no effect without {user}", file=sys.stderr)
     if "--dry-run" in words:
         return _dry_run(name, config)
     if not config.data:
@@ -71,7 +71,7 @@ def _dry_run(name: str, config: Config) -> int:
     from gnfast.train.networks import build_networks
 
     print(f"{name}, dry run: nothing is trained, read or written.\n")
-    print(columns([(f"--{key.replace('_', '-')}", plain(value)) for key, value in as_json(config).items()]))
+    print(columns([(option(setting), plain(value)) for setting, value in as_json(config).items()]))
     generator, critic = build_networks(config)
     for title, net in (("generator", generator), ("critic", critic)):
         count = sum(parameter.numel() for parameter in net.parameters())

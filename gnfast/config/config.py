@@ -230,6 +230,11 @@ _KINDS = get_type_hints(Config, include_extras=True)
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
 
 
+def option(name: str) -> str:
+    """A setting's name as the command line has it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def differences(saved: dict[str, Any], config: Config) -> list[str]:
     """The settings that keep `config` from continuing a run, as lines "--name: run has A, command says B".
 
@@ -244,7 +249,7 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
         # Without a schedule that depends on it, the length of a run is only where it stops.
         names.remove("steps")
     return [
-        f"{_option(name)}: the run has {reprlib.repr(saved.get(name))}, the command says {wanted[name]!r}"
+        f"{option(name)}: the run has {reprlib.repr(saved.get(name))}, the command says {wanted[name]!r}"
         for name in names
         if saved.get(name) != wanted[name]
     ]
@@ -264,7 +269,7 @@ def from_json(saved: dict[str, Any]) -> Config:
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in current(saved).items()}
     require_kinds(settings)
     if missing := _KINDS.keys() - _DEFAULTS.keys() - settings.keys():
-        raise ValueError(f"{_option(min(missing))}: missing")
+        raise ValueError(f"{option(min(missing))}: missing")
     return Config(**settings)
 
 
@@ -276,7 +281,7 @@ def require_kinds(settings: Mapping[str, Any]) -> None:
     """
     for name, value in settings.items():
         if name not in _KINDS:
-            raise ValueError(f"{_option(name)}: this version of gnfast has no such setting")
+            raise ValueError(f"{option(name)}: this version of gnfast has no such setting")
         if not _fits(value, _KINDS[name]):
             raise _wrong(name, value, _told(_KINDS[name]))
 
@@ -314,9 +319,5 @@ def _told(kind: Any) -> str:
     return " or ".join(names.get(part) or _told(part) for part in parts or (kind,))
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
 def _wrong(name: str, value: Any, wanted: str) -> ValueError:
-    return ValueError(f"{_option(name)}: got {reprlib.repr(value)}, wanted {wanted}")
+    return ValueError(f"{option(name)}: got {reprlib.repr(value)}, wanted {wanted}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gnfast.config.config import FREE, Config, as_json
+from gnfast.config.config import FREE, Config, as_json, option
 from gnfast.config.presets import PRESETS
 
 # Settings that are named where they differ; more are counted.
@@ -23,7 +23,7 @@ def published(preset: str, settings: Mapping[str, Any]) -> str:
     # A run of a version that did not have a setting yet had its default.
     own, usual = as_json(Config(data="", resolution=1)) | settings, as_json(known.config)
     decisive = [name for name in usual if name == "data" or (name not in FREE and name != "seed")]
-    changed = [f"--{name.replace('_', '-')}" for name in decisive if own[name] != usual[name]]
+    changed = [option(name) for name in decisive if own[name] != usual[name]]
     if not changed:
         return known.reported
     more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import gnfast
-from gnfast.config.config import as_json
+from gnfast.config.config import as_json, option
 from gnfast.config.presets import PRESETS
 from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
@@ -213,12 +213,12 @@ def _settings(record: Record) -> Html:
     changed = [name for name in own if name in usual and name not in PLACES and own[name] != usual[name]]
     parts = []
     if changed:
-        rows = [(_option(name), plain(own[name]), plain(usual[name])) for name in changed]
+        rows = [(option(name), plain(own[name]), plain(usual[name])) for name in changed]
         parts.append(table(("differs from the preset", "this run", "preset"), rows, range(len(rows))))
     rows = []
     for name, value in own.items():
         source = known.source_of(name) if known and name not in PLACES else ""
-        rows.append((_option(name), plain(value), "this run" if name in changed else source))
+        rows.append((option(name), plain(value), "this run" if name in changed else source))
     marked = [index for index, name in enumerate(own) if name in changed]
     everything = table(("option", "value", "source"), rows, marked)
     parts.append(element("details", element("summary", f"all {len(rows)} settings"), everything))
@@ -263,7 +263,7 @@ def _differing(runs: Runs) -> Html:
     everything = [{"preset": record.preset, **record.settings} for _, record in runs]
     options = dict.fromkeys(name for settings in everything for name in settings if name not in PLACES)
     rows = [
-        [name if name == "preset" else _option(name), *(plain(settings.get(name, "–")) for settings in everything)]
+        [name if name == "preset" else option(name), *(plain(settings.get(name, "–")) for settings in everything)]
         for name in options
         if any(settings.get(name) != everything[0].get(name) for settings in everything)
     ]
@@ -284,7 +284,3 @@ def _last_samples(runs: Runs) -> Html | None:
 
 def _footer() -> Html:
     return element("p", f"gnfast {gnfast.__version__}", class_="soft")
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

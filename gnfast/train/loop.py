@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gnfast.config.config import Config, as_json, decisive
+from gnfast.config.config import Config, as_json, decisive, option
 from gnfast.data import ImageDataset
 from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
@@ -321,7 +321,7 @@ def _require_divisible(config: Config, group: Group) -> None:
         size = getattr(config, name)
         if size % (group.world * config.accumulate):
             raise ValueError(
-                f"--{name.replace('_', '-')}: got {size}, wanted a multiple of processes times --accumulate, "
+                f"{option(name)}: got {size}, wanted a multiple of processes times --accumulate, "
                 f"{group.world} x {config.accumulate}"
             )
 

@@ -155,7 +155,8 @@ def test_options_that_nothing_uses_are_named(capsys):
         "gnfast: --k-gp 2.0 has no effect without --penalty 1-gp",
     ]
     # A preset's own value is not the user's word.
-    assert main(["train", "lipschitz-mnist-w", "--dry-run", "--no-spectral-norm"]) == 0
+    assert PRESETS["wgan-gp-k-cifar10"].config.k_gp == 0.83
+    assert main(["train", "wgan-gp-k-cifar10", "--dry-run", "--penalty", "none", "--width", "0.1"]) == 0
     assert capsys.readouterr().err == ""
     assert main(["train", "digits", "--dry-run", "--optimizer", "rmsprop", "--betas", "0", "0.5"]) == 0
     assert "--betas 0.0 0.5 has no effect without --optimizer adam" in capsys.readouterr().err
