@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -94,10 +95,11 @@ class Runs:
 
     Args:
         folder: an empty folder.
+        threaded: what the runs do besides their steps is done on a thread, as on a GPU.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, threaded: bool = False):
+        self.folder, self.threaded = folder, threaded
         self.data = folder / "images"
         self.data.mkdir()
         draw = random.Random(0)
@@ -165,8 +167,10 @@ class Runs:
     def _train(self, run: Path, place: dict[str, float]) -> int:
         import gnfast.data.cache
         from gnfast.cli import main
+        from gnfast.train import loop
 
         os.setpgid(0, 0)
+        loop.goes_on_beside = lambda device: self.threaded
         os.environ["GNFAST_CACHE"] = str(self.folder / f"cache-{run.name}")
         torch.set_num_threads(1)
         # Small images are not worth a file, but these are to have one.
@@ -178,10 +182,12 @@ class Runs:
         counter = _Operations(int(place.get("operation", 0)))
         if "operation" in place or "count" in place:
             sys.setprofile(counter)
+            threading.setprofile(counter)
         try:
             return main(["train", "digits", *words])
         finally:
             sys.setprofile(None)
+            threading.setprofile(None)
             if "count" in place:
                 self.counted.write_text(str(counter.seen))
 

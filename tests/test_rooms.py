@@ -17,7 +17,7 @@ from torch import nn
 import gnfast
 from gnfast.cli import main
 from gnfast.config.config import Config
-from gnfast.train import loop
+from gnfast.train import session
 
 PACKAGE = Path(gnfast.__file__).parent
 # From the ground up: a room imports from itself and from those before it. "gnfast" is what `import gnfast` gives.
@@ -144,7 +144,7 @@ def test_the_settings_of_a_run_flow_one_way(tmp_path, monkeypatch):
     words += ["--extractor=tests.kills:pixels", "--n-fake=20", "--device=cpu", f"--run-dir={tmp_path / 'run'}"]
     # What takes longest reads the run folder alone.
     for name in ("write_report", "loss_curve"):
-        monkeypatch.setattr(loop, name, lambda folder: None)
+        monkeypatch.setattr(session, name, lambda folder: None)
     with profiled(follow):
         assert main(["train", "digits", *words]) == 0
     assert len(set(way)) > 5 and len(way) <= len(set(way)) + 4, way

@@ -117,8 +117,6 @@ def _prepared(network: Network, config: Config, mode: Mode, device: torch.device
             raise RuntimeError("the program goes on without a CUDA graph")
 
     def step() -> Result:
-        # Reading losses at every step would make a GPU wait for Python.
-        state.pending.clear()
         state.update()
         return first
 

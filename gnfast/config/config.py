@@ -28,6 +28,8 @@ Interval = Annotated[int, Only(lambda n: n >= 0, "a whole number of at least 0")
 # covariance are defined for.
 Batch = Annotated[int, Only(lambda n: 1 <= n <= 1 << 14, f"a whole number from 1 to {1 << 14}")]
 Images = Annotated[int, Only(lambda n: 2 <= n <= 1 << 14, f"a whole number from 2 to {1 << 14}")]
+# The losses of so many steps are kept.
+Logged = Annotated[int, Only(lambda n: 1 <= n <= 100_000, "a whole number from 1 to 100000")]
 Measured = Annotated[int, Only(lambda n: 2 <= n <= 1_000_000, "a whole number from 2 to 1000000")]
 Positive = Annotated[float, Only(lambda x: x > 0, "a positive number")]
 Factor = Annotated[float, Only(lambda x: x >= 0, "0 or a positive number")]
@@ -178,7 +180,7 @@ class Config:
 
     run_dir: str = ""
     """The run folder; runs/PRESET if empty. Repeating the command continues a run that stopped."""
-    log_every: Count = 10
+    log_every: Logged = 10
     """Steps between rows of metrics.jsonl; a row holds means over the steps since the last."""
     sample_every: Interval = 500
     """Steps between sample grids; 0 for one at the end only."""

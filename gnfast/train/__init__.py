@@ -9,6 +9,6 @@ from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS, Preset
 from gnfast.runs.checkpoint import RunError
 from gnfast.train.loop import Outcome, train
-from gnfast.train.state import NonFiniteLossError
+from gnfast.train.ring import NonFiniteLossError
 
 __all__ = ["PRESETS", "Config", "NonFiniteLossError", "Outcome", "Preset", "RunError", "train"]

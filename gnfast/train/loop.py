@@ -1,65 +1,30 @@
 """The training program around Algorithm 1: data, log, schedule, checkpoints, and continuing where a run stopped."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from gnfast.config.config import Config, as_json, decisive, option
+from gnfast.config.config import Config, as_json, option
 from gnfast.data import ImageDataset
 from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
-from gnfast.io.rows import Row, read_rows
-from gnfast.runs import checkpoint, lock
-from gnfast.runs.record import best
-from gnfast.runs.run_page import write_report
-from gnfast.runs.signals import requested_stops
-from gnfast.train.evaluate import Measures, as_line, as_row, evaluate, load_split, open_measures
-from gnfast.train.failures import clear_errors, is_full
-from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
-from gnfast.train.networks import sample
+from gnfast.runs import lock
+from gnfast.train.evaluate import Measures, load_split, open_measures
+from gnfast.train.failures import clear_errors
+from gnfast.train.logs import RunLog
 from gnfast.train.parallel import Group, joined
-from gnfast.train.probe import Probe
 from gnfast.train.resume import open_run, restore
-from gnfast.train.saved import SCORE
-from gnfast.train.state import NonFiniteLossError, State
-from gnfast.train.validation import critic_losses, load_validation
-
-# A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
-PAGE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call of `train` ended.
-
-    Attributes:
-        run_dir: the run folder.
-        step: generator updates done, over all sessions.
-        trained: generator updates done by this call.
-        finished: whether all of them are done.
-        signal: the signal that stopped it (1, 2 or 15), or 0.
-        picture: the last sample grid, if there is one.
-        distances: the rows of metrics.jsonl with Fréchet distances, oldest first.
-    """
-
-    run_dir: Path
-    step: int
-    trained: int
-    finished: bool
-    signal: int
-    picture: Path | None
-    distances: list[dict[str, Any]]
+from gnfast.train.session import Outcome, Session
+from gnfast.train.side_work import SideWork, goes_on_beside
+from gnfast.train.state import State
+from gnfast.train.validation import load_validation
 
 
 def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[[str], None] | None = None) -> Outcome:
@@ -112,168 +77,8 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
-        with contextlib.closing(log):
-            return _Session(preset, folder, state, log, measures, progress, validation).run()
-
-
-@dataclass
-class _Session:
-    """What one call of `train` does from the first update to the last."""
-
-    preset: str
-    folder: Path
-    state: State
-    log: RunLog
-    measures: Measures
-    progress: bool
-    validation: ImageDataset | None
-
-    def __post_init__(self) -> None:
-        self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
-        self.probe = Probe(self.config)
-        self.page_due = time.monotonic() + PAGE_SECONDS
-        # Where a run goes back to when a loss is not finite.
-        self.good = copy.deepcopy(self.state.state_dict())
-
-    def run(self) -> Outcome:
-        config, state, log = self.config, self.state, self.log
-        self._warn_of_lost_rows()
-        if self.start >= config.steps:
-            # What a run shows comes after its last checkpoint, and may have been cut off.
-            self._show()
-            log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
-            return self._outcome()
-        if self.leads:
-            log.session(environment(state.device, self.start, state.group.world))
-        log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
-        if self.start == 0:
-            self._evaluate()
-        with requested_stops() as received, self._bar() as bar:
-            self._train(received, bar)
-        self._save()
-        self._show()
-        if state.step < config.steps:
-            name = received[0].name if received else "another process"
-            log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
-        else:
-            log.say(f"finished {config.steps} steps in {self.folder}")
-        return self._outcome(received[0] if received else 0)
-
-    def _plan(self) -> str:
-        data, steps, world = self.state.batches.dataset, self.config.steps, self.state.group.world
-        parts = [f"{len(data)} images of {data.name}", f"{self.config.model} on {self.state.device}"]
-        parts += [f"{world} processes"] if world > 1 else []
-        return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
-
-    def _bar(self) -> tqdm:
-        shown = {"unit": "step", "disable": not self.progress, "dynamic_ncols": True, "smoothing": 0.05}
-        return tqdm(total=self.config.steps, initial=self.start, **shown)
-
-    def _warn_of_lost_rows(self) -> None:
-        last = max((row["step"] for row in self._rows()), default=0)
-        if self.leads and self.start - last >= self.config.log_every:
-            path = self.folder / METRICS
-            self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
-
-    def _train(self, received: list, bar: tqdm) -> None:
-        config, state, log = self.config, self.state, self.log
-        began = since = time.perf_counter()
-        seen = state.step
-        while state.step < config.steps and not state.group.any(bool(received)):
-            state.update()
-            bar.update()
-            step, last = state.step, state.step == config.steps
-            if step % config.log_every == 0 or last:
-                losses = self._losses()
-                now = time.perf_counter()
-                lr_d, lr_g = state.rates(step - 1)
-                log.row(step, **losses, lr_d=lr_d, lr_g=lr_g)
-                log.row(step, SPEED, seconds=now - began, steps_per_second=(step - seen) / (now - since))
-                since, seen = now, step
-                bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
-            if _due(step, config.probe_every) and self.leads:
-                log.row(step, **self.probe.measure(state))
-            if last or _due(step, config.sample_every):
-                self._picture()
-            if last or _due(step, config.eval_every):
-                self._evaluate()
-            if _due(step, config.checkpoint_every) and not last:
-                self._save()
-
-    def _losses(self) -> dict[str, float]:
-        try:
-            losses = self.state.take_losses()
-        except NonFiniteLossError as error:
-            # Losses are looked at every few steps only, and by now the weights of the step before the failure are gone.
-            # They are computed again: on a CPU to the same bits, since the random states are in the copy too.
-            self.state.load_state_dict(self.good)
-            while self.state.step < error.step - 1:
-                self.state.update()
-            self._save()
-            self.log.say(f"the state after step {self.state.step} is saved: the next update is the one that fails")
-            raise
-        self.good = copy.deepcopy(self.state.state_dict())
-        return losses
-
-    def _picture(self) -> None:
-        if self.leads:
-            state, batch_statistics = self.state, self.config.sample_bn == "batch"
-            # Both: early in a run the moving average still shows the generator that the run began with.
-            for name, generator in state.generators().items():
-                self.log.picture(name, state.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
-
-    def _evaluate(self) -> None:
-        if not self.leads:
-            return
-        if self.validation is not None:
-            self.log.row(self.state.step, **critic_losses(self.state, self.validation))
-        if self.measures.extractor is not None:
-            raw, ema = evaluate(self.state, self.measures, self.progress)
-            self.log.row(self.state.step, **as_row(raw, ema))
-            self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
-        if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
-            # At the end the page is written after the last checkpoint.
-            self._report()
-            self.page_due = time.monotonic() + PAGE_SECONDS
-        # Not where this step was not measured, or its distance is not finite.
-        if (top := best(self._rows(), SCORE)) and top[0] == self.state.step:
-            self._save(best=True)
-
-    def _rows(self) -> list[Row]:
-        return read_rows(self.folder / METRICS)
-
-    def _show(self) -> None:
-        if self.leads:
-            loss_curve(self.folder)
-            self._report()
-
-    def _report(self) -> None:
-        try:
-            write_report(self.folder)
-        except Exception as error:  # A page about the run must not end it; a full disk does.
-            if is_full(error):
-                raise
-            self.log.say(f"warning: no report.html ({type(error).__name__}: {error}); `gnfast report` makes it later")
-
-    def _save(self, best: bool = False) -> None:
-        if self.leads:
-            self.log.flush()
-            content = {"preset": self.preset, "data": self.state.batches.dataset.fingerprint}
-            content |= {"config": decisive(self.config), "state": self.state.state_dict()}
-            checkpoint.save(self.folder / "checkpoints", self.state.step, content, best=best)
-
-    def _outcome(self, number: int = 0) -> Outcome:
-        pictures = sorted((self.folder / "samples").glob("ema-*.png"))
-        step = self.state.step
-        return Outcome(
-            run_dir=self.folder,
-            step=step,
-            trained=step - self.start,
-            finished=step >= self.config.steps,
-            signal=int(number),
-            picture=pictures[-1] if pictures else None,
-            distances=[row for row in self._rows() if "distance_ema" in row],
-        )
+        with contextlib.closing(log), contextlib.closing(SideWork(state, threaded=goes_on_beside(device))) as side:
+            return Session(preset, folder, state, log, side, measures, progress, validation).run()
 
 
 def run_folder(preset: str, config: Config) -> Path:
@@ -324,7 +129,3 @@ def _require_divisible(config: Config, group: Group) -> None:
                 f"{option(name)}: got {size}, wanted a multiple of processes times --accumulate, "
                 f"{group.world} x {config.accumulate}"
             )
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

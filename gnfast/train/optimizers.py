@@ -13,9 +13,18 @@ def optimizer_for(config: Config, net: nn.Module, rate: float, device: torch.dev
     return torch.optim.Adam(net.parameters(), rate, config.betas, config.adam_eps, fused=device.type in ("cpu", "cuda"))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def decay(step: int | Tensor, start: int, end: int) -> float | Tensor:
+    """The factor on learning rates after `step` steps, a number or a tensor on a device: 1 to `start`, 0 at `end`."""
+    if isinstance(step, Tensor):
+        return ((end - step.double()) / (end - start)).clamp(max=1)
+    return min(1.0, (end - step) / (end - start))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
+        if isinstance(rate, Tensor):
+            group["lr"].copy_(rate.squeeze())
+        elif isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,22 +19,11 @@ from gnfast.steps.memory import reuse_memory
 from gnfast.train.draws import CriticDraw, Draw, Latents, latents, move_all
 from gnfast.train.ema import Ema
 from gnfast.train.networks import FORMATS, build_networks, merged, normalized
-from gnfast.train.optimizers import optimizer_for, prepare, set_rate
+from gnfast.train.optimizers import decay, optimizer_for, prepare, set_rate
 from gnfast.train.parallel import ALONE, Group, synchronise_batch_norm
 from gnfast.train.restore import moments, require_like
+from gnfast.train.ring import LossRing, between, means
 from gnfast.train.step import algorithm_1
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the message names the step and what to look at.
-
-    Attributes:
-        step: the generator update in which it did.
-    """
-
-    def __init__(self, step: int, message: str):
-        super().__init__(message)
-        self.step = step
 
 
 class State:
@@ -66,15 +55,20 @@ class State:
         self.scaler_d, self.scaler_g = (
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16") for _ in range(2)
         )
-        self.captured = CapturedStep(self._updates, device) if self._can_be_captured() else None
+        self.captured = CapturedStep(self._graphed, device) if self._can_be_captured() else None
         self._prepare_optimizers()
         images = {"seed": config.seed, "flip": config.flip, "device": device}
         self.batches = Batches(dataset, config.batch_d, **images, rank=group.rank, world=group.world)
         self.noise = torch.Generator().manual_seed(config.seed + 1)
         self.fixed = self.latents(config.n_samples, torch.Generator().manual_seed(config.seed + 2))
         self.first_norms = {name: p.detach().norm().item() for name, p in self.critic.named_parameters()}
-        self.step = 0
-        self.pending: list[Tensor] = []
+        self.step = self.logged = 0
+        start, end = config.lr_decay_start, config.lr_decay_end or config.steps
+        self.schedule = (start, end) if config.lr_decay == "linear" and start < end else None
+        # The step as the device knows it: what changes from step to step in a CUDA graph follows from it.
+        self.clock = torch.zeros(1, dtype=torch.int64, device=device)
+        self.losses = self._ring(config.log_every)
+        self._known: tuple[Any, dict[str, Any]] | None = None
         # On a GPU one large launch is faster than several small ones. Rounding differs from one by one.
         self.generates_ahead = device.type == "cuda" and config.n_dis > 1 and _counts_only_batches(self.generator)
 
@@ -100,26 +94,43 @@ class State:
             yield CriticDraw(real, labels if self.config.classes else None, *move_all(drawn, self._share))
         yield move_all(latents(self.config.batch_g, *of_inputs), self._share)
 
-    def rates(self, step: int) -> tuple[float, float]:
+    def rates(self, step: int | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Learning rates of the critic's and of the generator's updates after `step` steps."""
-        c, rate = self.config, 1.0
-        if c.lr_decay == "linear" and step > c.lr_decay_start:
-            end = c.lr_decay_end or c.steps
-            rate = (end - step) / (end - c.lr_decay_start)
-        return c.lr_d * rate, c.lr_g * rate
+        factor = decay(step, *self.schedule) if self.schedule else 1.0
+        return self.config.lr_d * factor, self.config.lr_g * factor
 
     def update(self) -> None:
         """One step of Algorithm 1: `n_dis` critic updates, one generator update, the moving average."""
-        for optimizer, rate in zip((self.optim_d, self.optim_g), self.rates(self.step), strict=True):
-            set_rate(optimizer, rate)
         if self.captured is not None and self.step + 1 == self.config.ema_start:
             # Until now the graph copied the generator; from here on it averages.
             self.captured.reset()
         with reuse_memory(self.device):
-            losses = algorithm_1(self, self.draws()) if self.captured is None else self._captured_updates()
+            if self.captured is None:
+                self._iterate(self.draws())
+            else:
+                self._captured_iteration()
         self.step += 1
-        # Kept on the device: reading a loss at every step would make a GPU wait for Python.
-        self.pending.append(losses)
+
+    def _graphed(self, *drawn: Draw) -> None:
+        """What a graph holds."""
+        self._iterate(drawn)
+
+    def _iterate(self, drawn: Iterable[Draw]) -> None:
+        """A step that tells the host nothing."""
+        self._set_rates()
+        self.losses.write(self.clock, algorithm_1(self, drawn))
+        self.clock += 1
+
+    def _set_rates(self) -> None:
+        if self.captured is None:
+            rates = self.rates(self.step)
+        elif self.schedule:
+            # From the clock, so that the graph follows it.
+            rates = self.rates(self.clock)
+        else:
+            return
+        for optimizer, rate in zip((self.optim_d, self.optim_g), rates, strict=True):
+            set_rate(optimizer, rate)
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -131,25 +142,20 @@ class State:
         of_generator = ("loss_generator", "loss_auxiliary_generator")[: 1 + used["auxiliary"]]
         return ("loss_real", "loss_fake", *further, *of_generator)
 
+    @property
+    def pending(self) -> list[Tensor]:
+        """The losses of the steps since the last row of the log, one tensor for each step; `log_every` at most."""
+        return [row.clone() for row in between(self.losses.values, self.logged, self.step)]
+
     def take_losses(self) -> dict[str, float]:
-        """Means of the losses since the last call, over all processes.
+        """Means of `pending`, over all processes, which is empty from now on.
 
         Raises:
             NonFiniteLossError: one of them is NaN or infinite.
         """
-        losses = self.group.mean(torch.stack(self.pending)).double().cpu()
-        bad = (~losses.isfinite()).nonzero()
-        if len(bad):
-            row, column = bad[0].tolist()
-            step = self.step - len(losses) + row + 1
-            raise NonFiniteLossError(
-                step,
-                f"step {step}: {self.loss_names[column]} is {losses[row, column].item()}. "
-                "Look at metrics.jsonl and the sample grids before that step; lower --lr-d and --lr-g, or repeat with "
-                "--impl reference in another --run-dir to see whether the engine is to blame.",
-            )
-        self.pending = []
-        return dict(zip(self.loss_names, losses.mean(0).tolist(), strict=True))
+        found = means(self.loss_names, self.group.mean(between(self.losses.values, self.logged, self.step)), self.step)
+        self.logged = self.step
+        return found
 
     def generators(self) -> dict[str, nn.Module]:
         """The raw and the averaged generator, for sampling by this process alone."""
@@ -162,8 +168,37 @@ class State:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as a checkpoint holds it."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {"step": self.step, **parts, "noise": self.noise.get_state(), "pending": list(self.pending)}
+        return assembled(self._on_device(), self.small())
+
+    def tensors(self) -> dict[str, Any]:
+        """The part of it that lives on the device, in nests that are the same ones until a tensor is replaced."""
+        # Optimisers make theirs in the first step.
+        form = len(self.optim_d.state), len(self.optim_g.state)
+        if self._known is None or self._known[0] != form:
+            self._known = form, self._on_device()
+        return self._known[1]
+
+    def networks(self) -> dict[str, dict[str, Tensor]]:
+        """The states of all networks."""
+        networks = {"generator": self.generator, "critic": self.critic, "ema": self.ema.module}
+        return {name: net.state_dict() for name, net in networks.items()}
+
+    def small(self) -> dict[str, Any]:
+        """The part of it that the host keeps."""
+        optimizers = {"optim_d": self.optim_d, "optim_g": self.optim_g}
+        return {
+            "step": self.step,
+            "logged": self.logged,
+            "batches": self.batches.state_dict(),
+            "noise": self.noise.get_state(),
+            "scaler_d": self.scaler_d.state_dict(),
+            "scaler_g": self.scaler_g.state_dict(),
+            "groups": {name: [_settings(group) for group in o.param_groups] for name, o in optimizers.items()},
+        }
+
+    def _on_device(self) -> dict[str, Any]:
+        optimizers = {"optim_d": self.optim_d.state_dict(), "optim_g": self.optim_g.state_dict()}
+        return {**self.networks(), **optimizers, "losses": self.losses.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over what `state_dict` gave.
@@ -186,8 +221,13 @@ class State:
             part.load_state_dict(state[name])
         self._prepare_optimizers()
         self.step = state["step"]
+        self.clock.fill_(self.step)
         self.noise.set_state(state["noise"])
-        self.pending = [row.to(self.device) for row in state["pending"]]
+        self.logged = self.step - len(state["pending"])
+        self.losses = self._ring(self.config.log_every + len(state["pending"]))
+        for step, row in enumerate(state["pending"], self.logged):
+            self.losses.put(step, row)
+        self._known = None
 
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own, by its name in a checkpoint."""
@@ -199,26 +239,26 @@ class State:
         waits = self.config.rescale != "none" or self.config.precision == "float16" or self.group.world > 1
         return self.config.cuda_graph and self.device.type == "cuda" and not waits
 
-    def _updates(self, *drawn: Draw) -> Tensor:
-        """A step on the device alone."""
-        return algorithm_1(self, drawn)
+    def _ring(self, rows: int) -> LossRing:
+        return LossRing(self.loss_names, rows, torch.zeros((), dtype=self.dtype, device=self.device))
 
-    def _captured_updates(self) -> Tensor:
+    def _captured_iteration(self) -> None:
         drawn = list(self.draws())
         try:
-            return self.captured(*drawn)
+            self.captured(*drawn)
         except CaptureError as error:
             # Nothing of the step has been computed: recording a graph does not run it.
             warnings.warn(f"training goes on without CUDA graphs: {error} ({error.__cause__})", stacklevel=3)
             self.captured = None
             self._prepare_optimizers()
-            return algorithm_1(self, move_all(drawn, lambda tensor: moved(tensor, self.device)))
+            self._iterate(move_all(drawn, lambda tensor: moved(tensor, self.device)))
 
     def _prepare_optimizers(self) -> None:
         for optimizer in (self.optim_d, self.optim_g):
             prepare(optimizer, self.device, captured=self.captured is not None)
         if self.captured is not None:
             self.captured.reset()
+        self._known = None
 
     def _share(self, drawn: Tensor) -> Tensor:
         """This process's share of what was drawn on the CPU, where its update takes it."""
@@ -227,6 +267,33 @@ class State:
             share = share.to(self.dtype)
         # A captured step copies its inputs to where its graph reads them: one copy, from here.
         return moved(share, self.device) if self.captured is None else pinned(share, self.device)
+
+
+def assembled(tensors: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of a state, from `State.tensors` and `State.small` or copies of them."""
+    pending = between(tensors["losses"], small["logged"], small["step"])
+    optimizers = {
+        name: tensors[name]
+        | {"param_groups": [a | b for a, b in zip(tensors[name]["param_groups"], groups, strict=True)]}
+        for name, groups in small["groups"].items()
+    }
+    return {
+        "step": small["step"],
+        "generator": tensors["generator"],
+        "critic": tensors["critic"],
+        **optimizers,
+        "scaler_d": small["scaler_d"],
+        "scaler_g": small["scaler_g"],
+        "batches": small["batches"],
+        "ema": tensors["ema"],
+        "noise": small["noise"],
+        "pending": [row.clone() for row in pending],
+    }
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of an optimiser's group; a rate that is a tensor is on the device."""
+    return {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
 
 
 def _counts_only_batches(generator: nn.Module) -> bool:

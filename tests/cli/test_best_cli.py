@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from gnfast.cli import main
 from gnfast.metrics import Scores
-from gnfast.train import loop
+from gnfast.train import session
 from tests.cli.commands import TINY, fails
 
 COMMANDS = ("sample", "eval", "export", "analyze")
@@ -21,7 +21,7 @@ def kept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("best") / "run"
     scores = (Scores(distance, "pixels", 9, 9) for distance in (9.0, 5.0, 7.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate", lambda *_: [next(scores)] * 2)
+        patch.setattr(session, "evaluate", lambda *_: [next(scores)] * 2)
         words = [*TINY, "--eval-every=2", "--ema-decay=0.5", EXTRACTOR, "--run-dir", str(folder)]
         assert main(["train", "digits", *words]) == 0
     return folder

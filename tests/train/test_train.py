@@ -21,7 +21,7 @@ from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint, drawing, lock
 from gnfast.runs.record import read_run
 from gnfast.runs.signals import requested_stops
-from gnfast.train import RunError
+from gnfast.train import RunError, session
 from gnfast.train import loop as loop_module
 from gnfast.train import step as step_module
 from gnfast.train.ema import Ema
@@ -300,10 +300,10 @@ def test_the_folder_tells_the_story(config, tmp_path):
 @pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [0, 5, 10, 11]), (3600.0, [11])])
 def test_the_page_is_drawn_at_evaluations_but_not_all_the_time(config, tmp_path, monkeypatch, seconds, drawn):
     steps = []
-    monkeypatch.setattr(loop_module, "PAGE_SECONDS", seconds)
+    monkeypatch.setattr(session, "PAGE_SECONDS", seconds)
     last = tmp_path / "run" / "metrics.jsonl"
     monkeypatch.setattr(
-        loop_module, "write_report", lambda _: steps.append(max((row["step"] for row in read_rows(last)), default=0))
+        session, "write_report", lambda _: steps.append(max((row["step"] for row in read_rows(last)), default=0))
     )
     quiet("digits", dataclasses.replace(config, extractor="none", eval_every=5, log_every=1))
     assert steps == drawn

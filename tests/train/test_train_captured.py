@@ -15,7 +15,8 @@ from gnfast.interop.device import moved, pinned
 from gnfast.io.rows import read_rows
 from gnfast.runs import checkpoint
 from gnfast.steps.captured import CapturedStep, CaptureError
-from gnfast.train import NonFiniteLossError, step
+from gnfast.train import NonFiniteLossError, loop, step
+from gnfast.train.side_work import SideWork
 from gnfast.train.state import State
 from tests.tiny_runs import quiet, tiny
 
@@ -23,8 +24,10 @@ STEPS = 32
 
 
 @pytest.fixture(autouse=True)
-def captures_everywhere(monkeypatch):
+def as_on_a_gpu(monkeypatch):
+    """With `cuda_graph` steps are captured, and what a run does besides them is done on a thread."""
     monkeypatch.setattr(State, "_can_be_captured", lambda state: state.config.cuda_graph)
+    monkeypatch.setattr(loop, "SideWork", lambda state, threaded: SideWork(state, threaded=state.captured is not None))
 
 
 def settings(folder, **changes):

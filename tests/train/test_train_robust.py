@@ -13,7 +13,7 @@ from gnfast.io.rows import read_rows
 from gnfast.metrics import Scores
 from gnfast.runs import checkpoint
 from gnfast.runs.record import best, read_run
-from gnfast.train import NonFiniteLossError, RunError, loop, step
+from gnfast.train import NonFiniteLossError, RunError, session, step
 from gnfast.train.state import State
 from tests.kills import Runs, concurrent_starts, kills
 from tests.tiny_runs import equal, quiet, tiny
@@ -24,8 +24,9 @@ def config(tmp_path):
     return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
 
 
-def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(tmp_path):
-    whole = Runs(tmp_path)
+@pytest.mark.parametrize("threaded", [False, True])
+def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(threaded, tmp_path):
+    whole = Runs(tmp_path, threaded)
     outcomes = [next(kind(random.Random(3), tmp_path, whole=whole)) for kind in (kills, concurrent_starts)]
     assert outcomes[0].kills and not any(outcome.faults for outcome in outcomes), outcomes
 
@@ -143,7 +144,7 @@ def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
 )
 def test_the_best_checkpoint_is_kept(config, monkeypatch, distances, step):
     scores = (Scores(distance, "pixels", 2, 2) for distance in distances)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: [next(scores)] * 2)
+    monkeypatch.setattr(session, "evaluate", lambda *_: [next(scores)] * 2)
     quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))
     folder = Path(config.run_dir) / "checkpoints"
     assert torch.load(folder / "best.pt", weights_only=True)["state"]["step"] == step
@@ -155,7 +156,7 @@ def test_the_best_checkpoint_is_kept(config, monkeypatch, distances, step):
 def test_what_is_not_measured_is_not_the_best(config, monkeypatch):
     """A run that goes on without an extractor has the old rows, but no distance of its later weights."""
     scores = (Scores(distance, "pixels", 2, 2) for distance in (9.0, 8.0, 7.0))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: [next(scores)] * 2)
+    monkeypatch.setattr(session, "evaluate", lambda *_: [next(scores)] * 2)
     measured = dataclasses.replace(config, steps=6, lr_decay="none", eval_every=3, extractor="tests.kills:pixels")
     quiet("digits", measured)
     path = Path(config.run_dir) / "checkpoints" / "best.pt"

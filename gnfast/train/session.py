@@ -1,0 +1,254 @@
+"""One call of `gnfast train` from its first update to its last: when a row, a picture, a checkpoint is due."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gnfast.config.config import decisive
+from gnfast.data import ImageDataset
+from gnfast.io.rows import Row, read_rows
+from gnfast.runs import checkpoint
+from gnfast.runs.record import best
+from gnfast.runs.run_page import write_report
+from gnfast.runs.signals import requested_stops
+from gnfast.train.evaluate import Measures, as_line, as_row, evaluate
+from gnfast.train.failures import is_full
+from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
+from gnfast.train.networks import sample
+from gnfast.train.probe import Probe
+from gnfast.train.ring import NonFiniteLossError, between, means
+from gnfast.train.saved import SCORE
+from gnfast.train.side_work import SideWork
+from gnfast.train.snapshot import Live, Snapshot
+from gnfast.train.state import State
+from gnfast.train.validation import critic_losses
+
+# A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
+PAGE_SECONDS = 30.0
+
+Seen = Live | Snapshot
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        run_dir: the run folder.
+        step: generator updates done, over all sessions.
+        trained: generator updates done by this call.
+        finished: whether all of them are done.
+        signal: the signal that stopped it (1, 2 or 15), or 0.
+        picture: the last sample grid, if there is one.
+        distances: the rows of metrics.jsonl with Fréchet distances, oldest first.
+    """
+
+    run_dir: Path
+    step: int
+    trained: int
+    finished: bool
+    signal: int
+    picture: Path | None
+    distances: list[dict[str, Any]]
+
+
+@dataclass
+class Session:
+    """What one call of `train` does from the first update to the last."""
+
+    preset: str
+    folder: Path
+    state: State
+    log: RunLog
+    side: SideWork
+    measures: Measures
+    progress: bool
+    validation: ImageDataset | None
+
+    def __post_init__(self) -> None:
+        self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
+        self.probe = Probe(self.config)
+        self.page_due = time.monotonic() + PAGE_SECONDS
+
+    def run(self) -> Outcome:
+        config, state, log = self.config, self.state, self.log
+        self._warn_of_lost_rows()
+        if self.start >= config.steps:
+            # What a run shows comes after its last checkpoint, and may have been cut off.
+            self._show()
+            log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
+            return self._outcome()
+        if self.leads:
+            log.session(environment(state.device, self.start, state.group.world))
+        log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
+        if self.start == 0:
+            self._evaluate()
+        with requested_stops() as received, self._bar() as self.bar:
+            try:
+                self._train(received)
+                self._save()
+                self.side.finish()
+            except NonFiniteLossError as error:
+                self._go_back_before(error)
+                raise
+        self._show()
+        if state.step < config.steps:
+            name = received[0].name if received else "another process"
+            log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
+        else:
+            log.say(f"finished {config.steps} steps in {self.folder}")
+        return self._outcome(received[0] if received else 0)
+
+    def _plan(self) -> str:
+        data, steps, world = self.state.batches.dataset, self.config.steps, self.state.group.world
+        parts = [f"{len(data)} images of {data.name}", f"{self.config.model} on {self.state.device}"]
+        parts += [f"{world} processes"] if world > 1 else []
+        return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
+
+    def _bar(self) -> tqdm:
+        shown = {"unit": "step", "disable": not self.progress, "dynamic_ncols": True, "smoothing": 0.05}
+        return tqdm(total=self.config.steps, initial=self.start, **shown)
+
+    def _warn_of_lost_rows(self) -> None:
+        last = max((row["step"] for row in self._rows()), default=0)
+        if self.leads and self.start - last >= self.config.log_every:
+            path = self.folder / METRICS
+            self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
+
+    def _train(self, received: list) -> None:
+        state, side = self.state, self.side
+        # Of the last row: only rows that are logged one after the other look at it.
+        self.began = self.since = time.perf_counter()
+        self.seen = state.step
+        while state.step < self.config.steps and not state.group.any(bool(received) or side.failed):
+            state.update()
+            self.bar.update()
+            self._after(state.step)
+        side.finish()
+
+    def _after(self, step: int) -> None:
+        """Has done what is due after a step."""
+        config, last = self.config, step == self.config.steps
+        logs, tasks = last or step % config.log_every == 0, []
+        if logs:
+            tasks.append(("log", self._row()))
+        if self.leads and _due(step, config.probe_every):
+            tasks.append(("probe", self._probe))
+        if self.leads and (last or _due(step, config.sample_every)):
+            tasks.append(("samples", self._picture))
+        if tasks:
+            self.side.submit(tasks, proves=logs)
+        if last or _due(step, config.eval_every):
+            self.side.finish()
+            self._evaluate()
+        if _due(step, config.checkpoint_every) and not last:
+            self._save()
+
+    def _row(self) -> Callable[[Seen], None]:
+        """What logs the losses of the steps since the last row."""
+        state = self.state
+        start, state.logged = state.logged, state.step
+        # All processes are here, and only here, at the same time.
+        shared = state.group.mean(state.losses.values) if state.group.world > 1 else None
+
+        def write(seen: Seen) -> None:
+            step = seen.step
+            rows = seen.losses(start) if shared is None else between(shared, start, step)
+            losses = means(state.loss_names, rows, step)
+            now = time.perf_counter()
+            lr_d, lr_g = state.rates(step - 1)
+            self.log.row(step, **losses, lr_d=lr_d, lr_g=lr_g)
+            speed = (step - self.seen) / (now - self.since)
+            self.log.row(step, SPEED, seconds=now - self.began, steps_per_second=speed)
+            self.since, self.seen = now, step
+            self.bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
+
+        return write
+
+    def _probe(self, seen: Seen) -> None:
+        self.log.row(seen.step, **self.probe.measure(seen.state))
+
+    def _picture(self, seen: Seen) -> None:
+        state, batch_statistics = seen.state, self.config.sample_bn == "batch"
+        # Both: early in a run the moving average still shows the generator that the run began with.
+        for name, generator in state.generators().items():
+            self.log.picture(name, seen.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
+
+    def _go_back_before(self, error: NonFiniteLossError) -> None:
+        """Saves the state before the update that failed.
+
+        Losses are looked at every few steps only, and by now the weights of that state are gone. They are computed
+        again: on a CPU to the same bits, since the random states are in the copy too.
+        """
+        state = self.state
+        state.load_state_dict(self.side.good.state_dict())
+        while state.step < error.step - 1:
+            state.update()
+        if self.leads:
+            self._checkpoint(Live(state))
+        self.log.say(f"the state after step {state.step} is saved: the next update is the one that fails")
+
+    def _evaluate(self) -> None:
+        if not self.leads:
+            return
+        if self.validation is not None:
+            self.log.row(self.state.step, **critic_losses(self.state, self.validation))
+        if self.measures.extractor is not None:
+            raw, ema = evaluate(self.state, self.measures, self.progress)
+            self.log.row(self.state.step, **as_row(raw, ema))
+            self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
+        if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
+            # At the end the page is written after the last checkpoint.
+            self.side.submit([("report", lambda _: self._report())])
+            self.page_due = time.monotonic() + PAGE_SECONDS
+        # Not where this step was not measured, or its distance is not finite.
+        if (top := best(self._rows(), SCORE)) and top[0] == self.state.step:
+            self._save(best=True)
+
+    def _rows(self) -> list[Row]:
+        return read_rows(self.folder / METRICS)
+
+    def _show(self) -> None:
+        if self.leads:
+            loss_curve(self.folder)
+            self._report()
+
+    def _report(self) -> None:
+        try:
+            write_report(self.folder)
+        except Exception as error:  # A page about the run must not end it; a full disk does.
+            if is_full(error):
+                raise
+            self.log.say(f"warning: no report.html ({type(error).__name__}: {error}); `gnfast report` makes it later")
+
+    def _save(self, best: bool = False) -> None:
+        if self.leads:
+            self.side.submit([("checkpoint", partial(self._checkpoint, best=best))])
+
+    def _checkpoint(self, seen: Seen, best: bool = False) -> None:
+        self.log.flush()
+        content = {"preset": self.preset, "data": self.state.batches.dataset.fingerprint}
+        content |= {"config": decisive(self.config), "state": seen.state_dict()}
+        checkpoint.save(self.folder / "checkpoints", seen.step, content, best=best)
+
+    def _outcome(self, number: int = 0) -> Outcome:
+        pictures = sorted((self.folder / "samples").glob("ema-*.png"))
+        step = self.state.step
+        return Outcome(
+            run_dir=self.folder,
+            step=step,
+            trained=step - self.start,
+            finished=step >= self.config.steps,
+            signal=int(number),
+            picture=pictures[-1] if pictures else None,
+            distances=[row for row in self._rows() if "distance_ema" in row],
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,143 @@
+"""What a run does besides its steps, in order: at once, or on a thread while a GPU goes on with the steps.
+
+A piece of work sees the state as it was after the step that it belongs to. On a thread that is a copy; three of them
+are in use at most, so that training waits where the thread falls behind, and memory stays bounded.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from gnfast.train.snapshot import Live, Snapshot, shown
+from gnfast.train.state import State
+
+Task = tuple[str, Callable[[Live | Snapshot], None]]
+"""A name, under which its seconds are counted, and what to do with the state."""
+
+# One that is known to be good, one that is being looked at, and one for the next piece of work.
+SNAPSHOTS = 3
+# A disk that does not answer is not to keep a run that has failed elsewhere.
+PATIENCE = 60.0
+
+
+def goes_on_beside(device: torch.device) -> bool:
+    """Whether steps there leave the host free: a CPU would only share its cores."""
+    return device.type == "cuda"
+
+
+class SideWork:
+    """Does pieces of work one after the other; the first that raises is the last.
+
+    Args:
+        state: the run's.
+        threaded: on a thread of its own; otherwise `submit` does everything itself.
+
+    Attributes:
+        good: the state after the last piece of work that has shown it to be one to go back to.
+        seconds: by name of a task, what it took; `submit` is what the training thread spent.
+    """
+
+    def __init__(self, state: State, threaded: bool):
+        self._state = state
+        self.good = Snapshot()
+        self.good.take(state)
+        self.seconds: Counter[str] = Counter()
+        self._failure: BaseException | None = None
+        self._thread = None
+        if threaded:
+            twin = shown(state)
+            self.good = Snapshot(twin)
+            self.good.take(state)
+            self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
+            for _ in range(SNAPSHOTS - 1):
+                self._free.put(Snapshot(twin))
+            self._work: queue.Queue[tuple[Snapshot, Sequence[Task], bool] | None] = queue.Queue()
+            self._thread = threading.Thread(target=self._run, name="gnfast-side-work", daemon=True)
+            self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a piece of work has raised; `finish` tells."""
+        return self._failure is not None
+
+    def submit(self, tasks: Sequence[Task], proves: bool = False) -> None:
+        """Has the tasks done with the state as it is now.
+
+        Args:
+            proves: whether the state is one to go back to if the first of them does not raise.
+
+        Raises:
+            Exception: what a task raised, where there is no thread.
+        """
+        began = time.perf_counter()
+        if self._thread is None:
+            self._do(Live(self._state), tasks, proves)
+        else:
+            snapshot = self._free.get()
+            snapshot.take(self._state)
+            self._work.put((snapshot, tasks, proves))
+        self.seconds["submit"] += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Waits until all is done.
+
+        Raises:
+            Exception: what a task raised.
+        """
+        if self._thread is not None:
+            self._work.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """Ends the thread when it has done what it was given, whatever comes of it."""
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join(PATIENCE)
+
+    def _do(self, seen: Live | Snapshot, tasks: Sequence[Task], proves: bool) -> None:
+        for number, (name, task) in enumerate(tasks):
+            began = time.perf_counter()
+            task(seen)
+            self.seconds[name] += time.perf_counter() - began
+            if number == 0 and proves:
+                self._keep(seen)
+
+    def _keep(self, seen: Live | Snapshot) -> None:
+        if isinstance(seen, Live):
+            self.good.take(self._state)
+        else:
+            self.good, free = seen, self.good
+            self._free.put(free)
+
+    def _run(self) -> None:
+        with self._own_stream() as wait:
+            while (work := self._work.get()) is not None:
+                snapshot, *rest = work
+                try:
+                    if not self.failed:
+                        snapshot.arrive()
+                        self._do(snapshot, *rest)
+                        # Before its memory is written again.
+                        wait()
+                except BaseException as error:  # It is raised in the training thread.
+                    self._failure = error
+                finally:
+                    if snapshot is not self.good:
+                        self._free.put(snapshot)
+                    self._work.task_done()
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[Callable[[], None]]:
+        """A stream beside that of the steps; gives what waits for all that was asked of it."""
+        if self._state.device.type != "cuda":
+            yield lambda: None
+            return
+        stream = torch.cuda.Stream(self._state.device)
+        with torch.cuda.device(self._state.device), torch.cuda.stream(stream):
+            yield stream.synchronize
