@@ -23,15 +23,13 @@ from gnfast.train.networks import sample
 from gnfast.train.probe import Probe
 from gnfast.train.ring import NonFiniteLossError, between, means
 from gnfast.train.saved import SCORE
-from gnfast.train.side_work import SideWork
-from gnfast.train.snapshot import Live, Snapshot
+from gnfast.train.side_work import Seen, SideWork
+from gnfast.train.snapshot import Live
 from gnfast.train.state import State
 from gnfast.train.validation import critic_losses
 
 # A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
 PAGE_SECONDS = 30.0
-
-Seen = Live | Snapshot
 
 
 @dataclass(frozen=True)
@@ -141,13 +139,17 @@ class Session:
             tasks.append(("probe", self._probe))
         if self.leads and (last or _due(step, config.sample_every)):
             tasks.append(("samples", self._picture))
+        evaluates = last or _due(step, config.eval_every)
+        saves = self.leads and _due(step, config.checkpoint_every) and not last
+        if saves and not evaluates:
+            tasks.append(("checkpoint", self._checkpoint))
         if tasks:
-            self.side.submit(tasks, proves=logs)
-        if last or _due(step, config.eval_every):
+            self.side.submit(tasks, proves=logs, rows=[name for name, _ in tasks] == ["log"])
+        if evaluates:
             self.side.finish()
             self._evaluate()
-        if _due(step, config.checkpoint_every) and not last:
-            self._save()
+            if saves:
+                self._save()
 
     def _row(self) -> Callable[[Seen], None]:
         """What logs the losses of the steps since the last row."""
@@ -166,7 +168,8 @@ class Session:
             speed = (step - self.seen) / (now - self.since)
             self.log.row(step, SPEED, seconds=now - self.began, steps_per_second=speed)
             self.since, self.seen = now, step
-            self.bar.set_postfix({name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()})
+            shown = {name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()}
+            self.bar.set_postfix(shown, refresh=False)
 
         return write
 

@@ -1,7 +1,8 @@
 """What a run does besides its steps, in order: at once, or on a thread while a GPU goes on with the steps.
 
-A piece of work sees the state as it was after the step that it belongs to. On a thread that is a copy; three of them
-are in use at most, so that training waits where the thread falls behind, and memory stays bounded.
+A piece of work sees the state as it was after the step that it belongs to. On a thread that is a copy, of which there
+are three: training waits where the thread falls behind, and memory stays bounded. Rows of the log do with a copy of the
+losses while none is free.
 """
 
 import contextlib
@@ -13,14 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from gnfast.train.snapshot import Live, Snapshot, shown
+from gnfast.train.snapshot import Live, Rows, Snapshot, shown
 from gnfast.train.state import State
 
-Task = tuple[str, Callable[[Live | Snapshot], None]]
+Seen = Live | Rows | Snapshot
+Task = tuple[str, Callable[[Seen], None]]
 """A name, under which its seconds are counted, and what to do with the state."""
 
 # One that is known to be good, one that is being looked at, and one for the next piece of work.
 SNAPSHOTS = 3
+# Pieces of work that may wait, most of them rows: seconds of training.
+WAITING = 100
 # A disk that does not answer is not to keep a run that has failed elsewhere.
 PATIENCE = 60.0
 
@@ -56,7 +60,7 @@ class SideWork:
             self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
             for _ in range(SNAPSHOTS - 1):
                 self._free.put(Snapshot(twin))
-            self._work: queue.Queue[tuple[Snapshot, Sequence[Task], bool] | None] = queue.Queue()
+            self._work: queue.Queue[tuple[Rows | Snapshot, Sequence[Task], bool] | None] = queue.Queue(WAITING)
             self._thread = threading.Thread(target=self._run, name="gnfast-side-work", daemon=True)
             self._thread.start()
 
@@ -65,11 +69,12 @@ class SideWork:
         """Whether a piece of work has raised; `finish` tells."""
         return self._failure is not None
 
-    def submit(self, tasks: Sequence[Task], proves: bool = False) -> None:
+    def submit(self, tasks: Sequence[Task], proves: bool = False, rows: bool = False) -> None:
         """Has the tasks done with the state as it is now.
 
         Args:
             proves: whether the state is one to go back to if the first of them does not raise.
+            rows: whether losses are all that they look at.
 
         Raises:
             Exception: what a task raised, where there is no thread.
@@ -78,10 +83,16 @@ class SideWork:
         if self._thread is None:
             self._do(Live(self._state), tasks, proves)
         else:
-            snapshot = self._free.get()
-            snapshot.take(self._state)
-            self._work.put((snapshot, tasks, proves))
+            self._work.put((self._copy(rows), tasks, proves))
         self.seconds["submit"] += time.perf_counter() - began
+
+    def _copy(self, rows: bool) -> Rows | Snapshot:
+        if rows and self._free.empty():
+            # Then what there is to go back to stays the one before.
+            return Rows(self._state)
+        snapshot = self._free.get()
+        snapshot.take(self._state)
+        return snapshot
 
     def finish(self) -> None:
         """Waits until all is done.
@@ -100,7 +111,7 @@ class SideWork:
             self._work.put(None)
             self._thread.join(PATIENCE)
 
-    def _do(self, seen: Live | Snapshot, tasks: Sequence[Task], proves: bool) -> None:
+    def _do(self, seen: Seen, tasks: Sequence[Task], proves: bool) -> None:
         for number, (name, task) in enumerate(tasks):
             began = time.perf_counter()
             task(seen)
@@ -108,28 +119,28 @@ class SideWork:
             if number == 0 and proves:
                 self._keep(seen)
 
-    def _keep(self, seen: Live | Snapshot) -> None:
+    def _keep(self, seen: Seen) -> None:
         if isinstance(seen, Live):
             self.good.take(self._state)
-        else:
+        elif isinstance(seen, Snapshot):
             self.good, free = seen, self.good
             self._free.put(free)
 
     def _run(self) -> None:
         with self._own_stream() as wait:
             while (work := self._work.get()) is not None:
-                snapshot, *rest = work
+                seen, *rest = work
                 try:
                     if not self.failed:
-                        snapshot.arrive()
-                        self._do(snapshot, *rest)
+                        seen.arrive()
+                        self._do(seen, *rest)
                         # Before its memory is written again.
                         wait()
                 except BaseException as error:  # It is raised in the training thread.
                     self._failure = error
                 finally:
-                    if snapshot is not self.good:
-                        self._free.put(snapshot)
+                    if isinstance(seen, Snapshot) and seen is not self.good:
+                        self._free.put(seen)
                     self._work.task_done()
 
     @contextlib.contextmanager

@@ -30,6 +30,24 @@ class Live:
         return self.state.state_dict()
 
 
+class Rows:
+    """A copy of the losses alone."""
+
+    def __init__(self, state: State):
+        self.step = state.step
+        self._losses = state.losses.values.clone()
+        self._taken = _event(state.device)
+
+    def arrive(self) -> None:
+        """From here on the current stream may read it."""
+        if self._taken is not None:
+            torch.cuda.current_stream().wait_event(self._taken)
+
+    def losses(self, start: int) -> Tensor:
+        """(n, names): of the steps from `start` on."""
+        return between(self._losses, start, self.step)
+
+
 class Snapshot:
     """A copy in memory of its own, for work that goes on while the next steps run. `take` writes it, again and again.
 
@@ -41,6 +59,7 @@ class Snapshot:
         self._shown = shown
         self._of: Any = None
         self._own: dict[str, Any] = {}
+        self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._small: dict[str, Any] = {}
         self._taken: torch.cuda.Event | None = None
 
@@ -55,11 +74,11 @@ class Snapshot:
         if live is not self._of:
             # The first time, and after a state has taken over a checkpoint: its optimisers then have other tensors.
             self._of, self._own = live, pytree.tree_map_only(Tensor, torch.clone, live)
+            self._copied = _leaves(self._own), _leaves(live)
         else:
-            torch._foreach_copy_(_leaves(self._own), _leaves(live))
+            torch._foreach_copy_(*self._copied)
         self._small = state.small()
-        if state.device.type == "cuda":
-            self._taken = torch.cuda.current_stream(state.device).record_event()
+        self._taken = _event(state.device)
 
     def arrive(self) -> None:
         """From here on the current stream may read it."""
@@ -92,6 +111,11 @@ def shown(state: State) -> State:
     twin.ema = copy.copy(state.ema)
     twin.generator, twin.critic, twin.ema.module = map(copy.deepcopy, (state.generator, state.critic, state.ema.module))
     return twin
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """What comes to pass when all is done that a GPU has been asked for."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
