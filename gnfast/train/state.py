@@ -16,6 +16,7 @@ from gnfast.interop.device import moved, pinned
 from gnfast.losses import LOSSES, domain_scaled, in_pytorch
 from gnfast.steps.captured import CaptureError
 from gnfast.steps.memory import reuse_memory
+from gnfast.train.device_draws import DeviceDraws
 from gnfast.train.draws import CriticDraw, Draw, Latents, latents, move_all
 from gnfast.train.ema import Ema
 from gnfast.train.networks import FORMATS, build_networks, merged, normalized
@@ -60,6 +61,8 @@ class State:
         images = {"seed": config.seed, "flip": config.flip, "device": device}
         self.batches = Batches(dataset, config.batch_d, **images, rank=group.rank, world=group.world)
         self.noise = torch.Generator().manual_seed(config.seed + 1)
+        # On a CPU a step draws as it always did; on a GPU it draws itself, so that a graph can hold it.
+        self.device_draws = DeviceDraws(config, self.batches, self.dtype, group) if self._draws_itself() else None
         self.fixed = self.latents(config.n_samples, torch.Generator().manual_seed(config.seed + 2))
         self.first_norms = {name: p.detach().norm().item() for name, p in self.critic.named_parameters()}
         self.step = self.logged = 0
@@ -104,21 +107,23 @@ class State:
         if self.captured is not None and self.step + 1 == self.config.ema_start:
             # Until now the graph copied the generator; from here on it averages.
             self.captured.reset()
+        given = self.draws() if self.device_draws is None else self.device_draws.given()
         with reuse_memory(self.device):
             if self.captured is None:
-                self._iterate(self.draws())
+                self._iterate(given)
             else:
-                self._captured_iteration()
+                self._captured_iteration(given)
         self.step += 1
 
-    def _graphed(self, *drawn: Draw) -> None:
+    def _graphed(self, *given: Any) -> None:
         """What a graph holds."""
-        self._iterate(drawn)
+        self._iterate(given)
 
-    def _iterate(self, drawn: Iterable[Draw]) -> None:
-        """A step that tells the host nothing."""
+    def _iterate(self, given: Iterable[Any]) -> None:
+        """A step that tells the host nothing, from what the host has drawn for it."""
         self._set_rates()
-        self.losses.write(self.clock, algorithm_1(self, drawn))
+        draws = given if self.device_draws is None else self.device_draws(self.clock, given)
+        self.losses.write(self.clock, algorithm_1(self, draws))
         self.clock += 1
 
     def _set_rates(self) -> None:
@@ -234,6 +239,9 @@ class State:
         names = ("generator", "critic", "optim_d", "optim_g", "scaler_d", "scaler_g", "batches")
         return {**{name: getattr(self, name) for name in names}, "ema": self.ema.module}
 
+    def _draws_itself(self) -> bool:
+        return self.device.type == "cuda"
+
     def _can_be_captured(self) -> bool:
         """Whether a step is the same sequence of kernels every time, without a word from Python."""
         waits = self.config.rescale != "none" or self.config.precision == "float16" or self.group.world > 1
@@ -242,16 +250,16 @@ class State:
     def _ring(self, rows: int) -> LossRing:
         return LossRing(self.loss_names, rows, torch.zeros((), dtype=self.dtype, device=self.device))
 
-    def _captured_iteration(self) -> None:
-        drawn = list(self.draws())
+    def _captured_iteration(self, given: Iterable[Any]) -> None:
+        given = list(given)
         try:
-            self.captured(*drawn)
+            self.captured(*given)
         except CaptureError as error:
             # Nothing of the step has been computed: recording a graph does not run it.
             warnings.warn(f"training goes on without CUDA graphs: {error} ({error.__cause__})", stacklevel=3)
             self.captured = None
             self._prepare_optimizers()
-            self._iterate(move_all(drawn, lambda tensor: moved(tensor, self.device)))
+            self._iterate(move_all(given, lambda tensor: moved(tensor, self.device)))
 
     def _prepare_optimizers(self) -> None:
         for optimizer in (self.optim_d, self.optim_g):
