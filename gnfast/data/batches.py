@@ -179,9 +179,10 @@ class Batches:
         self.indices = ShuffledIndices(len(dataset), seed)
         # Seeded by a draw, so that flips and order are not the same numbers.
         self._flips = _generator(int(torch.randint(2**31, (), generator=_generator(seed))))
+        # All of the data set, where it stays.
         home = self.device if self.resident else "cpu"
-        self._images = dataset.images.to(home)
-        self._labels = None if dataset.labels is None else dataset.labels.to(home)
+        self.images = dataset.images.to(home)
+        self.labels = None if dataset.labels is None else dataset.labels.to(home)
         # Of each batch that is on its way: the state before it was drawn, which of it is mirrored, and the images.
         self._ahead: deque[tuple[dict[str, Tensor | int], Tensor | None, Future[_Gathered]]] = deque()
         self._thread = None if self.resident or not prefetch else ThreadPoolExecutor(1, "gnfast-batches")
@@ -247,17 +248,17 @@ class Batches:
 
     def _gather(self, chosen: Tensor) -> _Gathered:
         if self._stream is None:
-            chosen = moved(chosen, self._images.device)
-            return moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None
-        pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        torch.index_select(self._images, 0, chosen, out=pinned)
+            chosen = moved(chosen, self.images.device)
+            return moved(self.images.index_select(0, chosen), self.device), self._pick(chosen), None
+        pinned = torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self.images, 0, chosen, out=pinned)
         # A stream of its own, so that the copy does not wait for the device's work.
         with torch.cuda.stream(self._stream):
             images = pinned.to(self.device, non_blocking=True)
             return images, self._pick(chosen), self._stream.record_event()
 
     def _pick(self, chosen: Tensor) -> Tensor | None:
-        return None if self._labels is None else moved(self._labels.index_select(0, chosen), self.device)
+        return None if self.labels is None else moved(self.labels.index_select(0, chosen), self.device)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
