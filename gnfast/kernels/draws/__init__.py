@@ -104,8 +104,9 @@ def real_batch(
     Sample number i of step s is number p = s · batches · size + i of the run: the (p mod N)-th of epoch p // N. In each
     epoch the order is a keyed permutation of 0..N-1, which is computed for every image alone: a Feistel network over
     pairs of numbers modulo a and b with ab >= N, repeated where it leads beyond N (Black and Rogaway, "Ciphers with
-    Arbitrary Finite Domains", CT-RSA 2002). `sides` makes ab as close to N as can be. The function of its eight rounds
-    is MurmurHash3's finaliser, whose keys are eight words of Philox.
+    Arbitrary Finite Domains", CT-RSA 2002). `sides` makes ab as close to N as can be. The function of its twelve
+    rounds is MurmurHash3's finaliser, whose keys are twelve words of Philox; with eight rounds, some successions among
+    a few images were likelier than others.
 
     Args:
         images: (N, C, H, W) uint8, contiguous, on the step's device; N below 2³¹.

@@ -43,7 +43,7 @@ def real_batch(images, labels, seed, step, rows, flip, dtype, memory_format):
 def permuted(seed: int, epoch: Tensor, place: Tensor, size: int) -> Tensor:
     """Where each place 0..size-1 leads in its epoch's permutation; all int64 of one shape."""
     a, b = sides(size)
-    keys = [key for half in (0, 1) for key in _words(seed, epoch, Purpose.ORDER, half, 0)]
+    keys = [key for four in range(3) for key in _words(seed, epoch, Purpose.ORDER, four, 0)]
     index = _network(place, keys, a, b)
     # Who leaves 0..size-1 comes back after at most as many rounds as there are numbers outside.
     for _ in range(a * b - size):
@@ -56,7 +56,7 @@ def philox(counter: Iterable[Word], key: tuple[int, int]) -> tuple[Word, Word, W
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # Products lose what is beyond 64 bits of none, and their sign is cut off.
+        # As tensors these wrap around into negative numbers with the same 64 bits.
         first, second = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1 = (second >> 32 & _MASK) ^ c1 ^ k0, second & _MASK
         c2, c3 = (first >> 32 & _MASK) ^ c3 ^ k1, first & _MASK

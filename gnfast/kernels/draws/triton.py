@@ -13,7 +13,7 @@ BLOCK = 256
 PIXELS = 1024
 """Of an image, at a time; in large images a program takes several of these, as each finds the image's index anew."""
 NUM_WARPS = 4
-REGISTER_BUDGET = 64
+REGISTER_BUDGET = 48
 
 # Numbers that are other ones in other runs, and would each be compiled anew where they are 1 or divisible by 16.
 NUMBERS = (
@@ -80,23 +80,24 @@ def _four_rounds(left, right, keys, a, b):
 
 
 @triton.jit
-def _network(x, first, second, a, b):
-    """A permutation of 0..ab-1, by two tuples of four keys."""
+def _network(x, first, second, third, a, b):
+    """A permutation of 0..ab-1, by three tuples of four keys."""
     left, right = _four_rounds(x // b, x % b, first, a, b)
     left, right = _four_rounds(left, right, second, a, b)
+    left, right = _four_rounds(left, right, third, a, b)
     return left * b + right
 
 
 @triton.jit
 def _permuted(seed, epoch, place, images, a, b):
     """Where a place leads in its epoch's permutation of 0..images-1."""
-    zero = epoch.to(tl.uint32) * 0
-    first = _words(seed, epoch, tl.full((), _ORDER, tl.int32), zero, zero)
-    second = _words(seed, epoch, tl.full((), _ORDER, tl.int32), zero + 1, zero)
+    order, zero = tl.full((), _ORDER, tl.int32), epoch.to(tl.uint32) * 0
+    first, second = _words(seed, epoch, order, zero, zero), _words(seed, epoch, order, zero + 1, zero)
+    third = _words(seed, epoch, order, zero + 2, zero)
     a, b = a.to(tl.uint32), b.to(tl.uint32)
-    index = _network(place.to(tl.uint32), first, second, a, b)
+    index = _network(place.to(tl.uint32), first, second, third, a, b)
     while index >= images.to(tl.uint32):
-        index = _network(index, first, second, a, b)
+        index = _network(index, first, second, third, a, b)
     return index
 
 
