@@ -202,8 +202,8 @@ def test_draws(kernel, element, capability):
     pointers, constants = (
         {name: value for name, value in given.items() if name in kernel.arg_names} for given in (pointers, constants)
     )
-    options = {"num_warps": draws.NUM_WARPS}
-    assert_compiles(kernel, pointers, constants, draws.REGISTER_BUDGET, capability, draws.NUMBERS, **options)
+    budget, options = draws.REGISTER_BUDGET["fp32"], {"num_warps": draws.NUM_WARPS}
+    assert_compiles(kernel, pointers, constants, budget, capability, draws.NUMBERS, **options)
 
 
 NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}

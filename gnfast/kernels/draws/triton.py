@@ -13,7 +13,7 @@ BLOCK = 256
 PIXELS = 1024
 """Of an image, at a time; in large images a program takes several of these, as each finds the image's index anew."""
 NUM_WARPS = 4
-REGISTER_BUDGET = 48
+REGISTER_BUDGET = {"fp32": 48}
 
 # Numbers that are other ones in other runs, and would each be compiled anew where they are 1 or divisible by 16.
 NUMBERS = (
