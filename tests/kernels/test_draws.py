@@ -176,6 +176,22 @@ def test_distributions():
     assert torch.corrcoef(every**2).fill_diagonal_(0).abs().max() < 5 / math.sqrt(len(z))
 
 
+def test_numbers_are_those_of_their_words_in_float64():
+    rows = Rows(3, 7, 2, 4)
+    z, y = latents(6, at(8), Purpose.CRITIC_LATENTS, rows, 10, 9, torch.float64)
+    for row, number in enumerate((2, 3, 4, 5, 9, 10, 11, 12, 16, 17, 18, 19)):
+        words = [plain.philox((number, quad, 8, Purpose.CRITIC_LATENTS << 24), (6, 0)) for quad in range(4)]
+        wanted = []
+        for first, second in ((words[column // 4][column % 4 :][:2]) for column in range(0, 10, 2)):
+            radius, angle = math.sqrt(-2 * math.log(first / 2**32 + 2**-33)), 2 * math.pi * second / 2**32
+            wanted += [radius * math.cos(angle), radius * math.sin(angle)]
+        # An angle is rounded by up to 2⁻²², and multiplied by up to 6.8.
+        torch.testing.assert_close(z[row], torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=3e-6)
+        assert y[row] == 9 * words[3][0] // 2**32
+    ends = torch.tensor([0, 1, 2**31, 2**32 - 1])
+    assert all(n.isfinite().all() and n.abs().max() < 6.8 for n in plain._normals(ends[:, None], ends))
+
+
 def test_precision_does_not_change_the_draw():
     for dtype in (torch.float64, torch.bfloat16):
         low, _ = latents(1, at(4), Purpose.PLACE, Rows(1, 9, 0, 9), 6, 0, dtype)

@@ -7,7 +7,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from gnfast import InputError
-from gnfast.data import Batches, ImageDataset, draw_shifts
+from gnfast.data import Batches, DataError, ImageDataset, StepOrder, draw_shifts
 from gnfast.data.augment import shifts_from
 from gnfast.train.device_draws import DeviceDraws
 from gnfast.train.parallel import ALONE, Group
@@ -132,15 +132,43 @@ def test_shifts_are_distributed_as_on_the_cpu(tmp_path):
         assert (((counts - shares) ** 2 / (counts + shares)).sum() < len(values) + 4 * (2 * len(values)) ** 0.5).item()
 
 
-def test_images_that_are_not_resident_are_given(tmp_path):
-    config = settings(tmp_path, "all")
+@pytest.mark.parametrize("group", [ALONE, Group(1, 3)], ids=str)
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("count", [23, 5000])
+def test_images_that_are_not_resident_are_given(count, prefetch, group, tmp_path):
+    """They and their flips are those that are drawn where the data set is resident; so they are after a start anew."""
+    config = settings(tmp_path, "classes", **SETTINGS["all"])
+    data = dataset(config, count)
+    how = {"resident": False, "prefetch": prefetch, "seed": 3, "flip": True}
+    there = draws_of(config, data, group)
+    for start in (0, 62):
+        here = draws_of(config, data, group, **how, order=StepOrder(count, config.seed, config.n_dis, config.batch_d))
+        here.batches.load_state_dict({"number": start * config.n_dis})
+        for step in (start, start + 1, start + 2):
+            given = [next(here.batches) for _ in range(3)]
+            found = here(at(step), given)
+            assert all(draw.real is images for draw, (images, _) in zip(found, given, strict=False))
+            assert equal(found, there(at(step)))
+        assert here.batches.state_dict() == {"number": 3 * (start + 3)}
+
+
+def test_wrong_numbers_of_given_images(tmp_path):
+    config = settings(tmp_path)
     draws = draws_of(config, resident=False, prefetch=0)
     given = [next(draws.batches) for _ in range(3)]
-    found, resident = draws(at(1), given), draws_of(config)(at(1))
-    for draw, (images, _), other in zip(found, given, resident, strict=False):
-        assert draw.real is images and draw.labels is None
-        assert equal(draw[2:], other[2:])
-    assert equal(found[-1], resident[-1])
     for call, number in ((draws, 2), (draws, 0), (draws_of(config), 3)):
         with pytest.raises(InputError, match=f"given: got {number} batches, wanted {3 if call is draws else 0}"):
             call(at(1), given[:number])
+
+
+def test_wrong_orders(tmp_path):
+    config = settings(tmp_path)
+    for size, batch in ((49, 12), (50, 11)):
+        with pytest.raises(
+            DataError, match=f"order: got one of {size} images in batches of {batch}, wanted 50 in batches"
+        ):
+            draws_of(config, order=StepOrder(size, 0, 3, batch))
+    batches = draws_of(config, order=StepOrder(50, 0, 3, 12)).batches
+    for state in ({}, {"number": -1}, {"number": 1.0}):
+        with pytest.raises(DataError, match="number"):
+            batches.load_state_dict(state)

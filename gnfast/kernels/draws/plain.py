@@ -33,11 +33,15 @@ def real_batch(images, labels, seed, step, rows, flip, dtype, memory_format):
     index = permuted(seed, total // size, total % size, size)
     chosen = images.index_select(0, index)
     if flip:
-        mirrored = _words(seed, step, Purpose.MIRROR, number, 0)[0] < 2**31
-        chosen = torch.where(mirrored[:, None, None, None], chosen.flip(3), chosen)
+        chosen = torch.where(mirrored(seed, step, number)[:, None, None, None], chosen.flip(3), chosen)
     # By a tensor: PyTorch's CUDA kernel multiplies by the rounded inverse of a number.
     real = (chosen.float() / torch.full((), 127.5, device=step.device) - 1).to(dtype)
     return real.contiguous(memory_format=memory_format), None if labels is None else labels.index_select(0, index)
+
+
+def mirrored(seed: int, step: Tensor, number: Tensor) -> Tensor:
+    """Which samples of a step are mirrored, by their numbers in it."""
+    return _words(seed, step, Purpose.MIRROR, number, 0)[0] < 2**31
 
 
 def permuted(seed: int, epoch: Tensor, place: Tensor, size: int) -> Tensor:

@@ -16,21 +16,9 @@ NUM_WARPS = 4
 REGISTER_BUDGET = {"fp32": 48}
 
 # Numbers that are other ones in other runs, and would each be compiled anew where they are 1 or divisible by 16.
-NUMBERS = (
-    "seed",
-    "purpose",
-    "total",
-    "per_step",
-    "size",
-    "first",
-    "count",
-    "dim",
-    "quads",
-    "classes",
-    "images",
-    "a",
-    "b",
-)
+NUMBERS = [
+    "seed", "purpose", "total", "per_step", "size", "first", "count", "dim", "quads", "classes", "images", "a", "b",
+]  # fmt: skip
 _ORDER = tl.constexpr(int(Purpose.ORDER))
 _MIRROR = tl.constexpr(int(Purpose.MIRROR))
 
