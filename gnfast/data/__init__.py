@@ -3,6 +3,7 @@
 from gnfast.data.augment import Shifts, apply_shifts, draw_shifts, flip_and_translate
 from gnfast.data.batches import Batch, Batches, ShuffledIndices, random_flip, to_float, to_uint8
 from gnfast.data.dataset import DataError, DataWarning, ImageDataset, Request
+from gnfast.data.order import StepOrder
 from gnfast.data.registry import find, load, registered
 from gnfast.data.source import Source
 
@@ -16,6 +17,7 @@ __all__ = [
     "Shifts",
     "ShuffledIndices",
     "Source",
+    "StepOrder",
     "apply_shifts",
     "draw_shifts",
     "find",

@@ -11,7 +11,7 @@ from gnfast.interop.device import moved
 
 
 class Shifts(NamedTuple):
-    """How each image of a batch is changed; all on the CPU.
+    """How each image of a batch is changed.
 
     Attributes:
         mirrored: (B,) bool, left and right change places; this comes before the translation.
@@ -45,8 +45,12 @@ def draw_shifts(
     for name, value in (("flip", flip), ("translate", translate)):
         if not 0 <= value <= 1:
             raise DataError(f"{name}: got {value!r}, wanted a number from 0 to 1")
-    uniform = torch.rand(3, count, generator=generator)
-    down, right = ((2 * uniform[1:] - 1) * translate * torch.tensor([[height], [width]])).round_().long()
+    return shifts_from(torch.rand(3, count, generator=generator), torch.tensor([[height], [width]]), flip, translate)
+
+
+def shifts_from(uniform: Tensor, sizes: Tensor, flip: float = 0.5, translate: float = 0.2) -> Shifts:
+    """What `draw_shifts` makes of (3, B) numbers from [0, 1), on their device; `sizes` is [[height], [width]] there."""
+    down, right = ((2 * uniform[1:] - 1) * translate * sizes).round_().long()
     return Shifts(uniform[0] < flip, down, right)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gnfast.data.dataset import DataError, ImageDataset, at_least
+from gnfast.data.order import StepOrder
 from gnfast.interop.device import moved
 
 
@@ -21,7 +22,8 @@ def to_float(images: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise DataError(f"images: got {images.dtype}, wanted uint8")
-    return moved(images, device).to(torch.float32).div_(127.5).sub_(1)
+    # PyTorch's CUDA kernel would multiply by the rounded inverse of a number, and differ from a CPU in the last bit.
+    return moved(images, device).to(torch.float32).div_(torch.full((), 127.5, device=device)).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -145,6 +147,7 @@ class Batches:
             of the memory that is free there. On a CPU it stays where it is, and "auto" asks whether it takes at most
             half of the machine's memory.
         prefetch: how many batches a thread prepares ahead where the data set is not resident; without a thread if 0.
+        order: what decides which images come and which are mirrored; generators of the instance's own if None.
 
     Raises:
         DataError: an argument is not as wanted.
@@ -162,6 +165,7 @@ class Batches:
         world: int = 1,
         resident: bool | Literal["auto"] = "auto",
         prefetch: int = 2,
+        order: StepOrder | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = at_least("batch_size", batch_size, 1)
@@ -174,14 +178,21 @@ class Batches:
             raise DataError(f"batch_size: got {batch_size}, wanted a multiple of world, which is {world}")
         if resident not in (True, False, "auto"):
             raise DataError(f"resident: got {resident!r}, wanted True, False or 'auto'")
+        if order is not None and (order.size, order.batch_size) != (len(dataset), batch_size):
+            raise DataError(
+                f"order: got one of {order.size} images in batches of {order.batch_size}, "
+                f"wanted {len(dataset)} in batches of {batch_size}"
+            )
         self.prefetch = at_least("prefetch", prefetch, 0)
+        self.order = order
         self.resident = _fits(dataset.images, self.device) if resident == "auto" else resident
         self.indices = ShuffledIndices(len(dataset), seed)
         # Seeded by a draw, so that flips and order are not the same numbers.
         self._flips = _generator(int(torch.randint(2**31, (), generator=_generator(seed))))
+        # All of the data set, where it stays.
         home = self.device if self.resident else "cpu"
-        self._images = dataset.images.to(home)
-        self._labels = None if dataset.labels is None else dataset.labels.to(home)
+        self.images = dataset.images.to(home)
+        self.labels = None if dataset.labels is None else dataset.labels.to(home)
         # Of each batch that is on its way: the state before it was drawn, which of it is mirrored, and the images.
         self._ahead: deque[tuple[dict[str, Tensor | int], Tensor | None, Future[_Gathered]]] = deque()
         self._thread = None if self.resident or not prefetch else ThreadPoolExecutor(1, "gnfast-batches")
@@ -229,35 +240,44 @@ class Batches:
         Raises:
             DataError: `state` is of a data set of another size, or not such a state.
         """
-        _check_keys(state, ("flips",))
-        self.indices.load_state_dict(state)
-        self._flips.set_state(state["flips"].cpu())
+        if self.order is not None:
+            _check_keys(state, ("number",))
+            self.order.number = at_least("state['number']", state["number"], 0)
+        else:
+            _check_keys(state, ("flips",))
+            self.indices.load_state_dict(state)
+            self._flips.set_state(state["flips"].cpu())
         self._ahead.clear()
 
     def _state(self) -> dict[str, Tensor | int]:
+        if self.order is not None:
+            return {"number": self.order.number}
         return {**self.indices.state_dict(), "flips": self._flips.get_state()}
 
     def _draw(self) -> tuple[Tensor, Tensor | None]:
         """This process's part of what is drawn for all: which images come next, and which of them are mirrored."""
         share = self.batch_size // self.world
         part = slice(self.rank * share, (self.rank + 1) * share)
+        if self.order is not None:
+            chosen, mirrored = self.order.next_batch()
+            return chosen[part], mirrored[part] if self.flip else None
         chosen = self.indices.next_batch(self.batch_size)[part]
         mirrored = torch.rand(self.batch_size, generator=self._flips)[part] < 0.5 if self.flip else None
         return chosen, mirrored
 
     def _gather(self, chosen: Tensor) -> _Gathered:
         if self._stream is None:
-            chosen = moved(chosen, self._images.device)
-            return moved(self._images.index_select(0, chosen), self.device), self._pick(chosen), None
-        pinned = torch.empty((len(chosen), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=True)
-        torch.index_select(self._images, 0, chosen, out=pinned)
+            chosen = moved(chosen, self.images.device)
+            return moved(self.images.index_select(0, chosen), self.device), self._pick(chosen), None
+        pinned = torch.empty((len(chosen), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        torch.index_select(self.images, 0, chosen, out=pinned)
         # A stream of its own, so that the copy does not wait for the device's work.
         with torch.cuda.stream(self._stream):
             images = pinned.to(self.device, non_blocking=True)
             return images, self._pick(chosen), self._stream.record_event()
 
     def _pick(self, chosen: Tensor) -> Tensor | None:
-        return None if self._labels is None else moved(self._labels.index_select(0, chosen), self.device)
+        return None if self.labels is None else moved(self.labels.index_select(0, chosen), self.device)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

@@ -40,6 +40,7 @@ TABLE = {
     "loss": Operation(("loss",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "mlp": Operation(("mlp",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "spectral": Operation(("spectral_norm",), {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}),
+    "draws": Operation(("draws",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "winograd": Operation(("winograd_conv2d",), {"cpu": ("cpp", "torch")}),
     # These two compete where the tuner is on.
     "conv": Operation(("conv2d",), {"cuda": ("torch", "triton")}),

@@ -136,7 +136,7 @@ def test_flips_mean_the_same_on_every_device(dataset, device):
 def test_an_error_in_the_thread_reaches_the_caller(dataset):
     batches = Batches(dataset, 4, resident=False)
     next(batches)
-    batches._images = None
+    batches.images = None
     with pytest.raises(AttributeError):
         for _ in range(4):
             next(batches)

@@ -23,6 +23,8 @@ from gnfast.bench.critic_steps import Normalize, critic_step, four_passes, gener
 from gnfast.bench.critics import shipped
 from gnfast.bench.gpu_ways import IN_TRITON, Uncomputed, gpu_ways
 from gnfast.bench.mode import tuned
+from gnfast.data import Batches
+from gnfast.train.device_draws import DeviceDraws
 from gnfast.train.state import State
 from tests.kernels.cubin import resources
 
@@ -119,6 +121,15 @@ def training_step(name: str, batch: int, precision: str) -> None:
     state.update()
 
 
+def draws_step(name: str, batch: int, **changes: Any) -> None:
+    """What an iteration takes, drawn on the device."""
+    network = shipped(name)
+    config = dataclasses.replace(iteration.settings(network, batch), **changes)
+    DeviceDraws(config, Batches(iteration.noise(network, batch), batch), torch.float32)(
+        torch.zeros(1, dtype=torch.int64)
+    )
+
+
 def spectral_step(name: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     """Spectral normalisation of a critic's layers, forward and backward."""
     layers = spectral_ways.layers_of(shipped(name).critic(torch.float32, torch.contiguous_format))
@@ -145,6 +156,7 @@ STEPS: dict[str, Callable[[], None]] = {
         for name in ("CNN 32", "ResNet 32")
         for precision in ("bfloat16", "float32")
     },
+    **{f"draws, {name}": partial(draws_step, name, batch) for name, batch in BATCHES.items()},
     **{
         f"spectral norm, {name}, {str(dtype)[6:]}, {str(layout)[6:]}": partial(spectral_step, name, dtype, layout)
         for name in ("CNN 32", "ResNet 32")

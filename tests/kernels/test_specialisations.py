@@ -62,6 +62,20 @@ def test_spectral_kernels_stay_in_registers(dtype, layout, capability):
     assert_fit(found, "fp64" if dtype == torch.float64 else "fp32")
 
 
+def test_numbers_of_a_run_are_not_compiled_into_its_draws():
+    """Which seed, sizes of batches and data sets, and number of classes: only what a kernel's type depends on."""
+    changes = {"penalty": "r1", "consistency": 1.0, "classes": 10, "flip": True}
+    with specialisations.recording(90) as found:
+        for seed, batch, z_dim in ((0, 16, 128), (1, 1, 1), (5, 50, 100)):
+            specialisations.draws_step("CNN 32", batch, **changes, seed=seed, z_dim=z_dim)
+        kernels = [made.name for made in found.values()]
+        assert sorted(kernels) == sorted(f"_draws_{name}_kernel" for name in ("latents", "real", "uniform", "uniform"))
+        # A wider number is another type.
+        specialisations.draws_step("CNN 32", 16, **changes, seed=2**32 - 1)
+        assert len(found) == 8
+    assert_fit(found, "fp32")
+
+
 def test_layers_share_what_is_compiled_for_spectral_normalisation():
     found = specialisations.specialisations("spectral norm, ResNet 32, float32, channels_last", 90)
     assert len(found) <= 8

@@ -13,6 +13,7 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
 from gnfast.kernels.conv import tiles, triton_kernel  # noqa: E402
+from gnfast.kernels.draws import triton as draws  # noqa: E402
 from gnfast.kernels.head import triton as head  # noqa: E402
 from gnfast.kernels.join import triton as join  # noqa: E402
 from gnfast.kernels.loss import triton as loss  # noqa: E402
@@ -182,6 +183,27 @@ def test_loss(kernel, kinds, element, capability):
     # sin and cos keep digits of 2/π on the stack, for very large numbers.
     stack = 48 if "cos" in kinds else 0
     assert_compiles(kernel, pointers, constants, loss.REGISTER_BUDGET[sums], capability, odd, stack, **options)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("element", ["bf16", "fp32", "fp64"])
+@pytest.mark.parametrize("kernel", ["latents", "uniform", "real"])
+def test_draws(kernel, element, capability):
+    kernel = getattr(draws, f"_draws_{kernel}_kernel")
+    pointers = {**dict.fromkeys(("z", "real"), element), "out": "fp32", "source": "u8"}
+    pointers |= dict.fromkeys(("step", "y", "labels"), "i64")
+    constants = {"COLUMNS": 3, "LABELS": True, "FLIP": True, "CHANNELS": 3, "HEIGHT": 32, "WIDTH": 32}
+    constants |= {
+        "CHANNELS_LAST": element != "fp64",
+        "BLOCK": draws.BLOCK,
+        "PIXELS": draws.PIXELS,
+        "SPAN": draws.PIXELS,
+    }
+    pointers, constants = (
+        {name: value for name, value in given.items() if name in kernel.arg_names} for given in (pointers, constants)
+    )
+    budget, options = draws.REGISTER_BUDGET["fp32"], {"num_warps": draws.NUM_WARPS}
+    assert_compiles(kernel, pointers, constants, budget, capability, draws.NUMBERS, **options)
 
 
 NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}
