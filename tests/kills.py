@@ -3,6 +3,7 @@
 `python -m tests.hunt kills --count COUNT --seed SEED` does it COUNT times.
 """
 
+import contextlib
 import hashlib
 import importlib
 import itertools
@@ -95,11 +96,11 @@ class Runs:
 
     Args:
         folder: an empty folder.
-        threaded: what the runs do besides their steps is done on a thread, as on a GPU.
+        as_on_a_gpu: the runs are arranged as on one (`gnfast.bench.program`), with a thread for what is not a step.
     """
 
-    def __init__(self, folder: Path, threaded: bool = False):
-        self.folder, self.threaded = folder, threaded
+    def __init__(self, folder: Path, as_on_a_gpu: bool = False):
+        self.folder, self.arranged = folder, as_on_a_gpu
         self.data = folder / "images"
         self.data.mkdir()
         draw = random.Random(0)
@@ -107,7 +108,8 @@ class Runs:
             pixels = bytes(draw.randrange(256) for _ in range(64))
             Image.frombytes("L", (8, 8), pixels).save(self.data / f"{index:02d}.png")
         # Not in each fork again.
-        for name in ("gnfast.cli.train", "gnfast.train.loop", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        program = "gnfast.bench.program", "gnfast.cli.train", "gnfast.train.loop"
+        for name in (*program, "matplotlib.figure", "matplotlib.backends.backend_agg"):
             importlib.import_module(name)
         began = time.monotonic()
         whole = folder / "whole"
@@ -166,11 +168,10 @@ class Runs:
 
     def _train(self, run: Path, place: dict[str, float]) -> int:
         import gnfast.data.cache
+        from gnfast.bench.program import as_on_a_gpu
         from gnfast.cli import main
-        from gnfast.train import loop
 
         os.setpgid(0, 0)
-        loop.goes_on_beside = lambda device: self.threaded
         os.environ["GNFAST_CACHE"] = str(self.folder / f"cache-{run.name}")
         torch.set_num_threads(1)
         # Small images are not worth a file, but these are to have one.
@@ -184,7 +185,8 @@ class Runs:
             sys.setprofile(counter)
             threading.setprofile(counter)
         try:
-            return main(["train", "digits", *words])
+            with as_on_a_gpu() if self.arranged else contextlib.nullcontext():
+                return main(["train", "digits", *words])
         finally:
             sys.setprofile(None)
             threading.setprofile(None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gnfast.config.config import Config
-from gnfast.data import Batches
+from gnfast.data import Batch, Batches
 from gnfast.data.augment import shifts_from
 from gnfast.errors import InputError
 from gnfast.kernels import draws
@@ -36,6 +36,10 @@ class DeviceDraws:
         self.of_critic = Rows(config.n_dis, config.batch_d, group.rank * size, size)
         self.of_generator = Rows(1, config.batch_g, group.rank * last, last)
         self.sizes = torch.full((2, 1), config.resolution, device=batches.device)
+
+    def given(self) -> list[Batch]:
+        """What the host must bring for the next step: the images of a data set that is not resident."""
+        return [] if self.batches.resident else [next(self.batches) for _ in range(self.config.n_dis)]
 
     @torch.no_grad()
     def __call__(self, step: Tensor, given: Sequence[tuple[Tensor, Tensor | None]] = ()) -> list[Draw]:

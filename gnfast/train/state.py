@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from gnfast import CapturedStep, InputError, grouped_batch_norm
 from gnfast.config.config import Config
-from gnfast.data import Batches, ImageDataset
+from gnfast.data import Batches, ImageDataset, StepOrder
 from gnfast.data.augment import draw_shifts
-from gnfast.interop.device import moved, pinned
+from gnfast.interop.device import moved
 from gnfast.losses import LOSSES, domain_scaled, in_pytorch
 from gnfast.steps.captured import CaptureError
 from gnfast.steps.memory import reuse_memory
@@ -58,11 +58,12 @@ class State:
         )
         self.captured = CapturedStep(self._graphed, device) if self._can_be_captured() else None
         self._prepare_optimizers()
-        images = {"seed": config.seed, "flip": config.flip, "device": device}
-        self.batches = Batches(dataset, config.batch_d, **images, rank=group.rank, world=group.world)
-        self.noise = torch.Generator().manual_seed(config.seed + 1)
+        images = {"seed": config.seed, "flip": config.flip, "device": device, "rank": group.rank, "world": group.world}
         # On a CPU a step draws as it always did; on a GPU it draws itself, so that a graph can hold it.
-        self.device_draws = DeviceDraws(config, self.batches, self.dtype, group) if self._draws_itself() else None
+        order = StepOrder(len(dataset), config.seed, config.n_dis, config.batch_d) if self._draws_itself() else None
+        self.batches = Batches(dataset, config.batch_d, **images, order=order)
+        self.device_draws = DeviceDraws(config, self.batches, self.dtype, group) if order else None
+        self.noise = torch.Generator().manual_seed(config.seed + 1)
         self.fixed = self.latents(config.n_samples, torch.Generator().manual_seed(config.seed + 2))
         self.first_norms = {name: p.detach().norm().item() for name, p in self.critic.named_parameters()}
         self.step = self.logged = 0
@@ -194,7 +195,7 @@ class State:
         return {
             "step": self.step,
             "logged": self.logged,
-            "batches": self.batches.state_dict(),
+            "batches": self._place(self.step) or self.batches.state_dict(),
             "noise": self.noise.get_state(),
             "scaler_d": self.scaler_d.state_dict(),
             "scaler_g": self.scaler_g.state_dict(),
@@ -212,7 +213,13 @@ class State:
             InputError: it is not of such networks, optimisers or data; the message says what differs.
         """
         own, parts = self.state_dict(), self._parts()
-        for name in ("step", "generator", "critic", "ema", "batches", "noise", "pending"):
+        require_like("step", own["step"], state.get("step"))
+        if place := self._place(state["step"]):
+            state = state | {"batches": place}
+        elif isinstance(state.get("batches"), dict) and state["batches"].keys() == {"number"}:
+            # A GPU has come so far, in an order of its own.
+            state = state | {"batches": own["batches"]}
+        for name in ("generator", "critic", "ema", "batches", "noise", "pending"):
             require_like(name, own[name], state.get(name))
         for row in state["pending"]:
             require_like("a row of pending", torch.zeros(len(self.loss_names), dtype=self.dtype), row)
@@ -233,6 +240,10 @@ class State:
         for step, row in enumerate(state["pending"], self.logged):
             self.losses.put(step, row)
         self._known = None
+
+    def _place(self, step: int) -> dict[str, int] | None:
+        """Where the batches are after a step that draws itself."""
+        return None if self.device_draws is None else {"number": step * self.config.n_dis}
 
     def _parts(self) -> dict[str, Any]:
         """What has a state of its own, by its name in a checkpoint."""
@@ -271,10 +282,7 @@ class State:
     def _share(self, drawn: Tensor) -> Tensor:
         """This process's share of what was drawn on the CPU, where its update takes it."""
         share = self.group.share(drawn)
-        if share.is_floating_point():
-            share = share.to(self.dtype)
-        # A captured step copies its inputs to where its graph reads them: one copy, from here.
-        return moved(share, self.device) if self.captured is None else pinned(share, self.device)
+        return moved(share.to(self.dtype) if share.is_floating_point() else share, self.device)
 
 
 def assembled(tensors: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run does besides its steps, on a thread: in order, with the state of its step, and heard of when it fails."""
 
+import contextlib
 import dataclasses
 import errno
 import io
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gnfast.bench.program import as_on_a_gpu
 from gnfast.data import ImageDataset
 from gnfast.train import RunError, loop, session
 from gnfast.train.side_work import SNAPSHOTS, SideWork
@@ -189,3 +191,15 @@ def test_a_disk_that_is_full_for_the_thread_ends_the_run_clearly(threaded, tmp_p
             quiet("digits", config)
     outcome, lines = quiet("digits", dataclasses.replace(config, tensorboard=True))
     assert "continuing after step 8" in lines[0] and outcome.finished
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_goes_on_on_another_kind_of_device(first, tmp_path):
+    """Where the data stand means nothing there: a GPU's step knows it, a CPU's order begins anew."""
+    config = tiny(tmp_path / "run", steps=8, n_samples=4, lr_decay="none", n_dis=2)
+    for arranged, steps in ((first, 8), (not first, 12), (first, 16)):
+        with as_on_a_gpu() if arranged else contextlib.nullcontext():
+            outcome, _ = quiet("digits", dataclasses.replace(config, steps=steps))
+        assert outcome.finished and outcome.step == steps
+    batches = session.checkpoint.load_newest(Path(config.run_dir) / "checkpoints")["state"]["batches"]
+    assert batches == {"number": 32} if first else batches["position"] == 7 * 2 * 4

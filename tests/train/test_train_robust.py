@@ -24,9 +24,9 @@ def config(tmp_path):
     return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
 
 
-@pytest.mark.parametrize("threaded", [False, True])
-def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(threaded, tmp_path):
-    whole = Runs(tmp_path, threaded)
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
+def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(as_on_a_gpu, tmp_path):
+    whole = Runs(tmp_path, as_on_a_gpu)
     outcomes = [next(kind(random.Random(3), tmp_path, whole=whole)) for kind in (kills, concurrent_starts)]
     assert outcomes[0].kills and not any(outcome.faults for outcome in outcomes), outcomes
 
