@@ -25,7 +25,8 @@ class DeviceDraws:
 
     Args:
         config: the settings.
-        batches: of the data set. If it is resident, its images are drawn here too, in an order of their own.
+        batches: of the data set. If it is resident, its images are drawn here too. If it is not, and `batches` was made
+            with the `StepOrder` of these settings, it hands out the same images with the same flips.
         dtype: of images, latents and places.
         group: the processes that share the work.
     """

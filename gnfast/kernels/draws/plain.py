@@ -45,7 +45,7 @@ def mirrored(seed: int, step: Tensor, number: Tensor) -> Tensor:
 
 
 def permuted(seed: int, epoch: Tensor, place: Tensor, size: int) -> Tensor:
-    """Where each place 0..size-1 leads in its epoch's permutation; all int64 of one shape."""
+    """Where each place 0..size-1 leads in its epoch's permutation; int64, with an epoch for each or for all."""
     a, b = sides(size)
     keys = [key for four in range(3) for key in _words(seed, epoch, Purpose.ORDER, four, 0)]
     index = _network(place, keys, a, b)
