@@ -1,5 +1,6 @@
 """The bounds that gnfast promises, each measured against double backward in the same run: exactness, operations,
-memory and time of the critic's and the generator's step, of a whole training iteration, and of spectral normalisation.
+memory and time of the critic's and the generator's step, of a whole training iteration, and of spectral normalisation;
+and what the training program costs besides its steps.
 
     python benchmarks/must_reach.py [--only iteration memory …] [--rounds 15] [--out benchmarks/results/cpu.json]
 
@@ -12,6 +13,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 import gnfast
-from gnfast.bench import cost, spectral_ways
+from gnfast.bench import cost, program, spectral_ways
 from gnfast.bench.baselines import compiled_critic_step, repaired
 from gnfast.bench.case import EAGER, A, B, Setup
 from gnfast.bench.cases import iteration_cases
@@ -38,6 +40,7 @@ from gnfast.bench.critic_steps import (
 from gnfast.bench.critics import Z_DIM, shipped
 from gnfast.bench.environment import environment
 from gnfast.bench.gate import error_of, relative_error, typical_error
+from gnfast.config.presets import PRESETS
 from gnfast.engine import passes
 from gnfast.engine.heads import METHODS
 from gnfast.io.files import write_text
@@ -231,8 +234,23 @@ def spectral(rounds: int, batch: int) -> Iterator[Row]:
             yield row(what, name, ratio, 0.50, layout=said, times=times)
 
 
+def host(rounds: int, batch: int) -> Iterator[Row]:
+    """What the training program costs besides its steps: as on a GPU, with steps that do nothing, and on a CPU."""
+    for name in ("gngan-cifar10-cnn", "gngan-cifar10-resnet"):
+        found = program.host_of(name)
+        yield row("graph mode: µs of the training thread per iteration", name, found.iteration, 60)
+        yield row("graph mode: launches outside the graph per iteration", name, found.launches, 2)
+        yield row("graph mode: seconds of side work per 1,000 steps", name, found.side_work, 0.1)
+    own = {"data": "digits", "width": 0.25, "steps": 200, "device": "cpu", "extractor": "none"}
+    for name in ("gngan-cifar10-cnn", "digits"):
+        settings = own if name != "digits" else {"steps": 600, "device": "cpu", "extractor": "none"}
+        share = program.share_outside_updates(name, replace(PRESETS[name].config, **settings))
+        yield row(f"CPU: share of {settings['steps']} steps' time outside updates", name, share, 0.01)
+
+
 PARTS: dict[str, Callable[[int, int], Iterator[Row]]] = {
-    part.__name__: part for part in (exactness, operations, overhead, memory, strongest, time, iteration, spectral)
+    part.__name__: part
+    for part in (exactness, operations, overhead, memory, strongest, time, iteration, spectral, host)
 }
 """name on the command line: (rounds, batch) ↦ one row per bound."""
 

@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 from gnfast.bench.count import work
@@ -57,6 +57,30 @@ def host_of(preset: str, steps: int = 2000) -> Host:
     _, iteration, launches = _run(preset, dataclasses.replace(config, **NEVER), 0)
     side, *_ = _run(preset, config, STEP_SECONDS)
     return Host(iteration * 1e6, side.seconds["submit"] / steps * 1000, launches)
+
+
+def share_outside_updates(preset: str, config: Config) -> float:
+    """Of a run on a CPU, from its first update to its last: the time that is not spent in updates, over all of it."""
+    spent: list[float] = []
+    of_updates: list[float] = []
+    whole, update = Session._train, State.update
+
+    def timed(of: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
+        def run(*given: Any) -> None:
+            began = time.perf_counter()
+            of(*given)
+            seconds.append(time.perf_counter() - began)
+
+        return run
+
+    with (
+        TemporaryDirectory() as folder,
+        mock.patch.object(Session, "_train", timed(whole, spent)),
+        mock.patch.object(State, "update", timed(update, of_updates)),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        loop.train(preset, dataclasses.replace(config, run_dir=str(Path(folder, "run"))), echo=lambda _: None)
+    return 1 - sum(of_updates) / sum(spent)
 
 
 def _run(preset: str, config: Config, seconds: float) -> tuple[SideWork, float, int]:

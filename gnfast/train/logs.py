@@ -1,5 +1,6 @@
 """What a run leaves to read: log.txt, metrics.jsonl, TensorBoard events, sample grids, the loss curve."""
 
+import io
 import json
 import os
 import platform
@@ -11,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -99,9 +99,14 @@ class RunLog:
     def picture(self, name: str, step: int, images: Tensor) -> None:
         """Saves a grid of images, (N, C, H, W) float in [-1, 1], as samples/NAME-STEP.png."""
         picture = grid(to_uint8(images).cpu())
-        save_picture(picture, self.folder / "samples" / f"{name}-{step:06d}.png")
+        encoded = save_picture(picture, self.folder / "samples" / f"{name}-{step:06d}.png")
         if self._board is not None:
-            self._board.add_image(name, np.atleast_3d(picture), step, dataformats="HWC")
+            from tensorboard.compat.proto.summary_pb2 import Summary
+
+            # Not `add_image`, which would encode it once more: that takes longer than all the rest.
+            size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
+            image = Summary.Image(**size, encoded_image_string=encoded)
+            self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def flush(self) -> None:
         """Brings the rows to disk, so that no checkpoint outlives the rows before it.
@@ -157,10 +162,14 @@ def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
             part.write_bytes(b"".join(kept))
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG in one step."""
+def save_picture(picture: Image.Image, path: Path) -> bytes:
+    """Writes a PNG in one step, and returns it."""
+    encoded = io.BytesIO()
+    # A tenth larger than at the usual level, and four times as fast.
+    picture.save(encoded, format="PNG", compress_level=1)
     with atomic_write(path) as part:
-        picture.save(part, format="PNG")
+        part.write_bytes(encoded.getvalue())
+    return encoded.getvalue()
 
 
 def as_picture(image: Tensor) -> Image.Image:

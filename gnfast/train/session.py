@@ -28,8 +28,9 @@ from gnfast.train.snapshot import Live
 from gnfast.train.state import State
 from gnfast.train.validation import critic_losses
 
-# A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
-PAGE_SECONDS = 30.0
+# A page takes as long to draw as twenty tiny updates. While a run trains, pages take less than this share of its time,
+# and the first one comes after so many seconds.
+PAGE_SHARE, PAGE_SECONDS = 0.005, 60.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Session:
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
         self.probe = Probe(self.config)
-        self.page_due = time.monotonic() + PAGE_SECONDS
+        self.page_due, self.page_took = time.monotonic() + PAGE_SECONDS, 0.0
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
@@ -202,13 +203,16 @@ class Session:
         if self.validation is not None:
             self.log.row(self.state.step, **critic_losses(self.state, self.validation))
         if self.measures.extractor is not None:
+            began = time.perf_counter()
             raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))
-            self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
+            seconds = time.perf_counter() - began
+            self.side.seconds["evaluation"] += seconds
+            self.log.say(f"step {self.state.step}: {as_line(raw, ema)}; measured in {seconds:.1f} s")
         if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
             # At the end the page is written after the last checkpoint.
             self.side.submit([("report", lambda _: self._report())])
-            self.page_due = time.monotonic() + PAGE_SECONDS
+            self.page_due = time.monotonic() + max(PAGE_SECONDS, self.page_took / PAGE_SHARE)
         # Not where this step was not measured, or its distance is not finite.
         if (top := best(self._rows(), SCORE)) and top[0] == self.state.step:
             self._save(best=True)
@@ -222,8 +226,10 @@ class Session:
             self._report()
 
     def _report(self) -> None:
+        began = time.monotonic()
         try:
             write_report(self.folder)
+            self.page_took = time.monotonic() - began
         except Exception as error:  # A page about the run must not end it; a full disk does.
             if is_full(error):
                 raise
