@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import CapturedStep, InputError, grouped_batch_norm
+from gnfast import InputError, grouped_batch_norm
 from gnfast.config.config import Config
 from gnfast.data import Batches, ImageDataset
 from gnfast.data.augment import draw_shifts
@@ -20,7 +20,7 @@ from gnfast.train.draws import CriticDraw, Draw, Latents, latents, move_all
 from gnfast.train.ema import Ema
 from gnfast.train.networks import FORMATS, build_networks, merged, normalized
 from gnfast.train.optimizers import optimizer_for, prepare, set_rate
-from gnfast.train.parallel import ALONE, Group, synchronise_batch_norm
+from gnfast.train.parallel import ALONE, CapturedTogether, Group, synchronise_batch_norm
 from gnfast.train.restore import moments, require_like
 from gnfast.train.step import algorithm_1
 
@@ -66,7 +66,7 @@ class State:
         self.scaler_d, self.scaler_g = (
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16") for _ in range(2)
         )
-        self.captured = CapturedStep(self._updates, device) if self._can_be_captured() else None
+        self.captured = CapturedTogether(self._updates, device, group) if self._can_be_captured() else None
         self._prepare_optimizers()
         images = {"seed": config.seed, "flip": config.flip, "device": device}
         self.batches = Batches(dataset, config.batch_d, **images, rank=group.rank, world=group.world)
@@ -196,7 +196,7 @@ class State:
 
     def _can_be_captured(self) -> bool:
         """Whether a step is the same sequence of kernels every time, without a word from Python."""
-        waits = self.config.rescale != "none" or self.config.precision == "float16" or self.group.world > 1
+        waits = self.config.rescale != "none" or self.config.precision == "float16"
         return self.config.cuda_graph and self.device.type == "cuda" and not waits
 
     def _updates(self, *drawn: Draw) -> Tensor:

@@ -17,6 +17,7 @@ from torch.multiprocessing import start_processes
 from gnfast.cli import main
 from gnfast.data import ImageDataset
 from gnfast.train import Config, loop
+from gnfast.train.buckets import averaged
 from gnfast.train.parallel import ALONE, Group, SyncBatchNorm2d, joined, synchronise_batch_norm
 from gnfast.train.state import State
 from tests.processes import START
@@ -85,8 +86,8 @@ def normalise(group):
 
 def average(group):
     parameter, unused = nn.Parameter(torch.zeros(3, 2).t()), nn.Parameter(torch.zeros(4))
-    parameter.grad = torch.full_like(parameter, float(group.rank))
-    group.average_gradients([parameter, unused])
+    with averaged(group, [parameter, unused]):
+        parameter.grad = torch.full_like(parameter, float(group.rank))
     return parameter.grad, unused.grad, group.any(group.rank == 1), group.any(False)
 
 
