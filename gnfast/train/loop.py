@@ -102,10 +102,10 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
-        measures, validation = Measures(dataset), None
-        if group.leads:
+        with group.leader_first():
             measures = open_measures(config, dataset, device, progress)
             validation = load_validation(config, dataset, progress)
+        if group.leads:
             for place in (folder, folder / "checkpoints", folder / "samples"):
                 remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
@@ -223,14 +223,14 @@ class _Session:
                 self.log.picture(name, state.step, sample(generator, *state.fixed, batch_statistics=batch_statistics))
 
     def _evaluate(self) -> None:
-        if not self.leads:
-            return
         if self.validation is not None:
             self.log.row(self.state.step, **critic_losses(self.state, self.validation))
         if self.measures.extractor is not None:
             raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}")
+        if not self.leads:
+            return
         if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
             # At the end the page is written after the last checkpoint.
             self._report()

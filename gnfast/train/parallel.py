@@ -5,6 +5,7 @@ on any number of processes. `buckets.py` averages the gradients.
 """
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +51,27 @@ class Group:
         flags = torch.tensor(int(flag))
         dist.all_reduce(flags)
         return bool(flags.item())
+
+    @property
+    def processes(self) -> dist.ProcessGroup | None:
+        """As functions take them that share work among processes; None for one alone."""
+        return dist.group.WORLD if self.world > 1 else None
+
+    def require_same(self, what: str, value: str | None) -> None:
+        """Raises RuntimeError where a value is another one in another process."""
+        if self.world > 1:
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
+            if len(set(values)) > 1:
+                raise RuntimeError(f"{what}: the processes of the run have different ones, wanted the same in all")
+
+    def as_leads(self, net: nn.Module) -> nn.Module:
+        """A network with the leader's buffers, such as the statistics of batch norm that is not synchronised."""
+        if self.world > 1:
+            net = copy.deepcopy(net)
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+        return net
 
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
