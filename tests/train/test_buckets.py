@@ -15,6 +15,7 @@ from gnfast.data import ImageDataset
 from gnfast.engine import passes
 from gnfast.engine.branch import InLine
 from gnfast.engine.handout import Handout
+from gnfast.kernels.join import plain
 from gnfast.steps.captured import CapturedStep, CaptureError
 from gnfast.train import buckets
 from gnfast.train.buckets import averaged
@@ -131,20 +132,31 @@ def sent(monkeypatch):
     return sent
 
 
-@pytest.mark.parametrize("name", ["CNN 32", "ResNet 32", "ResNet 48"])
-def test_most_bytes_are_on_their_way_before_the_last_layer(name, sent):
+WAYS = [("CNN 32", False, False), ("ResNet 32", False, False), ("ResNet 48", True, False), ("ResNet 32", True, True)]
+
+
+@pytest.mark.parametrize(("name", "is_fused", "is_narrow"), WAYS, ids=str)
+def test_most_bytes_are_on_their_way_before_the_last_layer(name, is_fused, is_narrow, sent, monkeypatch):
+    """Of critics as they are, with operations fused as on a GPU, and in bfloat16 with gradients in float32."""
+    monkeypatch.setattr(plain, "FUSES", is_fused)
     network = shipped(name)
     critic = network.critic(torch.float32, torch.channels_last)
     x = network.images(1, torch.float32, torch.channels_last)
-    gnfast.normalize_gradient(critic, x).sum().backward()
-    expected, layers = [parameter.grad / 2 for parameter in critic.parameters()], Counted.found
-    critic.zero_grad()
-    Counted.found = 0
+
+    def backward():
+        critic.zero_grad()
+        Counted.found = 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_narrow):
+            f_hat = gnfast.normalize_gradient(critic, x)
+        f_hat.sum().backward()
+        return [parameter.grad for parameter in critic.parameters()]
+
+    expected = backward()
+    layers = Counted.found
     with averaged(Group(0, 2), critic.parameters()):
-        gnfast.normalize_gradient(critic, x).sum().backward()
+        assert not any(gradient is not None for gradient in backward())
     for parameter, gradient in zip(critic.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-6)
-        assert parameter.grad.stride() == parameter.stride()
+        assert torch.equal(2 * parameter.grad, gradient) and parameter.grad.stride() == parameter.stride()
     buckets_sent = sent[: sent.index("waits")]
     assert len(sent) == 2 * len(buckets_sent), "nothing waits before all is sent"
     before = sum(size for found, size in buckets_sent if found < layers)
@@ -193,3 +205,29 @@ def test_no_graph_is_replayed_where_another_process_has_none(fails, monkeypatch)
     with pytest.raises(CaptureError, match="a reason" if fails else "another process of the run"):
         step._capture(())
     assert peer.told == fails and not step.captured
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["resnet", "dcgan"])
+def test_buckets_are_part_of_a_captured_step(family, tmp_path):
+    """All-reduces of one process, which add nothing, on the branch of a graph; the mean is that of two."""
+    how = {"init_method": f"file://{tmp_path}/meeting", "rank": 0, "world_size": 1}
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl", **how)
+    try:
+        torch.manual_seed(0)
+        net = models.build(family, resolution=32, width=0.25)[1].double().cuda()
+        images = [torch.randn(8, 3, 32, 32, dtype=torch.float64, device="cuda") for _ in range(8)]
+
+        def step(x, world=2):
+            net.zero_grad()
+            with averaged(Group(0, world), net.parameters()):
+                gnfast.normalize_gradient(net, x, strict=True).square().sum().backward()
+            return [parameter.grad for parameter in net.parameters()]
+
+        expected = [[gradient / 2 for gradient in step(x, world=1)] for x in images]
+        captured = CapturedStep(step, "cuda")
+        for x, gradients in zip(images, expected, strict=True):
+            torch.testing.assert_close(captured(x), gradients)
+        assert captured.captured
+    finally:
+        torch.distributed.destroy_process_group()

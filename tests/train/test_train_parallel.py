@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,9 +20,11 @@ from torch.multiprocessing import start_processes
 from gnfast.cli import main
 from gnfast.data import ImageDataset
 from gnfast.metrics import FeatureExtractor
+from gnfast.runs.checkpoint import RunError
 from gnfast.train import Config, loop
 from gnfast.train.buckets import averaged
 from gnfast.train.evaluate import Measures, evaluate
+from gnfast.train.failures import clear_errors
 from gnfast.train.parallel import ALONE, Group, SyncBatchNorm2d, joined, synchronise_batch_norm
 from gnfast.train.state import State
 from gnfast.train.validation import critic_losses
@@ -63,10 +66,16 @@ def in_process(rank, world, port, work, folder, *arguments):
         torch.save(work(group, *arguments), f"{folder}/{rank}.pt")
 
 
+def free_port():
+    """A port for processes to meet at: those of other workers differ."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
 def in_processes(world, work, folder, *arguments):
     """What `work(group, *arguments)` gives in each of `world` processes."""
-    port = 20000 + os.getpid() % 20000
-    arguments = (world, port, work, str(folder), *arguments)
+    arguments = (world, free_port(), work, str(folder), *arguments)
     start_processes(in_process, args=arguments, nprocs=world, start_method=START)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
@@ -208,6 +217,30 @@ def test_evaluation_is_shared_and_gives_the_scores_of_one_process(parts, index):
         shares.append(sum(share))
     # Of 40 real images once, and of 50 of each generator.
     assert sum(shares) == sum(sizes) == 40 + 50 * (2 - index) and max(shares) < 0.6 * sum(sizes)
+
+
+def evaluate_and_fail(rank, port, folder):
+    """An evaluation that fails in the second process, whose message, like the other's, goes into the folder."""
+
+    def features(images):
+        if rank:
+            raise ValueError("planted")
+        return images.flatten(1).double()[:, :3]
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with clear_errors(folder), joined(torch.device("cpu")) as group:
+            state = State(dataclasses.replace(CONFIG, n_fake=50), dataset(), torch.device("cpu"), group)
+            evaluate(state, Measures(dataset(), FeatureExtractor("f", 3, features)), progress=False)
+    except (ValueError, RunError) as error:
+        (folder / str(rank)).write_text(str(error))
+
+
+def test_an_evaluation_that_fails_in_one_process_ends_all(tmp_path):
+    start_processes(evaluate_and_fail, args=(free_port(), tmp_path), nprocs=2, start_method=START)
+    assert "another process of the run was lost" in (tmp_path / "0").read_text()
+    assert (tmp_path / "1").read_text() == "planted"
 
 
 def test_the_critics_loss_on_validation_images_is_that_of_one_process(parts):
