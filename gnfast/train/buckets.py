@@ -64,7 +64,7 @@ class Buckets:
         self.bucket_bytes = bucket_bytes(group.world)
         self._world, self._own = group.world, {id(parameter) for parameter in self.parameters}
         self._filling: list[tuple[Tensor, Tensor]] = []
-        self._sent: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
+        self._sent: list[tuple[dist.Work, Tensor, list[Tensor], list[Tensor]]] = []
 
     def takes(self, operand: Tensor) -> bool:
         return id(operand) in self._own
@@ -90,7 +90,7 @@ class Buckets:
             self._send()
         # A backward that comes too late keeps its gradients.
         self._own.clear()
-        for work, flat, parameters in self._sent:
+        for work, flat, parameters, _ in self._sent:
             # On a GPU only its stream waits.
             work.wait()
             for parameter, mean in zip(parameters, _views(flat.div_(self._world), parameters), strict=True):
@@ -100,7 +100,8 @@ class Buckets:
         parameters, gradients = map(list, zip(*self._filling, strict=True))
         flat = gradients[0].new_empty(sum(map(_room, parameters)))
         torch._foreach_copy_(_views(flat, parameters), gradients)
-        self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters))
+        # Gradients are kept: the stream that copies them need not be the one that made them and could use their memory.
+        self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters, gradients))
         self._filling = []
 
 

@@ -1,6 +1,7 @@
 """Gradients in buckets: several processes train as one, and most bytes leave before the tangent pass ends."""
 
 import dataclasses
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -182,6 +183,18 @@ def test_a_backward_after_the_block_keeps_its_gradients(sent):
         f_hat = gnfast.normalize_gradient(critic, torch.randn(2, 3, 32, 32))
     f_hat.sum().backward()
     assert not sent and all(parameter.grad is not None for parameter in critic.parameters())
+
+
+def test_gradients_that_another_stream_may_yet_have_to_read_are_kept(sent):
+    parameter = nn.Parameter(torch.zeros(buckets.BUCKET_BYTES // 4))
+    taker = buckets.Buckets(Group(0, 2), [parameter])
+    gradient = torch.ones_like(parameter)
+    kept = weakref.ref(gradient)
+    taker.take([(parameter, gradient)])
+    del gradient
+    assert len(sent) == 1 and kept() is not None
+    taker.finish()
+    assert torch.equal(parameter.grad, torch.full_like(parameter, 0.5))
 
 
 class Peer:
