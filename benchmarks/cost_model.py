@@ -21,6 +21,8 @@ from gnfast.bench.count import work
 from gnfast.bench.critics import SHIPPED, Z_DIM, Network, shipped
 from gnfast.bench.iteration import iteration_cost, settings
 from gnfast.bench.launches import STEPS, launched
+from gnfast.bench.overlap import Layer, critic_layers, exposed_s, generator_layers
+from gnfast.train.buckets import bucket_bytes
 
 # Two cores of an AMD EPYC (AVX2): FLOP/s of the direct algorithm that Winograd's reaches, the geometric mean over the
 # layers and passes of bench_conv.py, and memory, bytes/s.
@@ -63,19 +65,30 @@ class Iteration:
     """Seconds that kernels run."""
     launches: int
     reduced_bytes: tuple[int, ...]
-    """Of each all-reduce of gradients in float32: n_dis of the critic's and one of the generator's."""
+    """Of each update's gradients in float32: n_dis of the critic's and one of the generator's."""
+    backwards: tuple[list[Layer], ...]
+    """Of each update, when its gradients come."""
     flops: float
     papers_flops: float
     """What double backward does, in critic and generator steps, without merging anything."""
 
     def seconds(self, machine: Machine, gpus: int = 1, graph: bool = True) -> float:
-        """With the all-reduces, none overlapped.
+        """With what of the all-reduces the backwards do not hide.
 
         Between two kernels of a graph there is a gap; launched one by one, kernels may wait for Python besides.
         """
         device = self.device_s + self.launches * machine.graph_us * 1e-6
         waiting = 0 if graph else self.launches * machine.eager_us * 1e-6
-        return max(device, waiting) + sum(machine.all_reduce_s(size, gpus) for size in self.reduced_bytes)
+        return max(device, waiting) + self.exposed_s(machine, gpus)
+
+    def exposed_s(self, machine: Machine, gpus: int) -> float:
+        """Seconds of all-reduces after the end of the backwards."""
+        reduce = functools.partial(machine.all_reduce_s, gpus=gpus)
+        return sum(exposed_s(layers, bucket_bytes(gpus), reduce) for layers in self.backwards)
+
+    def all_reduces_s(self, machine: Machine, gpus: int) -> float:
+        """Seconds of one all-reduce per update."""
+        return sum(machine.all_reduce_s(size, gpus) for size in self.reduced_bytes)
 
 
 @functools.cache
@@ -120,10 +133,13 @@ def one_gpu(network: Network, machine: Machine, batch: int = BATCH) -> Iteration
     forward, both, stated_forward, stated_both = generator_costs(network.name)
     passes = cost.seconds(plan, double, machine.flop_per_s, machine.bytes_per_s)
     # Half the bytes: bfloat16.
-    drawing, training = (
+    drawing, training, generating = (
         Cost(count * found.flops, count * found.bytes / 2).seconds(machine.flop_per_s, machine.bytes_per_s)
-        for found, count in ((forward, batch), (both, double))
+        for found, count in ((forward, batch), (both, double), (forward, double))
     )
+    of_critic = critic_layers(plan, double, machine.flop_per_s, machine.bytes_per_s)
+    with torch.device("meta"):
+        of_generator = generator_layers(network.build()[0], Z_DIM, training - generating)
     pointwise = cost.pointwise_bytes(plan, double).bytes / machine.bytes_per_s
     critic_s = sum(passes.values()) + pointwise + drawing
     generator_s = passes["forward"] + passes["input gradient"] + pointwise * 2 / 3 + training
@@ -132,6 +148,7 @@ def one_gpu(network: Network, machine: Machine, batch: int = BATCH) -> Iteration
         device_s=config.n_dis * critic_s + generator_s,
         launches=config.n_dis * counts["critic"] + counts["generator"],
         reduced_bytes=(*[critic_bytes] * config.n_dis, generator_bytes),
+        backwards=(*[of_critic] * config.n_dis, of_generator),
         flops=iteration_cost(config, plan, forward, both).flops,
         papers_flops=config.n_dis * (6 * plan.stated_flops * double + stated_forward.flops * batch)
         + (5 * plan.stated_flops + stated_both.flops) * double,
@@ -192,34 +209,37 @@ def on_a_gpu(machine: Machine) -> Iterator[str]:
 GPUS = (1, 8, 64, 256, 1024)
 
 
-def scaling(machine: Machine, network: Network, total: int = 1024) -> Iterator[tuple[int, float, float, float, float]]:
-    """Per number of GPUs: all-reduces, weak and strong iteration in seconds, and the strong speed-up.
+Point = tuple[int, float, float, float, float, float]
+
+
+def scaling(machine: Machine, network: Network, total: int = 1024) -> Iterator[Point]:
+    """Per number of GPUs: all-reduces, what is exposed, weak and strong iteration in seconds, the strong speed-up.
 
     Weak scaling keeps the images of a GPU, strong scaling keeps `total` real images in all.
     """
     weak, alone = one_gpu(network, machine), one_gpu(network, machine, total).seconds(machine)
     for gpus in GPUS:
-        together = weak.seconds(machine, gpus)
+        together, exposed = weak.seconds(machine, gpus), weak.exposed_s(machine, gpus)
         strong = one_gpu(network, machine, max(1, total // gpus)).seconds(machine, gpus)
-        yield gpus, together - weak.seconds(machine), together, strong, alone / strong
+        yield gpus, weak.all_reduces_s(machine, gpus), exposed, together, strong, alone / strong
 
 
-def on_many_gpus(name: str, curve: list[tuple[int, float, float, float, float]]) -> Iterator[str]:
-    for gpus, reducing, weak, strong, speed_up in curve:
+def on_many_gpus(name: str, curve: list[Point]) -> Iterator[str]:
+    for gpus, reducing, exposed, weak, strong, speed_up in curve:
         yield (
-            f"{name} | {gpus} | {1e3 * reducing:.2f} ms | {1e3 * weak:.1f} ms | {curve[0][2] / weak:.0%} "
-            f"| {1e3 * strong:.1f} ms | {speed_up:.0f}×"
+            f"{name} | {gpus} | {1e3 * reducing:.2f} ms | {1e3 * exposed:.2f} ms | {1e3 * weak:.1f} ms "
+            f"| {curve[0][3] / weak:.0%} | {1e3 * strong:.1f} ms | {speed_up:.0f}×"
         )
 
 
-def draw(curves: dict[str, list[tuple[int, float, float, float, float]]], picture: Path) -> None:
+def draw(curves: dict[str, list[Point]], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     weak, strong = figure.subplots(1, 2)
     for name, points in curves.items():
-        weak.plot(GPUS, [points[0][2] / point[2] for point in points], marker="o", markersize=3, label=name)
-        strong.plot(GPUS, [point[4] for point in points], marker="o", markersize=3, label=name)
+        weak.plot(GPUS, [points[0][3] / point[3] for point in points], marker="o", markersize=3, label=name)
+        strong.plot(GPUS, [point[5] for point in points], marker="o", markersize=3, label=name)
     strong.plot(GPUS, GPUS, color="grey", linewidth=0.7, linestyle="dashed", label="ideal")
     strong.set_yscale("log", base=2)
     weak.set_ylim(0, 1.05)
@@ -246,7 +266,7 @@ def main() -> None:
     headings = "networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak"
     print_table(headings, on_a_gpu(machine))
     curves = {name: list(scaling(machine, shipped(name))) for name in ("ResNet 32", "ResNet 128", "ResNet 256")}
-    headings = "networks | GPUs | all-reduces | weak: iteration | efficiency | strong: iteration | speed-up"
+    headings = "networks | GPUs | all-reduces | exposed | weak: iteration | efficiency | strong: iteration | speed-up"
     print_table(headings, (line for name, curve in curves.items() for line in on_many_gpus(name, curve)))
     if options.plot:
         draw(curves, options.plot)

@@ -172,7 +172,7 @@ class Config:
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     """Layout of images and convolution weights in memory; channels_last is faster on CPUs and GPUs."""
     cuda_graph: bool = True
-    """Replay each step as one CUDA graph (on one GPU, without loss scaling and rescaling)."""
+    """Replay each step as one CUDA graph (on GPUs, without loss scaling and rescaling)."""
     threads: Interval = 0
     """CPU threads; 0 leaves PyTorch's choice. Another number can change the last bits of the results."""
     deterministic: bool = False

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gnfast.engine import heads, operands, passes, small_critics
+from gnfast.engine.handout import Handout, Receiver, current_receiver
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.engine.operands import Made
@@ -31,7 +32,7 @@ def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None
     last = _prefers_channels_last(plan, x)
     laid_out = x.contiguous(memory_format=torch.channels_last) if last else x
     made = operands.made_of(plan, recorded, last and x.device.type in _CHANNELS_LAST_WEIGHTS)
-    result = _FourPasses.apply(plan, made, head, keep, laid_out, *recorded)
+    result = _FourPasses.apply(plan, made, head, keep, current_receiver(), laid_out, *recorded)
     if head is not None:
         return result
     f, g = result
@@ -46,7 +47,14 @@ class _FourPasses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, plan: Plan, made: Made, head: Head | None, keep: bool, x: Tensor, *recorded: Tensor
+        ctx,
+        plan: Plan,
+        made: Made,
+        head: Head | None,
+        keep: bool,
+        receiver: Receiver | None,
+        x: Tensor,
+        *recorded: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         entered, new = operands.prepare(plan, made, x, recorded)
         given = operands.by_slot(plan, made, recorded, new)
@@ -60,7 +68,7 @@ class _FourPasses(torch.autograd.Function):
         else:
             result, g, saved = heads.normalize(head, f, parts, x.dtype)
         ctx.set_materialize_grads(False)
-        ctx.plan, ctx.made, ctx.head, ctx.masks = plan, made, head, masks
+        ctx.plan, ctx.made, ctx.head, ctx.receiver, ctx.masks = plan, made, head, receiver, masks
         ctx.sizes = len(saved), len(recorded), len(new), len(cotangents)
         # What was made of an operand without gradient serves alone.
         as_they_are = plan.slots - {slot for slot, *_ in made}
@@ -74,7 +82,7 @@ class _FourPasses(torch.autograd.Function):
         x, g, *rest = ctx.saved_tensors
         rest = iter(rest)
         saved, recorded, new, cotangents = ([*itertools.islice(rest, count)] for count in ctx.sizes)
-        needs_x, *needs = ctx.needs_input_grad[4:]
+        needs_x, *needs = ctx.needs_input_grad[5:]
         grads = [None] * len(recorded)
         with without_autocast(x.device.type), reuse_memory(x.device):
             if ctx.head is None:
@@ -85,9 +93,10 @@ class _FourPasses(torch.autograd.Function):
             if start is not None:
                 given = operands.by_slot(ctx.plan, ctx.made, recorded, new)
                 needs += [needs[derived.slot] for derived in ctx.plan.derived]
-                found = passes.tangent(ctx.plan, start, scale, given, needs, ctx.masks, cotangents)
+                handout = ctx.receiver and Handout(ctx.receiver, ctx.plan, ctx.made, recorded)
+                found = passes.tangent(ctx.plan, start, scale, given, needs, ctx.masks, cotangents, handout)
                 grads = operands.gradients(ctx.plan, ctx.made, recorded, found)
-        return None, None, None, None, grad_x, *grads
+        return None, None, None, None, None, grad_x, *grads
 
 
 _CHANNELS_LAST_DTYPES = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnfast.engine.branch import branch
+from gnfast.engine.handout import Handout, by_slot
 from gnfast.kernels.layout import accumulator
 from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.fused import Contribution, Fused, Pending, summed
@@ -79,6 +80,7 @@ def tangent(
     needs: Sequence[bool],
     saved: Sequence[Any],
     cotangents: Sequence[Tensor | None],
+    handout: Handout | None = None,
 ) -> list[Tensor | None]:
     """Pass 3: the merged tangent from the input up, and the gradient of each operand on the way.
 
@@ -87,6 +89,7 @@ def tangent(
         scale: s (B,) = ∂L/∂f per sample, None for 0.
         needs: per operand, whether its gradient is wanted; it is None where not, or where it is zero.
         cotangents: what pass 2 kept.
+        handout: gets some of the gradients as soon as they are found; they are None here.
     """
     values = {0: start}
     found: list[tuple[int, Tensor]] = []
@@ -107,6 +110,8 @@ def tangent(
                     sums.append((slot, grad))
                 elif grad is not None:
                     found.append((slot, grad))
+            if handout is not None and handout.is_due(found):
+                found = aside.run(partial(handout, found), ())
         for value in last_uses[index]:
             values.pop(value, None)
         if pushes_forward[index]:
@@ -116,10 +121,7 @@ def tangent(
         totals = scaled_sums([s.cotangent for _, s in sums], [s.axis for _, s in sums], scale)
         found += [(slot, total) for (slot, _), total in zip(sums, totals, strict=True)]
     aside.join()
-    grads: list[Tensor | None] = [None] * len(operands)
-    for slot, grad in found:
-        grads[slot] = grad if grads[slot] is None else grads[slot] + grad
-    return grads
+    return by_slot(found if handout is None else handout(found), len(operands))
 
 
 def merged(

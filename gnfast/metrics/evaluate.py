@@ -58,8 +58,8 @@ def evaluate(
         kid_subset_size: images of each side in a subset; fewer where there are fewer.
         seed: which `generate` was seeded with, for the result; also of the kernel distance's draws.
         cache_dir: where reference statistics are kept; None is statistics in the cache folder.
-        group: processes of `torch.distributed` that share the work. Each must generate other images; all get the
-            same result.
+        group: processes of `torch.distributed` that share the work: each is asked for its batches, in turn, and all get
+            the result of one process that would have generated them all, bit for bit.
         progress: show bars on a terminal.
 
     Raises:
@@ -151,7 +151,7 @@ def reference_statistics(
         except ValueError as error:
             warnings.warn(f"reference statistics are computed again: {error}", stacklevel=2)
     kept = 0 if statistics is None or statistics.kept is None else len(statistics.kept)
-    if statistics is None or kept < keep:
+    if _any(statistics is None or kept < keep, group, extractor):
         how = {"batch_size": batch_size, "keep": keep, "group": group, "progress": progress}
         statistics = dataset_statistics(dataset, extractor, n=total, **how)
         if path is not None and (group is None or torch.distributed.get_rank(group) == 0):
@@ -192,6 +192,15 @@ def image_count(name: str, n: int | None, dataset: ImageDataset) -> int:
     if not 2 <= total <= len(dataset):
         raise ValueError(f"{name}: got {total}, wanted 2 to the {len(dataset)} images of {dataset.name}")
     return total
+
+
+def _any(flag: bool, group: torch.distributed.ProcessGroup | None, extractor: FeatureExtractor) -> bool:
+    """Whether any process of the group says so: what one finds in its cache, another may not."""
+    if group is None:
+        return flag
+    flags = torch.tensor(int(flag), device=extractor.device)
+    torch.distributed.all_reduce(flags, group=group)
+    return bool(flags.item())
 
 
 def _cache_path(

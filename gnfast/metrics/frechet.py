@@ -4,7 +4,6 @@ import os
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
 from gnfast.errors import InputError, require_int
@@ -86,20 +85,6 @@ class FeatureStatistics:
         if other.count:
             device = self._mean.device
             self._merge(other.count, other._mean.to(device), other._scatter().to(device))
-
-    def all_reduce(self, group: torch.distributed.ProcessGroup | None = None) -> None:
-        """Add what the other processes of a `torch.distributed` group have seen, in each of them."""
-        self._require_count()
-        count = torch.tensor(float(self.count), dtype=torch.float64, device=self._mean.device)
-        torch.distributed.all_reduce(count, group=group)
-        if not count:
-            return
-        mean = self._mean * (self.count / count)
-        torch.distributed.all_reduce(mean, group=group)
-        step = self._mean - mean
-        scatter = self._scatter() + torch.outer(step, step) * self.count
-        torch.distributed.all_reduce(scatter, group=group)
-        self._mean, self._second, self._is_sum, self.count = mean, scatter, True, int(count)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `mu` (D,), `sigma` (D, D) and, where it is known, `n` as an .npz file, atomically.

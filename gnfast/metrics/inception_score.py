@@ -50,11 +50,6 @@ class InceptionScore:
         self._entropy.index_add_(0, part, torch.xlogy(p, p).sum(1))
         self._sums.index_add_(0, part, p)
 
-    def all_reduce(self, group=None) -> None:
-        """Add what the other processes of a `torch.distributed` group have seen of the same stream."""
-        for tensor in (self._seen, self._entropy, self._sums):
-            torch.distributed.all_reduce(tensor, group=group)
-
     def result(self) -> tuple[float, float]:
         """Mean and standard deviation; ValueError where images of the stream are missing."""
         if int(self._seen.sum()) != self.total:

@@ -121,29 +121,49 @@ def collect(
     """
     rank, world = (0, 1) if group is None else (group.rank(), group.size())
     statistics = FeatureStatistics(extractor.dim, extractor.device)
-    # At each image's place, so that its neighbours do not depend on the number of processes.
     kept = torch.zeros(min(keep, total), extractor.dim, device=extractor.device)
     score, shape = None, None
     if extractor.classes is not None and total >= SPLITS:
         score = InceptionScore(extractor.classes, total, SPLITS, extractor.device)
     with tqdm(total=total, desc=f"features of {what}", unit="img", disable=None if progress else True) as bar:
-        for start in range(rank * batch_size, total, world * batch_size):
-            batch = images(start, min(batch_size, total - start))
-            if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
-                raise InputError(f"images: got {before} and {shape}, wanted one shape")
-            features, logits = extractor.features_and_logits(batch)
-            statistics.update(features)
-            kept[start : start + len(batch)] = features[: max(0, len(kept) - start)]
-            if score is not None:
-                score.update(logits, start)
-            bar.update(len(batch))
-    if group is not None:
-        statistics.all_reduce(group)
-        torch.distributed.all_reduce(kept, group=group)
-        if score is not None:
-            score.all_reduce(group)
+        for begin in range(0, total, world * batch_size):
+            start, found = begin + rank * batch_size, (None, None)
+            if start < total:
+                batch = images(start, min(batch_size, total - start))
+                if (before := shape) != (shape := "x".join(map(str, batch.shape[1:]))) and before:
+                    raise InputError(f"images: got {before} and {shape}, wanted one shape")
+                found = extractor.features_and_logits(batch)
+            # One after the other, in the order of the stream: the sums are those of one process, bit for bit.
+            for features, logits in [found] if group is None else _gathered(group, extractor, batch_size, *found):
+                features = features[: total - begin]
+                statistics.update(features)
+                kept[begin : begin + len(features)] = features[: max(0, len(kept) - begin)]
+                if score is not None:
+                    score.update(logits[: len(features)], begin)
+                bar.update(len(features))
+                begin += len(features)
     result = None if score is None else score.result()
     return ImageStatistics(statistics, kept if len(kept) else None, result, **origin(extractor), shape=shape)
+
+
+def _gathered(
+    group: torch.distributed.ProcessGroup,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    features: Tensor | None,
+    logits: Tensor | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Features and logits of each process's batch, `batch_size` rows with zeros below; a process may have none."""
+    # In float64, which holds all other dtypes: those of processes without a batch are not known.
+    own = torch.zeros(
+        batch_size, extractor.dim + (extractor.classes or 0), dtype=torch.float64, device=extractor.device
+    )
+    if features is not None:
+        given = torch.cat([features.double()] + ([] if logits is None else [logits.double()]), 1)
+        own[: len(given)] = given
+    parts = [torch.empty_like(own) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, own, group=group)
+    return [(part[:, : extractor.dim], part[:, extractor.dim :]) for part in parts]
 
 
 def origin(extractor: FeatureExtractor) -> dict[str, str]:

@@ -14,6 +14,7 @@ from gnfast.interop.device import moved
 from gnfast.metrics.evaluate import image_count
 from gnfast.train.draws import latents
 from gnfast.train.networks import sample
+from gnfast.train.parallel import ALONE, Group
 from gnfast.train.state import State
 
 # Of the kernel distance, while training: enough for a curve. `gnfast eval` takes more.
@@ -36,20 +37,28 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
     """The scores of the raw and of the averaged generator, as the run's settings say.
 
     Both, and every evaluation of a run, see the same latents, so that differences are the generators'. While the
-    average is a copy, it is measured once.
+    average is a copy, it is measured once. All processes of a run take part: each draws and measures its share of the
+    batches, and all get the scores of one process.
+
+    Raises:
+        RuntimeError: the processes' extractors have different weights.
     """
+    group = state.group
+    group.require_same("the extractor's weights", measures.extractor.fingerprint)
     seed, count, batch = state.config.seed + 3, state.config.n_fake, state.config.batch_g
+    inputs = state.config.z_dim, state.config.classes, batch
     statistics = samples_with_batch_statistics(state.config.sample_bn, measures.extractor)
 
     def scores(generator: nn.Module) -> metrics.Scores:
         return metrics.evaluate(
-            sampler(generator, state.config.z_dim, state.config.classes, batch, seed, statistics),
+            sampler(group.as_leads(generator), *inputs, seed, statistics, group),
             *measures,
             n_fake=count,
             n_real=state.config.n_real or None,
             batch_size=batch,
             kid_subsets=KID_SUBSETS,
             seed=seed,
+            group=group.processes,
             progress=progress and count >= 10_000,
         )
 
@@ -59,18 +68,24 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
 
 
 def sampler(
-    generator: nn.Module, z_dim: int, classes: int, batch: int, seed: int, batch_statistics: bool
+    generator: nn.Module,
+    z_dim: int,
+    classes: int,
+    batch: int,
+    seed: int,
+    batch_statistics: bool,
+    group: Group = ALONE,
 ) -> Callable[[int], Tensor]:
     """A function count -> (count, C, H, W) in [-1, 1], count at most `batch`, of a generator where it is.
 
-    Labels of class-conditional generators are uniform.
+    Labels of class-conditional generators are uniform. Of the batches of one process, each of a group gets one in turn.
     """
     noise = torch.Generator().manual_seed(seed)
     place = next(generator.parameters())
 
     def draw(count: int) -> Tensor:
         # Whole batches even for the last one: its statistics must be those of a full batch.
-        z, y = latents(batch, z_dim, classes, noise)
+        z, y = [latents(batch, z_dim, classes, noise) for _ in range(group.world)][group.rank]
         y = None if y is None else moved(y, place.device)
         return sample(generator, moved(z.to(place.dtype), place.device), y, batch_statistics=batch_statistics)[:count]
 

@@ -16,7 +16,7 @@ from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
 from gnfast.runs import lock
-from gnfast.train.evaluate import Measures, load_split, open_measures
+from gnfast.train.evaluate import load_split, open_measures
 from gnfast.train.failures import clear_errors
 from gnfast.train.logs import RunLog
 from gnfast.train.parallel import Group, joined
@@ -67,10 +67,10 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
-        measures, validation = Measures(dataset), None
-        if group.leads:
+        with group.leader_first():
             measures = open_measures(config, dataset, device, progress)
             validation = load_validation(config, dataset, progress)
+        if group.leads:
             for place in (folder, folder / "checkpoints", folder / "samples"):
                 remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.

@@ -1,18 +1,22 @@
 """Data parallelism: one process per device, started by torchrun, training the same networks on parts of each batch.
 
 Every process draws the same random numbers for a whole batch and takes its part of them, so that a run means the same
-on any number of processes. Gradients are averaged by one all-reduce per update.
+on any number of processes. `buckets.py` averages the gradients.
 """
 
 import contextlib
+import copy
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from gnfast.steps.captured import CapturedStep, CaptureError, Step
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,6 @@ class Group:
         """This process's part of a batch (B, ...), B a multiple of `world`."""
         return batch.chunk(self.world)[self.rank] if self.world > 1 else batch
 
-    @torch.no_grad()
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces each gradient by its mean over the processes, in one all-reduce: all are of one dtype."""
-        if self.world == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        parts = (flat / self.world).split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [p.view(g.shape) for p, g in zip(parts, gradients, strict=True)])
-
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
         if self.world == 1:
@@ -59,6 +52,27 @@ class Group:
         dist.all_reduce(flags)
         return bool(flags.item())
 
+    @property
+    def processes(self) -> dist.ProcessGroup | None:
+        """As functions take them that share work among processes; None for one alone."""
+        return dist.group.WORLD if self.world > 1 else None
+
+    def require_same(self, what: str, value: str | None) -> None:
+        """Raises RuntimeError where a value is another one in another process."""
+        if self.world > 1:
+            values = [None] * self.world
+            dist.all_gather_object(values, value)
+            if len(set(values)) > 1:
+                raise RuntimeError(f"{what}: the processes of the run have different ones, wanted the same in all")
+
+    def as_leads(self, net: nn.Module) -> nn.Module:
+        """A network with the leader's buffers, such as the statistics of batch norm that is not synchronised."""
+        if self.world > 1:
+            net = copy.deepcopy(net)
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+        return net
+
     @contextlib.contextmanager
     def leader_first(self) -> Iterator[None]:
         """The leader runs the block before the others do, so that they find what it leaves on disk.
@@ -74,6 +88,32 @@ class Group:
 
 
 ALONE = Group()
+
+
+class CapturedTogether(CapturedStep):
+    """A `CapturedStep` of several processes: either all of them replay a graph, or in each the call raises.
+
+    One that went on without a graph would wait in other all-reduces than those that replay theirs.
+
+    Args:
+        step, device: as for `CapturedStep`.
+        group: the processes.
+    """
+
+    def __init__(self, step: Step, device: torch.device, group: Group) -> None:
+        super().__init__(step, device)
+        self._group = group
+
+    def _capture(self, args: tuple[Any, ...]) -> None:
+        failure = None
+        try:
+            super()._capture(args)
+        except CaptureError as error:
+            failure = error
+        # Recording sends nothing, so that all come here, whoever fails.
+        if self._group.any(failure is not None):
+            self.reset()
+            raise failure or CaptureError("another process of the run could not capture its step")
 
 
 @contextlib.contextmanager

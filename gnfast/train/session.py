@@ -198,8 +198,6 @@ class Session:
         self.log.say(f"the state after step {state.step} is saved: the next update is the one that fails")
 
     def _evaluate(self) -> None:
-        if not self.leads:
-            return
         if self.validation is not None:
             self.log.row(self.state.step, **critic_losses(self.state, self.validation))
         if self.measures.extractor is not None:
@@ -209,6 +207,8 @@ class Session:
             seconds = time.perf_counter() - began
             self.side.seconds["evaluation"] += seconds
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}; measured in {seconds:.1f} s")
+        if not self.leads:
+            return
         if self.state.step < self.config.steps and time.monotonic() >= self.page_due:
             # At the end the page is written after the last checkpoint.
             self.side.submit([("report", lambda _: self._report())])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast import CapturedStep, InputError, grouped_batch_norm
+from gnfast import InputError, grouped_batch_norm
 from gnfast.config.config import Config
 from gnfast.data import Batches, ImageDataset, StepOrder
 from gnfast.data.augment import draw_shifts
@@ -21,7 +21,7 @@ from gnfast.train.draws import CriticDraw, Draw, Latents, latents, move_all
 from gnfast.train.ema import Ema
 from gnfast.train.networks import FORMATS, build_networks, merged, normalized
 from gnfast.train.optimizers import decay, optimizer_for, prepare, set_rate
-from gnfast.train.parallel import ALONE, Group, synchronise_batch_norm
+from gnfast.train.parallel import ALONE, CapturedTogether, Group, synchronise_batch_norm
 from gnfast.train.restore import moments, require_like
 from gnfast.train.ring import LossRing, between, means
 from gnfast.train.step import algorithm_1
@@ -56,7 +56,7 @@ class State:
         self.scaler_d, self.scaler_g = (
             torch.amp.GradScaler(device.type, enabled=config.precision == "float16") for _ in range(2)
         )
-        self.captured = CapturedStep(self._graphed, device) if self._can_be_captured() else None
+        self.captured = CapturedTogether(self._graphed, device, group) if self._can_be_captured() else None
         self._prepare_optimizers()
         images = {"seed": config.seed, "flip": config.flip, "device": device, "rank": group.rank, "world": group.world}
         # On a CPU a step draws as it always did; on a GPU it draws itself, so that a graph can hold it.
@@ -255,7 +255,7 @@ class State:
 
     def _can_be_captured(self) -> bool:
         """Whether a step is the same sequence of kernels every time, without a word from Python."""
-        waits = self.config.rescale != "none" or self.config.precision == "float16" or self.group.world > 1
+        waits = self.config.rescale != "none" or self.config.precision == "float16"
         return self.config.cuda_graph and self.device.type == "cuda" and not waits
 
     def _ring(self, rows: int) -> LossRing:
@@ -267,7 +267,8 @@ class State:
             self.captured(*given)
         except CaptureError as error:
             # Nothing of the step has been computed: recording a graph does not run it.
-            warnings.warn(f"training goes on without CUDA graphs: {error} ({error.__cause__})", stacklevel=3)
+            reason = f"{error} ({error.__cause__})" if error.__cause__ else str(error)
+            warnings.warn(f"training goes on without CUDA graphs: {reason}", stacklevel=3)
             self.captured = None
             self._prepare_optimizers()
             self._iterate(move_all(given, lambda tensor: moved(tensor, self.device)))

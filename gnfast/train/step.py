@@ -17,6 +17,7 @@ from gnfast.data.augment import apply_shifts
 from gnfast.engine.penalties import PENALTIES
 from gnfast.engine.rescale import rescaling
 from gnfast.models.baselines import clip_weights_, orthonormality
+from gnfast.train.buckets import averaged
 from gnfast.train.draws import CriticDraw, Draw, Latents, parts
 from gnfast.train.networks import DTYPES, present
 
@@ -37,10 +38,10 @@ def critic_update(state: "State", draw: CriticDraw) -> Tensor:
     """Returns the critic's losses, one for each of `state.loss_names` but the generator's."""
     state.optim_d.zero_grad(set_to_none=True)
     found = []
-    with _rescaled(state, draw):
+    with _rescaled(state, draw), _averaged(state, state.critic):
         for part in parts(draw, state.config.accumulate):
             found.append(_backward(state, _critic_losses(state, part), state.scaler_d))
-    _descend(state, state.critic, state.optim_d, state.scaler_d)
+    _descend(state.optim_d, state.scaler_d)
     if state.config.weight_clip:
         clip_weights_(state.critic, state.config.weight_clip)
     return _mean(found)
@@ -51,7 +52,7 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
     state.optim_g.zero_grad(set_to_none=True)
     found = []
     # With frozen weights the critic needs two passes instead of four.
-    with _frozen(state.critic):
+    with _frozen(state.critic), _averaged(state, state.generator):
         for z, y in parts(latents, state.config.accumulate):
             with autocast(state):
                 fake = state.generate(*present(z, y))
@@ -60,7 +61,7 @@ def generator_update(state: "State", latents: Latents) -> Tensor:
                 losses.append(state.config.auxiliary / 10 * _classification(state, fake, y))
             # One alone needs no launch to stand in a vector.
             found.append(_backward(state, torch.stack(losses) if losses[1:] else losses[0].reshape(1), state.scaler_g))
-    _descend(state, state.generator, state.optim_g, state.scaler_g)
+    _descend(state.optim_g, state.scaler_g)
     return _mean(found)
 
 
@@ -149,8 +150,12 @@ def _with_fakes(state: "State", draws: Iterable[Draw]) -> list[Draw]:
     return [*(draw._replace(fake=fake) for draw, fake in each), last]
 
 
-def _descend(state: "State", net: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-    state.group.average_gradients(net.parameters())
+def _averaged(state: "State", net: nn.Module) -> contextlib.AbstractContextManager:
+    """In which the gradients of an update are taken: at its end they are those of all processes' images."""
+    return averaged(state.group, net.parameters(), early=state.config.accumulate == 1)
+
+
+def _descend(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
     scaler.step(optimizer)
     scaler.update()
 

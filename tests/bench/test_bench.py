@@ -16,7 +16,7 @@ from torch import nn
 
 import gnfast
 from benchmarks.cost_model import launches
-from gnfast.bench import baselines, cases, comparison, cost, critics, gate, iteration, plots, printed_rows
+from gnfast.bench import baselines, cases, comparison, cost, critics, gate, iteration, overlap, plots, printed_rows
 from gnfast.bench import case as names
 from gnfast.bench import critic_steps as steps
 from gnfast.bench.baselines import repaired
@@ -247,6 +247,29 @@ def test_bytes_are_those_of_the_traffic_model():
 
 def test_seconds_are_the_longer_of_arithmetic_and_memory():
     assert cost.Cost(6, 2).seconds(2, 1) == 3
+
+
+def test_what_outlasts_a_backward():
+    layers = [overlap.Layer(*pair) for pair in ((1, 4), (1, 2), (1, 2), (5, 4), (1, 1))]
+    # Buckets of 4, 4, 4 and 1 bytes are ready after 1, 3, 8 and 9 seconds, and there after 6, 11, 16 and 18.
+    assert overlap.exposed_s(layers, 4, lambda size: 1 + size) == 18 - 9
+    assert overlap.exposed_s(layers, 100, lambda size: 1 + size) == 14
+    assert overlap.exposed_s(layers, 4, lambda size: 0) == 0
+
+
+@pytest.mark.parametrize("name", ["CNN 32", "ResNet 32"])
+def test_timelines_hold_all_bytes_and_all_seconds(name):
+    network = critics.shipped(name, width=0.25)
+    generator, critic = network.build()
+    plan = gnfast.trace(critic, network.images(1, torch.float32, torch.channels_last))
+    layers = overlap.critic_layers(plan, 8, 2e9, 1e9)
+    seconds = cost.seconds(plan, 8, 2e9, 1e9)
+    assert sum(layer.size for layer in layers) == 4 * sum(p.numel() for p in critic.parameters())
+    assert sum(layer.seconds for layer in layers) == pytest.approx(seconds["tangent"] + seconds["weights"])
+    layers = overlap.generator_layers(generator, critics.Z_DIM, 3.0)
+    assert sum(layer.size for layer in layers) == 4 * sum(p.numel() for p in generator.parameters())
+    assert sum(layer.seconds for layer in layers) == pytest.approx(3.0)
+    assert layers[0].size == 4 * sum(p.numel() for p in [*generator.modules()][-2].parameters()), "last layer first"
     assert (cost.Cost(6, 2) * 2 + cost.Cost(0, 9)).seconds(2, 1) == 13
 
 

@@ -5,9 +5,12 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -16,9 +19,15 @@ from torch.multiprocessing import start_processes
 
 from gnfast.cli import main
 from gnfast.data import ImageDataset
+from gnfast.metrics import FeatureExtractor
+from gnfast.runs.checkpoint import RunError
 from gnfast.train import Config, loop
+from gnfast.train.buckets import averaged
+from gnfast.train.evaluate import Measures, evaluate
+from gnfast.train.failures import clear_errors
 from gnfast.train.parallel import ALONE, Group, SyncBatchNorm2d, joined, synchronise_batch_norm
 from gnfast.train.state import State
+from gnfast.train.validation import critic_losses
 from tests.processes import START
 
 STEPS = 3
@@ -41,6 +50,9 @@ CONFIG = Config(
 # The critic's batch norm sees the images of all processes.
 NORMED = dataclasses.replace(CONFIG, method="none", penalty="none", norm_d="batch")
 
+# What generators are measured with.
+MEASURED = ({}, {"sample_bn": "running", "sync_bn": False, "ema_start": 9})
+
 
 def dataset():
     generator = torch.Generator().manual_seed(3)
@@ -54,10 +66,16 @@ def in_process(rank, world, port, work, folder, *arguments):
         torch.save(work(group, *arguments), f"{folder}/{rank}.pt")
 
 
+def free_port():
+    """A port for processes to meet at: those of other workers differ."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return place.getsockname()[1]
+
+
 def in_processes(world, work, folder, *arguments):
     """What `work(group, *arguments)` gives in each of `world` processes."""
-    port = 20000 + os.getpid() % 20000
-    arguments = (world, port, work, str(folder), *arguments)
+    arguments = (world, free_port(), work, str(folder), *arguments)
     start_processes(in_process, args=arguments, nprocs=world, start_method=START)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
 
@@ -85,8 +103,8 @@ def normalise(group):
 
 def average(group):
     parameter, unused = nn.Parameter(torch.zeros(3, 2).t()), nn.Parameter(torch.zeros(4))
-    parameter.grad = torch.full_like(parameter, float(group.rank))
-    group.average_gradients([parameter, unused])
+    with averaged(group, [parameter, unused]):
+        parameter.grad = torch.full_like(parameter, float(group.rank))
     return parameter.grad, unused.grad, group.any(group.rank == 1), group.any(False)
 
 
@@ -100,11 +118,46 @@ def in_turn(group, folder):
     return found
 
 
+def measured(group, changes):
+    """The scores of generators in a process, and of how many images each features were taken at a time.
+
+    Where batch norm is not synchronised its statistics differ: the leader's count.
+    """
+    config = dataclasses.replace(CONFIG, n_fake=50, **changes)
+    state, sizes = State(config, dataset(), torch.device("cpu"), group), []
+    state.step = 1
+    for net in (state.generator, state.ema.module):
+        for buffer in net.buffers():
+            buffer += group.rank
+
+    def features(images):
+        sizes.append(len(images))
+        flat = images.flatten(1).double() / 255
+        return flat[:, 7:19], flat[:, 30:35]
+
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, GNFAST_CACHE=cache):
+        extractor = FeatureExtractor("f", 12, features, classes=5, fingerprint="f")
+        found = evaluate(state, Measures(dataset(), extractor), progress=False)
+    return [dataclasses.asdict(scores) | {"timing": None} for scores in found], sizes
+
+
+def refused(group):
+    extractor = FeatureExtractor("f", 12, None, fingerprint=str(group.rank))
+    state = State(CONFIG, dataset(), torch.device("cpu"), group)
+    with pytest.raises(RuntimeError, match="the extractor's weights: the processes of the run have different ones"):
+        evaluate(state, Measures(dataset(), extractor), progress=False)
+
+
+def validated(group):
+    return critic_losses(State(NORMED, dataset(), torch.device("cpu"), group), dataset())
+
+
 def everything(group, folder):
     unsynchronised = dataclasses.replace(CONFIG, sync_bn=False)
     turns = in_turn(group, folder)
     parts = train(group, CONFIG), train(group, unsynchronised), normalise(group), average(group), turns
-    return *parts, train(group, NORMED)
+    refused(group)
+    return *parts, [measured(group, changes) for changes in MEASURED], validated(group), train(group, NORMED)
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +206,53 @@ def test_others_see_what_the_leader_did_before_them_and_nothing_later(parts):
     assert [part[4] for part in parts] == [[], ["in 0"]]
 
 
+@pytest.mark.parametrize("index", range(len(MEASURED)))
+def test_evaluation_is_shared_and_gives_the_scores_of_one_process(parts, index):
+    expected, sizes = measured(ALONE, MEASURED[index])
+    assert all(scores["kid_mean"] and scores["is_mean"] for scores in expected)
+    shares = []
+    for part in parts:
+        scores, share = part[5][index]
+        assert scores == expected
+        shares.append(sum(share))
+    # Of 40 real images once, and of 50 of each generator.
+    assert sum(shares) == sum(sizes) == 40 + 50 * (2 - index) and max(shares) < 0.6 * sum(sizes)
+
+
+def evaluate_and_fail(rank, port, folder):
+    """An evaluation that fails in the second process, whose message, like the other's, goes into the folder."""
+
+    def features(images):
+        if rank:
+            raise ValueError("planted")
+        return images.flatten(1).double()[:, :3]
+
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        with clear_errors(folder), joined(torch.device("cpu")) as group:
+            state = State(dataclasses.replace(CONFIG, n_fake=50), dataset(), torch.device("cpu"), group)
+            evaluate(state, Measures(dataset(), FeatureExtractor("f", 3, features)), progress=False)
+    except (ValueError, RunError) as error:
+        (folder / str(rank)).write_text(str(error))
+
+
+def test_an_evaluation_that_fails_in_one_process_ends_all(tmp_path):
+    start_processes(evaluate_and_fail, args=(free_port(), tmp_path), nprocs=2, start_method=START)
+    assert "another process of the run was lost" in (tmp_path / "0").read_text()
+    assert (tmp_path / "1").read_text() == "planted"
+
+
+def test_the_critics_loss_on_validation_images_is_that_of_one_process(parts):
+    for part in parts:
+        assert part[6] == pytest.approx(validated(ALONE), rel=1e-10)
+
+
 def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(tmp_path, capsys):
     folder = tmp_path / "run"
     words = ["train", "digits", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
-    words += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard", f"--run-dir={folder}"]
+    words += ["--n-samples=4", "--extractor=tests.cli.test_metrics_cli:pixels", "--n-fake=20", "--eval-every=0"]
+    words += ["--device=cpu", "--no-tensorboard", f"--run-dir={folder}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gnfast"]
     run = subprocess.Popen(
         [*torchrun, *words, "--steps=100000", "--checkpoint-every=1000"],
@@ -172,11 +268,14 @@ def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(t
     run.send_signal(signal.SIGTERM)
     text = run.communicate(timeout=60)[0]
     assert text.count("saved; repeat the command to continue") == 1 and "2 processes" in text
-    (checkpoint,) = (folder / "checkpoints").iterdir()
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
     assert json.loads((folder / "environment.json").read_text())[0]["processes"] == 2
     step = int(checkpoint.stem.removeprefix("step-"))
+    shared = json.loads(rows(folder)[0])
     assert main([*words, f"--steps={step + 5}"]) == 0
     assert f"continuing after step {step}" in (text := capsys.readouterr().out) and f"finished {step + 5} steps" in text
+    assert main([*words, "--steps=1", f"--run-dir={tmp_path / 'alone'}"]) == 0
+    assert "distance_raw" in shared and json.loads(rows(tmp_path / "alone")[0]) == shared
 
 
 def rows(folder):
