@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 import gnfast
 from gnfast import models
 from gnfast.bench.critics import shipped
+from gnfast.bench.program import as_on_a_gpu
 from gnfast.data import ImageDataset
 from gnfast.engine import passes
 from gnfast.engine.branch import InLine
@@ -77,15 +78,28 @@ def accumulated(group):
     return group.mean(losses), state.critic.state_dict(), {}
 
 
+def arranged(group):
+    """A training whose steps draw themselves, for a graph."""
+    with as_on_a_gpu():
+        return train(group, dataclasses.replace(CONFIGS["five critic updates"], lr_decay="linear", steps=STEPS + 1))
+
+
 def everything(group):
     """Three processes train with a few of the settings, and one in buckets of usual size."""
     usual = buckets.BUCKET_BYTES
-    results = {"accumulated": accumulated(group), "usual buckets": train(group, CONFIGS["CNN"])}
+    results = {name: work(group) for name, work in OTHERS.items()}
     buckets.BUCKET_BYTES = LITTLE
     chosen = CONFIGS if group.world == 2 else SOME
     results |= {name: train(group, CONFIGS[name]) for name in chosen}
     buckets.BUCKET_BYTES = usual
     return results
+
+
+OTHERS = {
+    "accumulated": accumulated,
+    "usual buckets": lambda group: train(group, CONFIGS["CNN"]),
+    "as on a GPU": arranged,
+}
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +108,6 @@ def found(tmp_path_factory):
     return {world: in_processes(world, everything, tmp_path_factory.mktemp("processes")) for world in (2, 3)}
 
 
-OTHERS = {"accumulated": accumulated, "usual buckets": lambda group: train(group, CONFIGS["CNN"])}
 CASES = [(2, name) for name in [*OTHERS, *CONFIGS]] + [(3, name) for name in [*OTHERS, *SOME]]
 
 
