@@ -12,6 +12,7 @@ HUNTERS: dict[str, Hunter] = {
     "critics": critics.HUNTER,
     "kept": kept.HUNTER,
     "kills": processes.KILLS,
+    "gpu-kills": processes.KILLS_AS_ON_A_GPU,
     "files": files.HUNTER,
     "hangs": processes.HANGS,
     "runs": processes.RUNS,

@@ -60,6 +60,11 @@ def _repeat_hangs(seed: int, options: argparse.Namespace) -> bool:
     return bool(failures)
 
 
+def _kills_as_on_a_gpu(rng: random.Random, folder: Path) -> Iterator[kills.Outcome]:
+    return kills.kills(rng, folder, kills.Runs(folder, as_on_a_gpu=True))
+
+
 KILLS = _of_runs(kills.kills)
+KILLS_AS_ON_A_GPU = _of_runs(_kills_as_on_a_gpu)
 RUNS = _of_runs(kills.concurrent_starts)
 HANGS = Hunter(_hunt_hangs, _repeat_hangs)
