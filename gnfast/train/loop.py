@@ -144,7 +144,7 @@ class _Session:
             log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
             return self._outcome()
         if self.leads:
-            log.session(environment(state.device, self.start, state.group.world))
+            log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         if self.start == 0:
             self._evaluate()
@@ -161,7 +161,10 @@ class _Session:
 
     def _plan(self) -> str:
         data, steps, world = self.state.batches.dataset, self.config.steps, self.state.group.world
-        parts = [f"{len(data)} images of {data.name}", f"{self.config.model} on {self.state.device}"]
+        parts = [
+            f"{len(data)} images of {data.name}",
+            f"{self.config.model} on {self.state.device} in {self.state.precision}",
+        ]
         parts += [f"{world} processes"] if world > 1 else []
         return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
 

@@ -157,9 +157,9 @@ def _descend(state: "State", net: nn.Module, optimizer: torch.optim.Optimizer, s
 
 def autocast(state: "State") -> contextlib.AbstractContextManager:
     """In which both networks run."""
-    if state.config.precision not in ("bfloat16", "float16"):
+    if state.precision not in ("bfloat16", "float16"):
         return contextlib.nullcontext()
-    return torch.autocast(state.device.type, DTYPES[state.config.precision])
+    return torch.autocast(state.device.type, DTYPES[state.precision])
 
 
 @contextlib.contextmanager
