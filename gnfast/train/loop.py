@@ -30,13 +30,16 @@ from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
 from gnfast.train.networks import sample
 from gnfast.train.parallel import Group, joined
 from gnfast.train.probe import Probe
+from gnfast.train.profile import watched
 from gnfast.train.resume import open_run, restore
 from gnfast.train.saved import SCORE
+from gnfast.train.spent import Spent
 from gnfast.train.state import NonFiniteLossError, State
 from gnfast.train.validation import critic_losses, load_validation
 
 # A page takes as long to draw as twenty tiny updates: while a run trains, one is to cost less than a hundredth of it.
 PAGE_SECONDS = 30.0
+Echo = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Outcome:
     distances: list[dict[str, Any]]
 
 
-def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[[str], None] | None = None) -> Outcome:
+def train(
+    preset: str, config: Config, *, progress: bool = True, echo: Echo | None = None, profile: Spent | None = None
+) -> Outcome:
     """Trains until `config.steps` generator updates are done, from the run folder's last checkpoint if it has one.
 
     On a CPU, and with the same number of threads, a run that stopped and continued gives the same numbers, bit for bit,
@@ -73,6 +78,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
         config: the settings.
         progress: show a progress bar on stderr.
         echo: called with each line for the user; above the progress bar on stdout if None.
+        profile: what was spent before; with it, the page profile.html says where this call's time goes.
 
     Returns:
         How it ended. SIGINT, SIGTERM and SIGHUP end it early, after a checkpoint.
@@ -83,6 +89,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             process is at work in it; the disk is full; another process of the run was lost.
         NonFiniteLossError: training diverged; the state before that step is saved.
     """
+    begun = profile or Spent()
     device = _own_device(resolve_device(config.device))
     _set_arithmetic(config, device)
     folder = run_folder(preset, config)
@@ -95,13 +102,15 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             remove_abandoned(folder, "config.json")
             echo = echo or (lambda line: tqdm.write(line))
         else:
-            echo, progress = (lambda line: None), False
+            echo, progress, profile = (lambda line: None), False, None
         _require_divisible(config, group)
         with group.leader_first():
             dataset = _load(config, progress)
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
+        begun.mark("data")
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
+        begun.mark("networks")
         measures, validation = Measures(dataset), None
         if group.leads:
             measures = open_measures(config, dataset, device, progress)
@@ -112,8 +121,9 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
+        begun.mark("scores and log")
         with contextlib.closing(log):
-            return _Session(preset, folder, state, log, measures, progress, validation).run()
+            return _Session(preset, folder, state, log, measures, progress, validation, profile).run()
 
 
 @dataclass
@@ -127,6 +137,7 @@ class _Session:
     measures: Measures
     progress: bool
     validation: ImageDataset | None
+    begun: Spent | None
 
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
@@ -148,10 +159,11 @@ class _Session:
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         if self.start == 0:
             self._evaluate()
-        with requested_stops() as received, self._bar() as bar:
-            self._train(received, bar)
-        self._save()
-        self._show()
+        with watched(self, self.begun) if self.begun else contextlib.nullcontext(state) as updated:
+            with requested_stops() as received, self._bar() as bar:
+                self._train(received, bar, updated.update)
+            self._save()
+            self._show()
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -161,10 +173,8 @@ class _Session:
 
     def _plan(self) -> str:
         data, steps, world = self.state.batches.dataset, self.config.steps, self.state.group.world
-        parts = [
-            f"{len(data)} images of {data.name}",
-            f"{self.config.model} on {self.state.device} in {self.state.precision}",
-        ]
+        where = f"{self.config.model} on {self.state.device} in {self.state.precision}"
+        parts = [f"{len(data)} images of {data.name}", where]
         parts += [f"{world} processes"] if world > 1 else []
         return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
 
@@ -178,12 +188,12 @@ class _Session:
             path = self.folder / METRICS
             self.log.say(f"warning: {path} has no rows of steps {last + 1} to {self.start}")
 
-    def _train(self, received: list, bar: tqdm) -> None:
+    def _train(self, received: list, bar: tqdm, update: Callable[[], None]) -> None:
         config, state, log = self.config, self.state, self.log
         began = since = time.perf_counter()
         seen = state.step
         while state.step < config.steps and not state.group.any(bool(received)):
-            state.update()
+            update()
             bar.update()
             step, last = state.step, state.step == config.steps
             if step % config.log_every == 0 or last:
