@@ -116,8 +116,8 @@ def _of_window(window: Window) -> Iterable[Html]:
     ]
     if on_gpu:
         cards.insert(1, card("Gaps", f"{idle / (window.end - window.begin):.1%}", "of the time no kernel ran"))
-    yield section("One update", element("div", *cards, class_="grid"), _bar("share of the time", shown))
-    yield section("By kind", _kinds(parts, idle, window))
+    yield section("One update", element("div", *cards, class_="grid"))
+    yield section("By kind", _bar("share of the time", shown), _kinds(parts, idle, window))
     if on_gpu:
         yield section("Gaps", _gaps(gaps, window))
     what = "kernels" if on_gpu else "operations, each without those inside it"
@@ -143,7 +143,7 @@ def _slowest(parts: Sequence[Part], window: Window) -> Html:
             kinds[name],
             *_amounts(total.time, window),
             f"{total.times / window.updates:.4g}",
-            f"{float(total.time) / total.times / 1e3:.4g}",
+            number(float(total.time) / total.times / 1e3),
         )
         for name, total in list(totals(parts, "name").items())[:SLOWEST]
     ]

@@ -71,7 +71,7 @@ _KINDS = (
         r"|_reshape_alias|squeeze|expand|permute|transpose|t|select|slice|narrow|chunk|split(_with_sizes)?|unbind"
         r"|resize|to|resolve_conj|resolve_neg|item|_local_scalar_dense|promote_types|result_type|record_stream)_?$",
     ),
-    ("pointwise", r"elementwise|_kernel\b|kernel<|multi_tensor_apply|^aten::|^gnfast::"),
+    ("pointwise", r"elementwise|_kernel\b|kernel<|multi_tensor_apply|^(aten|prims|gnfast)::"),
 )
 _PATTERNS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in _KINDS)
 # Nodes of autograd's graph, which are classes by name, and stretches that gnfast names.

@@ -110,7 +110,7 @@ def train(
         begun.mark("data")
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
-        begun.mark("networks")
+        begun.mark("networks and optimisers")
         measures, validation = Measures(dataset), None
         if group.leads:
             measures = open_measures(config, dataset, device, progress)

@@ -47,7 +47,7 @@ def test_a_profiled_run_is_the_same_run(tmp_path):
     for name, times in zip(side, (9, 3, 3, 2, 1, 1, 2), strict=True):
         # Of checkpoints one more for each evaluation that was the best so far.
         assert times <= int(words[words.index(name) + 1]) <= times + 2 * (name == "checkpoint"), name
-    assert {"data", "networks", "scores and log", "first scores", "first update"} <= {*words}
+    assert {"data", "networks and optimisers", "scores and log", "first scores", "first update"} <= {*words}
     # A CPU has no gaps between kernels.
     assert not {"gaps", "Gaps"} & {*words}
     together = words.index("together")
