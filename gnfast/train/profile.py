@@ -1,6 +1,7 @@
 """Where a run's time goes, watched while it trains: `gnfast train --profile`, which leaves RUN/profile.html."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,8 @@ class Profile:
 
     def _started(self) -> torch.profiler.profile | None:
         self._tried = True
+        # It notes its start and its end on stderr.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         on_gpu = self.state.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with self._going_on():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.precision import first_gradients, relative
 from gnfast.config.config import as_json, differences
 from gnfast.config.precision import resolved
 from gnfast.config.presets import PRESETS
@@ -116,6 +117,16 @@ def test_auto_trains_as_what_it_stands_for(monkeypatch):
     monkeypatch.setattr(state_module, "resolved", lambda precision, device: "bfloat16")
     state, found = losses("auto")
     assert torch.equal(found, of_low) and {p.dtype for p in state.critic.parameters()} == {torch.float32}
+
+
+def test_the_script_of_the_docs_measures_rounding_and_batches():
+    config = dataclasses.replace(PRESETS["gngan-cifar10-cnn"].config, **SMALL, n_dis=2)
+    images = dataset(config.resolution)
+    exact, other = first_gradients(config, images, "float64", batches=2)
+    (again,), (full,), (low,) = (first_gradients(config, images, p) for p in ("float64", "float32", "bfloat16"))
+    assert (
+        relative(again, exact) == 0 < relative(full, exact) < 1e-3 < relative(low, exact) < relative(other, exact) / 2
+    )
 
 
 @pytest.mark.gpu
