@@ -125,9 +125,9 @@ class Profile:
 
     def _stopped(self) -> list[Any]:
         """The events that were recorded; none where that failed."""
-        self._wait()
         profiler, self._profiler = self._profiler, None
         with self._going_on():
+            self._wait()
             profiler.stop()
             return profiler.profiler.kineto_results.events()
         return []
