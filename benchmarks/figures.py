@@ -2,9 +2,11 @@
 
 python benchmarks/figures.py benchmarks/results/cpu.json docs/images/cpu.png
 python benchmarks/figures.py runs/gn runs/gn-reference … docs/images/training.png
+python benchmarks/figures.py --seeds runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
 """
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -60,7 +62,34 @@ def distances_over_training(runs: list[Path]) -> Figure:
     return figure
 
 
+def distances_of_seeds(runs: list[Path]) -> Figure:
+    """The Fréchet distance over steps: thin for each run, thick for the mean of those that differ in the seed."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    groups: dict[str, list[dict[int, float]]] = {}
+    for run in runs:
+        found = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
+        groups.setdefault(run.name.rpartition("-")[0], []).append(found)
+    axes = figure.subplots()
+    for (name, curves), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
+        for curve in curves:
+            axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.5)
+        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        means = [statistics.mean(curve[step] for curve in curves) for step in steps]
+        axes.plot(steps, means, color=colour, marker="o", linewidth=2, label=f"{name}, mean of {len(curves)} seeds")
+    axes.set(xlabel="generator updates", ylabel="Fréchet distance (EMA)", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def drawn(sources: list[str]) -> Figure:
+    """The figure that the words before the picture's path ask for."""
+    if sources[0] == "--seeds":
+        return distances_of_seeds([Path(run) for run in sources[1:]])
+    paths = [Path(source) for source in sources]
+    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_over_training(paths)
+
+
 if __name__ == "__main__":
-    *sources, picture = map(Path, sys.argv[1:])
-    drawn = times_of_steps(sources[0]) if sources[0].suffix == ".json" else distances_over_training(sources)
-    drawn.savefig(picture, dpi=120)
+    *words, picture = sys.argv[1:]
+    drawn(words).savefig(picture, dpi=120)

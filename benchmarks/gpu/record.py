@@ -10,7 +10,7 @@ from typing import Any
 Row = dict[str, Any]
 
 RESULTS, FAILURES, LOG, TABLE = "results.json", "failures.txt", "log.txt", "table.txt"
-FILES = (RESULTS, FAILURES, LOG, TABLE, "metrics.jsonl", "curves.png", "samples.png", "sm_*.json")
+FILES = (RESULTS, FAILURES, LOG, TABLE, "metrics.jsonl", "curves.png", "samples.png", "profile.html", "sm_*.json")
 """All that a run leaves, as patterns."""
 
 

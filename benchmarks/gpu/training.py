@@ -28,6 +28,7 @@ from gnfast.config.presets import PRESETS
 from gnfast.io.rows import read_rows
 from gnfast.train.loop import train
 from gnfast.train.sample import sample_run
+from gnfast.train.spent import Spent
 from gnfast.train.state import State
 
 # An environment variable: images to train on, a folder or archive; handwritten digits if it is not set.
@@ -70,7 +71,7 @@ def _settings(context: Context, folder: str) -> dict[str, Any]:
 
 
 def training(context: Context) -> Iterator[Row]:
-    """Trains `NAME` in bfloat16 for `context.seconds`, and leaves its curves, samples and log in the folder."""
+    """Trains `NAME` in bfloat16 for `context.seconds`; leaves its curves, samples, log and profile in the folder."""
     data = os.environ.get(DATA, "digits")
     changes = {"data": data, "channels": 1 if data == "digits" else 3, "extractor": "none"}
     often = {"checkpoint_every": 1000, "sample_every": 1000}
@@ -86,11 +87,11 @@ def training(context: Context) -> Iterator[Row]:
                 timer.start()
 
         try:
-            outcome = train(NAME, config, progress=False, echo=echo)
+            outcome = train(NAME, config, progress=False, echo=echo, profile=Spent())
         finally:
             timer.cancel()
         rows, speeds = (read_rows(Path(folder, name)) for name in ("metrics.jsonl", "speed.jsonl"))
-        for name in ("metrics.jsonl", "curves.png"):
+        for name in ("metrics.jsonl", "curves.png", "profile.html"):
             # Without a row there are no curves.
             if Path(folder, name).exists():
                 shutil.copyfile(Path(folder, name), context.out / name)

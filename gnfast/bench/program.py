@@ -15,7 +15,7 @@ from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS
 from gnfast.train import loop
 from gnfast.train.session import Session
-from gnfast.train.side_work import SideWork
+from gnfast.train.side_work import HANDED_OVER, SideWork
 from gnfast.train.state import State
 
 # Networks as narrow as this: copies on a device take the host as long as those of any width.
@@ -56,7 +56,7 @@ def host_of(preset: str, steps: int = 2000) -> Host:
     config = dataclasses.replace(PRESETS[preset].config, **own)
     _, iteration, launches = _run(preset, dataclasses.replace(config, **NEVER), 0)
     side, *_ = _run(preset, config, STEP_SECONDS)
-    return Host(iteration * 1e6, side.seconds["submit"] / steps * 1000, launches)
+    return Host(iteration * 1e6, side.spent.entries[HANDED_OVER].here / steps * 1000, launches)
 
 
 def share_outside_updates(preset: str, config: Config) -> float:

@@ -26,20 +26,22 @@ Examples:
   gnfast train {name}{data} --steps 50 --sample-every 10 --run-dir runs/look
   gnfast train {name}{data} --width 0.25 --batch-d 32 --batch-g 32
   gnfast train {name}{data} --impl reference --run-dir runs/double-backward
-  torchrun --nproc-per-node 4 -m gnfast train {name}{data} --precision bfloat16
+  gnfast train {name}{data} --steps 100 --profile --run-dir runs/profile
+  torchrun --nproc-per-node 4 -m gnfast train {name}{data}
 
 --dry-run prints the settings, the networks and the critic's plan, and exits.
+--profile writes RUN/profile.html: where the time of an update goes, of side work and of the first minute.
 """
 
 
 def run(words: list[str]) -> int:
     """`gnfast train PRESET [--option value …]`."""
     if not words or words[0] in ("-h", "--help"):
-        print("usage: gnfast train PRESET [--dry-run] [--option value …]\n")
+        print("usage: gnfast train PRESET [--dry-run] [--profile] [--option value …]\n")
         print(table())
         print("`gnfast train PRESET --help` lists every option with the preset's value.")
         return 0 if words else 2
-    name, rest = words[0], [word for word in words[1:] if word != "--dry-run"]
+    name, rest = words[0], [word for word in words[1:] if word not in ("--dry-run", "--profile")]
     if name not in PRESETS:
         raise UsageError(unknown("preset", name, PRESETS))
     preset = PRESETS[name]
@@ -55,9 +57,13 @@ def run(words: list[str]) -> int:
         raise UsageError(preset.needs)
     from gnfast.train import NonFiniteLossError
     from gnfast.train import train as run
+    from gnfast.train.spent import Spent, since_start
 
+    begun = Spent() if "--profile" in words else None
+    if begun and (seconds := since_start()) is not None:
+        begun.add("Python and imports", seconds)
     try:
-        outcome = run(name, config, progress=sys.stderr.isatty())
+        outcome = run(name, config, progress=sys.stderr.isatty(), profile=begun)
     except NonFiniteLossError as error:
         print(f"gnfast: {error}", file=sys.stderr)
         return 1

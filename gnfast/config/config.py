@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from gnfast.config.older import current
+from gnfast.config.precision import same
 from gnfast.config.together import together
 from gnfast.engine.heads import METHODS
 from gnfast.engine.penalties import PENALTIES
@@ -157,9 +158,10 @@ class Config:
     """Step before which the moving average is a plain copy."""
     seed: int = 0
     """Seeds initialisation, latents, shuffling and flips."""
-    precision: Literal["tf32", "float32", "float64", "bfloat16", "float16"] = "tf32"
-    """Arithmetic of both networks: float32 with TF32 products where a GPU has them, full float32, float64, or autocast
-    to a 16-bit type, with loss scaling for float16 (weights and losses stay float32)."""
+    precision: Literal["auto", "tf32", "float32", "float64", "bfloat16", "float16"] = "auto"
+    """Arithmetic of both networks: `auto` (bfloat16 on GPUs from compute capability 8.0 on, else float32), float32 with
+    TF32 products where a GPU has them, full float32, float64, or autocast to a 16-bit type, with loss scaling for
+    float16 (weights and losses stay float32)."""
     sync_bn: bool = True
     """With several processes, batch norm over all of them, so that 2 x 32 images are as 1 x 64."""
 
@@ -242,14 +244,16 @@ def differences(saved: dict[str, Any], config: Config) -> list[str]:
 
     Args:
         saved: the run's settings as its config.json holds them.
-        config: the settings of the repeated command.
+        config: the settings of the repeated command. Precisions are the same if they are the same on its device.
     """
-    # A run of a version that did not have a setting yet had its default.
-    saved, wanted = _DEFAULTS | current(saved), as_json(config)
+    # A run of a version that did not have a setting yet had its default, which of one has changed.
+    saved, wanted = _DEFAULTS | {"precision": "tf32"} | current(saved), as_json(config)
     names = [name for name in wanted if name not in FREE]
     if config.lr_decay == "none" or config.lr_decay_end:
         # Without a schedule that depends on it, the length of a run is only where it stops.
         names.remove("steps")
+    if same(saved["precision"], config.precision, config.device):
+        names.remove("precision")
     return [
         f"{option(name)}: the run has {reprlib.repr(saved.get(name))}, the command says {wanted[name]!r}"
         for name in names

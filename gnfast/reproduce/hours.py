@@ -17,8 +17,8 @@ from gnfast.config.config import Config
 from gnfast.runs.sweep_file import Case
 from gnfast.train.networks import outlines
 
-# Of an H100's dense rates a half, without structured sparsity: TF32, and bfloat16 or float16.
-FLOP_PER_S = {"tf32": 0.5 * 495e12, "bfloat16": 0.5 * 990e12, "float16": 0.5 * 990e12}
+# Of an H100's dense rates a half, without structured sparsity: TF32, and bfloat16 (which `auto` is) or float16.
+FLOP_PER_S = {"tf32": 0.5 * 495e12} | dict.fromkeys(("auto", "bfloat16", "float16"), 0.5 * 990e12)
 OTHERS = 0.5 * 67e12
 # What an update takes however small the network is: about 150 kernels, replayed as a graph.
 LEAST_UPDATE_S = 4e-4

@@ -226,7 +226,8 @@ def _settings(record: Record) -> Html:
 
 
 def _sessions(record: Record) -> Html | None:
-    names = ("started", "continued_after_step", "device", "device_name", "gnfast", "torch", "python", "threads")
+    names = ["started", "continued_after_step", "device", "device_name", "precision"]
+    names += ["gnfast", "torch", "python", "threads"]
     head = [*(name.replace("_", " ") for name in names), "command"]
     rows = [[*(entry.get(name, "") for name in names), plain(entry.get("command", []))] for entry in record.sessions]
     return table(head, rows) if rows else None

@@ -1,6 +1,8 @@
 """A training step as one CUDA graph: recorded once, then replayed without Python."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnfast.errors import InputError
+from gnfast.kernels.compile_times import compile_times
 
 Step = Callable[..., Any]
 T = TypeVar("T")
@@ -43,6 +46,11 @@ class CapturedStep:
             dropped at once, but must not be overwritten before the copy has ended.
         warmup: calls before capture, at least 1; optimisers create their states then.
         generators: CUDA generators, other than the default one, from which the step draws.
+
+    Attributes:
+        seconds: what came before the first replay took: `first calls` (as they are, with all that happens once, until
+            the device is done), `capture`, and as a part of both `Triton`, which compiles kernels or reads them from
+            its cache. Empty where nothing is captured.
     """
 
     def __init__(
@@ -78,6 +86,7 @@ class CapturedStep:
         self._outputs: Any = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream: torch.cuda.Stream | None = None
+        self.seconds: dict[str, float] = {}
 
     @property
     def captured(self) -> bool:
@@ -97,9 +106,13 @@ class CapturedStep:
             return self.step(*args)
         with torch.cuda.device(self.device):
             if self._graph is None and self._calls <= self.warmup:
-                return self._run_eagerly(args)
+                with self._counted("first calls"):
+                    return self._run_eagerly(args)
             if self._graph is None:
-                self._capture(args)
+                with self._counted("first calls"):
+                    torch.cuda.synchronize()
+                with self._counted("capture"):
+                    self._capture(args)
             self._graph.replay()
             return pytree.tree_map_only(Tensor, torch.clone, self._outputs)
 
@@ -120,6 +133,14 @@ class CapturedStep:
     def _place(self, value: Tensor) -> Tensor:
         device = self.device if self.device.type == "cuda" else "meta"
         return torch.empty_like(value, device=device, requires_grad=value.requires_grad)
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        with compile_times() as compiled:
+            yield
+        for key, took in ((name, time.perf_counter() - began), ("Triton", sum(compiled))):
+            self.seconds[key] = self.seconds.get(key, 0.0) + took
 
     def _run_eagerly(self, args: tuple[Any, ...]) -> Any:
         if self._stream is None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from PIL import Image
@@ -24,6 +24,9 @@ from gnfast.kernels import build_info
 from gnfast.runs import drawing
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import points, read_json
+
+if TYPE_CHECKING:
+    from gnfast.train.state import State
 
 LOG, METRICS, SPEED = "log.txt", "metrics.jsonl", "speed.jsonl"
 
@@ -77,9 +80,13 @@ class RunLog:
                 self._board.add_scalar(key, value, step)
 
     def session(self, entry: dict[str, Any]) -> None:
-        """Adds an entry to environment.json."""
+        """Adds an entry to environment.json, and says where its precision is not that of the session before."""
         path = self.folder / "environment.json"
-        write_text(path, json.dumps([*self._sessions(path), entry], indent=2) + "\n")
+        before = self._sessions(path)
+        was = before[-1].get("precision") if before and isinstance(before[-1], dict) else None
+        if was not in (None, entry["precision"]):
+            self.say(f"warning: computes in {entry['precision']} from here on, until now in {str(was)[:20]}")
+        write_text(path, json.dumps([*before, entry], indent=2) + "\n")
 
     def _sessions(self, path: Path) -> list[Any]:
         """The sessions before; a file that does not tell them is put aside."""
@@ -228,8 +235,9 @@ def loss_curve(folder: Path) -> None:
         part.write_bytes(drawing.png(figure))
 
 
-def environment(device: torch.device, step: int, processes: int) -> dict[str, Any]:
-    """What a session ran on: one entry of environment.json."""
+def environment(state: "State", step: int) -> dict[str, Any]:
+    """What a session that continues after `step` runs on: one entry of environment.json."""
+    device = state.device
     return {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "continued_after_step": step,
@@ -240,8 +248,9 @@ def environment(device: torch.device, step: int, processes: int) -> dict[str, An
         "platform": platform.platform(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "precision": state.precision,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "processes": processes,
+        "processes": state.group.world,
         "build": {library: str(facts) for library, facts in build_info().items()},
     }

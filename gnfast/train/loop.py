@@ -23,11 +23,16 @@ from gnfast.train.parallel import Group, joined
 from gnfast.train.resume import open_run, restore
 from gnfast.train.session import Outcome, Session
 from gnfast.train.side_work import SideWork, goes_on_beside
+from gnfast.train.spent import Spent
 from gnfast.train.state import State
 from gnfast.train.validation import load_validation
 
+Echo = Callable[[str], None]
 
-def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[[str], None] | None = None) -> Outcome:
+
+def train(
+    preset: str, config: Config, *, progress: bool = True, echo: Echo | None = None, profile: Spent | None = None
+) -> Outcome:
     """Trains until `config.steps` generator updates are done, from the run folder's last checkpoint if it has one.
 
     On a CPU, and with the same number of threads, a run that stopped and continued gives the same numbers, bit for bit,
@@ -38,6 +43,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
         config: the settings.
         progress: show a progress bar on stderr.
         echo: called with each line for the user; above the progress bar on stdout if None.
+        profile: what was spent before; with it, the page profile.html says where this call's time goes.
 
     Returns:
         How it ended. SIGINT, SIGTERM and SIGHUP end it early, after a checkpoint.
@@ -48,6 +54,7 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             process is at work in it; the disk is full; another process of the run was lost.
         NonFiniteLossError: training diverged; the state before that step is saved.
     """
+    begun = profile or Spent()
     device = _own_device(resolve_device(config.device))
     _set_arithmetic(config, device)
     folder = run_folder(preset, config)
@@ -60,13 +67,15 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             remove_abandoned(folder, "config.json")
             echo = echo or (lambda line: tqdm.write(line))
         else:
-            echo, progress = (lambda line: None), False
+            echo, progress, profile = (lambda line: None), False, None
         _require_divisible(config, group)
         with group.leader_first():
             dataset = _load(config, progress)
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
+        begun.mark("data")
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
+        begun.mark("networks and optimisers")
         with group.leader_first():
             measures = open_measures(config, dataset, device, progress)
             validation = load_validation(config, dataset, progress)
@@ -77,8 +86,9 @@ def train(preset: str, config: Config, *, progress: bool = True, echo: Callable[
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
+        begun.mark("scores and log")
         with contextlib.closing(log), contextlib.closing(SideWork(state, threaded=goes_on_beside(device))) as side:
-            return Session(preset, folder, state, log, side, measures, progress, validation).run()
+            return Session(preset, folder, state, log, side, measures, progress, validation, profile).run()
 
 
 def run_folder(preset: str, config: Config) -> Path:

@@ -1,5 +1,6 @@
 """One call of `gnfast train` from its first update to its last: when a row, a picture, a checkpoint is due."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from gnfast.train.failures import is_full
 from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
 from gnfast.train.networks import sample
 from gnfast.train.probe import Probe
+from gnfast.train.profile import Profile
 from gnfast.train.ring import NonFiniteLossError, between, means
 from gnfast.train.saved import SCORE
 from gnfast.train.side_work import Seen, SideWork
 from gnfast.train.snapshot import Live
+from gnfast.train.spent import Spent
 from gnfast.train.state import State
 from gnfast.train.validation import critic_losses
 
@@ -68,11 +71,14 @@ class Session:
     measures: Measures
     progress: bool
     validation: ImageDataset | None
+    begun: Spent | None
+    """What the start took, where the run is profiled."""
 
     def __post_init__(self) -> None:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
         self.probe = Probe(self.config)
         self.page_due, self.page_took = time.monotonic() + PAGE_SECONDS, 0.0
+        self.said = False
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
@@ -83,19 +89,20 @@ class Session:
             log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
             return self._outcome()
         if self.leads:
-            log.session(environment(state.device, self.start, state.group.world))
+            log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         if self.start == 0:
             self._evaluate()
-        with requested_stops() as received, self._bar() as self.bar:
-            try:
-                self._train(received)
-                self._save()
-                self.side.finish()
-            except NonFiniteLossError as error:
-                self._go_back_before(error)
-                raise
-        self._show()
+        with self._watched() as self.updated:
+            with requested_stops() as received, self._bar() as self.bar:
+                try:
+                    self._train(received)
+                    self._save()
+                    self.side.finish()
+                except NonFiniteLossError as error:
+                    self._go_back_before(error)
+                    raise
+            self._show()
         if state.step < config.steps:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
@@ -103,9 +110,17 @@ class Session:
             log.say(f"finished {config.steps} steps in {self.folder}")
         return self._outcome(received[0] if received else 0)
 
+    def _watched(self) -> contextlib.AbstractContextManager[State | Profile]:
+        """What updates the state: itself, or a profile of it."""
+        if self.begun is None:
+            return contextlib.nullcontext(self.state)
+        self.begun.mark("first scores")
+        return Profile(self.state, self.folder, self.begun, self.side.spent, self.log.say)
+
     def _plan(self) -> str:
         data, steps, world = self.state.batches.dataset, self.config.steps, self.state.group.world
-        parts = [f"{len(data)} images of {data.name}", f"{self.config.model} on {self.state.device}"]
+        where = f"{self.config.model} on {self.state.device} in {self.state.precision}"
+        parts = [f"{len(data)} images of {data.name}", where]
         parts += [f"{world} processes"] if world > 1 else []
         return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
 
@@ -125,7 +140,7 @@ class Session:
         self.began = self.since = time.perf_counter()
         self.seen = state.step
         while state.step < self.config.steps and not state.group.any(bool(received) or side.failed):
-            state.update()
+            self.updated.update()
             self.bar.update()
             self._after(state.step)
         side.finish()
@@ -144,6 +159,8 @@ class Session:
         saves = self.leads and _due(step, config.checkpoint_every) and not last
         if saves and not evaluates:
             tasks.append(("checkpoint", self._checkpoint))
+        if logs and not self.said:
+            self._say_first_calls()
         if tasks:
             self.side.submit(tasks, proves=logs, rows=[name for name, _ in tasks] == ["log"])
         if evaluates:
@@ -151,6 +168,17 @@ class Session:
             self._evaluate()
             if saves:
                 self._save()
+
+    def _say_first_calls(self) -> None:
+        """What came before the first replay of a graph, once there is one."""
+        captured = self.state.captured
+        if captured is not None and captured.captured:
+            self.said, seconds = True, captured.seconds
+            first, capture, triton = (seconds.get(name, 0.0) for name in ("first calls", "capture", "Triton"))
+            self.log.say(
+                f"a step is one CUDA graph from here on: {first:.1f} s for its first calls, {capture:.1f} s to capture "
+                f"it; in these Triton compiled for {triton:.1f} s"
+            )
 
     def _row(self) -> Callable[[Seen], None]:
         """What logs the losses of the steps since the last row."""
@@ -202,10 +230,10 @@ class Session:
             self.log.row(self.state.step, **critic_losses(self.state, self.validation))
         if self.measures.extractor is not None:
             began = time.perf_counter()
-            raw, ema = evaluate(self.state, self.measures, self.progress)
+            with self.side.spent("evaluation"):
+                raw, ema = evaluate(self.state, self.measures, self.progress)
             self.log.row(self.state.step, **as_row(raw, ema))
             seconds = time.perf_counter() - began
-            self.side.seconds["evaluation"] += seconds
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}; measured in {seconds:.1f} s")
         if not self.leads:
             return
@@ -222,8 +250,10 @@ class Session:
 
     def _show(self) -> None:
         if self.leads:
-            loss_curve(self.folder)
-            self._report()
+            with self.side.spent("curves"):
+                loss_curve(self.folder)
+            with self.side.spent("report"):
+                self._report()
 
     def _report(self) -> None:
         began = time.monotonic()

@@ -8,19 +8,19 @@ losses while none is free.
 import contextlib
 import queue
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from gnfast.train.snapshot import Live, Rows, Snapshot, shown
+from gnfast.train.spent import Spent
 from gnfast.train.state import State
 
 Seen = Live | Rows | Snapshot
 Task = tuple[str, Callable[[Seen], None]]
 """A name, under which its seconds are counted, and what to do with the state."""
 
+HANDED_OVER = "copies, waiting"
 # One that is known to be good, one that is being looked at, and one for the next piece of work.
 SNAPSHOTS = 3
 # Pieces of work that may wait, most of them rows: seconds of training.
@@ -43,14 +43,14 @@ class SideWork:
 
     Attributes:
         good: the state after the last piece of work that has shown it to be one to go back to.
-        seconds: by name of a task, what it took; `submit` is what the training thread spent.
+        spent: what each task took, by its name, and what handing over took the training thread.
     """
 
     def __init__(self, state: State, threaded: bool):
         self._state = state
         self.good = Snapshot()
         self.good.take(state)
-        self.seconds: Counter[str] = Counter()
+        self.spent = Spent()
         self._failure: BaseException | None = None
         self._thread = None
         if threaded:
@@ -79,12 +79,11 @@ class SideWork:
         Raises:
             Exception: what a task raised, where there is no thread.
         """
-        began = time.perf_counter()
-        if self._thread is None:
-            self._do(Live(self._state), tasks, proves)
-        else:
-            self._work.put((self._copy(rows), tasks, proves))
-        self.seconds["submit"] += time.perf_counter() - began
+        with self.spent(HANDED_OVER):
+            if self._thread is None:
+                self._do(Live(self._state), tasks, proves)
+            else:
+                self._work.put((self._copy(rows), tasks, proves))
 
     def _copy(self, rows: bool) -> Rows | Snapshot:
         if rows and self._free.empty():
@@ -113,9 +112,8 @@ class SideWork:
 
     def _do(self, seen: Seen, tasks: Sequence[Task], proves: bool) -> None:
         for number, (name, task) in enumerate(tasks):
-            began = time.perf_counter()
-            task(seen)
-            self.seconds[name] += time.perf_counter() - began
+            with self.spent(name):
+                task(seen)
             if number == 0 and proves:
                 self._keep(seen)
 

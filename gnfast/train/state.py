@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnfast import InputError, grouped_batch_norm
 from gnfast.config.config import Config
+from gnfast.config.precision import resolved
 from gnfast.data import Batches, ImageDataset, StepOrder
 from gnfast.data.augment import draw_shifts
 from gnfast.interop.device import moved
@@ -40,6 +41,7 @@ class State:
     def __init__(self, config: Config, dataset: ImageDataset, device: torch.device, group: Group = ALONE):
         self.config, self.device, self.group = config, device, group
         self.format = FORMATS[config.memory_format]
+        self.precision = resolved(config.precision, device)
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
         loss = domain_scaled(LOSSES[config.loss], config.alpha)
         self.loss = in_pytorch(loss) if config.impl == "reference" else loss

@@ -162,9 +162,9 @@ def _descend(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> 
 
 def autocast(state: "State") -> contextlib.AbstractContextManager:
     """In which both networks run."""
-    if state.config.precision not in ("bfloat16", "float16"):
+    if state.precision not in ("bfloat16", "float16"):
         return contextlib.nullcontext()
-    return torch.autocast(state.device.type, DTYPES[state.config.precision])
+    return torch.autocast(state.device.type, DTYPES[state.precision])
 
 
 @contextlib.contextmanager

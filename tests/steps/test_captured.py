@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import gc
+import time
 import warnings
 import weakref
 from collections import namedtuple
@@ -205,6 +206,33 @@ def test_replays_equal_eager_steps():
         torch.testing.assert_close(actual["loss"], expected["loss"].detach(), rtol=1e-3, atol=1e-4)
     for left, right in zip(captured.state(), plain.state(), strict=True):
         torch.testing.assert_close(left, right, rtol=2e-2, atol=2e-3)
+
+
+def test_seconds_are_counted_by_what_they_went_to():
+    step = CapturedStep(torch.neg, "cpu", warmup=1)
+    step(torch.ones(2))
+    # Nothing comes before a first replay where there is none.
+    assert step.seconds == {}
+    for name in ("first calls", "first calls", "capture"):
+        with step._counted(name):
+            time.sleep(0.01)
+    assert step.seconds["first calls"] >= 0.02 > step.seconds["capture"] >= 0.01
+    assert step.seconds["Triton"] == 0
+    step.reset()
+    assert step.seconds == {}
+
+
+@pytest.mark.gpu
+def test_seconds_before_the_first_replay():
+    step, before = CapturedStep(lambda x: x + 1, "cuda", warmup=2), None
+    for calls in range(5):
+        step(torch.ones(2))
+        assert ("capture" in step.seconds) == (calls >= 2) == step.captured
+        before = before or dict(step.seconds) if step.captured else None
+    # Replays add nothing.
+    assert (
+        step.seconds == before and before.keys() == {"first calls", "capture", "Triton"} and min(before.values()) >= 0
+    )
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ import torch
 from gnfast.bench.program import as_on_a_gpu
 from gnfast.data import ImageDataset
 from gnfast.train import RunError, loop, session
-from gnfast.train.side_work import SNAPSHOTS, SideWork
+from gnfast.train.side_work import HANDED_OVER, SNAPSHOTS, SideWork
 from gnfast.train.snapshot import Live, Snapshot, shown
 from gnfast.train.state import State
 from tests.kills import _content
@@ -101,7 +101,8 @@ def test_work_is_done_in_order_and_training_waits_where_it_falls_behind():
     late.join(60)
     side.finish()
     assert done == [(step, "gnfast-side-work") for step in (1, 2, 2)]
-    assert side.seconds["look"] > 0 and side.seconds["submit"] > 0.1
+    entries = side.spent.entries
+    assert entries["look"].elsewhere > 0 == entries["look"].here and entries[HANDED_OVER].here < 0.1
     side.close()
     assert "gnfast-side-work" not in {thread.name for thread in threading.enumerate()}
 
