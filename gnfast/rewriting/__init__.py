@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import InputError
 from gnfast.interop.surroundings import function_mode
@@ -64,7 +64,7 @@ class Rewritten(Wrapper):
             output = self.net(*args, **kwargs)
         # What is returned, and what hooks have kept, must outlive the weights of this step.
         mode.compute()
-        return output
+        return tree_map_only(Deferred, real, output)
 
 
 class _Rewriting(TorchFunctionMode):

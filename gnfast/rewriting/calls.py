@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnfast.rewriting import norms
 from gnfast.rewriting.deferred import Deferred, can_merge, claim, put_off, real
 from gnfast.rewriting.folding import fold_kernel
 from gnfast.rewriting.merges import AvgPool, Conv, Fold, Operation, Sum, Upsample, merge, sizes, whole_factor
@@ -85,6 +86,8 @@ def _avg_pool2d(
 
 
 def _add(input, other, *rest, alpha=1, out=None):
+    if not rest and out is None and alpha == 1 and (shifted := norms.shifted(input, other)) is not None:
+        return shifted
     operations = [_operation(t) for t in (input, other)]
     if rest or out is not None or alpha != 1 or not any(isinstance(operation, Conv | Sum) for operation in operations):
         return NotImplemented
@@ -100,6 +103,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.interpolate: _interpolate,
     F.avg_pool2d: _avg_pool2d,
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
+    **norms.RULES,
 }
 
 
@@ -148,7 +152,9 @@ def _operation(tensor: Any) -> Operation | None:
     if not can_merge(tensor):
         return None
     statement = tensor.statement
-    return Sum(tuple(map(_operation, statement.parts))) if isinstance(statement.operation, Sum) else statement.operation
+    if isinstance(statement.operation, Sum):
+        return Sum(tuple(map(_operation, statement.parts)))
+    return statement.operation if isinstance(statement.operation, Operation) else None
 
 
 def _plain(*tensors: Any) -> bool:

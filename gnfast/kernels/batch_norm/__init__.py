@@ -1,0 +1,88 @@
+"""Batch norm in training of several batches in one tensor, then a gain, an offset and ReLU, and its gradients.
+
+    mean, 1/σ   of each group of samples and channel; running averages go on, group after group     (statistics)
+    x̂ = (x - mean)/σ,   y = max(x̂ · weight + bias, 0), or without the max                           (normalise)
+    g = dy where y > 0,   dx = (weight · g - <weight · g> - x̂ · <weight · g · x̂>)/σ,
+    d_weight = Σ g · x̂,   d_bias = Σ g                                                              (gradients)
+
+with <> the mean over what shares its statistics. Of the forward only x, the means and 1/σ need be kept: the sign of y
+comes from x again. Sums and what lies between reading and writing are float32, or float64 for float64.
+
+x is (B, C, ...), groups · B' = B; weight and bias are None, (C,), or (B, C): one for each sample (class-conditional).
+These functions are building blocks for autograd Functions and are not differentiable themselves.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from gnfast.errors import InputError
+from gnfast.kernels.backend import implementation
+from gnfast.kernels.layout import is_channels_last
+
+
+class Running(NamedTuple):
+    """Running averages, which `statistics` writes to."""
+
+    mean: Tensor
+    """(C,)"""
+    var: Tensor
+    """(C,), of the unbiased variance."""
+    momentum: float
+    """The weight of the first group's."""
+    cumulative: bool = False
+    """Whether `momentum` is 1/t, and 1/(t + 1) follows for the next group, so that all count the same."""
+
+
+def fuses(device_type: str) -> bool:
+    """Whether this is fewer kernels there than PyTorch's operations."""
+    return implementation("batch_norm", device_type).FUSES
+
+
+def statistics(x: Tensor, groups: int, eps: float, running: Running | None = None) -> tuple[Tensor, Tensor]:
+    """Means and 1/√(variance + eps), (groups, C) in the dtype of sums.
+
+    Raises:
+        InputError: x is no (B, C, ...) with B a multiple of `groups` and two values or more for each group and channel.
+    """
+    if x.dim() < 2 or len(x) % groups or x.numel() < 2 * groups * x.shape[1]:
+        raise InputError(f"x: got {tuple(x.shape)}, wanted (B, C, ...) with {groups} equal parts of 2 values or more")
+    results = implementation("batch_norm", x.device.type).statistics(by_place(x), groups, eps, running)
+    if running is not None:
+        # Triton's writes are not counted by themselves.
+        increment_version([t for t in running[:2] if not t.is_inference()])
+    return results
+
+
+def normalise(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool) -> Tensor:
+    """y, in the memory format of x (contiguous where that is neither contiguous nor channels_last).
+
+    In the dtype of x, or the wider one of a weight or bias for each sample, as PyTorch multiplies and adds those.
+    """
+    by_sample = (t.dtype for t in (weight, bias) if t is not None and t.dim() == 2)
+    dtype = functools.reduce(torch.promote_types, by_sample, x.dtype)
+    return implementation("batch_norm", x.device.type).normalise(_dense(x), mean, rstd, weight, bias, relu, dtype)
+
+
+def gradients(
+    dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dx, d_weight and d_bias, in the dtypes and shapes of x, weight and bias, and dx in y's memory format.
+
+    Args:
+        dy: the gradient of y, in any memory format.
+        x, mean, rstd, weight, bias, relu: those of `normalise`.
+    """
+    return implementation("batch_norm", x.device.type).gradients(dy, _dense(x), mean, rstd, weight, bias, relu)
+
+
+def by_place(t: Tensor) -> Tensor:
+    """(B, C, ...) as (B, C, places); a view of what is contiguous or channels_last."""
+    return t.flatten(2) if t.dim() > 2 else t.unsqueeze(2)
+
+
+def _dense(t: Tensor) -> Tensor:
+    return t if is_channels_last(t) else t.contiguous()
