@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnfast.rewriting import norms
-from gnfast.rewriting.deferred import Deferred, can_merge, claim, put_off, real
+from gnfast.rewriting.deferred import Deferred, as_here, can_merge, claim, put_off, real
 from gnfast.rewriting.folding import fold_kernel
 from gnfast.rewriting.merges import AvgPool, Conv, Fold, Operation, Sum, Upsample, merge, sizes, whole_factor
 from gnfast.rewriting.winograd import convolution, output_shape
@@ -49,7 +49,8 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
         y = F.conv2d(*claim(input), weight, bias, groups=groups)
         # In the dtype that it has, as the convolution would give it, whatever autocast prefers for upsamplings.
         with torch.autocast(y.device.type, enabled=False):
-            return _put_off_upsampling(y, upsample)
+            result = _put_off_upsampling(y, upsample)
+        return as_here(result)
     x = real(input)
 
     def stated():

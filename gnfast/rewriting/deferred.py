@@ -120,6 +120,13 @@ def put_off_call(operation: Any, parts: Parts, call: Callable[[PutOff], Tensor])
     return deferred
 
 
+def as_here(deferred: Tensor) -> Tensor:
+    """A Deferred, if it is one, that depends on the conditions here no more than on those it was made under."""
+    if is_pending(deferred):
+        deferred.statement.conditions = _conditions(deferred)
+    return deferred
+
+
 def is_pending(tensor: Any) -> bool:
     """Whether the values are still to be computed."""
     return isinstance(tensor, Deferred) and tensor.statement.kernel is not None

@@ -1,9 +1,10 @@
 """Batch norm in training, of several batches at once and with what follows it, as two passes with gradients."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 
@@ -11,6 +12,7 @@ from gnfast.interop.surroundings import transform, without_autocast
 from gnfast.kernels.batch_norm import Running, by_place, fuses, gradients, normalise, statistics
 from gnfast.kernels.layout import accumulator
 
+Measured = tuple[Tensor, Tensor, Tensor]
 _DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
@@ -41,19 +43,42 @@ def fits(
     )
 
 
-@torch.no_grad()
-def measured(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    groups: int,
-    cumulative: bool,
-) -> tuple[Tensor, Tensor]:
-    """Means and 1/σ, (groups, C), with the running averages gone on; of what `fits`."""
-    running = None if running_mean is None else Running(running_mean, running_var, momentum, cumulative)
-    return statistics(x, groups, eps, running)
+class More(NamedTuple):
+    """What is added to a batch norm's input first."""
+
+    term: Tensor
+    """Of its dtype; of its shape, or (B, C, H, W) with fewer pixels."""
+    factor: tuple[int, int]
+    """How often each pixel is repeated."""
+
+
+def measured(x: Tensor, more: More | None, groups: int, eps: float, running: Running | None) -> Measured:
+    """x, or the sum of it and more, differentiable; its means and 1/σ, (groups, C). Running averages go on.
+
+    Of what `fits`.
+    """
+    if more is not None:
+        return _Sum.apply(x, *more, groups, eps, running)
+    with torch.no_grad():
+        return x, *statistics(x, groups, eps, running)[1:]
+
+
+class _Sum(torch.autograd.Function):
+    """A sum with the statistics that come with it."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, term: Tensor, factor: tuple[int, int], groups: int, eps: float, running: Running | None
+    ) -> Measured:
+        ctx.factor = factor
+        total, mean, rstd = statistics(x, groups, eps, running, term, factor)
+        ctx.mark_non_differentiable(mean, rstd)
+        return total, mean, rstd
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        fewer = grad if ctx.factor == (1, 1) else F.avg_pool2d(grad, ctx.factor, divisor_override=1)
+        return grad, fewer, *[None] * 4
 
 
 class Normalise(torch.autograd.Function):

@@ -12,7 +12,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from gnfast.errors import InputError
-from gnfast.steps.batch_norm import Normalise, fits, measured
+from gnfast.kernels.batch_norm import Running
+from gnfast.steps.batch_norm import Measured, More, Normalise, fits, measured
 
 
 @contextmanager
@@ -65,9 +66,10 @@ class _Grouped(TorchFunctionMode):
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         if len(input) % self.groups:
             raise InputError(f"groups: a batch norm got a batch of {len(input)}, wanted a multiple of {self.groups}")
-        found = statistics(input, running_mean, running_var, weight, bias, momentum, eps, self)
+        found = statistics(input, running_mean, running_var, weight, bias, momentum, eps, innermost=self)
         if found is not None:
-            return Normalise.apply(input, weight, bias, *found, eps, False)
+            _, mean, rstd = found
+            return Normalise.apply(input, weight, bias, mean, rstd, eps, False)
         cumulative = self.counted(running_mean)
         results = []
         for part in input.chunk(self.groups):
@@ -93,15 +95,17 @@ def statistics(
     bias: Tensor | None,
     momentum: float,
     eps: float,
+    more: More | None = None,
     innermost: _Grouped | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """Means and 1/σ, (groups, C), of `F.batch_norm` in training in as many groups as are asked for around this call.
+) -> Measured | None:
+    """What `F.batch_norm` in training normalises, and its means and 1/σ, (groups, C), as groupings around this ask for.
 
     All that it writes to is written, for `gnfast.steps.batch_norm.Normalise` to go on. None, and nothing is written,
     where that does not serve.
 
     Args:
         input, running_mean, running_var, weight, bias, momentum, eps: those of `F.batch_norm`.
+        more: is added to its input before.
         innermost: a grouping that calls this, inside of all that are found to be open.
     """
     modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Grouped)]
@@ -109,8 +113,10 @@ def statistics(
     groups = modes[0].groups if modes else 1
     if len(modes) > 1 or not fits(input, running_mean, running_var, weight, bias, groups):
         return None
-    cumulative = any(mode.counted(running_mean) for mode in modes)
-    return measured(input, running_mean, running_var, momentum, eps, groups, cumulative)
+    running = None
+    if running_mean is not None:
+        running = Running(running_mean, running_var, momentum, any(mode.counted(running_mean) for mode in modes))
+    return measured(input, more, groups, eps, running)
 
 
 def _counts_forwards(module: nn.Module) -> str | None:

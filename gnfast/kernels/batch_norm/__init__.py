@@ -1,6 +1,7 @@
 """Batch norm in training of several batches in one tensor, then a gain, an offset and ReLU, and its gradients.
 
-    mean, 1/σ   of each group of samples and channel; running averages go on, group after group     (statistics)
+    mean, 1/σ   of each group of samples and channel, of x or of a sum that is made and written there;
+                running averages go on, group after group                                           (statistics)
     x̂ = (x - mean)/σ,   y = max(x̂ · weight + bias, 0), or without the max                           (normalise)
     g = dy where y > 0,   dx = (weight · g - <weight · g> - x̂ · <weight · g · x̂>)/σ,
     d_weight = Σ g · x̂,   d_bias = Σ g                                                              (gradients)
@@ -42,15 +43,36 @@ def fuses(device_type: str) -> bool:
     return implementation("batch_norm", device_type).FUSES
 
 
-def statistics(x: Tensor, groups: int, eps: float, running: Running | None = None) -> tuple[Tensor, Tensor]:
-    """Means and 1/√(variance + eps), (groups, C) in the dtype of sums.
+def statistics(
+    x: Tensor,
+    groups: int,
+    eps: float,
+    running: Running | None = None,
+    more: Tensor | None = None,
+    factor: tuple[int, int] = (1, 1),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the means, and 1/√(variance + eps), (groups, C) in the dtype of sums.
+
+    Args:
+        x: (B, C, ...)
+        groups: how many equal parts of the batch have their own statistics.
+        eps: what is added to variances.
+        running: the averages that go on.
+        more: what is added to x before; then that sum is returned, in x's dtype and the memory format of `normalise`.
+        factor: how often each pixel of `more` is repeated, (B, C, H, W) then; (1, 1) where it has x's shape.
 
     Raises:
-        InputError: x is no (B, C, ...) with B a multiple of `groups` and two values or more for each group and channel.
+        InputError: x is no (B, C, ...) with B a multiple of `groups` and two values or more for each group and channel,
+            or `more` does not fit it.
     """
     if x.dim() < 2 or len(x) % groups or x.numel() < 2 * groups * x.shape[1]:
         raise InputError(f"x: got {tuple(x.shape)}, wanted (B, C, ...) with {groups} equal parts of 2 values or more")
-    results = implementation("batch_norm", x.device.type).statistics(by_place(x), groups, eps, running)
+    if more is not None:
+        repeats = (1, 1, *factor) if factor != (1, 1) else (1,) * more.dim()
+        if more.dim() != len(repeats) or tuple(n * m for n, m in zip(more.shape, repeats, strict=True)) != x.shape:
+            raise InputError(f"more: got {tuple(more.shape)} with factor {factor}, wanted {tuple(x.shape)} after that")
+        x = _dense(x)
+    results = implementation("batch_norm", x.device.type).statistics(x, groups, eps, running, more, factor)
     if running is not None:
         # Triton's writes are not counted by themselves.
         increment_version([t for t in running[:2] if not t.is_inference()])

@@ -9,9 +9,13 @@ FUSES = False
 """Whether this is fewer kernels than PyTorch's operations. Where it is not, those run."""
 
 
-def statistics(x, groups, eps, running):
-    """`batch_norm.statistics`, of x (B, C, places)."""
-    grouped = x.to(accumulator(x.dtype)).unflatten(0, (groups, -1))
+def statistics(x, groups, eps, running, more, factor):
+    """`batch_norm.statistics`."""
+    if more is not None:
+        for axis, repeats in zip((2, 3), factor, strict=True):
+            more = more if repeats == 1 else more.repeat_interleave(repeats, axis)
+        x = torch.empty_like(x).copy_(x + more)
+    grouped = batch_norm.by_place(x).to(accumulator(x.dtype)).unflatten(0, (groups, -1))
     var, mean = torch.var_mean(grouped, (1, 3), correction=0)
     if running is not None:
         count = grouped.shape[1] * grouped.shape[3]
@@ -19,7 +23,7 @@ def statistics(x, groups, eps, running):
             momentum = running.momentum / (1 + group * running.momentum * running.cumulative)
             running.mean.lerp_(mean[group].to(running.mean.dtype), momentum)
             running.var.lerp_((var[group] * (count / (count - 1))).to(running.var.dtype), momentum)
-    return mean, (var + eps).rsqrt()
+    return x, mean, (var + eps).rsqrt()
 
 
 def normalise(x, mean, rstd, weight, bias, relu, dtype):

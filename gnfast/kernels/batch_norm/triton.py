@@ -26,24 +26,37 @@ CHUNKS, FEW = 256, 8
 FUSES = True
 
 
-def statistics(x: Tensor, groups: int, eps: float, running: Running | None) -> tuple[Tensor, Tensor]:
-    """`batch_norm.statistics`, of x (B, C, places)."""
-    rows, options = len(x) // groups * x.shape[2], _tile(x)
+def statistics(
+    x: Tensor,
+    groups: int,
+    eps: float,
+    running: Running | None,
+    more: Tensor | None,
+    factor: tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm.statistics`, of dense x if there is more."""
+    total = x if more is None else torch.empty_like(x)
+    placed, beside, own = by_place(x), by_place(x if more is None else more), by_place(total)
+    rows, options = len(x) // groups * placed.shape[2], _tile(x)
     chunk, chunks = _chunks(x, groups, rows, options)
     partials = x.new_empty((2, groups * chunks, x.shape[1]), dtype=accumulator(x.dtype))
     mean, rstd = partials.new_empty((2, groups, x.shape[1]))
     averages = (mean, rstd) if running is None else (running.mean, running.var)
     numbers = *_parts(eps), *_parts(0.0 if running is None else running.momentum)
+    strides = *placed.stride(), *own.stride(), *beside.stride()
+    if more is None:
+        beside = own = partials
     with torch.cuda.device_of(x):
         kernels._batch_norm_moments_kernel[groups * chunks, triton.cdiv(x.shape[1], options["WIDTH"])](
-            x, partials, rows, chunk, chunks, len(x) // groups, *x.shape[1:], *x.stride(), **options
-        )
+            placed, beside, own, partials, rows, chunk, chunks, len(x) // groups, *placed.shape[1:],
+            x.shape[3] if x.dim() == 4 else 1, *factor, *strides, MORE=more is not None, **options,
+        )  # fmt: skip
         kernels._batch_norm_statistics_kernel[(triton.cdiv(x.shape[1], FEW),)](
             partials, mean, rstd, *averages, groups, rows, chunk, chunks, x.shape[1], *numbers,
             RUNNING=running is not None, CUMULATIVE=running is not None and running.cumulative,
             ACC=options["ACC"], CHUNKS=CHUNKS, FEW=FEW, num_warps=NUM_WARPS,
         )  # fmt: skip
-    return mean, rstd
+    return total, mean, rstd
 
 
 def normalise(

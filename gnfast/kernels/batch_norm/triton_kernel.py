@@ -43,28 +43,56 @@ def _factors(t, b, c, stride, inside, PRESENT: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def _term(
+    x, more, total, row, c, inside, first, places, width, factor_h, factor_w, x_b, x_c, x_p, total_b, total_c, total_p,
+    more_b, more_c, more_p, MORE: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """x; or the sum of x and `more`, of which each pixel is repeated, rounded as it is written to `total`."""
+    v = tl.load(x + _places(row, c, first, places, x_b, x_c, x_p, WIDE), mask=inside, other=0).to(ACC)
+    if MORE:
+        p = row % places
+        p = p // width // factor_h * (width // factor_w) + p % width // factor_w
+        b = first + row // places
+        if WIDE:
+            b, p = b.to(tl.int64), p.to(tl.int64)
+        place = (b * more_b + p * more_p)[:, None] + (c * more_c)[None, :]
+        v += tl.load(more + place, mask=inside, other=0).to(ACC)
+        rounded = v.to(total.dtype.element_ty)
+        tl.store(total + _places(row, c, first, places, total_b, total_c, total_p, WIDE), rounded, mask=inside)
+        v = rounded.to(ACC)
+    return v
+
+
+@triton.jit
 def _batch_norm_moments_kernel(
-    x, partials, rows, chunk, chunks, samples, channels, places, x_b, x_c, x_p,
-    WIDE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    x, more, total, partials, rows, chunk, chunks, samples, channels, places, width, factor_h, factor_w,
+    x_b, x_c, x_p, total_b, total_c, total_p, more_b, more_c, more_p,
+    MORE: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """The mean of a chunk of a group's rows, and the sum of squares about it."""
     group, start = tl.program_id(0) // chunks, tl.program_id(0) % chunks * chunk
-    end = tl.minimum(start + chunk, rows)
+    end, first = tl.minimum(start + chunk, rows), group * samples
     row = start + tl.arange(0, ROWS)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = (row < end)[:, None] & (c < channels)[None, :]
-    v = tl.load(x + _places(row, c, group * samples, places, x_b, x_c, x_p, WIDE), mask=inside, other=0).to(ACC)
+    v = _term(
+        x, more, total, row, c, inside, first, places, width, factor_h, factor_w, x_b, x_c, x_p,
+        total_b, total_c, total_p, more_b, more_c, more_p, MORE, WIDE, ACC,
+    )  # fmt: skip
     about = tl.sum(v, axis=0) / tl.minimum(end - start, ROWS)
-    total = tl.where(inside, v - about[None, :], 0.0)
-    squares = total * total
+    sums = tl.where(inside, v - about[None, :], 0.0)
+    squares = sums * sums
     for begin in range(start + ROWS, end, ROWS):
         row = begin + tl.arange(0, ROWS)
         inside = (row < end)[:, None] & (c < channels)[None, :]
-        v = tl.load(x + _places(row, c, group * samples, places, x_b, x_c, x_p, WIDE), mask=inside, other=0).to(ACC)
+        v = _term(
+            x, more, total, row, c, inside, first, places, width, factor_h, factor_w, x_b, x_c, x_p,
+            total_b, total_c, total_p, more_b, more_c, more_p, MORE, WIDE, ACC,
+        )  # fmt: skip
         v = tl.where(inside, v - about[None, :], 0.0)
-        total += v
+        sums += v
         squares += v * v
-    shift = tl.sum(total, axis=0)
+    shift = tl.sum(sums, axis=0)
     mean = shift / (end - start)
     place = tl.program_id(0) * channels + c
     tl.store(partials + place, about + mean, mask=c < channels)
