@@ -48,8 +48,8 @@ def generated(
     """The work of a shipped network's generator, of which Triton does these operations; without any, PyTorch all.
 
     Args:
-        step: of `GENERATOR_STEPS`: without gradients, the images for `N_DIS` critic updates; or, for its own update, the
-            images and all gradients from theirs.
+        step: of `GENERATOR_STEPS`: the images for `N_DIS` critic updates, without gradients; or, for its own update,
+            the images, and from their gradients all others.
         batch: images of a critic update; the generator's own has twice as many.
     """
     network, mode = shipped(name, width), tuned(precision)

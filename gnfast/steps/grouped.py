@@ -108,6 +108,8 @@ def statistics(
         more: is added to its input before.
         innermost: a grouping that calls this, inside of all that are found to be open.
     """
+    if torch.compiler.is_compiling():
+        return None
     modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Grouped)]
     modes = [mode for mode in (*modes, innermost) if mode is not None and mode.groups > 1]
     groups = modes[0].groups if modes else 1

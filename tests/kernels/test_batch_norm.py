@@ -125,6 +125,70 @@ def mean_dtype(dtype):
 DTYPES = [torch.float64, torch.float32, torch.float16]
 
 
+SUMS = {
+    "each pixel to 2×3": ((6, 5, 4, 3), (2, 3)),
+    "each pixel to 2×2, many channels": ((4, 66, 5, 7), (2, 2)),
+    "as it is": ((6, 9, 8, 9), (1, 1)),
+    "vectors": ((6, 7), (1, 1)),
+}
+
+
+def check_sum(name, dtype, layout, device, module):
+    """The sum, its statistics, and the averages, against those of the sum by PyTorch."""
+    size, factor = SUMS[name]
+    whole = tuple(n * m for n, m in zip(size, (1, 1, *factor), strict=False))
+    more, x = (torch.randn(s, dtype=torch.float64).to(device, dtype) for s in (size, whole))
+    if len(size) == 4:
+        x, more = x.contiguous(memory_format=LAYOUTS[layout]), more.contiguous(memory_format=torch.channels_last)
+    exact = mean_dtype(dtype)
+    ours, theirs = (running(size[1], 0.3, False, torch.empty(0, dtype=exact, device=device)) for _ in range(2))
+    actual = *module.statistics(x, 2, 1e-3, ours, more, factor), *ours[:2]
+    repeated = F.interpolate(more, scale_factor=tuple(map(float, factor))) if factor != (1, 1) else more
+    expected = *plain.statistics(x + repeated, 2, 1e-3, theirs, None, (1, 1)), *theirs[:2]
+    assert torch.equal(actual[0], expected[0]) and actual[0].stride() == x.stride()
+    for left, right in zip(actual[1:], expected[1:], strict=True):
+        tolerance = 32 * torch.finfo(exact).eps
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_by_the_twin(name, dtype, layout):
+    check_sum(name, dtype, layout, "cpu", plain)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("name", SUMS)
+def test_interpreted_sums(name, dtype):
+    from gnfast.kernels.batch_norm import triton
+
+    for layout in LAYOUTS:
+        check_sum(name, dtype, layout, "cpu", triton)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SUMS)
+def test_sums(name, dtype):
+    from gnfast.kernels.batch_norm import triton
+
+    for layout in LAYOUTS:
+        check_sum(name, dtype, layout, "cuda", triton)
+
+
+@pytest.mark.interpreted
+def test_interpreted_in_large_tensors(monkeypatch):
+    """Those of 2³¹ entries and more, whose places take 64 bits."""
+    from gnfast.kernels.batch_norm import triton
+
+    original = triton._tile
+    monkeypatch.setattr(triton, "_tile", lambda x: original(x) | {"WIDE": True})
+    check_kernels("odd", "each", True, torch.float64, "channels_last", "cpu")
+    check_sum("each pixel to 2×3", torch.float64, "contiguous", "cpu", triton)
+
+
 @pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
@@ -171,3 +235,6 @@ def test_what_has_no_variance_is_refused():
     for size, groups in (((4, 3), 4), ((5, 3, 2), 2), ((0, 3, 4, 4), 1), ((4,), 1)):
         with pytest.raises(InputError, match="equal parts of 2 values or more"):
             batch_norm.statistics(torch.randn(size), groups, 1e-5)
+    for size, factor in (((4, 3, 2, 2), (1, 1)), ((4, 3, 2, 3), (2, 2)), ((4, 3), (2, 2)), ((4, 2, 2, 2), (2, 2))):
+        with pytest.raises(InputError, match="more: got"):
+            batch_norm.statistics(torch.randn(4, 3, 4, 4), 2, 1e-5, None, torch.randn(size), factor)

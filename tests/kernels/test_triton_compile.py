@@ -103,8 +103,11 @@ def batch_norms() -> Iterator[tuple[str, Case]]:
     common |= {name: getattr(batch_norm_launches, name) for name in ("CHUNKS", "FEW")}
     width = batch_norm_launches.CHANNELS
     common |= {"WIDTH": width, "ROWS": batch_norm_launches.ENTRIES // width, "WEIGHTED": True, "BIASED": True}
-    for kernel in ("moments", "statistics", "totals"):
-        yield f"batch norm {kernel}", Case(batch_norm, kernel, ("x",), sums | parameters, common)
+    for kernel in ("statistics", "totals"):
+        yield f"batch norm {kernel}", Case(batch_norm, kernel, (), sums | parameters, common)
+    for more in (False, True):
+        case = Case(batch_norm, "moments", ("x", "more", "total"), sums, common | {"MORE": more})
+        yield f"batch norm moments{', of a sum' * more}", case
     for kernel, of_each in itertools.product(("normalise", "sums", "pull"), (False, True)):
         tensors, constants = ("x", "y", "dy", "dx"), common | {"BY_SAMPLE": of_each, "RELU": True}
         name = f"batch norm {kernel}, factors of {'each sample' if of_each else 'all samples'}"

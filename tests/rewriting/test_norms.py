@@ -10,8 +10,11 @@ from torch import nn
 
 import gnfast
 from gnfast import UnsupportedError, models
+from gnfast.kernels import operands
 from gnfast.kernels.batch_norm import plain
 from gnfast.models.biggan import ConditionalBatchNorm
+from gnfast.rewriting import folding
+from gnfast.rewriting.folding import fold_kernel
 from gnfast.steps import batch_norm
 from gnfast.steps.grouped import grouped_batch_norm
 
@@ -24,6 +27,14 @@ def calls(monkeypatch):
     found, original = [], batch_norm.normalise
     monkeypatch.setattr(plain, "FUSES", True)
     monkeypatch.setattr(batch_norm, "normalise", lambda *args: found.append(args[-1]) or original(*args))
+    return found
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """Those that a norm has taken in."""
+    found, original = [], batch_norm._Sum.apply
+    monkeypatch.setattr(batch_norm._Sum, "apply", lambda *args: found.append(args) or original(*args))
     return found
 
 
@@ -41,20 +52,20 @@ def grouping(net, groups):
 
 
 GENERATORS = {
-    "dcgan": (32, 4, 3),
-    "resnet": (32, 7, 3),
-    "mimicry-resnet": (32, 7, 2),
-    "sngan-projection": (64, 9, 2),
-    "biggan": (32, 7, 1),
-    "biggan-faster": (64, 9, 1),
+    "dcgan": (32, 4, 0, 3),
+    "resnet": (32, 7, 3, 3),
+    "mimicry-resnet": (32, 7, 3, 2),
+    "sngan-projection": (64, 9, 4, 2),
+    "biggan": (32, 7, 3, 1),
+    "biggan-faster": (64, 9, 3, 1),
 }
-"""Name: resolution, norms, groups."""
+"""Name: resolution, norms, how many of them take in a sum, groups. A sum that attention reads is one before it."""
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_generators(name, layout, calls, monkeypatch):
-    resolution, norms, groups = GENERATORS[name]
+def test_generators(name, layout, calls, sums, monkeypatch):
+    resolution, norms, with_sum, groups = GENERATORS[name]
     conditional = models.REGISTRY[name].conditional
     classes = {"classes": LABELS} if conditional else {}
     alone = models.build(name, resolution=resolution, channels=3, z_dim=12, width=0.04, **classes)[0]
@@ -69,10 +80,10 @@ def test_generators(name, layout, calls, monkeypatch):
         inputs = [torch.randn(groups * 4, 12, dtype=torch.float64)]
         inputs += [torch.randint(LABELS, (groups * 4,))] if conditional else []
         expected = stated(monkeypatch, alone, groups, *inputs)
-        calls.clear()
+        calls.clear(), sums.clear()
         with grouping(fused, groups):
             actual = fused(*inputs)
-        assert type(actual) is torch.Tensor and calls == [True] * norms
+        assert type(actual) is torch.Tensor and calls == [True] * norms and len(sums) == with_sum
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10, msg=f"step {step}")
     weight = torch.randn_like(expected)
     (actual * weight).sum().backward()
@@ -161,6 +172,60 @@ def test_a_batch_of_gradients(calls):
     assert calls
 
 
+class Sums(nn.Module):
+    """Sums of all kinds before a norm, which others read as well: in both orders, of no upsampling and of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+
+    def forward(self, x):
+        up = nn.Upsample(scale_factor=(2, 3))
+        whole = F.interpolate(x, size=(10, 21), mode="bilinear")
+        total = up(self.second(x)) + self.first(whole)
+        h = self.norms[0](total).relu() + total
+        h = h + self.norms[1](self.first(whole) + self.second(whole)).relu()
+        h = h + self.norms[2](up(self.second(x)) + up(self.first(x))).relu()
+        return self.norms[3](self.second(up(x)) + self.first(whole)) * total + h
+
+
+def test_sums_before_a_norm(calls, sums, monkeypatch):
+    alone = Sums().double()
+    together = copy.deepcopy(alone)
+    x = torch.randn(6, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    expected, actual = stated(monkeypatch, alone, 1, x), gnfast.rewrite(together)(x)
+    assert calls == [True] * 3 + [False] and [args[2] for args in sums] == [(2, 3), (1, 1), (2, 3)]
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+    weight = torch.randn_like(expected)
+    actual, expected = (
+        torch.autograd.grad(y, [x, *net.parameters()], weight, create_graph=True)
+        for y, net in ((actual, together), (expected, alone))
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    squares = (sum(g.square().sum() for g in grads) for grads in (actual, expected))
+    nets = together, alone
+    again = [torch.autograd.grad(s, [x, *net.parameters()]) for s, net in zip(squares, nets, strict=True)]
+    torch.testing.assert_close(*again, rtol=1e-7, atol=1e-7)
+
+
+def test_others_that_ask_a_sum_for_its_dimensions_get_its_values(calls, sums):
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            total = self.conv(x) + self.conv(x)
+            return torch.vmap(lambda t: t * 2)(total) + self.norm(total)
+
+    net, x = Asks().double(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    actual = gnfast.rewrite(net)(x)
+    total = 2 * net.conv(x)
+    torch.testing.assert_close(actual, 2 * total + F.batch_norm(total, None, None, training=True))
+    assert calls and not sums
+
+
 class InPlace(nn.Module):
     """What was written in place goes on under two names."""
 
@@ -243,6 +308,22 @@ def test_half_widths_are_as_exact_as_pytorch(dtype, conditional, calls, monkeypa
         assert ours.dtype == plainly.dtype
         errors = [(t.double() - true).norm().item() for t in (ours, plainly)]
         assert errors[0] <= 2 * errors[1] + 1e-6 * true.norm().item(), f"result {index}: {errors}"
+
+
+@pytest.mark.parametrize("transposed", [0, 2])
+def test_folds_by_one_kernel(transposed, monkeypatch):
+    """As often differentiable as by PyTorch's operations, and in autocast's dtype."""
+    monkeypatch.setattr(folding, "choices", lambda *_: ("triton",))
+    weight = torch.randn(6, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    fold = operands.Fold((2, 3), mean=not transposed, transposed=transposed)
+    assert torch.autograd.gradcheck(lambda w: fold_kernel(w, fold), weight)
+    assert torch.autograd.gradgradcheck(lambda w: fold_kernel(w, fold).square(), weight)
+    assert torch.equal(fold_kernel(weight, fold), operands.plain.folded(weight, fold))
+    last = weight.detach().float().contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = fold_kernel(last, fold)
+    assert torch.equal(low, operands.plain.folded(last, fold).bfloat16())
+    assert low.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_cpus_go_on_as_they_did():
