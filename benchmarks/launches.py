@@ -12,7 +12,6 @@ from gnfast.bench.critics import SHIPPED
 from gnfast.bench.gpu_ways import IN_TRITON
 from gnfast.bench.launches import (
     GENERATOR_STEPS,
-    N_DIS,
     STEPS,
     bytes_besides_products,
     generated,
@@ -41,8 +40,7 @@ def main() -> None:
             list_each(found, options.each)
         for step in GENERATOR_STEPS:
             found, stated = (generated(name, step, options.precision, triton=triton) for triton in (IN_TRITON, ()))
-            images = f"{64 * N_DIS} images without gradients" if step == "forward" else "128 images"
-            print(f"{name}, generator's {step}, {images}, {options.precision}: {found.launches} launches")
+            print(f"{name}, generator's {step}, {options.precision}: {found.launches} launches")
             list_kinds(found)
             moved, before = bytes_besides_products(found) / 1e6, bytes_besides_products(stated) / 1e6
             print(f"        besides products {moved:.1f} MB, by PyTorch {before:.1f} MB: {moved / before:.2f}")

@@ -10,6 +10,7 @@ from gnfast.bench.count import Work, work
 from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
 from gnfast.bench.critics import Z_DIM, shipped
 from gnfast.bench.gpu_ways import IN_TRITON, gpu_ways, nothing_computed
+from gnfast.bench.iteration import settings
 from gnfast.bench.mode import tuned
 from gnfast.engine.operands import made_of, prepare
 from gnfast.plan.plan import readers
@@ -17,7 +18,6 @@ from gnfast.plan.trace import record
 
 NOT_FUSIBLE = ("convolution", "product")
 GENERATOR_STEPS = ("forward", "forward and backward")
-N_DIS = 5
 STEPS = {"critic": critic_step, "generator": generator_step}
 CPU = torch.device("cpu")
 
@@ -48,14 +48,14 @@ def generated(
     """The work of a shipped network's generator, of which Triton does these operations; without any, PyTorch all.
 
     Args:
-        step: of `GENERATOR_STEPS`: the images for `N_DIS` critic updates, without gradients; or, for its own update,
-            the images, and from their gradients all others.
+        step: of `GENERATOR_STEPS`: the images for all critic updates of an iteration, without gradients; or, for its
+            own update, the images, and from their gradients all others.
         batch: images of a critic update; the generator's own has twice as many.
     """
     network, mode = shipped(name, width), tuned(precision)
     generator = network.generator(torch.float32, mode.layout)
-    merged, groups = rewrite(generator), N_DIS if step == "forward" else 1
-    z = torch.zeros(N_DIS * batch if step == "forward" else 2 * batch, Z_DIM)
+    merged, groups = rewrite(generator), settings(network, batch).n_dis if step == "forward" else 1
+    z = torch.zeros(groups * batch if step == "forward" else 2 * batch, Z_DIM)
 
     def forward() -> torch.Tensor:
         # Casts of weights are kept while autocast is on.

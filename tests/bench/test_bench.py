@@ -1,10 +1,12 @@
 """What `gnfast bench` measures is what it says: counts, costs, baselines, the gate, and the command itself."""
 
 import copy
+import itertools
 import json
 import time
 import types
 import weakref
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -192,27 +194,33 @@ def test_a_critics_step_moves_little_more_on_a_gpu_than_fusing_allows(name):
     assert least < moved <= 1.3 * least
 
 
-# With a quarter of the channels weights are more of it than docs/performance.md has for whole networks.
-OF_A_GENERATOR = {"CNN 32": (0.5, 0.71, 41, 66), "ResNet 32": (0.42, 0.61, 93, 155)}
+# Ratios of bytes to PyTorch's, for the critic's images and for the generator's own update; launches of the two. With a
+# quarter of the channels weights are more of it than in docs/performance.md, which has whole networks.
+OF_A_GENERATOR = {"CNN 32": (0.76, 0.71, 37, 66), "ResNet 32": (0.42, 0.61, 93, 155)}
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
 @pytest.mark.parametrize("name", OF_A_GENERATOR)
-def test_a_generator_moves_less_on_a_gpu_than_by_pytorch(name, precision):
-    """Bytes of all but products, counted: of the images for the critic, and of the generator's own update."""
+def test_a_generator_moves_less_on_a_gpu_than_by_pytorch(name):
+    """Bytes of all but products, counted."""
     pytest.importorskip("triton")
     *ratios, forward, both = OF_A_GENERATOR[name]
-    for step, ratio, bound in zip(GENERATOR_STEPS, ratios, (forward, both), strict=True):
+    moved = Counter()
+    for precision, (step, ratio, bound) in itertools.product(
+        ("bfloat16", "tf32"), zip(GENERATOR_STEPS, ratios, (forward, both), strict=True)
+    ):
         found, stated = (
             generated(name, step, precision, width=0.25, batch=16, triton=triton) for triton in (IN_TRITON, ())
         )
-        assert found.flops == stated.flops and found.launches <= bound
-        assert bytes_besides_products(found) <= ratio * bytes_besides_products(stated), step
+        ours, theirs = map(bytes_besides_products, (found, stated))
+        moved.update({(precision, "ours"): ours, (precision, "theirs"): theirs})
+        assert found.flops == stated.flops and found.launches <= bound and ours <= ratio * theirs, (precision, step)
         # No activation is joined, normalised, rectified or repeated by itself.
         names = {launch.name for launch in found.launched}
         assert names.isdisjoint({"cat", "relu_", "native_batch_norm", "upsample_nearest2d", "threshold_backward"})
         norms = sum(launch.kind == "_batch_norm_normalise_kernel" for launch in found.launched)
         assert norms == sum(launch.name == "relu_" for launch in stated.launched)
+    # An iteration in bfloat16 against the same in TF32.
+    assert moved["bfloat16", "ours"] <= 0.5 * moved["tf32", "theirs"]
 
 
 def test_a_batch_norm_reads_its_input_twice():

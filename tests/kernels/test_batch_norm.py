@@ -184,7 +184,7 @@ def test_interpreted_in_large_tensors(monkeypatch):
     from gnfast.kernels.batch_norm import triton
 
     original = triton._tile
-    monkeypatch.setattr(triton, "_tile", lambda x: original(x) | {"WIDE": True})
+    monkeypatch.setattr(triton, "_tile", lambda *given: original(*given) | {"WIDE": True})
     check_kernels("odd", "each", True, torch.float64, "channels_last", "cpu")
     check_sum("each pixel to 2×3", torch.float64, "contiguous", "cpu", triton)
 

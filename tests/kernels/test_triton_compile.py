@@ -106,7 +106,9 @@ def batch_norms() -> Iterator[tuple[str, Case]]:
     for kernel in ("statistics", "totals"):
         yield f"batch norm {kernel}", Case(batch_norm, kernel, (), sums | parameters, common)
     for more in (False, True):
-        case = Case(batch_norm, "moments", ("x", "more", "total"), sums, common | {"MORE": more})
+        rows = batch_norm_launches.ENTRIES_OF_SUMS // width if more else common["ROWS"]
+        constants = common | {"MORE": more, "ROWS": rows}
+        case = Case(batch_norm, "moments", ("x", "more", "total"), sums, constants)
         yield f"batch norm moments{', of a sum' * more}", case
     for kernel, of_each in itertools.product(("normalise", "sums", "pull"), (False, True)):
         tensors, constants = ("x", "y", "dy", "dx"), common | {"BY_SAMPLE": of_each, "RELU": True}

@@ -17,8 +17,8 @@ from gnfast.kernels.batch_norm.triton_kernel import NUM_WARPS
 from gnfast.kernels.jit import acc_type
 from gnfast.kernels.layout import accumulator
 
-# Of a tile; at most `CHANNELS` of them beside each other.
-ENTRIES, CHANNELS = 4096, 64
+# Of a tile; at most `CHANNELS` of them beside each other. Of sums as many would take too many registers.
+ENTRIES, ENTRIES_OF_SUMS, CHANNELS = 4096, 2048, 64
 # About as many of the first launch fill a GPU.
 PROGRAMS = 1024
 # Of a tile of the second launch: chunks, and channels.
@@ -37,7 +37,7 @@ def statistics(
     """`batch_norm.statistics`, of dense x if there is more."""
     total = x if more is None else torch.empty_like(x)
     placed, beside, own = by_place(x), by_place(x if more is None else more), by_place(total)
-    rows, options = len(x) // groups * placed.shape[2], _tile(x)
+    rows, options = len(x) // groups * placed.shape[2], _tile(x, ENTRIES if more is None else ENTRIES_OF_SUMS)
     chunk, chunks = _chunks(x, groups, rows, options)
     partials = x.new_empty((2, groups * chunks, x.shape[1]), dtype=accumulator(x.dtype))
     mean, rstd = partials.new_empty((2, groups, x.shape[1]))
@@ -115,12 +115,12 @@ def gradients(
     return dx, *(None if t is None else total if t.dim() == 1 else each.to(t.dtype) for t, total, each in found)
 
 
-def _tile(x: Tensor) -> dict[str, object]:
+def _tile(x: Tensor, entries: int = ENTRIES) -> dict[str, object]:
     """The constants that say how entries are worked on."""
     width = min(CHANNELS, triton.next_power_of_2(x.shape[1]))
     wide = x.numel() >= 2**31 - ENTRIES
     acc = acc_type(x.dtype)
-    return {"ROWS": ENTRIES // width, "WIDTH": width, "WIDE": wide, "ACC": acc, "num_warps": NUM_WARPS}
+    return {"ROWS": entries // width, "WIDTH": width, "WIDE": wide, "ACC": acc, "num_warps": NUM_WARPS}
 
 
 def _chunks(x: Tensor, groups: int, rows: int, options: dict[str, object]) -> tuple[int, int]:
