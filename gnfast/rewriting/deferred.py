@@ -15,8 +15,8 @@ from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.interop.uncompiled import uncompiled
 
 Parts = Sequence[Tensor | None]
-PutOff = Callable[[Callable[[], Tensor]], Tensor]
-"""What makes a tensor without values of a kernel that would compute them."""
+PutOff = Callable[[Callable[[], Tensor], torch.dtype], Tensor]
+"""What makes a tensor without values of a kernel that would compute them, and of their dtype."""
 
 
 class Deferred(Tensor):
@@ -107,13 +107,13 @@ def put_off(operation: Any, parts: Parts, shape: Sequence[int], stated: Callable
 def put_off_call(operation: Any, parts: Parts, call: Callable[[PutOff], Tensor]) -> Tensor:
     """What `call` returns, as a Deferred: an autograd Function's result, whose kernel that hands to its `PutOff`.
 
-    It has the shape, and but for its layout all else, of the first part.
+    It has the shape of the first part, and lies on its device.
     """
     statement = Statement(operation, parts, parts[0].shape)
 
-    def without_values(kernel: Callable[[], Tensor]) -> Tensor:
+    def without_values(kernel: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
         statement.kernel = kernel
-        return _without_values(parts[0], statement.shape)
+        return _without_values(parts[0].new_empty((), dtype=dtype), statement.shape)
 
     deferred = call(without_values)
     statement.close(deferred)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gnfast.kernels.batch_norm import fuses
 from gnfast.rewriting.deferred import can_merge, claim, put_off_call, real, replace
 from gnfast.rewriting.merges import Sum, Upsample
-from gnfast.steps.batch_norm import More, Normalise
+from gnfast.steps.batch_norm import More, Normalise, is_ordinary
 from gnfast.steps.grouped import statistics
 
 
@@ -97,12 +97,12 @@ def _joined(norm: Any, factor: Any, place: int) -> Tensor | None:
     """The norm with a factor as its part `place`, where it has none there nor behind; in either order of the two."""
     if not _is_norm(norm):
         norm, factor = factor, norm
-    if not _is_norm(norm) or type(factor) not in (Tensor, nn.Parameter) or factor.device != norm.device:
+    if not _is_norm(norm) or not isinstance(factor, Tensor) or factor.device != norm.device:
         return None
     parts = list(norm.statement.parts)
     channels = *norm.shape[:2], *[1] * (norm.dim() - 2)
     vacant = all(part is None for part in parts[place:3])
-    if not vacant or factor.shape != channels or not factor.is_floating_point() or factor.layout is not torch.strided:
+    if not vacant or factor.shape != channels or not factor.is_floating_point() or not is_ordinary(factor):
         return None
     claim(norm)
     parts[place] = factor.reshape(factor.shape[:2])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 
 from gnfast.interop.surroundings import transform, without_autocast
-from gnfast.kernels.batch_norm import Running, by_place, fuses, gradients, normalise, statistics
+from gnfast.kernels.batch_norm import Running, by_place, dtype_of, fuses, gradients, normalise, statistics
 from gnfast.kernels.layout import accumulator
 
 Measured = tuple[Tensor, Tensor, Tensor]
@@ -35,12 +35,17 @@ def fits(
         and len(x) % groups == 0
         and x.numel() >= 2 * groups * x.shape[1] > 0
         and (running_mean is None) == (running_var is None)
-        and all(type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided for t in (x, *others))
+        and all(is_ordinary(t) for t in (x, *others))
         and all(t.shape == x.shape[1:2] and t.dtype in dtypes and t.device == x.device for t in others)
         and all(t.is_contiguous() for t in others)
         and not any(t.requires_grad for t in (running_mean, running_var) if t is not None)
         and not transform()
     )
+
+
+def is_ordinary(t: Tensor) -> bool:
+    """Whether its memory holds its values."""
+    return type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided and not t.is_neg()
 
 
 class More(NamedTuple):
@@ -85,7 +90,7 @@ class Normalise(torch.autograd.Function):
     """`kernels.batch_norm.normalise`, differentiable as often as PyTorch's: from the second derivative on by PyTorch.
 
     Its first gradients take part of x's mean and variance, from which `mean` and `rstd` were made with `eps`. Given
-    `put_off`, it returns what that makes of the computation.
+    `put_off`, it returns what that makes of the computation and of the dtype of its result.
     """
 
     @staticmethod
@@ -98,7 +103,7 @@ class Normalise(torch.autograd.Function):
         rstd: Tensor,
         eps: float,
         relu: bool,
-        put_off: Callable[[Callable[[], Tensor]], Tensor] | None = None,
+        put_off: Callable[[Callable[[], Tensor], torch.dtype], Tensor] | None = None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.eps, ctx.relu = eps, relu
@@ -106,7 +111,7 @@ class Normalise(torch.autograd.Function):
         def kernel() -> Tensor:
             return normalise(x, mean, rstd, weight, bias, relu)
 
-        return kernel() if put_off is None else put_off(kernel)
+        return kernel() if put_off is None else put_off(kernel, dtype_of(x, weight, bias))
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from gnfast.errors import InputError
 from gnfast.kernels.batch_norm import Running
-from gnfast.steps.batch_norm import Measured, More, Normalise, fits, measured
+from gnfast.steps.batch_norm import Measured, More, Normalise, fits, is_ordinary, measured
 
 
 @contextmanager
@@ -113,7 +113,8 @@ def statistics(
     modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Grouped)]
     modes = [mode for mode in (*modes, innermost) if mode is not None and mode.groups > 1]
     groups = modes[0].groups if modes else 1
-    if len(modes) > 1 or not fits(input, running_mean, running_var, weight, bias, groups):
+    ordinary = more is None or is_ordinary(more.term)
+    if len(modes) > 1 or not ordinary or not fits(input, running_mean, running_var, weight, bias, groups):
         return None
     running = None
     if running_mean is not None:

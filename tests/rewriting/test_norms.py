@@ -277,8 +277,9 @@ def test_a_change_that_nobody_shows_is_refused(calls):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("conditional", [False, True])
-def test_half_widths_are_as_exact_as_pytorch(dtype, conditional, calls, monkeypatch):
+def test_half_widths_are_as_exact_as_pytorch(dtype, conditional, relu, calls, monkeypatch):
     """At most twice its error, of outputs and gradients, all against float64; the same dtypes."""
     norm = ConditionalBatchNorm(7, lambda width: nn.Linear(5, width)) if conditional else nn.BatchNorm2d(7)
     x, z, weight = torch.randn(6, 7, 9, 11) * 2 + 1, torch.randn(6, 5), torch.randn(6, 7, 9, 11)
@@ -290,7 +291,8 @@ def test_half_widths_are_as_exact_as_pytorch(dtype, conditional, calls, monkeypa
             self.norm = norm
 
         def forward(self, x, z):
-            return (self.norm(x, z) if conditional else self.norm(x)).relu()
+            y = self.norm(x, z) if conditional else self.norm(x)
+            return y.relu() if relu else y
 
     def results(net, dtype):
         leaf = x.detach().to(dtype).clone().requires_grad_()
@@ -301,7 +303,7 @@ def test_half_widths_are_as_exact_as_pytorch(dtype, conditional, calls, monkeypa
 
     nets = [copy.deepcopy(Net()) for _ in range(2)]
     fused = results(gnfast.rewrite(nets[0]), dtype)
-    assert calls == [True]
+    assert calls == [relu]
     monkeypatch.setattr(plain, "FUSES", False)
     theirs, exact = results(nets[1], dtype), results(Net().double(), torch.float64)
     for index, (ours, plainly, true) in enumerate(zip(fused, theirs, exact, strict=True)):

@@ -80,13 +80,15 @@ def statistics(
 
 
 def normalise(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool) -> Tensor:
-    """y, in the memory format of x (contiguous where that is neither contiguous nor channels_last).
+    """y, of `dtype_of` and the memory format of x (contiguous where that is neither contiguous nor channels_last)."""
+    kernels, dtype = implementation("batch_norm", x.device.type), dtype_of(x, weight, bias)
+    return kernels.normalise(_dense(x), mean, rstd, weight, bias, relu, dtype)
 
-    In the dtype of x, or the wider one of a weight or bias for each sample, as PyTorch multiplies and adds those.
-    """
+
+def dtype_of(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+    """Of y: that of x, or the wider one of a weight or bias for each sample, as PyTorch multiplies and adds those."""
     by_sample = (t.dtype for t in (weight, bias) if t is not None and t.dim() == 2)
-    dtype = functools.reduce(torch.promote_types, by_sample, x.dtype)
-    return implementation("batch_norm", x.device.type).normalise(_dense(x), mean, rstd, weight, bias, relu, dtype)
+    return functools.reduce(torch.promote_types, by_sample, x.dtype)
 
 
 def gradients(

@@ -37,7 +37,7 @@ def statistics(
     """`batch_norm.statistics`, of dense x if there is more."""
     total = x if more is None else torch.empty_like(x)
     placed, beside, own = by_place(x), by_place(x if more is None else more), by_place(total)
-    rows, options = len(x) // groups * placed.shape[2], _tile(x, ENTRIES if more is None else ENTRIES_OF_SUMS)
+    rows, options = len(x) // groups * placed.shape[2], _tile(ENTRIES if more is None else ENTRIES_OF_SUMS, x, beside)
     chunk, chunks = _chunks(x, groups, rows, options)
     partials = x.new_empty((2, groups * chunks, x.shape[1]), dtype=accumulator(x.dtype))
     mean, rstd = partials.new_empty((2, groups, x.shape[1]))
@@ -70,7 +70,7 @@ def normalise(
 ) -> Tensor:
     """`batch_norm.normalise`, of dense x."""
     y = torch.empty_like(x, dtype=dtype)
-    placed, groups, options = by_place(x), len(mean), _tile(x)
+    placed, groups, options = by_place(x), len(mean), _tile(ENTRIES, x)
     samples, (weight, bias, *strides), flags = len(x) // groups, _affine(weight, bias, mean), _flags(weight, bias, relu)
     tiles = triton.cdiv(samples * placed.shape[2], options["ROWS"])
     with torch.cuda.device_of(x):
@@ -85,7 +85,7 @@ def gradients(
     dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`batch_norm.gradients`, of dense x."""
-    dx, groups, options, flags = torch.empty_like(x), len(mean), _tile(x), _flags(weight, bias, relu)
+    dx, groups, options, flags = torch.empty_like(x), len(mean), _tile(ENTRIES, x, dy), _flags(weight, bias, relu)
     given, (w, b, *strides) = (weight, bias), _affine(weight, bias, mean)
     placed, from_dy, samples = by_place(x), by_place(dy), len(x) // groups
     channels, places = placed.shape[1:]
@@ -115,11 +115,11 @@ def gradients(
     return dx, *(None if t is None else total if t.dim() == 1 else each.to(t.dtype) for t, total, each in found)
 
 
-def _tile(x: Tensor, entries: int = ENTRIES) -> dict[str, object]:
-    """The constants that say how entries are worked on."""
+def _tile(entries: int, x: Tensor, *others: Tensor) -> dict[str, object]:
+    """The constants that say how so many entries at a time are worked on."""
     width = min(CHANNELS, triton.next_power_of_2(x.shape[1]))
-    wide = x.numel() >= 2**31 - ENTRIES
-    acc = acc_type(x.dtype)
+    reach = (sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True)) for t in (x, *others))
+    wide, acc = max(reach) >= 2**31, acc_type(x.dtype)
     return {"ROWS": entries // width, "WIDTH": width, "WIDE": wide, "ACC": acc, "num_warps": NUM_WARPS}
 
 
