@@ -10,7 +10,7 @@ from torch import nn
 
 import gnfast
 from gnfast import UnsupportedError, models
-from gnfast.kernels import operands
+from gnfast.kernels import backend, operands
 from gnfast.kernels.batch_norm import plain
 from gnfast.models.biggan import ConditionalBatchNorm
 from gnfast.rewriting import folding
@@ -338,6 +338,30 @@ def test_cpus_go_on_as_they_did():
         )(z),
         gnfast.rewrite(twin)(z),
     )
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("name", ["dcgan", "resnet", "biggan"])
+def test_generators_by_interpreted_kernels(name, monkeypatch):
+    conditional = models.REGISTRY[name].conditional
+    classes, groups = ({"classes": LABELS}, 1) if conditional else ({}, 2)
+    alone = models.build(name, resolution=32, channels=3, z_dim=5, width=0.02, **classes)[0].double()
+    together = copy.deepcopy(alone).to(memory_format=torch.channels_last)
+    inputs = [torch.randn(groups * 2, 5, dtype=torch.float64), *([torch.randint(LABELS, (2,))] if conditional else [])]
+    expected = torch.cat([alone(*part) for part in zip(*(t.chunk(groups) for t in inputs), strict=True)])
+    for operation in ("batch_norm", "operands"):
+        monkeypatch.setitem(backend.CHOSEN, (operation, "cpu"), ("triton",))
+    with grouping(together, groups):
+        actual = gnfast.rewrite(together)(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(expected)
+    (actual * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for (key, left), right in zip(together.state_dict().items(), alone.state_dict().values(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10, msg=key)
+    for (key, left), right in zip(together.named_parameters(), alone.parameters(), strict=True):
+        scale = max(1.0, right.grad.abs().max().item())
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-10, atol=1e-9 * scale, msg=key)
 
 
 @pytest.mark.gpu
