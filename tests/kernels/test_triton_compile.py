@@ -100,6 +100,8 @@ def batch_norms() -> Iterator[tuple[str, Case]]:
     parameters = dict.fromkeys(("weight", "bias", "running_mean", "running_var", "grad_weight", "grad_bias"), "sums")
     parameters |= dict.fromkeys(("eps", "more_eps", "momentum", "more_momentum"), "=fp32")
     common = {"WIDE": False, "RUNNING": True, "CUMULATIVE": True, "TOTALS": True}
+    # In channels_last.
+    common |= dict.fromkeys(("x_c", "dy_c", "total_c", "more_c"), 1)
     common |= {name: getattr(batch_norm_launches, name) for name in ("CHUNKS", "FEW")}
     width = batch_norm_launches.CHANNELS
     common |= {"WIDTH": width, "ROWS": batch_norm_launches.ENTRIES // width, "WEIGHTED": True, "BIASED": True}
@@ -155,6 +157,11 @@ CASES = dict(itertools.chain(cases(), batch_norms()))
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("name", "element"), [(name, element) for name, c in CASES.items() for element in c.elements])
 def test_kernel(name, element, capability):
+    compile_case(name, element, capability)
+
+
+def compile_case(name: str, element: str, capability: int) -> Any:
+    """Compiles one of `CASES`, checks what it uses, and returns it."""
     module, kernel, tensors, others, constants, _ = CASES[name]
     sums = "fp64" if element == "fp64" else "fp32"
     pointers = {name: sums if kind == "sums" else kind for name, kind in others.items()}
@@ -163,7 +170,14 @@ def test_kernel(name, element, capability):
     constants = {"ACC": tl.float64 if element == "fp64" else tl.float32} | constants
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     budget = module.REGISTER_BUDGET if isinstance(module.REGISTER_BUDGET, int) else module.REGISTER_BUDGET[sums]
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
+    return assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("batch norm")])
+def test_batch_norms_move_16_bytes_at_a_time(name):
+    moved = re.findall(r"(?:ld|st)\.global\.(?:\w+::\w+\.)*(v4\.b32|\w+)", compile_case(name, "bf16", 90).asm["ptx"])
+    # Sums of a program alone, a number for each channel, are written as they come.
+    assert set(moved) <= {"v4.b32"} | ({"b32"} if name.split()[2].strip(",") not in ("normalise", "pull") else set())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
