@@ -141,4 +141,4 @@ def _stated(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, 
         y = y * weight.unsqueeze(-1)
     if bias is not None:
         y = y + bias.unsqueeze(-1)
-    return (y.relu() if relu else y).view(x.shape)
+    return (y.relu() if relu else y).view(x.shape).to(dtype_of(x, weight, bias))

@@ -164,6 +164,26 @@ def test_second_derivatives_go_through_pytorch(calls, monkeypatch):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_second_derivatives_of_half_widths(dtype, calls, monkeypatch):
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
+    x, y = torch.randn(6, 3, 4, 5), torch.randn(6, 3, 4, 5)
+
+    def second(run, dtype):
+        leaf = x.to(dtype).requires_grad_()
+        (grad,) = torch.autograd.grad((run(leaf) * y.to(dtype)).float().sum(), leaf, create_graph=True)
+        assert grad.dtype == dtype
+        return torch.autograd.grad(grad.float().square().sum(), [leaf, net[0].weight])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plain, "FUSES", False)
+        expected = second(net, torch.float32)
+    actual = second(gnfast.rewrite(net), dtype)
+    assert calls
+    for left, right in zip(actual, expected, strict=True):
+        assert (left.float() - right).norm() <= 16 * torch.finfo(dtype).eps * right.norm()
+
+
 def test_a_batch_of_gradients(calls):
     net = gnfast.rewrite(nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()).double())
     x = torch.randn(4, 3, dtype=torch.float64)
