@@ -31,8 +31,9 @@ class Deferred(Tensor):
 
     def set_(self, *args: Any, **kwargs: Any) -> Tensor:
         """PyTorch's, which it does not offer to `__torch_function__`."""
+        became = self.statement.became
         compute(self)
-        return Tensor.set_(self, *args, **kwargs)
+        return Tensor.set_(self if became is None else became, *args, **kwargs)
 
     @classmethod
     @uncompiled("Dynamo could not go on in a compiled submodule")

@@ -269,6 +269,19 @@ def test_a_relu_in_place_is_seen_under_both_names(calls):
     assert calls == [True]
 
 
+def test_memory_set_after_a_relu_in_place_is_that_of_both_names(calls):
+    class Set(InPlace):
+        def forward(self, x):
+            h = self.norm(x)
+            y = torch.relu_(h)
+            h.set_(torch.ones(5, 6))
+            return h, y
+
+    with torch.no_grad():
+        h, y = gnfast.rewrite(Set())(torch.randn(5, 6))
+    assert calls == [True] and torch.equal(h, torch.ones(5, 6)) and torch.equal(y, h)
+
+
 def test_what_is_asked_of_a_norm_computes_it(calls):
     class Asked(nn.Sequential):
         def forward(self, x):
