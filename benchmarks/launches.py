@@ -1,4 +1,4 @@
-"""What the critic's part of a step launches on a GPU, by kind, and the bytes that this moves.
+"""What the critic's part of a step and the generator launch on a GPU, by kind, and the bytes that this moves.
 
     python benchmarks/launches.py [critic ...] [--precision bfloat16] [--triton-convolutions] [--each]
 
@@ -7,9 +7,17 @@ Counted, on any machine that has Triton; nothing is computed.
 
 import argparse
 
+from gnfast.bench.count import Work
 from gnfast.bench.critics import SHIPPED
 from gnfast.bench.gpu_ways import IN_TRITON
-from gnfast.bench.launches import STEPS, bytes_besides_products, launched, least_bytes
+from gnfast.bench.launches import (
+    GENERATOR_STEPS,
+    STEPS,
+    bytes_besides_products,
+    generated,
+    launched,
+    least_bytes,
+)
 from gnfast.bench.mode import PRECISIONS
 
 
@@ -25,13 +33,28 @@ def main() -> None:
         for step in STEPS:
             found = launched(name, step, options.precision, triton=triton)
             print(f"{name}, {step} step, 128 images, {options.precision}: {found.launches} launches")
-            for kind, (count, moved) in found.by_kind().items():
-                print(f"{count:6}  {kind:32} {moved / 1e6:10.2f} MB")
+            list_kinds(found)
             if step == "critic" and triton is IN_TRITON:
                 moved, least = bytes_besides_products(found) / 1e6, least_bytes(name, options.precision) / 1e6
                 print(f"        besides products {moved:.1f} MB, at least {least:.1f} MB: {moved / least:.2f}")
-            for launch in found.launched if options.each else ():
-                print(f"        {launch.kind:32} {launch.name:32} {launch.read:12} {launch.written:12}")
+            list_each(found, options.each)
+        for step in GENERATOR_STEPS:
+            found, stated = (generated(name, step, options.precision, triton=triton) for triton in (IN_TRITON, ()))
+            print(f"{name}, generator's {step}, {options.precision}: {found.launches} launches")
+            list_kinds(found)
+            moved, before = bytes_besides_products(found) / 1e6, bytes_besides_products(stated) / 1e6
+            print(f"        besides products {moved:.1f} MB, by PyTorch {before:.1f} MB: {moved / before:.2f}")
+            list_each(found, options.each)
+
+
+def list_kinds(found: Work) -> None:
+    for kind, (count, moved) in found.by_kind().items():
+        print(f"{count:6}  {kind:32} {moved / 1e6:10.2f} MB")
+
+
+def list_each(found: Work, wanted: bool) -> None:
+    for launch in found.launched if wanted else ():
+        print(f"        {launch.kind:32} {launch.name:32} {launch.read:12} {launch.written:12}")
 
 
 if __name__ == "__main__":

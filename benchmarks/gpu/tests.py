@@ -24,8 +24,9 @@ ENDING = 10
 REPLACED = "not (test_spectral_norm and triton)"
 
 SIGN_BITS, SPECTRAL = "tests/kernels/test_sign_bits.py::test_matches_pytorch", "tests/kernels/test_spectral_norm.py"
-JOIN, HEAD, OPERANDS, SUMS = (
-    f"tests/kernels/test_{file}.py::test_kernels_match_the_twin" for file in ("join", "head", "operands", "scaled_sums")
+JOIN, HEAD, OPERANDS, SUMS, NORM = (
+    f"tests/kernels/test_{file}.py::test_kernels_match_the_twin"
+    for file in ("join", "head", "operands", "scaled_sums", "batch_norm")
 )
 MLP, CONV = "tests/kernels/test_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
 LOSS = "tests/kernels/test_loss.py::test_kernels"
@@ -44,6 +45,8 @@ SMOKE = (
     f"{OPERANDS}[torch.float32-torch.float16]",
     f"{SUMS}[torch.float32-37]",
     f"{SUMS}[torch.bfloat16-37]",
+    f"{NORM}[odd-torch.float32-channels_last]",
+    f"{NORM}[a long chunk-torch.bfloat16-channels_last]",
     f"{LOSS}[hinge-torch.bfloat16]",
     f"{LOSS}[soft-hinge-torch.float32]",
     f"{MLP}[three hidden layers-gn]",

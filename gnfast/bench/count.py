@@ -136,6 +136,9 @@ _FILLS |= {"fill_", "scalar_tensor", "arange"}
 _COPIES = {"_to_copy", "copy_", "clone", "contiguous"}
 _REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "linalg_vector_norm", "norm", "var", "std"}
 
+# How many of the first arguments.
+_READ_TWICE = {"native_batch_norm": 1, "native_batch_norm_backward": 2}
+
 
 class _Counter(TorchDispatchMode):
     """PyTorch's formulas without the module tracking of its FlopCounterMode, which breaks `torch.autograd.grad`."""
@@ -180,6 +183,9 @@ def _read(func: Any, args: Any) -> Any:
     if name == "convolution_backward":
         grad, x, weight, *_, mask = args
         return [grad, *([weight] if mask[0] else []), *([x] if mask[1] else [])]
+    if name in _READ_TWICE:
+        # In training: by the kernel that sums, and by the one that computes the result.
+        return [*args, *args[: _READ_TWICE[name]]]
     # Of what is overwritten, and of what says only how large the result is to be, nothing.
     return args[1:] if name == "copy_" else () if name in _FILLS else args
 

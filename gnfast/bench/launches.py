@@ -1,20 +1,23 @@
-"""What the critic's part of a step launches on a GPU, and the bytes that this moves: counted, on any machine."""
+"""What a step's parts launch on a GPU, the critic's and the generator's, and the bytes that this moves: counted."""
 
 import math
 from functools import partial
 
 import torch
 
+from gnfast import grouped_batch_norm, rewrite
 from gnfast.bench.count import Work, work
 from gnfast.bench.critic_steps import critic_step, four_passes, generator_step
-from gnfast.bench.critics import shipped
+from gnfast.bench.critics import Z_DIM, shipped
 from gnfast.bench.gpu_ways import IN_TRITON, gpu_ways, nothing_computed
+from gnfast.bench.iteration import settings
 from gnfast.bench.mode import tuned
 from gnfast.engine.operands import made_of, prepare
 from gnfast.plan.plan import readers
 from gnfast.plan.trace import record
 
 NOT_FUSIBLE = ("convolution", "product")
+GENERATOR_STEPS = ("forward", "forward and backward")
 STEPS = {"critic": critic_step, "generator": generator_step}
 CPU = torch.device("cpu")
 
@@ -32,6 +35,42 @@ def launched(
     net, x = network.critic(torch.float32, mode.layout), network.images(batch, torch.float32, mode.layout)
     with mode.active(CPU), gpu_ways(triton), nothing_computed():
         return work(partial(STEPS[step], four_passes, net, x))
+
+
+def generated(
+    name: str,
+    step: str,
+    precision: str,
+    width: float = 1.0,
+    batch: int = 64,
+    triton: tuple[str, ...] = IN_TRITON,
+) -> Work:
+    """The work of a shipped network's generator, of which Triton does these operations; without any, PyTorch all.
+
+    Args:
+        step: of `GENERATOR_STEPS`: the images for all critic updates of an iteration, without gradients; or, for its
+            own update, the images, and from their gradients all others.
+        batch: images of a critic update; the generator's own has twice as many.
+    """
+    network, mode = shipped(name, width), tuned(precision)
+    generator = network.generator(torch.float32, mode.layout)
+    merged, groups = rewrite(generator), settings(network, batch).n_dis if step == "forward" else 1
+    z = torch.zeros(groups * batch if step == "forward" else 2 * batch, Z_DIM)
+
+    def forward() -> torch.Tensor:
+        # Casts of weights are kept while autocast is on.
+        with mode.active(CPU), grouped_batch_norm(merged, groups):
+            return merged(z)
+
+    def run() -> object:
+        if step == "forward":
+            with torch.no_grad():
+                return forward()
+        images = forward()
+        return torch.autograd.grad(images, list(generator.parameters()), images.detach())
+
+    with gpu_ways(triton), nothing_computed():
+        return work(run)
 
 
 def bytes_besides_products(found: Work) -> int:

@@ -34,6 +34,7 @@ TABLE = {
         ("leaky_relu_pack", "leaky_relu_mask"), {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}
     ),
     "join": Operation(("join",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
+    "batch_norm": Operation(("batch_norm",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "head": Operation(("head",), {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}),
     "operands": Operation(("operands",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "scaled_sums": Operation(("scaled_sums",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),

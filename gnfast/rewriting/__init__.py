@@ -1,4 +1,4 @@
-"""Exact rewrites that save FLOPs, for any module in plain eager PyTorch.
+"""Exact rewrites that save FLOPs and passes over memory, for any module in plain eager PyTorch.
 
 While a rewritten module runs, the rules of merges.py see its calls first. They put some operations off: these
 return a `Deferred` (deferred.py). A consumer that can merge with it takes its parts, any other use computes it.
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gnfast.errors import InputError
 from gnfast.interop.surroundings import function_mode
@@ -28,8 +28,9 @@ def rewrite(module: nn.Module) -> nn.Module:
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
     pooling after them, wherever that takes fewer products. On CPUs with AVX2 or AVX-512, 3×3 convolutions and 4×4 ones
     with stride 2, transposed or not, are Winograd's in forward and backward, where they are float32 and channel counts
-    are multiples of 8. The rest runs as it is stated, and so does everything under `torch.compile`, tracing,
-    `torch.func` transforms, forward-mode differentiation and checkpointing.
+    are multiples of 8. On GPUs a batch norm in training takes in the sum before it (with its upsampled term) and what
+    follows it: a gain and an offset of each sample, ReLU. The rest runs as it is stated, and so does everything under
+    `torch.compile`, tracing, `torch.func` transforms, forward-mode differentiation and checkpointing.
 
     Args:
         module: any module; its parameters, buffers and hooks stay where they are. Available as `.net`.
@@ -64,7 +65,7 @@ class Rewritten(Wrapper):
             output = self.net(*args, **kwargs)
         # What is returned, and what hooks have kept, must outlive the weights of this step.
         mode.compute()
-        return output
+        return tree_map_only(Deferred, real, output)
 
 
 class _Rewriting(TorchFunctionMode):

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnfast.rewriting.deferred import Deferred, can_merge, claim, put_off, real
+from gnfast.rewriting import norms
+from gnfast.rewriting.deferred import Deferred, as_here, can_merge, claim, put_off, real
 from gnfast.rewriting.folding import fold_kernel
 from gnfast.rewriting.merges import AvgPool, Conv, Fold, Operation, Sum, Upsample, merge, sizes, whole_factor
 from gnfast.rewriting.winograd import convolution, output_shape
@@ -48,7 +49,8 @@ def _conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1)
         y = F.conv2d(*claim(input), weight, bias, groups=groups)
         # In the dtype that it has, as the convolution would give it, whatever autocast prefers for upsamplings.
         with torch.autocast(y.device.type, enabled=False):
-            return _put_off_upsampling(y, upsample)
+            result = _put_off_upsampling(y, upsample)
+        return as_here(result)
     x = real(input)
 
     def stated():
@@ -85,6 +87,8 @@ def _avg_pool2d(
 
 
 def _add(input, other, *rest, alpha=1, out=None):
+    if not rest and out is None and alpha == 1 and (shifted := norms.shifted(input, other)) is not None:
+        return shifted
     operations = [_operation(t) for t in (input, other)]
     if rest or out is not None or alpha != 1 or not any(isinstance(operation, Conv | Sum) for operation in operations):
         return NotImplemented
@@ -100,6 +104,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.interpolate: _interpolate,
     F.avg_pool2d: _avg_pool2d,
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _add),
+    **norms.RULES,
 }
 
 
@@ -148,7 +153,9 @@ def _operation(tensor: Any) -> Operation | None:
     if not can_merge(tensor):
         return None
     statement = tensor.statement
-    return Sum(tuple(map(_operation, statement.parts))) if isinstance(statement.operation, Sum) else statement.operation
+    if isinstance(statement.operation, Sum):
+        return Sum(tuple(map(_operation, statement.parts)))
+    return statement.operation if isinstance(statement.operation, Operation) else None
 
 
 def _plain(*tensors: Any) -> bool:

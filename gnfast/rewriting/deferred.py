@@ -15,6 +15,8 @@ from gnfast.interop.surroundings import saved_tensor_hooks
 from gnfast.interop.uncompiled import uncompiled
 
 Parts = Sequence[Tensor | None]
+PutOff = Callable[[Callable[[], Tensor], torch.dtype], Tensor]
+"""What makes a tensor without values of a kernel that would compute them, and of their dtype."""
 
 
 class Deferred(Tensor):
@@ -29,8 +31,9 @@ class Deferred(Tensor):
 
     def set_(self, *args: Any, **kwargs: Any) -> Tensor:
         """PyTorch's, which it does not offer to `__torch_function__`."""
+        became = self.statement.became
         compute(self)
-        return Tensor.set_(self, *args, **kwargs)
+        return Tensor.set_(self if became is None else became, *args, **kwargs)
 
     @classmethod
     @uncompiled("Dynamo could not go on in a compiled submodule")
@@ -54,6 +57,8 @@ class Statement(TorchDispatchMode):
         """All tensors that `kernel`, or who merges, reads: they must not change before that."""
         self.result: Tensor | None = None
         self.merged = False
+        self.became: Tensor | None = None
+        """What an operation in place has made of it, under the name of which it goes on."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -100,6 +105,29 @@ def put_off(operation: Any, parts: Parts, shape: Sequence[int], stated: Callable
     return result
 
 
+def put_off_call(operation: Any, parts: Parts, call: Callable[[PutOff], Tensor]) -> Tensor:
+    """What `call` returns, as a Deferred: an autograd Function's result, whose kernel that hands to its `PutOff`.
+
+    It has the shape of the first part, and lies on its device.
+    """
+    statement = Statement(operation, parts, parts[0].shape)
+
+    def without_values(kernel: Callable[[], Tensor], dtype: torch.dtype) -> Tensor:
+        statement.kernel = kernel
+        return _without_values(parts[0].new_empty((), dtype=dtype), statement.shape)
+
+    deferred = call(without_values)
+    statement.close(deferred)
+    return deferred
+
+
+def as_here(deferred: Tensor) -> Tensor:
+    """A Deferred, if it is one, that depends on the conditions here no more than on those it was made under."""
+    if is_pending(deferred):
+        deferred.statement.conditions = _conditions(deferred)
+    return deferred
+
+
 def is_pending(tensor: Any) -> bool:
     """Whether the values are still to be computed."""
     return isinstance(tensor, Deferred) and tensor.statement.kernel is not None
@@ -122,6 +150,12 @@ def claim(deferred: Deferred) -> Parts:
     return deferred.statement.parts
 
 
+def replace(deferred: Deferred, result: Tensor) -> Tensor:
+    """The result of an operation in place on a Deferred that can merge: who holds that has the result from here on."""
+    deferred.statement.became, deferred.statement.kernel = result, None
+    return result
+
+
 def memory(deferred: Deferred) -> Iterator[Tensor]:
     """The tensors whose values computing this would read."""
     for tensor in deferred.statement.reads:
@@ -131,6 +165,8 @@ def memory(deferred: Deferred) -> Iterator[Tensor]:
 def compute(deferred: Deferred) -> None:
     """Gives it its values, where it has none yet."""
     statement = deferred.statement
+    if statement.became is not None:
+        return
     with torch._C.DisableTorchFunction():
         if statement.kernel is not None:
             statement.check()
@@ -150,6 +186,8 @@ def real(tensor: Any) -> Any:
     if isinstance(tensor, Deferred):
         compute(tensor)
     if isinstance(tensor, Deferred):
+        if tensor.statement.became is not None:
+            return tensor.statement.became
         with torch._C.DisableTorchFunction():
             return tensor.view_as(tensor)
     return tensor

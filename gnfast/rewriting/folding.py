@@ -7,10 +7,15 @@ of them speak of a convolution with stride 1, dilation 1 and zero padding p.
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
-from gnfast.kernels.operands import Fold
-from gnfast.kernels.operands.plain import folded
+from gnfast.interop.surroundings import autocast_dtype, transform
+from gnfast.kernels.backend import choices
+from gnfast.kernels.layout import is_channels_last
+from gnfast.kernels.operands import Fold, Form, gradients, prepare
+from gnfast.kernels.operands.plain import folded, gradient
 
 Pair = tuple[int, int]
 
@@ -43,5 +48,27 @@ def fold_upsample(weight: Tensor, factor: Pair, groups: int = 1) -> Tensor:
 
 
 def fold_kernel(weight: Tensor, fold: Fold) -> Tensor:
-    """The kernel that `fold` describes, in the dtype and memory format of `weight`."""
-    return folded(weight, fold).to(weight.dtype)
+    """The kernel that `fold` describes, in the memory format and dtype of `weight`; on GPUs in autocast's, if on."""
+    device = weight.device.type
+    if choices("operands", device)[0] == "torch" or torch.compiler.is_compiling() or transform():
+        return folded(weight, fold).to(weight.dtype)
+    wide = weight.dtype == torch.float64
+    dtype = weight.dtype if wide else autocast_dtype(device) or weight.dtype
+    return _Folded.apply(weight, Form(dtype, fold, channels_last=is_channels_last(weight)))
+
+
+class _Folded(torch.autograd.Function):
+    """The fold of a kernel in one launch, and its gradient in another; further derivatives by PyTorch's operations."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, form: Form) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.form = form
+        return prepare([weight], [form])[0]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        if torch.is_grad_enabled() or transform() or is_legacy_batchedtensor(grad):
+            return gradient(grad, weight, ctx.form), None
+        return gradients([grad], [weight], [ctx.form])[0], None

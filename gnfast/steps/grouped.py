@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from gnfast.errors import InputError
+from gnfast.kernels.batch_norm import Running
+from gnfast.steps.batch_norm import Measured, More, Normalise, fits, is_ordinary, measured
 
 
 @contextmanager
@@ -26,7 +28,7 @@ def grouped_batch_norm(module: nn.Module, groups: int) -> Iterator[None]:
             fakes = generator(z).chunk(n_dis)  # z (n_dis · B, ...)
 
     Two things differ in their order: dropout's random numbers, and the running statistics of a norm that a forward
-    calls twice. Differentiable as the module is.
+    calls twice. Differentiable as the module is. On GPUs each batch norm is one pair of passes for all batches.
 
     Args:
         module: the one that runs inside; `gnfast.rewrite`'s too. It is not modified otherwise.
@@ -64,17 +66,60 @@ class _Grouped(TorchFunctionMode):
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         if len(input) % self.groups:
             raise InputError(f"groups: a batch norm got a batch of {len(input)}, wanted a multiple of {self.groups}")
-        norm = self.norms.get(id(running_mean))
-        if norm is not None and norm.num_batches_tracked is not None:
-            # The module has counted one.
-            norm.num_batches_tracked.add_(self.groups - 1)
+        found = statistics(input, running_mean, running_var, weight, bias, momentum, eps, innermost=self)
+        if found is not None:
+            _, mean, rstd = found
+            return Normalise.apply(input, weight, bias, mean, rstd, eps, False)
+        cumulative = self.counted(running_mean)
         results = []
         for part in input.chunk(self.groups):
             results.append(F.batch_norm(part, running_mean, running_var, weight, bias, training, momentum, eps))
-            if norm is not None and norm.momentum is None and momentum:
+            if cumulative and momentum:
                 # The plain mean over all batches so far: 1/t is followed by 1/(t + 1).
                 momentum = momentum / (1 + momentum)
         return torch.cat(results)
+
+    def counted(self, running_mean: Tensor | None) -> bool:
+        """Counts all batches of a norm whose module has counted one; whether it averages over all so far."""
+        norm = self.norms.get(id(running_mean))
+        if norm is not None and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(self.groups - 1)
+        return norm is not None and norm.momentum is None
+
+
+def statistics(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+    more: More | None = None,
+    innermost: _Grouped | None = None,
+) -> Measured | None:
+    """What `F.batch_norm` in training normalises, and its means and 1/σ, (groups, C), as groupings around this ask for.
+
+    All that it writes to is written, for `gnfast.steps.batch_norm.Normalise` to go on. None, and nothing is written,
+    where that does not serve.
+
+    Args:
+        input, running_mean, running_var, weight, bias, momentum, eps: those of `F.batch_norm`.
+        more: is added to its input before.
+        innermost: a grouping that calls this, inside of all that are found to be open.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Grouped)]
+    modes = [mode for mode in (*modes, innermost) if mode is not None and mode.groups > 1]
+    groups = modes[0].groups if modes else 1
+    ordinary = more is None or is_ordinary(more.term)
+    if len(modes) > 1 or not ordinary or not fits(input, running_mean, running_var, weight, bias, groups):
+        return None
+    running = None
+    if running_mean is not None:
+        running = Running(running_mean, running_var, momentum, any(mode.counted(running_mean) for mode in modes))
+    return measured(input, more, groups, eps, running)
 
 
 def _counts_forwards(module: nn.Module) -> str | None:

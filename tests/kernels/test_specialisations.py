@@ -23,12 +23,14 @@ OPERANDS = {"_operands_kernel"}
 SUMS = {"_scaled_sums_chunks_kernel", "_scaled_sums_totals_kernel"}
 LOSS = {"_loss_means_kernel", "_loss_pull_kernel"}
 JOIN = {"_join_forward_kernel", "_join_masked_kernel"}
+PARTS_OF_NORMS = ("moments", "statistics", "normalise", "sums", "totals", "pull")
 SPECTRAL = {f"_spectral_norm_{part}_kernel" for part in ("products", "finish", "scale", "inner_product", "project")}
 # The others launch what these do: `python -m tests.kernels.specialisations` compiles them all.
 DRAWN = [
     *((f"{kind} step, {name}, {precision}", 90) for kind in ("critic", "generator")
       for name in ("CNN 32", "ResNet 32") for precision in ("bfloat16", "tf32")),
     *(("critic step, ResNet 32, bfloat16", 80), ("iteration, CNN 32, bfloat16", 90)),
+    ("iteration, ResNet 32, bfloat16", 90),
 ]  # fmt: skip
 
 
@@ -41,7 +43,8 @@ def assert_fit(found, element):
 def test_launched_kernels_stay_in_registers(step, capability):
     found = specialisations.specialisations(step, capability)
     sums = set() if step.startswith("generator") else SUMS
-    assert {made.name for made in found.values()} == JOIN | HEAD | LOSS | OPERANDS | sums
+    norms = {f"_batch_norm_{part}_kernel" for part in PARTS_OF_NORMS} if step.startswith("iteration") else set()
+    assert {made.name for made in found.values()} == JOIN | HEAD | LOSS | OPERANDS | sums | norms
     assert_fit(found, "fp32")
 
 

@@ -12,6 +12,8 @@ import torch
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 
+from gnfast.kernels.batch_norm import triton as batch_norm_launches  # noqa: E402
+from gnfast.kernels.batch_norm import triton_kernel as batch_norm  # noqa: E402
 from gnfast.kernels.conv import tiles, triton_kernel  # noqa: E402
 from gnfast.kernels.draws import triton as draws  # noqa: E402
 from gnfast.kernels.head import triton as head  # noqa: E402
@@ -43,8 +45,8 @@ def assert_compiles(
     """Compiles a kernel as a launch with arguments divisible by 16 would, checks what it uses, and returns it.
 
     Args:
-        pointers: argument: its element type, or those of a tuple; arguments that are neither pointers nor constants are
-            32-bit integers.
+        pointers: argument: its element type, or those of a tuple, or = and the type of a number; all others that are no
+            constants are 32-bit integers.
         budget: registers per thread.
         odd: arguments that need not be divisible.
         stack: bytes that it may have there.
@@ -57,7 +59,9 @@ def assert_compiles(
     for index, name in enumerate(kernel.arg_names):
         kind = pointers.get(name, ())
         signature[name] = "constexpr" if name in constants else f"*{kind}" if name in pointers else "i32"
-        if isinstance(kind, tuple) and kind:
+        if str(kind).startswith("="):
+            signature[name] = kind[1:]
+        elif isinstance(kind, tuple) and kind:
             signature[name] = tuple(f"*{entry}" for entry in kind)
         elif name not in constants and name not in odd:
             attributes[(index,)] = [["tt.divisibility", 16]]
@@ -89,6 +93,31 @@ JOINS = {
 HEAD = {"CENTRE": 1.0, "BLOCK": head.BLOCK}
 CHAIN = {"HIDDEN": 3, "SLOPE": 0.2, "BIASED": 7, "CENTRE": 1.0, "ROWS": mlp.ROWS, "d_0": 2, "d_4": 1}
 LAYERS = [f"{kind}_{k}" for kind in "wb" for k in (1, 2, 3, 4)]
+
+
+def batch_norms() -> Iterator[tuple[str, Case]]:
+    """Name, case."""
+    sums = dict.fromkeys(("partials", "mean", "rstd", "means"), "sums")
+    parameters = dict.fromkeys(("weight", "bias", "running_mean", "running_var", "grad_weight", "grad_bias"), "sums")
+    parameters |= dict.fromkeys(("eps", "more_eps", "momentum", "more_momentum"), "=fp32")
+    common = {"WIDE": False, "RUNNING": True, "CUMULATIVE": True, "TOTALS": True}
+    # In channels_last.
+    common |= dict.fromkeys(("x_c", "dy_c", "total_c", "more_c"), 1)
+    common |= {name: getattr(batch_norm_launches, name) for name in ("CHUNKS", "FEW")}
+    width = batch_norm_launches.CHANNELS
+    common |= {"WIDTH": width, "ROWS": batch_norm_launches.ENTRIES // width, "WEIGHTED": True, "BIASED": True}
+    for kernel in ("statistics", "totals"):
+        yield f"batch norm {kernel}", Case(batch_norm, kernel, (), sums | parameters, common)
+    for more in (False, True):
+        rows = batch_norm_launches.ENTRIES_OF_SUMS // width if more else common["ROWS"]
+        constants = common | {"MORE": more, "ROWS": rows}
+        case = Case(batch_norm, "moments", ("x", "more", "total"), sums, constants)
+        yield f"batch norm moments{', of a sum' * more}", case
+    for kernel, of_each in itertools.product(("normalise", "sums", "pull"), (False, True)):
+        tensors, constants = ("x", "y", "dy", "dx"), common | {"BY_SAMPLE": of_each, "RELU": True}
+        name = f"batch norm {kernel}, factors of {'each sample' if of_each else 'all samples'}"
+        if kernel != "sums" or of_each:
+            yield name, Case(batch_norm, kernel, tensors, sums | parameters, constants)
 
 
 def cases() -> Iterator[tuple[str, Case]]:
@@ -123,12 +152,17 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"mlp backward, {width} wide", case
 
 
-CASES = dict(cases())
+CASES = dict(itertools.chain(cases(), batch_norms()))
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize(("name", "element"), [(name, element) for name, c in CASES.items() for element in c.elements])
 def test_kernel(name, element, capability):
+    compile_case(name, element, capability)
+
+
+def compile_case(name: str, element: str, capability: int) -> Any:
+    """Compiles one of `CASES`, checks what it uses, and returns it."""
     module, kernel, tensors, others, constants, _ = CASES[name]
     sums = "fp64" if element == "fp64" else "fp32"
     pointers = {name: sums if kind == "sums" else kind for name, kind in others.items()}
@@ -137,7 +171,14 @@ def test_kernel(name, element, capability):
     constants = {"ACC": tl.float64 if element == "fp64" else tl.float32} | constants
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     budget = module.REGISTER_BUDGET if isinstance(module.REGISTER_BUDGET, int) else module.REGISTER_BUDGET[sums]
-    assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
+    return assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("batch norm")])
+def test_batch_norms_move_16_bytes_at_a_time(name):
+    moved = re.findall(r"(?:ld|st)\.global\.(?:\w+::\w+\.)*(v4\.b32|\w+)", compile_case(name, "bf16", 90).asm["ptx"])
+    # Sums of a program alone, a number for each channel, are written as they come.
+    assert set(moved) <= {"v4.b32"} | ({"b32"} if name.split()[2].strip(",") not in ("normalise", "pull") else set())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
