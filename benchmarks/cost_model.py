@@ -20,8 +20,10 @@ from gnfast.bench.cost import Cost
 from gnfast.bench.count import work
 from gnfast.bench.critics import SHIPPED, Z_DIM, Network, shipped
 from gnfast.bench.iteration import iteration_cost, settings
-from gnfast.bench.launches import STEPS, launched
+from gnfast.bench.launches import STEPS, bytes_besides_products, launched
 from gnfast.bench.overlap import Layer, critic_layers, exposed_s, generator_layers
+from gnfast.bench.run_time import Rates, iteration_work, run_time
+from gnfast.config.presets import PRESETS
 from gnfast.train.buckets import bucket_bytes
 
 # Two cores of an AMD EPYC (AVX2): FLOP/s of the direct algorithm that Winograd's reaches, the geometric mean over the
@@ -252,6 +254,19 @@ def draw(curves: dict[str, list[Point]], picture: Path) -> None:
     figure.savefig(picture, dpi=120)
 
 
+def runs(machine: Machine) -> Iterator[str]:
+    """Minutes of whole runs, at the rates of large products and at those assumed of convolutions."""
+    assumed = Rates(machine.flop_per_s, machine.bytes_per_s, machine.graph_us * 1e-6)
+    for name in ("gngan-cifar10-cnn", "gngan-cifar10-resnet"):
+        found, steps = iteration_work(name), PRESETS[name].config.steps
+        counted = f"{found.flops / 1e12:.2f} T | {bytes_besides_products(found) / 1e9:.2f} GB | {found.launches}"
+        for rates in (Rates(), assumed):
+            time = run_time(found, steps, rates)
+            said = f"{rates.flop_per_s / 1e12:.0f} TFLOP/s, {rates.bytes_per_s / 1e12:.1f} TB/s"
+            parts = " | ".join(f"{minutes:.1f}" for minutes in (time.products, time.rest, time.gaps))
+            yield f"{name} | {counted} | {said} | {parts} | **{time.total:.1f} min**"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measured", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
@@ -265,6 +280,10 @@ def main() -> None:
     print_table(headings, on_a_cpu(options.measured))
     headings = "networks | FLOP, of double backward's | device | launches | eager | as one graph | of the bf16 peak"
     print_table(headings, on_a_gpu(machine))
+    headings = (
+        "preset, 200,000 steps | FLOP | bytes besides products | launches | rates | products | other bytes | gaps | "
+    )
+    print_table(headings + "together", runs(machine))
     curves = {name: list(scaling(machine, shipped(name))) for name in ("ResNet 32", "ResNet 128", "ResNet 256")}
     headings = "networks | GPUs | all-reduces | exposed | weak: iteration | efficiency | strong: iteration | speed-up"
     print_table(headings, (line for name, curve in curves.items() for line in on_many_gpus(name, curve)))
