@@ -75,9 +75,8 @@ class RunLog:
     def row(self, step: int, name: str = METRICS, **values: Any) -> None:
         """One row of metrics.jsonl, or of speed.jsonl; its numbers go to TensorBoard too."""
         print(json.dumps({"step": step, **values}), file=self._files[name], flush=True)
-        for key, value in values.items():
-            if self._board is not None and isinstance(value, int | float):
-                self._board.add_scalar(key, value, step)
+        numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+        self._event(step, [{"tag": key, "simple_value": value} for key, value in numbers.items()])
 
     def session(self, entry: dict[str, Any]) -> None:
         """Adds an entry to environment.json, and says where its precision is not that of the session before."""
@@ -107,13 +106,16 @@ class RunLog:
         """Saves a grid of images, (N, C, H, W) float in [-1, 1], as samples/NAME-STEP.png."""
         picture = grid(to_uint8(images).cpu())
         encoded = save_picture(picture, self.folder / "samples" / f"{name}-{step:06d}.png")
-        if self._board is not None:
+        # As it is: TensorBoard's writer would encode it once more, which takes longer than all the rest.
+        size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
+        self._event(step, [{"tag": name, "image": {**size, "encoded_image_string": encoded}}])
+
+    def _event(self, step: int, values: list[dict[str, Any]]) -> None:
+        """One event for TensorBoard with all that is known of a step: each costs as much as a row."""
+        if self._board is not None and values:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
-            # Not `add_image`, which would encode it once more: that takes longer than all the rest.
-            size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
-            image = Summary.Image(**size, encoded_image_string=encoded)
-            self._board.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+            self._board.file_writer.add_summary(Summary(value=values), step)
 
     def flush(self) -> None:
         """Brings the rows to disk, so that no checkpoint outlives the rows before it.

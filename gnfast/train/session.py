@@ -78,7 +78,7 @@ class Session:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
         self.probe = Probe(self.config)
         self.page_due, self.page_took = time.monotonic() + PAGE_SECONDS, 0.0
-        self.said = False
+        self.said, self.logged = False, 0
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
@@ -125,7 +125,13 @@ class Session:
         return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
 
     def _bar(self) -> tqdm:
-        shown = {"unit": "step", "disable": not self.progress, "dynamic_ncols": True, "smoothing": 0.05}
+        shown = {
+            "unit": "step",
+            "disable": not self.progress,
+            "dynamic_ncols": True,
+            "smoothing": 0.05,
+            "mininterval": 0.5,
+        }
         return tqdm(total=self.config.steps, initial=self.start, **shown)
 
     def _warn_of_lost_rows(self) -> None:
@@ -196,7 +202,7 @@ class Session:
             self.log.row(step, **losses, lr_d=lr_d, lr_g=lr_g)
             speed = (step - self.seen) / (now - self.since)
             self.log.row(step, SPEED, seconds=now - self.began, steps_per_second=speed)
-            self.since, self.seen = now, step
+            self.since, self.seen, self.logged = now, step, step
             shown = {name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()}
             self.bar.set_postfix(shown, refresh=False)
 
@@ -221,6 +227,8 @@ class Session:
         state.load_state_dict(self.side.good.state_dict())
         while state.step < error.step - 1:
             state.update()
+        # Rows may have been written of steps after that copy.
+        state.logged = max(state.logged, self.logged)
         if self.leads:
             self._checkpoint(Live(state))
         self.log.say(f"the state after step {state.step} is saved: the next update is the one that fails")

@@ -8,6 +8,7 @@ losses while none is free.
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -23,6 +24,8 @@ Task = tuple[str, Callable[[Seen], None]]
 HANDED_OVER = "copies, waiting"
 # One that is known to be good, one that is being looked at, and one for the next piece of work.
 SNAPSHOTS = 3
+# Without a thread, copies take at most this share of the time: going back further only repeats more steps.
+COPY_SHARE = 0.001
 # Pieces of work that may wait, most of them rows: seconds of training.
 WAITING = 100
 # A disk that does not answer is not to keep a run that has failed elsewhere.
@@ -52,6 +55,7 @@ class SideWork:
         self.good.take(state)
         self.spent = Spent()
         self._failure: BaseException | None = None
+        self._next_copy = 0.0
         self._thread = None
         if threaded:
             twin = shown(state)
@@ -119,7 +123,11 @@ class SideWork:
 
     def _keep(self, seen: Seen) -> None:
         if isinstance(seen, Live):
-            self.good.take(self._state)
+            began = time.perf_counter()
+            if began >= self._next_copy:
+                self.good.take(self._state)
+                took = time.perf_counter() - began
+                self._next_copy = began + took / COPY_SHARE
         elif isinstance(seen, Snapshot):
             self.good, free = seen, self.good
             self._free.put(free)

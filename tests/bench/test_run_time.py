@@ -13,7 +13,6 @@ from gnfast.bench.iteration import iteration_cost
 from gnfast.bench.run_time import Rates, iteration_work, run_time
 from gnfast.config.presets import PRESETS
 
-
 NHWC = torch.channels_last
 
 

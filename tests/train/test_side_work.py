@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import math
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,9 @@ import torch
 
 from gnfast.bench.program import as_on_a_gpu
 from gnfast.data import ImageDataset
-from gnfast.train import RunError, loop, session
+from gnfast.io.rows import read_rows
+from gnfast.train import NonFiniteLossError, RunError, loop, session, side_work
+from gnfast.train import step as algorithm
 from gnfast.train.side_work import HANDED_OVER, SNAPSHOTS, SideWork
 from gnfast.train.snapshot import Live, Snapshot, shown
 from gnfast.train.state import State
@@ -108,7 +111,8 @@ def test_work_is_done_in_order_and_training_waits_where_it_falls_behind():
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
-def test_the_state_to_go_back_to_is_the_last_that_was_proved(in_thread):
+def test_the_state_to_go_back_to_is_the_last_that_was_proved(in_thread, monkeypatch):
+    monkeypatch.setattr(side_work, "COPY_SHARE", math.inf)
     state = state_of({})
     side = SideWork(state, threaded=in_thread)
 
@@ -132,6 +136,16 @@ def test_the_state_to_go_back_to_is_the_last_that_was_proved(in_thread):
         side.finish()
     assert side.good.step == 3 and state.step == 4
     side.close()
+
+
+def test_copies_in_its_place_take_a_small_share_of_the_time(monkeypatch):
+    monkeypatch.setattr(side_work, "COPY_SHARE", 1e-9)
+    state = state_of({})
+    side = SideWork(state, threaded=False)
+    for _ in range(3):
+        state.update()
+        side.submit([("row", lambda seen: None)], proves=True, rows=True)
+    assert side.good.step == 1
 
 
 def test_nothing_is_done_after_a_failure_and_training_hears_of_it():
@@ -204,3 +218,35 @@ def test_a_run_goes_on_on_another_kind_of_device(first, tmp_path):
         assert outcome.finished and outcome.step == steps
     batches = session.checkpoint.load_newest(Path(config.run_dir) / "checkpoints")["state"]["batches"]
     assert batches == {"number": 32} if first else batches["position"] == 7 * 2 * 4
+
+
+def test_rows_that_waited_for_no_copy_are_not_written_again(threaded, tmp_path, monkeypatch):
+    """While a picture takes its time, rows do without copies: the one to go back to is older than they are."""
+    every = {"log_every": 1, "sample_every": 8, "n_samples": 4, "steps": 20}
+    whole, config = (tiny(tmp_path / name, **every) for name in ("whole", "failing"))
+    quiet("digits", whole)
+    picture, update, went_back = session.Session._picture, algorithm.critic_update, []
+
+    def slow(self, seen):
+        time.sleep(1.0)
+        picture(self, seen)
+
+    def poisoned(state, draw):
+        if state.step == 12:
+            next(state.critic.parameters()).data.fill_(float("nan"))
+        return update(state, draw)
+
+    def noting(self, error):
+        went_back.append(self.side.good.step)
+        go_back(self, error)
+
+    go_back = session.Session._go_back_before
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_picture", slow)
+        patch.setattr(session.Session, "_go_back_before", noting)
+        patch.setattr(algorithm, "critic_update", poisoned)
+        with pytest.raises(NonFiniteLossError, match="step 13"):
+            quiet("digits", config)
+    assert went_back[0] < 12
+    quiet("digits", config)
+    assert read_rows(Path(config.run_dir) / "metrics.jsonl") == read_rows(Path(whole.run_dir) / "metrics.jsonl")

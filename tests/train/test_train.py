@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from gnfast import metrics, models
@@ -295,6 +296,25 @@ def test_the_folder_tells_the_story(config, tmp_path):
     assert len(checkpoint.paths(folder / "checkpoints")) == 2
     assert "finished 11 steps" in (folder / "log.txt").read_text()
     assert Image.open(folder / "curves.png").width > 100
+
+
+def test_events_are_what_tensorboard_reads(tmp_path):
+    log = RunLog(tmp_path, 0, True, lambda line: None)
+    log.row(3, loss_real=1.5, loss_fake=2, extractor="x")
+    log.picture("ema", 3, torch.zeros(4, 3, 8, 8))
+    log.picture("raw", 3, torch.zeros(4, 1, 8, 8))
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]} == {
+        "loss_real": [(3, 1.5)],
+        "loss_fake": [(3, 2.0)],
+    }
+    for name in ("ema", "raw"):
+        (image,) = events.Images(name)
+        path = tmp_path / "samples" / f"{name}-000003.png"
+        assert image.encoded_image_string == path.read_bytes()
+        assert (image.width, image.height) == Image.open(path).size
 
 
 @pytest.mark.parametrize(("seconds", "drawn"), [(0.0, [0, 5, 10, 11]), (3600.0, [11])])
