@@ -23,7 +23,8 @@ time: FID where Inception's weights are there, otherwise the distance in the fea
 classes. Images without classes are not trained on then.
 
 OUT gets results.json, table.md, learning.png and the run folders. Repeating the command continues one that was stopped;
-what has been measured is kept. Preparing data, and training a classifier, come before a preset's time.
+what has been measured is kept. Preparing data and training a classifier come before a preset's time, and what a run
+does before its first update is not counted.
 
 Examples:
   gnfast bench paper --presets cifar10 stl10 celebahq --minutes 30

@@ -148,6 +148,27 @@ def test_speed(training):
     assert speed.strongest([dict(row, gate="red") for row in rows]) is None
 
 
+def test_speed_of_graphs(training, monkeypatch):
+    """As on a GPU, with graphs that call their function, and the images of all updates made ahead."""
+    made = iteration.program
+
+    def ahead(images, config, mode, device, **given):
+        state = made(images, config, mode, device, **given)
+        state.generates_ahead = config.impl != "reference" or given.get("repaired", False)
+        return state
+
+    monkeypatch.setattr(iteration, "program", ahead)
+    monkeypatch.setattr(iteration.State, "_can_be_captured", lambda state: state.config.cuda_graph)
+    monkeypatch.setattr(speed, "Setup", lambda *given, graphs: names.Setup(*given, graphs=True))
+    images = ImageDataset("noise", torch.randint(256, (32, 3, 32, 32), dtype=torch.uint8))
+    given = {"model": "resnet", "resolution": 32, "width": 0.05, "n_dis": 2, "batch_d": 2, "batch_g": 3}
+    rows = list(speed.measured(dataclasses.replace(training(**given), images=images), CPU, 0.0))
+    assert {row["variant"]: row["gate"] for row in rows} == dict.fromkeys(
+        [*speed.OURS, names.A, *speed.BASELINES], "green"
+    )
+    assert rows[0]["variant"] == names.CAPTURED and {row["ours"] for row in rows} == {names.CAPTURED}
+
+
 def test_rates_are_of_the_same_load(training):
     """Twice as slow while the machine did something else as well."""
     rows = [{"median_ms": 10.0, "ours_median_ms": 10.0}, {"median_ms": 60.0, "ours_median_ms": 20.0}]
@@ -267,6 +288,20 @@ def test_on_one_core_or_a_gpu_runs_share_their_time(training, monkeypatch):
     asked.clear()
     learning.trained(made, results, CPU, False, lambda line: None)
     assert [(sweep.cases[0].name, left) for sweep, left in asked] == [("papers", 20.0)]
+
+
+def test_runs_that_fail_are_tried_again(capsys, tmp_path, monkeypatch, forked):
+    out = tmp_path / "out"
+    words = [*WORDS, "--minutes", "0.02", "--out", str(out), *settings("steps=3")]
+    # A folder that another program has left there.
+    (out / NAME / "papers").mkdir(parents=True)
+    (out / NAME / "papers" / "notes.txt").write_text("mine")
+    assert main(words) == 1
+    table = (out / "table.md").read_text()
+    assert f"- {NAME}, the papers' way: failed, gnfast: " in table and "no config.json" in table
+    (out / NAME / "papers" / "notes.txt").unlink()
+    assert main(words) == 0
+    assert "failed" not in (out / "table.md").read_text()
 
 
 def test_wrong_losses_have_no_ratio(tmp_path, monkeypatch):

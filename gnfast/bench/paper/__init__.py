@@ -122,5 +122,8 @@ def _measured(training: Training, results: Results, plan: Plan, progress: bool, 
     if training.config.extractor == "none" or results.has_learned(name):
         return 0
     signal = learning.trained(training, results, plan.device, progress, echo)
-    results.add_learning(name, learning.found(training), ended=not signal)
+    runs = learning.found(training)
+    # What failed may have lacked memory or room, and is tried again by a repeated command.
+    failed = any(run["status"] == "failed" for run in runs.values())
+    results.add_learning(name, runs, ended=not signal and not failed)
     return 128 + signal if signal else 0

@@ -59,11 +59,9 @@ def found(training: Training) -> dict[str, dict[str, Any]]:
             # It was stopped before it began.
             pass
         else:
-            line = curve(record)
-            entry |= {"curve": line, "steps": record.step, "seconds": seconds_at(record, record.step)}
-            entry |= {
-                name: row[name] for row in record.rows for name in ("extractor", "n_fake", "n_real") if name in row
-            }
+            entry |= {"curve": curve(record), "steps": record.step, "seconds": seconds_at(record, record.step)}
+            scored = [row for row in record.rows if SCORE in row][-1:]
+            entry |= {name: row[name] for row in scored for name in ("extractor", "n_fake", "n_real")}
         known[way] = entry
     return known
 
