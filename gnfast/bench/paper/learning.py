@@ -110,8 +110,8 @@ def compared(known: dict[str, dict[str, Any]]) -> Row:
     if not lines[1]:
         return {}
     distance = lines[1][-1][2]
-    ours, theirs = (reached(line, distance) for line in lines)
     # A curve that is nowhere higher says nothing about time.
+    ours, theirs = (reached(line, distance) or None for line in lines)
     ratio = ours / theirs if ours and theirs else None
     return {"distance": distance, "gnfast_seconds": ours, "papers_seconds": theirs, "ratio": ratio}
 
