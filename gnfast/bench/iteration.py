@@ -42,16 +42,12 @@ def iteration_case(network: Network, setup: Setup) -> Case:
     casts of weights that the optimiser has changed.
     """
     config = settings(network, setup.batch)
+    images = noise(network, 4 * config.batch_d)
     device, tuned = setup.device, setup.tuned
     searched = dataclasses.replace(tuned, search=not network.large)
     # Running double backward once more, as the yardstick, takes long where images are large.
     yardstick = None if network.large else B
-
-    def variant(mode: Mode, budget: str | None, **changes: Any) -> Variant:
-        chosen = dataclasses.replace(config, **changes)
-        make = partial(_prepared, network, chosen, mode, device)
-        return Variant(make, mode, budget, captured=chosen.cuda_graph, own_precision=True)
-
+    variant = partial(iteration_variant, config, images, device)
     variants = {
         CAPTURED: variant(tuned, yardstick),
         A: variant(PAPERS, None, **PAPERS_WAY),
@@ -59,16 +55,8 @@ def iteration_case(network: Network, setup: Setup) -> Case:
         EAGER: variant(tuned, yardstick, cuda_graph=False),
         NO_REWRITES: variant(tuned, yardstick, cuda_graph=False, rewrite=False),
     }
-
-    def truth() -> Result:
-        """The losses by repaired double backward in float32."""
-        exact = Mode(conv_tf32=False)
-        with exact.active(device):
-            state = program(network, dataclasses.replace(config, **PAPERS_WAY), exact, device)
-            state.normalized = repair(state.normalized)
-            return _first(state)
-
     name = f"iteration, n_dis {config.n_dis}, batch {config.batch_d}/{config.batch_g}"
+    truth = partial(first_losses, config, images, device)
     known = partial(remembered, (name, network, setup.batch, device), truth)
     with tuned.active(device):
         critic = network.critic(torch.float32, tuned.layout, device)
@@ -76,6 +64,38 @@ def iteration_case(network: Network, setup: Setup) -> Case:
         generator = gnfast.rewrite(network.generator(torch.float32, tuned.layout, device))
         least = iteration_cost(config, plan, *cost.generator(generator, Z_DIM))
     return Case(name, network.name, network.shape, setup, setup.chosen(variants), known, least, trains=True)
+
+
+def iteration_variant(
+    config: Config,
+    images: ImageDataset,
+    device: torch.device,
+    mode: Mode,
+    budget: str | None,
+    *,
+    repaired: bool = False,
+    **changes: Any,
+) -> Variant:
+    """A variant of a case whose step is one iteration of a training.
+
+    Args:
+        config, images: what is trained, on which images.
+        device: where.
+        mode, budget: as for `Variant`.
+        repaired: with double backward, repair its convolutions and make the images of all updates ahead, as gnfast
+            does on a GPU: all that makes it faster.
+        changes: settings that replace those of `config`.
+    """
+    chosen = dataclasses.replace(config, **changes)
+    make = partial(_prepared, images, chosen, mode, device, repaired=repaired)
+    return Variant(make, mode, budget, captured=chosen.cuda_graph, own_precision=True)
+
+
+def first_losses(config: Config, images: ImageDataset, device: torch.device) -> Result:
+    """The truth about an iteration: the losses of the first by repaired double backward in float32."""
+    exact = Mode(conv_tf32=False)
+    with exact.active(device):
+        return _first(program(images, dataclasses.replace(config, **PAPERS_WAY), exact, device, repaired=True))
 
 
 def iteration_cost(config: Config, plan: gnfast.Plan, forward: Cost, both: Cost) -> Cost:
@@ -93,22 +113,28 @@ def noise(network: Network, count: int) -> ImageDataset:
     return ImageDataset("noise", torch.randint(256, (count, *network.shape), dtype=torch.uint8, generator=generator))
 
 
-def program(network: Network, config: Config, mode: Mode, device: torch.device) -> State:
+def program(images: ImageDataset, config: Config, mode: Mode, device: torch.device, *, repaired: bool = False) -> State:
     """The training program, in a mode's layout and precision; to be run in that mode without its autocast.
 
-    With double backward it makes the images of each update by themselves, as the papers' code does.
+    With double backward it makes the images of each update by themselves, as the papers' code does, unless that is
+    `repaired` (see `iteration_variant`).
     """
     layout = "channels_last" if mode.layout == torch.channels_last else "contiguous"
     precision = "bfloat16" if mode.autocast is not None else "tf32" if mode.matmul_tf32 else "float32"
     config = dataclasses.replace(config, memory_format=layout, precision=precision)
-    state = State(config, noise(network, 4 * config.batch_d), device)
-    state.generates_ahead &= config.impl != "reference"
+    state = State(config, images, device)
+    if repaired:
+        state.normalized = repair(state.normalized)
+    else:
+        state.generates_ahead &= config.impl != "reference"
     return state
 
 
-def _prepared(network: Network, config: Config, mode: Mode, device: torch.device) -> Callable[[], Result]:
+def _prepared(
+    images: ImageDataset, config: Config, mode: Mode, device: torch.device, *, repaired: bool
+) -> Callable[[], Result]:
     """A step that is one iteration; what it returns is the losses of the first, which are those of every variant's."""
-    state = program(network, config, mode, device)
+    state = program(images, config, mode, device, repaired=repaired)
     first = _first(state)
     if config.cuda_graph and device.type == "cuda":
         for _ in range(state.captured.warmup if state.captured else 0):

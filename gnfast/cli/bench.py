@@ -32,7 +32,8 @@ both alike. On a GPU gnfast's is the step as a CUDA graph; called from Python it
 
 Cases: critic (its whole step), generator (the critic's part of its step), penalties (R1, WGAN-GP), spectral (spectral
 normalisation of all layers), iteration (n_dis critic updates and a generator update, by the training program),
-sampling; without any, all of them.
+sampling; without any, all of them. `gnfast bench paper --help` is about whole trainings of the papers' presets, against
+the papers' way of running them.
 
 Baselines: a, double backward as the papers' code runs it; b, the same in channels_last and the chosen precision, with
 cuDNN's search below 128 pixels; c, b with repaired second-order weight gradients; d, torch.compile of torch.func; e, c
@@ -88,6 +89,10 @@ class BenchOptions:
 
 def run(words: list[str]) -> int:
     """`gnfast bench [CASE …] [--option value …]`."""
+    if words[:1] == ["paper"]:
+        from gnfast.cli.bench_paper import run as run_paper
+
+        return run_paper(words[1:])
     options = parse(BenchOptions, words, "bench", help=BENCH_HELP)
     out, plot = _checked(options)
     # The profiler, which counts memory, would write its own log between the lines.

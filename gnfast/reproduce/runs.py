@@ -116,12 +116,12 @@ def with_data(found: Sequence[Wanted], progress: bool) -> list[Wanted]:
         config = one.cases[0].config()
         key = (config.data, config.split, config.resolution, config.channels, config.crop, config.data_root)
         if key not in known:
-            known[key] = _images(config, progress)
+            known[key] = images_of(config, progress)
         images = known[key]
         if isinstance(images, str):
             ready.append(Wanted(one.cell, left_out=f"{NO_DATA}: {images}"))
         else:
-            ready.append(dataclasses.replace(one, cases=tuple(_fitted(case, images) for case in one.cases)))
+            ready.append(dataclasses.replace(one, cases=tuple(fitted_to(images, case) for case in one.cases)))
     return ready
 
 
@@ -138,7 +138,7 @@ def as_trained(one: Wanted) -> Wanted:
     return dataclasses.replace(one, cases=tuple(map(fitted, one.cases)))
 
 
-def _images(config: Config, progress: bool) -> ImageDataset | str:
+def images_of(config: Config, progress: bool) -> ImageDataset | str:
     """The images of a run, or why they cannot be had."""
     try:
         images = load_split(config, config.split, progress)
@@ -149,7 +149,7 @@ def _images(config: Config, progress: bool) -> ImageDataset | str:
     return images
 
 
-def _fitted(case: Case, images: ImageDataset) -> Case:
+def fitted_to(images: ImageDataset, case: Case) -> Case:
     """The run on these images: with their number of classes, and unscored where a classifier has none to learn."""
     config, options = case.config(), dict(case.options)
     if config.classes:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -77,8 +78,8 @@ def run_sweep(
 ) -> int:
     """Trains the runs of a sweep that have not finished, each in a process of its own.
 
-    A run that fails is recorded and does not stop the others. SIGINT and SIGTERM end the sweep: its runs are asked to
-    stop, and save a checkpoint; a second signal ends them at once.
+    A run that fails is recorded and does not stop the others. SIGINT and SIGTERM end the sweep, and so does its time:
+    runs are asked to stop, and save a checkpoint; a second signal ends them at once.
 
     Args:
         sweep: what to train.
@@ -107,18 +108,16 @@ def run_sweep(
         stack.callback(lambda: [job.kill() for job in running])
         stopped = stack.enter_context(requested_stops())
         steps = {case.name: _logged(case) for case in sweep.cases} if progress else {}
-        total, done = sum(case.config().steps for case in sweep.cases), sum(steps.values())
-        bar = tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True)
-        stack.enter_context(bar)
-        asked = False
-        while running or (waiting and not stopped):
-            while waiting and free and not stopped:
+        bar = stack.enter_context(_bar(sweep, sum(steps.values()), progress))
+        asked, deadline = False, math.inf
+        while running or (waiting and not asked and not stopped):
+            while waiting and free and not asked and not stopped:
                 running.append(_Job(waiting.popleft(), sweep, free.popleft(), held, server))
-            if stopped and not asked:
+            if deadline == math.inf and all(_begun(job.case) for job in running):
+                deadline = time.monotonic() + sweep.seconds
+            if not asked and (stopped or time.monotonic() >= deadline):
                 asked = True
-                echo(f"{stopped[0].name}: {len(running)} runs stop after a checkpoint")
-                for job in running:
-                    job.process.terminate()
+                _ask_to_stop(running, stopped[0].name if stopped else "the time is over", echo)
             time.sleep(POLL_SECONDS)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
@@ -182,6 +181,24 @@ def _logged(case: Case) -> int:
     """The step of the last row of metrics.jsonl, 0 if there is none."""
     found = re.findall(r'"step": (\d+)', tail(case.folder / "metrics.jsonl", 4096))
     return int(found[-1]) if found else 0
+
+
+def _bar(sweep: Sweep, done: int, progress: bool) -> tqdm:
+    """Over the steps of all runs."""
+    total = sum(case.config().steps for case in sweep.cases)
+    return tqdm(total=total, initial=done, unit="step", disable=not progress, dynamic_ncols=True)
+
+
+def _ask_to_stop(running: list[_Job], why: str, echo: Callable[[str], None]) -> None:
+    echo(f"{why}: {len(running)} runs stop after a checkpoint")
+    for job in running:
+        job.process.terminate()
+
+
+def _begun(case: Case) -> bool:
+    """Whether it has a row, so that it has imported and read everything, and made what it trains."""
+    rows = case.folder / "metrics.jsonl"
+    return rows.exists() and rows.stat().st_size > 0
 
 
 def _told(case: Case, ended: Row, score: str) -> str:
