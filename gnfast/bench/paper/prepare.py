@@ -12,6 +12,7 @@ from gnfast import metrics
 from gnfast.bench.iteration import PAPERS_WAY
 from gnfast.bench.mode import PRECISIONS
 from gnfast.config.config import Config
+from gnfast.config.precision import resolved
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset, Request, find, registered
 from gnfast.data.registry import SETS
@@ -100,9 +101,9 @@ def precision_of(config: Config, device: torch.device) -> str:
     Raises:
         ValueError: it is another.
     """
-    if config.precision not in PRECISIONS:
-        raise ValueError(f"--set: got precision={config.precision}, wanted one of {', '.join(PRECISIONS)}")
-    return "float32" if device.type == "cpu" and config.precision == "tf32" else config.precision
+    if (found := resolved(config.precision, device)) not in PRECISIONS:
+        raise ValueError(f"--set: got precision={config.precision}, wanted auto or one of {', '.join(PRECISIONS)}")
+    return found
 
 
 def _case(name: str, scale: Scale, out: Path, device: torch.device) -> Case:
