@@ -82,6 +82,21 @@ def test_a_snapshot_goes_on_as_the_state_did():
     assert equal(twin.state_dict(), state.state_dict())
 
 
+def test_all_tensors_of_a_dtype_are_copied_at_once(monkeypatch):
+    """PyTorch copies the tensors of a list with several dtypes one by one; the moving average begins as a copy."""
+    state, copies, copy = state_of({"ema_start": 9}), [], torch._foreach_copy_
+    monkeypatch.setattr(
+        torch, "_foreach_copy_", lambda targets, sources: copies.append(targets) or copy(targets, sources)
+    )
+    state.update()
+    snapshot = Snapshot(shown(state))
+    for _ in range(2):
+        snapshot.take(state)
+    assert snapshot.state
+    kinds = [{target.dtype for target in targets} for targets in copies]
+    assert kinds.count({torch.int64}) == 3 and all(len(kind) == 1 for kind in kinds)
+
+
 def test_work_is_done_in_order_and_training_waits_where_it_falls_behind():
     state, gate, done = state_of({}), threading.Event(), []
     side = SideWork(state, threaded=True)
