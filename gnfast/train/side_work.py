@@ -48,15 +48,13 @@ class SideWork:
 
     def __init__(self, state: State, threaded: bool):
         self._state = state
-        self.good = Snapshot()
+        twin = shown(state) if threaded else None
+        self.good = Snapshot(twin)
         self.good.take(state)
         self.spent = Spent()
         self._failure: BaseException | None = None
         self._thread = None
         if threaded:
-            twin = shown(state)
-            self.good = Snapshot(twin)
-            self.good.take(state)
             self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
             for _ in range(SNAPSHOTS - 1):
                 self._free.put(Snapshot(twin))

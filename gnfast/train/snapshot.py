@@ -78,7 +78,7 @@ class Snapshot:
             self._copied = _leaves(self._own), _leaves(live)
         else:
             copy_all(*self._copied)
-        self._small = state.small()
+        self._small, self._device = state.small(), state.device
         self._taken = _event(state.device)
 
     def arrive(self) -> None:
@@ -102,7 +102,8 @@ class Snapshot:
         """What a checkpoint holds, on the CPU."""
         content = pytree.tree_map_only(Tensor, _on_cpu, assembled(self._own, self._small))
         if self._taken is not None:
-            torch.cuda.current_stream().synchronize()
+            # Of the state's device, which is not the current one where the training thread asks.
+            torch.cuda.current_stream(self._device).synchronize()
         return content
 
 

@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -69,6 +70,19 @@ def saved(state):
     torch.save(state.state_dict(), file)
     file.seek(0)
     return file
+
+
+def test_a_snapshot_on_the_cpu_is_waited_for_on_the_states_device(monkeypatch):
+    """A run on `cuda:1` leaves `cuda:0` the current device of the training thread."""
+    state, snapshot, waited = state_of({}), Snapshot(), []
+    snapshot.take(state)
+    monkeypatch.setattr(snapshot, "_taken", object())
+
+    def stream(device):
+        return mock.Mock(synchronize=lambda: waited.append(device))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    assert snapshot.state_dict()["step"] == 0 and waited == [state.device]
 
 
 def test_a_snapshot_goes_on_as_the_state_did():
