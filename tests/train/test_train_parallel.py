@@ -316,6 +316,30 @@ def test_processes_go_back_together_before_a_nan_however_far_their_threads_are(t
     assert saved["step"] == 20 and all(value.isfinite().all() for value in saved["critic"].values())
 
 
+def stopped_between_rows(group, folder):
+    """Stops a run after its fifth step, one after a row."""
+    changes = {"data": "digits", "channels": 1, "log_every": 4, "extractor": "none", "tensorboard": False}
+    config = dataclasses.replace(CONFIG, **changes, run_dir=str(folder / str(group.world)))
+    update = State.update
+
+    def signalled(state):
+        update(state)
+        if state.step == 5 and group.leads:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    joined_already = mock.patch.object(loop, "joined", return_value=contextlib.nullcontext(group))
+    with joined_already, mock.patch.object(State, "update", signalled):
+        return loop.train("digits", config, progress=False, echo=lambda line: None).step
+
+
+def test_losses_that_wait_in_a_checkpoint_are_those_of_all_processes(tmp_path):
+    assert in_processes(2, stopped_between_rows, tmp_path, tmp_path) == [5, 5]
+    assert stopped_between_rows(ALONE, tmp_path) == 5
+    ours, expected = (checkpoint.load_newest(tmp_path / n / "checkpoints")["state"]["pending"] for n in "21")
+    assert len(ours) == 1
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
+
+
 def rows(folder):
     path = folder / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
