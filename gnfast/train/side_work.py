@@ -105,8 +105,9 @@ class SideWork:
     def close(self) -> None:
         """Ends the thread when it has done what it was given, whatever comes of it."""
         if self._thread is not None:
-            self._work.put(None)
-            self._thread.join(PATIENCE)
+            with contextlib.suppress(queue.Full):
+                self._work.put(None, timeout=PATIENCE)
+                self._thread.join(PATIENCE)
 
     def _do(self, seen: Seen, tasks: Sequence[Task], proves: bool) -> None:
         for number, (name, task) in enumerate(tasks):

@@ -14,7 +14,7 @@ import torch
 
 from gnfast.bench.program import as_on_a_gpu
 from gnfast.data import ImageDataset
-from gnfast.train import RunError, loop, session
+from gnfast.train import RunError, loop, session, side_work
 from gnfast.train.side_work import HANDED_OVER, SNAPSHOTS, SideWork
 from gnfast.train.snapshot import Live, Snapshot, shown
 from gnfast.train.state import State
@@ -134,6 +134,23 @@ def test_work_is_done_in_order_and_training_waits_where_it_falls_behind():
     assert entries["look"].elsewhere > 0 == entries["look"].here and entries[HANDED_OVER].here < 0.1
     side.close()
     assert "gnfast-side-work" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_work_that_never_ends_does_not_keep_a_run_that_fails(monkeypatch):
+    """Nor where as much waits as may."""
+    monkeypatch.setattr(side_work, "PATIENCE", 0.1)
+    monkeypatch.setattr(side_work, "WAITING", 1)
+    gate, begun, closed = threading.Event(), threading.Event(), []
+    side = SideWork(state_of({}), threaded=True)
+    side.submit([("look", lambda seen: begun.set() or gate.wait(60))])
+    assert begun.wait(60)
+    side.submit([("look", lambda seen: None)])
+    closing = threading.Thread(target=lambda: closed.append(side.close()))
+    closing.start()
+    closing.join(10)
+    assert closed
+    gate.set()
+    side.finish()
 
 
 @pytest.mark.parametrize("in_thread", [False, True])
