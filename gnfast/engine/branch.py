@@ -4,6 +4,7 @@ A layer's weight gradient needs the layer's cotangent and the tangent of its inp
 weight gradient. On streams of their own the two run at one time, which helps where neither fills the device.
 """
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +30,15 @@ class InLine:
         """From here on, results may be used."""
 
 
+@functools.cache
+def _beside(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """The one of all branches of a stream: PyTorch has 32, and hands them out again while others still use them.
+
+    What another thread asks of a stream that is captured would fail, or become a part of the graph.
+    """
+    return torch.cuda.Stream()
+
+
 class Branch(InLine):
     """Work that is done on a stream of its own, of the present device, in order.
 
@@ -39,7 +49,7 @@ class Branch(InLine):
     """
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+        self._stream = _beside(torch.cuda.current_stream())
         self._waiting: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
 
     def run(self, work: Callable[[], Any], reads: tuple[Tensor, ...]) -> Any:

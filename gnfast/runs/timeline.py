@@ -57,7 +57,7 @@ _KINDS = (
         r"|::(_?addmm|b?mm|baddbmm|addmv|mv|dot|matmul|linear|einsum|bilinear)\b",
     ),
     ("batch norm", r"batch_?norm|cudnn::bn|\bbn_"),
-    ("random numbers", r"distribution|philox|::(rand|bernoulli|normal_|uniform_|exponential_)"),
+    ("random numbers", r"distribution|philox|_draws_|::(rand|bernoulli|normal_|uniform_|exponential_)"),
     ("fills", r"memset|fill|::(zero|ones|full|arange|scalar_tensor|new_zeros|new_full)"),
     (
         "copies",

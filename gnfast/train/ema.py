@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import nn
 
+from gnfast.train.copies import copy_all
+
 
 class Ema:
     """Follows a module: a plain copy before step `start`, then `average ← decay · average + (1 - decay) · module`.
@@ -42,5 +44,4 @@ class Ema:
         # A launch per list, not per tensor, where PyTorch has it.
         if averaged:
             torch._foreach_lerp_([ours[n] for n in averaged], [theirs[n] for n in averaged], 1 - self.decay)
-        if copied:
-            torch._foreach_copy_([ours[n] for n in copied], [theirs[n] for n in copied])
+        copy_all([ours[n] for n in copied], [theirs[n] for n in copied])

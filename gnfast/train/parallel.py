@@ -10,13 +10,15 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from gnfast.steps.captured import CapturedStep, CaptureError, Step
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,14 @@ class Group:
             dist.all_gather_object(values, value)
             if len(set(values)) > 1:
                 raise RuntimeError(f"{what}: the processes of the run have different ones, wanted the same in all")
+
+    def of_leader(self, content: T) -> T:
+        """What the leader has: plain values and tensors on the CPU, in nests."""
+        if self.world == 1:
+            return content
+        found = [content]
+        dist.broadcast_object_list(found, 0)
+        return found[0]
 
     def as_leads(self, net: nn.Module) -> nn.Module:
         """A network with the leader's buffers, such as the statistics of batch norm that is not synchronised."""

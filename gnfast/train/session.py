@@ -23,7 +23,7 @@ from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
 from gnfast.train.networks import sample
 from gnfast.train.probe import Probe
 from gnfast.train.profile import Profile
-from gnfast.train.ring import NonFiniteLossError, between, means
+from gnfast.train.ring import NonFiniteLossError, means
 from gnfast.train.saved import SCORE
 from gnfast.train.side_work import Seen, SideWork
 from gnfast.train.snapshot import Live
@@ -149,6 +149,8 @@ class Session:
             self.updated.update()
             self.bar.update()
             self._after(state.step)
+        if state.logged < state.step:
+            side.submit([("losses", self._losses())], rows=True)
         side.finish()
 
     def _after(self, step: int) -> None:
@@ -157,6 +159,9 @@ class Session:
         logs, tasks = last or step % config.log_every == 0, []
         if logs:
             tasks.append(("log", self._row()))
+        elif _due(step, config.checkpoint_every):
+            # Nothing that a loss may have spoilt becomes a checkpoint.
+            tasks.append(("losses", self._losses()))
         if self.leads and _due(step, config.probe_every):
             tasks.append(("probe", self._probe))
         if self.leads and (last or _due(step, config.sample_every)):
@@ -188,15 +193,11 @@ class Session:
 
     def _row(self) -> Callable[[Seen], None]:
         """What logs the losses of the steps since the last row."""
-        state = self.state
-        start, state.logged = state.logged, state.step
-        # All processes are here, and only here, at the same time.
-        shared = state.group.mean(state.losses.values) if state.group.world > 1 else None
+        state, measured = self.state, self._losses()
+        state.logged = state.step
 
         def write(seen: Seen) -> None:
-            step = seen.step
-            rows = seen.losses(start) if shared is None else between(shared, start, step)
-            losses = means(state.loss_names, rows, step)
+            step, losses = seen.step, measured(seen)
             now = time.perf_counter()
             lr_d, lr_g = state.rates(step - 1)
             self.log.row(step, **losses, lr_d=lr_d, lr_g=lr_g)
@@ -207,6 +208,14 @@ class Session:
             self.bar.set_postfix(shown, refresh=False)
 
         return write
+
+    def _losses(self) -> Callable[[Seen], dict[str, float]]:
+        """What gives the means of the losses since the last row, and raises where one of them is not finite."""
+        state, start = self.state, self.state.logged
+        if state.group.world > 1:
+            # Here all processes are at the same step. A checkpoint then holds what all have lost.
+            state.losses.values.copy_(state.group.mean(state.losses.values))
+        return lambda seen: means(state.loss_names, seen.losses(start), seen.step)
 
     def _probe(self, seen: Seen) -> None:
         self.log.row(seen.step, **self.probe.measure(seen.state))
@@ -221,10 +230,11 @@ class Session:
         """Saves the state before the update that failed.
 
         Losses are looked at every few steps only, and by now the weights of that state are gone. They are computed
-        again: on a CPU to the same bits, since the random states are in the copy too.
+        again: on a CPU to the same bits, since the random states are in the copy too. All processes begin with the
+        leader's copy: on a thread that had more to do, it may be of an earlier step.
         """
         state = self.state
-        state.load_state_dict(self.side.good.state_dict())
+        state.load_state_dict(state.group.of_leader(self.side.good.state_dict()))
         while state.step < error.step - 1:
             state.update()
         # Rows may have been written of steps after that copy.

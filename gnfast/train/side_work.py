@@ -51,16 +51,14 @@ class SideWork:
 
     def __init__(self, state: State, threaded: bool):
         self._state = state
-        self.good = Snapshot()
+        twin = shown(state) if threaded else None
+        self.good = Snapshot(twin)
         self.good.take(state)
         self.spent = Spent()
         self._failure: BaseException | None = None
         self._next_copy = 0.0
         self._thread = None
         if threaded:
-            twin = shown(state)
-            self.good = Snapshot(twin)
-            self.good.take(state)
             self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
             for _ in range(SNAPSHOTS - 1):
                 self._free.put(Snapshot(twin))
@@ -111,8 +109,9 @@ class SideWork:
     def close(self) -> None:
         """Ends the thread when it has done what it was given, whatever comes of it."""
         if self._thread is not None:
-            self._work.put(None)
-            self._thread.join(PATIENCE)
+            with contextlib.suppress(queue.Full):
+                self._work.put(None, timeout=PATIENCE)
+                self._thread.join(PATIENCE)
 
     def _do(self, seen: Seen, tasks: Sequence[Task], proves: bool) -> None:
         for number, (name, task) in enumerate(tasks):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gnfast.train.copies import copy_all
 from gnfast.train.ring import between
 from gnfast.train.state import State, assembled
 
@@ -76,8 +77,8 @@ class Snapshot:
             self._of, self._own = live, pytree.tree_map_only(Tensor, torch.clone, live)
             self._copied = _leaves(self._own), _leaves(live)
         else:
-            torch._foreach_copy_(*self._copied)
-        self._small = state.small()
+            copy_all(*self._copied)
+        self._small, self._device = state.small(), state.device
         self._taken = _event(state.device)
 
     def arrive(self) -> None:
@@ -90,7 +91,7 @@ class Snapshot:
     def state(self) -> State:
         """A state whose networks are as they were; it serves one at a time, until the next is asked for."""
         theirs = self._shown.networks()
-        torch._foreach_copy_(_leaves(theirs), _leaves({name: self._own[name] for name in theirs}))
+        copy_all(_leaves(theirs), _leaves({name: self._own[name] for name in theirs}))
         self._shown.step = self.step
         return self._shown
 
@@ -101,7 +102,8 @@ class Snapshot:
         """What a checkpoint holds, on the CPU."""
         content = pytree.tree_map_only(Tensor, _on_cpu, assembled(self._own, self._small))
         if self._taken is not None:
-            torch.cuda.current_stream().synchronize()
+            # Of the state's device, which is not the current one where the training thread asks.
+            torch.cuda.current_stream(self._device).synchronize()
         return content
 
 

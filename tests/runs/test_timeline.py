@@ -135,6 +135,7 @@ def test_what_autograd_does_around_operations_is_pythons(name):
         ("aten::native_batch_norm_backward", "batch norm"),
         ("_spectral_norm_finish_kernel", "spectral norm"),
         ("void at::native::distribution_elementwise_grid_stride_kernel<float, 4>", "random numbers"),
+        ("_draws_latents_kernel", "random numbers"),
         ("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "all-reduce"),
         ("something else", OTHER),
     ],

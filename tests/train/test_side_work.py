@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -74,6 +75,19 @@ def saved(state):
     return file
 
 
+def test_a_snapshot_on_the_cpu_is_waited_for_on_the_states_device(monkeypatch):
+    """A run on `cuda:1` leaves `cuda:0` the current device of the training thread."""
+    state, snapshot, waited = state_of({}), Snapshot(), []
+    snapshot.take(state)
+    monkeypatch.setattr(snapshot, "_taken", object())
+
+    def stream(device):
+        return mock.Mock(synchronize=lambda: waited.append(device))
+
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    assert snapshot.state_dict()["step"] == 0 and waited == [state.device]
+
+
 def test_a_snapshot_goes_on_as_the_state_did():
     state, twin = state_of({}), state_of({})
     snapshot = Snapshot()
@@ -83,6 +97,21 @@ def test_a_snapshot_goes_on_as_the_state_did():
     twin.load_state_dict(snapshot.state_dict())
     twin.update()
     assert equal(twin.state_dict(), state.state_dict())
+
+
+def test_all_tensors_of_a_dtype_are_copied_at_once(monkeypatch):
+    """PyTorch copies the tensors of a list with several dtypes one by one; the moving average begins as a copy."""
+    state, copies, copy = state_of({"ema_start": 9}), [], torch._foreach_copy_
+    monkeypatch.setattr(
+        torch, "_foreach_copy_", lambda targets, sources: copies.append(targets) or copy(targets, sources)
+    )
+    state.update()
+    snapshot = Snapshot(shown(state))
+    for _ in range(2):
+        snapshot.take(state)
+    assert snapshot.state
+    kinds = [{target.dtype for target in targets} for targets in copies]
+    assert kinds.count({torch.int64}) == 3 and all(len(kind) == 1 for kind in kinds)
 
 
 def test_work_is_done_in_order_and_training_waits_where_it_falls_behind():
@@ -108,6 +137,23 @@ def test_work_is_done_in_order_and_training_waits_where_it_falls_behind():
     assert entries["look"].elsewhere > 0 == entries["look"].here and entries[HANDED_OVER].here < 0.1
     side.close()
     assert "gnfast-side-work" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_work_that_never_ends_does_not_keep_a_run_that_fails(monkeypatch):
+    """Nor where as much waits as may."""
+    monkeypatch.setattr(side_work, "PATIENCE", 0.1)
+    monkeypatch.setattr(side_work, "WAITING", 1)
+    gate, begun, closed = threading.Event(), threading.Event(), []
+    side = SideWork(state_of({}), threaded=True)
+    side.submit([("look", lambda seen: begun.set() or gate.wait(60))])
+    assert begun.wait(60)
+    side.submit([("look", lambda seen: None)])
+    closing = threading.Thread(target=lambda: closed.append(side.close()))
+    closing.start()
+    closing.join(10)
+    assert closed
+    gate.set()
+    side.finish()
 
 
 @pytest.mark.parametrize("in_thread", [False, True])

@@ -17,15 +17,18 @@ import torch
 from torch import nn
 from torch.multiprocessing import start_processes
 
+from gnfast.bench.program import as_on_a_gpu
 from gnfast.cli import main
 from gnfast.data import ImageDataset
 from gnfast.metrics import FeatureExtractor
+from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
-from gnfast.train import Config, loop
+from gnfast.train import Config, NonFiniteLossError, loop, step
 from gnfast.train.buckets import averaged
 from gnfast.train.evaluate import Measures, evaluate
 from gnfast.train.failures import clear_errors
 from gnfast.train.parallel import ALONE, Group, SyncBatchNorm2d, joined, synchronise_batch_norm
+from gnfast.train.session import Session
 from gnfast.train.state import State
 from gnfast.train.validation import critic_losses
 from tests.processes import START
@@ -276,6 +279,65 @@ def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(t
     assert f"continuing after step {step}" in (text := capsys.readouterr().out) and f"finished {step + 5} steps" in text
     assert main([*words, "--steps=1", f"--run-dir={tmp_path / 'alone'}"]) == 0
     assert "distance_raw" in shared and json.loads(rows(tmp_path / "alone")[0]) == shared
+
+
+def poisoned_while_the_leader_is_busy(group, folder):
+    """The step of a NaN, in a run whose leader is long at a picture, so that its copies are of earlier steps."""
+    changes = {"data": "digits", "channels": 1, "steps": 30, "log_every": 2, "sample_every": 12, "n_samples": 4}
+    config = dataclasses.replace(CONFIG, **changes, extractor="none", tensorboard=False, run_dir=str(folder / "run"))
+    update, picture = step.critic_update, Session._picture
+
+    def poisoned(state, draw):
+        if state.step == 20:
+            next(state.critic.parameters()).data.fill_(float("nan"))
+        return update(state, draw)
+
+    def slow(session, seen):
+        while session.state.step < 22 and not session.side.failed:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        picture(session, seen)
+
+    with (
+        as_on_a_gpu(),
+        mock.patch.object(step, "critic_update", poisoned),
+        mock.patch.object(Session, "_picture", slow),
+        mock.patch.object(loop, "joined", return_value=contextlib.nullcontext(group)),
+        pytest.raises(NonFiniteLossError) as caught,
+    ):
+        loop.train("digits", config, progress=False, echo=lambda line: None)
+    return caught.value.step
+
+
+def test_processes_go_back_together_before_a_nan_however_far_their_threads_are(tmp_path):
+    """Going back, they compute the same updates, or one would wait for another that is done."""
+    assert in_processes(2, poisoned_while_the_leader_is_busy, tmp_path, tmp_path) == [21, 21]
+    saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")["state"]
+    assert saved["step"] == 20 and all(value.isfinite().all() for value in saved["critic"].values())
+
+
+def stopped_between_rows(group, folder):
+    """Stops a run after its fifth step, one after a row."""
+    changes = {"data": "digits", "channels": 1, "log_every": 4, "extractor": "none", "tensorboard": False}
+    config = dataclasses.replace(CONFIG, **changes, run_dir=str(folder / str(group.world)))
+    update = State.update
+
+    def signalled(state):
+        update(state)
+        if state.step == 5 and group.leads:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    joined_already = mock.patch.object(loop, "joined", return_value=contextlib.nullcontext(group))
+    with joined_already, mock.patch.object(State, "update", signalled):
+        return loop.train("digits", config, progress=False, echo=lambda line: None).step
+
+
+def test_losses_that_wait_in_a_checkpoint_are_those_of_all_processes(tmp_path):
+    assert in_processes(2, stopped_between_rows, tmp_path, tmp_path) == [5, 5]
+    assert stopped_between_rows(ALONE, tmp_path) == 5
+    ours, expected = (checkpoint.load_newest(tmp_path / n / "checkpoints")["state"]["pending"] for n in "21")
+    assert len(ours) == 1
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
 
 
 def rows(folder):

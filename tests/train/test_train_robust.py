@@ -1,14 +1,18 @@
 """Runs that are killed, run out of disk or diverge: a clear end, and nothing lost."""
 
+import contextlib
 import dataclasses
 import errno
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from gnfast.bench.program import as_on_a_gpu
 from gnfast.io.rows import read_rows
 from gnfast.metrics import Scores
 from gnfast.runs import checkpoint
@@ -24,9 +28,9 @@ def config(tmp_path):
     return tiny(tmp_path / "run", steps=30, n_samples=4, sample_every=0, checkpoint_every=8, log_every=5)
 
 
-@pytest.mark.parametrize("as_on_a_gpu", [False, True])
-def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(as_on_a_gpu, tmp_path):
-    whole = Runs(tmp_path, as_on_a_gpu)
+@pytest.mark.parametrize("as_on_gpu", [False, True])
+def test_runs_that_are_killed_or_started_twice_end_like_one_that_was_left_alone(as_on_gpu, tmp_path):
+    whole = Runs(tmp_path, as_on_gpu)
     outcomes = [next(kind(random.Random(3), tmp_path, whole=whole)) for kind in (kills, concurrent_starts)]
     assert outcomes[0].kills and not any(outcome.faults for outcome in outcomes), outcomes
 
@@ -136,6 +140,29 @@ def test_the_guard_saves_the_state_before_a_nan(config, monkeypatch):
     assert outcome.finished
     assert equal(a, b)
     assert read_rows(Path(config.run_dir) / "metrics.jsonl") == read_rows(Path(whole.run_dir) / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("arranged", [contextlib.nullcontext, as_on_a_gpu], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("ends", ["checkpoint", "signal"])
+def test_no_checkpoint_has_a_loss_that_is_not_finite(arranged, ends, config, monkeypatch):
+    """Also where it is due, or a signal comes, between two rows of the log, in the step that fails."""
+    config = dataclasses.replace(config, checkpoint_every=13 if ends == "checkpoint" else 0)
+    original = step.critic_update
+
+    def poisoned(state, draw):
+        if state.step == 12:
+            next(state.critic.parameters()).data.fill_(float("nan"))
+            if ends == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+        return original(state, draw)
+
+    monkeypatch.setattr(step, "critic_update", poisoned)
+    for _ in range(2):
+        with arranged(), pytest.raises(NonFiniteLossError, match="step 13"):
+            quiet("digits", config)
+        saved = checkpoint.load_newest(Path(config.run_dir) / "checkpoints")["state"]
+        assert saved["step"] == 12 and all(value.isfinite().all() for value in saved["critic"].values())
+        assert "the state after step 12 is saved" in (Path(config.run_dir) / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
