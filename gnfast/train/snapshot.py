@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from gnfast.train.restore import assembled
 from gnfast.train.ring import between
-from gnfast.train.state import State, assembled
+from gnfast.train.state import State
 
 
 class Live:
