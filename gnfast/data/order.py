@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gnfast.data.dataset import at_least
+from gnfast.data.dataset import DataError, at_least
 from gnfast.kernels.draws import plain
 
 _AT_ONCE = 64
@@ -17,7 +17,7 @@ class StepOrder:
 
     Args:
         size: how many images there are.
-        seed: 0..2³²-1.
+        seed: 0..2⁶³-1.
         per_step: how many batches a step takes.
         batch_size: of a whole batch, for all processes.
 
@@ -30,6 +30,8 @@ class StepOrder:
 
     def __init__(self, size: int, seed: int, per_step: int, batch_size: int) -> None:
         self.size, self.seed = at_least("size", size, 1), at_least("seed", seed, 0)
+        if seed >= 2**63:
+            raise DataError(f"seed: got {seed}, wanted at most 2**63 - 1")
         self.per_step, self.batch_size = at_least("per_step", per_step, 1), at_least("batch_size", batch_size, 1)
         self.number = 0
         self._block = -1

@@ -56,7 +56,7 @@ class Handout:
         self._slots = len(origins)
 
     def is_due(self, found: Sequence[tuple[int, Tensor]]) -> bool:
-        """Whether so many gradients are worth to be handed out."""
+        """Whether these are enough to be handed out."""
         return sum(self._bytes.get(slot, 0) for slot, _ in found) >= self._receiver.bucket_bytes
 
     def __call__(self, found: Sequence[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:

@@ -23,10 +23,6 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     From ordinary memory the driver would stage the copy and may first wait for the stream. The pinned tensor may go at
     once: PyTorch's allocator of pinned memory hands its memory out again only when the copy from it has ended.
     """
-    device = torch.device(device)
-    return pinned(tensor, device).to(device, non_blocking=True)
-
-
-def pinned(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor where a copy to `device` starts best: in pinned memory if it is on the CPU and `device` is a GPU."""
-    return tensor.pin_memory() if torch.device(device).type == "cuda" and tensor.device.type == "cpu" else tensor
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -156,7 +156,7 @@ def _gaps(gaps: Sequence[Gap], window: Window) -> Html:
     said = f"{len(gaps) / window.updates:.4g} per update; {len(long) / window.updates:.4g} of them are longer than "
     said += f"{GAP_NS / 1e3:g} µs and take {share:.1%} of the time"
     rows = [
-        (f"{gap.length / 1e3:,.1f}", gap.after[:NAME] or "the begin", gap.before[:NAME] or "the end")
+        (f"{gap.length / 1e3:,.1f}", gap.after[:NAME] or "the start", gap.before[:NAME] or "the end")
         for gap in long[:GAPS]
     ]
     return element("div", element("p", said), table(("longest, µs", "after", "before"), rows) if rows else "")
@@ -194,7 +194,7 @@ def _first_minute(begun: "Mapping[str, Entry]", graph: Mapping[str, float]) -> H
     ]
     if graph:
         said = ", ".join(f"{name} {took:.3f} s" for name, took in graph.items())
-        parts.append(element("p", f"CUDA graph: {said}; Triton's is a part of the others"))
+        parts.append(element("p", f"CUDA graph: {said}; Triton's time is a part of the others"))
     return element("div", *parts)
 
 

@@ -48,9 +48,9 @@ class CapturedStep:
         generators: CUDA generators, other than the default one, from which the step draws.
 
     Attributes:
-        seconds: what came before the first replay took: `first calls` (as they are, with all that happens once, until
-            the device is done), `capture`, and as a part of both `Triton`, which compiles kernels or reads them from
-            its cache. Empty where nothing is captured.
+        seconds: before the first replay: of the `first calls` (with all that happens once, until the device is done),
+            of `capture`, and, as a part of both, of `Triton`, which compiles kernels or reads them from its cache.
+            Empty where nothing is captured.
     """
 
     def __init__(

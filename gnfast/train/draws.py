@@ -1,4 +1,4 @@
-"""What chance decides in a step. It is drawn on the CPU, so that a seed means the same on every device."""
+"""What chance decides in a step, and latents drawn on the CPU; `device_draws.py` draws all of it on a GPU."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar

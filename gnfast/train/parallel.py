@@ -1,7 +1,7 @@
 """Data parallelism: one process per device, started by torchrun, training the same networks on parts of each batch.
 
-Every process draws the same random numbers for a whole batch and takes its part of them, so that a run means the same
-on any number of processes. `buckets.py` averages the gradients.
+Every process has its part of the random numbers of a whole batch, so that a run means the same on any number of
+processes. `buckets.py` averages the gradients.
 """
 
 import contextlib

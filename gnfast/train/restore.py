@@ -1,4 +1,4 @@
-"""What a checkpoint must be before a run takes anything over from it: kinds, keys and shapes as in its own state."""
+"""What a checkpoint holds of a state, and what one must hold before a run takes anything over from it."""
 
 from typing import Any
 
@@ -6,6 +6,34 @@ import torch
 from torch import Tensor
 
 from gnfast.errors import InputError
+from gnfast.train.ring import between
+
+
+def assembled(tensors: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of a state, from `State.tensors` and `State.small` or copies of them."""
+    pending = between(tensors["losses"], small["logged"], small["step"])
+    optimizers = {
+        name: tensors[name]
+        | {"param_groups": [a | b for a, b in zip(tensors[name]["param_groups"], groups, strict=True)]}
+        for name, groups in small["groups"].items()
+    }
+    return {
+        "step": small["step"],
+        "generator": tensors["generator"],
+        "critic": tensors["critic"],
+        **optimizers,
+        "scaler_d": small["scaler_d"],
+        "scaler_g": small["scaler_g"],
+        "batches": small["batches"],
+        "ema": tensors["ema"],
+        "noise": small["noise"],
+        "pending": [row.clone() for row in pending],
+    }
+
+
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of an optimiser's group; a rate that is a tensor is on the device."""
+    return {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
 
 
 def require_like(name: str, own: Any, got: Any) -> None:

@@ -188,7 +188,7 @@ class Session:
             first, capture, triton = (seconds.get(name, 0.0) for name in ("first calls", "capture", "Triton"))
             self.log.say(
                 f"a step is one CUDA graph from here on: {first:.1f} s for its first calls, {capture:.1f} s to capture "
-                f"it; in these Triton compiled for {triton:.1f} s"
+                f"it; {triton:.1f} s of this were Triton's"
             )
 
     def _row(self) -> Callable[[Seen], None]:

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from gnfast.train.copies import copy_all
+from gnfast.train.restore import assembled
 from gnfast.train.ring import between
-from gnfast.train.state import State, assembled
+from gnfast.train.state import State
 
 
 class Live:

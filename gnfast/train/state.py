@@ -23,7 +23,7 @@ from gnfast.train.ema import Ema
 from gnfast.train.networks import FORMATS, build_networks, merged, normalized
 from gnfast.train.optimizers import decay, optimizer_for, prepare, set_rate
 from gnfast.train.parallel import ALONE, CapturedTogether, Group, synchronise_batch_norm
-from gnfast.train.restore import moments, require_like
+from gnfast.train.restore import assembled, moments, require_like, settings_of
 from gnfast.train.ring import LossRing, between, means
 from gnfast.train.step import algorithm_1
 
@@ -201,7 +201,7 @@ class State:
             "noise": self.noise.get_state(),
             "scaler_d": self.scaler_d.state_dict(),
             "scaler_g": self.scaler_g.state_dict(),
-            "groups": {name: [_settings(group) for group in o.param_groups] for name, o in optimizers.items()},
+            "groups": {name: [settings_of(group) for group in o.param_groups] for name, o in optimizers.items()},
         }
 
     def _on_device(self) -> dict[str, Any]:
@@ -286,33 +286,6 @@ class State:
         """This process's share of what was drawn on the CPU, where its update takes it."""
         share = self.group.share(drawn)
         return moved(share.to(self.dtype) if share.is_floating_point() else share, self.device)
-
-
-def assembled(tensors: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds of a state, from `State.tensors` and `State.small` or copies of them."""
-    pending = between(tensors["losses"], small["logged"], small["step"])
-    optimizers = {
-        name: tensors[name]
-        | {"param_groups": [a | b for a, b in zip(tensors[name]["param_groups"], groups, strict=True)]}
-        for name, groups in small["groups"].items()
-    }
-    return {
-        "step": small["step"],
-        "generator": tensors["generator"],
-        "critic": tensors["critic"],
-        **optimizers,
-        "scaler_d": small["scaler_d"],
-        "scaler_g": small["scaler_g"],
-        "batches": small["batches"],
-        "ema": tensors["ema"],
-        "noise": small["noise"],
-        "pending": [row.clone() for row in pending],
-    }
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of an optimiser's group; a rate that is a tensor is on the device."""
-    return {name: value for name, value in group.items() if name != "params" and not isinstance(value, Tensor)}
 
 
 def _counts_only_batches(generator: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Algorithm 1 of GN-GAN (Wu et al., ICCV 2021) on the networks of a run's `State`.
 
-One step is `n_dis` updates of the critic, one of the generator, and the moving average. All that is random was drawn
-before (`draws.py`), so that a step can be one CUDA graph.
+One step is `n_dis` updates of the critic, one of the generator, and the moving average. Nothing here is random: what
+chance decides is given (`draws.py`).
 """
 
 import contextlib

@@ -168,7 +168,9 @@ def test_wrong_orders(tmp_path):
             DataError, match=f"order: got one of {size} images in batches of {batch}, wanted 50 in batches"
         ):
             draws_of(config, order=StepOrder(size, 0, 3, batch))
-    batches = draws_of(config, order=StepOrder(50, 0, 3, 12)).batches
+    with pytest.raises(DataError, match=r"seed: got \d+, wanted at most 2\*\*63 - 1"):
+        StepOrder(50, 2**63, 3, 12)
+    batches = draws_of(config, order=StepOrder(50, 2**63 - 1, 3, 12)).batches
     for state in ({}, {"number": -1}, {"number": 1.0}):
         with pytest.raises(DataError, match="number"):
             batches.load_state_dict(state)
