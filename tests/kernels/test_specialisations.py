@@ -36,7 +36,9 @@ DRAWN = [
 
 def assert_fit(found, element):
     for made in found.values():
-        assert_fits(made.compiled, sys.modules[made.module].REGISTER_BUDGET[element], made.name)
+        # Digits of 2/π for its sines and cosines (test_triton_compile.py).
+        stack = 48 if made.name == "_draws_latents_kernel" else 0
+        assert_fits(made.compiled, sys.modules[made.module].REGISTER_BUDGET[element], made.name, stack)
 
 
 @pytest.mark.parametrize(("step", "capability"), DRAWN)

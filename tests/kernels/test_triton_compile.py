@@ -171,7 +171,9 @@ def compile_case(name: str, element: str, capability: int) -> Any:
     constants = {"ACC": tl.float64 if element == "fp64" else tl.float32} | constants
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     budget = module.REGISTER_BUDGET if isinstance(module.REGISTER_BUDGET, int) else module.REGISTER_BUDGET[sums]
-    return assert_compiles(kernel, pointers, constants, budget, capability, num_warps=module.NUM_WARPS)
+    # Triton before 3.9 leaves an address there, and nothing else.
+    stack = 8 if name == "batch norm totals" else 0
+    return assert_compiles(kernel, pointers, constants, budget, capability, stack=stack, num_warps=module.NUM_WARPS)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("batch norm")])
@@ -243,8 +245,9 @@ def test_draws(kernel, element, capability):
     pointers, constants = (
         {name: value for name, value in given.items() if name in kernel.arg_names} for given in (pointers, constants)
     )
-    budget, options = draws.REGISTER_BUDGET["fp32"], {"num_warps": draws.NUM_WARPS}
-    assert_compiles(kernel, pointers, constants, budget, capability, draws.NUMBERS, **options)
+    # As those of the loss: digits of 2/π, for sines and cosines.
+    budget, stack = draws.REGISTER_BUDGET["fp32"], 48 if "z" in pointers else 0
+    assert_compiles(kernel, pointers, constants, budget, capability, draws.NUMBERS, stack, num_warps=draws.NUM_WARPS)
 
 
 NOT_JOINED = {"TERMS": 0, "BIASES": 0, "SCALED": False, "AFTER": 0, "KEEP_SUM": False, "SIGNS": 0, "SLOPE": 0.2}
