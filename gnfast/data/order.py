@@ -50,11 +50,7 @@ class StepOrder:
         """All batches of a block of steps."""
         in_step = torch.arange(self.per_step * self.batch_size)
         steps = torch.arange(block * _AT_ONCE, (block + 1) * _AT_ONCE)[:, None]
-        first, end = (number * _AT_ONCE * len(in_step) for number in (block, block + 1))
-        pieces = []
-        for epoch in range(first // self.size, (end - 1) // self.size + 1):
-            start = epoch * self.size
-            places = torch.arange(max(first - start, 0), min(end - start, self.size))
-            pieces.append(plain.permuted(self.seed, torch.tensor(epoch), places, self.size))
-        self._block, self._indices = block, torch.cat(pieces)
+        places = (steps * len(in_step) + in_step).flatten()
+        self._block = block
+        self._indices = plain.permuted(self.seed, places // self.size, places % self.size, self.size)
         self._mirrored = plain.mirrored(self.seed, steps, in_step).flatten()

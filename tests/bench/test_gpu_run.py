@@ -393,10 +393,13 @@ def test_bounds_of_the_cpu_are_measured_in_parts(tmp_path, capsys):
     other = {"part": "time", "what": "kept", "critic": "x", "value": 1, "bound": 2}
     old = {"part": "overhead", "what": "replaced", "critic": "x", "value": 1, "bound": 2}
     out.write_text(json.dumps({"environment": {}, "rows": [other, old]}))
-    assert must_reach.main(["--only", "overhead", "--out", str(out)]) == 0
+    status = must_reach.main(["--only", "overhead", "--out", str(out)])
     kept, *measured = json.loads(out.read_text())["rows"]
     assert kept == other and all(row["part"] == "overhead" and row["value"] > 0 for row in measured)
-    assert len(measured) == 7 and "0 of 6 bounds missed" in capsys.readouterr().out
+    # On a busy machine one may be.
+    missed = sum(row["bound"] is not None and row["value"] > row["bound"] for row in measured)
+    assert len(measured) == 7 and f"{missed} of 6 bounds missed" in capsys.readouterr().out
+    assert status == (missed > 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
