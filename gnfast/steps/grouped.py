@@ -113,7 +113,9 @@ def statistics(
     modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Grouped)]
     modes = [mode for mode in (*modes, innermost) if mode is not None and mode.groups > 1]
     groups = modes[0].groups if modes else 1
-    ordinary = more is None or is_ordinary(more.term)
+    # What PyTorch refuses, it is to refuse in its own words.
+    numbers = isinstance(momentum, int | float) and isinstance(eps, int | float) and eps > 0
+    ordinary = numbers and (more is None or is_ordinary(more.term))
     if len(modes) > 1 or not ordinary or not fits(input, running_mean, running_var, weight, bias, groups):
         return None
     running = None
