@@ -51,8 +51,7 @@ class _Grouped(TorchFunctionMode):
     def __init__(self, module: nn.Module, groups: int) -> None:
         super().__init__()
         self.groups = groups
-        norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        self.norms = {id(m.running_mean): m for m in norms if m.running_mean is not None}
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
@@ -81,7 +80,9 @@ class _Grouped(TorchFunctionMode):
 
     def counted(self, running_mean: Tensor | None) -> bool:
         """Counts all batches of a norm whose module has counted one; whether it averages over all so far."""
-        norm = self.norms.get(id(running_mean))
+        # Asked of the modules now: `torch.func.functional_call` gives them other buffers for one forward.
+        norms = (m for m in self.norms if running_mean is not None and m.running_mean is running_mean)
+        norm = next(norms, None)
         if norm is not None and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(self.groups - 1)
         return norm is not None and norm.momentum is None
