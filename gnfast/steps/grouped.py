@@ -28,7 +28,8 @@ def grouped_batch_norm(module: nn.Module, groups: int) -> Iterator[None]:
             fakes = generator(z).chunk(n_dis)  # z (n_dis · B, ...)
 
     Two things differ in their order: dropout's random numbers, and the running statistics of a norm that a forward
-    calls twice. Differentiable as the module is. On GPUs each batch norm is one pair of passes for all batches.
+    calls twice. Differentiable as the module is, but for parts under `torch.utils.checkpoint`, which a backward runs
+    again without this. On GPUs each batch norm is one pair of passes for all batches.
 
     Args:
         module: the one that runs inside; `gnfast.rewrite`'s too. It is not modified otherwise.
