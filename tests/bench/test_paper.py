@@ -18,7 +18,8 @@ from gnfast.cli import main
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.reproduce.scale import scale_of
-from gnfast.runs import launch
+from gnfast.runs import launch, lock
+from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import Record, read_run
 from gnfast.runs.sweep_file import Case
 from tests import processes
@@ -288,6 +289,17 @@ def test_on_one_core_or_a_gpu_runs_share_their_time(training, monkeypatch):
     asked.clear()
     learning.trained(made, results, CPU, False, lambda line: None)
     assert [(sweep.cases[0].name, left) for sweep, left in asked] == [("papers", 20.0)]
+
+
+def test_runs_that_a_killed_command_left_are_waited_for(training, monkeypatch):
+    """Also when they have had their time, which nobody ends for them."""
+    made = training()
+    results = mock.Mock(seconds_to_learn=lambda _: 60.0, steps_per_s=lambda *_: 20.0)
+    monkeypatch.setattr(learning, "_used", lambda case: 61.0)
+    left = lock.sole_user(made.cases[GNFAST].folder.parent, "a sweep (or runs that it left), process")
+    with left, pytest.raises(RunError, match=r"runs that it left.* still at work here"):
+        learning.trained(made, results, CPU, False, lambda line: None)
+    assert learning.trained(made, results, CPU, False, lambda line: None) == 0
 
 
 def test_runs_that_fail_are_tried_again(capsys, tmp_path, monkeypatch, forked):
