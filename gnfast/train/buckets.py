@@ -111,6 +111,8 @@ def _room(parameter: Tensor) -> int:
 
 
 def _views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Parts of `flat`, one after the other, each with the shape and the layout of its parameter, which has no gaps."""
+    """Parts of `flat`, one after the other, each with the shape and the layout of its parameter, without its gaps."""
     starts = accumulate(map(_room, parameters[:-1]), initial=0)
-    return [flat.as_strided(p.shape, p.stride(), start) for p, start in zip(parameters, starts, strict=True)]
+    # Made like a parameter that has gaps or overlaps, a tensor has none.
+    strides = (p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride() for p in parameters)
+    return [flat.as_strided(p.shape, s, start) for p, s, start in zip(parameters, strides, starts, strict=True)]
