@@ -235,9 +235,10 @@ def test_command(capsys, tmp_path, forked):
     capsys.readouterr()
     assert main([*words[:-1], "ema_decay=0.6"]) == 2
     assert "has results of other settings; choose another --out (set: there {" in capsys.readouterr().err
-    (out / "results.json").write_text("[]")
-    assert main(words) == 2
-    assert "results.json is not one of gnfast bench paper" in capsys.readouterr().err
+    for damaged in ([], results | {"rows": [1]}, results | {"learning": {NAME: {"ended": True}}}):
+        (out / "results.json").write_text(json.dumps(damaged))
+        assert main(words) == 2
+        assert "results.json is not one of gnfast bench paper" in capsys.readouterr().err
 
 
 def test_runs_end_with_their_time_and_go_on_where_they_were_interrupted(capsys, tmp_path, forked, monkeypatch):
