@@ -21,6 +21,7 @@ from gnfast.reproduce.scale import scale_of
 from gnfast.runs import launch, lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import Record, read_run
+from gnfast.runs.run_page import number
 from gnfast.runs.sweep_file import Case
 from tests import processes
 
@@ -215,6 +216,13 @@ def test_command(capsys, tmp_path, forked):
     assert Image.open(out / "learning.png").width > 500
     results = json.loads((out / "results.json").read_text())
     assert results["environment"]["torch"] == torch.__version__ and results["settings"]["minutes"] == 0.2
+    # While it is measured, times of the same rounds are side by side: their ratio is that of the line.
+    times = [(row, *(number(row[name]) for name in ("median_ms", "ours_median_ms"))) for row in results["rows"]]
+    assert len(times) == 4
+    for row, own, ours in times:
+        ratio = row["ratio"]
+        assert f"{row['variant']}: {own} ms, gnfast in turns with it {ours} ms, gnfast / this {ratio:.3f}" in text
+        assert row["ours_median_ms"] / row["median_ms"] == pytest.approx(ratio, abs=1e-3)
     runs = results["learning"][NAME]["runs"]
     assert [run["status"] for run in runs.values()] == ["finished", "finished"]
     for run in runs.values():
