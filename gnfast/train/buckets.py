@@ -38,7 +38,7 @@ def averaged(group: Group, parameters: Iterable[nn.Parameter], early: bool = Tru
 
     Args:
         group: the processes.
-        parameters: all of one dtype, their `.grad` None or to be averaged too.
+        parameters: their `.grad` None or to be averaged too.
         early: send gradients as soon as they are found; False: at the end, where several backwards add to them.
     """
     if group.world == 1:
@@ -97,12 +97,14 @@ class Buckets:
                 parameter.grad = mean if parameter.grad is None else parameter.grad + mean
 
     def _send(self) -> None:
-        parameters, gradients = map(list, zip(*self._filling, strict=True))
-        flat = gradients[0].new_empty(sum(map(_room, parameters)))
-        torch._foreach_copy_(_views(flat, parameters), gradients)
-        # Gradients are kept: the stream that copies them need not be the one that made them and could use their memory.
-        self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters, gradients))
-        self._filling = []
+        filled, self._filling = self._filling, []
+        for dtype in dict.fromkeys(gradient.dtype for _, gradient in filled):
+            parameters, gradients = map(list, zip(*(pair for pair in filled if pair[1].dtype == dtype), strict=True))
+            flat = gradients[0].new_empty(sum(map(_room, parameters)))
+            torch._foreach_copy_(_views(flat, parameters), gradients)
+            # Gradients are kept: the stream that copies them need not be the one that made them, which could use their
+            # memory.
+            self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters, gradients))
 
 
 def _room(parameter: Tensor) -> int:

@@ -198,9 +198,11 @@ def test_a_backward_after_the_block_keeps_its_gradients(sent):
     assert not sent and all(parameter.grad is not None for parameter in critic.parameters())
 
 
-def test_parameters_with_gaps_or_overlaps_share_a_bucket_with_others(sent):
-    """A user's networks may have such: slices, and expanded ones."""
-    net = nn.ParameterList([torch.randn(5, 8)[:, ::2], torch.randn(1, 4).expand(3, 4), torch.randn(4, 6).t()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parameters_with_gaps_or_overlaps_or_of_another_dtype_share_a_bucket_with_others(dtype, sent):
+    """A user's networks may have such: slices, expanded ones, some in float64."""
+    slices, expanded = torch.randn(5, 8)[:, ::2], torch.randn(1, 4, dtype=dtype).expand(3, 4)
+    net = nn.ParameterList([slices, expanded, torch.randn(4, 6).t()])
 
     def backward():
         for parameter in net:
