@@ -113,7 +113,7 @@ def run_sweep(
         while running or (waiting and not asked and not stopped):
             while waiting and free and not asked and not stopped:
                 running.append(_Job(waiting.popleft(), sweep, free.popleft(), held, server))
-            if deadline == math.inf and all(_begun(job.case) for job in running):
+            if deadline == math.inf and all(job.has_begun() for job in running):
                 deadline = time.monotonic() + sweep.seconds
             if not asked and (stopped or time.monotonic() >= deadline):
                 asked = True
@@ -142,6 +142,8 @@ class _Job:
         self.started = time.monotonic()
         self.output = sweep.out / "output" / f"{case.name}.txt"
         self.output.parent.mkdir(exist_ok=True)
+        self.sessions = case.folder / "environment.json"
+        self.before = _changed(self.sessions)
         words = case.words() + ([f"--device={device}"] if device else [])
         words += [f"--threads={sweep.threads}"] if sweep.threads else []
         with self.output.open("ab") as file:
@@ -156,6 +158,11 @@ class _Job:
                 # The lock is theirs too, so that runs which outlive a killed sweep are not started twice.
                 pass_fds=[held],
             )
+
+    def has_begun(self) -> bool:
+        """Whether it has imported and read everything, made what it trains, and has a row, or had one before."""
+        rows = self.case.folder / "metrics.jsonl"
+        return _changed(self.sessions) != self.before and rows.exists() and rows.stat().st_size > 0
 
     def end(self) -> Row:
         """How it ended: an entry of sweep.json."""
@@ -195,10 +202,9 @@ def _ask_to_stop(running: list[_Job], why: str, echo: Callable[[str], None]) -> 
         job.process.terminate()
 
 
-def _begun(case: Case) -> bool:
-    """Whether it has a row, so that it has imported and read everything, and made what it trains."""
-    rows = case.folder / "metrics.jsonl"
-    return rows.exists() and rows.stat().st_size > 0
+def _changed(path: Path) -> int:
+    """When a file was last written; 0 if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _told(case: Case, ended: Row, score: str) -> str:

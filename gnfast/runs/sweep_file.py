@@ -81,7 +81,7 @@ class Sweep:
         processes: how many runs at once.
         devices: where to, in turn (`cuda:0`); each run's own setting if empty.
         threads: CPU threads per run; 0 leaves each run's own setting.
-        seconds: after which its runs are asked to stop, from when all that began at first have a row of metrics.jsonl.
+        seconds: after which its runs are asked to stop, from when all that began at first have a row and train.
     """
 
     out: Path

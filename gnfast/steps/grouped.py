@@ -28,7 +28,8 @@ def grouped_batch_norm(module: nn.Module, groups: int) -> Iterator[None]:
             fakes = generator(z).chunk(n_dis)  # z (n_dis · B, ...)
 
     Two things differ in their order: dropout's random numbers, and the running statistics of a norm that a forward
-    calls twice. Differentiable as the module is. On GPUs each batch norm is one pair of passes for all batches.
+    calls twice. Differentiable as the module is, but for parts under `torch.utils.checkpoint`, which a backward runs
+    again without this. On GPUs each batch norm is one pair of passes for all batches.
 
     Args:
         module: the one that runs inside; `gnfast.rewrite`'s too. It is not modified otherwise.
@@ -51,8 +52,7 @@ class _Grouped(TorchFunctionMode):
     def __init__(self, module: nn.Module, groups: int) -> None:
         super().__init__()
         self.groups = groups
-        norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-        self.norms = {id(m.running_mean): m for m in norms if m.running_mean is not None}
+        self.norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
@@ -81,7 +81,9 @@ class _Grouped(TorchFunctionMode):
 
     def counted(self, running_mean: Tensor | None) -> bool:
         """Counts all batches of a norm whose module has counted one; whether it averages over all so far."""
-        norm = self.norms.get(id(running_mean))
+        # Asked of the modules now: `torch.func.functional_call` gives them other buffers for one forward.
+        norms = (m for m in self.norms if running_mean is not None and m.running_mean is running_mean)
+        norm = next(norms, None)
         if norm is not None and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(self.groups - 1)
         return norm is not None and norm.momentum is None
@@ -113,7 +115,9 @@ def statistics(
     modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, _Grouped)]
     modes = [mode for mode in (*modes, innermost) if mode is not None and mode.groups > 1]
     groups = modes[0].groups if modes else 1
-    ordinary = more is None or is_ordinary(more.term)
+    # What PyTorch refuses, it is to refuse in its own words.
+    numbers = isinstance(momentum, int | float) and isinstance(eps, int | float) and eps > 0
+    ordinary = numbers and (more is None or is_ordinary(more.term))
     if len(modes) > 1 or not ordinary or not fits(input, running_mean, running_var, weight, bias, groups):
         return None
     running = None

@@ -38,7 +38,7 @@ def averaged(group: Group, parameters: Iterable[nn.Parameter], early: bool = Tru
 
     Args:
         group: the processes.
-        parameters: all of one dtype, their `.grad` None or to be averaged too.
+        parameters: their `.grad` None or to be averaged too.
         early: send gradients as soon as they are found; False: at the end, where several backwards add to them.
     """
     if group.world == 1:
@@ -97,12 +97,14 @@ class Buckets:
                 parameter.grad = mean if parameter.grad is None else parameter.grad + mean
 
     def _send(self) -> None:
-        parameters, gradients = map(list, zip(*self._filling, strict=True))
-        flat = gradients[0].new_empty(sum(map(_room, parameters)))
-        torch._foreach_copy_(_views(flat, parameters), gradients)
-        # Gradients are kept: the stream that copies them need not be the one that made them and could use their memory.
-        self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters, gradients))
-        self._filling = []
+        filled, self._filling = self._filling, []
+        for dtype in dict.fromkeys(gradient.dtype for _, gradient in filled):
+            parameters, gradients = map(list, zip(*(pair for pair in filled if pair[1].dtype == dtype), strict=True))
+            flat = gradients[0].new_empty(sum(map(_room, parameters)))
+            torch._foreach_copy_(_views(flat, parameters), gradients)
+            # Gradients are kept: the stream that copies them need not be the one that made them, which could use their
+            # memory.
+            self._sent.append((dist.all_reduce(flat, async_op=True), flat, parameters, gradients))
 
 
 def _room(parameter: Tensor) -> int:
@@ -111,6 +113,8 @@ def _room(parameter: Tensor) -> int:
 
 
 def _views(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Parts of `flat`, one after the other, each with the shape and the layout of its parameter, which has no gaps."""
+    """Parts of `flat`, one after the other, each with the shape and the layout of its parameter, without its gaps."""
     starts = accumulate(map(_room, parameters[:-1]), initial=0)
-    return [flat.as_strided(p.shape, p.stride(), start) for p, start in zip(parameters, starts, strict=True)]
+    # Made like a parameter that has gaps or overlaps, a tensor has none.
+    strides = (p.stride() if p.is_contiguous() else torch.empty_like(p, device="meta").stride() for p in parameters)
+    return [flat.as_strided(p.shape, s, start) for p, s, start in zip(parameters, strides, starts, strict=True)]

@@ -159,29 +159,39 @@ class _Mean(torch.autograd.Function):
         return _Mean.apply(grad)
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of all processes' batches, on any device.
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with the statistics of all processes' batches, on any device and in any number of dimensions.
 
     PyTorch's own runs on GPUs only. Parts of the batch are of equal size.
     """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any will do."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        mean = _Mean.apply(wide.mean((0, 2, 3)))
-        centred = wide - mean[:, None, None]
-        var = _Mean.apply(centred.square().mean((0, 2, 3)))
-        with torch.no_grad():
-            count = wide.numel() // wide.shape[1] * dist.get_world_size()
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), self.momentum)
-            self.num_batches_tracked += 1
+        over, shape = [0, *range(2, input.dim())], (-1, *[1] * (input.dim() - 2))
+        mean = _Mean.apply(wide.mean(over))
+        centred = wide - mean.view(shape)
+        var = _Mean.apply(centred.square().mean(over))
+        self._follow(mean, var, wide.numel() // wide.shape[1] * dist.get_world_size())
         scale = (var + self.eps).rsqrt()
         if self.affine:
             scale = scale * self.weight
-        normal = centred * scale[:, None, None]
-        return (normal + self.bias[:, None, None] if self.affine else normal).to(input.dtype)
+        normal = centred * scale.view(shape)
+        return (normal + self.bias.view(shape) if self.affine else normal).to(input.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Running averages, if there are any, go on."""
+        if self.running_mean is not None:
+            self.num_batches_tracked += 1
+            # Without a momentum all batches count the same.
+            momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var), momentum)
 
 
 def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
@@ -189,6 +199,6 @@ def synchronise_batch_norm(net: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(net)
     for module in net.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
+        if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+            module.__class__ = SyncBatchNorm
     return net

@@ -18,8 +18,10 @@ from gnfast.cli import main
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
 from gnfast.reproduce.scale import scale_of
-from gnfast.runs import launch
+from gnfast.runs import launch, lock
+from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import Record, read_run
+from gnfast.runs.run_page import number
 from gnfast.runs.sweep_file import Case
 from tests import processes
 
@@ -214,6 +216,13 @@ def test_command(capsys, tmp_path, forked):
     assert Image.open(out / "learning.png").width > 500
     results = json.loads((out / "results.json").read_text())
     assert results["environment"]["torch"] == torch.__version__ and results["settings"]["minutes"] == 0.2
+    # While it is measured, times of the same rounds are side by side: their ratio is that of the line.
+    times = [(row, *(number(row[name]) for name in ("median_ms", "ours_median_ms"))) for row in results["rows"]]
+    assert len(times) == 4
+    for row, own, ours in times:
+        ratio = row["ratio"]
+        assert f"{row['variant']}: {own} ms, gnfast in turns with it {ours} ms, gnfast / this {ratio:.3f}" in text
+        assert row["ours_median_ms"] / row["median_ms"] == pytest.approx(ratio, abs=1e-3)
     runs = results["learning"][NAME]["runs"]
     assert [run["status"] for run in runs.values()] == ["finished", "finished"]
     for run in runs.values():
@@ -234,9 +243,10 @@ def test_command(capsys, tmp_path, forked):
     capsys.readouterr()
     assert main([*words[:-1], "ema_decay=0.6"]) == 2
     assert "has results of other settings; choose another --out (set: there {" in capsys.readouterr().err
-    (out / "results.json").write_text("[]")
-    assert main(words) == 2
-    assert "results.json is not one of gnfast bench paper" in capsys.readouterr().err
+    for damaged in ([], results | {"rows": [1]}, results | {"learning": {NAME: {"ended": True}}}):
+        (out / "results.json").write_text(json.dumps(damaged))
+        assert main(words) == 2
+        assert "results.json is not one of gnfast bench paper" in capsys.readouterr().err
 
 
 def test_runs_end_with_their_time_and_go_on_where_they_were_interrupted(capsys, tmp_path, forked, monkeypatch):
@@ -288,6 +298,17 @@ def test_on_one_core_or_a_gpu_runs_share_their_time(training, monkeypatch):
     asked.clear()
     learning.trained(made, results, CPU, False, lambda line: None)
     assert [(sweep.cases[0].name, left) for sweep, left in asked] == [("papers", 20.0)]
+
+
+def test_runs_that_a_killed_command_left_are_waited_for(training, monkeypatch):
+    """Also when they have had their time, which nobody ends for them."""
+    made = training()
+    results = mock.Mock(seconds_to_learn=lambda _: 60.0, steps_per_s=lambda *_: 20.0)
+    monkeypatch.setattr(learning, "_used", lambda case: 61.0)
+    left = lock.sole_user(made.cases[GNFAST].folder.parent, "a sweep (or runs that it left), process")
+    with left, pytest.raises(RunError, match=r"runs that it left.* still at work here"):
+        learning.trained(made, results, CPU, False, lambda line: None)
+    assert learning.trained(made, results, CPU, False, lambda line: None) == 0
 
 
 def test_runs_that_fail_are_tried_again(capsys, tmp_path, monkeypatch, forked):

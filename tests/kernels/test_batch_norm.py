@@ -231,6 +231,40 @@ def test_kernels_keep_digits():
     check_a_mean_far_from_0(triton, "cuda")
 
 
+def check_nan(module, device):
+    """It passes both ways, as through PyTorch's batch norm and ReLU, and channels without it are left alone."""
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64, device=device)
+    x[1, 1, 0, 2], x[2, 2, 1, 1] = float("nan"), float("inf")
+    leaves = [t.requires_grad_() for t in (x, *torch.randn(2, 3, dtype=torch.float64, device=device))]
+    dy = torch.randn_like(x)
+    y = F.batch_norm(x, None, None, *leaves[1:], training=True).relu()
+    expected = y.detach(), *torch.autograd.grad(y, leaves, dy)
+    with torch.no_grad():
+        _, mean, rstd = module.statistics(x, 1, 1e-5, None, None, (1, 1))
+        given = x, mean, rstd, *leaves[1:], True
+        actual = module.normalise(*given, x.dtype), *module.gradients(dy, *given)
+    assert [t.isnan().any().item() for t in expected] == [True, True, True, False] and not expected[2][0].isnan()
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11, equal_nan=True)
+
+
+def test_nan_passes_the_twin():
+    check_nan(plain, "cpu")
+
+
+@pytest.mark.interpreted
+def test_nan_passes_interpreted_kernels():
+    from gnfast.kernels.batch_norm import triton
+
+    check_nan(triton, "cpu")
+
+
+@pytest.mark.gpu
+def test_nan_passes_kernels():
+    from gnfast.kernels.batch_norm import triton
+
+    check_nan(triton, "cuda")
+
+
 def test_what_has_no_variance_is_refused():
     for size, groups in (((4, 3), 4), ((5, 3, 2), 2), ((0, 3, 4, 4), 1), ((4,), 1)):
         with pytest.raises(InputError, match="equal parts of 2 values or more"):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import re
 
 import pytest
 import torch
@@ -306,6 +307,26 @@ def test_a_change_that_nobody_shows_is_refused(calls):
 
     with pytest.raises(UnsupportedError, match="changed in place"):
         gnfast.rewrite(Hidden())(torch.randn(4, 3))
+    assert not calls
+
+
+@pytest.mark.parametrize("wrong", [{"eps": 0.0}, {"eps": -1.0}, {"momentum": None}], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_pytorch_refuses_is_refused_by_it(wrong, groups, calls, monkeypatch):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return F.batch_norm(x, None, None, training=True, **wrong).relu()
+
+    net, x = Wrong(), torch.randn(4, 3)
+    try:
+        expected = stated(monkeypatch, net, groups, x)
+    except (TypeError, ValueError) as refusal:
+        with grouping(net, groups), pytest.raises(type(refusal), match=re.escape(str(refusal))):
+            gnfast.rewrite(net)(x)
+    else:
+        # Older versions of PyTorch compute with every eps.
+        with grouping(net, groups):
+            torch.testing.assert_close(gnfast.rewrite(net)(x), expected, equal_nan=True)
     assert not calls
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import shlex
@@ -299,6 +300,39 @@ def test_devices_take_turns_and_no_more_than_wanted_run_at_once(sweep, monkeypat
     assert devices == [f"--device=cuda:{index % 2}" for index in range(7)]
     assert all("--threads=3" in words for words in Process.commands)
     assert sorted(path.name for path in (read.out / "output").iterdir()) == [f"seed={seed}.txt" for seed in range(7)]
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_the_time_of_a_sweep_begins_with_its_training(continued, sweep, monkeypatch):
+    """Not while a run imports and reads, also where it has rows of a session before."""
+    read = dataclasses.replace(sweep(TINY), seconds=0.0)
+    folder = read.cases[0].folder
+    if continued:
+        folder.mkdir(parents=True)
+        (folder / "environment.json").write_text("[{}]")
+        os.utime(folder / "environment.json", (1e9, 1e9))
+        (folder / "metrics.jsonl").write_text('{"step": 0}\n')
+    events = []
+
+    class Starting(Process):
+        def poll(self):
+            self.polls += 1
+            if self.polls == 3:
+                events.append("begins")
+                folder.mkdir(exist_ok=True)
+                (folder / "environment.json").write_text("[{}, {}]")
+                (folder / "metrics.jsonl").write_text('{"step": 0}\n')
+            return self.returncode
+
+        def terminate(self):
+            events.append("is stopped")
+            self.returncode = -signal.SIGTERM
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Starting)
+    monkeypatch.setattr(launch, "POLL_SECONDS", 0)
+    monkeypatch.setattr(Process, "commands", [], raising=False)
+    assert run_sweep(read, progress=False, echo=lambda line: None) == 0
+    assert events == ["begins", "is stopped"]
 
 
 def test_two_sweeps_do_not_share_a_folder(sweep):

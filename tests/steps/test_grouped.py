@@ -8,6 +8,7 @@ from torch import nn
 
 import gnfast
 from gnfast import InputError, models
+from gnfast.kernels.batch_norm import plain
 from gnfast.steps.grouped import grouped_batch_norm
 
 GROUPS, BATCH = 3, 4
@@ -54,6 +55,21 @@ def test_equals_separate_forwards(name, rewritten):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12, msg=key)
     for (key, left), right in zip(together.named_parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(left.grad, right.grad, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_buffers_that_a_functional_call_brings(fused, monkeypatch):
+    """Are counted, and averaged over all batches, as the module's own are."""
+    net = Norms().double()
+    z = torch.randn(GROUPS * BATCH, 5, dtype=torch.float64)
+    alone, together = ({key: t.clone() for key, t in net.state_dict().items()} for _ in range(2))
+    expected = torch.cat([torch.func.functional_call(net, alone, (part,)) for part in z.chunk(GROUPS)])
+    monkeypatch.setattr(plain, "FUSES", fused)
+    with grouped_batch_norm(net, GROUPS):
+        actual = torch.func.functional_call(net, together, (z,))
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    assert not net.mean.num_batches_tracked
 
 
 def test_eval_mode_and_one_group_are_left_alone():

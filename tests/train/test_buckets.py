@@ -198,6 +198,28 @@ def test_a_backward_after_the_block_keeps_its_gradients(sent):
     assert not sent and all(parameter.grad is not None for parameter in critic.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_parameters_with_gaps_or_overlaps_or_of_another_dtype_share_a_bucket_with_others(dtype, sent):
+    """A user's networks may have such: slices, expanded ones, some in float64."""
+    slices, expanded = torch.randn(5, 8)[:, ::2], torch.randn(1, 4, dtype=dtype).expand(3, 4)
+    net = nn.ParameterList([slices, expanded, torch.randn(4, 6).t()])
+
+    def backward():
+        for parameter in net:
+            parameter.grad = None
+        sum(
+            (parameter * torch.arange(1.0, 1 + parameter.numel()).view_as(parameter)).sum() for parameter in net
+        ).backward()
+        return [parameter.grad for parameter in net]
+
+    expected = backward()
+    with averaged(Group(0, 2), net):
+        backward()
+    for parameter, gradient in zip(net, expected, strict=True):
+        assert torch.equal(2 * parameter.grad, gradient)
+    assert net[2].grad.stride() == net[2].stride()
+
+
 def test_gradients_that_another_stream_may_yet_have_to_read_are_kept(sent):
     parameter = nn.Parameter(torch.zeros(buckets.BUCKET_BYTES // 4))
     taker = buckets.Buckets(Group(0, 2), [parameter])

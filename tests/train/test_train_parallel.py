@@ -27,7 +27,7 @@ from gnfast.train import Config, NonFiniteLossError, loop, step
 from gnfast.train.buckets import averaged
 from gnfast.train.evaluate import Measures, evaluate
 from gnfast.train.failures import clear_errors
-from gnfast.train.parallel import ALONE, Group, SyncBatchNorm2d, joined, synchronise_batch_norm
+from gnfast.train.parallel import ALONE, Group, SyncBatchNorm, joined, synchronise_batch_norm
 from gnfast.train.session import Session
 from gnfast.train.state import State
 from gnfast.train.validation import critic_losses
@@ -90,18 +90,36 @@ def train(group, config):
     return group.mean(torch.stack(state.pending)), state.critic.state_dict(), state.generator.state_dict()
 
 
-def normalise(group):
-    """Output, input gradient and state of a batch norm, on this process's part of a batch."""
+NETS = {
+    "images": (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), (3, 5, 4)),
+    "vectors, the mean of all batches": (
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=None)),
+        (3,),
+    ),
+    "nothing kept": (
+        lambda: nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4, 1e-3, 0.1, False, False)),
+        (3, 5, 2, 2),
+    ),
+}
+
+
+def normalise(group, name):
+    """Output, input gradient and state of a batch norm, on this process's parts of two batches."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).double()
+    make, shape = NETS[name]
+    net = make().double()
     if group.world > 1:
         net = synchronise_batch_norm(net, torch.device("cpu"))
-        assert isinstance(net[1], SyncBatchNorm2d)
-    nn.init.normal_(net[1].weight)
-    x = group.share(torch.randn(6, 3, 5, 4, dtype=torch.float64)).requires_grad_()
-    y = net(x)
+        assert isinstance(net[1], SyncBatchNorm)
+    if net[1].affine:
+        nn.init.normal_(net[1].weight)
+    for _ in range(2):
+        x = group.share(torch.randn(6, *shape, dtype=torch.float64)).requires_grad_()
+        y = net(x)
     (y * y.detach().cos()).sum().backward()
-    return y.detach(), x.grad, net.state_dict()
+    # Where nothing is kept, evaluation takes the statistics of what a process has.
+    kept = net[1].track_running_stats
+    return y.detach(), x.grad, net.state_dict(), net.eval()(x).detach() if kept else y.detach()
 
 
 def average(group):
@@ -157,8 +175,8 @@ def validated(group):
 
 def everything(group, folder):
     unsynchronised = dataclasses.replace(CONFIG, sync_bn=False)
-    turns = in_turn(group, folder)
-    parts = train(group, CONFIG), train(group, unsynchronised), normalise(group), average(group), turns
+    turns, norms = in_turn(group, folder), {name: normalise(group, name) for name in NETS}
+    parts = train(group, CONFIG), train(group, unsynchronised), norms, average(group), turns
     refused(group)
     return *parts, [measured(group, changes) for changes in MEASURED], validated(group), train(group, NORMED)
 
@@ -188,13 +206,14 @@ def test_without_synchronised_batch_norm_they_do_not(parts):
     assert (parts[0][1][0] - train(ALONE, CONFIG)[0]).abs().max() > 1e-6
 
 
-def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(parts):
-    expected = normalise(ALONE)
-    for index in (0, 1):
-        whole = torch.cat([part[2][index] for part in parts])
+@pytest.mark.parametrize("name", NETS)
+def test_synchronised_batch_norm_is_batch_norm_of_the_whole_batch(parts, name):
+    expected = normalise(ALONE, name)
+    for index in (0, 1, 3):
+        whole = torch.cat([part[2][name][index] for part in parts])
         torch.testing.assert_close(whole, expected[index], rtol=1e-12, atol=1e-12)
     for part in parts:
-        torch.testing.assert_close(part[2][2], expected[2], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(part[2][name][2], expected[2], rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_are_averaged(parts):

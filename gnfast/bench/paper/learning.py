@@ -12,6 +12,7 @@ import torch
 from gnfast.bench.paper.prepare import GNFAST, PAPERS, Training
 from gnfast.bench.paper.results import Results
 from gnfast.io.rows import Row
+from gnfast.runs import lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.launch import read_record, run_sweep, state_of
 from gnfast.runs.record import Record, points, read_run
@@ -31,7 +32,14 @@ def trained(
     """Trains both for what is left of the preset's time, and gives the signal that stopped that, or 0.
 
     On a GPU one after the other, half of the time each; on a CPU at once, each on a core of its own.
+
+    Raises:
+        RunError: runs that a command left when it was killed still train.
     """
+    folder = next(iter(training.cases.values())).folder.parent
+    # Also where they have had their time: they would go on, and take theirs from what is measured next.
+    with lock.sole_user(folder, "gnfast bench paper, process"):
+        pass
     at_once = device.type == "cpu" and _cores() > 1
     seconds = results.seconds_to_learn(training.preset) / (1 if at_once else 2)
     cases = [_timed(case, results.steps_per_s(training.preset, way), seconds) for way, case in training.cases.items()]
@@ -41,7 +49,7 @@ def trained(
         if left <= 0:
             continue
         echo(f"{training.preset}: {' and '.join(case.name for case in group)} train for {left:.0f} s")
-        sweep = Sweep(cases[0].folder.parent, tuple(group), SCORE, len(group), devices, threads, left)
+        sweep = Sweep(folder, tuple(group), SCORE, len(group), devices, threads, left)
         if signal := run_sweep(sweep, progress=progress, echo=echo):
             return signal
     return 0

@@ -42,11 +42,12 @@ def write(results: Results) -> str:
 
 
 def speed_line(row: Row) -> str:
-    """One row or note while it is measured."""
+    """One row or note while it is measured: times of the same rounds, which a busy machine lengthens alike."""
     if "note" in row:
         return f"  note: {row['note']}"
     ratio = "·" if row["ratio"] is None else f"{row['ratio']:.3f}"
-    return f"  {row['variant']}: {number(row['steps_per_s'])} steps/s, gnfast / this {ratio}, gate {row['gate']}"
+    beside = f", gnfast in turns with it {number(row['ours_median_ms'])} ms" if row["ours_median_ms"] else ""
+    return f"  {row['variant']}: {number(row['median_ms'])} ms{beside}, gnfast / this {ratio}, gate {row['gate']}"
 
 
 def _title(results: Results) -> str:

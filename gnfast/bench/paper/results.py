@@ -14,6 +14,12 @@ from gnfast.runs.record import read_json
 
 NAME = "results.json"
 _KEYS = {"settings": dict, "environment": dict, "rows": list, "notes": list, "learning": dict, "left_out": dict}
+# What the pages read of each entry.
+_ENTRIES = {
+    "rows": {"preset", "variant", "gate", "ratio", "steps_per_s", "images_per_s"},
+    "notes": {"preset", "note"},
+    "learning": {"seconds", "ended", "runs"},
+}
 
 
 @dataclass
@@ -37,8 +43,7 @@ class Results:
         except FileNotFoundError:
             empty = {name: kind() for name, kind in _KEYS.items()}
             return cls(folder, empty | {"settings": settings, "environment": environment})
-        kinds = {name: type(content.get(name)) for name in _KEYS} if isinstance(content, dict) else {}
-        if kinds != _KEYS:
+        if not _is_one(content):
             raise RunError(f"{path} is not one of gnfast bench paper; choose another --out")
         before = content["settings"]
         changed = [
@@ -97,3 +102,12 @@ class Results:
         ours = [speed.of_way(self.rows(preset), GNFAST) for preset in presets]
         failed = any(run["status"] in ("failed", "diverged") for name in presets for run in self.runs(name).values())
         return int(failed or any(row is None or row["gate"] == "red" for row in ours))
+
+
+def _is_one(content: Any) -> bool:
+    """Whether a file holds results, as far as its kinds and names of entries say."""
+    if not isinstance(content, dict) or {name: type(content.get(name)) for name in _KEYS} != _KEYS:
+        return False
+    entries = [(content[name], wanted) for name, wanted in _ENTRIES.items()]
+    each = [(e, wanted) for held, wanted in entries for e in (held.values() if isinstance(held, dict) else held)]
+    return all(isinstance(entry, dict) and wanted <= entry.keys() for entry, wanted in each)

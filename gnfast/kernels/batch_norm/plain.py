@@ -36,7 +36,8 @@ def gradients(dy, x, mean, rstd, weight, bias, relu):
     """`batch_norm.gradients`, of dense x."""
     unit, g = _unit(x, mean, rstd), dy.to(mean.dtype)
     if relu:
-        g = torch.where(_y(unit, x, weight, bias) > 0, g, 0)
+        # Where y is NaN it passes, as in PyTorch.
+        g = torch.where(_y(unit, x, weight, bias) <= 0, 0, g)
     weighted = g if weight is None else g * _beside(weight, x).to(g.dtype)
     means = [_spread(batch_norm.by_place(t).unflatten(0, (len(mean), -1)).mean((1, 3)), x) for t in
              (weighted, weighted * unit)]  # fmt: skip

@@ -188,7 +188,7 @@ def _batch_norm_sums_kernel(
         g = tl.load(dy + _places(row, c, first, places, dy_b, dy_c, dy_p, WIDE), mask=inside, other=0).to(ACC)
         unit, z = _normalised(v, m, r, w, offset, WEIGHTED, BIASED)
         if RELU:
-            g = tl.where(z > 0, g, 0.0)
+            g = tl.where(z <= 0, 0.0, g)
         total += g
         along += g * unit
     place = tl.program_id(0) * channels + c
@@ -257,7 +257,7 @@ def _batch_norm_pull_kernel(
     g = tl.load(dy + from_dy, mask=inside, other=0).to(ACC)
     unit, z = _normalised(v, m, r, w, offset, WEIGHTED, BIASED)
     if RELU:
-        g = tl.where(z > 0, g, 0.0)
+        g = tl.where(z <= 0, 0.0, g)
     if WEIGHTED:
         g = g * w
     tl.store(dx + place, (r * (g - total - unit * along)).to(dx.dtype.element_ty), mask=inside)
