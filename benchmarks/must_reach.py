@@ -241,11 +241,12 @@ def host(rounds: int, batch: int) -> Iterator[Row]:
         yield row("graph mode: µs of the training thread per iteration", name, found.iteration, 60)
         yield row("graph mode: launches outside the graph per iteration", name, found.launches, 2)
         yield row("graph mode: seconds of side work per 1,000 steps", name, found.side_work, 0.1)
-    own = {"data": "digits", "width": 0.25, "steps": 200, "device": "cpu", "extractor": "none"}
-    for name in ("gngan-cifar10-cnn", "digits"):
-        settings = own if name != "digits" else {"steps": 600, "device": "cpu", "extractor": "none"}
-        share = program.share_outside_updates(name, replace(PRESETS[name].config, **settings))
-        yield row(f"CPU: share of {settings['steps']} steps' time outside updates", name, share, 0.01)
+    own = {"data": "digits", "width": 0.25, "steps": 200}
+    # Of networks so small that a picture takes as long as an update, no bound is promised.
+    for name, settings, bound in (("gngan-cifar10-cnn", own, 0.01), ("digits", {"steps": 600}, None)):
+        config = replace(PRESETS[name].config, **settings, device="cpu", extractor="none")
+        share = program.share_outside_updates(name, config)
+        yield row(f"CPU: share of {settings['steps']} steps' time outside updates", name, share, bound)
 
 
 PARTS: dict[str, Callable[[int, int], Iterator[Row]]] = {
