@@ -62,6 +62,8 @@ class SideWork:
             self._free: queue.SimpleQueue[Snapshot] = queue.SimpleQueue()
             for _ in range(SNAPSHOTS - 1):
                 self._free.put(Snapshot(twin))
+            # Beside that of the steps.
+            self._stream = torch.cuda.Stream(state.device) if state.device.type == "cuda" else None
             self._work: queue.Queue[tuple[Rows | Snapshot, Sequence[Task], bool] | None] = queue.Queue(WAITING)
             self._thread = threading.Thread(target=self._run, name="gnfast-side-work", daemon=True)
             self._thread.start()
@@ -132,15 +134,16 @@ class SideWork:
             self._free.put(free)
 
     def _run(self) -> None:
-        with self._own_stream() as wait:
+        with self._beside():
             while (work := self._work.get()) is not None:
                 seen, *rest = work
                 try:
                     if not self.failed:
                         seen.arrive()
                         self._do(seen, *rest)
-                        # Before its memory is written again.
-                        wait()
+                        if self._stream is not None:
+                            # Before what was seen is written again.
+                            self._stream.synchronize()
                 except BaseException as error:  # It is raised in the training thread.
                     self._failure = error
                 finally:
@@ -149,11 +152,9 @@ class SideWork:
                     self._work.task_done()
 
     @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[Callable[[], None]]:
-        """A stream beside that of the steps; gives what waits for all that was asked of it."""
-        if self._state.device.type != "cuda":
-            yield lambda: None
-            return
-        stream = torch.cuda.Stream(self._state.device)
-        with torch.cuda.device(self._state.device), torch.cuda.stream(stream):
-            yield stream.synchronize
+    def _beside(self) -> Iterator[None]:
+        if self._stream is None:
+            yield
+        else:
+            with torch.cuda.device(self._state.device), torch.cuda.stream(self._stream):
+                yield

@@ -54,7 +54,7 @@ class Snapshot:
     """A copy in memory of its own, for work that goes on while the next steps run. `take` writes it, again and again.
 
     Args:
-        shown: a state of the same networks, which is what others may look at; `look` brings it to this copy.
+        shown: a state of the same networks, which is what others may look at; `state` brings it to this copy.
     """
 
     def __init__(self, shown: State | None = None):
@@ -117,7 +117,7 @@ def shown(state: State) -> State:
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
-    """What comes to pass when all is done that a GPU has been asked for."""
+    """What tells when a GPU has done all that was asked of it so far; None on a CPU."""
     return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
