@@ -64,6 +64,7 @@ class Snapshot:
         self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._small: dict[str, Any] = {}
         self._taken: torch.cuda.Event | None = None
+        self._device = torch.device("cpu")
 
     @property
     def step(self) -> int:

@@ -136,12 +136,12 @@ def _batch_norm_statistics_kernel(
 
 
 @triton.jit
-def _batch_norm_normalise_kernel(
-    x, y, mean, rstd, weight, bias, rows, tiles, samples, channels, places, x_b, x_c, x_p, weight_b, bias_b,
-    WEIGHTED: tl.constexpr, BIASED: tl.constexpr, BY_SAMPLE: tl.constexpr, RELU: tl.constexpr,
-    WIDE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+def _last_first(
+    mean, rstd, rows, tiles, samples, channels, places,
+    BY_SAMPLE: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """y, which lies as x does."""
+    """The tile of a program of which the first takes the last tile: its group, rows and channels, which entries are
+    inside, which samples' factors are wanted there, and the group's means and 1/σ."""
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     group, row = tile // tiles, tile % tiles * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -149,9 +149,22 @@ def _batch_norm_normalise_kernel(
     b, wanted = group * samples + row // places, inside
     if not BY_SAMPLE:
         b, wanted = tl.zeros((1,), tl.int32), (c < channels)[None, :]
-    place = _places(row, c, group * samples, places, x_b, x_c, x_p, WIDE)
     m = tl.load(mean + group * channels + c, mask=c < channels, other=0)[None, :]
     r = tl.load(rstd + group * channels + c, mask=c < channels, other=0)[None, :]
+    return group, row, c, inside, b, wanted, m, r
+
+
+@triton.jit
+def _batch_norm_normalise_kernel(
+    x, y, mean, rstd, weight, bias, rows, tiles, samples, channels, places, x_b, x_c, x_p, weight_b, bias_b,
+    WEIGHTED: tl.constexpr, BIASED: tl.constexpr, BY_SAMPLE: tl.constexpr, RELU: tl.constexpr,
+    WIDE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """y, which lies as x does."""
+    group, row, c, inside, b, wanted, m, r = _last_first(
+        mean, rstd, rows, tiles, samples, channels, places, BY_SAMPLE, ROWS, WIDTH
+    )
+    place = _places(row, c, group * samples, places, x_b, x_c, x_p, WIDE)
     w = _factors(weight, b, c, weight_b, wanted, WEIGHTED, ACC)
     offset = _factors(bias, b, c, bias_b, wanted, BIASED, ACC)
     v = tl.load(x + place, mask=inside, other=0).to(ACC)
@@ -238,16 +251,10 @@ def _batch_norm_pull_kernel(
     WIDE: tl.constexpr, ACC: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """dx, which lies as x does."""
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    group, row = tile // tiles, tile % tiles * ROWS + tl.arange(0, ROWS)
-    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = (row < rows)[:, None] & (c < channels)[None, :]
-    b, wanted = group * samples + row // places, inside
-    if not BY_SAMPLE:
-        b, wanted = tl.zeros((1,), tl.int32), (c < channels)[None, :]
+    group, row, c, inside, b, wanted, m, r = _last_first(
+        mean, rstd, rows, tiles, samples, channels, places, BY_SAMPLE, ROWS, WIDTH
+    )
     place = _places(row, c, group * samples, places, x_b, x_c, x_p, WIDE)
-    m = tl.load(mean + group * channels + c, mask=c < channels, other=0)[None, :]
-    r = tl.load(rstd + group * channels + c, mask=c < channels, other=0)[None, :]
     along = tl.load(means + group * 2 * channels + c, mask=c < channels, other=0)[None, :]
     total = tl.load(means + (group * 2 + 1) * channels + c, mask=c < channels, other=0)[None, :]
     w = _factors(weight, b, c, weight_b, wanted, WEIGHTED, ACC)
