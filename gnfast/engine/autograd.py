@@ -1,4 +1,4 @@
-"""The four passes as one autograd Function, which is all that PyTorch sees of them."""
+"""The passes as one autograd Function, which is all that PyTorch sees of them."""
 
 import itertools
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from gnfast.engine import heads, operands, passes, small_critics
-from gnfast.engine.handout import Handout, Receiver, current_receiver
+from gnfast.engine.handout import Handout, Receiver, by_slot, current_receiver
 from gnfast.engine.heads import Head
 from gnfast.engine.once_differentiable import once_differentiable
 from gnfast.engine.operands import Made
+from gnfast.engine.second_reverse import gradients as six_passes
 from gnfast.interop.surroundings import without_autocast
 from gnfast.plan.fused import summed
 from gnfast.plan.plan import Plan
@@ -19,9 +20,10 @@ from gnfast.steps.memory import reuse_memory
 def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None) -> Tensor | tuple[Tensor, Tensor]:
     """f̂ by a head that has partial derivatives of its own, or f and g = ∇ₓf (of x's shape) without one.
 
-    All are differentiable once, with respect to x and the recorded operands.
+    All are differentiable once, with respect to x and the recorded operands. A Plan that takes six passes comes without
+    a head.
     """
-    keep = torch.is_grad_enabled() and bool(plan.trainable)
+    keep = torch.is_grad_enabled() and bool(plan.trainable or (plan.takes_six and x.requires_grad))
     # Kernels read biases entry by entry.
     recorded = [t.contiguous() if t.dim() == 1 else t for t in recorded]
     if head is not None:
@@ -58,10 +60,13 @@ class _FourPasses(torch.autograd.Function):
     ) -> Tensor | tuple[Tensor, Tensor]:
         entered, new = operands.prepare(plan, made, x, recorded)
         given = operands.by_slot(plan, made, recorded, new)
-        f, masks = passes.forward(plan, entered, given)
+        schedule = plan.for_both if x.requires_grad else plan.for_critic
+        wanted = (schedule.values if keep else plan.curved_inputs) if plan.takes_six else frozenset()
+        f, masks, values = passes.forward(plan, entered, given, wanted)
         del entered
         seed = None if plan.takes_ones else torch.ones_like(f)
-        parts, cotangents = passes.pending_input_gradient(plan, x.shape[0], seed, given, masks, keep)
+        kept = schedule.cotangents if keep else [False] * len(plan.nodes)
+        parts, cotangents = passes.pending_input_gradient(plan, x.shape[0], seed, given, masks, values, kept)
         if head is None:
             g, saved = summed(parts).tensor.to(x.dtype), ()
             result = f, g
@@ -69,11 +74,12 @@ class _FourPasses(torch.autograd.Function):
             result, g, saved = heads.normalize(head, f, parts, x.dtype)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.made, ctx.head, ctx.receiver, ctx.masks = plan, made, head, receiver, masks
-        ctx.sizes = len(saved), len(recorded), len(new), len(cotangents)
+        ctx.schedule, ctx.values = schedule, [*values]
+        ctx.sizes = len(saved), len(recorded), len(new), len(cotangents), len(values)
         # What was made of an operand without gradient serves alone.
         as_they_are = plan.slots - {slot for slot, *_ in made}
         needed = [t if t.requires_grad or slot in as_they_are else None for slot, t in enumerate(recorded)]
-        ctx.save_for_backward(x, g, *saved, *needed, *new, *cotangents)
+        ctx.save_for_backward(x, g, *saved, *needed, *new, *cotangents, *values.values())
         return result
 
     @staticmethod
@@ -81,21 +87,31 @@ class _FourPasses(torch.autograd.Function):
     def backward(ctx, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         x, g, *rest = ctx.saved_tensors
         rest = iter(rest)
-        saved, recorded, new, cotangents = ([*itertools.islice(rest, count)] for count in ctx.sizes)
+        saved, recorded, new, cotangents, values = ([*itertools.islice(rest, count)] for count in ctx.sizes)
         needs_x, *needs = ctx.needs_input_grad[5:]
         grads = [None] * len(recorded)
+        plan = ctx.plan
         with without_autocast(x.device.type), reuse_memory(x.device):
+            given = operands.by_slot(plan, ctx.made, recorded, new)
+            all_needs = [*needs, *(needs[derived.slot] for derived in plan.derived)]
+            handout = ctx.receiver and Handout(ctx.receiver, plan, ctx.made, recorded)
+            if plan.takes_six:
+                kept = ctx.masks, cotangents, dict(zip(ctx.values, values, strict=True))
+                grad_x, found = six_passes(plan, ctx.schedule, x, g, *upstream, given, all_needs, *kept)
+                if handout is not None:
+                    found = by_slot(
+                        handout([(s, grad) for s, grad in enumerate(found) if grad is not None]), len(found)
+                    )
+                grads = operands.gradients(plan, ctx.made, recorded, found)
+                return None, None, None, None, None, grad_x, *grads
             if ctx.head is None:
-                scale, start, grad_x = passes.merged(*upstream, x, g, any(needs), needs_x, ctx.plan.entry)
+                scale, start, grad_x = passes.merged(*upstream, x, g, any(needs), needs_x, plan.entry)
             else:
-                given = ctx.head, saved, *upstream, x, g, any(needs), needs_x, ctx.plan.entry
-                scale, start, grad_x = heads.pull(*given)
+                saved_of_head = ctx.head, saved, *upstream, x, g, any(needs), needs_x, plan.entry
+                scale, start, grad_x = heads.pull(*saved_of_head)
             if start is not None:
-                given = operands.by_slot(ctx.plan, ctx.made, recorded, new)
-                needs += [needs[derived.slot] for derived in ctx.plan.derived]
-                handout = ctx.receiver and Handout(ctx.receiver, ctx.plan, ctx.made, recorded)
-                found = passes.tangent(ctx.plan, start, scale, given, needs, ctx.masks, cotangents, handout)
-                grads = operands.gradients(ctx.plan, ctx.made, recorded, found)
+                found = passes.tangent(plan, start, scale, given, all_needs, ctx.masks, cotangents, handout)
+                grads = operands.gradients(plan, ctx.made, recorded, found)
         return None, None, None, None, None, grad_x, *grads
 
 

@@ -173,7 +173,7 @@ def _recording(
 def _by_passes(plan: Plan, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]) -> Any:
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
-        if head is None or (head.partials is not None and not with_norm):
+        if head is None or (head.partials is not None and not (with_norm or plan.takes_six)):
             return four_passes(plan, x, operands, head)
         return _normalized(head, *four_passes(plan, x, operands, None), with_norm)
 

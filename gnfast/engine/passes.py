@@ -1,25 +1,35 @@
-"""The passes over a Plan: forward, input gradient, tangent with weight gradients. They know no operation by name."""
+"""The passes over a Plan: forward, input gradient, tangent with weight gradients. They know no operation by name.
+
+`gnfast.engine.apart` has the last one, for what is curved or mixes samples.
+"""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gnfast.engine.apart import Apart
 from gnfast.engine.branch import branch
 from gnfast.engine.handout import Handout, by_slot
 from gnfast.kernels.layout import accumulator
 from gnfast.kernels.scaled_sums import scaled_sums
-from gnfast.plan.fused import Contribution, Fused, Pending, summed
+from gnfast.plan.fused import Contribution, Fused, Pending, contribute, summed
 from gnfast.plan.op import Context, ScaledSum
 from gnfast.plan.plan import Node, Plan
 
 
-def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, list[Any]]:
-    """Pass 1: the output, and per node what fixes its mask. Activations are freed as soon as they are used."""
+def forward(
+    plan: Plan, x: Tensor, operands: Sequence[Tensor], keep: frozenset[int] = frozenset()
+) -> tuple[Tensor, list[Any], dict[int, Tensor]]:
+    """Pass 1: the output, per node what fixes its mask, and the values to `keep`.
+
+    All others are freed as soon as they are used.
+    """
     values = {0: x}
+    kept = {0: x} if 0 in keep else {}
     saved = []
     for node, overwrite, last_uses in zip(plan.nodes, plan.overwrites, plan.last_uses, strict=True):
         inputs = [values[i] for i in node.inputs]
@@ -31,22 +41,32 @@ def forward(plan: Plan, x: Tensor, operands: Sequence[Tensor]) -> tuple[Tensor, 
         _keep(values, node, result)
         saved.append(mask)
         del result
-    return values[plan.output], saved
+        kept.update((value, values[value]) for value in node.outputs if value in keep)
+    return values[plan.output], saved, kept
 
 
 def pending_input_gradient(
-    plan: Plan, batch: int, seed: Tensor | None, operands: Sequence[Tensor], saved: Sequence[Any], keep: bool
+    plan: Plan,
+    batch: int,
+    seed: Tensor | None,
+    operands: Sequence[Tensor],
+    saved: Sequence[Any],
+    values: Mapping[int, Tensor],
+    keep: Sequence[bool],
 ) -> tuple[Sequence[Contribution | Pending], list[Tensor | None]]:
     """Pass 2, from `seed`, the cotangent of the output; None for ones where `plan.takes_ones`.
 
+    Args:
+        values: the inputs of curved nodes.
+        keep: per node, whether the cotangent of its output is returned.
+
     Returns:
         One or two parts of g, of x's shape, yet to be added up, of which the last step may be yet to be done by
-        `tensor` or `with_squares(centre)`; and per node the cotangent of its output, if that is to be kept and the node
-        has parameter gradients.
+        `tensor` or `with_squares(centre)`; and per node the cotangent of its output, if that is to be kept.
     """
     received: dict[int, list[Contribution | Pending]] = {plan.output: [Contribution(seed, False)]}
     kept: list[Tensor | None] = [None] * len(plan.nodes)
-    differentiated, has_param_grads = plan.differentiated, plan.has_param_grads
+    differentiated = plan.differentiated
     for index in range(len(plan.nodes) - 1, -1, -1):
         node, mask = plan.nodes[index], saved[index]
         op = node.op
@@ -54,20 +74,16 @@ def pending_input_gradient(
         if not differentiated[index]:
             continue
         cotangent, owned = op.gather(mask, contributions) if isinstance(op, Fused) else summed(contributions[0])
-        if keep and has_param_grads[index]:
+        if keep[index]:
             kept[index] = cotangent
             owned = False
-        shapes = [(batch, *shape) for shape in node.input_shapes]
-        pulled = op.pullback(Context(_select(operands, node.operands), mask, owned, shapes), cotangent)
+        ctx = Context(_select(operands, node.operands), mask, owned, node.input_sizes(batch))
+        if op.curved:
+            ctx = ctx._replace(inputs=[values[value] for value in node.inputs])
+        pulled = op.pullback(ctx, cotangent)
         fresh = not (cotangent is None or op.shares_cotangent)
         del cotangent
-        for value, contribution in zip(node.inputs, pulled, strict=True):
-            # Two may wait, for an op that adds them up on its way.
-            waiting = received.setdefault(value, [])
-            if len(waiting) == 2:
-                waiting[:] = [summed(waiting)]
-            pending = isinstance(contribution, Pending)
-            waiting.append(contribution if pending else Contribution(contribution, fresh))
+        contribute(received, node.inputs, pulled, fresh)
         del pulled
     return received[0], kept
 
@@ -81,29 +97,34 @@ def tangent(
     saved: Sequence[Any],
     cotangents: Sequence[Tensor | None],
     handout: Handout | None = None,
+    apart: Apart | None = None,
 ) -> list[Tensor | None]:
     """Pass 3: the merged tangent from the input up, and the gradient of each operand on the way.
 
     Args:
-        start: c₀ = s·x + ∂L/∂g, of x's shape; not modified.
+        start: c₀ = s·x + ∂L/∂g, of x's shape; not modified. With `apart`, t₀ = ∂L/∂g.
         scale: s (B,) = ∂L/∂f per sample, None for 0.
         needs: per operand, whether its gradient is wanted; it is None where not, or where it is zero.
         cotangents: what pass 2 kept.
         handout: gets some of the gradients as soon as they are found; they are None here.
+        apart: for a Plan with nodes that take tangent and value each by itself: of what their operands' gradients
+            consist besides δ and t, pass 4 adds.
     """
     values = {0: start}
     found: list[tuple[int, Tensor]] = []
     sums: list[tuple[int, ScaledSum]] = []
     aside = branch()
-    overwrites, last_uses = plan.overwrites, plan.last_uses
-    pushes_forward, has_param_grads = plan.pushes_forward, plan.has_param_grads
+    overwrites, last_uses, has_param_grads = plan.overwrites, plan.last_uses, plan.has_param_grads
+    pushes_forward = plan.pushes_forward if apart is None else apart.schedule.pushes
     for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
         wanted = [has_param_grads[index] and slot is not None and needs[slot] for slot in node.operands]
         given, biases = _select(operands, node.operands), _select(operands, node.biases)
         ctx = Context(given, saved[index], overwrites[index], (), scale, wanted, biases)
-        if any(wanted):
+        if apart is not None:
+            ctx, inputs = apart.entered(plan, index, ctx, inputs)
+        if any(wanted) and not node.op.curved:
             param_grad = partial(node.op.param_grad, ctx, cotangent, inputs[0])
             for slot, grad in zip(node.operands, aside.run(param_grad, (cotangent, inputs[0])), strict=True):
                 if isinstance(grad, ScaledSum):

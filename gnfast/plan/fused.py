@@ -64,6 +64,24 @@ def summed(contributions: Sequence[Contribution | Pending]) -> Contribution:
     return total
 
 
+def contribute(
+    received: dict[int, list[Contribution | Pending]],
+    values: Sequence[int],
+    pulled: Sequence[Tensor | Pending | None],
+    fresh: bool,
+) -> None:
+    """Adds what a pullback gives, None for 0, to what these values have received; `fresh`: it may be overwritten."""
+    for value, contribution in zip(values, pulled, strict=True):
+        if contribution is None:
+            continue
+        # Two may wait, for an op that adds them up on its way.
+        waiting = received.setdefault(value, [])
+        if len(waiting) == 2:
+            waiting[:] = [summed(waiting)]
+        pending = isinstance(contribution, Pending)
+        waiting.append(contribution if pending else Contribution(contribution, fresh))
+
+
 class Fused(Op):
     """An op that may have several outputs: forward and pushforward return a tuple of all.
 

@@ -1,4 +1,4 @@
-"""What an operation of a Plan is: four methods over batched tensors, and the PyTorch functions that record it."""
+"""What an operation of a Plan is: four methods over tensors, and the PyTorch functions that record it."""
 
 import functools
 import inspect
@@ -34,6 +34,8 @@ class Context(NamedTuple):
     """Per operand, whether its gradient is wanted; set for `param_grad`."""
     biases: Sequence[Tensor] = ()
     """What a fused operation adds for the layers before it, which take the gradients."""
+    inputs: Sequence[Tensor] = ()
+    """h, for curved ops in passes 2 to 4."""
 
 
 class ScaledSum(NamedTuple):
@@ -48,7 +50,7 @@ class Op:
     """One operation y = op(h) that is affine in the x-dependent tensors h once its mask is fixed.
 
     A subclass is a frozen dataclass of the call's static arguments, so equal calls are equal ops. *Inputs* are the
-    x-dependent tensors, all with the batch in dimension 0; *operands* are everything else that is a tensor: weights,
+    x-dependent tensors, mostly with the batch in dimension 0; *operands* are everything else that is a tensor: weights,
     biases, constants. Write the op as y = L h + k. Then
 
     ========== ============================================ =============================================
@@ -60,8 +62,12 @@ class Op:
     param_grad ∂⟨δ, L c + s·k⟩/∂operand                     pass 3, the gradient of each operand
     ========== ============================================ =============================================
 
-    where s is the context's `scale`. Ops that stand for several nodes of a Plan are `gnfast.plan.fused.Fused`.
+    where s is the context's `scale`. Ops that stand for several nodes of a Plan are `gnfast.plan.fused.Fused`; those
+    that are not affine are `gnfast.plan.curved.Curved`.
     """
+
+    curved: ClassVar[bool] = False
+    """Whether its second derivative is not zero."""
 
     is_view: ClassVar[bool] = False
     """Whether forward and pushforward may return a tensor that shares memory with an input."""
@@ -83,6 +89,12 @@ class Op:
 
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in low precision."""
+
+    saves_output: ClassVar[bool] = False
+    """Whether what forward saves shares memory with y."""
+
+    writes: ClassVar[tuple[int, ...]] = ()
+    """The operands to which forward writes, running statistics; no other method reads them."""
 
     detaches: ClassVar[bool] = False
     """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
@@ -200,10 +212,14 @@ class Combination(Op):
         return [share.sum_to_size(shape) for share, shape in zip(of_inputs, ctx.shapes, strict=True)]
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        t = tangents[0]
-        # Where the scale is 0 too: the constants may widen the shape.
-        scale = per_sample(t.new_zeros(t.shape[0]) if ctx.scale is None else ctx.scale, t)
-        return self.combine(ctx, *self._in_order(tangents, [scale * k for k in self.constants(ctx.operands)]))
+        constants = self.constants(ctx.operands)
+        if ctx.scale is None:
+            # The constants may widen the shape.
+            constants = [k.new_zeros(()).expand_as(k) if isinstance(k, Tensor) else 0.0 for k in constants]
+        else:
+            scale = per_sample(ctx.scale, tangents[0])
+            constants = [scale * k for k in constants]
+        return self.combine(ctx, *self._in_order(tangents, constants))
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | None]:
         grads: list[Tensor | None] = [None] * len(ctx.operands)

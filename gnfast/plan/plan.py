@@ -1,4 +1,4 @@
-"""The Plan: a network as a list of x-dependent operations, ready for the four passes."""
+"""The Plan: a network as a list of x-dependent operations, ready for the passes."""
 
 import functools
 import math
@@ -11,6 +11,7 @@ import torch
 from gnfast.kernels.operands import Fold, Spread
 from gnfast.plan.fused import Fused
 from gnfast.plan.op import Op, Shape
+from gnfast.plan.orders import Schedule, proportional, schedule
 from gnfast.plan.table import render
 
 _PASSES = "forward", "input gradient", "tangent", "weights"
@@ -18,7 +19,7 @@ _PASSES = "forward", "input gradient", "tangent", "weights"
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operation applied to values. Value 0 is x; input and output shapes are per sample, without the batch axis.
+    """One operation applied to values. Value 0 is x; input and output shapes are without axis 0, the batch's.
 
     Nodes are interned (`gnfast.plan.trace`), so identity is equality and a Plan is found again by the ids of its nodes.
     """
@@ -37,6 +38,12 @@ class Node:
     """Values besides `output` that a fused node produces, of the same shape and dtype."""
     biases: tuple[int, ...] = ()
     """Slots of what a fused node adds for layers before it, whose nodes take the gradients."""
+    mixes: bool = False
+    """Whether an entry of the output depends on other samples than its own."""
+    wholes: tuple[Shape | None, ...] = ()
+    """The whole shape of each input and of the output where axis 0 is not the batch's; empty if it always is."""
+    batch: int = 1
+    """The size of the batch; 1 where nothing depends on it."""
 
     @functools.cached_property
     def outputs(self) -> tuple[int, ...]:
@@ -45,7 +52,14 @@ class Node:
     @property
     def flops(self) -> int:
         """Floating-point operations of one forward per sample."""
-        return self.op.flops(self.input_shapes, self.operand_shapes, self.output_shape)
+        flops = self.op.flops(self.input_shapes, self.operand_shapes, self.output_shape)
+        whole = self.wholes[-1] if self.wholes else None
+        return flops if whole is None else flops * math.prod(whole[:1]) // self.batch
+
+    def input_sizes(self, batch: int) -> list[Shape]:
+        """The shapes of the inputs, axis 0 included."""
+        shapes = [(batch, *shape) for shape in self.input_shapes]
+        return [whole or shape for whole, shape in zip(self.wholes, shapes, strict=False)] if self.wholes else shapes
 
 
 def readers(nodes: Sequence[Node], output: int) -> Counter[int]:
@@ -114,6 +128,8 @@ class Plan:
         """Per node: whether forward and pushforward may write into its first input, which nothing else reads."""
         counts = readers(self.nodes, self.output)
         owned = {value for node in self.nodes if not node.op.is_view for value in node.outputs}
+        held = {value for node in self.nodes if node.op.saves_output for value in node.outputs}
+        owned -= held | self.for_both.values
         return tuple(node.inputs[0] in owned and counts[node.inputs[0]] == 1 for node in self.nodes)
 
     @functools.cached_property
@@ -147,9 +163,20 @@ class Plan:
         return any(node.output_shape == (1,) and node.inputs[0] in fused for node in last)
 
     @functools.cached_property
+    def curved_inputs(self) -> frozenset[int]:
+        """The values that curved nodes read."""
+        return frozenset(value for node in self.nodes if node.op.curved for value in node.inputs)
+
+    @functools.cached_property
     def slots(self) -> frozenset[int]:
-        """Those of the operands that nodes read."""
-        return frozenset(slot for node in self.nodes for slot in (*node.operands, *node.biases) if slot is not None)
+        """Those of the operands that nodes read, and do not write to."""
+        read = [
+            slot
+            for node in self.nodes
+            for place, slot in enumerate((*node.operands, *node.biases))
+            if place not in node.op.writes
+        ]
+        return frozenset(read) - {None}
 
     @functools.cached_property
     def kernels(self) -> frozenset[int]:
@@ -157,17 +184,49 @@ class Plan:
         return frozenset(node.operands[0] for node in self.nodes if node.op.prefers_channels_last)
 
     @functools.cached_property
+    def one_logit(self) -> bool:
+        """Whether it is one logit per sample."""
+        last = next((node for node in reversed(self.nodes) if self.output in node.outputs), None)
+        shape = self.input_shape if last is None else last.output_shape
+        return math.prod(shape) == 1 and not (last and last.wholes and last.wholes[-1])
+
+    @functools.cached_property
+    def proportional(self) -> frozenset[int]:
+        """The values of which one cotangent is a multiple of the other (`gnfast.plan.orders`)."""
+        return proportional(self.nodes, self.output, self.one_logit)
+
+    @functools.cached_property
+    def apart(self) -> tuple[bool, ...]:
+        """Per node: whether it takes tangent and value, and both cotangents, each by itself."""
+        return tuple(
+            node.op.curved or node.mixes or not self.proportional.issuperset(node.outputs) for node in self.nodes
+        )
+
+    @functools.cached_property
+    def begins(self) -> frozenset[int]:
+        """The values at which the merged tangent begins, for nodes that are not apart."""
+        apart = {value for node, apart in zip(self.nodes, self.apart, strict=True) if apart for value in node.outputs}
+        return frozenset({0, *apart})
+
+    @functools.cached_property
+    def takes_six(self) -> bool:
+        """Whether there is a node that does not go through four passes."""
+        return any(self.apart) or self.output not in self.proportional
+
+    @functools.cached_property
+    def for_critic(self) -> Schedule:
+        """What is done in the passes where x needs no gradient."""
+        return schedule(self, needs_x=False)
+
+    @functools.cached_property
+    def for_both(self) -> Schedule:
+        """What is done in the passes where x needs one."""
+        return schedule(self, needs_x=True)
+
+    @property
     def pushes_forward(self) -> tuple[bool, ...]:
         """Per node: whether pass 3 needs its output, that is, whether a later node has parameter gradients."""
-        needed = set()
-        result = []
-        for node, has_grads in zip(reversed(self.nodes), reversed(self.has_param_grads), strict=True):
-            result.append(not needed.isdisjoint(node.outputs))
-            if result[-1]:
-                needed.update(() if node.op.detaches else node.inputs)
-            elif has_grads:
-                needed.update(node.inputs[:1])
-        return tuple(reversed(result))
+        return self.for_critic.pushes
 
     def flops(self) -> dict[str, int]:
         """Convolution and linear floating-point operations per sample of each pass."""

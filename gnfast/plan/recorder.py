@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
+from gnfast.plan.curved import CurvedCall, Place
 from gnfast.plan.names import function_name, submodule_name
-from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape
+from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.plan import Node, Refusal
@@ -125,8 +126,14 @@ class Recorder:
 
     # ---- what recorders of operations call
 
-    def emit(self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = ()) -> Traced:
-        """Appends y = op(inputs; operands) and returns y."""
+    def emit(
+        self, op: Op, inputs: Sequence[Tensor], operands: Sequence[Tensor | None] = (), mixes: bool = False
+    ) -> Traced:
+        """Appends y = op(inputs; operands) and returns y.
+
+        `mixes`: an entry of y depends on other samples than its own. It need not be said of curved ops, nor where
+        axis 0 of an input or of y is not the batch's.
+        """
         # Those of PyTorch itself change nothing.
         if (hooks := saved_tensor_hooks()) != self._hooks and not (hooks and hooks[0].__module__.startswith("torch.")):
             self.refuse("saved_tensors_hooks, which may change what its backward reads")
@@ -152,9 +159,9 @@ class Recorder:
             self._values,
             # Nobody reads a Plan that is made to be run.
             "" if self.replay else submodule_name(self.net),
+            self.batch,
+            mixes,
         )
-        if not shape or shape[0] != self.batch:
-            self.refuse(f"its output of shape {shape} does not keep the batch of {self.batch} in axis 0")
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
         result = self.append(node, shape, dtype, tracked)
@@ -162,9 +169,18 @@ class Recorder:
         # What is computed under no_grad is a constant for autograd, whatever it was computed from.
         return self.emit(Detach(), [result]) if tracked and not torch.is_grad_enabled() else result
 
-    def emit_view(self, op: Op, tensor: Traced) -> Traced:
+    def emit_view(self, op: Op, tensor: Traced, mixes: bool = False) -> Traced:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
-        return tensor.shares_memory_with(self.emit(op, [tensor]))
+        return tensor.shares_memory_with(self.emit(op, [tensor], mixes=mixes))
+
+    def curved(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Traced:
+        """Appends y = function(*args, **kwargs) as a `CurvedCall` of the tensors among them, x-dependent and others."""
+        tensors = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        inputs = [t for t in tensors.values() if self.depends_on_x(t)]
+        operands = [t for t in tensors.values() if not self.depends_on_x(t)]
+        places = {id(t): Place(index) for index, t in enumerate((*inputs, *operands))}
+        args, kwargs = tree_map_only(Tensor, lambda t: places[id(t)], (args, kwargs))
+        return self.emit(CurvedCall(function, frozen(args), frozen(kwargs)), inputs, operands)
 
     def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:
         """Appends a node and returns its output."""

@@ -53,6 +53,8 @@ def node_of(
     operands: tuple[tuple[int, Like] | None, ...],
     output: int,
     submodule: str,
+    batch: int,
+    mixes: bool = False,
 ) -> tuple[Node, Like]:
     """The node, the same object for the same arguments, and its output's shape and dtype.
 
@@ -64,6 +66,9 @@ def node_of(
     with torch._C._DisableTorchDispatch():
         context = Context([o and o[1].on_meta() for o in operands])
         y, _ = op.forward(context, *(like.on_meta() for _, like in inputs))
+    shapes = *(like.shape for _, like in inputs), tuple(y.shape)
+    wholes = tuple(None if shape[:1] == (batch,) else shape for shape in shapes)
+    is_whole = any(whole is not None for whole in wholes)
     node = Node(
         op,
         tuple(value for value, _ in inputs),
@@ -74,6 +79,9 @@ def node_of(
         tuple(y.shape[1:]),
         y.element_size(),
         submodule,
+        mixes=mixes or is_whole,
+        wholes=wholes if is_whole else (),
+        batch=batch if is_whole else 1,
     )
     return node, Like(tuple(y.shape), y.dtype)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnfast.plan.op import Combination, Context, LinearMap, kept, records
+from gnfast.plan.ops.products import Product
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ def _add(trace, input, other, *, alpha=1):
     if isinstance(alpha, bool):
         trace.refuse("a truth value for alpha")
     if trace.depends_on_x(a) and trace.depends_on_x(b):
-        if a.dim() != b.dim():
-            trace.refuse("adding x-dependent tensors with different numbers of axes")
-        return trace.emit(Add(alpha), [a, b])
+        return trace.emit(Add(alpha), [a, b], mixes=a.dim() != b.dim())
     if not trace.depends_on_x(a):
         a, b, alpha = (b if alpha == 1 else _mul(trace, b, alpha)), a, 1
     if isinstance(b, numbers.Real):
@@ -130,7 +129,7 @@ def _record_rsub(trace, input, other, *, alpha=1):
 @records("mul", "multiply")
 def _mul(trace, input, other):
     if trace.depends_on_x(input) and trace.depends_on_x(other):
-        trace.refuse("the product of two x-dependent tensors is not piecewise linear")
+        return trace.emit(Product(), [input, other])
     return _scaled(trace, input, other) if trace.depends_on_x(input) else _scaled(trace, other, input)
 
 
@@ -144,7 +143,7 @@ def _record_div(trace, input, other, *, rounding_mode=None):
     if rounding_mode is not None:
         trace.refuse(f"division with rounding_mode={rounding_mode!r}")
     if trace.depends_on_x(other):
-        trace.refuse("division by an x-dependent tensor is not piecewise linear")
+        return trace.curved(torch.div, input, other)
     return _scaled(trace, input, other, divides=True)
 
 

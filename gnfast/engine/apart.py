@@ -1,0 +1,50 @@
+"""What pass 3 needs where tangents and values are not merged (docs/algorithm.md, Six passes)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gnfast.plan.op import Context, per_sample
+from gnfast.plan.orders import Schedule
+from gnfast.plan.plan import Plan
+
+
+@dataclass
+class Apart:
+    """What pass 3 needs besides, where tangents and values are apart, and what it leaves for pass 4."""
+
+    schedule: Schedule
+    values: Mapping[int, Tensor]
+    """h, of those that were kept."""
+    scale: Tensor | None
+    """a = ∂L/∂f (B,), of one logit per sample; None for 0, or where there are more."""
+    tangents: dict[int, Sequence[Tensor]] = field(default_factory=dict)
+    """t of the inputs of each curved node, by its index."""
+    _merged: dict[int, Tensor] = field(default_factory=dict)
+
+    def entered(
+        self, plan: Plan, index: int, ctx: Context, inputs: Sequence[Tensor | None]
+    ) -> tuple[Context, Sequence[Tensor | None]]:
+        """A node's context and tangents in pass 3: plain ones if it is apart, else merged ones."""
+        node = plan.nodes[index]
+        if not plan.apart[index]:
+            return ctx, [
+                self._begun(value, t) if value in plan.begins and t is not None else t
+                for value, t in zip(node.inputs, inputs, strict=True)
+            ]
+        if node.op.curved:
+            ctx = ctx._replace(inputs=[self.values[value] for value in node.inputs])
+            if self.schedule.pulls[index]:
+                self.tangents[index] = inputs
+        return ctx._replace(scale=None), inputs
+
+    def _begun(self, value: int, t: Tensor) -> Tensor:
+        """c = t + a·h."""
+        if self.scale is None:
+            return t
+        if value not in self._merged:
+            h = self.values[value].to(t.dtype)
+            self._merged[value] = torch.addcmul(t, per_sample(self.scale, h), h)
+        return self._merged[value]
