@@ -99,7 +99,7 @@ def second_reverse(
             grads = ()
             if any(wanted):
                 ones = adjoint.new_ones(adjoint.shape[0])
-                h = apart.values[node.inputs[0]]
+                h = apart.value(plan, node.inputs[0])
                 grads = node.op.param_grad(ctx._replace(scale=ones), adjoint, h)
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
         for slot, grad in zip(node.operands, grads, strict=False):

@@ -126,11 +126,18 @@ class Plan:
     @functools.cached_property
     def overwrites(self) -> tuple[bool, ...]:
         """Per node: whether forward and pushforward may write into its first input, which nothing else reads."""
-        counts = readers(self.nodes, self.output)
         owned = {value for node in self.nodes if not node.op.is_view for value in node.outputs}
         held = {value for node in self.nodes if node.op.saves_output for value in node.outputs}
         owned -= held | self.for_both.values
-        return tuple(node.inputs[0] in owned and counts[node.inputs[0]] == 1 for node in self.nodes)
+        return tuple(node.inputs[0] in owned and self.is_read_once(node.inputs[0]) for node in self.nodes)
+
+    def is_read_once(self, value: int) -> bool:
+        """Whether one node alone reads a value, which is not the output."""
+        return self._readers[value] == 1
+
+    @functools.cached_property
+    def _readers(self) -> Counter[int]:
+        return readers(self.nodes, self.output)
 
     @functools.cached_property
     def last_uses(self) -> tuple[tuple[int, ...], ...]:
