@@ -135,6 +135,9 @@ def _run(
     if impl == "auto":
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static)
+            if with_norm and plan.takes_six:
+                reason = "its input gradient depends on x, and that of the normalised critic has third derivatives"
+                raise Refused(Refusal("", "return_grad_norm", reason))
         except Refused as error:
             if strict:
                 raise

@@ -90,6 +90,10 @@ class Op:
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in low precision."""
 
+    products: ClassVar[tuple[int, int, int, int, int]] = (1, 1, 1, 1, 1)
+    """How many products as large as the forward's there are in the forward, the input gradient, the tangent, the second
+    reverse and the weight gradients: more of two x-dependent tensors."""
+
     saves_output: ClassVar[bool] = False
     """Whether what forward saves shares memory with y."""
 
