@@ -180,7 +180,13 @@ class Recorder:
         operands = [t for t in tensors.values() if not self.depends_on_x(t)]
         places = {id(t): Place(index) for index, t in enumerate((*inputs, *operands))}
         args, kwargs = tree_map_only(Tensor, lambda t: places[id(t)], (args, kwargs))
-        return self.emit(CurvedCall(function, frozen(args), frozen(kwargs)), inputs, operands)
+        op = CurvedCall(function, frozen(args), frozen(kwargs))
+        if low := autocast_dtype(self.device.type):
+            small = [Like(tuple([min(n, 2) for n in t.shape]), t.dtype) for t in (*inputs, *operands)]
+            dtype = widened(CurvedCall.value, (op, (), *small), self.device, low)
+            inputs = [self.cast(t, dtype) for t in inputs]
+            operands = [t.to(dtype) if is_floating(t) else t for t in operands]
+        return self.emit(op, inputs, operands)
 
     def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:
         """Appends a node and returns its output."""
