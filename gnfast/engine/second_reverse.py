@@ -98,7 +98,7 @@ def second_reverse(
         else:
             grads = ()
             if any(wanted):
-                ones = adjoint.new_ones(adjoint.shape[0])
+                ones = adjoint.new_ones(adjoint.shape[:1])
                 h = apart.value(plan, node.inputs[0])
                 grads = node.op.param_grad(ctx._replace(scale=ones), adjoint, h)
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)

@@ -21,7 +21,7 @@ def proportional(nodes: Sequence["Node"], output: int, one_logit: bool) -> froze
         if not outputs.isdisjoint(apart):
             apart |= outputs
         if not node.op.detaches and (node.op.curved or node.mixes or not outputs.isdisjoint(apart)):
-            apart |= {*node.inputs}
+            apart |= {*node.inputs[node.op.given :]}
     return frozenset({0, output, *(value for node in nodes for value in node.outputs)} - apart)
 
 
@@ -63,12 +63,12 @@ def schedule(plan: "Plan", needs_x: bool) -> Schedule:
         node, apart, has_grads = plan.nodes[index], plan.apart[index], plan.has_param_grads[index]
         push = not needed.isdisjoint(node.outputs)
         pushes.append(push)
-        read = node.inputs if push and not node.op.detaches else ()
+        read = node.inputs[node.op.given :] if push and not node.op.detaches else ()
         if node.op.curved:
             read = node.inputs if push or pulls[index] else ()
             values.update(node.inputs)
         elif has_grads and not read:
-            read = node.inputs[:1]
+            read = node.inputs[node.op.given :][:1]
         if has_grads and apart:
             values.update(node.inputs[:1])
         needed.update(read)

@@ -59,7 +59,8 @@ class Node:
     def input_sizes(self, batch: int) -> list[Shape]:
         """The shapes of the inputs, axis 0 included."""
         shapes = [(batch, *shape) for shape in self.input_shapes]
-        return [whole or shape for whole, shape in zip(self.wholes, shapes, strict=False)] if self.wholes else shapes
+        wholes = self.wholes or (None,) * len(shapes)
+        return [shape if whole is None else whole for whole, shape in zip(wholes, shapes, strict=False)]
 
 
 def readers(nodes: Sequence[Node], output: int) -> Counter[int]:
@@ -75,7 +76,7 @@ def reached(nodes: Sequence[Node], output: int, by_derivatives: bool) -> tuple[b
     for node in reversed(nodes):
         result.append(not needed.isdisjoint(node.outputs) and not (by_derivatives and node.op.detaches))
         if result[-1]:
-            needed.update(node.inputs)
+            needed.update(node.inputs[node.op.given * by_derivatives :])
     return tuple(reversed(result))
 
 
