@@ -98,8 +98,8 @@ def second_reverse(
         else:
             grads = ()
             if any(wanted):
-                ones = adjoint.new_ones(adjoint.shape[0])
-                h = apart.values[node.inputs[0]]
+                ones = adjoint.new_ones(adjoint.shape[:1])
+                h = apart.value(plan, node.inputs[0])
                 grads = node.op.param_grad(ctx._replace(scale=ones), adjoint, h)
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
         for slot, grad in zip(node.operands, grads, strict=False):

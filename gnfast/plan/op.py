@@ -94,6 +94,9 @@ class Op:
     """How many products as large as the forward's there are in the forward, the input gradient, the tangent, the second
     reverse and the weight gradients: more of two x-dependent tensors."""
 
+    cheap: ClassVar[bool] = False
+    """Whether a curved op without operands costs so little that y and Jᵀ δ are computed again rather than kept."""
+
     saves_output: ClassVar[bool] = False
     """Whether what forward saves shares memory with y."""
 
@@ -102,6 +105,9 @@ class Op:
 
     detaches: ClassVar[bool] = False
     """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
+
+    given: ClassVar[int] = 0
+    """How many of its first inputs it takes as constants: no derivative follows them, and it reads no tangents of them."""
 
     takes_ones: ClassVar[bool] = False
     """Whether pullback and param_grad take None for a cotangent (B, 1) of ones; pullback gives an expanded one then."""
@@ -313,7 +319,8 @@ def per_channel(bias: Tensor, like: Tensor) -> Tensor:
 def _along(values: Tensor, further: int, dtype: torch.dtype) -> Tensor:
     # To be asked to do nothing takes PyTorch as long as a small operation.
     values = values if values.dtype == dtype else values.to(dtype)
-    return values.view(-1, *[1] * further)
+    # Of what has no axes, there is one.
+    return values.view(-1, *[1] * further) if further >= 0 else values.view(())
 
 
 def stand_in(cotangent: Tensor, shape: Shape) -> Tensor:

@@ -21,7 +21,7 @@ def proportional(nodes: Sequence["Node"], output: int, one_logit: bool) -> froze
         if not outputs.isdisjoint(apart):
             apart |= outputs
         if not node.op.detaches and (node.op.curved or node.mixes or not outputs.isdisjoint(apart)):
-            apart |= {*node.inputs}
+            apart |= {*node.inputs[node.op.given :]}
     return frozenset({0, output, *(value for node in nodes for value in node.outputs)} - apart)
 
 
@@ -38,6 +38,10 @@ class Schedule(NamedTuple):
     """The h that are kept."""
     adjoints: frozenset[int]
     """The values of which something below needs μ."""
+    again: dict[int, int]
+    """By values that are computed again instead, the nodes that do it."""
+    pulled_again: dict[int, int]
+    """By nodes whose δ is computed again instead, the nodes that do it, which read their outputs."""
 
 
 def schedule(plan: "Plan", needs_x: bool) -> Schedule:
@@ -59,12 +63,12 @@ def schedule(plan: "Plan", needs_x: bool) -> Schedule:
         node, apart, has_grads = plan.nodes[index], plan.apart[index], plan.has_param_grads[index]
         push = not needed.isdisjoint(node.outputs)
         pushes.append(push)
-        read = node.inputs if push and not node.op.detaches else ()
+        read = node.inputs[node.op.given :] if push and not node.op.detaches else ()
         if node.op.curved:
             read = node.inputs if push or pulls[index] else ()
             values.update(node.inputs)
         elif has_grads and not read:
-            read = node.inputs[:1]
+            read = node.inputs[node.op.given :][:1]
         if has_grads and apart:
             values.update(node.inputs[:1])
         needed.update(read)
@@ -77,4 +81,18 @@ def schedule(plan: "Plan", needs_x: bool) -> Schedule:
         for node, has_grads, pull, seed in zip(plan.nodes, plan.has_param_grads, pulls, seeds, strict=True)
     ]
     adjoints = frozenset(v for node in plan.nodes for v in node.inputs if wanted(v))
-    return Schedule(tuple(reversed(pushes)), tuple(pulls), tuple(cotangents), frozenset(values), adjoints)
+    later = values & producers.keys() - plan.curved_inputs
+    again = {value: producers[value] for value in later if plan.nodes[producers[value]].op.cheap}
+    pulled_again = {
+        producers[node.inputs[0]]: index
+        for index, node in enumerate(plan.nodes)
+        if node.op.cheap and pulls[index] and node.inputs[0] in producers and plan.is_read_once(node.inputs[0])
+    }
+    pulled_again = {n: r for n, r in pulled_again.items() if cotangents[n] and _is_plain(plan.nodes[n])}
+    cotangents = tuple(keep and index not in pulled_again for index, keep in enumerate(cotangents))
+    kept = frozenset(values - again.keys())
+    return Schedule(tuple(reversed(pushes)), tuple(pulls), cotangents, kept, adjoints, again, pulled_again)
+
+
+def _is_plain(node: "Node") -> bool:
+    return not node.op.curved and len(node.outputs) == 1

@@ -59,7 +59,8 @@ class Node:
     def input_sizes(self, batch: int) -> list[Shape]:
         """The shapes of the inputs, axis 0 included."""
         shapes = [(batch, *shape) for shape in self.input_shapes]
-        return [whole or shape for whole, shape in zip(self.wholes, shapes, strict=False)] if self.wholes else shapes
+        wholes = self.wholes or (None,) * len(shapes)
+        return [shape if whole is None else whole for whole, shape in zip(wholes, shapes, strict=False)]
 
 
 def readers(nodes: Sequence[Node], output: int) -> Counter[int]:
@@ -75,7 +76,7 @@ def reached(nodes: Sequence[Node], output: int, by_derivatives: bool) -> tuple[b
     for node in reversed(nodes):
         result.append(not needed.isdisjoint(node.outputs) and not (by_derivatives and node.op.detaches))
         if result[-1]:
-            needed.update(node.inputs)
+            needed.update(node.inputs[node.op.given * by_derivatives :])
     return tuple(reversed(result))
 
 
@@ -126,11 +127,18 @@ class Plan:
     @functools.cached_property
     def overwrites(self) -> tuple[bool, ...]:
         """Per node: whether forward and pushforward may write into its first input, which nothing else reads."""
-        counts = readers(self.nodes, self.output)
         owned = {value for node in self.nodes if not node.op.is_view for value in node.outputs}
         held = {value for node in self.nodes if node.op.saves_output for value in node.outputs}
         owned -= held | self.for_both.values
-        return tuple(node.inputs[0] in owned and counts[node.inputs[0]] == 1 for node in self.nodes)
+        return tuple(node.inputs[0] in owned and self.is_read_once(node.inputs[0]) for node in self.nodes)
+
+    def is_read_once(self, value: int) -> bool:
+        """Whether one node alone reads a value, which is not the output."""
+        return self._readers[value] == 1
+
+    @functools.cached_property
+    def _readers(self) -> Counter[int]:
+        return readers(self.nodes, self.output)
 
     @functools.cached_property
     def last_uses(self) -> tuple[tuple[int, ...], ...]:

@@ -18,6 +18,7 @@ from gnfast.plan.names import function_name, submodule_name
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
+from gnfast.plan.ops.given import Constant
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
@@ -50,6 +51,8 @@ class Recorder:
         self.open = True
         self.operation = ""
         self.output = 0
+        self.stacks: dict[int, Sequence[Tensor]] = {}
+        """What values that are stacks along a new first axis were made of: reductions over it are per sample."""
         self._values = 0
         self._hooks = saved_tensor_hooks()
         self.replay = Replay(script, self.batch, self.operands)
@@ -150,6 +153,10 @@ class Recorder:
         if dtype is not None:
             # Autocast leaves float64 alone.
             inputs = [t if t.scalar == torch.float64 else self.cast(t, dtype) for t in inputs]
+        if not (op.detaches or all(t.scalar.is_floating_point for t in inputs[op.given :])):
+            if any(t.tracked for t in inputs) or any(t is not None and t.requires_grad for t in operands):
+                self.refuse("integers or truth values that depend on x")
+            op = Constant(op)
         dtypes = [t if t is None else converted(t.dtype, dtype) for t in operands]
         given = zip(operands, dtypes, strict=True)
         node, (shape, dtype) = node_of(
@@ -173,8 +180,13 @@ class Recorder:
         """As `emit`, for an op whose result shares memory with its input in PyTorch."""
         return tensor.shares_memory_with(self.emit(op, [tensor], mixes=mixes))
 
-    def curved(self, function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Traced:
-        """Appends y = function(*args, **kwargs) as a `CurvedCall` of the tensors among them, x-dependent and others."""
+    def curved(
+        self, function: Callable[..., Tensor], *args: Any, _as: Callable[[Op], Op] | None = None, **kwargs: Any
+    ) -> Traced:
+        """Appends y = function(*args, **kwargs) as a `CurvedCall` of the tensors among them, x-dependent and others.
+
+        Or as what `_as` makes of that call.
+        """
         tensors = {id(t): t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         inputs = [t for t in tensors.values() if self.depends_on_x(t)]
         operands = [t for t in tensors.values() if not self.depends_on_x(t)]
@@ -186,7 +198,7 @@ class Recorder:
             dtype = widened(CurvedCall.value, (op, (), *likes), self.device, low)
             inputs = [self.cast(t, dtype) for t in inputs]
             operands = [t.to(dtype) if is_floating(t) else t for t in operands]
-        return self.emit(op, inputs, operands)
+        return self.emit(op if _as is None else _as(op), inputs, operands)
 
     def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:
         """Appends a node and returns its output."""
@@ -195,8 +207,12 @@ class Recorder:
         return Traced(self, self._values - 1, shape, dtype, tracked)
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
-        """The value in another floating-point dtype; itself where it has that dtype."""
-        return tensor if tensor.scalar == dtype else self.emit(Cast(tensor.scalar, dtype), [tensor])
+        """The value in another dtype; itself where it has that dtype."""
+        if tensor.scalar == dtype:
+            return tensor
+        op = Cast(tensor.scalar, dtype)
+        follows = tensor.scalar.is_floating_point and dtype.is_floating_point
+        return self.emit(op if follows else Constant(op), [tensor])
 
     def autocast(self, function: Callable[..., Tensor], tensor: Traced, *args: Any) -> Traced:
         """`tensor` in the dtype in which autocast runs `function`; `args` suit a tensor of size 1 in every axis."""
@@ -254,29 +270,32 @@ class Recorder:
         """Leaves the recording: the network goes through double backward, and `reason` is reported."""
         raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason))
 
-    def axes(self, tensor: Tensor, dim: int | Sequence[int] | None, use: str) -> tuple[int, ...]:
-        """The axes that `dim` names, counted from the left, all for None; refuses the batch's, whatever the `use`."""
+    def axes(self, tensor: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
+        """The axes that `dim` names, counted from the left, all for None."""
         every = range(tensor.dim())
-        axes = every if dim is None or dim == () else {every[d] for d in ((dim,) if isinstance(dim, int) else dim)}
-        if 0 in axes:
-            self.refuse(f"{use} over the batch axis mixes samples")
-        return tuple(sorted(axes))
+        if not every:
+            return ()
+        return tuple(sorted(every if dim is None or dim == () else {every[d] for d in _several(dim)}))
 
-    def require_batched(self, tensor: Tensor, dims: int) -> None:
-        """Raises InputError for an input that lacks its batch axis, which PyTorch would take for a single sample."""
-        if self.depends_on_x(tensor) and tensor.dim() < dims:
+    def batched(self, tensor: Traced, dims: int) -> Traced:
+        """The tensor if it has `dims` axes, else with one before the others, as PyTorch takes a single sample.
+
+        Raises InputError where that sample would be the whole x, which lacks its batch axis.
+        """
+        if tensor.dim() >= dims:
+            return tensor
+        if self.depends_on_x(tensor) and self.input.dim() < dims and tensor.shape[0] == self.batch:
             where = submodule_name(self.net)
             raise InputError(
                 f"x: {self.operation} in submodule {where!r} got {tensor.dim()} axes, {tuple(tensor.shape)}; "
                 f"wanted {dims} with the batch in axis 0 (a single sample is x[None])"
             )
+        return tensor.unsqueeze(0)
 
-    def require_constant_within_sample(self, constant: Any, tensor: Tensor) -> None:
-        """Refuses a constant that is not a tensor, or whose axes would line up with the wrong axes of `tensor`."""
+    def require_tensor(self, constant: Any) -> None:
+        """Refuses a constant that is neither a number nor a tensor."""
         if not isinstance(constant, Tensor):
             self.refuse(f"an argument of type {type(constant).__name__}")
-        if constant.dim() > tensor.dim():
-            self.refuse(f"a constant of shape {tuple(constant.shape)} has more axes than {tuple(tensor.shape)}")
 
     def require_recorded(self, tensor: Traced) -> None:
         """Refuses what a custom autograd Function has returned: its backward need not be that of its forward."""
@@ -326,6 +345,10 @@ class Opaque(Op):
 
     def label(self) -> str:
         return f"✗ {self.operation}"
+
+
+def _several(dim: int | Sequence[int]) -> Sequence[int]:
+    return (dim,) if isinstance(dim, int) else dim
 
 
 @functools.cache

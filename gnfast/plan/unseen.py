@@ -69,6 +69,8 @@ def node_of(
     shapes = *(like.shape for _, like in inputs), tuple(y.shape)
     wholes = tuple(None if shape[:1] == (batch,) else shape for shape in shapes)
     is_whole = any(whole is not None for whole in wholes)
+    # What is taken as a constant may be of any shape.
+    mixes = mixes or any(whole is not None for whole in wholes[op.given :])
     node = Node(
         op,
         tuple(value for value, _ in inputs),
@@ -79,7 +81,7 @@ def node_of(
         tuple(y.shape[1:]),
         y.element_size(),
         submodule,
-        mixes=mixes or is_whole,
+        mixes=mixes,
         wholes=wholes if is_whole else (),
         batch=batch if is_whole else 1,
     )

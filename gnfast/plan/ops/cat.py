@@ -1,9 +1,8 @@
 """Concatenations and stacks."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,67 +35,39 @@ def _cat(trace, tensors, dim=0):
     dim %= first.dim()
     # PyTorch skips empty vectors whatever the others' shape.
     tensors = [tensor for tensor in tensors if tuple(tensor.shape) != (0,)]
-    if dim == 0:
-        trace.refuse("a concatenation along the batch axis mixes samples")
     fixed = tuple(not trace.depends_on_x(tensor) for tensor in tensors)
     inputs = [tensor for tensor in tensors if trace.depends_on_x(tensor)]
     constants = [kept(tensor) for tensor in tensors if not trace.depends_on_x(tensor)]
-    return trace.emit(Cat(dim, tuple(tensor.shape[dim] for tensor in tensors), fixed), inputs, constants)
+    op = Cat(dim, tuple(tensor.shape[dim] for tensor in tensors), fixed)
+    return trace.emit(op, inputs, constants, mixes=dim == 0)
 
 
 @records(torch.hstack, torch.vstack, torch.row_stack, torch.column_stack, torch.dstack, told=True)
 def _joined(function, trace, tensors):
-    """Concatenations along an axis that tensors with too few axes get at their end."""
-    least = min(tensor.dim() for tensor in tensors)
-    if function is torch.dstack and least == 1:
-        trace.refuse("it moves the batch axis")
-    hstack = min(least - 1, 1)
-    dim = {torch.hstack: hstack, torch.column_stack: 1, torch.dstack: 2}.get(function, 0)
-    return torch.cat([tensor.unsqueeze(dim) if tensor.dim() == dim else tensor for tensor in tensors], dim)
+    """Concatenations along an axis, of tensors that get axes where they have too few."""
+    dim = {torch.hstack: 1, torch.column_stack: 1, torch.dstack: 2}.get(function, 0)
+    if function is torch.column_stack:
+        tensors = [tensor.reshape(-1, 1) if tensor.dim() < 2 else tensor for tensor in tensors]
+    else:
+        least = {0: torch.atleast_2d, 1: torch.atleast_1d, 2: torch.atleast_3d}[dim]
+        tensors = [least(tensor) for tensor in tensors]
+        dim = min(dim, tensors[0].dim() - 1)
+    return torch.cat(tensors, dim)
+
+
+@records(torch.atleast_1d, torch.atleast_2d, torch.atleast_3d, told=True)
+def _at_least(function, trace, *tensors):
+    if len(tensors) == 1 and not isinstance(tensors[0], torch.Tensor):
+        (tensors,) = tensors
+    found = [t.reshape(function(torch.empty(t.shape, device="meta")).shape) for t in tensors]
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 @records(torch.stack)
 def _stack(trace, tensors, dim=0):
     dim %= next(tensor for tensor in tensors if trace.depends_on_x(tensor)).dim() + 1
+    stack = torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
     if dim == 0:
-        return Stacked(trace, tensors)
-    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
-
-
-class Stacked:
-    """Stands for a stack along a new first axis until that axis is reduced: the mean of several critics, say.
-
-    Not a tensor, because the batch of an x-dependent one is its axis 0.
-    """
-
-    def __init__(self, trace: Any, tensors: Sequence[Tensor]) -> None:
-        self._trace = trace
-        # Its own memory: what is written to them later is not written to it.
-        self._tensors = tuple(trace.copy(t) if trace.depends_on_x(t) else t.clone() for t in tensors)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        return self._tensors[key] if isinstance(key, int) else self._refuse("__getitem__")
-
-    def __getattr__(self, name: str) -> Callable[..., Tensor]:
-        if name not in ("mean", "sum", "amax", "amin", "max", "min"):
-            self._refuse(name)
-
-        def reduced(dim=None, keepdim=False, *, axis=None, **kwargs):
-            if (axis if dim is None else dim) not in (0, (0,), [0]) or keepdim:
-                self._refuse(name)
-            return getattr(torch.stack(self._tensors, 1), name)(1, **kwargs)
-
-        return reduced
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        stacked = next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
-        return getattr(stacked, func.__name__)(*args[1:], **(kwargs or {}))
-
-    def _refuse(self, name: str, *_: Any) -> NoReturn:
-        self._trace.refuse("a stack along a new first axis moves the batch", operation=f"Tensor.{name}")
-
-
-for _name in ("add", "sub", "mul", "truediv", "matmul", "neg"):
-    for _operator in (f"__{_name}__", f"__r{_name}__"):
-        setattr(Stacked, _operator, functools.partialmethod(Stacked._refuse, _name))
+        # Their own memory: what is written to them later is not written to the stack.
+        trace.stacks[stack.value] = [trace.copy(t) if trace.depends_on_x(t) else t.clone() for t in tensors]
+    return stack

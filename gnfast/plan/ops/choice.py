@@ -1,5 +1,6 @@
 """Choices between tensors and over axes of which equals share the gradient: maximum, amax, where."""
 
+import functools
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gnfast.plan.op import Combination, Context, Op, kept, records
+from gnfast.plan.ops.given import Constant, emit_given
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,10 @@ class Where(Combination):
 
 @dataclass(frozen=True)
 class Extremum(Op):
-    """torch.amax (`sign` 1) or amin (-1) over `dims`; equals share the gradient evenly. Keeps one byte per entry."""
+    """torch.amax (`sign` 1) or amin (-1) over `dims`; equals share the gradient evenly. Keeps one byte per entry.
+
+    The median of all entries (0) is PyTorch's third of this kind.
+    """
 
     dims: tuple[int, ...]
     keepdim: bool
@@ -70,8 +75,10 @@ class Extremum(Op):
     mask_bits: ClassVar[float] = 8
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        reduce = torch.amax if self.sign > 0 else torch.amin
-        y = reduce(inputs[0], self.dims, keepdim=True)
+        if self.sign:
+            y = (torch.amax if self.sign > 0 else torch.amin)(inputs[0], self.dims, keepdim=True)
+        else:
+            y = torch.median(inputs[0]).reshape([1] * inputs[0].dim())
         return y if self.keepdim else y.squeeze(self.dims), inputs[0] == y
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
@@ -85,7 +92,7 @@ class Extremum(Op):
         return total / ctx.saved.sum(self.dims, self.keepdim)
 
     def label(self) -> str:
-        return f"{'amax' if self.sign > 0 else 'amin'} over {','.join(map(str, self.dims))}"
+        return f"{('median', 'amax', 'amin')[self.sign]} over {','.join(map(str, self.dims))}"
 
 
 @records("maximum", "minimum", told=True)
@@ -94,29 +101,31 @@ def maximum_of(function: Callable[..., Any], trace: Any, input: Tensor, other: T
     sign = 1 if "max" in function.__name__ else -1
     first, second = (input, other) if trace.depends_on_x(input) else (other, input)
     if not trace.depends_on_x(second):
-        trace.require_constant_within_sample(second, first)
-        return trace.emit(Maximum(sign, (False, True)), [first], [second])
-    if first.dim() != second.dim():
-        trace.refuse("x-dependent tensors with different numbers of axes")
-    return trace.emit(Maximum(sign), [first, second])
+        trace.require_tensor(second)
+        return trace.emit(Maximum(sign, (False, True)), [first], [second], mixes=second.dim() > first.dim())
+    return trace.emit(Maximum(sign), [first, second], mixes=first.dim() != second.dim())
 
 
 @records(torch.where)
 def _where(trace, condition, input, other):
-    if trace.depends_on_x(condition):
-        trace.refuse("a condition that depends on x")
     inputs = [value for value in (input, other) if trace.depends_on_x(value)]
-    if inputs[0].dim() != inputs[-1].dim():
-        trace.refuse("x-dependent tensors with different numbers of axes")
-    operands = [condition]
+    if not inputs:
+        return trace.curved(torch.where, condition, input, other, _as=Constant)
+    operands = []
     for value in (input, other):
         if isinstance(value, numbers.Real):
             operands.append(torch.full((), value, dtype=inputs[0].dtype, device=inputs[0].device))
         elif not trace.depends_on_x(value):
+            trace.require_tensor(value)
             operands.append(kept(value))
-    for operand in operands:
-        trace.require_constant_within_sample(operand, inputs[0])
-    return trace.emit(Where((not trace.depends_on_x(input), not trace.depends_on_x(other))), inputs, operands)
+    op = Where((not trace.depends_on_x(input), not trace.depends_on_x(other)))
+    if trace.depends_on_x(condition):
+        dtypes = {t.dtype for t in (*inputs, *operands) if t.dim()} or {inputs[0].dtype}
+        inputs = [trace.cast(t, functools.reduce(torch.promote_types, dtypes)) for t in inputs]
+        return emit_given(trace, op, condition, inputs, operands)
+    operands = [condition, *operands]
+    axes = max(t.dim() for t in (*inputs, *operands))
+    return trace.emit(op, inputs, operands, mixes=any(t.dim() != axes for t in inputs))
 
 
 @records(Tensor.where)
@@ -131,5 +140,7 @@ def _masked_fill(trace, input, mask, value):
 
 @records("amax", "amin", told=True)
 def _amax(function, trace, input, dim=(), keepdim=False):
-    sign = 1 if function.__name__ == "amax" else -1
-    return trace.emit(Extremum(trace.axes(input, dim, "a choice"), keepdim, sign), [input])
+    sign, dims = 1 if function.__name__ == "amax" else -1, trace.axes(input, dim)
+    if dims == (0,) and not keepdim and (parts := trace.stacks.get(input.value)):
+        return function(torch.stack(parts, 1), 1)
+    return trace.emit(Extremum(dims, keepdim, sign), [input], mixes=0 in dims)

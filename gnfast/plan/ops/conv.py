@@ -142,7 +142,8 @@ def _emit(trace, op, input, weight, bias):
 @records(F.conv1d, F.conv2d, F.conv3d)
 def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     dims = weight.dim() - 2
-    trace.require_batched(input, dims=dims + 2)
+    if (batched := trace.batched(input, dims + 2)) is not input:
+        return _conv(trace, batched, weight, bias, stride, padding, dilation, groups).squeeze(0)
     dilation = sizes(dilation, dims)
     if isinstance(padding, str):
         span = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -158,7 +159,9 @@ def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, grou
 @records(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     dims = weight.dim() - 2
-    trace.require_batched(input, dims=dims + 2)
+    if (batched := trace.batched(input, dims + 2)) is not input:
+        given = weight, bias, stride, padding, output_padding, groups, dilation
+        return _conv_transpose(trace, batched, *given).squeeze(0)
     stride, padding, output_padding, dilation = (sizes(v, dims) for v in (stride, padding, output_padding, dilation))
     op = Conv(stride, padding, dilation, groups, True, output_padding)
     return _emit(trace, op, input, weight, bias)

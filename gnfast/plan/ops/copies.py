@@ -63,7 +63,7 @@ def _clone(trace, input, *, memory_format=torch.preserve_format):
 
 
 @records(*(Tensor.to, Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda), self_checked=True, told=True)
-@records(*(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16), self_checked=True, told=True)
+@records(*(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.int, Tensor.long, Tensor.bool), self_checked=True, told=True)
 def _cast(function, trace, input, *args, **kwargs):
     """What may change dtype or device; PyTorch itself says what comes out."""
     if not trace.depends_on_x(input):
@@ -71,8 +71,8 @@ def _cast(function, trace, input, *args, **kwargs):
     given = [like(trace, value) for value in args]
     probe = torch.empty((0,) * input.dim(), dtype=input.dtype, device=input.device)
     converted = function(probe, *given, **{name: like(trace, value) for name, value in kwargs.items()})
-    if not isinstance(converted, Tensor) or not converted.is_floating_point():
-        trace.refuse("a change to a dtype that is not floating point")
+    if not isinstance(converted, Tensor) or converted.is_complex():
+        trace.refuse("a change to a dtype that is not real")
     if converted.device != input.device:
         trace.refuse(f"a change of device, from {input.device} to {converted.device}")
     if converted.dtype != input.dtype:

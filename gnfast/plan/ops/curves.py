@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ class Elementwise(Curved):
 
     name: str
     args: tuple[float | str, ...] = ()
+    cheap: ClassVar[bool] = True
 
     @property
     def curve(self) -> Curve:

@@ -19,8 +19,8 @@ class Einsum(LinearMap):
     """y = einsum of one x-dependent tensor and any number of operands.
 
     Attributes:
-        terms: one string of axis labels per factor, the x-dependent one at `position`; its first label is the batch's.
-        output: the labels of y, the batch's first.
+        terms: one string of axis labels per factor, the x-dependent one at `position`.
+        output: the labels of y.
         autocasts: whether autocast runs it in low precision: not where it multiplies without a sum, say.
     """
 
@@ -48,7 +48,7 @@ class Einsum(LinearMap):
         ]
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
-        extents = {self.terms[self.position][0]: 1}
+        extents = dict.fromkeys(self.terms[self.position][:1], 1)
         shapes = list(operand_shapes)
         shapes.insert(self.position, (1, *input_shapes[0]))
         for term, shape in zip(self.terms, shapes, strict=True):
@@ -93,8 +93,8 @@ def _contract(trace, terms, output, tensors, autocasts):
     if len(dependent) > 1:
         return _of_several(trace, terms, output, tensors, autocasts)
     (position,) = dependent
-    if not output.startswith(terms[position][0]):
-        trace.refuse("a product over the batch axis mixes samples")
+    batch = terms[position][:1]
+    mixes = not batch or output[:1] != batch
     extents: dict[str, int] = {}
     for term, tensor in zip(terms, tensors, strict=True):
         for label, extent in zip(term, tensor.shape, strict=True):
@@ -104,8 +104,8 @@ def _contract(trace, terms, output, tensors, autocasts):
     operands = [tensor for k, tensor in enumerate(tensors) if k != position]
     op = Einsum(tuple(terms), output, position, autocasts)
     if not operands and len(output) == len(terms[0]):
-        return trace.emit_view(op, tensors[0])
-    return trace.emit(op, [tensors[position]], operands)
+        return trace.emit_view(op, tensors[0], mixes=mixes)
+    return trace.emit(op, [tensors[position]], operands, mixes=mixes)
 
 
 def _of_several(trace, terms, output, tensors, autocasts):

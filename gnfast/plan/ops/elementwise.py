@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnfast.plan.op import Combination, Context, LinearMap, kept, records
+from gnfast.plan.ops.given import emit_given
 from gnfast.plan.ops.products import Product
 
 
@@ -96,12 +97,12 @@ def _add(trace, input, other, *, alpha=1):
         a, b, alpha = (b if alpha == 1 else _mul(trace, b, alpha)), a, 1
     if isinstance(b, numbers.Real):
         return trace.emit(Shift(float(alpha * b)), [a])
-    trace.require_constant_within_sample(b, a)
+    trace.require_tensor(b)
     if alpha == 1:
-        return trace.emit(Shift(None), [a], [kept(b)])
+        return trace.emit(Shift(None), [a], [kept(b)], mixes=b.dim() > a.dim())
     # As PyTorch multiplies them: a constant without axes does not widen.
     dtype = torch.promote_types(a.dtype, b.dtype) if b.dim() else a.dtype
-    return trace.emit(Shift(None), [a], [b.to(dtype) * alpha])
+    return trace.emit(Shift(None), [a], [b.to(dtype) * alpha], mixes=b.dim() > a.dim())
 
 
 def _scaled(trace, a, b, divides=False):
@@ -110,8 +111,8 @@ def _scaled(trace, a, b, divides=False):
             # It is equal to 0.0, and so would be their Plans.
             trace.refuse("division by -0.0")
         return trace.emit(Scale(float(b), divides), [a])
-    trace.require_constant_within_sample(b, a)
-    return trace.emit(Scale(None, divides), [a], [b])
+    trace.require_tensor(b)
+    return trace.emit(Scale(None, divides), [a], [b], mixes=b.dim() > a.dim())
 
 
 @records("sub", "subtract")
@@ -129,8 +130,19 @@ def _record_rsub(trace, input, other, *, alpha=1):
 @records("mul", "multiply")
 def _mul(trace, input, other):
     if trace.depends_on_x(input) and trace.depends_on_x(other):
-        return trace.emit(Product(), [input, other])
+        return _product(trace, input, other)
     return _scaled(trace, input, other) if trace.depends_on_x(input) else _scaled(trace, other, input)
+
+
+def _product(trace, a, b, divides=False):
+    """Of two x-dependent tensors, one of which may be a constant for derivatives."""
+    # A mask is no number for derivatives.
+    if not divides and (a.scalar == torch.bool or not a.tracked):
+        a, b = b, a
+    if not b.tracked:
+        dtype = torch.promote_types(a.scalar, b.scalar)
+        return emit_given(trace, Scale(None, divides), b, [trace.cast(a, dtype)])
+    return trace.curved(torch.div, a, b) if divides else trace.emit(Product(), [a, b])
 
 
 @records("neg")
@@ -142,6 +154,8 @@ def _record_neg(trace, input):
 def _record_div(trace, input, other, *, rounding_mode=None):
     if rounding_mode is not None:
         trace.refuse(f"division with rounding_mode={rounding_mode!r}")
+    if trace.depends_on_x(input) and trace.depends_on_x(other):
+        return _product(trace, input, other, divides=True)
     if trace.depends_on_x(other):
         return trace.curved(torch.div, input, other)
     return _scaled(trace, input, other, divides=True)

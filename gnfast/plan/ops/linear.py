@@ -107,8 +107,8 @@ def _maps(rows: Tensor, weight: Tensor) -> Tensor:
 
 @records(F.linear)
 def _linear(trace, input, weight, bias=None):
-    if input.dim() < 2:
-        trace.require_batched(input, dims=2)
+    if input.dim() < 2 and weight.dim() > 1:
+        return F.linear(input.unsqueeze(0), weight, bias).squeeze(0)
     if not trace.depends_on_x(weight) and weight.dim() == 1:
         product = input @ weight
         return product if bias is None else product + bias

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.op import Context, Op, frozen, records
-from gnfast.plan.ops.choice import maximum_of
+from gnfast.plan.ops.choice import Extremum, maximum_of
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,20 @@ class Pick(Op):
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         zeros = self._flattened(cotangent.new_zeros(ctx.shapes[0]))
         picked, indices = self._flattened(cotangent), self._flattened(ctx.saved)
-        return (zeros.scatter_add_(self.dim or 2, indices, picked).view(ctx.shapes[0]),)
+        return (zeros.scatter_add_(self._axis, indices, picked).view(ctx.shapes[0]),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        found = self._flattened(tangents[0]).gather(self.dim or 2, self._flattened(ctx.saved))
+        found = self._flattened(tangents[0]).gather(self._axis, self._flattened(ctx.saved))
         return found.view(ctx.saved.shape)
 
     def label(self) -> str:
         if self.dim is not None:
             return f"{self.function.__name__} over {self.dim}"
         return f"{self.function.__name__.removesuffix('_with_indices')} {self.args[0]}"
+
+    @property
+    def _axis(self) -> int:
+        return 2 if self.dim is None else self.dim
 
     def _flattened(self, t: Tensor) -> Tensor:
         """The tensor with the axes of choice as one."""
@@ -66,9 +70,13 @@ class Indices:
 
 def _pick(trace, function, input, dim, *args, keepdim=True, **kwargs):
     """The named tuple (values, indices) that `function` returns."""
-    dim, *_ = trace.axes(input, dim, "a choice")
+    if not input.dim():
+        trace.refuse("a choice among the axes of what has none")
+    (dim,) = trace.axes(input, dim)
+    if dim == 0 and not keepdim and (parts := trace.stacks.get(input.value)):
+        return _pick(trace, function, torch.stack(parts, 1), 1, *args, keepdim=False, **kwargs)
     kwargs |= {"dim": dim} | ({} if function in (torch.sort, torch.topk) else {"keepdim": True})
-    values = trace.emit(Pick(function, args, tuple(kwargs.items()), dim), [input])
+    values = trace.emit(Pick(function, args, tuple(kwargs.items()), dim), [input], mixes=dim == 0)
     result = getattr(torch.return_types, function.__name__)
     return result((values if keepdim else values.squeeze(dim), Indices(trace)))
 
@@ -77,11 +85,15 @@ def _pick(trace, function, input, dim, *args, keepdim=True, **kwargs):
 def _max(function, trace, input, dim=None, keepdim=False, *, other=None):
     if isinstance(dim, Tensor) or other is not None:
         return maximum_of(function, trace, input, dim if other is None else other)
+    if dim is None:
+        return input.amax() if function.__name__ == "max" else input.amin()
     return _pick(trace, getattr(torch, function.__name__), input, dim, keepdim=keepdim)
 
 
 @records("median")
 def _median(trace, input, dim=None, keepdim=False):
+    if dim is None:
+        return trace.emit(Extremum(tuple(range(input.dim())), False, 0), [input], mixes=True)
     return _pick(trace, torch.median, input, dim, keepdim=keepdim)
 
 
@@ -106,7 +118,8 @@ _POOLINGS = [f"{name}{dims}d" for name in ("max_pool", "adaptive_max_pool") for 
 @records(*(getattr(F, name + suffix) for name in _POOLINGS for suffix in ("", "_with_indices")), told=True)
 def _max_pool(function, trace, input, *args, return_indices=False, **kwargs):
     name = function.__name__.removesuffix("_with_indices")
-    trace.require_batched(input, dims=int(name[-2]) + 2)
     op = Pick(getattr(F, f"{name}_with_indices"), frozen(args), frozen(kwargs))
-    y = trace.emit(op, [trace.autocast(function, input, 1)])
+    batched = trace.batched(input, int(name[-2]) + 2)
+    y = trace.emit(op, [trace.autocast(function, batched, 1)])
+    y = y if batched is input else y.squeeze(0)
     return y if function is getattr(F, name) else (y, Indices(trace))

@@ -57,22 +57,25 @@ class AvgPool2d(LinearMap):
 def _avg_pool2d(
     trace, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
-    trace.require_batched(input, dims=4)
+    batched = trace.batched(input, 4)
     kernel, padding = sizes(kernel_size, 2), sizes(padding, 2)
     stride = sizes(stride, 2) if stride else kernel
-    return trace.emit(AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override), [input])
+    y = trace.emit(AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override), [batched])
+    return y if batched is input else y.squeeze(0)
 
 
 @records(F.avg_pool1d, F.avg_pool3d, told=True)
 def _avg_pool(function, trace, input, *args, **kwargs):
-    trace.require_batched(input, dims=int(function.__name__[-2]) + 2)
-    return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [trace.autocast(function, input, 1)])
+    batched = trace.batched(input, int(function.__name__[-2]) + 2)
+    y = trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [trace.autocast(function, batched, 1)])
+    return y if batched is input else y.squeeze(0)
 
 
 @records(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, told=True)
 def _adaptive_avg_pool(function, trace, input, output_size):
     count = int(function.__name__[-2])
-    trace.require_batched(input, dims=count + 2)
+    if (batched := trace.batched(input, count + 2)) is not input:
+        return function(batched, output_size).squeeze(0)
     if sizes(output_size, count) == (1,) * count:
         # As PyTorch does; the cotangent is then expanded instead of written.
         dtype = trace.autocasts_to(function, input, 1)

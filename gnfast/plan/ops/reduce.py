@@ -1,4 +1,4 @@
-"""Sum and mean over axes other than the batch."""
+"""Sum and mean over some axes."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gnfast.plan.op import Context, LinearMap, records
 
 @dataclass(frozen=True)
 class Sum(LinearMap):
-    """Sum over `dims` (never 0), divided by their size where `mean`.
+    """Sum over `dims`, divided by their size where `mean`.
 
     With `dtypes`, those of h and y: a conversion first, which is no pass of its own.
     """
@@ -48,7 +48,10 @@ def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
     mean, own = function.__name__ == "mean", input.dtype
     target = dtype or (own if mean else trace.autocasts_to(torch.sum, input))
     dtypes = None if target == own else (own, target)
-    return trace.emit(Sum(trace.axes(input, dim, "a reduction"), keepdim, mean, dtypes), [input])
+    dims = trace.axes(input, dim)
+    if dims == (0,) and not keepdim and (parts := trace.stacks.get(input.value)):
+        return function(torch.stack(parts, 1), 1, dtype=dtype)
+    return trace.emit(Sum(dims, keepdim, mean, dtypes), [input], mixes=0 in dims)
 
 
 @records(torch.linalg.vector_norm)

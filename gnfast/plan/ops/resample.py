@@ -48,20 +48,21 @@ def _interpolate(
 @records(F.pad)
 def _pad(trace, input, pad, mode="constant", value=None):
     pad = tuple(pad)
-    if len(pad) // 2 >= input.dim():
-        trace.refuse("padding the batch axis")
+    mixes = len(pad) // 2 >= input.dim()
     if mode != "constant":
         input = trace.autocast(F.pad, input, (0,) * len(pad), mode)
         return trace.emit(LinearCall(F.pad, (pad, mode)), [input])
     cropping = LinearCall(F.pad, (tuple(-extent for extent in pad),))
-    padded = trace.emit(LinearCall(F.pad, (pad,), transposed=cropping), [input])
+    padded = trace.emit(LinearCall(F.pad, (pad,), transposed=cropping), [input], mixes=mixes)
     if not value:
         return padded
-    inside = torch.zeros((1, *input.shape[1:]), dtype=input.dtype, device=input.device)
+    shape = tuple(input.shape) if mixes else (1, *input.shape[1:])
+    inside = torch.zeros(shape, dtype=input.dtype, device=input.device)
     return padded + F.pad(inside, pad, value=value)
 
 
 @records(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, F.unfold, told=True)
 def _grid_map(function, trace, input, *args, **kwargs):
-    trace.require_batched(input, dims=4)
-    return trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [input])
+    batched = trace.batched(input, 4)
+    y = trace.emit(LinearCall(function, frozen(args), frozen(kwargs)), [batched])
+    return y if batched is input else y.squeeze(0)

@@ -46,8 +46,9 @@ def _reshape(function, trace, input, *args, **kwargs):
         trace.refuse("a view as another dtype")
     args = [tuple(a.shape) if isinstance(a, Tensor) and a.dim() else a for a in args]
     shape = function(torch.empty(input.shape, device="meta"), *args, **kwargs).shape
-    if not shape or shape[0] != input.shape[0]:
-        trace.refuse(f"a reshape of {tuple(input.shape)} to {tuple(shape)} moves the batch axis")
+    if not (shape and input.dim()) or shape[0] != input.shape[0]:
+        back = LinearCall(torch.reshape, (tuple(input.shape),))
+        return trace.emit_view(LinearCall(torch.reshape, (tuple(shape),), transposed=back), input, mixes=True)
     return trace.emit_view(Reshape(tuple(shape[1:])), input)
 
 
@@ -57,7 +58,7 @@ def _permute(function, trace, input, *args, **kwargs):
     """PyTorch itself says in what order the axes come out, of a probe whose strides tell them apart."""
     probe = torch.empty(0).as_strided([0] * input.dim(), list(range(1, input.dim() + 1)))
     dims = tuple(stride - 1 for stride in function(probe, *args, **kwargs).stride())
-    if dims[0] != 0:
-        trace.refuse("it moves the batch axis")
+    if not dims:
+        return input
     back = LinearCall(torch.permute, (tuple(dims.index(dim) for dim in range(len(dims))),))
-    return trace.emit_view(LinearCall(torch.permute, (dims,), transposed=back), input)
+    return trace.emit_view(LinearCall(torch.permute, (dims,), transposed=back), input, mixes=dims[0] != 0)
