@@ -196,8 +196,9 @@ class Recorder:
         if low := autocast_dtype(self.device.type):
             likes = [Like(tuple(t.shape), t.dtype) for t in (*inputs, *operands)]
             dtype = widened(CurvedCall.value, (op, (), *likes), self.device, low)
-            inputs = [self.cast(t, dtype) for t in inputs]
-            operands = [t.to(dtype) if is_floating(t) else t for t in operands]
+            if dtype.is_floating_point:
+                inputs = [self.cast(t, dtype) for t in inputs]
+                operands = [t.to(dtype) if is_floating(t) else t for t in operands]
         return self.emit(op if _as is None else _as(op), inputs, operands)
 
     def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:
