@@ -30,6 +30,8 @@ class Apart:
         """A node's context and tangents in pass 3: plain ones if it is apart, else merged ones."""
         node = plan.nodes[index]
         if not plan.apart[index]:
+            if not (self.schedule.pushes[index] or plan.has_param_grads[index]):
+                return ctx, inputs
             return ctx, [
                 self._begun(value, t) if value in plan.begins and t is not None else t
                 for value, t in zip(node.inputs, inputs, strict=True)
