@@ -102,7 +102,8 @@ def _node_costs(plan: Plan, index: int, batch: int) -> dict[str, Cost]:
         "forward": through,
         "input gradient": through,
         "tangent": through * plan.pushes_forward[index],
-        "weights": outer * plan.has_param_grads[index],
+        "second reverse": through * plan.runs(index)[3],
+        "weights": outer * plan.runs(index)[4],
     }
     return {name: Cost(batch * flops[name], count) for name, count in moved.items()}
 

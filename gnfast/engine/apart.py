@@ -33,7 +33,7 @@ class Apart:
             if not (self.schedule.pushes[index] or plan.has_param_grads[index]):
                 return ctx, inputs
             return ctx, [
-                self._begun(value, t) if value in plan.begins and t is not None else t
+                self._begun(plan, value, t) if value in plan.begins and t is not None else t
                 for value, t in zip(node.inputs, inputs, strict=True)
             ]
         if node.op.curved:
@@ -42,11 +42,26 @@ class Apart:
                 self.tangents[index] = inputs
         return ctx._replace(scale=None), inputs
 
-    def _begun(self, value: int, t: Tensor) -> Tensor:
+    def value(self, plan: Plan, value: int) -> Tensor:
+        """h, kept or computed again."""
+        if value in self.values:
+            return self.values[value]
+        node = plan.nodes[self.schedule.again[value]]
+        return node.op.forward(Context(), *(self.value(plan, v) for v in node.inputs))[0]
+
+    def cotangent(self, plan: Plan, index: int, cotangents: Sequence[Tensor | None]) -> Tensor | None:
+        """δ of a node's output, kept or computed again."""
+        reader = self.schedule.pulled_again.get(index)
+        if reader is None:
+            return cotangents[index]
+        node = plan.nodes[reader]
+        return node.op.pullback(Context(inputs=[self.values[v] for v in node.inputs]), cotangents[reader])[0]
+
+    def _begun(self, plan: Plan, value: int, t: Tensor) -> Tensor:
         """c = t + a·h."""
         if self.scale is None:
             return t
         if value not in self._merged:
-            h = self.values[value].to(t.dtype)
+            h = self.value(plan, value).to(t.dtype)
             self._merged[value] = torch.addcmul(t, per_sample(self.scale, h), h)
         return self._merged[value]

@@ -23,6 +23,11 @@ def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None
     All are differentiable once, with respect to x and the recorded operands. A Plan that takes six passes comes without
     a head.
     """
+    if plan.halves is not None:
+        body, tail = plan.halves
+        z, below = four_passes(body, x, recorded, None)
+        f, above = four_passes(tail, z, recorded, None)
+        return f, below * above.reshape(-1, *[1] * (x.dim() - 1)).to(below.dtype)
     keep = torch.is_grad_enabled() and bool(plan.trainable or (plan.takes_six and x.requires_grad))
     # Kernels read biases entry by entry.
     recorded = [t.contiguous() if t.dim() == 1 else t for t in recorded]

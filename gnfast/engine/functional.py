@@ -4,6 +4,7 @@ import weakref
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gnfast.engine import heads, known, reference
@@ -45,8 +46,8 @@ def normalize_gradient(
             1 / (n + ε)), "pgn" (PGN-GAN as its code has it), "pgn-table" (as its Table I has it); or a function φ(f, n)
             of two broadcastable tensors, or a `gnfast.Head`. `gnfast.heads` has the formulas.
         tau, eps: GraN's τ (1) and ε (0.1).
-        return_grad_norm: also return ‖∇ₓf̂‖₂ (B,). It costs no further pass, or a third derivative where double backward
-            is used.
+        return_grad_norm: also return ‖∇ₓf̂‖₂ (B,). It costs no further pass. A critic that is curved in x takes two more
+            under `no_grad`, and double backward, for third derivatives, with a graph.
         impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
@@ -135,12 +136,15 @@ def _run(
     if impl == "auto":
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static)
+            if with_norm and plan.takes_six and torch.is_grad_enabled():
+                reason = "its input gradient depends on x, and that of the normalised critic has third derivatives"
+                raise Refused(Refusal("", "return_grad_norm", reason))
         except Refused as error:
             if strict:
                 raise
             refusal = error.refusal
         else:
-            if kept is None:
+            if kept is None or (with_norm and plan.takes_six):
                 return _by_passes(plan, head, with_norm, x, operands)
             return _by_kept(kept, head, with_norm, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
@@ -175,7 +179,18 @@ def _by_passes(plan: Plan, head: Head | None, with_norm: bool, x: Tensor, operan
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not (with_norm or plan.takes_six)):
             return four_passes(plan, x, operands, head)
+        if with_norm and plan.takes_six:
+            return _normalized_along_x(plan, head, x, operands)
         return _normalized(head, *four_passes(plan, x, operands, None), with_norm)
+
+
+def _normalized_along_x(plan: Plan, head: Head, x: Tensor, operands: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """f̂ and ‖∇ₓf̂‖ of a curved critic, without a graph: n depends on x as well, by passes 3 and 4."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+        f_hat = heads.apply_head(head, *four_passes(plan, leaf, operands, None))
+        (g,) = torch.autograd.grad(f_hat.sum(), leaf)
+    return f_hat.detach(), heads.grad_norm(g)
 
 
 def _by_kept(

@@ -125,6 +125,8 @@ def tangent(
         if apart is not None:
             ctx, inputs = apart.entered(plan, index, ctx, inputs)
         if any(wanted) and not node.op.curved:
+            if apart is not None:
+                cotangent = apart.cotangent(plan, index, cotangents)
             param_grad = partial(node.op.param_grad, ctx, cotangent, inputs[0])
             for slot, grad in zip(node.operands, aside.run(param_grad, (cotangent, inputs[0])), strict=True):
                 if isinstance(grad, ScaledSum):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gnfast.engine import heads
 from gnfast.engine.functional import normalize_gradient, value_and_input_grad
 from gnfast.engine.heads import Head
-from gnfast.errors import UnsupportedError
+from gnfast.plan import trace
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 CHUNK = 256
@@ -49,7 +49,7 @@ def gradient_norms(
     """The logits and gradient norms of a critic in evaluation mode, which is left as it was.
 
     A piecewise linear critic costs a forward and an input gradient: the norm of its normalised gradient is a function
-    of the two (`gnfast.heads.normalized_grad_norm`). Any other critic is differentiated twice.
+    of the two (`gnfast.heads.normalized_grad_norm`). Any other critic takes passes 3 and 4 as well.
 
     Args:
         net: (B, ...) floating point to one logit per sample.
@@ -100,18 +100,17 @@ def evaluation(net: nn.Module) -> Iterator[None]:
 
 def _chunk(net: nn.Module, x: Tensor, args: tuple[Tensor, ...], head: Head | None) -> list[Tensor]:
     """The fields of `GradientNorms`."""
-    try:
-        (f, g), has_curvature = value_and_input_grad(net, x, *args, strict=True), False
-    except UnsupportedError:
-        (f, g), has_curvature = value_and_input_grad(net, x, *args, impl="reference"), True
+    plan = trace(net, x, *args)
+    impl = "reference" if plan.refusals else "auto"
+    f, g = value_and_input_grad(net, x, *args, impl=impl)
     if f.numel() != len(x):
         raise ValueError(f"net: got an output of shape {tuple(f.shape)} for {len(x)} images, wanted one logit each")
     norm = heads.grad_norm(g)
     if head is None:
         normalized = f, norm
-    elif has_curvature:
+    elif plan.refusals or plan.takes_six:
         # The norm inside f̂ depends on x as well.
-        normalized = normalize_gradient(net, x, *args, method=head, impl="reference", return_grad_norm=True)
+        normalized = normalize_gradient(net, x, *args, method=head, impl=impl, return_grad_norm=True)
     else:
         normalized = heads.apply_head(head, f, g), heads.normalized_grad_norm(head, f, g)
     return [value.detach().reshape(-1) for value in (f, norm, *normalized)]

@@ -52,7 +52,11 @@ class _Ends:
         before = _Before(nodes, self.output)
         instead: dict[Node, tuple[Node, ...]] = {}
         for conv in nodes:
-            if not (isinstance(conv.op, Conv) and _is_pixelwise(conv)) or conv.operands[0] >= len(self.dtypes):
+            if (
+                conv.wholes
+                or not (isinstance(conv.op, Conv) and _is_pixelwise(conv))
+                or conv.operands[0] >= len(self.dtypes)
+            ):
                 continue
             pool = cast = before.only_reader_of(conv)
             if cast is not None and isinstance(cast.op, Cast):
@@ -77,7 +81,7 @@ class _Ends:
         before = _Before(nodes, self.output)
         instead: dict[Node, tuple[Node, ...]] = {}
         for linear in nodes:
-            if not isinstance(linear.op, Linear) or linear.operands[0] >= len(self.dtypes):
+            if linear.wholes or not isinstance(linear.op, Linear) or linear.operands[0] >= len(self.dtypes):
                 continue
             if len(linear.input_shapes[0]) > 1 or linear.operand_shapes[0][0] > _FEW_OUTPUTS:
                 continue
@@ -140,7 +144,7 @@ class _Before:
 
 def _is_pixelwise(node: Node) -> bool:
     op = node.op
-    plain = not op.transposed and op.groups == 1 and op.stride == (1, 1) and op.padding == (0, 0)
+    plain = not (node.wholes or op.transposed) and op.groups == 1 and op.stride == (1, 1) and op.padding == (0, 0)
     return plain and tuple(node.operand_shapes[0][2:]) == (1, 1)
 
 

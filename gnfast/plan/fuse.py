@@ -29,7 +29,7 @@ def _with_joins(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
     for activation in nodes:
         producer = producers.get(activation.inputs[0])
         # Of two activations of one sum, the second reads it.
-        if not isinstance(activation.op, LeakyReLU) or producer is None or producer in instead:
+        if not isinstance(activation.op, LeakyReLU) or producer is None or producer in instead or activation.wholes:
             continue
         if _is_sum(producer):
             layers = [producers[v] for v in producer.inputs if v in producers and counts[v] == 1]

@@ -90,6 +90,13 @@ class Op:
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in low precision."""
 
+    products: ClassVar[tuple[int, int, int, int, int]] = (1, 1, 1, 1, 1)
+    """How many products as large as the forward's there are in the forward, the input gradient, the tangent, the second
+    reverse and the weight gradients: more of two x-dependent tensors."""
+
+    cheap: ClassVar[bool] = False
+    """Whether a curved op without operands costs so little that y and Jᵀ δ are computed again rather than kept."""
+
     saves_output: ClassVar[bool] = False
     """Whether what forward saves shares memory with y."""
 

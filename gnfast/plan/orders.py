@@ -42,6 +42,10 @@ class Schedule(NamedTuple):
     """The h that are kept."""
     adjoints: frozenset[int]
     """The values of which something below needs μ."""
+    again: dict[int, int]
+    """By values that are computed again instead, the nodes that do it."""
+    pulled_again: dict[int, int]
+    """By nodes whose δ is computed again instead, the nodes that do it, which read their outputs."""
 
 
 def schedule(plan: "Plan", needs_x: bool) -> Schedule:
@@ -81,4 +85,18 @@ def schedule(plan: "Plan", needs_x: bool) -> Schedule:
         for node, has_grads, pull, seed in zip(plan.nodes, plan.has_param_grads, pulls, seeds, strict=True)
     ]
     adjoints = frozenset(v for node in plan.nodes for v in node.inputs if wanted(v))
-    return Schedule(tuple(reversed(pushes)), tuple(pulls), tuple(cotangents), frozenset(values), adjoints)
+    later = values & producers.keys() - plan.curved_inputs
+    again = {value: producers[value] for value in later if plan.nodes[producers[value]].op.cheap}
+    pulled_again = {
+        producers[node.inputs[0]]: index
+        for index, node in enumerate(plan.nodes)
+        if node.op.cheap and pulls[index] and node.inputs[0] in producers and plan.is_read_once(node.inputs[0])
+    }
+    pulled_again = {n: r for n, r in pulled_again.items() if cotangents[n] and _is_plain(plan.nodes[n])}
+    cotangents = tuple(keep and index not in pulled_again for index, keep in enumerate(cotangents))
+    kept = frozenset(values - again.keys())
+    return Schedule(tuple(reversed(pushes)), tuple(pulls), cotangents, kept, adjoints, again, pulled_again)
+
+
+def _is_plain(node: "Node") -> bool:
+    return not node.op.curved and len(node.outputs) == 1

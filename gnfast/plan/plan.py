@@ -4,7 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,7 +14,7 @@ from gnfast.plan.op import Op, Shape
 from gnfast.plan.orders import Schedule, proportional, schedule
 from gnfast.plan.table import render
 
-_PASSES = "forward", "input gradient", "tangent", "weights"
+_PASSES = "forward", "input gradient", "tangent", "second reverse", "weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +127,18 @@ class Plan:
     @functools.cached_property
     def overwrites(self) -> tuple[bool, ...]:
         """Per node: whether forward and pushforward may write into its first input, which nothing else reads."""
-        counts = readers(self.nodes, self.output)
         owned = {value for node in self.nodes if not node.op.is_view for value in node.outputs}
         held = {value for node in self.nodes if node.op.saves_output for value in node.outputs}
         owned -= held | self.for_both.values
-        return tuple(node.inputs[0] in owned and counts[node.inputs[0]] == 1 for node in self.nodes)
+        return tuple(node.inputs[0] in owned and self.is_read_once(node.inputs[0]) for node in self.nodes)
+
+    def is_read_once(self, value: int) -> bool:
+        """Whether one node alone reads a value, which is not the output."""
+        return self._readers[value] == 1
+
+    @functools.cached_property
+    def _readers(self) -> Counter[int]:
+        return readers(self.nodes, self.output)
 
     @functools.cached_property
     def last_uses(self) -> tuple[tuple[int, ...], ...]:
@@ -231,25 +238,68 @@ class Plan:
         """Per node: whether pass 3 needs its output, that is, whether a later node has parameter gradients."""
         return self.for_critic.pushes
 
-    def flops(self) -> dict[str, int]:
-        """Convolution and linear floating-point operations per sample of each pass."""
-        counts = [self._node_flops(index) for index in range(len(self.nodes))]
+    @functools.cached_property
+    def halves(self) -> "tuple[Plan, Plan] | None":
+        """A Plan of four passes from x to one number per sample, and one from there to the output.
+
+        So end critics with a sigmoid, and losses inside a critic that compare logits. None where there are no such two.
+        """
+        for index, node in enumerate(self.nodes):
+            rest = self.nodes[index + 1 :]
+            if not self.takes_six or node.op.curved or node.mixes or not rest:
+                return None
+            later = {node.output, *(value for n in rest for value in n.outputs)}
+            if math.prod(node.output_shape) == 1 and all(later.issuperset(n.inputs) for n in rest):
+                above = tuple(replace(n, inputs=tuple(0 if v == node.output else v for v in n.inputs)) for n in rest)
+                body = replace(self, nodes=self.nodes[: index + 1], output=node.output)
+                return body, replace(self, nodes=above, input_shape=node.output_shape, entry=None)
+        return None
+
+    def flops(self, needs_x: bool = False) -> dict[str, int]:
+        """Convolution and linear floating-point operations per sample of each pass of a critic step; as for `runs`."""
+        counts = [self._node_flops(index, needs_x) for index in range(len(self.nodes))]
         return {name: sum(count[name] for count in counts) for name in _PASSES}
 
+    def generator_flops(self) -> int:
+        """As `flops`, of a generator's step: of x the gradient is needed, of the operands none."""
+        return sum(replace(self, trainable=frozenset()).flops(needs_x=True).values())
+
     def kept_bytes(self) -> int:
-        """Bytes per sample that a critic step keeps between its forward and its backward: cotangents and sign bits."""
+        """Bytes per sample that a critic step keeps between its forward and its backward: cotangents and sign bits, and
+        where it is curved values.
+        """
         return sum(self._node_bytes(index) for index in range(len(self.nodes)))
 
-    def _node_flops(self, index: int) -> dict[str, int]:
+    def runs(self, index: int, needs_x: bool = False) -> tuple[int, ...]:
+        """How often each pass of a critic step goes through a node; with products, that many times as often.
+
+        Args:
+            needs_x: whether x needs a gradient too.
+        """
+        if self.halves is not None:
+            body, tail = self.halves
+            below = len(body.nodes)
+            return body.runs(index, needs_x) if index < below else tail.runs(index - below, needs_x=True)
+        node, schedule = self.nodes[index], self.for_both if needs_x else self.for_critic
+        second = schedule.pulls[index] and not schedule.adjoints.isdisjoint(node.inputs)
+        weights = self.has_param_grads[index] and node.operands[0] in self.trainable
+        times = True, self.differentiated[index], schedule.pushes[index], second, weights * (1 + self.apart[index])
+        return tuple(map(int, times))
+
+    def _node_flops(self, index: int, needs_x: bool = False) -> dict[str, int]:
         node = self.nodes[index]
-        has_weight = self.has_param_grads[index] and node.operands[0] in self.trainable
-        runs = True, self.differentiated[index], self.pushes_forward[index], has_weight
-        return {name: node.flops * run for name, run in zip(_PASSES, runs, strict=True)}
+        counts = zip(_PASSES, self.runs(index, needs_x), node.op.products, strict=True)
+        return {name: node.flops * runs * products for name, runs, products in counts}
 
     def _node_bytes(self, index: int) -> int:
-        node = self.nodes[index]
+        if self.halves is not None:
+            body, tail = self.halves
+            below = len(body.nodes)
+            return body._node_bytes(index) if index < below else tail._node_bytes(index - below)
+        node, schedule = self.nodes[index], self.for_critic
         entries = math.prod(node.output_shape)
-        return entries * node.itemsize * self.has_param_grads[index] + math.ceil(entries * node.op.mask_bits / 8)
+        kept = schedule.cotangents[index] + len(schedule.values.intersection(node.outputs)) * self.takes_six
+        return entries * node.itemsize * kept + math.ceil(entries * node.op.mask_bits / 8)
 
     def __str__(self) -> str:
         return render(self)

@@ -64,6 +64,8 @@ class _Rewriter:
         return self._described(self.producers[value]) if value in self.producers and self.readers[value] == 1 else None
 
     def _described(self, node: Node) -> merges.Operation | None:
+        if node.wholes:
+            return None
         match node.op:
             case Conv(stride=(1, 1), transposed=False) as op:
                 return merges.Conv(node.operand_shapes[0][2:], op.padding, op.dilation, op.groups)

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 
 def render(plan: "Plan") -> str:
     """The Plan as a table: operation, submodule, shapes, MFLOP of each pass, bytes kept; then the verdict."""
-    header = ("", "operation", "submodule", "output", "forward", "input grad", "tangent", "weights", "kept")
-    rows = [("x", "", "", _shape(plan.input_shape), "", "", "", "", "")]
+    totals = plan.flops()
+    shown = [name for name in totals if totals[name] or name != "second reverse"]
+    header = ("", "operation", "submodule", "output", *(_COLUMNS.get(name, name) for name in shown), "kept")
+    rows = [("x", "", "", _shape(plan.input_shape), *[""] * (len(shown) + 1))]
     for index, node in enumerate(plan.nodes):
         flops = plan._node_flops(index)
         inputs = "" if node.inputs == (node.output - 1,) else "  ← " + ", ".join(_value(i) for i in node.inputs)
@@ -20,12 +22,11 @@ def render(plan: "Plan") -> str:
                 node.op.label() + inputs,
                 node.submodule or "·",
                 _shape(node.output_shape),
-                *(_mega(count) for count in flops.values()),
+                *(_mega(flops[name]) for name in shown),
                 _bytes(plan._node_bytes(index)),
             )
         )
-    totals = plan.flops()
-    rows.append(("", "total", "", "", *(_mega(count) for count in totals.values()), _bytes(plan.kept_bytes())))
+    rows.append(("", "total", "", "", *(_mega(totals[name]) for name in shown), _bytes(plan.kept_bytes())))
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
 
     def line(row):
@@ -39,19 +40,37 @@ def render(plan: "Plan") -> str:
     if plan.refusals:
         verdict = ["Falls back to exact double backward:", *(f"  - {refusal}" for refusal in plan.refusals)]
     else:
-        forward = max(plan.stated_flops, 1)
-        critic = sum(totals.values()) / forward
-        generator = (totals["forward"] + totals["input gradient"]) / forward
-        verdict = [
-            f"Exact in four passes: a critic step costs {critic:.2f} forwards of the network, a generator step "
-            f"{generator:.2f}.",
-            "MFLOP and bytes are per sample.",
-        ]
-        if totals["forward"] < plan.stated_flops:
-            verdict.append(
-                f"Rewrites shrink a forward from {_mega(plan.stated_flops)} to {_mega(totals['forward'])} MFLOP."
-            )
+        verdict = _verdict(plan, totals)
     return "\n".join([*table, *verdict])
+
+
+_COLUMNS = {"input gradient": "input grad"}
+
+
+def _verdict(plan: "Plan", totals: dict[str, int]) -> list[str]:
+    forward = max(plan.stated_flops, 1)
+    critic, generator = sum(totals.values()) / forward, plan.generator_flops() / forward
+    verdict = [
+        f"Exact in {_passes(plan)}: a critic step costs {critic:.2f} forwards of the network, a generator step "
+        f"{generator:.2f}.",
+        "MFLOP and bytes are per sample.",
+    ]
+    if totals["forward"] < plan.stated_flops:
+        verdict.append(
+            f"Rewrites shrink a forward from {_mega(plan.stated_flops)} to {_mega(totals['forward'])} MFLOP."
+        )
+    return verdict
+
+
+def _passes(plan: "Plan") -> str:
+    if not plan.takes_six:
+        return "four passes"
+    if plan.halves is not None:
+        return f"four passes up to {_value(plan.halves[0].output)}, of which the output is a function"
+    apart = [node.outputs[0] for node, apart in zip(plan.nodes, plan.apart, strict=True) if apart]
+    if not apart or plan.output == apart[-1]:
+        return "six passes"
+    return f"six passes from {_value(apart[-1])} down, four above"
 
 
 def _value(index: int) -> str:

@@ -1,9 +1,10 @@
-"""Layers that are affine for one call: batch norm with running statistics, dropout with that call's mask."""
+"""Batch and instance norm, with running statistics or those of x, and dropout with one call's mask."""
 
 import torch
 import torch.nn.functional as F
 
 from gnfast.plan.op import records
+from gnfast.plan.ops.norms import BatchNorm, GroupNorm, standardize
 
 
 def _per_channel(t, like):
@@ -11,6 +12,8 @@ def _per_channel(t, like):
 
 
 def _normalized(trace, input, mean, var, weight, bias, eps):
+    if trace.operands.known(mean) is not None:
+        trace.refuse("running statistics that the same forward updates")
     factor = (var + eps).rsqrt()
     factor = factor if weight is None else factor * weight
     shift = -mean * factor if bias is None else bias - mean * factor
@@ -19,13 +22,21 @@ def _normalized(trace, input, mean, var, weight, bias, eps):
     return trace.cast(wide * _per_channel(factor, input) + _per_channel(shift, input), input.dtype)
 
 
+def _running(trace, *statistics):
+    """Those to which the passes write, which must not be made a copy of."""
+    if any(t is not None and not (t.is_contiguous() and t.is_leaf) for t in statistics):
+        trace.refuse("running statistics that are views")
+    return statistics
+
+
 # Not torch.batch_norm, which takes its arguments in another order; nor torch.instance_norm.
 @records(F.batch_norm)
 def _batch_norm(
     trace, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
-    if training or running_mean is None:
-        trace.refuse("batch statistics mix samples (eval mode is affine)")
+    if training:
+        running = _running(trace, running_mean, running_var)
+        return standardize(trace, BatchNorm(eps, momentum), input, weight, bias, *running)
     return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
 
 
@@ -34,8 +45,11 @@ def _instance_norm(
     trace, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1,
     eps=1e-5,
 ):  # fmt: skip
-    if use_input_stats or running_mean is None:
-        trace.refuse("statistics of x have curvature (running ones in eval mode are affine)")
+    if use_input_stats:
+        input = trace.autocast(F.instance_norm, input) if input.numel() else input
+        running = _running(trace, running_mean, running_var)
+        op = GroupNorm(eps, None, None if running_mean is None else momentum)
+        return standardize(trace, op, input, weight, bias, *running)
     return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
 
 
