@@ -20,6 +20,7 @@ class LeakyReLU(Op):
     slope: float
     homogeneous: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 1
+    zeros_below: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, tuple[int, ...]]]:
         h, overwrite = inputs[0], ctx.overwrite
@@ -60,6 +61,10 @@ class Piecewise(Op):
     def homogeneous(self) -> bool:
         return not any(self.intercepts) and all(knot == 0 for knot, _ in self.knots)
 
+    @property
+    def zeros_below(self) -> bool:
+        return not self.name.startswith("clamp")
+
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         h = inputs[0]
         passed = [h >= value if closed else h > value for value, closed in self.knots]
@@ -99,6 +104,7 @@ class PReLU(Op):
     promotes: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 8
+    zeros_below: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return F.prelu(inputs[0], ctx.operands[0]), inputs[0] > 0
