@@ -72,10 +72,8 @@ METADATA = frozenset(
         *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
         *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta", "is_mps", "is_xpu", "is_xla")),
         *(getattr(Tensor, name).__get__ for name in ("is_ipu", "is_maia", "is_mtia", "is_vulkan", "is_mkldnn")),
-        *(
-            getattr(Tensor, name).__get__
-            for name in ("is_quantized", "is_nested", "is_sparse_csr", "nbytes", "itemsize")
-        ),
+        *(getattr(Tensor, name).__get__ for name in ("is_quantized", "is_nested", "is_sparse_csr")),
+        *(getattr(Tensor, name).__get__ for name in ("nbytes", "itemsize")),
         *(getattr(Tensor, name) for name in ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")),
         *(getattr(Tensor, name) for name in ("is_complex", "is_contiguous", "stride", "element_size", "get_device")),
         *(Tensor.is_inference, Tensor.is_signed),

@@ -189,7 +189,8 @@ def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> 
         if len(args) > positional:
             *args, inplace = args
         if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-            trace.refuse("a bound that is a tensor")
+            y = trace.curved(function, input, *args, **kwargs)
+            return trace.rebind(input, y) if inplace else y
         op = op_of(*args, **kwargs)
         if op is None:
             trace.refuse("slopes that are drawn at random for every entry")
