@@ -107,7 +107,10 @@ class Op:
     """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
 
     given: ClassVar[int] = 0
-    """How many of its first inputs it takes as constants: no derivative follows them, and their tangents are not read."""
+    """How many of its first inputs it takes as constants: no derivative follows them, and no tangent is read."""
+
+    zeros_below: ClassVar[bool] = False
+    """Whether autograd's second derivative of it by h is zeros, which then go on down, rather than none at all."""
 
     takes_ones: ClassVar[bool] = False
     """Whether pullback and param_grad take None for a cotangent (B, 1) of ones; pullback gives an expanded one then."""

@@ -94,6 +94,8 @@ class Recorder:
         named = tuple([(name, self._signature(value)) for name, value in kwargs.items()]) if kwargs else ()
         if torch.is_inference_mode_enabled():
             self.refuse("in inference mode, from which nothing returns to autograd")
+        if kwargs and kwargs.get("out", self) is None:
+            del kwargs["out"]
         recorder = RECORDERS.get(func) or _in_place(func)
         if recorder is None:
             return self._opaque(func, args, kwargs, "not an operation that the four passes know")
