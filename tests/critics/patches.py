@@ -169,12 +169,12 @@ class SRGAN(nn.Module):
         if self.relative:
             # Jolicoeur-Martineau, 2019: real images against the mean of fake ones, and the other way round.
             real, fake = f.chunk(2)
-            return torch.cat([real - fake.mean(0, keepdim=True), fake - real.mean(0, keepdim=True)])
+            f = torch.cat([real - fake.mean(0, keepdim=True), fake - real.mean(0, keepdim=True)])
         return torch.sigmoid(f) if self.sigmoid else f
 
 
 class Relativistic(nn.Module):
-    """f − mean f (the plainest relativistic average critic)."""
+    """σ(f − mean f): the plainest relativistic average critic."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Relativistic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         f = self.critic(x)
-        return f - f.mean()
+        return torch.sigmoid(f - f.mean())
 
 
 class UNetMap(nn.Module):
@@ -264,10 +264,10 @@ CRITICS = {
     "pix2pix-batch-norm-training": Critic(lambda: PatchGAN(nn.BatchNorm2d), _PATCHES, _condition, training=True),
     "pix2pix-instance-norm-map": Critic(lambda: PatchGAN(nn.InstanceNorm2d), _PATCHES, _condition),
     "pix2pix-no-norm-map": Critic(lambda: PatchGAN(lambda channels: nn.Identity()), _PATCHES, _condition),
-    "cyclegan": Critic(lambda: CycleGAN(nn.InstanceNorm2d), _IMAGE),
-    "cyclegan-tracked-instance-norm": Critic(lambda: CycleGAN(_instance), _IMAGE, training=True),
+    "cyclegan": Critic(lambda: CycleGAN(nn.InstanceNorm2d), _IMAGE, idle=("2.bias",)),
+    "cyclegan-tracked-instance-norm": Critic(lambda: CycleGAN(_instance), _IMAGE, training=True, idle=("2.bias",)),
     "cyclegan-tracked-instance-norm-eval": Critic(lambda: CycleGAN(_instance), _IMAGE),
-    "pixelgan": Critic(lambda: PixelGAN(nn.BatchNorm2d), (2, 3, 5, 4), training=True),
+    "pixelgan": Critic(lambda: PixelGAN(nn.BatchNorm2d), (2, 3, 5, 4), training=True, idle=("2.bias",)),
     "pixelgan-eval": Critic(lambda: PixelGAN(nn.BatchNorm2d), (2, 3, 5, 4)),
     "pix2pixhd": Critic(MultiScale, _PATCHES, _condition, training=True),
     "spade-mean": Critic(lambda: MultiScale(mean=True), _PATCHES, _condition),
@@ -278,11 +278,11 @@ CRITICS = {
     "stargan2-gather": Critic(lambda: StarGAN2("gather"), _SMALL, labels),
     "srgan": Critic(lambda: SRGAN(sigmoid=True), _SMALL, training=True),
     "esrgan": Critic(SRGAN, _SMALL, training=True),
-    "esrgan-relativistic": Critic(lambda: SRGAN(relative=True), _SMALL, training=True),
+    "esrgan-relativistic": Critic(lambda: SRGAN(sigmoid=True, relative=True), _SMALL, training=True),
     "relativistic-average": Critic(Relativistic, _SMALL),
     "unet-gan-map": Critic(UNetMap, _SMALL),
-    "unet-gan-map-batch-norm": Critic(lambda: UNetMap(norm=True), _SMALL, training=True),
+    "unet-gan-map-batch-norm": Critic(lambda: UNetMap(norm=True), _SMALL, training=True, idle=("down2.bias",)),
     "oasis": Critic(OASIS, (3, 3, 10, 6), _label_map),
     "gigagan-resolutions": Critic(MultiResolution, _IMAGE, labels),
-    "patches-in-the-batch": Critic(CUT, _SMALL),
+    "patches-in-the-batch": Critic(CUT, _IMAGE, idle=("body.0.bias",)),
 }

@@ -270,20 +270,23 @@ def group_norm(channels: int) -> nn.Module:
 
 
 _IMAGE, _SMALL = (4, 3, 12, 8), (3, 3, 10, 6)
+_BEFORE_NORMS = ("blocks.0.conv1.bias", "blocks.2.conv1.bias")
 CRITICS = {
     "biggan-64": Critic(lambda: spectrally_normalised(BigGAN((4, 6, 6), 0)), _IMAGE, labels),
     "biggan-128": Critic(lambda: spectrally_normalised(BigGAN((4, 4, 6, 6), 1)), (3, 3, 24, 16), labels),
     "biggan-64-training": Critic(lambda: spectrally_normalised(BigGAN((4, 6, 6), 0)), _IMAGE, labels, training=True),
     "biggan-silu": Critic(lambda: BigGAN((4, 6, 6), 0, F.silu), _IMAGE, labels),
     "biggan-deep": Critic(lambda: spectrally_normalised(BigGANDeep()), (3, 3, 16, 8), labels),
-    "sagan": Critic(lambda: spectrally_normalised(SAGAN()), _IMAGE),
+    "sagan": Critic(lambda: spectrally_normalised(SAGAN()), _IMAGE, idle=("key.bias",)),
     "sngan-resnet": Critic(lambda: spectrally_normalised(ResNet(F.relu)), _SMALL, training=True),
     "sngan-resnet-attention": Critic(bilinear_attention, _SMALL, training=True),
-    "resnet-batch-norm": Critic(lambda: ResNet(F.relu, norm=nn.BatchNorm2d), _SMALL, training=True),
+    "resnet-batch-norm": Critic(
+        lambda: ResNet(F.relu, norm=nn.BatchNorm2d), _SMALL, training=True, idle=_BEFORE_NORMS
+    ),
     "resnet-group-norm-silu": Critic(lambda: ResNet(F.silu, norm=group_norm), _SMALL),
     "wgan-gp-group-norm": Critic(lambda: ResNet(F.relu, norm=group_norm), _SMALL),
     "wgan-gp-instance-norm": Critic(
-        lambda: ResNet(F.relu, norm=lambda channels: nn.InstanceNorm2d(channels, affine=True)), _SMALL
+        lambda: ResNet(F.relu, norm=lambda channels: nn.InstanceNorm2d(channels, affine=True)), _SMALL, idle=_BEFORE_NORMS
     ),
     "gan-stability": Critic(Stability, _IMAGE, labels),
     "acgan-unused-head": Critic(lambda: Heads("ac"), _IMAGE, labels, idle=("side", "proxies")),

@@ -296,7 +296,7 @@ def response_normed() -> nn.Module:
 
 def snake() -> nn.Module:
     return nn.Sequential(
-        nn.Flatten(2), nn.Conv1d(3, 4, 3), Snake(4), nn.Conv1d(4, 5, 3, 2), Snake(5), nn.Flatten(), nn.Linear(55, 1)
+        nn.Flatten(2), nn.Conv1d(3, 4, 3), Snake(4), nn.Conv1d(4, 5, 3, 2), Snake(5), nn.Flatten(), nn.Linear(60, 1)
     )
 
 
@@ -333,7 +333,8 @@ _ACTIVATIONS = {
     "gelu-tanh": lambda: nn.GELU("tanh"),
     "mish": nn.Mish,
     "tanh": nn.Tanh,
-    "celu": lambda: nn.CELU(0.7),
+    # PyTorch rounds 1 / alpha to float32 in the derivative.
+    "celu": lambda: nn.CELU(0.5),
     "selu": nn.SELU,
     "sigmoid": nn.Sigmoid,
     "softsign": nn.Softsign,
@@ -351,7 +352,7 @@ CRITICS |= {
     "dcgan-training-sigmoid": Critic(lambda: dcgan().append(nn.Sigmoid()), _DCGAN, training=True),
     "dcgan-training-no-running-statistics": Critic(lambda: dcgan(track_running_stats=False), _DCGAN, training=True),
     "conditional-dcgan-training": Critic(LabelMap, _DCGAN, labels, training=True),
-    "infogan": Critic(InfoGAN, _IMAGE, training=True, idle=("code",)),
+    "infogan": Critic(InfoGAN, _IMAGE, training=True, idle=("code", "shared.2.bias")),
     "minibatch-discrimination": Critic(MinibatchDiscrimination, _FEW),
     "pacgan": Critic(PacGAN, (4, 3, 6, 4)),
     "joint-given-code": Critic(lambda: Joint(encode=False), _FEW, _codes, training=True),
@@ -360,17 +361,17 @@ CRITICS |= {
     "began": Critic(lambda: Reconstruction(1), _IMAGE),
     "bilinear-pooling": Critic(BilinearPooling, _IMAGE),
     "bilinear-layers": Critic(BilinearLayers, _FEW),
-    "fastgan": Critic(FastGAN, (3, 3, 8, 12), training=True, idle=("decoder",)),
+    "fastgan": Critic(FastGAN, (3, 3, 8, 12), training=True, idle=("decoder", "down1.bias")),
     "fastgan-eval": Critic(lambda: FastGAN(glu="slices"), (3, 3, 8, 12), idle=("decoder",)),
     "projected-gan": Critic(Projected, (3, 3, 16, 12), training=True),
     "spheregan": Critic(Sphere, _FEW),
     "prototypes": Critic(Distances, _FEW),
-    "film": Critic(FiLM, _IMAGE),
+    "film": Critic(FiLM, _IMAGE, idle=("conv.bias",)),
     "moments": Critic(Moments, _IMAGE),
     "softmax-over-the-batch": Critic(Reweighted, _FEW),
     "wgan-gp-layer-norm-mlp": Critic(layer_normed, _FEW),
     "local-response-norm": Critic(response_normed, (3, 3, 6, 7)),
-    "batch-norm-mlp": Critic(batch_normed_mlp, _FEW, training=True),
+    "batch-norm-mlp": Critic(batch_normed_mlp, _FEW, training=True, idle=("1.bias",)),
     "batch-norm-mlp-eval": Critic(batch_normed_mlp, _FEW),
     "self-normed": Critic(Normed, _FEW),
 }

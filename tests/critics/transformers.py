@@ -280,5 +280,5 @@ CRITICS = {
     "convnext-v2": Critic(lambda: ConvNeXt(v2=True), _IMAGE),
     "linear-attention": Critic(LinearAttention, _IMAGE),
     "rotary-causal-swiglu": Critic(Gated, _IMAGE),
-    "non-local": Critic(NonLocal, (3, 3, 11, 7)),
+    "non-local": Critic(NonLocal, (3, 3, 11, 7), idle=("phi.bias",)),
 }

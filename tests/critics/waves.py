@@ -228,7 +228,7 @@ CRITICS = {
     "bigvgan-stft-abs": Critic(lambda: Spectrogram("abs"), (3, 1, 60)),
     "log-stft": Critic(lambda: Spectrogram("log"), (3, 1, 60)),
     "encodec-stft-complex": Critic(lambda: Spectrogram("complex"), (3, 1, 60)),
-    "log-mel-batch-norm": Critic(MelSpectrum, (3, 1, 60), training=True),
+    "log-mel-batch-norm": Critic(MelSpectrum, (3, 1, 60), training=True, idle=("conv.bias",)),
     "image-spectrum": Critic(SpectrumBeside, (3, 3, 10, 6)),
     "fourier-mixing": Critic(FourierMixing, (3, 3, 10, 6)),
 }
