@@ -30,7 +30,12 @@ class PixelGAN(nn.Sequential):
 
     def __init__(self, norm: type[nn.Module]) -> None:
         super().__init__(
-            nn.Conv2d(3, 4, 1), nn.LeakyReLU(0.2, True), nn.Conv2d(4, 6, 1), norm(6), nn.LeakyReLU(0.2), nn.Conv2d(6, 1, 1)
+            nn.Conv2d(3, 4, 1),
+            nn.LeakyReLU(0.2, True),
+            nn.Conv2d(4, 6, 1),
+            norm(6),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(6, 1, 1),
         )
 
 
@@ -278,8 +283,10 @@ CRITICS = {
     "stargan2-gather": Critic(lambda: StarGAN2("gather"), _SMALL, labels),
     "srgan": Critic(lambda: SRGAN(sigmoid=True), _SMALL, training=True),
     "esrgan": Critic(SRGAN, _SMALL, training=True),
-    "esrgan-relativistic": Critic(lambda: SRGAN(sigmoid=True, relative=True), _SMALL, training=True),
-    "relativistic-average": Critic(Relativistic, _SMALL),
+    "esrgan-relativistic": Critic(
+        lambda: SRGAN(sigmoid=True, relative=True), _SMALL, training=True, idle=("classifier.2.bias",)
+    ),
+    "relativistic-average": Critic(Relativistic, _SMALL, idle=("critic.3.bias",)),
     "unet-gan-map": Critic(UNetMap, _SMALL),
     "unet-gan-map-batch-norm": Critic(lambda: UNetMap(norm=True), _SMALL, training=True, idle=("down2.bias",)),
     "oasis": Critic(OASIS, (3, 3, 10, 6), _label_map),

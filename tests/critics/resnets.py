@@ -13,10 +13,12 @@ from tests.public_critics import SelfAttention, labels, spectrally_normalised
 class BigGAN(nn.Module):
     """Blocks of which the first have no activation before them, self-attention after one, sum pooling, projection.
 
-    Brock et al., 2019, tables 4 and 5: `attention` is the block after which it stands, one for 64x64 and one for 128x128.
+    Brock et al., 2019, tables 4 and 5. `attention`: the block after which it stands.
     """
 
-    def __init__(self, widths: tuple[int, ...], attention: int, activation: Callable[[Tensor], Tensor] = F.relu) -> None:
+    def __init__(
+        self, widths: tuple[int, ...], attention: int, activation: Callable[[Tensor], Tensor] = F.relu
+    ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         for index, (before, after) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
@@ -60,7 +62,7 @@ class BigGANDeep(nn.Module):
 
 
 class SAGAN(nn.Module):
-    """Strided convolutions, attention over all places by `matmul` of energies, a last convolution (Zhang et al., 2019)."""
+    """Strided convolutions, attention over all places, a last convolution (Zhang et al., 2019)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,13 +282,13 @@ CRITICS = {
     "sagan": Critic(lambda: spectrally_normalised(SAGAN()), _IMAGE, idle=("key.bias",)),
     "sngan-resnet": Critic(lambda: spectrally_normalised(ResNet(F.relu)), _SMALL, training=True),
     "sngan-resnet-attention": Critic(bilinear_attention, _SMALL, training=True),
-    "resnet-batch-norm": Critic(
-        lambda: ResNet(F.relu, norm=nn.BatchNorm2d), _SMALL, training=True, idle=_BEFORE_NORMS
-    ),
+    "resnet-batch-norm": Critic(lambda: ResNet(F.relu, norm=nn.BatchNorm2d), _SMALL, training=True, idle=_BEFORE_NORMS),
     "resnet-group-norm-silu": Critic(lambda: ResNet(F.silu, norm=group_norm), _SMALL),
     "wgan-gp-group-norm": Critic(lambda: ResNet(F.relu, norm=group_norm), _SMALL),
     "wgan-gp-instance-norm": Critic(
-        lambda: ResNet(F.relu, norm=lambda channels: nn.InstanceNorm2d(channels, affine=True)), _SMALL, idle=_BEFORE_NORMS
+        lambda: ResNet(F.relu, norm=lambda channels: nn.InstanceNorm2d(channels, affine=True)),
+        _SMALL,
+        idle=_BEFORE_NORMS,
     ),
     "gan-stability": Critic(Stability, _IMAGE, labels),
     "acgan-unused-head": Critic(lambda: Heads("ac"), _IMAGE, labels, idle=("side", "proxies")),

@@ -25,7 +25,7 @@ def convolutional(activation: Callable[[], nn.Module]) -> nn.Module:
 
 
 class Siren(nn.Module):
-    """Sines with a frequency of 3 (Sitzmann et al., 2020), over Fourier features (Tancik et al., 2020) if `features`."""
+    """Sines with a frequency of 3 (Sitzmann et al., 2020), over Fourier features (Tancik et al., 2020) if wanted."""
 
     def __init__(self, features: bool = False) -> None:
         super().__init__()
@@ -138,13 +138,15 @@ class BilinearLayers(nn.Module):
 
 
 class FastGAN(nn.Module):
-    """GLU blocks, channels excited by a coarser stage, and decoders of the features that are not used (Liu et al., 2021)."""
+    """GLU, channels excited by an earlier stage, and a decoder of features that is not used (Liu et al., 2021)."""
 
     def __init__(self, glu: str = "function") -> None:
         super().__init__()
         self.stem, self.down1, self.down2 = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 8, 4, 2, 1), nn.Conv2d(4, 6, 4, 2, 1)
         self.norm = nn.BatchNorm2d(8)
-        self.excite = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 6, 2), nn.SiLU(), nn.Conv2d(6, 6, 1), nn.Sigmoid())
+        self.excite = nn.Sequential(
+            nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 6, 2), nn.SiLU(), nn.Conv2d(6, 6, 1), nn.Sigmoid()
+        )
         self.decoder = nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(6, 3, 3, 1, 1), nn.Tanh())
         self.out, self.glu = nn.Conv2d(6, 1, (2, 3)), glu
 
@@ -172,7 +174,9 @@ class Projected(nn.Module):
         self.feature1 = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU6())
         self.feature2 = nn.Sequential(nn.Conv2d(4, 5, 3, 2, 1), nn.BatchNorm2d(5), nn.Hardswish())
         self.mix = nn.Conv2d(5, 4, 1)
-        self.heads = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 3, 3), nn.LeakyReLU(0.2), nn.Conv2d(3, 1, 1)) for _ in "12")
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 3, 3), nn.LeakyReLU(0.2), nn.Conv2d(3, 1, 1)) for _ in "12"
+        )
         self.feature1.requires_grad_(False)
         self.feature2.requires_grad_(False)
         self.mix.requires_grad_(False)
@@ -231,7 +235,8 @@ class Distances(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.prototypes = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh()), nn.Parameter(torch.randn(4, 5))
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh())
+        self.prototypes = nn.Parameter(torch.randn(4, 5))
 
     def forward(self, x: Tensor) -> Tensor:
         distance = ((self.body(x)[:, None] - self.prototypes) ** 2).sum(-1)
@@ -254,7 +259,7 @@ class FiLM(nn.Module):
 
 
 class Moments(nn.Module):
-    """Mean, standard deviation and entropy of features as statistics (texture critics), with x.std of the whole batch."""
+    """Mean, standard deviation and entropy of features as statistics (texture critics), and the batch's deviation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -343,7 +348,9 @@ _ACTIVATIONS = {
     "square": lambda: Lambda(torch.square),
     "pixel-normed-softplus": lambda: nn.Sequential(nn.Softplus(), Lambda(pixel_norm)),
 }
-CRITICS = {f"convolutional-{name}": Critic(lambda a=make: convolutional(a), _IMAGE) for name, make in _ACTIVATIONS.items()}
+CRITICS = {
+    f"convolutional-{name}": Critic(lambda a=make: convolutional(a), _IMAGE) for name, make in _ACTIVATIONS.items()
+}
 CRITICS |= {
     "siren": Critic(Siren, _FEW),
     "fourier-features": Critic(lambda: Siren(features=True), _FEW),

@@ -86,7 +86,7 @@ class Skip2(nn.Module):
 
 
 class PGGAN(nn.Module):
-    """Two scales with the new one faded in, mean pooling, and the deviation of the whole batch (Karras et al., 2018)."""
+    """Two scales, the new one faded in, mean pooling, and the deviation of the whole batch (Karras et al., 2018)."""
 
     def __init__(self, deviation: bool, alpha: float = 0.3) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from tests.critics.critic import Critic, Residual
 class Attention(nn.Module):
     """Multi-head attention, from one layer for queries, keys and values.
 
-    `kind`: "softmax" written out, "sdpa" PyTorch's function, "l2" negative squared distances (Kim et al., 2021: Lipschitz;
+    `kind`: "softmax" written out, "sdpa" PyTorch's function, "l2" negative squared distances (Kim et al., 2021, and
     ViTGAN), "cosine" of normalised queries and keys with a learned sharpness (Swin v2).
     """
 
@@ -26,11 +26,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size, count, width = x.shape
         q, k, v = self.qkv(x).reshape(size, count, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if self.kind == "sdpa":
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = self._weights(q, k).softmax(dim=-1) @ v
-        return self.proj(y.transpose(1, 2).reshape(size, count, width))
+        seen = F.scaled_dot_product_attention(q, k, v) if self.kind == "sdpa" else self._weights(q, k).softmax(-1) @ v
+        return self.proj(seen.transpose(1, 2).reshape(size, count, width))
 
     def _weights(self, q: Tensor, k: Tensor) -> Tensor:
         scale = q.shape[-1] ** -0.5
@@ -89,10 +86,7 @@ class TransGAN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.fine(x).flatten(2).permute(0, 2, 1) + self.positions1
-        if self.window:
-            h = self.merged(self.block1(self.parted(h)), x.shape[0])
-        else:
-            h = self.block1(h)
+        h = self.merged(self.block1(self.parted(h)), x.shape[0]) if self.window else self.block1(h)
         h = F.avg_pool2d(h.permute(0, 2, 1).view(-1, 4, 6, 4), 2).flatten(2).permute(0, 2, 1)
         h = torch.cat([h, self.coarse(x).flatten(2).permute(0, 2, 1)], dim=-1) + self.positions2
         h = torch.cat((self.cls.expand(x.shape[0], -1, -1), self.block2(h)), dim=1)

@@ -16,6 +16,14 @@ from tests.critics import CRITICS
 from tests.oracle import PAIRS, assert_same, outputs_and_gradients, relative_error
 
 
+RECORDED_AS_MORE = {
+    # Folds of the batch and indices that name samples, near x: the layers above take four passes.
+    *("stylegan2-ada-filters", "diffaugment", "wavegan-phase-shuffle-per-sample"),
+    # What is complex is differentiated by autograd, linear or not.
+    "fourier-mixing",
+}
+
+
 def seeded(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, whose network draws the same numbers each time."""
 
@@ -49,7 +57,7 @@ def test_every_part_of_a_critic_takes_part(name):
     asleep = {name for name in trained if name.startswith(critic.idle)} if critic.idle else set()
     assert taking_part == {"output 0", "x.grad"} | trained - asleep, "a gradient that is zero tests nothing"
     f, g = seeded(reference.value_and_input_grad)(net, x, *args)
-    assert g.flatten(1).norm(dim=1).min() > 1e-5 and f.std() > 1e-5, "samples must differ"
+    assert g.flatten(1).norm(dim=1).min() > 1e-6 and f.std() > 1e-6, "samples must differ"
 
 
 @pytest.mark.parametrize("name", CRITICS)
@@ -68,7 +76,10 @@ def test_verdict_is_what_the_mathematics_says(name):
     moved[0] = moved[0].flip(-1) * 1.1
     other = seeded(twin)(moved, *args)
     independent = relative_error(other[1:], f[1:]) < 1e-12
-    assert ("four passes:" in str(plan)) == (f.numel() == len(x) and straight and independent)
+    four = f.numel() == len(x) and straight and bool(independent)
+    assert plan.takes_six == (not four or name in RECORDED_AS_MORE)
+    verdict = next(line for line in str(plan).splitlines() if line.startswith("Exact in"))
+    assert ("six passes" in verdict) == (plan.takes_six and plan.halves is None)
 
 
 @pytest.mark.parametrize("name", CRITICS)
