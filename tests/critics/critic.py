@@ -6,8 +6,20 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from tests.public_critics import noise, seasoned
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def labels(count: int) -> Tensor:
+    """Class labels out of 5, one class twice."""
+    return torch.tensor([3, 0, 3, 1, 4, 2])[:count]
+
+
+def one_hot(count: int) -> Tensor:
+    return F.one_hot(labels(count), 5).double()
 
 
 class Critic(NamedTuple):
@@ -26,6 +38,27 @@ class Critic(NamedTuple):
         """The network, x, and the network's further arguments; all in float64."""
         net = seasoned(self.net()).train(self.training)
         return net, noise(*self.shape), (self.beside(self.shape[0]),) if self.beside else ()
+
+
+def seasoned(net: nn.Module) -> nn.Module:
+    """The network in float64, with biases, gains and running statistics that are not 0 and 1."""
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() <= 1:
+                parameter += 0.3 * torch.randn_like(parameter)
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+                module.running_mean.normal_(0, 0.5)
+                module.running_var.uniform_(0.5, 2)
+    return net.double()
+
+
+def spectrally_normalised(net: nn.Module) -> nn.Module:
+    """Puts spectral norm on every weight of the network."""
+    for module in list(net.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear, nn.Embedding)):
+            spectral_norm(module)
+    return net
 
 
 class Residual(nn.Module):

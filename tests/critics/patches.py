@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from tests.critics.critic import Critic
-from tests.public_critics import PatchGAN, labels, noise
+from tests.critics.classics import PatchGAN
+from tests.critics.critic import Critic, labels, noise
 
 
 class CycleGAN(nn.Sequential):

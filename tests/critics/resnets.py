@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.critics.critic import Critic, DownBlock, Lambda, Residual
-from tests.public_critics import SelfAttention, labels, spectrally_normalised
+from tests.critics.classics import SelfAttention
+from tests.critics.critic import Critic, DownBlock, Lambda, Residual, labels, spectrally_normalised
 
 
 class BigGAN(nn.Module):

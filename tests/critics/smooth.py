@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.critics.critic import Critic, Lambda, pixel_norm
-from tests.public_critics import LabelMap, dcgan, labels, noise
+from tests.critics.classics import LabelMap, dcgan
+from tests.critics.critic import Critic, Lambda, labels, noise, pixel_norm
 
 
 def convolutional(activation: Callable[[], nn.Module]) -> nn.Module:

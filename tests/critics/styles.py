@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.critics.critic import Critic, pixel_norm
-from tests.public_critics import EqualisedConv, EqualisedLinear, StyleBlock, StyleGAN2, labels, one_hot
+from tests.critics.classics import EqualisedConv, EqualisedLinear, StyleBlock, StyleGAN2
+from tests.critics.critic import Critic, labels, one_hot, pixel_norm
 
 
 class Deviation(nn.Module):

@@ -13,8 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import gnfast
 from gnfast import reference
 from tests.critics import CRITICS
-from tests.oracle import PAIRS, assert_same, outputs_and_gradients, relative_error
-
+from tests.oracle import PAIRS, assert_same, assert_same_state, outputs_and_gradients, relative_error
 
 RECORDED_AS_MORE = {
     # Folds of the batch and indices that name samples, near x: the layers above take four passes.
@@ -95,3 +94,14 @@ def test_critics_match_double_backward(name):
         # Running statistics and power iterations have gone on, and as far.
         for (key, buffer), other in zip(net.named_buffers(), twin.buffers(), strict=True):
             assert relative_error(buffer.double(), other.double()) < 1e-12, key
+
+
+@pytest.mark.parametrize("name", ["sngan", "biggan", "unet-bilinear"])
+def test_spectral_norm_in_training_mode(name):
+    net, x, args = CRITICS[name].make()
+    net.train()
+    twin = copy.deepcopy(net)
+    for _ in range(2):
+        actual = outputs_and_gradients(gnfast.normalize_gradient, net, x, *args, strict=True)
+        assert_same(actual, outputs_and_gradients(reference.normalize_gradient, twin, x, *args))
+        assert_same_state(net, twin)
