@@ -86,7 +86,8 @@ class Attention(Curved):
             mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril_()
         if mask is not None:
             scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-        return aten._safe_softmax(scores, -1)
+        # A row of which all is masked is 0.
+        return scores.softmax(-1) if mask is None else aten._safe_softmax(scores, -1)
 
 
 def _moved(weights: Tensor, u: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Standardize(Curved):
 
     eps: float
     writes: ClassVar[tuple[int, ...]] = (2, 3)
+    cheap: ClassVar[bool] = True
 
     def standardized(self, ctx: Context, h: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Any]:
         """y, and the statistics."""
@@ -59,6 +60,12 @@ class Standardize(Curved):
         h, *affine = map(_wide, (*inputs, *ctx.operands[:2]))
         y, statistics = self.standardized(ctx, h, *affine)
         return y.to(inputs[0].dtype), statistics
+
+    def again(self, ctx: Context, *inputs: Tensor) -> Tensor:
+        h, weight, bias = map(_wide, (*inputs, *ctx.operands[:2]))
+        y = self._x_hat(h, ctx.saved)
+        y = y if weight is None else y.mul_(self.along(weight, h))
+        return (y if bias is None else y.add_(self.along(bias, h))).to(inputs[0].dtype)
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         h, weight, cotangent = map(_wide, (ctx.inputs[0], ctx.operands[0], cotangent))
