@@ -1,14 +1,11 @@
 """Critics whose samples depend on each other, or whose batch lies elsewhere than in axis 0: against double backward."""
 
-import math
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import gnfast
 from tests.engine.test_engine import Called, normal
 from tests.oracle import assert_matches_double_backward
 

@@ -177,7 +177,8 @@ def draw_case(seed: int, precision: str, family: str | None = None, spoil: bool 
         spoil: whether one step is to be curved, or to mix samples.
     """
     chance = random.Random(f"{seed} {precision}")
-    dims, names = FAMILIES[family or chance.choice(list(FAMILIES))]
+    source = FAMILIES[family or chance.choice(list(FAMILIES))]
+    names = source.names
     if precision != "float64":
         names = [name for name in names if name != "cast"]
     if family is None:
@@ -185,7 +186,7 @@ def draw_case(seed: int, precision: str, family: str | None = None, spoil: bool 
         weight = chance.choice([0, 1, 1, 3])
         names = [*names * max(1, round(len(HOSTILE) / len(names))), *HOSTILE * weight]
     net, x, labels = draw_critic(
-        chance, dims, names, spoil=spoil, longest=chance.choice([3, 5, 7] if not family else [9])
+        chance, source._replace(names=names), spoil=spoil, longest=chance.choice([3, 5, 7] if not family else [9])
     )
     forget(net)
     call = chance.choice(CALLS)
