@@ -107,7 +107,7 @@ def second_reverse(
                 sums.append((slot, grad))
             elif grad is not None:
                 found.append((slot, grad))
-        contribute(received, node.inputs, pulled, node.op.curved or not node.op.shares_cotangent)
+        contribute(received, node.inputs, pulled, not node.op.shares_cotangent)
         del pulled, adjoint
     for slot, grad in sums:
         ones = grad.cotangent.new_ones(grad.cotangent.shape[0])

@@ -153,6 +153,8 @@ def _keep(
     moved = random_states(x.device, guard.values) != states
     if reason := _reason(net, guard, program, moved, key, given, hooked=held is None or hooked(modules_of(net))):
         return plan, operands, reason
+    if plan.writes:
+        return plan, operands, "every call updates running statistics"
     places = [program.place(operand) for operand in operands]
     unknown = next((t for t, place in zip(operands, places, strict=True) if place is None), None)
     if unknown is not None:

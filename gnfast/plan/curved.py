@@ -95,6 +95,8 @@ class CurvedCall(Curved):
     function: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...] = ()
+    # As some backward functions of autograd's do.
+    shares_cotangent: ClassVar[bool] = True
 
     def value(self, operands: Sequence[Tensor | None], *inputs: Tensor) -> Tensor:
         tensors = (*inputs, *operands)

@@ -176,6 +176,11 @@ class Plan:
         return frozenset(value for node in self.nodes if node.op.curved for value in node.inputs)
 
     @functools.cached_property
+    def writes(self) -> bool:
+        """Whether a forward writes to operands, running statistics."""
+        return any(node.operands[place] is not None for node in self.nodes for place in node.op.writes)
+
+    @functools.cached_property
     def slots(self) -> frozenset[int]:
         """Those of the operands that nodes read, and do not write to."""
         read = [

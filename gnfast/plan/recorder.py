@@ -194,10 +194,11 @@ class Recorder:
         args, kwargs = tree_map_only(Tensor, lambda t: places[id(t)], (args, kwargs))
         op = CurvedCall(function, frozen(args), frozen(kwargs))
         if low := autocast_dtype(self.device.type):
-            small = [Like(tuple([min(n, 2) for n in t.shape]), t.dtype) for t in (*inputs, *operands)]
-            dtype = widened(CurvedCall.value, (op, (), *small), self.device, low)
-            inputs = [self.cast(t, dtype) for t in inputs]
-            operands = [t.to(dtype) if is_floating(t) else t for t in operands]
+            likes = [Like(tuple(t.shape), t.dtype) for t in (*inputs, *operands)]
+            dtype = widened(CurvedCall.value, (op, (), *likes), self.device, low)
+            if dtype.is_floating_point:
+                inputs = [self.cast(t, dtype) for t in inputs]
+                operands = [t.to(dtype) if is_floating(t) else t for t in operands]
         return self.emit(op if _as is None else _as(op), inputs, operands)
 
     def append(self, node: Node, shape: Shape, dtype: torch.dtype, tracked: bool) -> Traced:

@@ -70,7 +70,7 @@ class Traced(Tensor):
 METADATA = frozenset(
     [
         *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
-        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta")),
+        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta", "is_nested")),
         *(getattr(Tensor, name) for name in ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")),
         *(getattr(Tensor, name) for name in ("is_complex", "is_contiguous", "stride", "element_size", "get_device")),
         *(torch.is_floating_point, torch.is_complex, torch.numel),

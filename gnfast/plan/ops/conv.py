@@ -21,6 +21,7 @@ from gnfast.kernels.conv import (
 )
 from gnfast.plan.fused import Pending
 from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_channel, per_sample, records, stand_in
+from gnfast.plan.ops.factors import TwoFactors
 from gnfast.rewriting.merges import sizes
 
 Sizes = tuple[int, ...]
@@ -98,6 +99,46 @@ class Conv(Op):
         return self.stride, self.padding, self.dilation, self.transposed, output_padding, self.groups
 
 
+@dataclass(frozen=True)
+class ConvByInput(TwoFactors):
+    """y = W * h for a kernel W that depends on x, as modulated convolutions have; of `conv` it takes the arguments."""
+
+    conv: Conv
+    autocasts: ClassVar[bool] = True
+
+    def product(self, first: Tensor, second: Tensor) -> Tensor:
+        return torch.convolution(first, second, None, *self.conv.arguments)
+
+    def by_first(self, cotangent: Tensor, second: Tensor, like: Tensor) -> Tensor:
+        return self._backward(cotangent, like, second, 0)
+
+    def by_second(self, cotangent: Tensor, first: Tensor, like: Tensor) -> Tensor:
+        return self._backward(cotangent, first, like, 1)
+
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+        image, kernel = input_shapes
+        return self.conv.flops([image], [(1, *kernel)], output_shape)
+
+    def label(self) -> str:
+        return self.conv.label()
+
+    def _backward(self, cotangent: Tensor, image: Tensor, kernel: Tensor, place: int) -> Tensor:
+        mask = [place == 0, place == 1, False]
+        return torch.ops.aten.convolution_backward(cotangent, image, kernel, None, *self.conv.arguments, mask)[place]
+
+
+def _emit(trace, op, input, weight, bias):
+    if not (trace.depends_on_x(weight) or trace.depends_on_x(bias)):
+        return trace.emit(op, [input], [weight, kept_bias(bias)])
+    if not trace.depends_on_x(weight):
+        y = trace.emit(op, [input], [weight, None])
+    elif trace.depends_on_x(input):
+        y = trace.emit(ConvByInput(op), [input, weight])
+    else:
+        y = trace.curved(torch.convolution, input, weight, None, *op.arguments)
+    return y if bias is None else y + bias.reshape(-1, *[1] * len(op.stride))
+
+
 @records(F.conv1d, F.conv2d, F.conv3d)
 def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     dims = weight.dim() - 2
@@ -112,7 +153,7 @@ def _conv(trace, input, weight, bias=None, stride=1, padding=0, dilation=1, grou
             input = F.pad(input, [end for s in reversed(span) for end in (0, s % 2)])
         padding = tuple(s // 2 for s in span)
     op = Conv(sizes(stride, dims), sizes(padding, dims), dilation, groups)
-    return trace.emit(op, [input], [weight, kept_bias(bias)])
+    return _emit(trace, op, input, weight, bias)
 
 
 @records(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -123,4 +164,4 @@ def _conv_transpose(trace, input, weight, bias=None, stride=1, padding=0, output
         return _conv_transpose(trace, batched, *given).squeeze(0)
     stride, padding, output_padding, dilation = (sizes(v, dims) for v in (stride, padding, output_padding, dilation))
     op = Conv(stride, padding, dilation, groups, True, output_padding)
-    return trace.emit(op, [input], [weight, kept_bias(bias)])
+    return _emit(trace, op, input, weight, bias)

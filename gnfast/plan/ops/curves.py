@@ -183,7 +183,7 @@ _BY_AUTOGRAD = (
     *("exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "pow", "hypot", "atan2"),
     *("tan", "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "sinc", "logaddexp"),
     *(Tensor.__pow__, Tensor.__rpow__, F.hardswish, F.tanhshrink),
-    *("softmax", F.softmax, "log_softmax", F.log_softmax, F.softmin, "logsumexp", "cumprod", "prod"),
+    *("logsumexp", "cumprod", "prod"),
 )
 
 
@@ -206,8 +206,9 @@ def _register(name: str) -> None:
         defaults = CURVES[name].__defaults__ or ()
         rest = [kwargs.pop(n, d) for n, d in zip(names, defaults[len(args) :], strict=True)]
         op = Elementwise(name, tuple(a if isinstance(a, str) else float(a) for a in (*args, *rest)))
-        y = trace.emit(op, [input])
-        return trace.rebind(input, y) if inplace else y
+        if inplace:
+            return trace.rebind(input, trace.emit(op, [input]))
+        return trace.emit(op, [trace.autocast(function or getattr(torch, name), input)])
 
     function = getattr(F, name, None)
     records(name, *([] if function is None else [function]))(recorder)

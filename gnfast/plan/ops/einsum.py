@@ -1,4 +1,4 @@
-"""Matrix products and contractions with what does not depend on x."""
+"""Matrix products and contractions, of one x-dependent tensor and others or of several."""
 
 import math
 import string
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.op import Context, LinearMap, Shape, records
+from gnfast.plan.ops.factors import Contraction
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _einsum(trace, equation, *tensors):
 def _contract(trace, terms, output, tensors, autocasts):
     dependent = [k for k, tensor in enumerate(tensors) if trace.depends_on_x(tensor)]
     if len(dependent) > 1:
-        trace.refuse("the product of two x-dependent tensors is not piecewise linear")
+        return _of_several(trace, terms, output, tensors, autocasts)
     (position,) = dependent
     batch = terms[position][:1]
     mixes = not batch or output[:1] != batch
@@ -104,6 +106,26 @@ def _contract(trace, terms, output, tensors, autocasts):
     if not operands and len(output) == len(terms[0]):
         return trace.emit_view(op, tensors[0], mixes=mixes)
     return trace.emit(op, [tensors[position]], operands, mixes=mixes)
+
+
+def _of_several(trace, terms, output, tensors, autocasts):
+    """As `_contract`, where two of the tensors or more depend on x."""
+    for place, term in enumerate(terms):
+        elsewhere = output + "".join(terms[:place] + terms[place + 1 :])
+        if alone := [axis for axis, label in enumerate(term) if label not in elsewhere]:
+            tensors[place] = tensors[place].sum(alone)
+            terms = [*terms[:place], "".join(label for label in term if label in elsewhere), *terms[place + 1 :]]
+    if len(tensors) > 2:
+        return trace.curved(torch.einsum, f"{','.join(terms)}->{output}", *tensors)
+    return trace.emit(Contraction(tuple(terms), output, autocasts), _together(terms, tensors))
+
+
+def _together(terms, tensors):
+    """The two tensors with the size of each axis that they share: one of size 1 is repeated."""
+    extents = [dict(zip(term, tensor.shape, strict=True)) for term, tensor in zip(terms, tensors, strict=True)]
+    whole = {label: max(extent.get(label, 1) for extent in extents) for label in "".join(terms)}
+    shapes = [tuple(whole[label] for label in term) for term in terms]
+    return [t if tuple(t.shape) == s else t.expand(s) for t, s in zip(tensors, shapes, strict=True)]
 
 
 @records("matmul", "mm", "bmm", "mv", told=True)
@@ -130,3 +152,25 @@ def _sum_with_product(function, trace, input, mat1, mat2, *, beta=1, alpha=1):
         return product
     input = input.to(product.dtype) if low else input
     return product + (input if beta == 1 else input * beta)
+
+
+@records(F.bilinear, torch.bilinear)
+def _bilinear(trace, input1, input2, weight, bias=None):
+    rest = string.ascii_letters[: input1.dim() - 1]
+    terms = [rest + "I", "KIJ", rest + "J"]
+    low = trace.runs_low(torch.bilinear, input1, input2, weight)
+    y = _contract(trace, terms, rest + "K", [input1, weight, input2], low)
+    return y if bias is None else y + bias
+
+
+@records("dot", "vdot", "inner", "outer", "ger", told=True)
+def _inner_or_outer(function, trace, input, other):
+    name = function.__name__
+    first, second = string.ascii_letters[: input.dim()], string.ascii_letters[26 : 26 + other.dim()]
+    if name in ("outer", "ger"):
+        terms, output = [first, second], first + second
+    elif 0 in (input.dim(), other.dim()):
+        return input * other
+    else:
+        terms, output = [first, second[:-1] + first[-1]], first[:-1] + second[:-1]
+    return _contract(trace, terms, output, [input, other], trace.runs_low(function, input, other))

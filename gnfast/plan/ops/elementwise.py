@@ -174,3 +174,8 @@ def _record_lerp(trace, input, end, weight):
 @records("addcmul")
 def _record_addcmul(trace, input, tensor1, tensor2, *, value=1):
     return input + tensor1 * tensor2 * value
+
+
+@records("addcdiv")
+def _record_addcdiv(trace, input, tensor1, tensor2, *, value=1):
+    return input + tensor1 / tensor2 * value

@@ -29,7 +29,6 @@ def _running(trace, *statistics):
     return statistics
 
 
-# Not torch.batch_norm, which takes its arguments in another order; nor torch.instance_norm.
 @records(F.batch_norm)
 def _batch_norm(
     trace, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
@@ -51,6 +50,18 @@ def _instance_norm(
         op = GroupNorm(eps, None, None if running_mean is None else momentum)
         return standardize(trace, op, input, weight, bias, *running)
     return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
+
+
+@records(torch.batch_norm)
+def _torch_batch_norm(trace, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled):
+    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+@records(torch.instance_norm)
+def _torch_instance_norm(
+    trace, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled
+):
+    return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 @records(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout, told=True)

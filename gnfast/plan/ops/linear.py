@@ -112,6 +112,9 @@ def _linear(trace, input, weight, bias=None):
     if not trace.depends_on_x(weight) and weight.dim() == 1:
         product = input @ weight
         return product if bias is None else product + bias
-    if bias is not None and bias.dim() != 1:
+    if trace.depends_on_x(weight):
+        product = input @ weight.t()
+        return product if bias is None else product + bias
+    if trace.depends_on_x(bias) or (bias is not None and bias.dim() != 1):
         return trace.emit(Linear(), [input], [weight, None]) + bias
     return trace.emit(Linear(), [input], [weight, kept_bias(bias)])

@@ -253,7 +253,6 @@ def _rms_norm(trace, input, normalized_shape, weight=None, eps=None):
 
 @records(F.group_norm)
 def _group_norm(trace, input, num_groups, weight=None, bias=None, eps=1e-5):
-    trace.require_batched(input, dims=2)
     return standardize(trace, GroupNorm(eps, num_groups), trace.autocast(F.group_norm, input, 1), weight, bias)
 
 

@@ -57,7 +57,7 @@ def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
 @records(torch.linalg.vector_norm)
 def _vector_norm(trace, input, ord=2, dim=None, keepdim=False, *, dtype=None):
     if ord not in (1, math.inf, -math.inf):
-        trace.refuse(f"the norm of order {ord} is not piecewise linear (those of orders 1 and inf are)")
+        return trace.curved(torch.linalg.vector_norm, input, ord, dim, keepdim, dtype=dtype)
     size = (trace.cast(input, dtype) if dtype else trace.autocast(torch.linalg.vector_norm, input)).abs()
     if ord == 1:
         return size.sum(dim, keepdim, dtype=size.dtype)
