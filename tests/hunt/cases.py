@@ -3,9 +3,11 @@
 import contextlib
 import math
 import random
+import unittest.mock
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError
+from gnfast.engine import functional
+from gnfast.plan.plan import Plan
 from gnfast.plan.traced import Traced
 from tests.hunt.steps import HOSTILE, MODULE_HOOKS, forget
 from tests.random_networks import FAMILIES, Critic, draw_critic
@@ -285,6 +289,8 @@ class Seen:
     state: dict[str, Any]
     fell_back: int = 0
     """How many warnings said so."""
+    passes: set[int] = field(default_factory=set)
+    """Four, six, or both."""
 
 
 class WrongVerdict(Exception):
@@ -304,7 +310,11 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
     autocast = case.precision == "autocast" and dtype == torch.float32
     seen = []
     for place in range(len(case.xs)):
+        passes: set[int] = set()
         with contextlib.ExitStack() as stack:
+            if way is Engine:
+                noting = partial(_noting, functional.four_passes, passes)
+                stack.enter_context(unittest.mock.patch.object(functional, "four_passes", noting))
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
             if case.surroundings == "global hook":
                 stack.callback(_hook_everywhere(case.detail).remove)
@@ -320,9 +330,14 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
             if any(output.requires_grad for output in outputs):
                 numbers |= _gradients(case, net, outputs, leaves)
         fell_back = sum(issubclass(w.category, FallbackWarning) for w in caught)
-        seen.append(Seen(numbers, state_of(net), fell_back))
+        seen.append(Seen(numbers, state_of(net), fell_back, passes))
         _update(net, numbers)
     return seen
+
+
+def _noting(run: Callable[..., Any], passes: set[int], plan: Plan, *args: Any) -> Any:
+    passes.add(6 if plan.takes_six else 4)
+    return run(plan, *args)
 
 
 def _update(net: Critic, numbers: dict[str, Tensor | None]) -> None:

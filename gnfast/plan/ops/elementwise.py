@@ -161,6 +161,11 @@ def _record_div(trace, input, other, *, rounding_mode=None):
     return _scaled(trace, input, other, divides=True)
 
 
+@records(Tensor.__rdiv__)
+def _record_rdiv(trace, input, other):
+    return input.reciprocal() * other
+
+
 @records("positive")
 def _record_positive(trace, input):
     return input
