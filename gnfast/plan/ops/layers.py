@@ -39,13 +39,18 @@ def _batch_norm(
     return _normalized(trace, input, running_mean, running_var, weight, bias, eps)
 
 
+def _without_check(input):
+    """Instance norm of groups of any size."""
+    return torch.instance_norm(input, None, None, None, None, True, 0.1, 1e-5, False)
+
+
 @records(F.instance_norm)
 def _instance_norm(
     trace, input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1,
     eps=1e-5,
 ):  # fmt: skip
     if use_input_stats:
-        input = trace.autocast(F.instance_norm, input) if input.numel() else input
+        input = trace.autocast(_without_check, input)
         running = _running(trace, running_mean, running_var)
         op = GroupNorm(eps, None, None if running_mean is None else momentum)
         return standardize(trace, op, input, weight, bias, *running)

@@ -195,8 +195,11 @@ class BatchNorm(_ChannelNorm):
     momentum: float
 
     def standardized(self, ctx: Context, h: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Any]:
-        running = ctx.operands[2:]
+        running = [*map(_wide, ctx.operands[2:])]
         y, *statistics = torch.native_batch_norm(h, weight, bias, *running, True, self.momentum, self.eps)
+        for kept, now in zip(ctx.operands[2:], running, strict=True):
+            if kept is not now:
+                kept.copy_(now)
         return y, tuple(statistics)
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
@@ -253,7 +256,7 @@ def _rms_norm(trace, input, normalized_shape, weight=None, eps=None):
 
 @records(F.group_norm)
 def _group_norm(trace, input, num_groups, weight=None, bias=None, eps=1e-5):
-    return standardize(trace, GroupNorm(eps, num_groups), trace.autocast(F.group_norm, input, 1), weight, bias)
+    return standardize(trace, GroupNorm(eps, num_groups), trace.autocast(torch.group_norm, input, 1), weight, bias)
 
 
 @records(torch.group_norm)
