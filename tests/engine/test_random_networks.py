@@ -142,6 +142,6 @@ def _raising(net, x, *args, **kwargs):
 )
 def test_the_hunt_finds_what_is_wrong(broken, reason, monkeypatch):
     monkeypatch.setattr(hunted.Engine, "value_and_input_grad", broken)
-    drawn = (hunted.draw_case(seed, "float64") for seed in range(100))
-    verdicts = [hunt.judge(case) for case in drawn if case.call == "value_and_input_grad"]
+    drawn = (hunted.draw_case(seed, "float64") for seed in range(300))
+    verdicts = (hunt.judge(case) for case in drawn if case.call == "value_and_input_grad")
     assert any(verdict.kind == hunt.FAILED and reason in verdict.reason for verdict in verdicts)
