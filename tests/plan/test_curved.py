@@ -217,6 +217,11 @@ def test_every_derivative_is_autograds(case):
     assert_right(case)
 
 
+def test_a_value_that_is_computed_again_is_the_same(case):
+    if case.op.cheap:
+        torch.testing.assert_close(case.op.again(case.context(), *case.inputs), case.y, rtol=1e-11, atol=1e-11)
+
+
 def test_nothing_that_is_given_changes(case):
     given = [*case.inputs, *case.tangents, case.cotangent, case.adjoint, case.y]
     given += [t for t in tree_leaves((case.operands, case.saved)) if t is not None]
@@ -279,5 +284,7 @@ def test_every_kind_has_a_case():
         return {kind for known in of.__subclasses__() for kind in {known, *kinds(known)}}
 
     abstract = {TwoFactors, *(kind for kind in kinds(Curved) if kind.__name__.startswith("_"))}
+    # What calls functions of PyTorch's has one case for all.
+    abstract |= kinds(CurvedCall)
     concrete = {k for k in kinds(Curved) - abstract if dataclasses.is_dataclass(k) and k.__name__ != "Standardize"}
     assert concrete == {type(op) for op, *_ in CURVED_CASES.values()}
