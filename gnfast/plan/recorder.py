@@ -169,7 +169,7 @@ class Recorder:
             # Nobody reads a Plan that is made to be run.
             "" if self.replay else submodule_name(self.net),
             self.batch,
-            mixes,
+            mixes and self.batch > 1,
         )
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
