@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gnfast.errors import InputError, not_a_tensor
 from gnfast.kernels.backend import implementation
+from gnfast.plan.attention import with_attention
 from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
@@ -173,7 +174,7 @@ def _plan(
     stated_flops = sum(node.flops for node in kept)
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
-        kept, derived = rewrite(kept, output, len(dtypes))
+        kept, derived = rewrite(with_attention(kept, output), output, len(dtypes))
     entry = None
     if fused and not refusals:
         kept, derived, entry = shorten(kept, output, derived, dtypes)

@@ -20,6 +20,7 @@ class LeakyReLU(Op):
     slope: float
     homogeneous: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 1
+    cheap: ClassVar[bool] = True
     zeros_below: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, tuple[int, ...]]]:
@@ -37,6 +38,9 @@ class LeakyReLU(Op):
         if t.stride() != strides:
             t, overwrite = torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t), True
         return leaky_relu_mask(t, bits, self.slope, inplace=overwrite)
+
+    def again(self, ctx: Context, *inputs: Tensor) -> Tensor:
+        return self.pushforward(ctx, *inputs)
 
     def label(self) -> str:
         return f"leaky_relu {self.slope:g}" if self.slope else "relu"
