@@ -200,7 +200,8 @@ class Plan:
     @functools.cached_property
     def writes(self) -> bool:
         """Whether a forward writes to operands, running statistics."""
-        return any(node.operands[place] is not None for node in self.nodes for place in node.op.writes)
+        operands = ((node.op, place, slot) for node in self.nodes for place, slot in enumerate(node.operands))
+        return any(place in op.writes and slot is not None for op, place, slot in operands)
 
     @functools.cached_property
     def slots(self) -> frozenset[int]:
