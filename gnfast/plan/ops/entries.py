@@ -82,11 +82,6 @@ def _unbind(trace, input, dim=0):
     return tuple(input.select(dim, index) for index in range(input.shape[dim]))
 
 
-@records(Tensor.__iter__, self_checked=True)
-def _iter(trace, input):
-    return iter(input.unbind(0))
-
-
 @records("select", self_checked=True)
 def _select(trace, input, dim, index):
     parts = trace.stacks.get(input.value)

@@ -38,12 +38,12 @@ def _linear_call(function, trace, input, *args, **kwargs):
 
 @records("take")
 def _take(trace, input, index):
-    return input.reshape(-1)[index]
+    return input.reshape(-1)[index.reshape(-1)].reshape(index.shape)
 
 
 _BY_AUTOGRAD = (
     *("index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add", "masked_scatter", "nan_to_num"),
-    *("addmv", "addr", "addbmm", "tensordot", "kron", "cross", "remainder", "fmod", "frac", "__mod__", "fmax", "fmin"),
+    *("addmv", "addr", "addbmm", "tensordot", "kron", "cross", "remainder", "fmod", "frac", "fmax", "fmin"),
     *("logcumsumexp", "nanmean", "nansum", "renorm", F.affine_grid),
 )
 
