@@ -172,8 +172,8 @@ CALLS = {
 CALLS = [call.strip() for group in CALLS.values() for call in group.split(";")]
 # Those that always give something new; of names that PyTorch has twice, both.
 OF_ONE = """acos acosh asin asinh atan atanh cos cosh erf exp exp2 expm1 log log10 log1p log2 reciprocal rsqrt sigmoid
-    sin sinc sinh sqrt square tan tanh sign sgn floor ceil round trunc fix frac signbit isnan isinf isfinite logical_not any
-    all argmax argmin argsort count_nonzero nan_to_num nanmean nansum var std prod celu selu"""
+    sin sinc sinh sqrt square tan tanh sign sgn floor ceil round trunc fix frac signbit isnan isinf isfinite logical_not
+    any all argmax argmin argsort count_nonzero nan_to_num nanmean nansum var std prod celu selu"""
 OF_TWO = """atan2 hypot logaddexp pow remainder fmod fmax fmin eq ne lt le gt ge less less_equal greater greater_equal
     not_equal isclose logical_and logical_or logical_xor kron"""
 OF_BITS = "bitwise_and bitwise_or bitwise_xor"
@@ -253,7 +253,7 @@ def test_every_recorded_function_is_among_them():
     with Called() as called:
         for call in CALLS:
             function_of(call)(LAYOUTS["contiguous"]())
-    # There need not be a GPU; a statement has no result; these two are methods in Python; attention gives something new.
+    # There need not be a GPU; a statement has no result; two are methods, in Python; attention gives something new.
     apart = {Tensor.cuda, Tensor.__setitem__, F.sigmoid, F.tanh}
     apart |= {F.multi_head_attention_forward, F.scaled_dot_product_attention}
     # And so does what takes complex numbers.
