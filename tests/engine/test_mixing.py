@@ -251,6 +251,7 @@ PER_SAMPLE = {
     "a written constant": lambda net, h: written(h, (..., [0, 3]), net.u[:2]),
     "a written number": lambda net, h: written(h, (ROWS, LABELS), 0.3),
     "written channels of each sample": lambda net, h: written(h, (ROWS, LABELS), h.mean(1)),
+    "written by a mask of x": lambda net, h: written(h, h > 0.5, 0.25),
     "written by a mask": lambda net, h: written(h, (slice(None), slice(None), net._k > 0), 0.0),
 }  # fmt: skip
 

@@ -216,6 +216,9 @@ class Write(Combination):
 def _setitem(trace, input, key, value):
     if not trace.depends_on_x(input):
         trace.refuse("it writes an x-dependent value into a tensor that does not depend on x")
+    if trace.depends_on_x(key) and key.dtype == torch.bool and key.shape == input.shape:
+        trace.rebind(input, input.masked_fill(key, value))
+        return
     key, indices = _key(trace, input, key)
     place = torch.empty(input.shape, device="meta")
     place = index(place, key, *(torch.empty(i.shape, dtype=i.dtype, device="meta") for i in indices))
