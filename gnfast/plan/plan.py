@@ -179,7 +179,8 @@ class Plan:
     @functools.cached_property
     def writes(self) -> bool:
         """Whether a forward writes to operands, running statistics."""
-        return any(node.operands[place] is not None for node in self.nodes for place in node.op.writes)
+        written = (slot for node in self.nodes for p in node.op.writes for slot in node.operands[p : p + 1])
+        return any(slot is not None for slot in written)
 
     @functools.cached_property
     def slots(self) -> frozenset[int]:
