@@ -96,6 +96,8 @@ class Recorder:
         named = tuple([(name, self._signature(value)) for name, value in kwargs.items()]) if kwargs else ()
         if torch.is_inference_mode_enabled():
             self.refuse("in inference mode, from which nothing returns to autograd")
+        if kwargs and kwargs.get("out", self) is None:
+            del kwargs["out"]
         recorder = RECORDERS.get(func) or _in_place(func)
         if self.has_complex and any(isinstance(a, Like) and a.dtype.is_complex for a in tree_leaves(given, _is_like)):
             recorder = functools.partial(by_autograd, func)

@@ -31,6 +31,18 @@ class Upsample(LinearMap):
 
 
 @dataclass(frozen=True)
+class Interpolate(LinearCall):
+    """F.interpolate in any mode."""
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        if not tangents[0].is_meta:
+            return super().pushforward(ctx, *tangents)
+        # Without data, PyTorch takes other modes apart, in Python and for up to 50 ms. The shape is the same.
+        size, scale_factor, _, _, recompute_scale_factor, _ = self.args
+        return F.interpolate(tangents[0], size, scale_factor, "nearest", None, recompute_scale_factor)
+
+
+@dataclass(frozen=True)
 class SampledAt(LinearMap):
     """h (B, C, …) at the places that the operand (B, …, 2 or 3) names: F.grid_sample, whose arguments follow."""
 
@@ -45,7 +57,7 @@ class SampledAt(LinearMap):
         return f"grid_sample {self.mode}"
 
 
-@records(F.interpolate)
+@records(F.interpolate, self_checked=True)
 def _interpolate(
     trace, input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
     antialias=False,
@@ -58,7 +70,7 @@ def _interpolate(
     if factor and mode == "nearest" and dims == 1:
         return trace.emit(Upsample((1, *factor)), [input.unsqueeze(2)]).squeeze(2)
     args = frozen((size, scale_factor, mode, align_corners, recompute_scale_factor, antialias))
-    return trace.emit(LinearCall(F.interpolate, args), [input])
+    return trace.emit(Interpolate(F.interpolate, args), [input])
 
 
 @records(F.grid_sample)
