@@ -206,7 +206,7 @@ class Recorder:
             likes = [Like(tuple(t.shape), t.dtype) for t in (*inputs, *operands)]
             dtype = widened(CurvedCall.value, (op, (), *likes), self.device, low)
             if dtype.is_floating_point:
-                inputs = [self.cast(t, dtype) for t in inputs]
+                inputs = [self.cast(t, dtype) if t.scalar.is_floating_point else t for t in inputs]
                 operands = [t.to(dtype) if is_floating(t) else t for t in operands]
         return self.emit(op if _as is None else _as(op), inputs, operands)
 
