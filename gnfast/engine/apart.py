@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnfast.plan.op import Context, per_sample
 from gnfast.plan.orders import Schedule
-from gnfast.plan.plan import Plan
+from gnfast.plan.plan import Node, Plan
 
 
 @dataclass
@@ -20,6 +21,9 @@ class Apart:
     """h, of those that were kept."""
     scale: Tensor | None
     """a = ∂L/∂f (B,), of one logit per sample; None for 0, or where there are more."""
+    operands: Sequence[Tensor | None]
+    saved: Sequence[Any]
+    """What fixes the mask of each node."""
     tangents: dict[int, Sequence[Tensor]] = field(default_factory=dict)
     """t of the inputs of each curved node, by its index."""
     _merged: dict[int, Tensor] = field(default_factory=dict)
@@ -46,8 +50,9 @@ class Apart:
         """h, kept or computed again."""
         if value in self.values:
             return self.values[value]
-        node = plan.nodes[self.schedule.again[value]]
-        return node.op.forward(Context(), *(self.value(plan, v) for v in node.inputs))[0]
+        index = self.schedule.again[value]
+        node = plan.nodes[index]
+        return node.op.again(self._context(node, index), *(self.value(plan, v) for v in node.inputs))
 
     def cotangent(self, plan: Plan, index: int, cotangents: Sequence[Tensor | None]) -> Tensor | None:
         """δ of a node's output, kept or computed again."""
@@ -55,7 +60,11 @@ class Apart:
         if reader is None:
             return cotangents[index]
         node = plan.nodes[reader]
-        return node.op.pullback(Context(inputs=[self.values[v] for v in node.inputs]), cotangents[reader])[0]
+        ctx = self._context(node, reader)._replace(inputs=[self.values[v] for v in node.inputs])
+        return node.op.pullback(ctx, cotangents[reader])[0]
+
+    def _context(self, node: Node, index: int) -> Context:
+        return Context([None if slot is None else self.operands[slot] for slot in node.operands], self.saved[index])
 
     def _begun(self, plan: Plan, value: int, t: Tensor) -> Tensor:
         """c = t + a·h."""

@@ -94,7 +94,7 @@ class _FourPasses(torch.autograd.Function):
         rest = iter(rest)
         saved, recorded, new, cotangents, values = ([*itertools.islice(rest, count)] for count in ctx.sizes)
         needs_x, *needs = ctx.needs_input_grad[5:]
-        grads = [None] * len(recorded)
+        grads, start = [None] * len(recorded), None
         plan = ctx.plan
         with without_autocast(x.device.type), reuse_memory(x.device):
             given = operands.by_slot(plan, ctx.made, recorded, new)
@@ -108,8 +108,7 @@ class _FourPasses(torch.autograd.Function):
                         handout([(s, grad) for s, grad in enumerate(found) if grad is not None]), len(found)
                     )
                 grads = operands.gradients(plan, ctx.made, recorded, found)
-                return None, None, None, None, None, grad_x, *grads
-            if ctx.head is None:
+            elif ctx.head is None:
                 scale, start, grad_x = passes.merged(*upstream, x, g, any(needs), needs_x, plan.entry)
             else:
                 saved_of_head = ctx.head, saved, *upstream, x, g, any(needs), needs_x, plan.entry
@@ -117,7 +116,19 @@ class _FourPasses(torch.autograd.Function):
             if start is not None:
                 found = passes.tangent(plan, start, scale, given, all_needs, ctx.masks, cotangents, handout)
                 grads = operands.gradients(plan, ctx.made, recorded, found)
+        if ctx.head is None and upstream[0] is None and ctx.receiver is None:
+            slots, of_x = plan.zeroed
+            grads = [
+                _or_zeros(grad, t, slot in slots and needs[slot])
+                for slot, (grad, t) in enumerate(zip(grads, recorded, strict=True))
+            ]
+            grad_x = _or_zeros(grad_x, x, of_x and needs_x)
         return None, None, None, None, None, grad_x, *grads
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor, wanted: bool) -> Tensor | None:
+    """The gradient, or the zeros that double backward has for it: optimisers pass over what has none."""
+    return torch.zeros_like(like) if grad is None and wanted else grad
 
 
 _CHANNELS_LAST_DTYPES = {

@@ -45,7 +45,7 @@ def gradients(
         scale = grad_f.reshape(-1).to(accumulator(grad_f.dtype)).contiguous()
     along = torch.zeros_like(x) if grad_g is None else grad_g
     start = passes.merged_tangent(x, None, along, plan.entry)
-    apart = Apart(schedule, values, scale)
+    apart = Apart(schedule, values, scale, operands, saved)
     found = passes.tangent(plan, start, scale, operands, needs, saved, cotangents, apart=apart)
     grad_x = second_reverse(plan, len(x), apart, grad_f, operands, needs, saved, cotangents, found)
     if 0 in plan.proportional and scale is not None:

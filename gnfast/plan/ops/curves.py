@@ -186,7 +186,7 @@ _BY_AUTOGRAD = (
     *("tan", "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "sinc", "logaddexp"),
     *(Tensor.__pow__, Tensor.__rpow__, F.hardswish, F.tanhshrink),
     *(F.mse_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss),
-    *("logsumexp", "cumprod", "prod"),
+    *("logsumexp", "cumprod", "prod", "cosine_similarity"),
 )
 
 
