@@ -93,6 +93,9 @@ class _FourPasses(torch.autograd.Function):
         x, g, *rest = ctx.saved_tensors
         rest = iter(rest)
         saved, recorded, new, cotangents, values = ([*itertools.islice(rest, count)] for count in ctx.sizes)
+        # What the passes have used, they drop as they go, if nobody asked for the graph to be retained.
+        del rest
+        ctx.maybe_clear_saved_tensors()
         needs_x, *needs = ctx.needs_input_grad[5:]
         grads, start = [None] * len(recorded), None
         plan = ctx.plan
@@ -102,6 +105,7 @@ class _FourPasses(torch.autograd.Function):
             handout = ctx.receiver and Handout(ctx.receiver, plan, ctx.made, recorded)
             if plan.takes_six:
                 kept = ctx.masks, cotangents, dict(zip(ctx.values, values, strict=True))
+                values.clear()
                 grad_x, found = six_passes(plan, ctx.schedule, x, g, *upstream, given, all_needs, *kept)
                 if handout is not None:
                     found = by_slot(

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
-from gnfast.plan.op import LinearCall, Shape
+from gnfast.plan.op import Shape
 from gnfast.plan.ops.attention import Attention
 from gnfast.plan.ops.elementwise import Scale
 from gnfast.plan.ops.factors import Contraction
 from gnfast.plan.ops.softmax import Softmax
+from gnfast.plan.permutes import axes_of, permutation
 from gnfast.plan.plan import Node, readers
 
 
@@ -121,13 +120,12 @@ def _nodes(
 
 
 def _permutation(like: Node, value: int, shape: Shape, axes: tuple[int, ...], output: int, output_shape: Shape) -> Node:
-    back = LinearCall(torch.permute, (tuple(axes.index(axis) for axis in range(len(axes))),))
-    op = LinearCall(torch.permute, (axes,), transposed=back)
-    return replace(like, op=op, inputs=(value,), input_shapes=(shape,), output=output, output_shape=output_shape)
+    shapes = {"input_shapes": (shape,), "output_shape": output_shape}
+    return replace(like, op=permutation(axes), inputs=(value,), output=output, **shapes)
 
 
 def _is_permutation(node: Node) -> bool:
-    return isinstance(node.op, LinearCall) and node.op.function is torch.permute
+    return axes_of(node) is not None
 
 
 def _is_softmax(node: Node) -> bool:

@@ -97,6 +97,9 @@ class Op:
     cheap: ClassVar[bool] = False
     """Whether y and Jᵀ δ cost so little that they are computed again rather than kept, if what they need is kept."""
 
+    bends_early: ClassVar[bool] = False
+    """Whether a curved op without operands computes what it adds to μ in pass 3, instead of keeping δ and t."""
+
     saves_output: ClassVar[bool] = False
     """Whether what forward saves shares memory with y."""
 

@@ -26,6 +26,7 @@ from gnfast.plan.attention import with_attention
 from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
+from gnfast.plan.permutes import with_single_permutes
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder, Refused
 from gnfast.plan.replay import Script
@@ -174,7 +175,8 @@ def _plan(
     stated_flops = sum(node.flops for node in kept)
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
-        kept, derived = rewrite(with_attention(kept, output), output, len(dtypes))
+        kept = with_single_permutes(with_attention(with_single_permutes(kept, output), output), output)
+        kept, derived = rewrite(kept, output, len(dtypes))
     entry = None
     if fused and not refusals:
         kept, derived, entry = shorten(kept, output, derived, dtypes)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import gnfast
 from tests.engine.test_engine import Called, normal
 from tests.oracle import assert_matches_double_backward
 

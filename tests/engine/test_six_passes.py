@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gnfast
 from gnfast import UnsupportedError, penalties, reference
+from gnfast.engine.handout import handing_out
 from gnfast.kernels.join import plain
 from tests.engine.test_engine import Called
 from tests.oracle import (
@@ -188,6 +189,33 @@ def test_every_method(name, method, x):
     net = NETWORKS[name]().double()
     expected = outputs_and_gradients(reference.normalize_gradient, net, x, method=method)
     assert_same(outputs_and_gradients(gnfast.normalize_gradient, net, x, method=method, strict=True), expected)
+
+
+class Receiver:
+    """Takes all gradients of leaves as they are handed out."""
+
+    bucket_bytes = 1
+
+    def __init__(self):
+        self.taken = {}
+
+    def takes(self, operand):
+        return operand.is_leaf
+
+    def take(self, gradients):
+        for operand, grad in gradients:
+            self.taken[operand] = self.taken.get(operand, 0) + grad
+
+
+def test_gradients_that_are_handed_out(net, x):
+    parameters = dict(net.named_parameters())
+    reference.normalize_gradient(net, x).sin().sum().backward()
+    expected, receiver = {name: p.grad for name, p in parameters.items()}, Receiver()
+    net.zero_grad()
+    with handing_out(receiver):
+        gnfast.normalize_gradient(net, x, strict=True).sin().sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in parameters.values())
+    assert_same({name: receiver.taken.get(p) for name, p in parameters.items()}, expected)
 
 
 def test_in_place(x):

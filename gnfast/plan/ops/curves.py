@@ -33,6 +33,7 @@ class Elementwise(Curved):
     name: str
     args: tuple[float | str, ...] = ()
     cheap: ClassVar[bool] = True
+    bends_early: ClassVar[bool] = True
 
     @property
     def curve(self) -> Curve:
