@@ -17,6 +17,7 @@ from tests.oracle import (
     assert_agree,
     assert_matches_double_backward,
     assert_same,
+    assert_same_state,
     outputs_and_gradients,
     relative_error,
 )
@@ -251,3 +252,20 @@ def test_low_precision(net):
         errors.append({name: relative_error(value.double(), truth[name]) for name, value in seen.items()})
     for name, error in errors[0].items():
         assert error <= 2 * errors[1][name] + 8 * torch.finfo(torch.bfloat16).eps, name
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_refused_norm_leaves_no_trace(static, x):
+    """What was recorded before is run again by double backward: running statistics and random numbers move on once."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(80, 1)).double()
+    twin = copy.deepcopy(net)
+    for _ in range(3):
+        torch.manual_seed(0)
+        with pytest.raises(UnsupportedError, match="return_grad_norm"):
+            gnfast.normalize_gradient(net, x, return_grad_norm=True, static=static, strict=True)
+        f_hat, _ = gnfast.normalize_gradient(net, x, return_grad_norm=True, static=static)
+        place = torch.get_rng_state()
+        torch.manual_seed(0)
+        assert relative_error(f_hat, reference.normalize_gradient(twin, x)) < 1e-12
+        assert torch.equal(place, torch.get_rng_state())
+        assert_same_state(net, twin)

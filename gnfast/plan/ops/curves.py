@@ -94,7 +94,7 @@ def _exponential_unit(alpha: float = 1.0, scale: float = 1.0, rate: float = 1.0)
 
     def bend(h: Tensor) -> Tensor:
         below = (rate * h.clamp(max=0)).exp_().mul_(scale * alpha * rate * rate)
-        return below.masked_fill_(h > 0, 0)
+        return below.masked_fill_(h >= 0, 0)
 
     return Curve(lambda h: aten.elu(h, *options), lambda u, h: aten.elu_backward(u, *options, False, h), bend)
 
@@ -118,11 +118,13 @@ def _mish() -> Curve:
 
 def _gelu(approximate: str = "none") -> Curve:
     def exact(h: Tensor) -> Tensor:
-        square = h * h
+        # Beyond, it is 0, and h² may overflow.
+        square = h.clamp(-40, 40).square_()
         return (square / -2).exp_().mul_(2 - square).div_(math.sqrt(2 * math.pi))
 
     def by_tanh(h: Tensor) -> Tensor:
         k, c = math.sqrt(2 / math.pi), 0.044715
+        h = h.clamp(-40, 40)
         square = h * h
         y, slope = torch.tanh(k * h * (1 + c * square)), k * (1 + 3 * c * square)
         return (1 - y * y) * (slope + h * (3 * k * c * h - y * slope * slope))
