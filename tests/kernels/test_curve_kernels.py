@@ -1,0 +1,138 @@
+"""Slopes and second derivatives in one kernel, against the twin in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from gnfast.kernels import curves
+from gnfast.kernels.backend import implementation
+from gnfast.kernels.curves.plain import CURVES
+from tests.oracle import assert_matches_double_backward
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+ARGUMENTS = {"softplus": (2.0, 3.0), "elu": (0.7,), "celu": (0.6,), "gelu": ("tanh",)}
+CASES = {**{name: (name, ARGUMENTS.get(name, ())) for name in CURVES}, "gelu by erf": ("gelu", ())}
+# Knots, where numbers cancel, and where exponentials are out of the formats' reach.
+SPECIAL = [0.0, -0.0, 1e-3, -1e-3, 0.1, -0.1, 1.5, 1.6, 9.0, -9.0]
+SATURATED = [25.0, -25.0, 110.0, -110.0, 2e4, -2e4]
+
+
+def curve_of(case):
+    name, args = CASES[case]
+    return CURVES[name](*args)
+
+
+def numbers(curve, size, dtype, device):
+    """h with special numbers, t, δ and μ."""
+    special = SPECIAL if curve.kind in ("exp", "sin", "cos") else SPECIAL + SATURATED
+    h, *rest = torch.randn(4, size, dtype=torch.float64)
+    h[: len(special)] = torch.tensor(special)
+    return [t.to(device, dtype) for t in (h, *rest)]
+
+
+def check(case, dtype, device, size=1033):
+    """Entry by entry; in lower precision no worse than twice the twin at that precision, to roundings of the terms."""
+    curve = curve_of(case)
+    kernels, plain = (implementation("curves", device, backend) for backend in ("triton", "torch"))
+    h, t, cotangent, adjoint = given = numbers(curve, size, dtype, device)
+    exact = [a.double() for a in given]
+    bent = plain.second(curve, exact[0], torch.ones_like(exact[0]), exact[1] * exact[2], None)
+    pushed = plain.sloped(curve, exact[3], exact[0])
+    terms = bent.abs() + (exact[1] * exact[2]).abs()
+    more = pushed.abs() + exact[3].abs()
+    for actual, low, truth, made_of in (
+        (kernels.second(curve, *given), plain.second(curve, *given), bent + pushed, terms + more),
+        (kernels.second(curve, h, t, cotangent, None), plain.second(curve, h, t, cotangent, None), bent, terms),
+        (kernels.sloped(curve, adjoint, h), plain.sloped(curve, adjoint, h), pushed, more),
+    ):
+        assert actual.dtype == dtype and actual.isfinite().all()
+        # In float64 the twin, which is the truth, has roundings of its own: it takes 1 − σ(h).
+        budget = (64 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps * made_of + torch.finfo(dtype).tiny
+        if dtype != torch.float64:
+            budget += 2 * (low.double() - truth).abs()
+        error = (actual.double() - truth).abs()
+        assert (error <= budget).all(), (case, (error - budget).max(), h[(error - budget).argmax()])
+
+
+@pytest.fixture
+def launches(use, monkeypatch):
+    """On the CPU the kernels do it; the functions that were called."""
+    use("curves", "cpu", "triton")
+    found, calls = implementation("curves", "cpu"), []
+    launch = found._launch
+    monkeypatch.setattr(found, "_launch", lambda curve, *given: calls.append(curve.kind) or launch(curve, *given))
+    return calls
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted_kernels(case, dtype):
+    check(case, dtype, "cpu")
+
+
+@pytest.mark.interpreted
+def test_interpreted_small_numbers():
+    """tanh to the last digits near 0, where it is a difference of exponentials."""
+    h = torch.logspace(-7, 1, 300)
+    ones = torch.ones_like(h)
+    actual = implementation("curves", "cpu", "triton").second(curve_of("tanh"), h, ones, ones, None)
+    expected = curve_of("tanh").bend(h.double())
+    assert ((actual - expected) / expected)[h < 2].abs().max() < 1e-6
+
+
+LAYOUTS = {
+    "odd": lambda: [torch.randn(3, 5, 7, 11) for _ in range(4)],
+    "channels_last": lambda: [torch.randn(2, 5, 7, 3).permute(0, 3, 1, 2) for _ in range(4)],
+    "several": lambda: [torch.randn(2, 5, 7, 3).permute(0, 3, 1, 2), *(torch.randn(2, 3, 5, 7) for _ in range(3))],
+    "with gaps": lambda: [torch.randn(4, 9)[:, 1:6:2] for _ in range(4)],
+    "expanded": lambda: [torch.randn(4, 3), torch.randn(4, 3), torch.randn(3).expand(4, 3), torch.ones(1, 1)],
+    "a number": lambda: [torch.randn(()) for _ in range(4)],
+    "none": lambda: [torch.randn(0, 3) for _ in range(4)],
+    "negative views": lambda: [torch._neg_view(torch.randn(5, 3)) for _ in range(4)],
+}
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_interpreted_layouts(layout, launches):
+    curve, plain = curve_of("sigmoid"), implementation("curves", "cpu", "torch")
+    h, *_, u = given = [a.double() for a in LAYOUTS[layout]()]
+    found = curves.second(curve, *given), curves.sloped(curve, u, h)
+    for actual, expected in zip(found, (plain.second(curve, *given), plain.sloped(curve, u, h)), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)
+    assert launches == ["sigmoid"] * 2
+    assert found[0].stride() == torch.empty_like(h).stride()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Tanh, nn.GELU, nn.Softplus], ids=lambda made: made.__name__)
+def test_interpreted_passes(activation, launches):
+    """Under the whole engine: one launch where PyTorch has no kernel for a slope, and one in pass 4."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), activation(), nn.Conv2d(4, 2, 3), activation(), nn.Flatten(), nn.Linear(12, 1)
+    )
+    assert_matches_double_backward(net.double(), torch.randn(2, 3, 6, 7, dtype=torch.float64))
+    # Two activations, in pass 4 of three functions; `tanh` in passes 2 and 3 as well, where δ is computed again.
+    assert len(launches) == 2 * 3 * (4 if activation is nn.Tanh else 1)
+
+
+def test_every_curve_has_a_kernel():
+    kinds = pytest.importorskip("gnfast.kernels.curves.triton").KINDS
+    assert {curve_of(case).kind for case in CASES} == {*kinds}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_kernels(case, dtype):
+    check(case, dtype, "cuda", size=100_003)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_kernels_in_any_layout(layout):
+    curve, plain = curve_of("silu"), implementation("curves", "cuda", "torch")
+    given = [a.double() for a in LAYOUTS[layout]()]
+    actual = curves.second(curve, *(a.to("cuda") for a in given))
+    torch.testing.assert_close(actual.cpu(), plain.second(curve, *given), rtol=1e-13, atol=1e-15)
