@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from gnfast.bench.count import work
+from gnfast.bench.gpu_ways import gpu_ways, nothing_computed
 from gnfast.kernels import curves
 from gnfast.kernels.backend import implementation
 from gnfast.kernels.curves.plain import CURVES
@@ -115,6 +117,18 @@ def test_interpreted_passes(activation, launches):
     assert_matches_double_backward(net.double(), torch.randn(2, 3, 6, 7, dtype=torch.float64))
     # Two activations, in pass 4 of three functions; `tanh` in passes 2 and 3 as well, where δ is computed again.
     assert len(launches) == 2 * 3 * (4 if activation is nn.Tanh else 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_launch_reads_each_tensor_once(dtype):
+    pytest.importorskip("triton")
+    h, t, cotangent, adjoint = torch.randn(4, 2, 3, 5, 7).to(dtype)
+    with gpu_ways(), nothing_computed():
+        second = work(lambda: curves.second(curve_of("silu"), h, t, cotangent, adjoint))
+        sloped = work(lambda: curves.sloped(curve_of("tanh"), t, h))
+    for found, read in ((second, 4), (sloped, 2)):
+        (launch,) = found.launched
+        assert (launch.name, launch.read, launch.written) == ("_curves_kernel", read * h.nbytes, h.nbytes)
 
 
 def test_every_curve_has_a_kernel():
