@@ -19,6 +19,7 @@ from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.ops.given import Constant
+from gnfast.plan.ops.spectra import ComplexCall, by_autograd
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
@@ -53,6 +54,7 @@ class Recorder:
         self.output = 0
         self.stacks: dict[int, Sequence[Tensor]] = {}
         """What values that are stacks along a new first axis were made of: reductions over it are per sample."""
+        self.has_complex = False
         self._values = 0
         self._hooks = saved_tensor_hooks()
         self.replay = Replay(script, self.batch, self.operands)
@@ -94,7 +96,11 @@ class Recorder:
         named = tuple([(name, self._signature(value)) for name, value in kwargs.items()]) if kwargs else ()
         if torch.is_inference_mode_enabled():
             self.refuse("in inference mode, from which nothing returns to autograd")
+        if kwargs and kwargs.get("out", self) is None:
+            del kwargs["out"]
         recorder = RECORDERS.get(func) or _in_place(func)
+        if self.has_complex and any(isinstance(a, Like) and a.dtype.is_complex for a in tree_leaves(given, _is_like)):
+            recorder = functools.partial(by_autograd, func)
         if recorder is None:
             return self._opaque(func, args, kwargs, "not an operation that the four passes know")
         if func not in SELF_CHECKED:
@@ -153,7 +159,7 @@ class Recorder:
         if dtype is not None:
             # Autocast leaves float64 alone.
             inputs = [t if t.scalar == torch.float64 else self.cast(t, dtype) for t in inputs]
-        if not (op.detaches or all(t.scalar.is_floating_point for t in inputs[op.given :])):
+        if not (op.detaches or type(op) is ComplexCall or all(t.scalar.is_floating_point for t in inputs[op.given :])):
             if any(t.tracked for t in inputs) or any(t is not None and t.requires_grad for t in operands):
                 self.refuse("integers or truth values that depend on x")
             op = Constant(op)
@@ -169,6 +175,8 @@ class Recorder:
             self.batch,
             mixes,
         )
+        if dtype.is_complex and type(op) is not ComplexCall:
+            self.refuse("complex numbers")
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
         result = self.append(node, shape, dtype, tracked)
@@ -205,6 +213,7 @@ class Recorder:
         """Appends a node and returns its output."""
         self.nodes.append(node)
         self._values += 1
+        self.has_complex |= dtype.is_complex
         return Traced(self, self._values - 1, shape, dtype, tracked)
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
@@ -346,6 +355,10 @@ class Opaque(Op):
 
     def label(self) -> str:
         return f"✗ {self.operation}"
+
+
+def _is_like(value: Any) -> bool:
+    return isinstance(value, Like)
 
 
 def _several(dim: int | Sequence[int]) -> Sequence[int]:
