@@ -38,15 +38,17 @@ def check(case, dtype, device, size=1033):
     kernels, plain = (implementation("curves", device, backend) for backend in ("triton", "torch"))
     h, t, cotangent, adjoint = given = numbers(curve, size, dtype, device)
     exact = [a.double() for a in given]
-    bent = plain.second(curve, exact[0], torch.ones_like(exact[0]), exact[1] * exact[2], None)
-    pushed = plain.sloped(curve, exact[3], exact[0])
-    terms = bent.abs() + (exact[1] * exact[2]).abs()
-    more = pushed.abs() + exact[3].abs()
-    for actual, low, truth, made_of in (
-        (kernels.second(curve, *given), plain.second(curve, *given), bent + pushed, terms + more),
-        (kernels.second(curve, h, t, cotangent, None), plain.second(curve, h, t, cotangent, None), bent, terms),
-        (kernels.sloped(curve, adjoint, h), plain.sloped(curve, adjoint, h), pushed, more),
-    ):
+    bent, pushed = plain.bent(curve, *exact[:3]), plain.sloped(curve, exact[3], exact[0])
+    terms, more = bent.abs() + (exact[1] * exact[2]).abs(), pushed.abs() + exact[3].abs()
+    expected = (bent, terms), (pushed, more), (pushed + exact[1], more + exact[1].abs())
+
+    def found(module):
+        """φ'' t δ, φ' μ and φ' μ + t."""
+        yield module.bent(curve, h, t, cotangent)
+        yield module.sloped(curve, adjoint, h)
+        yield module.sloped(curve, adjoint, h, t.clone())
+
+    for actual, low, (truth, made_of) in zip(found(kernels), found(plain), expected, strict=True):
         assert actual.dtype == dtype and actual.isfinite().all()
         # In float64 the twin, which is the truth, has roundings of its own: it takes 1 − σ(h).
         budget = (64 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps * made_of + torch.finfo(dtype).tiny
@@ -78,7 +80,7 @@ def test_interpreted_small_numbers():
     """tanh to the last digits near 0, where it is a difference of exponentials."""
     h = torch.logspace(-7, 1, 300)
     ones = torch.ones_like(h)
-    actual = implementation("curves", "cpu", "triton").second(curve_of("tanh"), h, ones, ones, None)
+    actual = implementation("curves", "cpu", "triton").bent(curve_of("tanh"), h, ones, ones)
     expected = curve_of("tanh").bend(h.double())
     assert ((actual - expected) / expected)[h < 2].abs().max() < 1e-6
 
@@ -99,34 +101,42 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_interpreted_layouts(layout, launches):
     curve, plain = curve_of("sigmoid"), implementation("curves", "cpu", "torch")
-    h, *_, u = given = [a.double() for a in LAYOUTS[layout]()]
-    found = curves.second(curve, *given), curves.sloped(curve, u, h)
-    for actual, expected in zip(found, (plain.second(curve, *given), plain.sloped(curve, u, h)), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)
-    assert launches == ["sigmoid"] * 2
+    h, t, u, addend = [a.double() for a in LAYOUTS[layout]()]
+    found = [
+        (
+            module.bent(curve, h, t, u),
+            module.sloped(curve, u, h),
+            module.sloped(curve, u, h, addend + torch.zeros_like(h)),
+        )
+        for module in (curves, plain)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-13, atol=1e-15, check_stride=False)
+    assert launches == ["sigmoid"] * 3
+    found = found[0]
     assert found[0].stride() == torch.empty_like(h).stride()
 
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("activation", [nn.SiLU, nn.Tanh, nn.GELU, nn.Softplus], ids=lambda made: made.__name__)
 def test_interpreted_passes(activation, launches):
-    """Under the whole engine: one launch where PyTorch has no kernel for a slope, and one in pass 4."""
+    """Under the whole engine: one launch for each step for which PyTorch has no kernel."""
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), activation(), nn.Conv2d(4, 2, 3), activation(), nn.Flatten(), nn.Linear(12, 1)
     )
     assert_matches_double_backward(net.double(), torch.randn(2, 3, 6, 7, dtype=torch.float64))
-    # Two activations, in pass 4 of three functions; `tanh` in passes 2 and 3 as well, where δ is computed again.
-    assert len(launches) == 2 * 3 * (4 if activation is nn.Tanh else 1)
+    # Two activations, three functions: in passes 3 and 4; `tanh` in passes 2 and 3 as well, where δ is computed again.
+    assert len(launches) == 2 * 3 * (5 if activation is nn.Tanh else 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_launch_reads_each_tensor_once(dtype):
     pytest.importorskip("triton")
-    h, t, cotangent, adjoint = torch.randn(4, 2, 3, 5, 7).to(dtype)
+    h, t, u, addend = torch.randn(4, 2, 3, 5, 7).to(dtype)
     with gpu_ways(), nothing_computed():
-        second = work(lambda: curves.second(curve_of("silu"), h, t, cotangent, adjoint))
-        sloped = work(lambda: curves.sloped(curve_of("tanh"), t, h))
-    for found, read in ((second, 4), (sloped, 2)):
+        bent = work(lambda: curves.bent(curve_of("silu"), h, t, u))
+        onto = work(lambda: curves.sloped(curve_of("silu"), u, h, addend))
+        sloped = work(lambda: curves.sloped(curve_of("tanh"), u, h))
+    for found, read in ((bent, 3), (onto, 3), (sloped, 2)):
         (launch,) = found.launched
         assert (launch.name, launch.read, launch.written) == ("_curves_kernel", read * h.nbytes, h.nbytes)
 
@@ -147,6 +157,6 @@ def test_kernels(case, dtype):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_kernels_in_any_layout(layout):
     curve, plain = curve_of("silu"), implementation("curves", "cuda", "torch")
-    given = [a.double() for a in LAYOUTS[layout]()]
-    actual = curves.second(curve, *(a.to("cuda") for a in given))
-    torch.testing.assert_close(actual.cpu(), plain.second(curve, *given), rtol=1e-13, atol=1e-15)
+    given = [a.double() for a in LAYOUTS[layout]()[:3]]
+    actual = curves.bent(curve, *(a.to("cuda") for a in given))
+    torch.testing.assert_close(actual.cpu(), plain.bent(curve, *given), rtol=1e-13, atol=1e-15, check_stride=False)

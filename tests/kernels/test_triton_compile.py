@@ -229,11 +229,20 @@ def test_loss(kernel, kinds, element, capability):
     assert_compiles(kernel, pointers, constants, loss.REGISTER_BUDGET[sums], capability, odd, stack, **options)
 
 
-@pytest.mark.parametrize(("element", "capability"), [("bf16", 80), ("bf16", 90), ("fp64", 90)])
+@pytest.mark.parametrize("bent", [True, False])
+@pytest.mark.parametrize(("element", "capability"), [("bf16", 80), ("fp64", 90)])
 @pytest.mark.parametrize("kind", curves.KINDS)
-def test_curves(kind, element, capability):
-    pointers = dict.fromkeys(("h", "t", "cotangent", "adjoint", "out"), element)
-    constants = {"KIND": kind, "FIRST": 0.7, "SECOND": 1.1, "THIRD": 0.9, "BENT": True, "SLOPED": True, "WIDE": False}
+def test_curves(kind, element, capability, bent):
+    pointers = dict.fromkeys(("h", "t", "factor", "addend", "out"), element)
+    constants = {
+        "KIND": kind,
+        "FIRST": 0.7,
+        "SECOND": 1.1,
+        "THIRD": 0.9,
+        "BENT": bent,
+        "ADDED": not bent,
+        "WIDE": False,
+    }
     sums = "fp64" if element == "fp64" else "fp32"
     constants |= {"BLOCK": curves.BLOCK, "ACC": {"fp64": tl.float64}.get(sums, tl.float32)}
     # As those of the loss.

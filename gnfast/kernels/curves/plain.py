@@ -27,17 +27,15 @@ class Curve(NamedTuple):
     """The numbers in it, three at most, as they take them."""
 
 
-def second(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor, adjoint: Tensor | None) -> Tensor:
-    """`second`."""
-    grad = curve.bend(h.to(accumulator(h.dtype))).mul_(t).mul_(cotangent)
-    if adjoint is not None:
-        grad += curve.sloped(adjoint, h)
-    return grad.to(h.dtype)
-
-
-def sloped(curve: Curve, u: Tensor, h: Tensor) -> Tensor:
+def sloped(curve: Curve, u: Tensor, h: Tensor, addend: Tensor | None = None) -> Tensor:
     """`sloped`."""
-    return curve.sloped(u, h)
+    result = curve.sloped(u, h)
+    return result if addend is None else addend.add_(result)
+
+
+def bent(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> Tensor:
+    """`bent`."""
+    return curve.bend(h.to(accumulator(h.dtype))).mul_(t).mul_(cotangent).to(h.dtype)
 
 
 def _sigmoid() -> Curve:

@@ -1,4 +1,4 @@
-"""Functions with curvature in one Triton kernel: their slopes, or slopes and second derivatives.
+"""Functions with curvature in one Triton kernel, which takes their slopes or their second derivatives.
 
 Imported when it is chosen, as Triton may be missing. Entries are found by their place in memory, whatever the order of
 the axes. Exponentials are of negative numbers alone, so that none overflows that should not.
@@ -109,11 +109,11 @@ def _derivatives(x, KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexp
 
 @triton.jit
 def _curves_kernel(
-    h, t, cotangent, adjoint, out, numel,
+    h, t, factor, addend, out, numel,
     KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, BENT: tl.constexpr,
-    SLOPED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    ADDED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """φ''(h) t δ where BENT, and φ'(h) μ where SLOPED."""
+    """φ''(h) t · factor where BENT, else φ'(h) · factor, plus the addend where ADDED."""
     block = tl.program_id(0)
     if WIDE:
         block = block.to(tl.int64)
@@ -121,43 +121,37 @@ def _curves_kernel(
     inside = e < numel
     slope, bend = _derivatives(tl.load(h + e, mask=inside, other=0).to(ACC), KIND, FIRST, SECOND, THIRD)
     if BENT:
-        result = bend * tl.load(t + e, mask=inside, other=0).to(ACC)
-        result *= tl.load(cotangent + e, mask=inside, other=0).to(ACC)
-        if SLOPED:
-            result += slope * tl.load(adjoint + e, mask=inside, other=0).to(ACC)
-    else:
-        result = slope * tl.load(adjoint + e, mask=inside, other=0).to(ACC)
+        slope = bend * tl.load(t + e, mask=inside, other=0).to(ACC)
+    result = slope * tl.load(factor + e, mask=inside, other=0).to(ACC)
+    if ADDED:
+        result += tl.load(addend + e, mask=inside, other=0).to(ACC)
     tl.store(out + e, result.to(out.dtype.element_ty), mask=inside)
 
 
-def sloped(curve: Curve, u: Tensor, h: Tensor) -> Tensor:
+def sloped(curve: Curve, u: Tensor, h: Tensor, addend: Tensor | None = None) -> Tensor:
     """`sloped`."""
-    if curve.kind in IN_PYTORCH or curve.kind not in KINDS:
-        return plain.sloped(curve, u, h)
-    return _launch(curve, h, None, None, u)
+    if curve.kind not in KINDS or (curve.kind in IN_PYTORCH and addend is None):
+        return plain.sloped(curve, u, h, addend)
+    return _launch(curve, h, None, u, addend)
 
 
-def second(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor, adjoint: Tensor | None) -> Tensor:
-    """`second`."""
-    if curve.kind not in KINDS:
-        return plain.second(curve, h, t, cotangent, adjoint)
-    return _launch(curve, h, t, cotangent, adjoint)
+def bent(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> Tensor:
+    """`bent`."""
+    return _launch(curve, h, t, cotangent, None) if curve.kind in KINDS else plain.bent(curve, h, t, cotangent)
 
 
-def _launch(curve: Curve, h: Tensor, t: Tensor | None, cotangent: Tensor | None, adjoint: Tensor | None) -> Tensor:
-    """The kernel, on tensors that lie in memory as h does, or copies that do."""
+def _launch(curve: Curve, h: Tensor, t: Tensor | None, factor: Tensor, addend: Tensor | None) -> Tensor:
+    """The kernel, on tensors that lie in memory as h does, or copies that do; the result in the addend's memory."""
     h = h.resolve_neg()
     h = h if is_dense(h) else h.contiguous()
-    rest = [tensor.resolve_neg().expand_as(h) for tensor in (t, cotangent, adjoint) if tensor is not None]
-    rest = [with_strides(tensor, h.stride()) for tensor in rest]
-    out, numel = torch.empty_like(h), h.numel()
+    given = [tensor if tensor is None else tensor.resolve_neg().expand_as(h) for tensor in (t, factor, addend)]
+    given = [h if tensor is None else with_strides(tensor, h.stride()) for tensor in given]
+    out, numel = torch.empty_like(h) if addend is None else given[2], h.numel()
     if numel:
-        bent = t is not None
-        given = [*rest[:2], rest[-1]] if bent else [h, h, rest[0]]
         constants = dict(zip(("FIRST", "SECOND", "THIRD"), (*curve.constants, 0.0, 0.0, 0.0), strict=False))
         with torch.cuda.device_of(h):
             _curves_kernel[(triton.cdiv(numel, BLOCK),)](
-                h, *given, out, numel, KIND=curve.kind, **constants, BENT=bent, SLOPED=adjoint is not None,
+                h, *given, out, numel, KIND=curve.kind, **constants, BENT=t is not None, ADDED=addend is not None,
                 WIDE=numel >= 2**31 - BLOCK, ACC=acc_type(h.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS,
             )  # fmt: skip
     return out

@@ -33,13 +33,17 @@ class Elementwise(Curved):
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         return (curves.sloped(self.curve, cotangent, *ctx.inputs),)
 
+    def pulled_onto(self, totals: Grads, ctx: Context, cotangent: Tensor) -> Grads:
+        return (curves.sloped(self.curve, cotangent, *ctx.inputs, *totals),)
+
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         return curves.sloped(self.curve, *tangents, *ctx.inputs)
 
     def second(
         self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
     ) -> tuple[Grads, Grads]:
-        return (curves.second(self.curve, *ctx.inputs, *tangents, cotangent, adjoint),), ()
+        total = curves.bent(self.curve, *ctx.inputs, *tangents, cotangent)
+        return ((total,) if adjoint is None else self.pulled_onto((total,), ctx, adjoint)), ()
 
     def label(self) -> str:
         return " ".join([self.name, *(f"{a:g}" if isinstance(a, float) else str(a) for a in self.args)])
