@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gnfast.engine import passes
 from gnfast.engine.apart import Apart
-from gnfast.engine.handout import by_slot
 from gnfast.kernels.layout import accumulator
 from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.fused import Contribution, Fused, Pending, contribute, summed
@@ -48,11 +47,10 @@ def gradients(
     start = passes.merged_tangent(x, None, along, plan.entry)
     apart = Apart(schedule, values, scale)
     found = passes.tangent(plan, start, scale, operands, needs, saved, cotangents, apart=apart)
-    grad_x, more = second_reverse(plan, len(x), apart, grad_f, operands, needs, saved, cotangents)
-    more += [(slot, grad) for slot, grad in enumerate(found) if grad is not None]
+    grad_x = second_reverse(plan, len(x), apart, grad_f, operands, needs, saved, cotangents, found)
     if 0 in plan.proportional and scale is not None:
         grad_x = per_sample(scale, g) * g
-    return None if grad_x is None else torch.empty_like(x).copy_(grad_x), by_slot(more, len(operands))
+    return None if grad_x is None else torch.empty_like(x).copy_(grad_x), found
 
 
 def second_reverse(
@@ -64,21 +62,18 @@ def second_reverse(
     needs: Sequence[bool],
     saved: Sequence[Any],
     cotangents: Sequence[Tensor | None],
-) -> tuple[Tensor | None, list[tuple[int, Tensor]]]:
-    """Pass 4: μ from the output down to x, and the gradients of operands on the way.
+    grads: list[Tensor | None],
+) -> Tensor | None:
+    """Pass 4: μ from the output down to x, None for 0 or where it is not wanted.
 
     Args:
         seed: a = ∂L/∂f; None for 0.
         cotangents: δ, per node.
-
-    Returns:
-        μ of x, None for 0 or where it is not wanted; and slots with what their gradients have besides pass 3's.
+        grads: the gradients of operands as pass 3 has them, to which this one adds on the way.
     """
     received: dict[int, list[Contribution | Pending]] = {}
     if plan.output not in plan.proportional and seed is not None:
         received[plan.output] = [Contribution(seed, False)]
-    found: list[tuple[int, Tensor]] = []
-    sums: list[tuple[int, ScaledSum]] = []
     for index in reversed(range(len(plan.nodes))):
         node = plan.nodes[index]
         contributions = [received.pop(value, []) for value in node.outputs]
@@ -92,28 +87,31 @@ def second_reverse(
         ctx = Context(given, saved[index], owned, node.input_sizes(batch), None, wanted)
         if node.op.curved:
             ctx = ctx._replace(inputs=[apart.values[value] for value in node.inputs], overwrite=False)
-            pulled, grads = node.op.second(ctx, cotangents[index], apart.tangents.pop(index), adjoint)
+            pulled, found = node.op.second(ctx, cotangents[index], apart.tangents.pop(index), adjoint)
         elif adjoint is None:
             continue
         else:
-            grads = ()
+            found = ()
             if any(wanted):
                 ones = adjoint.new_ones(adjoint.shape[:1])
                 h = apart.value(plan, node.inputs[0])
-                grads = node.op.param_grad(ctx._replace(scale=ones), adjoint, h)
+                found = node.op.param_grad(ctx._replace(scale=ones), adjoint, h)
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
-        for slot, grad in zip(node.operands, grads, strict=False):
+        for slot, grad in zip(node.operands, found, strict=False):
             if isinstance(grad, ScaledSum):
-                sums.append((slot, grad))
-            elif grad is not None:
-                found.append((slot, grad))
+                (grad,) = scaled_sums([grad.cotangent], [grad.axis], adjoint.new_ones(adjoint.shape[:1]))
+            if grad is not None:
+                grads[slot] = _added(grads[slot], grad, node.op.is_layer)
         contribute(received, node.inputs, pulled, not node.op.shares_cotangent)
-        del pulled, adjoint
-    for slot, grad in sums:
-        ones = grad.cotangent.new_ones(grad.cotangent.shape[0])
-        found.append((slot, scaled_sums([grad.cotangent], [grad.axis], ones)[0]))
-    grad_x = summed(received[0]).tensor if received.get(0) else None
-    return grad_x, found
+        del pulled, adjoint, found
+    return summed(received[0]).tensor if received.get(0) else None
+
+
+def _added(total: Tensor | None, grad: Tensor, of_layer: bool) -> Tensor:
+    """Their sum, in the memory of the first where that is a layer's own: weights' gradients are large."""
+    if total is None:
+        return grad
+    return total.add_(grad) if of_layer and not total._is_view() else total + grad
 
 
 def _adjoint(

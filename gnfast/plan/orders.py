@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from gnfast.plan.plan import Node, Plan
 
 
-def proportional(nodes: Sequence["Node"], output: int, one_logit: bool) -> frozenset[int]:
+def proportional(
+    nodes: Sequence["Node"], output: int, one_logit: bool, differentiated: Sequence[bool]
+) -> frozenset[int]:
     """The proportional values; all but x and those of `nodes` where `one_logit`, one output per sample, is false."""
     apart = set() if one_logit else {output}
-    for node in reversed(nodes):
+    for node, follows in zip(reversed(nodes), reversed(differentiated), strict=True):
+        if not follows:
+            continue
         outputs = {*node.outputs}
         if not outputs.isdisjoint(apart):
             apart |= outputs
-        if not node.op.detaches and (node.op.curved or node.mixes or not outputs.isdisjoint(apart)):
+        if node.op.curved or node.mixes or not outputs.isdisjoint(apart):
             apart |= {*node.inputs[node.op.given :]}
     return frozenset({0, output, *(value for node in nodes for value in node.outputs)} - apart)
 
@@ -64,7 +68,7 @@ def schedule(plan: "Plan", needs_x: bool) -> Schedule:
         push = not needed.isdisjoint(node.outputs)
         pushes.append(push)
         read = node.inputs[node.op.given :] if push and not node.op.detaches else ()
-        if node.op.curved:
+        if node.op.curved and plan.differentiated[index]:
             read = node.inputs if push or pulls[index] else ()
             values.update(node.inputs)
         elif has_grads and not read:

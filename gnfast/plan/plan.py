@@ -173,7 +173,8 @@ class Plan:
     @functools.cached_property
     def curved_inputs(self) -> frozenset[int]:
         """The values that curved nodes read."""
-        return frozenset(value for node in self.nodes if node.op.curved for value in node.inputs)
+        followed = zip(self.nodes, self.differentiated, strict=True)
+        return frozenset(value for node, follows in followed if node.op.curved and follows for value in node.inputs)
 
     @functools.cached_property
     def writes(self) -> bool:
@@ -206,13 +207,14 @@ class Plan:
     @functools.cached_property
     def proportional(self) -> frozenset[int]:
         """The values of which one cotangent is a multiple of the other (`gnfast.plan.orders`)."""
-        return proportional(self.nodes, self.output, self.one_logit)
+        return proportional(self.nodes, self.output, self.one_logit, self.differentiated)
 
     @functools.cached_property
     def apart(self) -> tuple[bool, ...]:
         """Per node: whether it takes tangent and value, and both cotangents, each by itself."""
         return tuple(
-            node.op.curved or node.mixes or not self.proportional.issuperset(node.outputs) for node in self.nodes
+            (differentiated and (node.op.curved or node.mixes)) or not self.proportional.issuperset(node.outputs)
+            for node, differentiated in zip(self.nodes, self.differentiated, strict=True)
         )
 
     @functools.cached_property

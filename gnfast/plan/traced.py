@@ -70,10 +70,14 @@ class Traced(Tensor):
 METADATA = frozenset(
     [
         *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda")),
-        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta", "is_nested")),
+        *(getattr(Tensor, name).__get__ for name in ("is_cpu", "is_sparse", "is_meta", "is_mps", "is_xpu", "is_xla")),
+        *(getattr(Tensor, name).__get__ for name in ("is_ipu", "is_maia", "is_mtia", "is_vulkan", "is_mkldnn")),
+        *(getattr(Tensor, name).__get__ for name in ("is_quantized", "is_nested", "is_sparse_csr")),
+        *(getattr(Tensor, name).__get__ for name in ("nbytes", "itemsize")),
         *(getattr(Tensor, name) for name in ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")),
         *(getattr(Tensor, name) for name in ("is_complex", "is_contiguous", "stride", "element_size", "get_device")),
-        *(torch.is_floating_point, torch.is_complex, torch.numel),
+        *(Tensor.is_inference, Tensor.is_signed),
+        *(torch.is_floating_point, torch.is_complex, torch.numel, torch.is_inference, torch.is_signed),
     ]
 )
 

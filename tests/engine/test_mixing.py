@@ -25,7 +25,7 @@ def critic(function, last=False):
             return y
         y = F.leaky_relu(y, 0.3) * net.out[: y.numel()].reshape(y.shape)
         own = (h * net.w).flatten(1).sum(1)
-        return own + (y.flatten(1).sum(1) if y.shape[:1] == own.shape else y.sum() * net.each[: len(x)])
+        return own + (y.reshape(len(y), -1).sum(1) if y.shape[:1] == own.shape else y.sum() * net.each[: len(x)])
 
     parts = {"w": normal(7), "v": normal(3, 1, 1), "u": normal(7), "each": normal(12), "out": normal(5000)}
     return Called(forward, **parts, _k=normal(5, 7), _m=normal(B, 6), conv=nn.Conv2d(3, 3, 3, padding=1).double())
@@ -83,8 +83,8 @@ MIXING = {
     "an index that moves the batch": lambda net, h: h[:, [0, 1], :, [3, 3]],
     "index_select": lambda net, h: h.index_select(0, torch.zeros(3, dtype=torch.int64)),
     "gather": lambda net, h: h.flatten(1).gather(0, torch.zeros(2, 5, dtype=torch.int64)),
-    "take_along_dim of all": lambda net, h: torch.take_along_dim(h, torch.tensor([3, 1, 90])),
-    "take": lambda net, h: torch.take(h, torch.tensor([3, 1, 90])),
+    "take_along_dim of all": lambda net, h: torch.take_along_dim(h, torch.tensor([3, 1, 90]))[:, None],
+    "take": lambda net, h: torch.take(h, torch.tensor([[3], [1], [90]])),
     "view of all": lambda net, h: h.view(-1).relu(),
     "flatten": lambda net, h: h.flatten() - 0.1,
     "flatten two": lambda net, h: net.u * h.flatten(0, 1),
@@ -144,7 +144,7 @@ MIXING = {
     "a linear layer of a vector to a number": lambda net, h: F.linear(h.mean((0, 1, 2)), net.u) + h,
     "a number, scaled and shifted": lambda net, h: h + (h.sum().relu() * net.u[0] + net.u[1]).abs().clamp(-9, 9),
     "a number's maximum": lambda net, h: torch.maximum(h.mean(), net.u[2]) * h,
-    "minibatch statistics": lambda net, h: stddev(h, min(2, len(h))),
+    "minibatch statistics": lambda net, h: stddev(h, 2 - len(h) % 2),
     "minibatch statistics by features": lambda net, h: stddev(h, len(h), 3),
     "blur": lambda net, h: upfirdn(h),
     "pairs": lambda net, h: net.conv(h.view(max(len(h) // 2, 1), -1, 5, 7)[:, :3]),
@@ -164,3 +164,47 @@ def written(h, key, value):
 def test_samples_that_depend_on_each_other(name, size):
     torch.manual_seed(3)
     assert_matches_double_backward(critic(MIXING[name]), normal(size, 3, 5, 7))
+
+
+ROWS = torch.arange(B)
+LABELS = torch.tensor([2, 0, 1, 1])
+
+PER_SAMPLE = {
+    "the logit of a class": lambda net, h: h.sum((2, 3))[ROWS, LABELS],
+    "the logit of a class, by a range": lambda net, h: h.sum((2, 3))[range(B), LABELS],
+    "a column of each sample": lambda net, h: h[ROWS, LABELS, :, LABELS],
+    "samples as they are": lambda net, h: h[ROWS],
+    "gather": lambda net, h: h.sum((2, 3)).gather(1, LABELS[:, None]),
+    "a product with a class": lambda net, h: (h.sum((2, 3)) * F.one_hot(LABELS, 3)).sum(1),
+    "channels": lambda net, h: h[:, [0, 1]],
+    "stack and mean": lambda net, h: torch.stack([h, h.abs()]).mean(0) + torch.stack([h, net.u.expand_as(h)]).amax(0),
+    "stack and take apart": lambda net, h: sum(torch.stack([h, h.abs()])) - torch.stack([h, h.abs()])[-1],
+    "masked_fill": lambda net, h: h.masked_fill(net._k > 0, 0.3),
+    "masked_fill by x": lambda net, h: h.masked_fill(h < 0.1, -0.3) + h.masked_fill_(h > 3, 2.0),
+    "where x": lambda net, h: torch.where(h > 0, h, 0.2 * h) - torch.where(h.mean(1, keepdim=True) > 0, net.u, h),
+    "where x, of numbers": lambda net, h: h * torch.where(h > 0, 1.0, 0.3) + torch.where(h > 0, h, 0.0).where(h < 2, 2.0),
+    "a gate": lambda net, h: h * (h > 0) + (h < -0.2).double() * h + (h > 0.1) * net.v - 0.1 * (h > 0).to(h),
+    "gates of gates": lambda net, h: h * ((h > 0) & ~(h > 1) | (h < -1)) * (h.sum(1, keepdim=True) > 0),
+    "counts": lambda net, h: h / (1 + (h > 0).sum((1, 2, 3), keepdim=True)) + (h > 0).double().mean(1, keepdim=True),
+    "signs": lambda net, h: h * h.sign() + h.round() + h.floor() * net.u,
+    "the largest channel": lambda net, h: h.gather(1, h.argmax(1, keepdim=True)),
+    "divided by a constant of x": lambda net, h: h / h.detach().abs().mean((1, 2, 3), keepdim=True),
+    "times a constant of the batch": lambda net, h: h * h.detach().abs().mean(),
+    "a curved head that is not used": lambda net, h: (net.conv(h).tanh().mean(), h)[1],
+    "a mixing head that is not used": lambda net, h: (F.linear(h.mean((0, 2, 3)), net._k[:2, :3]), h)[1],
+    "looked at": lambda net, h: (h.detach().mean(), h)[1],
+    "diff within": lambda net, h: h.diff(dim=1) + h.cumsum(3)[:, 1:],
+    "written channels": lambda net, h: written(h, (slice(None), 1), h[:, 0] * 0.5),
+    "a written constant": lambda net, h: written(h, (..., [0, 3]), net.u[:2]),
+    "a written number": lambda net, h: written(h, (ROWS, LABELS), 0.3),
+    "written channels of each sample": lambda net, h: written(h, (ROWS, LABELS), h.mean(1)),
+    "written by a mask": lambda net, h: written(h, (slice(None), slice(None), net._k > 0), 0.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_what_is_of_each_sample_alone_takes_four_passes(name, x):
+    net = critic(PER_SAMPLE[name])
+    assert_matches_double_backward(net, x)
+    plan = gnfast.trace(net, x)
+    assert not plan.refusals and not plan.takes_six, plan

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, LinearCall, Shape, frozen, kept, records
+from gnfast.plan.op import Combination, Context, LinearCall, Shape, frozen, kept, per_sample, records
 from gnfast.plan.ops.constant import constant
 from gnfast.plan.ops.given import Given
 from gnfast.plan.state import capturing
@@ -203,6 +203,15 @@ class Write(Combination):
         rest = cotangent.clone()
         rest[key] = 0
         return rest, cotangent[key]
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        if len(tangents) > 1:
+            return self.combine(ctx, *tangents)
+        if ctx.scale is None:
+            return self.combine(ctx, tangents[0], tangents[0].new_zeros(()))
+        # The constant has the shape of what is written, in which the batch may lie anywhere.
+        scales = per_sample(ctx.scale, tangents[0]).expand_as(tangents[0])[_pytorchs(self.key, ctx.operands)]
+        return self.combine(ctx, tangents[0], scales * self.constants(ctx.operands)[0])
 
     def label(self) -> str:
         return "write"
