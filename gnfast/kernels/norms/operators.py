@@ -1,4 +1,4 @@
-"""The second derivative of norms by the compiled library, and what torch.compile is told of its operators."""
+"""Derivatives of norms by the compiled library, and what torch.compile is told of its operators."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from gnfast.kernels.layout import is_channels_last
 
 _operators = torch.ops.gnfast
 rows, channels = _operators.norm_second_rows.default, _operators.norm_second_channels.default
+project_rows = _operators.norm_project_rows.default
 
 
 def _gradients(h: Tensor, shape: torch.Size, *wanted: bool):
@@ -24,3 +25,8 @@ def _(h, tangent, cotangent, adjoint, mean, rstd, weight, dims, wants_weight, wa
 @torch.library.register_fake(channels)
 def _(h, tangent, cotangent, adjoint, mean, rstd, weight, wants_weight, wants_bias):
     return _gradients(h, h.shape[1:2], wants_weight, wants_bias)
+
+
+@torch.library.register_fake(project_rows)
+def _(u, h, rstd, weight, dims):
+    return torch.empty_like(h, memory_format=torch.contiguous_format)

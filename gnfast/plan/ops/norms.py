@@ -163,6 +163,8 @@ class RMSNorm(LayerNorm):
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
         r = statistics[1]
+        if kernels := implementation("norms", h.device.type):
+            return kernels.project_rows(u, h, r, weight, len(self.shape))
         u = u if weight is None else u * weight
         return torch.addcmul(u * r, h, self.mean(h * u) * -(r**3))
 
