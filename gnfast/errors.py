@@ -18,6 +18,14 @@ class InputError(ValueError):
     """An argument of the wrong kind, shape, dtype or device; the message names it, what came and what was wanted."""
 
 
+def not_a_tensor(value: object) -> InputError:
+    """The error for a network that returns something else than its logit."""
+    return InputError(
+        f"net: got a {type(value).__name__} from the network, wanted a tensor of one logit per sample (put a critic "
+        "that returns more into a module that returns its logit alone)"
+    )
+
+
 def warn_of_fallback(message: str) -> None:
     """Gives a FallbackWarning at the line outside gnfast and PyTorch from which the call came."""
     frame, level = sys._getframe(1), 2

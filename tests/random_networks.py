@@ -6,11 +6,12 @@ What their layers chose is written down, so that a counterexample prints as the 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from tests.random_curves import COUPLED, PRODUCTS, SMOOTH
 from tests.random_layers import (
     CLASSES,
     DTYPE,
@@ -107,7 +108,7 @@ class _Program:
         except Inapplicable:
             return False
         fits = 2 <= result.dim() <= 5 and 0 < result[0].numel() <= LARGEST
-        if name != "logit" and not fits:
+        if name not in ENDS and not fits:
             return False
         step = Step(name, tuple(inputs), output, owner.owner if owner else output, choices.made)
         if owner is None:
@@ -131,44 +132,67 @@ class _Program:
         return True
 
 
-# The operations of each family, those that count for more several times.
+class Family(NamedTuple):
+    """What to draw critics from; operations that count for more are there several times."""
+
+    dims: tuple[int, ...]
+    """Numbers of axes behind the channels."""
+    names: Sequence[str]
+    """Operations of one tensor."""
+    pairs: Sequence[str] = tuple(PAIRS)
+    """Of two."""
+    end: str = "logit"
+    """The last step."""
+
+
+ENDS = "logit", "smooth_logit", "logit_map"
 _ANY = [name for name in OPERATIONS if name != "cast" and not name.startswith("plain")]
 _BENT = ["activation"] * 3
-FAMILIES: dict[str, tuple[tuple[int, ...], list[str]]] = {
-    "images": ((2,), [*_ANY, *["conv"] * 6, *["avg_pool", "interpolate"] * 2, *_BENT]),
-    "sequences": ((1,), [*_ANY, *["conv", "conv_transpose"] * 3, *_BENT]),
-    "volumes": ((3,), [*_ANY, *["conv", "conv_transpose"] * 3, *_BENT]),
-    "vectors": ((0,), [*_ANY, *["linear"] * 6, *_BENT]),
-    "rewrites": (
-        (2,),
-        ["conv", "avg_pool", "activation", *["plain_conv"] * 5, *["plain_pool", "plain_upsample"] * 3],
+_SMOOTH = [*SMOOTH, *["curve"] * 5]
+_ALL_PAIRS = *PAIRS, *[*PRODUCTS] * 3
+FAMILIES: dict[str, Family] = {
+    "images": Family((2,), [*_ANY, *["conv"] * 6, *["avg_pool", "interpolate"] * 2, *_BENT]),
+    "sequences": Family((1,), [*_ANY, *["conv", "conv_transpose"] * 3, *_BENT]),
+    "volumes": Family((3,), [*_ANY, *["conv", "conv_transpose"] * 3, *_BENT]),
+    "vectors": Family((0,), [*_ANY, *["linear"] * 6, *_BENT]),
+    "rewrites": Family(
+        (2,), ["conv", "avg_pool", "activation", *["plain_conv"] * 5, *["plain_pool", "plain_upsample"] * 3]
     ),
-    "choices": ((0, 1, 2), ["conv", "linear", "max_pool", "adaptive_pool", *["choose", "group_sort", "bound"] * 3]),
-    "shapes": (
+    "choices": Family(
+        (0, 1, 2), ["conv", "linear", "max_pool", "adaptive_pool", *["choose", "group_sort", "bound"] * 3]
+    ),
+    "shapes": Family(
         (1, 2, 3),
         ["linear", "matmul", "reshape", "permute", "index", "part", "rearrange", "reordered", "stacked", "activation"],
     ),
-    "in place": (
-        (0, 1, 2),
-        ["conv", "linear", *["number", "shift", "scale", "layout", "reshape", "permute"] * 2, *_BENT],
+    "in place": Family(
+        (0, 1, 2), ["conv", "linear", *["number", "shift", "scale", "layout", "reshape", "permute"] * 2, *_BENT]
     ),
-    "mixed": ((0, 1, 2, 3), _ANY),
-    "casts": ((0, 1, 2), ["conv", "linear", "scale", "matmul", *["cast"] * 3, *_BENT]),
+    "mixed": Family((0, 1, 2, 3), _ANY),
+    "casts": Family((0, 1, 2), ["conv", "linear", "scale", "matmul", *["cast"] * 3, *_BENT]),
+    "smooth": Family((0, 1, 2), ["conv", "linear", "matmul", *_ANY, *_SMOOTH * 3], _ALL_PAIRS, "smooth_logit"),
+    "coupled": Family(
+        (0, 1, 2, 3), [*["conv", "linear"] * 3, "curve", *_BENT, *_ANY, *[*COUPLED] * 4], _ALL_PAIRS, "smooth_logit"
+    ),
+    "maps": Family(
+        (0, 1, 2), [*["conv", "linear"] * 3, *_BENT, *_ANY, "curve", "normed", "mixed"], _ALL_PAIRS, "logit_map"
+    ),
+    "modern": Family((1, 2), ["plain_conv", "linear", "curve", "avg_pool", *COUPLED], _ALL_PAIRS, "smooth_logit"),
 }
 
 
 def draw_critic(
-    chance: random.Random, dims: Sequence[int], names: Sequence[str], *, spoil: bool = False, longest: int = 9
+    chance: random.Random, family: Family, *, spoil: bool = False, longest: int = 9
 ) -> tuple[Critic, Tensor, Tensor]:
     """A critic in float64 with x and labels for it.
 
     Args:
         chance: draws every choice and the seed of the weights.
-        dims, names: numbers of axes behind the channels, and operations, to draw from; `FAMILIES` has some.
-        spoil: put one step that the four passes cannot do among the others.
+        family: what to draw from; `FAMILIES` has some.
+        spoil: put one step that the passes cannot do among the others.
         longest: as many steps at most.
     """
-    dims, batch, channels = chance.choice(dims), chance.randint(1, 4), chance.randint(1, 4)
+    dims, batch, channels = chance.choice(family.dims), chance.randint(1, 4), chance.randint(1, 4)
     sizes = [chance.randint(3, 7) if dims < 3 else chance.randint(2, 4) for _ in range(dims)]
     shape = (batch, channels * (1 if dims else 2), *sizes)
     seed = chance.randrange(1 << 16)
@@ -183,23 +207,23 @@ def draw_critic(
         newest = program.alive[-1]
         current = newest if chance.random() < 0.75 else chance.choice(program.alive)
         if place == spoiled_at:
-            if not program.append("spoiled", [current]):
-                program.append("curved", [current])
+            program.append("spoiled", [current])
             continue
         kind = chance.choice(["one", "one", "one", "pair", "again"])
-        if kind == "pair" and _append_pair(chance, program, current):
+        if kind == "pair" and _append_pair(chance, program, current, family.pairs):
             continue
         if kind == "again" and _append_again(chance, program):
             continue
         for _ in range(3):
-            if program.append(chance.choice(names), [current]):
+            if program.append(chance.choice(family.names), [current]):
                 break
     # What no step has read must count, or the program would have idle steps.
     read = {value for step in critic.steps for value in step.inputs}
     leaves = [value for value in program.alive if value not in read] or [program.alive[-1]]
     if len(program.alive) > len(leaves) and chance.random() < 0.5:
         leaves.append(chance.choice([value for value in program.alive if value not in leaves]))
-    program.append("logit", leaves)
+    if not program.append(family.end, leaves):
+        program.append("logit", leaves)
     critic.close()
     return critic, x, labels
 
@@ -216,10 +240,10 @@ def _pairs_with(name: str, h: Tensor, other: Tensor) -> bool:
     return h.shape == other.shape and h.dim() < 5
 
 
-def _append_pair(chance: random.Random, program: _Program, current: int) -> bool:
+def _append_pair(chance: random.Random, program: _Program, current: int, names: Sequence[str]) -> bool:
     h = program.values[current]
     options = [
-        (name, other) for other in program.alive for name in PAIRS if _pairs_with(name, h, program.values[other])
+        (name, other) for other in program.alive for name in names if _pairs_with(name, h, program.values[other])
     ]
     if not options:
         return False
@@ -231,7 +255,7 @@ def _append_again(chance: random.Random, program: _Program) -> bool:
     """A step that has weights once more, on another tensor of the same shape."""
     options = []
     for step in program.critic.steps:
-        if len(step.inputs) > 1 or step.arguments.get("inplace") or step.name in ("spoiled", "logit"):
+        if len(step.inputs) > 1 or step.arguments.get("inplace") or step.name in ("spoiled", *ENDS):
             continue
         if next(program.critic.weights[str(step.owner)].parameters(), None) is None:
             continue

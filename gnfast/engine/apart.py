@@ -1,14 +1,15 @@
 """What pass 3 needs where tangents and values are not merged (docs/algorithm.md, Six passes)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnfast.plan.op import Context, per_sample
 from gnfast.plan.orders import Schedule
-from gnfast.plan.plan import Plan
+from gnfast.plan.plan import Node, Plan
 
 
 @dataclass
@@ -16,16 +17,21 @@ class Apart:
     """What pass 3 needs besides, where tangents and values are apart, and what it leaves for pass 4."""
 
     schedule: Schedule
-    values: Mapping[int, Tensor]
+    values: dict[int, Tensor]
     """h, of those that were kept."""
     scale: Tensor | None
     """a = ∂L/∂f (B,), of one logit per sample; None for 0, or where there are more."""
+    operands: Sequence[Tensor | None]
+    saved: Sequence[Any]
+    """What fixes the mask of each node."""
     tangents: dict[int, Sequence[Tensor]] = field(default_factory=dict)
     """t of the inputs of each curved node, by its index."""
+    bends: dict[int, Sequence[Tensor | None]] = field(default_factory=dict)
+    """Instead, of nodes that are bent early, what they add to the μ of their inputs."""
     _merged: dict[int, Tensor] = field(default_factory=dict)
 
     def entered(
-        self, plan: Plan, index: int, ctx: Context, inputs: Sequence[Tensor | None]
+        self, plan: Plan, index: int, ctx: Context, inputs: Sequence[Tensor | None], cotangent: Tensor | None
     ) -> tuple[Context, Sequence[Tensor | None]]:
         """A node's context and tangents in pass 3: plain ones if it is apart, else merged ones."""
         node = plan.nodes[index]
@@ -38,16 +44,25 @@ class Apart:
             ]
         if node.op.curved:
             ctx = ctx._replace(inputs=[self.values[value] for value in node.inputs])
-            if self.schedule.pulls[index]:
+            if self.schedule.pulls[index] and node.op.bends_early:
+                self.bends[index], _ = node.op.second(ctx, cotangent, inputs, None)
+            elif self.schedule.pulls[index]:
                 self.tangents[index] = inputs
         return ctx._replace(scale=None), inputs
+
+    def needs_cotangent(self, plan: Plan, index: int) -> bool:
+        """Whether pass 4 reads δ of the node's output."""
+        node = plan.nodes[index]
+        is_seed = not plan.proportional.isdisjoint(node.outputs)
+        return self.schedule.pulls[index] and (is_seed or (node.op.curved and not node.op.bends_early))
 
     def value(self, plan: Plan, value: int) -> Tensor:
         """h, kept or computed again."""
         if value in self.values:
             return self.values[value]
-        node = plan.nodes[self.schedule.again[value]]
-        return node.op.forward(Context(), *(self.value(plan, v) for v in node.inputs))[0]
+        index = self.schedule.again[value]
+        node = plan.nodes[index]
+        return node.op.again(self._context(node, index), *(self.value(plan, v) for v in node.inputs))
 
     def cotangent(self, plan: Plan, index: int, cotangents: Sequence[Tensor | None]) -> Tensor | None:
         """δ of a node's output, kept or computed again."""
@@ -55,7 +70,11 @@ class Apart:
         if reader is None:
             return cotangents[index]
         node = plan.nodes[reader]
-        return node.op.pullback(Context(inputs=[self.values[v] for v in node.inputs]), cotangents[reader])[0]
+        ctx = self._context(node, reader)._replace(inputs=[self.values[v] for v in node.inputs])
+        return node.op.pullback(ctx, cotangents[reader])[0]
+
+    def _context(self, node: Node, index: int) -> Context:
+        return Context([None if slot is None else self.operands[slot] for slot in node.operands], self.saved[index])
 
     def _begun(self, plan: Plan, value: int, t: Tensor) -> Tensor:
         """c = t + a·h."""

@@ -93,8 +93,11 @@ class _FourPasses(torch.autograd.Function):
         x, g, *rest = ctx.saved_tensors
         rest = iter(rest)
         saved, recorded, new, cotangents, values = ([*itertools.islice(rest, count)] for count in ctx.sizes)
+        # What the passes have used, they drop as they go, if nobody asked for the graph to be retained.
+        del rest
+        ctx.maybe_clear_saved_tensors()
         needs_x, *needs = ctx.needs_input_grad[5:]
-        grads = [None] * len(recorded)
+        grads, start = [None] * len(recorded), None
         plan = ctx.plan
         with without_autocast(x.device.type), reuse_memory(x.device):
             given = operands.by_slot(plan, ctx.made, recorded, new)
@@ -102,14 +105,14 @@ class _FourPasses(torch.autograd.Function):
             handout = ctx.receiver and Handout(ctx.receiver, plan, ctx.made, recorded)
             if plan.takes_six:
                 kept = ctx.masks, cotangents, dict(zip(ctx.values, values, strict=True))
+                values.clear()
                 grad_x, found = six_passes(plan, ctx.schedule, x, g, *upstream, given, all_needs, *kept)
                 if handout is not None:
                     found = by_slot(
                         handout([(s, grad) for s, grad in enumerate(found) if grad is not None]), len(found)
                     )
                 grads = operands.gradients(plan, ctx.made, recorded, found)
-                return None, None, None, None, None, grad_x, *grads
-            if ctx.head is None:
+            elif ctx.head is None:
                 scale, start, grad_x = passes.merged(*upstream, x, g, any(needs), needs_x, plan.entry)
             else:
                 saved_of_head = ctx.head, saved, *upstream, x, g, any(needs), needs_x, plan.entry
@@ -117,7 +120,19 @@ class _FourPasses(torch.autograd.Function):
             if start is not None:
                 found = passes.tangent(plan, start, scale, given, all_needs, ctx.masks, cotangents, handout)
                 grads = operands.gradients(plan, ctx.made, recorded, found)
+        if ctx.head is None and upstream[0] is None and ctx.receiver is None:
+            slots, of_x = plan.zeroed
+            grads = [
+                _or_zeros(grad, t, slot in slots and needs[slot])
+                for slot, (grad, t) in enumerate(zip(grads, recorded, strict=True))
+            ]
+            grad_x = _or_zeros(grad_x, x, of_x and needs_x)
         return None, None, None, None, None, grad_x, *grads
+
+
+def _or_zeros(grad: Tensor | None, like: Tensor, wanted: bool) -> Tensor | None:
+    """The gradient, or the zeros that double backward has for it: optimisers pass over what has none."""
+    return torch.zeros_like(like) if grad is None and wanted else grad
 
 
 _CHANNELS_LAST_DTYPES = {

@@ -135,10 +135,7 @@ def _run(
     refusal = None
     if impl == "auto":
         try:
-            plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static)
-            if with_norm and plan.takes_six and torch.is_grad_enabled():
-                reason = "its input gradient depends on x, and that of the normalised critic has third derivatives"
-                raise Refused(Refusal("", "return_grad_norm", reason))
+            plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static, with_norm)
         except Refused as error:
             if strict:
                 raise
@@ -162,11 +159,13 @@ def _recording(
     strict: bool,
     rewrite: bool,
     static: bool,
+    with_norm: bool,
 ) -> tuple[Plan, list[Tensor], static_recordings.Kept | None]:
     """The Plan, its recorded operands, and what is kept of them; raises Refused where the passes do not apply."""
+    normed = with_norm and torch.is_grad_enabled()
     if not static:
-        return *known.plan_for(net, x, args, kwargs, rewrite), None
-    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite)
+        return *known.plan_for(net, x, args, kwargs, rewrite, normed), None
+    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite, normed)
     if not isinstance(kept, str):
         return plan, operands, kept
     if kept:

@@ -65,12 +65,12 @@ _WAYS: "weakref.WeakKeyDictionary[nn.Module, dict[Any, _Calls]]" = weakref.WeakK
 
 
 def plan_for(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool, normed: bool = False
 ) -> tuple[Plan, list[Tensor]]:
     """As `recording.plan_for`, which this calls where nothing is kept."""
     is_as_it_was = (_functions(vars(F)), _code(nn)) == _CODE
     if not (is_as_it_was and is_known(type(net)) and is_ordinary()):
-        return recording.plan_for(net, x, args, kwargs, rewrite)
+        return recording.plan_for(net, x, args, kwargs, rewrite, normed)
     ways, form = _WAYS.setdefault(net, {}), (net.training, *form_of_call(x, args, kwargs, rewrite, []))
     calls = ways.get(form)
     # Read once: another thread may drop it.
@@ -80,6 +80,7 @@ def plan_for(
             recording.require_recordable(x, args, kwargs)
             operands = [tensors[place] for place in places]
             recording.require_independent(x, operands)
+            recording.require_norm(plan, normed)
             calls.served += 1
             return plan, operands
         calls.drop()
@@ -89,7 +90,7 @@ def plan_for(
         calls = ways[form] = _Calls()
     # From before: a hook may go in the forward in which it ran.
     guard = _guard(net) if calls.is_time() and is_comparable(form) else None
-    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite)
+    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite, normed)
     if guard is not None:
         calls.kept = _keep(net, guard, plan, operands)
     return plan, operands

@@ -36,12 +36,14 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
         _require_one_gradient(*grads)
         create_graph = torch.is_grad_enabled()
+        # From before: a backward may let go of them.
+        saved = ctx.saved_tensors if create_graph else ()
         with torch.no_grad():
             results = backward(ctx, *grads)
         present = [r for r in results if isinstance(r, Tensor)]
         if not create_graph or not present:
             return results
-        sources = [t for t in (*ctx.saved_tensors, *grads) if t is not None and t.requires_grad]
+        sources = [t for t in (*saved, *grads) if t is not None and t.requires_grad]
         final = iter(_Final.apply(len(present), *present, *sources))
         return tuple(next(final) if isinstance(r, Tensor) else r for r in results)
 

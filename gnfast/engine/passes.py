@@ -95,7 +95,7 @@ def tangent(
     operands: Sequence[Tensor],
     needs: Sequence[bool],
     saved: Sequence[Any],
-    cotangents: Sequence[Tensor | None],
+    cotangents: list[Tensor | None],
     handout: Handout | None = None,
     apart: Apart | None = None,
 ) -> list[Tensor | None]:
@@ -105,7 +105,7 @@ def tangent(
         start: c₀ = s·x + ∂L/∂g, of x's shape; not modified. With `apart`, t₀ = ∂L/∂g.
         scale: s (B,) = ∂L/∂f per sample, None for 0.
         needs: per operand, whether its gradient is wanted; it is None where not, or where it is zero.
-        cotangents: what pass 2 kept.
+        cotangents: what pass 2 kept; None afterwards, but for those that pass 4 needs.
         handout: gets some of the gradients as soon as they are found; they are None here.
         apart: for a Plan with nodes that take tangent and value each by itself: of what their operands' gradients
             consist besides δ and t, pass 4 adds.
@@ -116,14 +116,15 @@ def tangent(
     aside = branch()
     overwrites, last_uses, has_param_grads = plan.overwrites, plan.last_uses, plan.has_param_grads
     pushes_forward = plan.pushes_forward if apart is None else apart.schedule.pushes
-    for index, (node, cotangent) in enumerate(zip(plan.nodes, cotangents, strict=True)):
+    for index, node in enumerate(plan.nodes):
+        cotangent = cotangents[index]
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
         wanted = [has_param_grads[index] and slot is not None and needs[slot] for slot in node.operands]
         given, biases = _select(operands, node.operands), _select(operands, node.biases)
         ctx = Context(given, saved[index], overwrites[index], (), scale, wanted, biases)
         if apart is not None:
-            ctx, inputs = apart.entered(plan, index, ctx, inputs)
+            ctx, inputs = apart.entered(plan, index, ctx, inputs, cotangent)
         if any(wanted) and not node.op.curved:
             if apart is not None:
                 cotangent = apart.cotangent(plan, index, cotangents)
@@ -135,11 +136,13 @@ def tangent(
                     found.append((slot, grad))
             if handout is not None and handout.is_due(found):
                 found = aside.run(partial(handout, found), ())
+        if apart is None or not apart.needs_cotangent(plan, index):
+            cotangents[index] = None
         for value in last_uses[index]:
             values.pop(value, None)
         if pushes_forward[index]:
             _keep(values, node, node.op.pushforward(ctx, *inputs))
-        del inputs
+        param_grad = cotangent = inputs = None
     if sums:
         totals = scaled_sums([s.cotangent for _, s in sums], [s.axis for _, s in sums], scale)
         found += [(slot, total) for (slot, _), total in zip(sums, totals, strict=True)]

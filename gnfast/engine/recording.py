@@ -58,9 +58,12 @@ def plan_for(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     rewrite: bool,
+    normed: bool = False,
     watch: AbstractContextManager[Any] | None = None,
 ) -> tuple[Plan, list[Tensor]]:
     """The Plan of net(x, *args, **kwargs) and the recorded operands; `watch` is as for `record`.
+
+    `normed`: as for `require_norm`.
 
     A network that was refused before, in the same state, is mostly refused without running it. One that is refused now
     is as it was before the call.
@@ -74,7 +77,7 @@ def plan_for(
     verdicts = _VERDICTS.setdefault(net, {})
     modes = torch.is_grad_enabled(), x.requires_grad, surroundings.autocast_dtype(x.device.type)
     state = [(id(module), module.training) for module in modules]
-    key = _static(x), x.device.type, modes, *state, _static(args), _static(sorted(kwargs.items()))
+    key = _static(x), x.device.type, modes, normed, *state, _static(args), _static(sorted(kwargs.items()))
     if (verdict := verdicts.get(key)) is None:
         if len(verdicts) >= _VERDICTS_PER_NETWORK:
             verdicts.clear()
@@ -90,6 +93,7 @@ def plan_for(
             options = {"rewritten": rewrite, "careful": careful, "script": verdict.script, "watch": watch}
             options["eager"] = before.stateless
             result = _record(net, x, args, kwargs, options)
+            require_norm(result[0], normed)
         except Refused as error:
             # An exception of the network's own may have to do with this call's arguments alone.
             if error.__cause__ is None:
@@ -118,6 +122,13 @@ def require_recordable(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any])
         _refuse("FakeTensor", "it has no values, which a recording compares")
     if torch_modules._global_backward_hooks or torch_modules._global_backward_pre_hooks:
         _refuse("register_module_full_backward_hook", "a backward hook for all modules would not see their gradients")
+
+
+def require_norm(plan: Plan, normed: bool) -> None:
+    """Refuses a curved Plan where ‖∇ₓf̂‖ is wanted, to be differentiated (`normed`)."""
+    if normed and plan.takes_six:
+        reason = "its input gradient depends on x, and that of the normalised critic has third derivatives"
+        _refuse("return_grad_norm", reason)
 
 
 def _require_unhooked(net: nn.Module, modules: Sequence[nn.Module]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from gnfast.engine.wide_convolutions import wide_convolutions
-from gnfast.errors import InputError
+from gnfast.errors import not_a_tensor
 from gnfast.interop import surroundings
 
 
@@ -39,7 +39,7 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
             x = leaf.requires_grad_()
         y = function(x)
         if not isinstance(y, Tensor):
-            raise InputError(f"net: got a {type(y).__name__} from the network, wanted a tensor of one logit per sample")
+            raise not_a_tensor(y)
         (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
     return (y, g) if create_graph else (y.detach(), g)
 

@@ -4,7 +4,7 @@ For a value, δ is the cotangent of Σ f, and μ that of ⟨a, f⟩ + Σ ḟ wit
 (docs/algorithm.md, Six passes).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ def gradients(
     operands: Sequence[Tensor],
     needs: Sequence[bool],
     saved: Sequence[Any],
-    cotangents: Sequence[Tensor | None],
-    values: Mapping[int, Tensor],
+    cotangents: list[Tensor | None],
+    values: dict[int, Tensor],
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """∂L/∂x, where the schedule is for it, and the gradient of each operand; None for 0.
 
@@ -45,7 +45,7 @@ def gradients(
         scale = grad_f.reshape(-1).to(accumulator(grad_f.dtype)).contiguous()
     along = torch.zeros_like(x) if grad_g is None else grad_g
     start = passes.merged_tangent(x, None, along, plan.entry)
-    apart = Apart(schedule, values, scale)
+    apart = Apart(schedule, values, scale, operands, saved)
     found = passes.tangent(plan, start, scale, operands, needs, saved, cotangents, apart=apart)
     grad_x = second_reverse(plan, len(x), apart, grad_f, operands, needs, saved, cotangents, found)
     if 0 in plan.proportional and scale is not None:
@@ -87,6 +87,10 @@ def second_reverse(
         ctx = Context(given, saved[index], owned, node.input_sizes(batch), None, wanted)
         if node.op.curved:
             ctx = ctx._replace(inputs=[apart.values[value] for value in node.inputs], overwrite=False)
+        if index in apart.bends:
+            bends, found = apart.bends.pop(index), ()
+            pulled = bends if adjoint is None else _all_added(bends, node.op.pullback(ctx, adjoint))
+        elif node.op.curved:
             pulled, found = node.op.second(ctx, cotangents[index], apart.tangents.pop(index), adjoint)
         elif adjoint is None:
             continue
@@ -103,8 +107,14 @@ def second_reverse(
             if grad is not None:
                 grads[slot] = _added(grads[slot], grad, node.op.is_layer)
         contribute(received, node.inputs, pulled, not node.op.shares_cotangent)
-        del pulled, adjoint, found
+        for value in node.outputs:
+            apart.values.pop(value, None)
+        del ctx, pulled, adjoint, found
     return summed(received[0]).tensor if received.get(0) else None
+
+
+def _all_added(totals: Sequence[Tensor | None], more: Sequence[Tensor]) -> list[Tensor]:
+    return [term if total is None else total.add_(term) for total, term in zip(totals, more, strict=True)]
 
 
 def _added(total: Tensor | None, grad: Tensor, of_layer: bool) -> Tensor:

@@ -92,7 +92,13 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictiona
 
 
 def plan_for(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool, rewrite: bool
+    net: nn.Module,
+    x: Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    strict: bool,
+    rewrite: bool,
+    normed: bool = False,
 ) -> tuple[Plan, list[Tensor], Kept | str]:
     """As `recording.plan_for`; and the recording that is kept, or why this one cannot be.
 
@@ -107,6 +113,7 @@ def plan_for(
         if kept.key == key and (held := kept.guard.tensors(net)) is not None:
             recording.require_recordable(x, args, kwargs)
             recording.require_independent(x, (*given, *held))
+            recording.require_norm(kept.plan, normed)
             if (operands := kept.operands(given)) is not None:
                 known.use(kept)
                 return kept.plan, operands, kept
@@ -114,9 +121,9 @@ def plan_for(
     mode = (*(m.training for m in modules), *(p.requires_grad for m in modules for p in m.parameters(recurse=False)))
     reason = known.reason((key, mode)) if ordinary else ""
     if reason is not None and not (reason and strict):
-        return *recording.plan_for(net, x, args, kwargs, rewrite), reason
+        return *recording.plan_for(net, x, args, kwargs, rewrite, normed), reason
     with unchanged(net) if strict else contextlib.nullcontext(Before()) as before:
-        plan, operands, kept = _keep(net, x, args, kwargs, rewrite, key, mode, given)
+        plan, operands, kept = _keep(net, x, args, kwargs, rewrite, normed, key, mode, given)
         if isinstance(kept, Kept):
             known.use(kept)
         elif strict:
@@ -133,6 +140,7 @@ def _keep(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     rewrite: bool,
+    normed: bool,
     key: Any,
     mode: Any,
     given: list[Tensor],
@@ -141,7 +149,7 @@ def _keep(
     guard = Guard(net)
     held = guard.tensors(net)
     program, states = Program(net, x.device, given, held or ()), random_states(x.device, guard.values)
-    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite, watch=program)
+    plan, operands = recording.plan_for(net, x, args, kwargs, rewrite, normed, watch=program)
     moved = random_states(x.device, guard.values) != states
     if reason := _reason(net, guard, program, moved, key, given, hooked=held is None or hooked(modules_of(net))):
         return plan, operands, reason

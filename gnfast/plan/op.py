@@ -92,10 +92,13 @@ class Op:
 
     products: ClassVar[tuple[int, int, int, int, int]] = (1, 1, 1, 1, 1)
     """How many products as large as the forward's there are in the forward, the input gradient, the tangent, the second
-    reverse and the weight gradients: more of two x-dependent tensors."""
+    reverse and the weight gradients: there are more of two x-dependent tensors."""
 
     cheap: ClassVar[bool] = False
-    """Whether a curved op without operands costs so little that y and Jᵀ δ are computed again rather than kept."""
+    """Whether y and Jᵀ δ cost so little that they are computed again rather than kept, if what they need is kept."""
+
+    bends_early: ClassVar[bool] = False
+    """Whether a curved op without operands computes what it adds to μ in pass 3, instead of keeping δ and t."""
 
     saves_output: ClassVar[bool] = False
     """Whether what forward saves shares memory with y."""
@@ -107,7 +110,10 @@ class Op:
     """Whether no derivative passes through it: it has no pullback, and its pushforward reads no tangents."""
 
     given: ClassVar[int] = 0
-    """How many of its first inputs it takes as constants: no derivative follows them, and it reads no tangents of them."""
+    """How many of its first inputs it takes as constants: no derivative follows them, and no tangent is read."""
+
+    zeros_below: ClassVar[bool] = False
+    """Whether autograd's second derivative of it by h is zeros, which then go on down, rather than none at all."""
 
     takes_ones: ClassVar[bool] = False
     """Whether pullback and param_grad take None for a cotangent (B, 1) of ones; pullback gives an expanded one then."""
@@ -126,6 +132,10 @@ class Op:
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         """Returns L c + s·k."""
         raise NotImplementedError
+
+    def again(self, ctx: Context, *inputs: Tensor) -> Tensor:
+        """y once more, for `cheap` ops, by the mask that forward saved."""
+        return self.forward(ctx, *inputs)[0]
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         """Returns the gradient of each operand for which `ctx.needs` is true, None elsewhere, in any dtype.

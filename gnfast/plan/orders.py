@@ -85,17 +85,40 @@ def schedule(plan: "Plan", needs_x: bool) -> Schedule:
         for node, has_grads, pull, seed in zip(plan.nodes, plan.has_param_grads, pulls, seeds, strict=True)
     ]
     adjoints = frozenset(v for node in plan.nodes for v in node.inputs if wanted(v))
-    later = values & producers.keys() - plan.curved_inputs
-    again = {value: producers[value] for value in later if plan.nodes[producers[value]].op.cheap}
+    again = _again(plan, producers, values)
     pulled_again = {
         producers[node.inputs[0]]: index
         for index, node in enumerate(plan.nodes)
-        if node.op.cheap and pulls[index] and node.inputs[0] in producers and plan.is_read_once(node.inputs[0])
+        if node.op.cheap
+        and node.op.curved
+        and pulls[index]
+        and node.inputs[0] in producers
+        and plan.is_read_once(node.inputs[0])
     }
     pulled_again = {n: r for n, r in pulled_again.items() if cotangents[n] and _is_plain(plan.nodes[n])}
     cotangents = tuple(keep and index not in pulled_again for index, keep in enumerate(cotangents))
     kept = frozenset(values - again.keys())
     return Schedule(tuple(reversed(pushes)), tuple(pulls), cotangents, kept, adjoints, again, pulled_again)
+
+
+def _again(plan: "Plan", producers: dict[int, int], values: set[int]) -> dict[int, int]:
+    """Those of `values` that cheap nodes compute from the others, what lies between, and the nodes."""
+    found: dict[int, int] = {}
+    kept = plan.curved_inputs & values
+    kept |= {v for v in values - kept if v not in producers or not plan.nodes[producers[v]].op.cheap}
+
+    def nodes_to(value: int) -> dict[int, int] | None:
+        """By values, the nodes that lead to this one; None where there is no way."""
+        if value in kept:
+            return {}
+        if value not in producers or not plan.nodes[producers[value]].op.cheap:
+            return None
+        ways = [nodes_to(v) for v in plan.nodes[producers[value]].inputs]
+        return None if None in ways else {value: producers[value], **{v: n for way in ways for v, n in way.items()}}
+
+    for value in sorted(values - kept):
+        found |= nodes_to(value) or {}
+    return found
 
 
 def _is_plain(node: "Node") -> bool:

@@ -45,6 +45,11 @@ class Node:
     batch: int = 1
     """The size of the batch; 1 where nothing depends on it."""
 
+    @property
+    def is_written(self) -> bool:
+        """Whether its forward writes into an operand."""
+        return any(self.operands[place] is not None for place in self.op.writes if place < len(self.operands))
+
     @functools.cached_property
     def outputs(self) -> tuple[int, ...]:
         return self.output, *self.further_outputs
@@ -71,10 +76,13 @@ def readers(nodes: Sequence[Node], output: int) -> Counter[int]:
 
 
 def reached(nodes: Sequence[Node], output: int, by_derivatives: bool) -> tuple[bool, ...]:
-    """Per node: whether the output depends on it; or, of that, what derivatives follow."""
+    """Per node: whether the output, or a running statistic, depends on it; or, of that, what derivatives follow."""
     needed, result = {output}, []
     for node in reversed(nodes):
-        result.append(not needed.isdisjoint(node.outputs) and not (by_derivatives and node.op.detaches))
+        if by_derivatives:
+            result.append(not needed.isdisjoint(node.outputs) and not node.op.detaches)
+        else:
+            result.append(not needed.isdisjoint(node.outputs) or node.is_written)
         if result[-1]:
             needed.update(node.inputs[node.op.given * by_derivatives :])
     return tuple(reversed(result))
@@ -164,6 +172,19 @@ class Plan:
         )
 
     @functools.cached_property
+    def zeroed(self) -> tuple[frozenset[int], bool]:
+        """The recorded operands, and whether x, to which autograd gives zeros where g alone has a gradient."""
+        below: set[int] = set()
+        slots: set[int | None] = set()
+        for node, follows in zip(reversed(self.nodes), reversed(self.differentiated), strict=True):
+            is_below = not below.isdisjoint(node.outputs)
+            slots.update(node.operands if follows and is_below else ())
+            if follows and (is_below or node.op.curved or node.op.zeros_below):
+                below.update(node.inputs[node.op.given :])
+        slots.update(derived.slot for index, derived in enumerate(self.derived, len(self.dtypes)) if index in slots)
+        return self.trainable.intersection(slots, range(len(self.dtypes))), 0 in below
+
+    @functools.cached_property
     def takes_ones(self) -> bool:
         """Whether pass 2 begins with None for ones: its first node takes that, the next one what is expanded."""
         fused = {value for node in self.nodes if isinstance(node.op, Fused) for value in node.outputs}
@@ -179,7 +200,8 @@ class Plan:
     @functools.cached_property
     def writes(self) -> bool:
         """Whether a forward writes to operands, running statistics."""
-        return any(node.operands[place] is not None for node in self.nodes for place in node.op.writes)
+        operands = ((node.op, place, slot) for node in self.nodes for place, slot in enumerate(node.operands))
+        return any(place in op.writes and slot is not None for op, place, slot in operands)
 
     @functools.cached_property
     def slots(self) -> frozenset[int]:

@@ -3,7 +3,6 @@
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -12,17 +11,20 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
+from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks
 from gnfast.plan.curved import CurvedCall, Place
+from gnfast.plan.in_place import in_place
 from gnfast.plan.names import function_name, submodule_name
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
+from gnfast.plan.opaque import Opaque
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.ops.given import Constant
+from gnfast.plan.ops.spectra import ComplexCall, by_autograd
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
-from gnfast.plan.unseen import Like, node_of, require_accepted, widened
+from gnfast.plan.unseen import Like, has_complex, node_of, require_accepted, widened
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__
 
@@ -53,6 +55,7 @@ class Recorder:
         self.output = 0
         self.stacks: dict[int, Sequence[Tensor]] = {}
         """What values that are stacks along a new first axis were made of: reductions over it are per sample."""
+        self.has_complex = False
         self._values = 0
         self._hooks = saved_tensor_hooks()
         self.replay = Replay(script, self.batch, self.operands)
@@ -94,7 +97,11 @@ class Recorder:
         named = tuple([(name, self._signature(value)) for name, value in kwargs.items()]) if kwargs else ()
         if torch.is_inference_mode_enabled():
             self.refuse("in inference mode, from which nothing returns to autograd")
-        recorder = RECORDERS.get(func) or _in_place(func)
+        if kwargs and kwargs.get("out", self) is None:
+            del kwargs["out"]
+        recorder = RECORDERS.get(func) or in_place(func)
+        if self.has_complex and has_complex(given):
+            recorder = functools.partial(by_autograd, func)
         if recorder is None:
             return self._opaque(func, args, kwargs, "not an operation that the four passes know")
         if func not in SELF_CHECKED:
@@ -153,7 +160,7 @@ class Recorder:
         if dtype is not None:
             # Autocast leaves float64 alone.
             inputs = [t if t.scalar == torch.float64 else self.cast(t, dtype) for t in inputs]
-        if not (op.detaches or all(t.scalar.is_floating_point for t in inputs[op.given :])):
+        if not (op.detaches or type(op) is ComplexCall or all(t.scalar.is_floating_point for t in inputs[op.given :])):
             if any(t.tracked for t in inputs) or any(t is not None and t.requires_grad for t in operands):
                 self.refuse("integers or truth values that depend on x")
             op = Constant(op)
@@ -169,6 +176,8 @@ class Recorder:
             self.batch,
             mixes,
         )
+        if dtype.is_complex and type(op) is not ComplexCall:
+            self.refuse("complex numbers")
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
         result = self.append(node, shape, dtype, tracked)
@@ -205,6 +214,7 @@ class Recorder:
         """Appends a node and returns its output."""
         self.nodes.append(node)
         self._values += 1
+        self.has_complex |= dtype.is_complex
         return Traced(self, self._values - 1, shape, dtype, tracked)
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:
@@ -276,7 +286,8 @@ class Recorder:
         every = range(tensor.dim())
         if not every:
             return ()
-        return tuple(sorted(every if dim is None or dim == () else {every[d] for d in _several(dim)}))
+        dims = every if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
+        return tuple(sorted({every[d] for d in dims}))
 
     def batched(self, tensor: Traced, dims: int) -> Traced:
         """The tensor if it has `dims` axes, else with one before the others, as PyTorch takes a single sample.
@@ -336,38 +347,3 @@ class Recorder:
         traced = Traced(self, self._values, tuple(shape), dtype, tracked)
         self._values += 1
         return traced
-
-
-@dataclass(frozen=True)
-class Opaque(Op):
-    """Stands in an explained Plan for an operation that was refused."""
-
-    operation: str
-
-    def label(self) -> str:
-        return f"✗ {self.operation}"
-
-
-def _several(dim: int | Sequence[int]) -> Sequence[int]:
-    return (dim,) if isinstance(dim, int) else dim
-
-
-@functools.cache
-def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
-    """What records `relu_` and the like: its twin that is not in place, whose result the tensor then stands for."""
-    name = getattr(func, "__name__", "")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    owners = [owner for owner in (Tensor, torch, torch.nn.functional) if getattr(owner, name, None) is func]
-    if not owners:
-        # Somebody else's, whatever it does.
-        return None
-    twins = [getattr(owner, name[:-1], None) for owner in (*owners, torch.nn.functional, torch, Tensor)]
-    recorder = next((RECORDERS[twin] for twin in twins if twin in RECORDERS), None)
-
-    def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # As autocast leaves it alone.
-        with without_autocast(trace.device.type):
-            return trace.rebind(input, recorder(trace, input, *args, **kwargs))
-
-    return recorder and rebound

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnfast.errors import InputError
+from gnfast.errors import InputError, not_a_tensor
 from gnfast.kernels.backend import implementation
+from gnfast.plan.attention import with_attention
 from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
+from gnfast.plan.permutes import with_single_permutes
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder, Refused
 from gnfast.plan.replay import Script
@@ -106,9 +108,11 @@ def _run(
     # With gradients on, as for double backward: a custom autograd Function leaves no mark without them.
     with torch.inference_mode(False), torch.enable_grad(), stance, watch:
         result = net(recorder.input, *args, **kwargs)
+    if not isinstance(result, Tensor):
+        raise not_a_tensor(result)
     recorder.operation = "its output"
     if not isinstance(result, Traced):
-        recorder.refuse(f"a {type(result).__name__} that does not depend on x")
+        recorder.refuse("a tensor that does not depend on x")
     recorder.require_recorded(result)
     if (changed := recorder.operands.changed()) is not None:
         recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
@@ -171,6 +175,7 @@ def _plan(
     stated_flops = sum(node.flops for node in kept)
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
+        kept = with_single_permutes(with_attention(with_single_permutes(kept, output), output), output)
         kept, derived = rewrite(kept, output, len(dtypes))
     entry = None
     if fused and not refusals:

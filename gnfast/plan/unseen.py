@@ -22,6 +22,13 @@ class Like(NamedTuple):
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
+def has_complex(given: Any) -> bool:
+    """Whether there is a tensor of complex numbers among the arguments, in lists and tuples too."""
+    if isinstance(given, Like):
+        return given.dtype.is_complex
+    return isinstance(given, (tuple, list)) and any(map(has_complex, given))
+
+
 @functools.lru_cache(maxsize=8192)
 def require_accepted(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...], with_dtypes: bool

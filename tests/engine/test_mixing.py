@@ -1,8 +1,5 @@
 """Critics whose samples depend on each other, or whose batch lies elsewhere than in axis 0: against double backward."""
 
-import math
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,7 +30,7 @@ def critic(function, last=False):
 
 def stddev(h, groups, features=1):
     """StyleGAN2's, by absolute values."""
-    b, c, height, width = h.shape
+    _, c, height, width = h.shape
     y = h.view(groups, -1, features, c // features, height, width)
     y = (y - y.mean(dim=0)).abs().mean(dim=0).mean(dim=[2, 3, 4], keepdim=True).squeeze(2)
     return torch.cat([h, y.repeat(groups, 1, height, width)], dim=1)
@@ -124,7 +121,7 @@ MIXING = {
     "einsum of none": lambda net, h: torch.einsum("bchw->", h) * h,
     "matmul over the batch": lambda net, h: net.each[: 3 * len(h)].view(3, -1) @ h.flatten(1),
     "matmul by columns": lambda net, h: h.flatten(1).t() @ net._m[: len(h)],
-    "vector times matrix": lambda net, h: net.each[: len(h)] @ h.flatten(1) - torch.mv(h.flatten(1).t(), net.each[: len(h)]),
+    "vector times matrix": lambda net, h: net.each[: len(h)] @ h.flatten(1) - h.flatten(1).t().mv(net._m[: len(h), 0]),
     "layers over the batch": lambda net, h: F.linear(h.sum((1, 2, 3)), net.each[: 2 * len(h)].view(2, -1), net.u[:2]),
     "tensors of fewer axes": lambda net, h: h + h[0, 0] - 0.3 * h.sum((0, 1)).abs(),
     "products of fewer axes": lambda net, h: h * h[0, 0] / (1 + h[1 % len(h), 2].abs()),
@@ -136,7 +133,7 @@ MIXING = {
     "padding with a value": lambda net, h: F.pad(h, (0, 0, 0, 0, 0, 0, 1, 0), value=0.7),
     "single samples": lambda net, h: torch.stack([net.conv(sample) for sample in h]),
     "pools of one sample": lambda net, h: (
-        F.max_pool2d(h[0], 2) + F.avg_pool2d(h[0], 2) - F.adaptive_avg_pool2d(h[0], (2, 3)) + F.adaptive_max_pool2d(h[0], 1)
+        F.max_pool2d(h[0], 2) + F.avg_pool2d(h[0], 2) - F.adaptive_avg_pool2d(h[0], (2, 3)) - h[0].amax()
     ),
     "shuffled pixels of one sample": lambda net, h: F.pixel_shuffle(torch.cat([h[0], h[-1, :1]]), 2),
     "layers of what has no batch": lambda net, h: net.conv(h.mean(0)).relu() * 0.5,
@@ -182,7 +179,7 @@ PER_SAMPLE = {
     "masked_fill": lambda net, h: h.masked_fill(net._k > 0, 0.3),
     "masked_fill by x": lambda net, h: h.masked_fill(h < 0.1, -0.3) + h.masked_fill_(h > 3, 2.0),
     "where x": lambda net, h: torch.where(h > 0, h, 0.2 * h) - torch.where(h.mean(1, keepdim=True) > 0, net.u, h),
-    "where x, of numbers": lambda net, h: h * torch.where(h > 0, 1.0, 0.3) + torch.where(h > 0, h, 0.0).where(h < 2, 2.0),
+    "where x, of numbers": lambda net, h: h * torch.where(h > 0, 1.0, 0.3) + torch.where(h > 0, h, 0.0).where(h < 2, 2),
     "a gate": lambda net, h: h * (h > 0) + (h < -0.2).double() * h + (h > 0.1) * net.v - 0.1 * (h > 0).to(h),
     "gates of gates": lambda net, h: h * ((h > 0) & ~(h > 1) | (h < -1)) * (h.sum(1, keepdim=True) > 0),
     "counts": lambda net, h: h / (1 + (h > 0).sum((1, 2, 3), keepdim=True)) + (h > 0).double().mean(1, keepdim=True),

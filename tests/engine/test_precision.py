@@ -18,9 +18,9 @@ from gnfast.kernels import operands as kernels
 from gnfast.plan.trace import record
 from gnfast.rewriting import calls
 from gnfast.rewriting.folding import fold_avg_pool, fold_upsample
+from tests.critics.classics import CRITICS
 from tests.engine.test_engine import NETWORKS, Called, ResNet, normal
 from tests.oracle import outputs_and_gradients, relative_error
-from tests.public_critics import CRITICS, EXACT
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 LOW = [torch.bfloat16, torch.float16]
@@ -90,7 +90,7 @@ def test_autocast(dtype, layout, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [name for name, critic in CRITICS.items() if critic.verdict is EXACT])
+@pytest.mark.parametrize("name", CRITICS)
 def test_autocast_on_public_critics(name, device):
     """Their dtypes flow as PyTorch's, every parameter keeps its dtype, and errors stay within the budget."""
     fast = plain = 0.0

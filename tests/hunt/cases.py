@@ -3,9 +3,11 @@
 import contextlib
 import math
 import random
+import unittest.mock
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError
+from gnfast.engine import functional
+from gnfast.plan.plan import Plan
 from gnfast.plan.traced import Traced
 from tests.hunt.steps import HOSTILE, MODULE_HOOKS, forget
 from tests.random_networks import FAMILIES, Critic, draw_critic
@@ -177,7 +181,8 @@ def draw_case(seed: int, precision: str, family: str | None = None, spoil: bool 
         spoil: whether one step is to be curved, or to mix samples.
     """
     chance = random.Random(f"{seed} {precision}")
-    dims, names = FAMILIES[family or chance.choice(list(FAMILIES))]
+    source = FAMILIES[family or chance.choice(list(FAMILIES))]
+    names = source.names
     if precision != "float64":
         names = [name for name in names if name != "cast"]
     if family is None:
@@ -185,7 +190,7 @@ def draw_case(seed: int, precision: str, family: str | None = None, spoil: bool 
         weight = chance.choice([0, 1, 1, 3])
         names = [*names * max(1, round(len(HOSTILE) / len(names))), *HOSTILE * weight]
     net, x, labels = draw_critic(
-        chance, dims, names, spoil=spoil, longest=chance.choice([3, 5, 7] if not family else [9])
+        chance, source._replace(names=names), spoil=spoil, longest=chance.choice([3, 5, 7] if not family else [9])
     )
     forget(net)
     call = chance.choice(CALLS)
@@ -284,6 +289,8 @@ class Seen:
     state: dict[str, Any]
     fell_back: int = 0
     """How many warnings said so."""
+    passes: set[int] = field(default_factory=set)
+    """Four, six, or both."""
 
 
 class WrongVerdict(Exception):
@@ -303,7 +310,11 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
     autocast = case.precision == "autocast" and dtype == torch.float32
     seen = []
     for place in range(len(case.xs)):
+        passes: set[int] = set()
         with contextlib.ExitStack() as stack:
+            if way is Engine:
+                noting = partial(_noting, functional.four_passes, passes)
+                stack.enter_context(unittest.mock.patch.object(functional, "four_passes", noting))
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
             if case.surroundings == "global hook":
                 stack.callback(_hook_everywhere(case.detail).remove)
@@ -319,9 +330,14 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
             if any(output.requires_grad for output in outputs):
                 numbers |= _gradients(case, net, outputs, leaves)
         fell_back = sum(issubclass(w.category, FallbackWarning) for w in caught)
-        seen.append(Seen(numbers, state_of(net), fell_back))
+        seen.append(Seen(numbers, state_of(net), fell_back, passes))
         _update(net, numbers)
     return seen
+
+
+def _noting(run: Callable[..., Any], passes: set[int], plan: Plan, *args: Any) -> Any:
+    passes.add(6 if plan.takes_six else 4)
+    return run(plan, *args)
 
 
 def _update(net: Critic, numbers: dict[str, Tensor | None]) -> None:

@@ -25,7 +25,8 @@ from tests.hunt.cases import LOW, Case, Engine, Plain, Seen, WrongVerdict, diffe
 from tests.hunt.tally import FAILED, Hunter, Tally
 from tests.random_networks import Critic
 
-EXACT = "exact"
+FOUR = "exact in four passes"
+SIX = "exact in six"
 FELL_BACK = "fallen back and right"
 RAISED = "raised clearly"
 VOID = "of which plain PyTorch makes nothing"
@@ -69,7 +70,7 @@ def _judge_in_float64(case: Case) -> Verdict:
             # Rounding may be as large as what 1e-3 of that move does.
             if error > max(1e-9, 1e-3 * sensitive):
                 return Verdict(FAILED, f"{name} differs by {error:.1e} in step {place + 1}")
-    return Verdict(FELL_BACK if any(seen.fell_back for seen in actual) else EXACT)
+    return Verdict(_way(actual))
 
 
 _TOLERANCE_OF_CASTS = 1e-4
@@ -92,7 +93,7 @@ def _judge_in_low_precision(case: Case) -> Verdict:
     first = _errors_in_low_precision(case, low)
     if isinstance(first, Verdict):
         return first
-    ours, theirs, fell_back = first
+    ours, theirs, way = first
     regions = any(step.name == "region" and step.arguments["enabled"] for step in case.net.steps)
     unit = torch.finfo(torch.bfloat16 if case.precision == "autocast" or regions else low).eps
 
@@ -102,7 +103,7 @@ def _judge_in_low_precision(case: Case) -> Verdict:
     suspects = [name for name in ours if worse(ours[name], theirs[name])]
     if suspects and (verdict := _suspected(case, low, suspects, worse)):
         return verdict
-    return Verdict(FELL_BACK if fell_back else EXACT)
+    return Verdict(way)
 
 
 _DRAWS = 48
@@ -132,8 +133,8 @@ def _suspected(
     return None
 
 
-def _errors_in_low_precision(case: Case, low: torch.dtype) -> Verdict | tuple[dict[str, float], dict[str, float], bool]:
-    """Our errors and plain PyTorch's against float64 by name, and whether we fell back; or what came of it instead."""
+def _errors_in_low_precision(case: Case, low: torch.dtype) -> Verdict | tuple[dict[str, float], dict[str, float], str]:
+    """Our errors and plain PyTorch's against float64 by name, and which way we went; or what came of it instead."""
     rounded = copy.deepcopy(case.net).to(low)
     try:
         expected = run(case, Plain, copy.deepcopy(rounded).double(), torch.float64)
@@ -154,7 +155,13 @@ def _errors_in_low_precision(case: Case, low: torch.dtype) -> Verdict | tuple[di
             errors |= {f"{name}, step {place + 1},": e for name, e in relative_errors(seen, truth, floor=0.3).items()}
     if max(theirs.values(), default=0.0) > 0.5:
         return Verdict(KINK, f"plain PyTorch is off by {max(theirs.values()):.1e}")
-    return ours, theirs, any(seen.fell_back for seen in actual)
+    return ours, theirs, _way(actual)
+
+
+def _way(steps: list[Seen]) -> str:
+    if any(seen.fell_back for seen in steps):
+        return FELL_BACK
+    return SIX if any(6 in seen.passes for seen in steps) else FOUR
 
 
 def _by_engine(case: Case, net: Critic, dtype: torch.dtype) -> list[Seen] | Verdict:

@@ -1,4 +1,4 @@
-"""Steps of random critics that are curved, coupled, stateful, aliasing, hooked, or change a derivative and no value.
+"""Steps of random critics that are stateful, aliasing, hooked, or change a derivative and no value.
 
 They are drawn and replayed as those of `tests/random_layers.py` are. What such a step does must be done
 exactly, or refused by name and done by double backward: the value alone never shows the difference.
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.random_layers import CURVED, NUMBERS, RUNNERS, Inapplicable, axes, require, version
+import tests.random_curves  # noqa: F401  (fills RUNNERS)
+from tests.random_layers import NUMBERS, RUNNERS, Inapplicable, axes, require
 
-HOSTILE: list[str] = []
+HOSTILE: list[str] = ["spoiled"]
 """The names of the steps, those that count for more several times."""
 
 
@@ -46,79 +47,6 @@ def hostile(times: int = 1) -> Callable[..., Any]:
 def dense(w, h: Tensor, name: str = "dense") -> Tensor:
     """A linear layer of the step's own on the last axis, which leaves the shape as it is."""
     return w.module(name, nn.Linear, h.shape[-1], h.shape[-1])(h)
-
-
-# -------------------------------------------------------------------------------- curved and coupled
-
-SMOOTH: dict[str, Callable[..., Tensor]] = {
-    **CURVED,
-    "gelu": F.gelu,
-    "selu": F.selu,
-    "mish": F.mish,
-    "logsigmoid": F.logsigmoid,
-    "hardswish": F.hardswish,
-    "sine": torch.sin,
-    "bell": lambda h: torch.exp(-h.square()),
-    "root": lambda h: torch.sqrt(h.square() + 1),
-    "cube": lambda h: 0.1 * h**3,
-    "reciprocal": lambda h: 1 / (2 + h.square()),
-    "log": lambda h: torch.log1p(h.abs()),
-    "gate": lambda h: h * torch.sigmoid(h.flip(1)),
-    "pixel norm": lambda h: h * torch.rsqrt(h.square().mean(1, keepdim=True) + 0.1),
-    "normalize": lambda h: F.normalize(h, dim=1),
-    "logsumexp": lambda h: h - torch.logsumexp(h, 1, keepdim=True),
-    "cumsum": lambda h: h.cumsum(1),
-    "spread": lambda h: h / (h.flatten(1).std(1).view(-1, *[1] * (h.dim() - 1)) + 0.5),
-    "euclid": lambda h: h + h.flatten(1).norm(dim=1).view(-1, *[1] * (h.dim() - 1)),
-    "L1": lambda h: h + torch.linalg.vector_norm(h, 1, axes(h), keepdim=True),
-    "smooth L1": lambda h: F.smooth_l1_loss(h, torch.zeros_like(h), reduction="none"),
-    "fourier": lambda h: torch.fft.rfft(h, dim=-1).abs().sum(-1, keepdim=True) + h,
-    "fourier, real": lambda h: torch.fft.fft(h, dim=-1).real,
-    "vmap": lambda h: torch.vmap(lambda row: row * row.mean())(h),
-    "lerp": lambda h: torch.lerp(h, h.relu(), 0.3),
-    "addcmul": lambda h: torch.addcmul(h, h, h, value=0.1),
-    "prod": lambda h: h + (0.3 * h[:, :2]).prod(1, keepdim=True),
-    "distance": lambda h: h + torch.cdist(h.flatten(1), h.flatten(1)).sum(1).view(-1, *[1] * (h.dim() - 1)) * 0.1,
-    "deviation of the batch": lambda h: h + h.std(0, unbiased=False).mean(),
-    "ghost": lambda h: h - h[: (len(h) + 1) // 2].mean(0, keepdim=True),
-    "matmul across": lambda h: (torch.ones(len(h), len(h), dtype=h.dtype) @ h.flatten(1)).view(h.shape) * 0.3,
-    "einsum across": lambda h: torch.einsum("bi,ci->ci", h.flatten(1), h.flatten(1)).view(h.shape) * 0.2,
-}
-
-
-@hostile(times=2)
-def smooth(c, w, h):
-    return SMOOTH[c("kind", *SMOOTH)](h)
-
-
-@hostile(times=2)
-def norms(c, w, h):
-    """Layers of statistics, with weights."""
-    kind = c("kind", "layer", "group", "instance", "batch", "batch without statistics", "rms")
-    if kind == "layer":
-        return w.module("norm", nn.LayerNorm, h.shape[1:])(h)
-    if kind == "rms":
-        return w.module("norm", nn.RMSNorm, h.shape[-1])(h)
-    if kind == "group":
-        return w.module("norm", nn.GroupNorm, 1, h.shape[1])(h)
-    if kind == "instance":
-        require(h.dim() > 2 and h[0, 0].numel() > 1)
-        return w.module("norm", version(nn, "InstanceNorm", h), h.shape[1], affine=c("affine", True, False))(h)
-    require(h[:, 0].numel() > 1)
-    tracks, momentum = kind == "batch", c("momentum", 0.1, None)
-    layer = version(nn, "BatchNorm", h)
-    return w.module("norm", layer, h.shape[1], momentum=momentum, track_running_stats=tracks).train()(h)
-
-
-@hostile()
-def attention(c, w, h):
-    tokens = h.flatten(1).unsqueeze(2) if c("entries", True, False) or h.dim() < 3 else h.flatten(2).mT
-    query, key = dense(w, tokens, "query"), dense(w, tokens, "key")
-    if c("fused", False, True):
-        mixed = F.scaled_dot_product_attention(query, key, tokens)
-    else:
-        mixed = torch.softmax(query @ key.mT, -1) @ tokens
-    return (mixed.mT if tokens.shape[2] > 1 else mixed).reshape(h.shape)
 
 
 # -------------------------------------------------------------------------------- data-dependent

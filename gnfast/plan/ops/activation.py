@@ -20,6 +20,8 @@ class LeakyReLU(Op):
     slope: float
     homogeneous: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 1
+    cheap: ClassVar[bool] = True
+    zeros_below: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, tuple[int, ...]]]:
         h, overwrite = inputs[0], ctx.overwrite
@@ -36,6 +38,9 @@ class LeakyReLU(Op):
         if t.stride() != strides:
             t, overwrite = torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t), True
         return leaky_relu_mask(t, bits, self.slope, inplace=overwrite)
+
+    def again(self, ctx: Context, *inputs: Tensor) -> Tensor:
+        return self.pushforward(ctx, *inputs)
 
     def label(self) -> str:
         return f"leaky_relu {self.slope:g}" if self.slope else "relu"
@@ -59,6 +64,10 @@ class Piecewise(Op):
     @property
     def homogeneous(self) -> bool:
         return not any(self.intercepts) and all(knot == 0 for knot, _ in self.knots)
+
+    @property
+    def zeros_below(self) -> bool:
+        return not self.name.startswith("clamp")
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         h = inputs[0]
@@ -99,6 +108,7 @@ class PReLU(Op):
     promotes: ClassVar[bool] = True
     autocasts: ClassVar[bool] = True
     mask_bits: ClassVar[float] = 8
+    zeros_below: ClassVar[bool] = True
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         return F.prelu(inputs[0], ctx.operands[0]), inputs[0] > 0
@@ -183,7 +193,8 @@ def _register(function: Callable[..., Any], op_of: Callable[..., Op | None]) -> 
         if len(args) > positional:
             *args, inplace = args
         if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-            trace.refuse("a bound that is a tensor")
+            y = trace.curved(function, input, *args, **kwargs)
+            return trace.rebind(input, y) if inplace else y
         op = op_of(*args, **kwargs)
         if op is None:
             trace.refuse("slopes that are drawn at random for every entry")

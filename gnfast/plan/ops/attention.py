@@ -32,44 +32,51 @@ class Attention(Curved):
     products: ClassVar[tuple[float, ...]] = (1, 2.5, 2.5, 6, 0)
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
-        q, k, v = map(_wide, inputs)
-        return (self._weights(ctx, q, k) @ v).to(inputs[0].dtype), None
+        q, k, v = self._matrices(inputs)
+        y = self._weights(ctx, q, k, inputs[0].shape) @ v
+        return y.view(*inputs[0].shape[:-1], -1).to(inputs[0].dtype), None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        q, k, v, cotangent = map(_wide, (*ctx.inputs, cotangent))
+        q, k, v = self._matrices(ctx.inputs)
+        (cotangent,) = self._matrices([cotangent])
         weights = self._weights(ctx, q, k)
-        by_scores = _moved(weights, cotangent @ v.mT).mul_(self.scale)
-        return _narrow((by_scores @ k, by_scores.mT @ q, weights.mT @ cotangent), ctx.inputs)
+        by_scores = _moved(weights, cotangent @ v.mT)
+        return self._as_inputs(ctx, by_scores @ k, by_scores.mT @ q, weights.mT @ cotangent)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
-        q, k, v, of_q, of_k, of_v = map(_wide, (*ctx.inputs, *tangents))
+        q, k, v = self._matrices(ctx.inputs)
+        of_q, of_k, of_v = self._matrices(tangents)
         weights = self._weights(ctx, q, k)
-        moved = _moved(weights, (of_q @ k.mT).add_(q @ of_k.mT).mul_(self.scale))
-        return (moved @ v).add_(weights @ of_v).to(ctx.inputs[0].dtype)
+        moved = _moved(weights, torch.baddbmm(of_q @ k.mT, q, of_k.mT))
+        y = torch.baddbmm(moved @ v, weights, of_v)
+        return y.view(*ctx.inputs[0].shape[:-1], -1).to(ctx.inputs[0].dtype)
 
     def second(
         self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
     ) -> tuple[Grads, Grads]:
-        q, k, v, of_q, of_k, of_v, cotangent = map(_wide, (*ctx.inputs, *tangents, cotangent))
+        q, k, v = self._matrices(ctx.inputs)
+        of_q, of_k, of_v = self._matrices(tangents)
+        (cotangent,) = self._matrices([cotangent])
         weights = self._weights(ctx, q, k)
-        of_scores = (of_q @ k.mT).add_(q @ of_k.mT).mul_(self.scale)
-        by_moved = cotangent @ v.mT
+        of_scores, by_moved = torch.baddbmm(of_q @ k.mT, q, of_k.mT), cotangent @ v.mT
         # P' = P (S' - ΣPS') and its adjoint are what softmax has; P itself is in y, in P' and in P v'.
         along = (by_moved * weights).sum(-1, keepdim=True)
         centred = of_scores - (of_scores * weights).sum(-1, keepdim=True)
         by_weights = (cotangent @ of_v.mT).addcmul_(by_moved, centred).addcmul_(of_scores, along, value=-1)
         by_v = centred.mul_(weights).mT @ cotangent
         if adjoint is not None:
-            adjoint = _wide(adjoint)
-            by_weights += adjoint @ v.mT
-            by_v += weights.mT @ adjoint
-        by_scores, by_tangent = _moved(weights, by_weights), _moved(weights, by_moved).mul_(self.scale)
-        needs_mask = any(ctx.needs)
-        by_operands = [by_scores.sum_to_size(ctx.operands[0].shape)] if needs_mask else [None] * len(ctx.operands)
-        by_scores = by_scores * self.scale
-        by_q = (by_scores @ k).add_(by_tangent @ of_k)
-        by_k = (by_scores.mT @ q).add_(by_tangent.mT @ of_q)
-        return _narrow((by_q, by_k, by_v), ctx.inputs), by_operands
+            (adjoint,) = self._matrices([adjoint])
+            by_weights, by_v = by_weights.baddbmm_(adjoint, v.mT), by_v.baddbmm_(weights.mT, adjoint)
+        by_scores, by_tangent = _moved(weights, by_weights), _moved(weights, by_moved)
+        by_operands: list[Tensor | None] = [None] * len(ctx.operands)
+        if any(ctx.needs):
+            shape = (*ctx.inputs[0].shape[:-1], -1)
+            by_operands = [by_scores.view(shape).sum_to_size(ctx.operands[0].shape)]
+        by_q, by_k = (
+            torch.baddbmm(by_scores @ k, by_tangent, of_k),
+            torch.baddbmm(by_scores.mT @ q, by_tangent.mT, of_q),
+        )
+        return self._as_inputs(ctx, by_q, by_k, by_v), by_operands
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
         q, k, v = input_shapes
@@ -78,28 +85,35 @@ class Attention(Curved):
     def label(self) -> str:
         return "attention" + " causal" * self.causal
 
-    def _weights(self, ctx: Context, q: Tensor, k: Tensor) -> Tensor:
-        """P."""
-        scores = (q @ k.mT).mul_(self.scale)
-        mask = ctx.operands[0] if ctx.operands else None
+    def _matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each as (N, rows, columns), in float32 at least; the first one of three, q, times the scale."""
+        wide = [t.to(accumulator(t.dtype)).reshape(-1, *t.shape[-2:]) for t in tensors]
+        return [wide[0] * self.scale, *wide[1:]] if len(wide) == 3 else wide
+
+    def _as_inputs(self, ctx: Context, *cotangents: Tensor) -> list[Tensor]:
+        """Those of scaled q, of k and of v, as the inputs are."""
+        by_q, *others = cotangents
+        pairs = zip((by_q.mul_(self.scale), *others), ctx.inputs, strict=True)
+        return [t.view(like.shape).to(like.dtype) for t, like in pairs]
+
+    def _weights(self, ctx: Context, q: Tensor, k: Tensor, shape: Shape | None = None) -> Tensor:
+        """P (N, L, S); `shape` is that of the first input."""
+        scores = q @ k.mT
         if self.causal:
-            mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril_()
-        if mask is not None:
-            scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
-        return aten._safe_softmax(scores, -1)
+            later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu_(1)
+            return scores.masked_fill_(later, -math.inf).softmax(-1)
+        if not ctx.operands:
+            return scores.softmax(-1)
+        (mask,), leading = ctx.operands, (shape or ctx.inputs[0].shape)[:-2]
+        by_sample = scores.view(*leading, *scores.shape[-2:])
+        # Of rows without any key too.
+        masked = by_sample.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else by_sample.add_(mask)
+        return aten._safe_softmax(masked.view_as(scores), -1)
 
 
 def _moved(weights: Tensor, u: Tensor) -> Tensor:
     """P (u - Σ P u): softmax's derivative along u, and its adjoint."""
     return aten._softmax_backward_data(u, weights, -1, weights.dtype)
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.to(accumulator(t.dtype))
-
-
-def _narrow(results: Sequence[Tensor], likes: Sequence[Tensor]) -> list[Tensor]:
-    return [result.to(like.dtype) for result, like in zip(results, likes, strict=True)]
 
 
 @records(F.scaled_dot_product_attention)

@@ -1,6 +1,7 @@
 """Functions that PyTorch states in Python, of other functions: these are what is recorded."""
 
 import functools
+import inspect
 from types import FunctionType
 from typing import Any
 
@@ -18,6 +19,30 @@ def _body(function: FunctionType) -> FunctionType:
     return body
 
 
-@records(F.normalize, F.local_response_norm, F.multi_head_attention_forward, told=True)
+@records(F.multi_head_attention_forward)
+def _multi_head(trace, *args: Any, **kwargs: Any) -> Any:
+    """As PyTorch states it, or batch first where nothing is special: all that it does is then of each sample alone."""
+    given = inspect.signature(_body(F.multi_head_attention_forward)).bind(*args, **kwargs)
+    given.apply_defaults()
+    given = given.arguments
+    masks = given["key_padding_mask"], given["attn_mask"], given["bias_k"], given["static_k"], given["static_v"]
+    dropped = given["training"] and given["dropout_p"] > 0
+    special = dropped or given["need_weights"] or given["add_zero_attn"] or given["use_separate_proj_weight"]
+    query, key, value = given["query"], given["key"], given["value"]
+    if special or any(mask is not None for mask in masks) or query.dim() < 3:
+        return _body(F.multi_head_attention_forward)(*args, **kwargs)
+    weight, bias = given["in_proj_weight"], given["in_proj_bias"]
+    if query is key and key is value:
+        heads = F.linear(query.transpose(0, 1), weight, bias).chunk(3, -1)
+    else:
+        biases = [None] * 3 if bias is None else bias.chunk(3)
+        inputs = (t.transpose(0, 1) for t in (query, key, value))
+        heads = [F.linear(*parts) for parts in zip(inputs, weight.chunk(3), biases, strict=True)]
+    heads = (h.unflatten(-1, (given["num_heads"], -1)).transpose(1, 2) for h in heads)
+    joined = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    return F.linear(joined, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), None
+
+
+@records(F.normalize, F.local_response_norm, told=True)
 def _stated(function, trace, *args: Any, **kwargs: Any) -> Any:
     return _body(function)(*args, **kwargs)

@@ -63,7 +63,11 @@ def _clone(trace, input, *, memory_format=torch.preserve_format):
 
 
 @records(*(Tensor.to, Tensor.type, Tensor.type_as, Tensor.cpu, Tensor.cuda), self_checked=True, told=True)
-@records(*(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.int, Tensor.long, Tensor.bool), self_checked=True, told=True)
+@records(
+    *(Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.int, Tensor.long, Tensor.bool),
+    self_checked=True,
+    told=True,
+)
 def _cast(function, trace, input, *args, **kwargs):
     """What may change dtype or device; PyTorch itself says what comes out."""
     if not trace.depends_on_x(input):

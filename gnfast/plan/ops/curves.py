@@ -33,6 +33,7 @@ class Elementwise(Curved):
     name: str
     args: tuple[float | str, ...] = ()
     cheap: ClassVar[bool] = True
+    bends_early: ClassVar[bool] = True
 
     @property
     def curve(self) -> Curve:
@@ -183,7 +184,8 @@ _BY_AUTOGRAD = (
     *("exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "pow", "hypot", "atan2"),
     *("tan", "sinh", "cosh", "asin", "acos", "atan", "asinh", "acosh", "atanh", "erf", "sinc", "logaddexp"),
     *(Tensor.__pow__, Tensor.__rpow__, F.hardswish, F.tanhshrink),
-    *("logsumexp", "cumprod", "prod"),
+    *(F.mse_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss),
+    *("logsumexp", "cumprod", "prod", "cosine_similarity"),
 )
 
 

@@ -84,7 +84,7 @@ def _einsum(trace, equation, *tensors):
     if "->" not in equation:
         output = "".join(sorted(label for label in set(left) - {","} if left.count(label) == 1))
     if "." in equation or any(len(set(term)) < len(term) for term in terms):
-        trace.refuse("einsum with an ellipsis or a diagonal")
+        return trace.curved(torch.einsum, equation, *tensors)
     return _contract(trace, terms, output, tensors, trace.runs_low(torch.einsum, equation, *tensors))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.op import Combination, Context, LinearMap, kept, records
@@ -159,6 +160,17 @@ def _record_div(trace, input, other, *, rounding_mode=None):
     if trace.depends_on_x(other):
         return trace.curved(torch.div, input, other)
     return _scaled(trace, input, other, divides=True)
+
+
+@records(F.glu)
+def _record_glu(trace, input, dim=-1):
+    h, gate = input.chunk(2, dim)
+    return h * gate.sigmoid()
+
+
+@records("__rdiv__", "__rtruediv__")
+def _record_rdiv(trace, input, other):
+    return torch.reciprocal(input) * other
 
 
 @records("positive")

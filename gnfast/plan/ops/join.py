@@ -34,6 +34,7 @@ class Join(Fused):
     keeps_sum: bool
     adds_biases: bool = True
     mask_bits: ClassVar[float] = 1
+    zeros_below: ClassVar[bool] = True
 
     @property
     def shares_cotangent(self) -> bool:
@@ -81,6 +82,7 @@ class ConvJoin(Fused):
     conv: Conv
     join: Join
     mask_bits: ClassVar[float] = Join.mask_bits
+    zeros_below: ClassVar[bool] = True
 
     @property
     def prefers_channels_last(self) -> bool:

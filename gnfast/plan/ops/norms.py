@@ -37,6 +37,7 @@ class Standardize(Curved):
 
     eps: float
     writes: ClassVar[tuple[int, ...]] = (2, 3)
+    cheap: ClassVar[bool] = True
 
     def standardized(self, ctx: Context, h: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Any]:
         """y, and the statistics."""
@@ -70,6 +71,12 @@ class Standardize(Curved):
         h, *affine = map(_wide, (*inputs, *ctx.operands[:2]))
         y, statistics = self.standardized(ctx, h, *affine)
         return y.to(inputs[0].dtype), statistics
+
+    def again(self, ctx: Context, *inputs: Tensor) -> Tensor:
+        h, weight, bias = map(_wide, (*inputs, *ctx.operands[:2]))
+        y = self._x_hat(h, ctx.saved)
+        y = y if weight is None else y.mul_(self.along(weight, h))
+        return (y if bias is None else y.add_(self.along(bias, h))).to(inputs[0].dtype)
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         h, weight, cotangent = map(_wide, (ctx.inputs[0], ctx.operands[0], cotangent))
@@ -204,15 +211,17 @@ class GroupNorm(_ChannelNorm):
             for running, now in zip(ctx.operands[2:], (mean, variance), strict=True):
                 running.mul_(1 - self.momentum).add_(now.mean(0), alpha=self.momentum)
         size = h[0, 0].numel() if h.dim() > 2 else 1
-        y, *statistics = torch.native_group_norm(_dense(h), weight, bias, batch, channels, size, groups, self.eps)
-        return y, tuple(statistics)
+        given, form = _as_group_norm_takes_it(h), _format(h)
+        y, *statistics = torch.native_group_norm(given, weight, bias, batch, channels, size, groups, self.eps)
+        return y.contiguous(memory_format=form), tuple(statistics)
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
         (batch, channels), size = h.shape[:2], h[0, 0].numel() if h.dim() > 2 else 1
         numbers = batch, channels, size, self.groups or channels, [True, False, False]
-        h = _dense(h)
+        form, h = _format(h), _as_group_norm_takes_it(h)
         u = u.contiguous(memory_format=_format(h))
-        return torch.ops.aten.native_group_norm_backward(u, h, *statistics, weight, *numbers)[0]
+        grad = torch.ops.aten.native_group_norm_backward(u, h, *statistics, weight, *numbers)[0]
+        return grad.contiguous(memory_format=form)
 
     def mean(self, u: Tensor) -> Tensor:
         by_group = u.unflatten(1, (self.groups or u.shape[1], -1))
@@ -265,6 +274,11 @@ def _format(h: Tensor) -> torch.memory_format:
 
 def _dense(h: Tensor) -> Tensor:
     return h.contiguous(memory_format=_format(h))
+
+
+def _as_group_norm_takes_it(h: Tensor) -> Tensor:
+    """In channels_last on CPUs alone."""
+    return _dense(h) if h.device.type == "cpu" else h.contiguous()
 
 
 def standardize(trace, op, input, weight, bias, *running):

@@ -45,6 +45,10 @@ class Pick(Op):
         return f"{self.function.__name__.removesuffix('_with_indices')} {self.args[0]}"
 
     @property
+    def zeros_below(self) -> bool:
+        return self.dim is None
+
+    @property
     def _axis(self) -> int:
         return 2 if self.dim is None else self.dim
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gnfast.plan.op import Context, LinearCall, LinearMap, frozen, records
 from gnfast.plan.ops.conv import Sizes
+from gnfast.plan.unseen import Like
 from gnfast.rewriting.merges import whole_factor
 
 
@@ -29,7 +30,34 @@ class Upsample(LinearMap):
         return f"upsample nearest ×{self.factor[0] if self.factor[0] == self.factor[1] else self.factor}"
 
 
-@records(F.interpolate)
+@dataclass(frozen=True)
+class Interpolate(LinearCall):
+    """F.interpolate in any mode."""
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        if not tangents[0].is_meta:
+            return super().pushforward(ctx, *tangents)
+        # Without data, PyTorch takes other modes apart, in Python and for up to 50 ms. The shape is the same.
+        size, scale_factor, _, _, recompute_scale_factor, _ = self.args
+        return F.interpolate(tangents[0], size, scale_factor, "nearest", None, recompute_scale_factor)
+
+
+@dataclass(frozen=True)
+class SampledAt(LinearMap):
+    """h (B, C, …) at the places that the operand (B, …, 2 or 3) names: F.grid_sample, whose arguments follow."""
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return F.grid_sample(tangents[0], ctx.operands[0], self.mode, self.padding_mode, self.align_corners)
+
+    def label(self) -> str:
+        return f"grid_sample {self.mode}"
+
+
+@records(F.interpolate, self_checked=True)
 def _interpolate(
     trace, input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
     antialias=False,
@@ -42,7 +70,17 @@ def _interpolate(
     if factor and mode == "nearest" and dims == 1:
         return trace.emit(Upsample((1, *factor)), [input.unsqueeze(2)]).squeeze(2)
     args = frozen((size, scale_factor, mode, align_corners, recompute_scale_factor, antialias))
-    return trace.emit(LinearCall(F.interpolate, args), [input])
+    return trace.emit(Interpolate(F.interpolate, args), [input])
+
+
+@records(F.grid_sample)
+def _grid_sample(trace, input, grid, mode="bilinear", padding_mode="zeros", align_corners=None):
+    options = (mode, padding_mode, bool(align_corners))
+    if trace.depends_on_x(grid) or grid.requires_grad:
+        return trace.curved(F.grid_sample, input, grid, *options)
+    dtype = trace.autocasts_to(F.grid_sample, input, Like((*[1] * (grid.dim() - 1), grid.shape[-1]), grid.dtype))
+    op = SampledAt(*options)
+    return trace.emit(op, [trace.cast(input, dtype)], [grid.to(dtype)])
 
 
 @records(F.pad)

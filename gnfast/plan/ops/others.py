@@ -1,4 +1,4 @@
-"""Functions that are linear in their first argument and that nobody need know better: cumulative sums, diagonals, …"""
+"""Functions that nobody need know better: linear ones (cumulative sums, diagonals), and those left to autograd."""
 
 import functools
 from collections.abc import Callable
@@ -39,3 +39,23 @@ def _linear_call(function, trace, input, *args, **kwargs):
 @records("take")
 def _take(trace, input, index):
     return input.reshape(-1)[index]
+
+
+@records(F.grid_sample)
+def _grid_sample(trace, input, grid, mode="bilinear", padding_mode="zeros", align_corners=None):
+    if trace.depends_on_x(grid) or grid.requires_grad:
+        return trace.curved(F.grid_sample, input, grid, mode, padding_mode, align_corners)
+    named = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
+    return trace.emit(LinearCall(F.grid_sample, (), frozen(named)), [input], [grid])
+
+
+_BY_AUTOGRAD = (
+    *("index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add", "masked_scatter", "nan_to_num"),
+    *("addmv", "addr", "addbmm", "tensordot", "kron", "cross", "remainder", "fmod", "frac", "__mod__", "fmax", "fmin"),
+    *("logcumsumexp", "nanmean", "nansum", "renorm", "unfold_copy", F.glu, F.affine_grid),
+)
+
+
+@records(*_BY_AUTOGRAD, told=True)
+def _by_autograd(function, trace, *args, **kwargs):
+    return trace.curved(function, *args, **kwargs)
