@@ -1,4 +1,4 @@
-// Serial pieces of a norm's second derivative, one set per instruction set, chosen at run time in cpu.cpp.
+// Serial pieces of a norm's second derivative, one set per instruction set, chosen at run time in given.h.
 
 #pragma once
 
