@@ -30,7 +30,8 @@ def gpu_ways(triton: tuple[str, ...] = IN_TRITON) -> Iterator[None]:
     Args:
         triton: the operations that Triton's kernels do.
     """
-    chosen = {("winograd", "cpu"): ("torch",)} | {(operation, "cpu"): ("triton",) for operation in triton}
+    chosen = {(operation, "cpu"): ("torch",) for operation in ("winograd", "norms")}
+    chosen |= {(operation, "cpu"): ("triton",) for operation in triton}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))
         stack.enter_context(mock.patch.dict(autograd._CHANNELS_LAST_DTYPES, cpu=autograd._CHANNELS_LAST_DTYPES["cuda"]))
