@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
 from gnfast.engine.wide_convolutions import wide_convolutions
@@ -52,7 +53,8 @@ def value_and_input_grad(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -
 
     def critic(leaf: Tensor) -> Tensor:
         more, named = tree_map_only(Tensor, lambda t: leaf if t is x else t, (args, kwargs))
-        with wide_convolutions(net, leaf):
+        # Of PyTorch's ways to attend this one has a second derivative.
+        with wide_convolutions(net, leaf), sdpa_kernel(SDPBackend.MATH):
             return net(leaf, *more, **named)
 
     return input_grad(critic, x)
@@ -76,7 +78,7 @@ def normalize_gradient(
         tau, eps: GraN's.
     """
     f, g = value_and_input_grad(net, x, *args, **kwargs)
-    n = (1 - g if method == "pgn" else g).flatten(1).norm(dim=1).reshape(-1, *[1] * (f.dim() - 1))
+    n = (1 - g if method == "pgn" else g).flatten(1).norm(dim=1).reshape([-1, *[1] * (f.dim() - 1)][: f.dim()])
     if method == "gran":
         return f * n / (tau * (n**2 + eps))
     if method == "gran-shift":

@@ -174,7 +174,7 @@ class Recorder:
             # Nobody reads a Plan that is made to be run.
             "" if self.replay else submodule_name(self.net),
             self.batch,
-            mixes,
+            mixes and self.batch > 1,
         )
         if dtype.is_complex and type(op) is not ComplexCall:
             self.refuse("complex numbers")
@@ -206,7 +206,7 @@ class Recorder:
             likes = [Like(tuple(t.shape), t.dtype) for t in (*inputs, *operands)]
             dtype = widened(CurvedCall.value, (op, (), *likes), self.device, low)
             if dtype.is_floating_point:
-                inputs = [self.cast(t, dtype) for t in inputs]
+                inputs = [self.cast(t, dtype) if t.scalar.is_floating_point else t for t in inputs]
                 operands = [t.to(dtype) if is_floating(t) else t for t in operands]
         return self.emit(op if _as is None else _as(op), inputs, operands)
 

@@ -76,8 +76,8 @@ def node_of(
     shapes = *(like.shape for _, like in inputs), tuple(y.shape)
     wholes = tuple(None if shape[:1] == (batch,) else shape for shape in shapes)
     is_whole = any(whole is not None for whole in wholes)
-    # What is taken as a constant may be of any shape.
-    mixes = mixes or any(whole is not None for whole in wholes[op.given :])
+    # What is taken as a constant may be of any shape, and a single sample's number may lack its axis.
+    mixes = mixes or any(not (whole is None or (whole == () and batch == 1)) for whole in wholes[op.given :])
     node = Node(
         op,
         tuple(value for value, _ in inputs),

@@ -74,6 +74,15 @@ def test_shipped_critics(name, is_recorded):
     assert [is_recorded(critic, x, strict=True) for _ in range(3)] == [True, True, False]
 
 
+def test_norms_and_smooth_layers(is_recorded):
+    first = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), nn.LocalResponseNorm(2), nn.Softmax(1), nn.Flatten()
+    last = nn.Linear(72, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 6), nn.RMSNorm(6), nn.Softplus(), nn.Tanh()
+    net, x = nn.Sequential(*first, *last, nn.Linear(6, 1)).double(), torch.randn(4, 3, 5, 5, dtype=DTYPE)
+    assert [is_recorded(net, x, strict=True) for _ in range(3)] == [True, True, False]
+    net[1].num_groups = 4
+    assert is_recorded(net, x, strict=True)
+
+
 def test_values_are_read_anew(net, x, is_recorded):
     optimizer = torch.optim.Adam(net.parameters(), 0.1)
     changes = {

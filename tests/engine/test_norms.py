@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError, reference
 from gnfast.plan.ops.norms import Standardize
 from tests.engine.test_engine import Called
 from tests.oracle import (
+    assert_falls_back,
     assert_matches_double_backward,
     assert_same,
     assert_same_state,
@@ -23,13 +23,6 @@ from tests.oracle import (
 B = 4
 IMAGE, SOUND, VOLUME = torch.Size([3, 6, 5]), torch.Size([3, 8]), torch.Size([3, 3, 4, 3])
 TOKENS = torch.Size([5, 6])
-
-
-@pytest.fixture(autouse=True)
-def math_attention():
-    """Of which PyTorch has second derivatives."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 def normal(*shape):
@@ -244,6 +237,23 @@ def test_dropped_attention_weights_are_those_of_plain_attention():
         x = torch.linspace(-1, 1, B * 30, dtype=torch.float64).reshape(B, 5, 6)
         found.append(outputs_and_gradients(function, net.double(), x, **kwargs))
     assert_same(*found)
+
+
+def test_attention_in_a_network_that_falls_back():
+    """PyTorch's own choice, flash attention, has no second derivative."""
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return 2 * h
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * grad
+
+    own = {key: nn.Linear(6, 6) for key in "qkv"}
+    net = Called(lambda net, x: Doubled.apply(attended()(net, x)).sum((1, 2, 3)), **own).double()
+    assert_falls_back(net, normal(B, *TOKENS), match="custom autograd function")
 
 
 def normed(norm=None, conv=by_image):

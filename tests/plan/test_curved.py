@@ -15,7 +15,7 @@ from gnfast.plan.ops.attention import Attention
 from gnfast.plan.ops.conv import Conv, ConvByInput
 from gnfast.plan.ops.curves import CURVES, Elementwise
 from gnfast.plan.ops.factors import Contraction, TwoFactors
-from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm, Standardize
 from gnfast.plan.ops.products import Product
 from gnfast.plan.ops.softmax import Softmax
 
@@ -217,6 +217,17 @@ def test_every_derivative_is_autograds(case):
     assert_right(case)
 
 
+def test_a_value_that_is_computed_again_is_the_same(case):
+    if case.op.cheap:
+        torch.testing.assert_close(case.op.again(case.context(), *case.inputs), case.y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name, (op, *_) in CURVED_CASES.items() if isinstance(op, Standardize)])
+def test_norms_without_kernels(name, monkeypatch):
+    monkeypatch.setattr("gnfast.plan.ops.norms.implementation", lambda *args: None)
+    assert_right(Derivatives(name, "cpu"))
+
+
 def test_nothing_that_is_given_changes(case):
     given = [*case.inputs, *case.tangents, case.cotangent, case.adjoint, case.y]
     given += [t for t in tree_leaves((case.operands, case.saved)) if t is not None]
@@ -279,5 +290,7 @@ def test_every_kind_has_a_case():
         return {kind for known in of.__subclasses__() for kind in {known, *kinds(known)}}
 
     abstract = {TwoFactors, *(kind for kind in kinds(Curved) if kind.__name__.startswith("_"))}
+    # What calls functions of PyTorch's has one case for all.
+    abstract |= kinds(CurvedCall)
     concrete = {k for k in kinds(Curved) - abstract if dataclasses.is_dataclass(k) and k.__name__ != "Standardize"}
     assert concrete == {type(op) for op, *_ in CURVED_CASES.values()}

@@ -56,6 +56,8 @@ def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
 
 @records(torch.linalg.vector_norm)
 def _vector_norm(trace, input, ord=2, dim=None, keepdim=False, *, dtype=None):
+    if isinstance(ord, str):
+        trace.refuse("a norm of matrices")
     if ord not in (1, math.inf, -math.inf):
         return trace.curved(torch.linalg.vector_norm, input, ord, dim, keepdim, dtype=dtype)
     size = (trace.cast(input, dtype) if dtype else trace.autocast(torch.linalg.vector_norm, input)).abs()
