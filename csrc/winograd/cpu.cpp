@@ -21,10 +21,10 @@ namespace {
 constexpr int64_t kSmallestPanel = 8;
 
 // Those of the widest vectors that divide both numbers of channels.
-WinogradKernels winograd_kernels(int64_t kernel_size, int64_t in_channels, int64_t out_channels) {
+WinogradKernels winograd_kernels(const Filter& filter, int64_t in_channels, int64_t out_channels) {
 #ifdef GNFAST_X86_KERNELS
-  if (use_avx512() && in_channels % 16 == 0 && out_channels % 16 == 0) return avx512_winograd_kernels(kernel_size);
-  if (use_avx2()) return avx2_winograd_kernels(kernel_size);
+  if (use_avx512() && in_channels % 16 == 0 && out_channels % 16 == 0) return avx512_winograd_kernels(filter);
+  if (use_avx2()) return avx2_winograd_kernels(filter);
 #endif
   TORCH_CHECK_NOT_IMPLEMENTED(false, "Winograd convolutions need a processor with AVX2");
 }
@@ -55,15 +55,16 @@ struct Sizes {
   explicit Sizes(at::IntArrayRef s) : batch(s[0]), channels(s[1]), height(s[2]), width(s[3]) {}
 };
 
-Tiling tile_outputs(const Sizes& y, bool strided, int64_t padding) {
-  const int64_t rows = divide_up(y.height, 2), cols = divide_up(y.width, 2);
-  const TileGrid output{1, 2, 1, {0, 0}};
-  const TileGrid input = strided ? TileGrid{2, 4, 2, {-padding, 1 - padding}} : TileGrid{1, 2, 1, {-padding, 0}};
-  return {rows, cols, y.batch * rows * cols, input, output, strided ? 9 : 16, strided ? 4 : 1};
+Tiling tile_outputs(const Sizes& y, const Filter& filter) {
+  const int64_t rows = divide_up(y.height, 2), cols = divide_up(y.width, 2), stride = filter.stride;
+  const int64_t parts = filter.size == 3 ? 1 : 2, from = -filter.padding;
+  const TileGrid input{parts, 2 * stride, stride, {from, from + (stride == 1 ? 2 : 1)}}, output{1, 2, 1, {0, 0}};
+  return {rows, cols, y.batch * rows * cols, input, output, parts == 1 ? 16 : 9, parts * parts};
 }
 
-Tiling tile_input_grads(const Sizes& x, bool strided, int64_t padding) {
-  if (!strided) return tile_outputs(x, false, 2 - padding);
+Tiling tile_input_grads(const Sizes& x, const Filter& filter) {
+  const int64_t padding = filter.padding;
+  if (filter.stride == 1) return tile_outputs(x, {filter.size, 1, filter.size - 1 - padding});
   // Rows of one parity are a 2×2 convolution of the cotangent with the taps of one parity.
   const int64_t rows = divide_up(x.height, 4), cols = divide_up(x.width, 4);
   const TileGrid input{2, 2, 1, {padding / 2 - 1, (padding + 1) / 2 - 1}}, output{2, 4, 2, {0, 1}};
@@ -150,10 +151,6 @@ void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, co
   }
 }
 
-bool is_strided(int64_t kernel_size) {
-  return kernel_size == 4;
-}
-
 void check_map(const at::Tensor& x, const char* name) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, ": got ", x.scalar_type(), ", wanted float32");
   TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": got sizes ", x.sizes(),
@@ -162,26 +159,29 @@ void check_map(const at::Tensor& x, const char* name) {
                     ", wanted a multiple of ", kSmallestPanel, " channels and no dimension of 0");
 }
 
-void check_kernel(int64_t kernel_size, int64_t padding) {
-  TORCH_CHECK_VALUE(kernel_size == 3 || kernel_size == 4, "kernel_size: got ", kernel_size, ", wanted 3 or 4");
-  TORCH_CHECK_VALUE(padding >= 0, "padding: got ", padding, ", wanted 0 or more");
+void check_filter(const Filter& filter) {
+  TORCH_CHECK_VALUE(filter.size == 3 || filter.size == 4, "kernel_size: got ", filter.size, ", wanted 3 or 4");
+  TORCH_CHECK_VALUE(filter.stride == 1 || (filter.stride == 2 && filter.size == 4), "stride: got ", filter.stride,
+                    " with a kernel of ", filter.size, "×", filter.size, ", wanted 1, or 2 with 4×4");
+  TORCH_CHECK_VALUE(filter.padding >= 0, "padding: got ", filter.padding, ", wanted 0 or more");
 }
 
-void check_weight(const at::Tensor& weight, int64_t padding) {
+Filter checked_filter(const at::Tensor& weight, int64_t stride, int64_t padding) {
   check_map(weight, "weight");
   TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kSmallestPanel == 0, "weight: got sizes ",
                     weight.sizes(), ", wanted a multiple of ", kSmallestPanel, " output channels and a square kernel");
-  check_kernel(weight.size(2), padding);
+  const Filter filter{weight.size(2), stride, padding};
+  check_filter(filter);
+  return filter;
 }
 
-int64_t output_size(int64_t size, int64_t kernel_size, int64_t padding) {
-  return (size + 2 * padding - kernel_size) / (is_strided(kernel_size) ? 2 : 1) + 1;
+int64_t output_size(int64_t size, const Filter& filter) {
+  return (size + 2 * filter.padding - filter.size) / filter.stride + 1;
 }
 
 // `grad` must be a cotangent of the convolution of a (batch, .., height, width) input.
-void check_cotangent(const at::Tensor& grad, at::IntArrayRef input_sizes, int64_t kernel_size, int64_t padding) {
-  const int64_t height = output_size(input_sizes[2], kernel_size, padding);
-  const int64_t width = output_size(input_sizes[3], kernel_size, padding);
+void check_cotangent(const at::Tensor& grad, at::IntArrayRef input_sizes, const Filter& filter) {
+  const int64_t height = output_size(input_sizes[2], filter), width = output_size(input_sizes[3], filter);
   TORCH_CHECK_VALUE(grad.size(0) == input_sizes[0] && grad.size(2) == height && grad.size(3) == width,
                     "grad: got sizes ", grad.sizes(), ", wanted ", input_sizes[0], " samples of ", height, "×", width,
                     " pixels");
@@ -192,10 +192,10 @@ at::Tensor empty_map(int64_t batch, int64_t channels, int64_t height, int64_t wi
 }
 
 at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                           int64_t padding) {
+                           int64_t stride, int64_t padding) {
   check_map(x, "x");
-  check_weight(weight, padding);
-  const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
+  const Filter filter = checked_filter(weight, stride, padding);
+  const int64_t size = filter.size, out_channels = weight.size(0), in_channels = weight.size(1);
   TORCH_CHECK_VALUE(x.size(1) == in_channels, "x: got sizes ", x.sizes(), ", wanted the weight's ", in_channels,
                     " channels");
   TORCH_CHECK_VALUE(std::min(x.size(2), x.size(3)) + 2 * padding >= size, "x: got sizes ", x.sizes(),
@@ -204,35 +204,33 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
                     "bias: got ", bias->scalar_type(), " of sizes ", bias->sizes(), ", wanted float32 of [",
                     out_channels, "]");
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
-  const auto kernels = winograd_kernels(size, in_channels, out_channels);
-  at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
-                           output_size(x.size(3), size, padding), x);
-  const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
+  const auto kernels = winograd_kernels(filter, in_channels, out_channels);
+  at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), filter), output_size(x.size(3), filter), x);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, tiling, x, bias ? shift.const_data_ptr<float>() : nullptr, y,
-                     [&](int64_t first, float* to, int64_t plane) {
+  convolve_in_blocks(kernels, tile_outputs(Sizes(y.sizes()), filter), x, bias ? shift.const_data_ptr<float>() : nullptr,
+                     y, [&](int64_t first, float* to, int64_t plane) {
                        kernels.weight(from + first * size * size * in_channels, in_channels, to, plane);
                      });
   return y;
 }
 
-at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& weight, int64_t padding, int64_t height,
-                                      int64_t width) {
+at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& weight, int64_t stride, int64_t padding,
+                                      int64_t height, int64_t width) {
   check_map(grad, "grad");
-  check_weight(weight, padding);
-  const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
+  const Filter filter = checked_filter(weight, stride, padding);
+  const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad: got sizes ", grad.sizes(), ", wanted the weight's ",
                     out_channels, " channels");
-  check_cotangent(grad, {grad.size(0), in_channels, height, width}, size, padding);
-  const auto kernels = winograd_kernels(size, in_channels, out_channels);
+  check_cotangent(grad, {grad.size(0), in_channels, height, width}, filter);
+  const auto kernels = winograd_kernels(filter, in_channels, out_channels);
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
-  const Tiling tiling = tile_input_grads(Sizes(result.sizes()), is_strided(size), padding);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, tiling, grad, nullptr, result, [&](int64_t first, float* to, int64_t plane) {
-    kernels.weight_adjoint(from + first, out_channels, in_channels, padding, to, plane);
-  });
+  convolve_in_blocks(kernels, tile_input_grads(Sizes(result.sizes()), filter), grad, nullptr, result,
+                     [&](int64_t first, float* to, int64_t plane) {
+                       kernels.weight_adjoint(from + first, out_channels, in_channels, padding, to, plane);
+                     });
   return result;
 }
 
@@ -311,14 +309,15 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
   });
 }
 
-at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size,
+at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size, int64_t stride,
                                        int64_t padding) {
   check_map(grad, "grad");
   check_map(x, "x");
-  check_kernel(kernel_size, padding);
-  check_cotangent(grad, x.sizes(), kernel_size, padding);
-  const auto kernels = winograd_kernels(kernel_size, x.size(1), grad.size(1));
-  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), is_strided(kernel_size), padding);
+  const Filter geometry{kernel_size, stride, padding};
+  check_filter(geometry);
+  check_cotangent(grad, x.sizes(), geometry);
+  const auto kernels = winograd_kernels(geometry, x.size(1), grad.size(1));
+  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), geometry);
   at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
   const auto from = feature_map(x), cotangent = feature_map(grad);
   float* const to = result.mutable_data_ptr<float>();

@@ -1,4 +1,5 @@
-// Serial pieces of Winograd's convolution F(2×2, 3×3), and F(2×2, 2×2) on the phases of a 4×4 one with stride 2.
+// Serial pieces of Winograd's convolution F(2×2, 3×3), and F(2×2, 2×2) on the four 2×2 parts of a 4×4 one: with stride
+// 2 its phases, with stride 1 its quarters, of which each sees the map at an offset.
 //
 // Feature maps are (batch, height, width, channels). Between transforms and products everything is in panels of P
 // channels, of which the channels are a multiple: [plane][channels / P][tiles][P], a plane being one of the points of
@@ -37,7 +38,12 @@ struct PanelStrides {
   int64_t plane, part, panel;
 };
 
-// For 3×3 kernels with stride 1, or 4×4 ones with stride 2.
+// Of a kernel, square: 3×3 with stride 1, or 4×4 with stride 1 or 2.
+struct Filter {
+  int64_t size, stride, padding;
+};
+
+// For filters of one size and stride.
 struct WinogradKernels {
   int64_t panel;   // P
   int64_t points;  // of a transformed tile
@@ -53,8 +59,8 @@ struct WinogradKernels {
   // G g G^T of P output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y:
   // to[plane][part * in_channels + c][P]
   void (*weight)(const float* weight, int64_t in_channels, float* to, int64_t plane);
-  // The same for the data gradient of output channels [0, out_channels) and P input channels: to[plane][c][P], the
-  // planes of one phase after those of the other.
+  // The same for the data gradient of output channels [0, out_channels) and P input channels: to[plane][c][P], with
+  // stride 2 the planes of one phase after those of the other, with stride 1 to[plane][part * out_channels + c][P].
   void (*weight_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
                          int64_t plane);
   // G^T u G: one output channel's gradient, (kernel, kernel, in_channels)
@@ -70,9 +76,9 @@ struct WinogradKernels {
 
 #ifdef GNFAST_X86_KERNELS
 // P = 8. Callable only where the processor has AVX2 and FMA.
-WinogradKernels avx2_winograd_kernels(int64_t kernel_size);
+WinogradKernels avx2_winograd_kernels(const Filter& filter);
 // P = 16. Callable only where the processor has AVX-512 (F, DQ, BW and VL).
-WinogradKernels avx512_winograd_kernels(int64_t kernel_size);
+WinogradKernels avx512_winograd_kernels(const Filter& filter);
 #endif
 
 }  // namespace gnfast::cpu
