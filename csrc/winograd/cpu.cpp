@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "../common/capability.h"
+#include "tiling.h"
 
 namespace gnfast::cpu {
 namespace {
@@ -31,45 +32,6 @@ WinogradKernels winograd_kernels(const Filter& filter, int64_t in_channels, int6
 
 // Planes a multiple of 4 KiB apart would compete for the same lines of the L1 cache.
 constexpr int64_t kPlaneGap = 16;
-
-int64_t divide_up(int64_t x, int64_t by) {
-  return (x + by - 1) / by;
-}
-int64_t round_up(int64_t x, int64_t to) {
-  return divide_up(x, to) * to;
-}
-
-// One of the two convolutions, or the data gradient of one, as tiles of an input, products per plane, tiles of an
-// output.
-struct Tiling {
-  int64_t tile_rows, tile_cols, tiles;
-  TileGrid input, output;
-  int64_t planes;       // products
-  int64_t input_parts;  // of the channels, side by side in one product
-
-  TileRange range(int64_t first, int64_t count) const { return {first, count, tile_rows, tile_cols}; }
-};
-
-struct Sizes {
-  int64_t batch, channels, height, width;
-  explicit Sizes(at::IntArrayRef s) : batch(s[0]), channels(s[1]), height(s[2]), width(s[3]) {}
-};
-
-Tiling tile_outputs(const Sizes& y, const Filter& filter) {
-  const int64_t rows = divide_up(y.height, 2), cols = divide_up(y.width, 2), stride = filter.stride;
-  const int64_t parts = filter.size == 3 ? 1 : 2, from = -filter.padding;
-  const TileGrid input{parts, 2 * stride, stride, {from, from + (stride == 1 ? 2 : 1)}}, output{1, 2, 1, {0, 0}};
-  return {rows, cols, y.batch * rows * cols, input, output, parts == 1 ? 16 : 9, parts * parts};
-}
-
-Tiling tile_input_grads(const Sizes& x, const Filter& filter) {
-  const int64_t padding = filter.padding;
-  if (filter.stride == 1) return tile_outputs(x, {filter.size, 1, filter.size - 1 - padding});
-  // Rows of one parity are a 2×2 convolution of the cotangent with the taps of one parity.
-  const int64_t rows = divide_up(x.height, 4), cols = divide_up(x.width, 4);
-  const TileGrid input{2, 2, 1, {padding / 2 - 1, (padding + 1) / 2 - 1}}, output{2, 4, 2, {0, 1}};
-  return {rows, cols, x.batch * rows * cols, input, output, 36, 1};
-}
 
 // Tiles that go through all steps of a convolution while they are in the L2 cache.
 constexpr int64_t kConvolutionTiles = 64;
@@ -102,10 +64,10 @@ FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_
   return {map.data + first, map.height, map.width, count, map.pixel};
 }
 
-// y = convolution of x by kernels [plane][to.channels / P][input_parts * from.channels][P].
+// y = convolution of x by kernels [turn][plane][to.channels / P][input_parts / turns * from.channels][P].
 void convolve(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
               const float* weights, const float* bias, const FeatureMap<float*>& to, const at::TensorOptions& options) {
-  const int64_t depth = tiling.input_parts * from.channels;
+  const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
   const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
   const int64_t panel = chunk * kernels.panel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
@@ -119,10 +81,14 @@ void convolve(const WinogradKernels& kernels, const Tiling& tiling, const Featur
     float* const outputs = inputs + tiling.planes * in_plane;
     for (int64_t index = begin; index < end; ++index) {
       const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles - index * chunk));
-      kernels.input(from, tiling.input, range, inputs, in_strides);
-      for (int64_t plane = 0; plane < tiling.planes; ++plane) {
-        kernels.tile_product(inputs + plane * in_plane, weights + plane * depth * to.channels,
-                             outputs + plane * out_plane, panel, round_up(range.count, kTileGroup), depth, to.channels);
+      const float* weight = weights;
+      for (int64_t turn = 0; turn < tiling.turns; ++turn) {
+        const TileGrid grid = tiling.turns > 1 ? part_of(tiling.input, turn) : tiling.input;
+        kernels.input(from, grid, range, inputs, in_strides);
+        for (int64_t plane = 0; plane < tiling.planes; ++plane, weight += depth * to.channels) {
+          kernels.tile_product(inputs + plane * in_plane, weight, outputs + plane * out_plane, panel,
+                               round_up(range.count, kTileGroup), depth, to.channels, turn > 0);
+        }
       }
       kernels.output(outputs, out_strides, tiling.output, range, bias, to);
     }
@@ -135,9 +101,10 @@ void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, co
                         const at::Tensor& y, const TransformKernel& transform_kernel) {
   const auto from = feature_map(x);
   const auto to = writable_feature_map(y);
-  const int64_t depth = tiling.input_parts * from.channels;
-  const int64_t block = channels_per_block(to.channels, tiling.planes * depth, kernels.panel);
-  const at::Tensor transformed = at::empty({tiling.planes * depth * block}, x.options());
+  const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
+  const int64_t per_channel = tiling.turns * tiling.planes * depth;
+  const int64_t block = channels_per_block(to.channels, per_channel, kernels.panel);
+  const at::Tensor transformed = at::empty({per_channel * block}, x.options());
   float* const weights = transformed.mutable_data_ptr<float>();
   for (int64_t first = 0; first < to.channels; first += block) {
     const int64_t count = std::min(block, to.channels - first);

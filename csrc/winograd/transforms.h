@@ -147,7 +147,7 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
   const int64_t padded = (tiles.count + kTileGroup - 1) / kTileGroup * kTileGroup;
   const int64_t last = grid.step * (kSize - 1);
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
-    const int64_t row_offset = grid.offset[part / grid.parts], col_offset = grid.offset[part % grid.parts];
+    const int64_t row_offset = grid.rows[part / grid.parts], col_offset = grid.cols[part % grid.parts];
     for (int64_t c = 0; c < x.channels; c += kLinePanels * kPanel) {
       const int64_t panels = x.channels - c >= kLinePanels * kPanel ? kLinePanels : 1;
       float* const panel = to + part * strides.part + c / kPanel * strides.panel;
@@ -200,7 +200,7 @@ void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& g
                const float* bias, const FeatureMap<float*>& y) {
   const int64_t row_stride = y.width * y.pixel, image_stride = y.height * row_stride;
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
-    const int64_t row_offset = grid.offset[part / grid.parts], col_offset = grid.offset[part % grid.parts];
+    const int64_t row_offset = grid.rows[part / grid.parts], col_offset = grid.cols[part % grid.parts];
     for (int64_t c = 0; c < y.channels; c += kLinePanels * kPanel) {
       const int64_t panels = y.channels - c >= kLinePanels * kPanel ? kLinePanels : 1;
       const float* const panel = from + part * strides.part + c / kPanel * strides.panel;
@@ -239,6 +239,7 @@ template <typename T, int kSize, int kStride>
 void kernel_in(const float* weight, int64_t in_channels, float* to, int64_t plane) {
   constexpr int kTaps = T::kFrom, kParts = kSize / kTaps;
   const int64_t filter = kSize * kSize * in_channels;
+  const int64_t part_stride = kStride == 1 ? T::kTo * T::kTo * plane : in_channels * kPanel;
   for (int64_t c = 0; c < in_channels; c += kPanel) {
     for (int part = 0; part < kParts * kParts; ++part) {
       Vec taps[kTaps * kTaps][kPanel];
@@ -253,7 +254,7 @@ void kernel_in(const float* weight, int64_t in_channels, float* to, int64_t plan
         Vec kernel[kTaps * kTaps], points[T::kTo * T::kTo];
         for (int tap = 0; tap < kTaps * kTaps; ++tap) kernel[tap] = taps[tap][lane];
         transform<T>(kernel, points);
-        float* const out = to + (part * in_channels + c + lane) * kPanel;
+        float* const out = to + part * part_stride + (c + lane) * kPanel;
         for (int point = 0; point < T::kTo * T::kTo; ++point) store(out + point * plane, points[point]);
       }
     }
@@ -268,7 +269,6 @@ void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_cha
   const auto part_of = [padding](int r) {
     return kStride == 1 ? kParts - 1 - r : static_cast<int>((r + padding) % kStride);
   };
-  const int64_t part_stride = kStride == 1 ? out_channels * kPanel : kPoints * plane;
   for (int64_t o = 0; o < out_channels; ++o) {
     const float* const filter = weight + o * kSize * kSize * in_channels;
     for (int part = 0; part < kParts * kParts; ++part) {
@@ -280,7 +280,7 @@ void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_cha
         kernel[tap] = load(filter + (row * kSize + col) * in_channels);
       }
       transform<T>(kernel, points);
-      float* const out = to + part * part_stride + o * kPanel;
+      float* const out = to + part * kPoints * plane + o * kPanel;
       for (int point = 0; point < kPoints; ++point) store(out + point * plane, points[point]);
     }
   }

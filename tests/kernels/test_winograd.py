@@ -114,7 +114,7 @@ class Called(TorchDispatchMode):
 @pytest.fixture
 def any_size(monkeypatch):
     """Winograd however small the problem."""
-    monkeypatch.setattr(winograd, "_MIN_POSITIONS", 1)
+    monkeypatch.setattr(winograd, "_MIN_POSITIONS", 0)
     monkeypatch.setattr(winograd, "_MAX_SHARE", float("inf"))
 
 
@@ -227,8 +227,6 @@ ELSEWHERE = {
     "5x5": ((4, 16, 16, 12, 12), 5, {"padding": 2}),
     "3x3 stride 2": ((4, 16, 16, 12, 13), 3, {"stride": 2, "padding": 1}),
     "4x4 stride 3": ((4, 16, 16, 22, 22), 4, {"stride": 3, "padding": 1}),
-    "4x4, tiny maps": ((64, 16, 16, 4, 4), 4, {"padding": 1}),
-    "4x4 on maps of its size": ((256, 16, 16, 4, 4), 4, {}),
     "dilation": ((4, 16, 16, 12, 12), 3, {"dilation": 2, "padding": 2}),
     "groups": ((8, 16, 16, 8, 8), 3, {"padding": 1, "groups": 2}),
     "transposed": ((8, 16, 16, 8, 8), 3, {"padding": 1, "transposed": True}),
@@ -245,6 +243,26 @@ def test_other_convolutions_are_pytorchs(name):
     weight = last(torch.randn(out_channels, channels // args[-1], kernel, kernel))
     cotangent = last(torch.randn(torch.convolution(x, weight, None, *args).shape))
     assert_pytorchs(x, weight, cotangent, args)
+
+
+# Maps of H×H with padding p, and what Winograd's algorithm does of a 4×4 convolution with stride 1 on them.
+@ENABLED
+@pytest.mark.parametrize(
+    ("batch", "size", "padding", "served"),
+    [
+        (8, 8, 1, OPERATORS),
+        (8, 16, 1, OPERATORS),
+        (8, 11, 0, OPERATORS[::2]),
+        (16, 7, 1, OPERATORS[::2]),
+        (32, 6, 1, OPERATORS[2:]),
+        (256, 4, 0, OPERATORS[2:]),
+        (4, 8, 1, OPERATORS[2:] if winograd._MIN_POSITIONS == 128 else OPERATORS),
+        (1, 8, 1, []),
+    ],
+)
+def test_maps_of_4x4_convolutions(batch, size, padding, served):
+    """Tiles beyond the edge cost as much as others: small odd maps are PyTorch's, but for the weight's gradient."""
+    assert called_by_gnfast(*make("4x4", (batch, 16, 16, size, size), padding))[1] == served
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -34,8 +34,8 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability()
 _HAS_VECTORS = CAPABILITY.startswith(("AVX2", "AVX512"))
 # With fewer output positions transforming the weight costs more than the products save, sooner where those are fast.
 _MIN_POSITIONS = 128 if CAPABILITY.startswith("AVX512") else 64
-# With a larger share of the direct algorithm's products, tiles beyond the edges of small maps included, it is slower.
-_MAX_SHARE = 0.85
+# Of the direct algorithm's products. A larger share, which tiles beyond the edges of small odd maps make, is slower.
+_MAX_SHARE = 0.8
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -64,7 +64,7 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         x: only its shape is read.
         weight, arguments: as for `conv2d`.
     """
-    kernels = _kernels(cotangent, weight, arguments, x.shape[2:], cotangent.shape[2:])
+    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], x.shape[2:])
     return kernels.conv2d_input_grad(cotangent, x, weight, arguments)
 
 
@@ -77,7 +77,7 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
     """
-    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], cotangent.shape[2:])
+    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], None)
     return kernels.conv2d_weight_grad(cotangent, x, weight, arguments)
 
 
@@ -86,40 +86,41 @@ def enabled(device_type: str) -> bool:
     return _implementation(device_type) is not plain
 
 
-def fits(x: Tensor, weight: Tensor, arguments: Arguments, tiled: Sequence[int], outputs: Sequence[int]) -> bool:
+def fits(x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None) -> bool:
     """Whether Winograd's algorithm serves a convolution or one of its gradients.
 
     Args:
         x: a batch of inputs or cotangents.
         weight, arguments: as for `conv2d`.
-        tiled: height and width of what is made in tiles: x's gradient, else the output.
         outputs: height and width of the convolution's output.
+        tiled: those of the result, which is made in tiles; None for the weight's gradient.
     """
-    return enabled(x.device.type) and _serves(x, weight, arguments, tiled, outputs)
+    return enabled(x.device.type) and _serves(x, weight, arguments, outputs, tiled)
 
 
 def _kernels(
-    x: Tensor, weight: Tensor, arguments: Arguments, tiled: Sequence[int], outputs: Sequence[int]
+    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
 ) -> ModuleType:
     """The kernels where Winograd's algorithm `fits`, else PyTorch's."""
     kernels = _implementation(x.device.type)
-    return kernels if kernels is plain or _serves(x, weight, arguments, tiled, outputs) else plain
+    return kernels if kernels is plain or _serves(x, weight, arguments, outputs, tiled) else plain
 
 
 def _implementation(device_type: str) -> ModuleType:
     return implementation("winograd", device_type) if _HAS_VECTORS else plain
 
 
-def _serves(x: Tensor, weight: Tensor, arguments: Arguments, tiled: Sequence[int], outputs: Sequence[int]) -> bool:
-    suits = x.shape[0] * math.prod(outputs) >= _MIN_POSITIONS and _is_a_case(weight.shape, arguments)
-    return suits and x.dtype == weight.dtype == torch.float32 and _pays(weight.shape, arguments, tiled, outputs)
-
-
-def _pays(shape: Sequence[int], arguments: Arguments, tiled: Sequence[int], outputs: Sequence[int]) -> bool:
-    """Whether tiles of 2×2 of the result, which 4×4 kernels with stride 1 make of odd maps, take fewer products."""
-    if (shape[2], arguments[0][0]) != (4, 1):
+def _serves(
+    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
+) -> bool:
+    positions = x.shape[0] * math.prod(outputs)
+    suits = positions >= _MIN_POSITIONS and _is_a_case(weight.shape, arguments)
+    if not suits or not x.dtype == weight.dtype == torch.float32:
+        return False
+    if tiled is None or (weight.shape[2], arguments[0][0]) != (4, 1):
         return True
-    return 36 * math.prod(-(-n // 2) for n in tiled) <= _MAX_SHARE * 16 * math.prod(outputs)
+    products = 36 * math.prod(-(-n // 2) for n in tiled)
+    return positions >= 2 * _MIN_POSITIONS and products <= _MAX_SHARE * 16 * math.prod(outputs)
 
 
 @functools.lru_cache(maxsize=1024)
