@@ -263,7 +263,9 @@ def attended(c, w, h):
 @operation(among=COUPLED)
 def excited(c, w, h):
     """h times a function of itself."""
-    kind = c("kind", "squeeze", "gate", "mean", "detached", "quotient", "modulated", "prod", "cumprod", "lerp")
+    kind = c(
+        "kind", "squeeze", "gate", "mean", "detached", "quotient", "modulated", "prod", "cumprod", "lerp", "fourier"
+    )
     if kind == "squeeze":
         mean = h.flatten(2).mean(2) if h.dim() > 2 else h
         gate = w.module("gate", nn.Linear, h.shape[1], h.shape[1])(mean).sigmoid()
@@ -284,6 +286,7 @@ def excited(c, w, h):
         "detached": lambda: h * h.detach().square().mean(axes(h), keepdim=True).tanh(),
         "quotient": lambda: h / (h.abs().sum(axes(h), keepdim=True) + 1),
         "lerp": lambda: torch.lerp(h, h.flip(-1), h.sigmoid()),
+        "fourier": lambda: torch.fft.rfft(h, dim=-1).abs().sum(-1, keepdim=True) * 0.3 + h,
     }[kind]()
 
 
@@ -444,7 +447,6 @@ class _Rounded(torch.autograd.Function):
 SPOILING: dict[str, Callable[[Tensor], Tensor]] = {
     "custom function": _Rounded.apply,
     "vmap": lambda h: torch.vmap(lambda row: row * row.mean())(tame(h)),
-    "complex numbers": lambda h: torch.fft.rfft(h, dim=-1).abs().sum(-1, keepdim=True) * 0.3 + h,
     "number": lambda h: h * (1 + abs(math.tanh(h.mean().item()))),
 }
 

@@ -30,6 +30,7 @@ JOIN, HEAD, OPERANDS, SUMS, NORM = (
 )
 MLP, CONV = "tests/kernels/test_mlp.py::test_chains", "tests/kernels/test_conv_triton.py::test_kernels"
 LOSS = "tests/kernels/test_loss.py::test_kernels"
+CURVES = "tests/kernels/test_curve_kernels.py::test_kernels"
 # Each kernel on two shapes.
 SMOKE = (
     f"{SIGN_BITS}[torch.float32-100003-contiguous-0.0-cuda-operators]",
@@ -49,6 +50,8 @@ SMOKE = (
     f"{NORM}[a long chunk-torch.bfloat16-channels_last]",
     f"{LOSS}[hinge-torch.bfloat16]",
     f"{LOSS}[soft-hinge-torch.float32]",
+    f"{CURVES}[silu-torch.bfloat16]",
+    f"{CURVES}[sin-torch.float32]",
     f"{MLP}[three hidden layers-gn]",
     f"{MLP}[one sample-gran]",
     f"{CONV}[critic-64x64x64-bf16]",

@@ -19,7 +19,7 @@ from gnfast.plan.ops import pool
 from gnfast.plan.unseen import widened
 
 aten = torch.ops.aten
-IN_TRITON = ("batch_norm", "join", "head", "operands", "scaled_sums", "mlp", "loss", "draws")
+IN_TRITON = ("batch_norm", "join", "head", "operands", "scaled_sums", "mlp", "loss", "draws", "curves")
 """The operations that have no CUDA kernel."""
 
 

@@ -77,7 +77,7 @@ class Config:
     last_width: Positive = 1.0
     """A further factor on the channels of the critic's last convolution (SN-GAN's Fig. 4; the papers' CNN only)."""
     activation: Literal["default", *ACTIVATIONS] = "default"
-    """The critic's activation, in place of each of its own; curved ones (ELU, Softplus) need double backward."""
+    """The critic's activation, in place of each of its own; curved ones (ELU, Softplus) take six passes."""
     norm_d: Literal["none", "batch", "layer"] = "none"
     """Batch or layer normalisation without gains in the critic, baselines of SN-GAN's."""
     z_dim: Count = 128

@@ -17,16 +17,18 @@ from gnfast.plan.plan import Plan
 from gnfast.steps.memory import reuse_memory
 
 
-def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None) -> Tensor | tuple[Tensor, Tensor]:
+def four_passes(
+    plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None, low: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
     """f̂ by a head that has partial derivatives of its own, or f and g = ∇ₓf (of x's shape) without one.
 
     All are differentiable once, with respect to x and the recorded operands. A Plan that takes six passes comes without
-    a head.
+    a head. `low`: such a Plan keeps no values for its backward, which computes them again.
     """
     if plan.halves is not None:
         body, tail = plan.halves
-        z, below = four_passes(body, x, recorded, None)
-        f, above = four_passes(tail, z, recorded, None)
+        z, below = four_passes(body, x, recorded, None, low)
+        f, above = four_passes(tail, z, recorded, None, low)
         return f, below * above.reshape(-1, *[1] * (x.dim() - 1)).to(below.dtype)
     keep = torch.is_grad_enabled() and bool(plan.trainable or (plan.takes_six and x.requires_grad))
     # Kernels read biases entry by entry.
@@ -39,7 +41,7 @@ def four_passes(plan: Plan, x: Tensor, recorded: list[Tensor], head: Head | None
     last = _prefers_channels_last(plan, x)
     laid_out = x.contiguous(memory_format=torch.channels_last) if last else x
     made = operands.made_of(plan, recorded, last and x.device.type in _CHANNELS_LAST_WEIGHTS)
-    result = _FourPasses.apply(plan, made, head, keep, current_receiver(), laid_out, *recorded)
+    result = _FourPasses.apply(plan, made, head, keep, low, current_receiver(), laid_out, *recorded)
     if head is not None:
         return result
     f, g = result
@@ -59,6 +61,7 @@ class _FourPasses(torch.autograd.Function):
         made: Made,
         head: Head | None,
         keep: bool,
+        low: bool,
         receiver: Receiver | None,
         x: Tensor,
         *recorded: Tensor,
@@ -66,7 +69,7 @@ class _FourPasses(torch.autograd.Function):
         entered, new = operands.prepare(plan, made, x, recorded)
         given = operands.by_slot(plan, made, recorded, new)
         schedule = plan.for_both if x.requires_grad else plan.for_critic
-        wanted = (schedule.values if keep else plan.curved_inputs) if plan.takes_six else frozenset()
+        wanted = (schedule.values if keep and not low else plan.curved_inputs) if plan.takes_six else frozenset()
         f, masks, values = passes.forward(plan, entered, given, wanted)
         del entered
         seed = None if plan.takes_ones else torch.ones_like(f)
@@ -79,7 +82,9 @@ class _FourPasses(torch.autograd.Function):
             result, g, saved = heads.normalize(head, f, parts, x.dtype)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.made, ctx.head, ctx.receiver, ctx.masks = plan, made, head, receiver, masks
-        ctx.schedule, ctx.values = schedule, [*values]
+        if low:
+            values = {}
+        ctx.schedule, ctx.values, ctx.low = schedule, [*values], low
         ctx.sizes = len(saved), len(recorded), len(new), len(cotangents), len(values)
         # What was made of an operand without gradient serves alone.
         as_they_are = plan.slots - {slot for slot, *_ in made}
@@ -96,7 +101,7 @@ class _FourPasses(torch.autograd.Function):
         # What the passes have used, they drop as they go, if nobody asked for the graph to be retained.
         del rest
         ctx.maybe_clear_saved_tensors()
-        needs_x, *needs = ctx.needs_input_grad[5:]
+        needs_x, *needs = ctx.needs_input_grad[6:]
         grads, start = [None] * len(recorded), None
         plan = ctx.plan
         with without_autocast(x.device.type), reuse_memory(x.device):
@@ -104,8 +109,12 @@ class _FourPasses(torch.autograd.Function):
             all_needs = [*needs, *(needs[derived.slot] for derived in plan.derived)]
             handout = ctx.receiver and Handout(ctx.receiver, plan, ctx.made, recorded)
             if plan.takes_six:
-                kept = ctx.masks, cotangents, dict(zip(ctx.values, values, strict=True))
+                found = dict(zip(ctx.values, values, strict=True))
                 values.clear()
+                if ctx.low:
+                    entered = x if plan.entry is None else x.to(plan.entry)
+                    found = passes.values_again(plan, entered, given, ctx.masks, ctx.schedule.values)
+                kept = ctx.masks, cotangents, found
                 grad_x, found = six_passes(plan, ctx.schedule, x, g, *upstream, given, all_needs, *kept)
                 if handout is not None:
                     found = by_slot(
@@ -127,7 +136,7 @@ class _FourPasses(torch.autograd.Function):
                 for slot, (grad, t) in enumerate(zip(grads, recorded, strict=True))
             ]
             grad_x = _or_zeros(grad_x, x, of_x and needs_x)
-        return None, None, None, None, None, grad_x, *grads
+        return None, None, None, None, None, None, grad_x, *grads
 
 
 def _or_zeros(grad: Tensor | None, like: Tensor, wanted: bool) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 import weakref
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ def normalize_gradient(
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
+    memory: str = "keep",
     **kwargs: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
@@ -59,6 +60,9 @@ def normalize_gradient(
             autocast) makes it run again. Where more than this is needed (random numbers, forward hooks, values read,
             custom autograd Functions for weights), it runs on every call, with one warning. On a GPU the passes become
             CUDA graphs; a `method` of your own runs on every call.
+        memory: "low": a critic that is curved in x keeps no activations between forward and backward, which costs its
+            backward one more forward; masks, statistics and cotangents are kept. Other critics keep none anyway, and
+            double backward keeps them all.
 
     Returns:
         f̂, of f's shape, differentiable once with respect to the weights, x and other tensors that require gradients
@@ -71,7 +75,8 @@ def normalize_gradient(
         InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
     head = heads.find(method, tau=tau, eps=eps)
-    return _run(net_D, x, args, kwargs, impl, strict, rewrite, static, head, return_grad_norm)
+    options = _Options(impl, strict, rewrite, static, memory)
+    return _run(net_D, x, args, kwargs, options, head, return_grad_norm)
 
 
 def value_and_grad_norm(
@@ -82,6 +87,7 @@ def value_and_grad_norm(
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
+    memory: str = "keep",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and the norm of its input gradient per sample.
@@ -93,7 +99,7 @@ def value_and_grad_norm(
         differentiable once with respect to weights and x (n's gradient with respect to x is 0 almost everywhere, and 0
         at n = 0).
     """
-    f, g = _run(net, x, args, kwargs, impl, strict, rewrite, static)
+    f, g = _run(net, x, args, kwargs, _Options(impl, strict, rewrite, static, memory))
     return f, heads.grad_norm(g)
 
 
@@ -105,6 +111,7 @@ def value_and_input_grad(
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
+    memory: str = "keep",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and its gradient with respect to the input.
@@ -114,7 +121,21 @@ def value_and_input_grad(
     Returns:
         f as `net` returns it, and g of x's shape = ∇ₓf; both differentiable once with respect to weights and x.
     """
-    return _run(net, x, args, kwargs, impl, strict, rewrite, static)
+    return _run(net, x, args, kwargs, _Options(impl, strict, rewrite, static, memory))
+
+
+class _Options(NamedTuple):
+    """As in `normalize_gradient`."""
+
+    impl: str
+    strict: bool
+    rewrite: bool
+    static: bool
+    memory: str
+
+    @property
+    def low(self) -> bool:
+        return self.memory == "low"
 
 
 @uncompiled("gnfast runs the network's own Python on every call")
@@ -123,27 +144,24 @@ def _run(
     x: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    impl: str,
-    strict: bool,
-    rewrite: bool,
-    static: bool,
+    options: _Options,
     head: Head | None = None,
     with_norm: bool = False,
 ) -> Any:
     """(f, g), or with a head f̂, or (f̂, ‖∇ₓf̂‖): by the four passes, or by double backward where they do not apply."""
-    _validate(net, x, impl)
+    _validate(net, x, options)
     refusal = None
-    if impl == "auto":
+    if options.impl == "auto":
         try:
-            plan, operands, kept = _recording(net, x, args, kwargs, strict, rewrite, static, with_norm)
+            plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:
-            if strict:
+            if options.strict:
                 raise
             refusal = error.refusal
         else:
             if kept is None or (with_norm and plan.takes_six):
-                return _by_passes(plan, head, with_norm, x, operands)
-            return _by_kept(kept, head, with_norm, x, operands)
+                return _by_passes(plan, head, with_norm, options.low, x, operands)
+            return _by_kept(kept, head, with_norm, options.low, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
@@ -156,16 +174,15 @@ def _recording(
     x: Tensor,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    strict: bool,
-    rewrite: bool,
-    static: bool,
+    options: _Options,
     with_norm: bool,
 ) -> tuple[Plan, list[Tensor], static_recordings.Kept | None]:
     """The Plan, its recorded operands, and what is kept of them; raises Refused where the passes do not apply."""
     normed = with_norm and torch.is_grad_enabled()
-    if not static:
-        return *known.plan_for(net, x, args, kwargs, rewrite, normed), None
-    plan, operands, kept = static_recordings.plan_for(net, x, args, kwargs, strict, rewrite, normed)
+    if not options.static:
+        return *known.plan_for(net, x, args, kwargs, options.rewrite, normed), None
+    given = net, x, args, kwargs, options.strict, options.rewrite, normed
+    plan, operands, kept = static_recordings.plan_for(*given)
     if not isinstance(kept, str):
         return plan, operands, kept
     if kept:
@@ -173,31 +190,31 @@ def _recording(
     return plan, operands, None
 
 
-def _by_passes(plan: Plan, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]) -> Any:
+def _by_passes(plan: Plan, head: Head | None, with_norm: bool, low: bool, x: Tensor, operands: list[Tensor]) -> Any:
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not (with_norm or plan.takes_six)):
-            return four_passes(plan, x, operands, head)
+            return four_passes(plan, x, operands, head, low)
         if with_norm and plan.takes_six:
-            return _normalized_along_x(plan, head, x, operands)
-        return _normalized(head, *four_passes(plan, x, operands, None), with_norm)
+            return _normalized_along_x(plan, head, low, x, operands)
+        return _normalized(head, *four_passes(plan, x, operands, None, low), with_norm)
 
 
-def _normalized_along_x(plan: Plan, head: Head, x: Tensor, operands: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _normalized_along_x(plan: Plan, head: Head, low: bool, x: Tensor, operands: list[Tensor]) -> tuple[Tensor, Tensor]:
     """f̂ and ‖∇ₓf̂‖ of a curved critic, without a graph: n depends on x as well, by passes 3 and 4."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-        f_hat = heads.apply_head(head, *four_passes(plan, leaf, operands, None))
+        f_hat = heads.apply_head(head, *four_passes(plan, leaf, operands, None, low))
         (g,) = torch.autograd.grad(f_hat.sum(), leaf)
     return f_hat.detach(), heads.grad_norm(g)
 
 
 def _by_kept(
-    kept: static_recordings.Kept, head: Head | None, with_norm: bool, x: Tensor, operands: list[Tensor]
+    kept: static_recordings.Kept, head: Head | None, with_norm: bool, low: bool, x: Tensor, operands: list[Tensor]
 ) -> Any:
     # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
     own = head is not None and head.formula is None
-    form = (None, False) if own else (head, with_norm)
+    form = (None, False, low) if own else (head, with_norm, low)
     result = kept.run(partial(_by_passes, kept.plan, *form), x, operands, *form)
     if not own:
         return result
@@ -239,9 +256,11 @@ def _warn_once(net: nn.Module, reason: Refusal | str, what: str) -> None:
         warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
 
 
-def _validate(net: nn.Module, x: Tensor, impl: str) -> None:
-    if impl not in ("auto", "reference"):
-        raise InputError(f"impl: got {impl!r}, wanted 'auto' or 'reference'")
+def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
+    if options.impl not in ("auto", "reference"):
+        raise InputError(f"impl: got {options.impl!r}, wanted 'auto' or 'reference'")
+    if options.memory not in ("keep", "low"):
+        raise InputError(f"memory: got {options.memory!r}, wanted 'keep' or 'low'")
     if not isinstance(net, nn.Module):
         raise InputError(f"net: got a {type(net).__name__}, wanted a torch.nn.Module")
     if not isinstance(x, Tensor):

@@ -25,6 +25,7 @@ class GradientNorm(Wrapper):
         strict: raise UnsupportedError instead of falling back to double backward.
         rewrite: merge operations where that is exact and cheaper.
         static: a promise that `net` does the same on every call, as in `normalize_gradient`.
+        memory: "keep" or "low", as in `normalize_gradient`.
     """
 
     def __init__(
@@ -38,12 +39,13 @@ class GradientNorm(Wrapper):
         strict: bool = False,
         rewrite: bool = True,
         static: bool = False,
+        memory: str = "keep",
     ) -> None:
         super().__init__(net)
         heads.find(method, tau=tau, eps=eps)
         # In one attribute, so that they hide no members of `net`.
         self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict}
-        self._options |= {"rewrite": rewrite, "static": static}
+        self._options |= {"rewrite": rewrite, "static": static, "memory": memory}
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""

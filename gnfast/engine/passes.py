@@ -45,6 +45,33 @@ def forward(
     return values[plan.output], saved, kept
 
 
+def values_again(
+    plan: Plan, x: Tensor, operands: Sequence[Tensor], saved: Sequence[Any], wanted: frozenset[int]
+) -> dict[int, Tensor]:
+    """Pass 1 once more, as far as it leads to the values `wanted`, which are among those that a schedule keeps.
+
+    Masks and statistics are those that pass 1 found, and nothing is written to operands.
+    """
+    needed, steps = set(wanted), []
+    for index in reversed(range(len(plan.nodes))):
+        if not needed.isdisjoint(plan.nodes[index].outputs):
+            steps.insert(0, index)
+            needed.update(plan.nodes[index].inputs)
+    last_use = {value: index for index in steps for value in plan.nodes[index].inputs}
+    values = {0: x}
+    for index in steps:
+        node = plan.nodes[index]
+        inputs = [values[value] for value in node.inputs]
+        for value in {*node.inputs} - wanted:
+            if last_use[value] == index:
+                del values[value]
+        given, biases = _select(operands, node.operands), _select(operands, node.biases)
+        ctx = Context(given, saved[index], plan.overwrites[index], (), None, (), biases)
+        _keep(values, node, node.op.again(ctx, *inputs))
+        del inputs
+    return {value: values[value] for value in wanted}
+
+
 def pending_input_gradient(
     plan: Plan,
     batch: int,

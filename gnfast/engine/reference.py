@@ -78,7 +78,7 @@ def normalize_gradient(
         tau, eps: GraN's.
     """
     f, g = value_and_input_grad(net, x, *args, **kwargs)
-    n = (1 - g if method == "pgn" else g).flatten(1).norm(dim=1).reshape(-1, *[1] * (f.dim() - 1))
+    n = (1 - g if method == "pgn" else g).flatten(1).norm(dim=1).reshape([-1, *[1] * (f.dim() - 1)][: f.dim()])
     if method == "gran":
         return f * n / (tau * (n**2 + eps))
     if method == "gran-shift":

@@ -89,7 +89,7 @@ def second_reverse(
             ctx = ctx._replace(inputs=[apart.values[value] for value in node.inputs], overwrite=False)
         if index in apart.bends:
             bends, found = apart.bends.pop(index), ()
-            pulled = bends if adjoint is None else _all_added(bends, node.op.pullback(ctx, adjoint))
+            pulled = bends if adjoint is None else node.op.pulled_onto(bends, ctx, adjoint)
         elif node.op.curved:
             pulled, found = node.op.second(ctx, cotangents[index], apart.tangents.pop(index), adjoint)
         elif adjoint is None:
@@ -111,10 +111,6 @@ def second_reverse(
             apart.values.pop(value, None)
         del ctx, pulled, adjoint, found
     return summed(received[0]).tensor if received.get(0) else None
-
-
-def _all_added(totals: Sequence[Tensor | None], more: Sequence[Tensor]) -> list[Tensor]:
-    return [term if total is None else total.add_(term) for total, term in zip(totals, more, strict=True)]
 
 
 def _added(total: Tensor | None, grad: Tensor, of_layer: bool) -> Tensor:

@@ -35,6 +35,7 @@ TABLE = {
     ),
     "join": Operation(("join",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "batch_norm": Operation(("batch_norm",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
+    "curves": Operation(("curves",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "head": Operation(("head",), {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}),
     "operands": Operation(("operands",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "scaled_sums": Operation(("scaled_sums",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
@@ -43,6 +44,7 @@ TABLE = {
     "spectral": Operation(("spectral_norm",), {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}),
     "draws": Operation(("draws",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "winograd": Operation(("winograd_conv2d",), {"cpu": ("cpp", "torch")}),
+    "norms": Operation(("norm_second",), {"cpu": ("cpp", "torch")}),
     # These two compete where the tuner is on.
     "conv": Operation(("conv2d",), {"cuda": ("torch", "triton")}),
 }

@@ -169,7 +169,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images and labels to one logit each: the ResNet critic's blocks, sum over space, linear(h) + <embedding(y), h>.
 
-    Without attention it is exact in four passes; with it, gradient normalisation goes through double backward.
+    Without attention it is exact in four passes; with it in six, below the attention.
 
     Args:
         layout: the widths, and whether there is attention.

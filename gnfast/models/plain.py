@@ -27,7 +27,7 @@ def layered_critic(
         layers: n, at least 3.
         width: factor on the channel counts (rounded, at least 1); 1.0 is the code's 64 to 512.
         activation: a name of `ACTIVATIONS`: "relu" or "leaky-relu" (slope 0.1), which gnfast computes in four passes;
-            "elu", "softplus" or "softplus-20" (β = 20), which have curvature and go through double backward.
+            "elu", "softplus" or "softplus-20" (β = 20), which have curvature and take six passes.
 
     Raises:
         ValueError: another value than these.

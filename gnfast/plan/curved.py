@@ -44,6 +44,11 @@ class Curved(Op):
             y = self.value(ctx.operands, *inputs)
             return torch.autograd.grad(y, inputs, cotangent, allow_unused=True, materialize_grads=True)
 
+    def pulled_onto(self, totals: Grads, ctx: Context, cotangent: Tensor) -> Grads:
+        """`totals`, None for 0, plus Jᵀ δ, in their memory where that is faster."""
+        pulled = self.pullback(ctx, cotangent)
+        return [p if total is None else total.add_(p) for total, p in zip(totals, pulled, strict=True)]
+
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         with _recorded():
             inputs = [*map(_leaf, ctx.inputs)]

@@ -108,7 +108,8 @@ def _join(
 
 def _is_sum(node: Node) -> bool:
     op, shapes = node.op, node.input_shapes
-    return isinstance(op, Add) and op.alpha == 1 and len(shapes) == MAX_TERMS and shapes[0] == shapes[1]
+    alike = len(shapes) == MAX_TERMS and shapes[0] == shapes[1] and not node.wholes
+    return isinstance(op, Add) and op.alpha == 1 and alike
 
 
 def _has_bias(node: Node) -> bool:

@@ -134,7 +134,7 @@ class Op:
         raise NotImplementedError
 
     def again(self, ctx: Context, *inputs: Tensor) -> Tensor:
-        """y once more, for `cheap` ops, by the mask that forward saved."""
+        """y once more, by the mask that forward saved, for `cheap` ops and `memory="low"`; writes to no operand."""
         return self.forward(ctx, *inputs)[0]
 
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:

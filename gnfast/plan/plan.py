@@ -176,11 +176,15 @@ class Plan:
         """The recorded operands, and whether x, to which autograd gives zeros where g alone has a gradient."""
         below: set[int] = set()
         slots: set[int | None] = set()
+        followed = {self.output}
         for node, follows in zip(reversed(self.nodes), reversed(self.differentiated), strict=True):
+            if not follows:
+                continue
             is_below = not below.isdisjoint(node.outputs)
-            slots.update(node.operands if follows and is_below else ())
-            if follows and (is_below or node.op.curved or node.op.zeros_below):
+            slots.update(node.operands if is_below else ())
+            if is_below or node.op.curved or (node.op.zeros_below and node.output in followed):
                 below.update(node.inputs[node.op.given :])
+            followed.update(node.inputs[node.op.given :])
         slots.update(derived.slot for index, derived in enumerate(self.derived, len(self.dtypes)) if index in slots)
         return self.trainable.intersection(slots, range(len(self.dtypes))), 0 in below
 

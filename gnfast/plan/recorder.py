@@ -3,7 +3,6 @@
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -12,10 +11,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
-from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks, without_autocast
+from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks
 from gnfast.plan.curved import CurvedCall, Place
+from gnfast.plan.in_place import in_place
 from gnfast.plan.names import function_name, submodule_name
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
+from gnfast.plan.opaque import Opaque
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.ops.given import Constant
@@ -23,7 +24,7 @@ from gnfast.plan.ops.spectra import ComplexCall, by_autograd
 from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
-from gnfast.plan.unseen import Like, node_of, require_accepted, widened
+from gnfast.plan.unseen import Like, has_complex, node_of, require_accepted, widened
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__
 
@@ -98,8 +99,8 @@ class Recorder:
             self.refuse("in inference mode, from which nothing returns to autograd")
         if kwargs and kwargs.get("out", self) is None:
             del kwargs["out"]
-        recorder = RECORDERS.get(func) or _in_place(func)
-        if self.has_complex and any(isinstance(a, Like) and a.dtype.is_complex for a in tree_leaves(given, _is_like)):
+        recorder = RECORDERS.get(func) or in_place(func)
+        if self.has_complex and has_complex(given):
             recorder = functools.partial(by_autograd, func)
         if recorder is None:
             return self._opaque(func, args, kwargs, "not an operation that the four passes know")
@@ -173,7 +174,7 @@ class Recorder:
             # Nobody reads a Plan that is made to be run.
             "" if self.replay else submodule_name(self.net),
             self.batch,
-            mixes,
+            mixes and self.batch > 1,
         )
         if dtype.is_complex and type(op) is not ComplexCall:
             self.refuse("complex numbers")
@@ -205,7 +206,7 @@ class Recorder:
             likes = [Like(tuple(t.shape), t.dtype) for t in (*inputs, *operands)]
             dtype = widened(CurvedCall.value, (op, (), *likes), self.device, low)
             if dtype.is_floating_point:
-                inputs = [self.cast(t, dtype) for t in inputs]
+                inputs = [self.cast(t, dtype) if t.scalar.is_floating_point else t for t in inputs]
                 operands = [t.to(dtype) if is_floating(t) else t for t in operands]
         return self.emit(op if _as is None else _as(op), inputs, operands)
 
@@ -285,7 +286,8 @@ class Recorder:
         every = range(tensor.dim())
         if not every:
             return ()
-        return tuple(sorted(every if dim is None or dim == () else {every[d] for d in _several(dim)}))
+        dims = every if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
+        return tuple(sorted({every[d] for d in dims}))
 
     def batched(self, tensor: Traced, dims: int) -> Traced:
         """The tensor if it has `dims` axes, else with one before the others, as PyTorch takes a single sample.
@@ -345,42 +347,3 @@ class Recorder:
         traced = Traced(self, self._values, tuple(shape), dtype, tracked)
         self._values += 1
         return traced
-
-
-@dataclass(frozen=True)
-class Opaque(Op):
-    """Stands in an explained Plan for an operation that was refused."""
-
-    operation: str
-
-    def label(self) -> str:
-        return f"✗ {self.operation}"
-
-
-def _is_like(value: Any) -> bool:
-    return isinstance(value, Like)
-
-
-def _several(dim: int | Sequence[int]) -> Sequence[int]:
-    return (dim,) if isinstance(dim, int) else dim
-
-
-@functools.cache
-def _in_place(func: Callable[..., Any]) -> Callable[..., Any] | None:
-    """What records `relu_` and the like: its twin that is not in place, whose result the tensor then stands for."""
-    name = getattr(func, "__name__", "")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    owners = [owner for owner in (Tensor, torch, torch.nn.functional) if getattr(owner, name, None) is func]
-    if not owners:
-        # Somebody else's, whatever it does.
-        return None
-    twins = [getattr(owner, name[:-1], None) for owner in (*owners, torch.nn.functional, torch, Tensor)]
-    recorder = next((RECORDERS[twin] for twin in twins if twin in RECORDERS), None)
-
-    def rebound(trace: Recorder, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # As autocast leaves it alone.
-        with without_autocast(trace.device.type):
-            return trace.rebind(input, recorder(trace, input, *args, **kwargs))
-
-    return recorder and rebound

@@ -22,6 +22,13 @@ class Like(NamedTuple):
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
+def has_complex(given: Any) -> bool:
+    """Whether there is a tensor of complex numbers among the arguments, in lists and tuples too."""
+    if isinstance(given, Like):
+        return given.dtype.is_complex
+    return isinstance(given, (tuple, list)) and any(map(has_complex, given))
+
+
 @functools.lru_cache(maxsize=8192)
 def require_accepted(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...], with_dtypes: bool
@@ -69,8 +76,8 @@ def node_of(
     shapes = *(like.shape for _, like in inputs), tuple(y.shape)
     wholes = tuple(None if shape[:1] == (batch,) else shape for shape in shapes)
     is_whole = any(whole is not None for whole in wholes)
-    # What is taken as a constant may be of any shape.
-    mixes = mixes or any(whole is not None for whole in wholes[op.given :])
+    # What is taken as a constant may be of any shape, and a single sample's number may lack its axis.
+    mixes = mixes or any(not (whole is None or (whole == () and batch == 1)) for whole in wholes[op.given :])
     node = Node(
         op,
         tuple(value for value, _ in inputs),

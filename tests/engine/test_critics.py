@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -94,6 +95,21 @@ def test_critics_match_double_backward(name):
         # Running statistics and power iterations have gone on, and as far.
         for (key, buffer), other in zip(net.named_buffers(), twin.buffers(), strict=True):
             assert relative_error(buffer.double(), other.double()) < 1e-12, key
+
+
+@pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
+@pytest.mark.parametrize("name", CRITICS)
+def test_further_ways(name):
+    """Without rewrites; from a recording that is kept, where one can be; with frozen weights, as in generator steps."""
+    net, x, args = CRITICS[name].make()
+    for options in ({"rewrite": False}, {"static": True}, {}):
+        net.requires_grad_(bool(options))
+        own = copy.deepcopy(net)
+        expected = by_double_backward(reference.normalize_gradient, copy.deepcopy(net), x, *args)
+        # What is kept serves the second call.
+        for _ in range(2 if "static" in options and not net.training else 1):
+            way = seeded(partial(gnfast.normalize_gradient, strict="static" not in options, **options))
+            assert_same(outputs_and_gradients(way, own, x, *args), expected, 1e-10, f"{options}: ")
 
 
 @pytest.mark.parametrize("name", ["sngan", "biggan", "unet-bilinear"])

@@ -168,25 +168,16 @@ REFUSED = {
     "a Doubled, a subclass of Tensor with rules of its own": lambda net, h: h * net.w.detach().as_subclass(Doubled),
     "a tensor of layout torch.sparse_csr": lambda net, h: h[:, 0, 0] @ torch.eye(7).to(h.dtype).to_sparse_csr(),
     "abs_": lambda net, h: abs_(h),
-    "an index along the batch axis": lambda net, h: h[[1, 0, 2, 3]],
-    "one that moves it": lambda net, h: h[:, [0, 1], :, [3, 3]].transpose(0, 1),
-    "Tensor.transpose in the network's own forward: a stack": lambda net, h: (
-        torch.stack(twice(h)).transpose(0, 1).sum(1)
-    ),
-    "Tensor.mul in the network's own forward: a stack": lambda net, h: (2 * torch.stack(twice(h))).mean(0),
-    "Tensor.__getitem__ in the network's own forward: a stack": lambda net, h: torch.stack(twice(h))[:, :, 0].mean(0),
-    "a concatenation along the batch axis": lambda net, h: torch.vstack(twice(h))[:4],
-    "the norm of order 2": lambda net, h: h.norm(dim=1),
     "a norm of matrices": lambda net, h: torch.linalg.norm(h, 1, (2, 3)),
-    "not an operation": lambda net, h: torch.where(h > 0, h, 0.2 * h),
-    "torch.batch_norm": lambda net, h: torch.batch_norm(
-        h, net.v[:, 0, 0], net.v[:, 0, 0], net._k[:3, 0], net._k[:3, 1] ** 2, False, 0.1, 1e-5, False
-    ),
-    "torch.instance_norm": lambda net, h: torch.instance_norm(
-        h, net.v[:, 0, 0], net.v[:, 0, 0], net._k[:3, 0], net._k[:3, 1] ** 2, False, 0.1, 1e-5, False
-    ),
-    "a change to a dtype": lambda net, h: h.type_as(net.columns) * h,
+    "not an operation": lambda net, h: torch.i0(h),
+    "into a tensor that does not depend on x": lambda net, h: written_into_zeros(h),
 }
+
+
+def written_into_zeros(h):
+    y = torch.zeros_like(h)
+    y[:, 0] = h[:, 1]
+    return y
 
 
 @pytest.mark.parametrize("reason", REFUSED)
@@ -241,9 +232,8 @@ def test_a_buffer_that_every_forward_refreshes(use, x):
         (lambda net, h: h.view(4, torch.tensor(21), 5), "reshape"),
         (lambda net, h: torch.sum(h, axis=1, keepdims=True), "sum over 1"),
         (lambda net, h: torch.where(net.mask, h, 0.0), "where"),
-        (lambda net, h: torch.where(h > 0, h, 0.2 * h), "a condition that depends on x"),
-        (lambda net, h: torch.stack(twice(h)).mean(), "a stack along a new first axis"),
-        (lambda net, h: torch.mean(h, 1, out=None), "recording it raised TypeError"),
+        (lambda net, h: torch.where(h > 0, h, 0.2 * h), "where by x"),
+        (lambda net, h: torch.mean(h, 1, out=None), "mean over 1"),
     ],
 )
 def test_a_plan_explains(function, shown, x):

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import gnfast
+from gnfast import reference
+from gnfast.kernels.join import plain
 from tests.engine.test_engine import Called, normal
-from tests.oracle import assert_matches_double_backward
+from tests.oracle import assert_matches_double_backward, assert_same_state
 
 B = 4
 
@@ -156,6 +158,60 @@ def written(h, key, value):
     return y
 
 
+class MinibatchStddev(nn.Module):
+    """As the official StyleGAN2 writes it."""
+
+    def forward(self, x):
+        n, c, height, width = x.shape
+        group = torch.min(torch.as_tensor(4), torch.as_tensor(n))
+        y = x.reshape(group, -1, 1, c, height, width)
+        y = (y - y.mean(dim=0)).square().mean(dim=0)
+        y = (y + 1e-8).sqrt().mean(dim=[2, 3, 4]).reshape(-1, 1, 1, 1).repeat(group, 1, height, width)
+        return torch.cat([x, y], dim=1)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_minibatch_standard_deviation(fused, monkeypatch):
+    monkeypatch.setattr(plain, "FUSES", fused)
+    layers = nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), MinibatchStddev(), nn.Conv2d(5, 2, 1), nn.LeakyReLU(0.2)
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(30, 1)).double()
+    for size in (4, 8, 1):
+        assert_matches_double_backward(net, normal(size, 3, 5, 7))
+
+
+def test_a_sum_over_the_batch_before_an_activation_as_kernels_have_it(monkeypatch, x):
+    """Which are for tensors of one shape."""
+    monkeypatch.setattr(plain, "FUSES", True)
+    net = critic(lambda net, h: F.leaky_relu(net.conv(h) + h.mean(0, keepdim=True), 0.1))
+    assert_matches_double_backward(net, x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, h: h.sum().reshape(1),
+        lambda net, h: h.sum(),
+        lambda net, h: F.linear(h.sum((2, 3)), net.v[None, :, 0, 0], net.u[:1]).squeeze(),
+    ],
+)
+def test_one_logit_of_a_batch_of_one(function):
+    net, x = critic(function, last=True), normal(1, 3, 5, 7)
+    assert_matches_double_backward(net, x)
+    assert not gnfast.trace(net, x).takes_six
+
+
+def test_running_statistics_of_a_head_that_is_not_used(x):
+    def unused(net, x):
+        net.norm(x.tanh())
+        return x.abs().sum((1, 2, 3))
+
+    net, twin = (Called(unused, norm=nn.BatchNorm2d(3)).double() for _ in range(2))
+    for _ in range(2):
+        gnfast.normalize_gradient(net, x, strict=True)
+        reference.normalize_gradient(twin, x)
+    assert_same_state(net, twin)
+
+
 @pytest.mark.parametrize("size", [B, 3, 1])
 @pytest.mark.parametrize("name", MIXING)
 def test_samples_that_depend_on_each_other(name, size):
@@ -195,6 +251,7 @@ PER_SAMPLE = {
     "a written constant": lambda net, h: written(h, (..., [0, 3]), net.u[:2]),
     "a written number": lambda net, h: written(h, (ROWS, LABELS), 0.3),
     "written channels of each sample": lambda net, h: written(h, (ROWS, LABELS), h.mean(1)),
+    "written by a mask of x": lambda net, h: written(h, h > 0.5, 0.25),
     "written by a mask": lambda net, h: written(h, (slice(None), slice(None), net._k > 0), 0.0),
 }  # fmt: skip
 

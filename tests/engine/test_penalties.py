@@ -4,12 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import gnfast
 from gnfast import InputError, penalties, reference
-from tests.engine.test_engine import NETWORKS, ResNet, make_labelled
-from tests.oracle import relative_error
+from gnfast.kernels.join import plain
+from tests.engine.test_engine import NETWORKS, Bessel, Called, ResNet, make_labelled
+from tests.oracle import assert_same, relative_error
 
 
 @pytest.fixture(params=["mlp", "cnn", "resnet", "spectral-norm"])
@@ -94,9 +96,52 @@ def test_images_get_no_gradient(images):
 
 
 def test_penalties_of_what_the_passes_do_not_do(images):
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ELU(), nn.Flatten(), nn.Linear(60, 1)).double()
-    with pytest.warns(gnfast.FallbackWarning, match=r"F\.elu"):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Bessel(), nn.Flatten(), nn.Linear(60, 1)).double()
+    with pytest.warns(gnfast.FallbackWarning, match=r"torch\.i0"):
         assert_both(*PENALTIES["r1"], net, images)
+
+
+ACTIVATIONS = {
+    "relu": nn.ReLU(),
+    "leaky_relu": nn.LeakyReLU(0.2),
+    "prelu": lambda h: F.prelu(h, h.new_full((1,), 0.3)),
+    "hardtanh": nn.Hardtanh(),
+    "clamp": lambda h: h.clamp(-1, 1),
+    "abs": torch.abs,
+    "max_pool2d": nn.MaxPool2d(2),
+    "maxout": lambda h: h.max(1, keepdim=True)[0],
+    "sort": lambda h: h.sort(1)[0],
+    "mean": lambda h: h.mean(1),
+    "silu": nn.SiLU(),
+    "over the batch": lambda h: h - h.mean(0),
+    "constant": lambda h: h + h.relu().detach(),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("loss", [lambda n: n.square().mean(), lambda n: n.sum()], ids=["r1", "n"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_without_a_part_in_a_penalty_get_zeros_or_nothing_as_by_double_backward(
+    name, loss, fused, images, monkeypatch
+):
+    """An optimiser with momentum, and every one's weight decay, passes over those that get nothing."""
+    monkeypatch.setattr(plain, "FUSES", fused)
+
+    def forward(net, x):
+        h = ACTIVATIONS[name](net.first(x))
+        return net.third(net.second(h.reshape(len(h), -1)).relu())
+
+    layers = {"first": nn.Conv2d(3, 4, 3), "second": nn.LazyLinear(5), "third": nn.Linear(5, 1)}
+    net = Called(forward, **layers).double()
+    net(images[0])
+    seen = []
+    for way, options in ((gnfast, {"strict": True}), (reference, {})):
+        x = images[0].clone().requires_grad_()
+        net.zero_grad()
+        loss(way.value_and_grad_norm(net, x, **options)[1]).backward()
+        seen.append({"x": x.grad} | {name: p.grad for name, p in net.named_parameters()})
+    assert_same(*seen)
+    assert [k for k, grad in seen[0].items() if grad is None] == [k for k, grad in seen[1].items() if grad is None]
 
 
 def test_images_of_different_shapes(images):

@@ -10,12 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gnfast
 from gnfast import UnsupportedError, penalties, reference
+from gnfast.engine.handout import handing_out
 from gnfast.kernels.join import plain
 from tests.engine.test_engine import Called
 from tests.oracle import (
     assert_agree,
     assert_matches_double_backward,
     assert_same,
+    assert_same_state,
     outputs_and_gradients,
     relative_error,
 )
@@ -189,6 +191,33 @@ def test_every_method(name, method, x):
     assert_same(outputs_and_gradients(gnfast.normalize_gradient, net, x, method=method, strict=True), expected)
 
 
+class Receiver:
+    """Takes all gradients of leaves as they are handed out."""
+
+    bucket_bytes = 1
+
+    def __init__(self):
+        self.taken = {}
+
+    def takes(self, operand):
+        return operand.is_leaf
+
+    def take(self, gradients):
+        for operand, grad in gradients:
+            self.taken[operand] = self.taken.get(operand, 0) + grad
+
+
+def test_gradients_that_are_handed_out(net, x):
+    parameters = dict(net.named_parameters())
+    reference.normalize_gradient(net, x).sin().sum().backward()
+    expected, receiver = {name: p.grad for name, p in parameters.items()}, Receiver()
+    net.zero_grad()
+    with handing_out(receiver):
+        gnfast.normalize_gradient(net, x, strict=True).sin().sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in parameters.values())
+    assert_same({name: receiver.taken.get(p) for name, p in parameters.items()}, expected)
+
+
 def test_in_place(x):
     net = nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.SiLU(inplace=True), nn.Conv2d(5, 4, 3), nn.ELU(0.5, True), nn.Flatten(),
@@ -223,3 +252,20 @@ def test_low_precision(net):
         errors.append({name: relative_error(value.double(), truth[name]) for name, value in seen.items()})
     for name, error in errors[0].items():
         assert error <= 2 * errors[1][name] + 8 * torch.finfo(torch.bfloat16).eps, name
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_refused_norm_leaves_no_trace(static, x):
+    """What was recorded before is run again by double backward: running statistics and random numbers move on once."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(80, 1)).double()
+    twin = copy.deepcopy(net)
+    for _ in range(3):
+        torch.manual_seed(0)
+        with pytest.raises(UnsupportedError, match="return_grad_norm"):
+            gnfast.normalize_gradient(net, x, return_grad_norm=True, static=static, strict=True)
+        f_hat, _ = gnfast.normalize_gradient(net, x, return_grad_norm=True, static=static)
+        place = torch.get_rng_state()
+        torch.manual_seed(0)
+        assert relative_error(f_hat, reference.normalize_gradient(twin, x)) < 1e-12
+        assert torch.equal(place, torch.get_rng_state())
+        assert_same_state(net, twin)

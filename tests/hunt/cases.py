@@ -181,7 +181,8 @@ def draw_case(seed: int, precision: str, family: str | None = None, spoil: bool 
         spoil: whether one step is to be curved, or to mix samples.
     """
     chance = random.Random(f"{seed} {precision}")
-    source = FAMILIES[family or chance.choice(list(FAMILIES))]
+    # Curved critics count twice.
+    source = FAMILIES[family or chance.choice([*FAMILIES, "smooth", "coupled", "maps", "modern"])]
     names = source.names
     if precision != "float64":
         names = [name for name in names if name != "cast"]

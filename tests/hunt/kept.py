@@ -31,6 +31,7 @@ _PADDINGS = "zeros", "reflect", "replicate", "circular"
 POINTWISE: tuple[Callable[[], nn.Module], ...] = (
     *(nn.ReLU, lambda: nn.LeakyReLU(0.2), lambda: nn.LeakyReLU(-0.3), nn.PReLU, nn.ReLU6, nn.Identity),
     *(lambda: nn.Hardtanh(-0.7, 1.1), lambda: nn.Dropout(0.3), lambda: nn.Sequential(nn.LeakyReLU(0.6))),
+    *(nn.SiLU, nn.Tanh, lambda: nn.ELU(0.7), lambda: nn.Softplus(1.5), lambda: nn.GELU(approximate="tanh")),
 )
 OTHERS: tuple[Callable[[Chance, int], nn.Module], ...] = (
     lambda chance, n: nn.Conv2d(n, 4, chance.choice([1, 3]), padding=1, padding_mode=chance.choice(_PADDINGS)),
@@ -42,6 +43,9 @@ OTHERS: tuple[Callable[[Chance, int], nn.Module], ...] = (
     lambda chance, n: nn.Upsample(scale_factor=2, mode=chance.choice(["nearest", "bilinear"])),
     lambda chance, n: chance.choice([nn.PixelShuffle, nn.PixelUnshuffle])(2),
     lambda chance, n: resnet.Block(n, 4, chance.random() < 0.5, 3),
+    lambda chance, n: nn.BatchNorm2d(n, 1e-2, chance.choice([0.1, None])),
+    lambda chance, n: nn.InstanceNorm2d(n, 1e-2, affine=chance.random() < 0.5),
+    lambda chance, n: nn.GroupNorm(chance.choice([1, n]), n, 1e-2),
     lambda chance, n: _sequence(chance, n, chance.randrange(4)),
 )
 
@@ -51,7 +55,7 @@ def _sequence(chance: Chance, channels: int, length: int) -> nn.Sequential:
     net, h = nn.Sequential().to(DTYPE).eval(), torch.randn(2, channels, 6, 6, dtype=DTYPE)
     for _ in range(length):
         layer = chance.choice(POINTWISE)() if chance.random() < 0.4 else chance.choice(OTHERS)(chance, h.shape[1])
-        with contextlib.suppress(RuntimeError), torch.no_grad():
+        with contextlib.suppress(RuntimeError, ValueError), torch.no_grad():
             y = layer.to(DTYPE).eval()(h)
             if y[0].numel() <= _LARGEST:
                 net, h = net.append(layer), y
@@ -81,7 +85,7 @@ def _parameter(chance: Chance, net: nn.Module) -> tuple[nn.Module, str, nn.Param
 
 def _place(chance: Chance, net: nn.Module) -> tuple[nn.Sequential, str]:
     """A pointwise layer's: where another may stand."""
-    kinds = nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Hardtanh
+    kinds = nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Hardtanh, nn.SiLU, nn.Tanh, nn.ELU, nn.Softplus
     owners = [module for module in net.modules() if type(module) is nn.Sequential]
     return chance.choice([(m, name) for m in owners for name, child in m._modules.items() if type(child) in kinds])
 
@@ -155,6 +159,13 @@ def _values(chance: Chance, net: nn.Module) -> None:
     net.load_state_dict({name: 0.5 * torch.randn_like(value) for name, value in net.state_dict().items()})
 
 
+def _batch_statistics(chance: Chance, net: nn.Module) -> None:
+    """Batch norms in training mode, or no longer."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(chance.random() < 0.7)
+
+
 def _attribute(chance: Chance, net: nn.Module) -> None:
     kind, name, values = chance.choice(
         [
@@ -163,6 +174,11 @@ def _attribute(chance: Chance, net: nn.Module) -> None:
             (nn.ReLU, "__class__", (nn.Identity,)),
             (nn.Identity, "__class__", (nn.ReLU,)),
             (nn.Conv2d, "bias", (None,)),
+            (nn.ELU, "alpha", (0.4, 1.75)),
+            (nn.Softplus, "beta", (0.5, 3)),
+            (nn.BatchNorm2d, "eps", (1e-2, 0.3)),
+            (nn.InstanceNorm2d, "weight", (None,)),
+            (nn.GroupNorm, "eps", (1e-2, 0.3)),
         ]
     )
     module = _of(chance, net, kind)
@@ -180,6 +196,7 @@ CHANGES: dict[str, Callable[[Chance, nn.Module], object]] = {
     "one frozen or not": _frozen,
     "all frozen or none": lambda chance, net: net.requires_grad_(chance.random() < 0.5),
     "an attribute": _attribute,
+    "statistics of the batch": _batch_statistics,
     "a moved layer": _moved,
     "another layer": _put,
     "a layer twice": _twice,
@@ -226,11 +243,20 @@ def trial(seed: int, told: bool = False) -> str:
 def _compare(fast: Callable, slow: Callable, net: nn.Module, x: Tensor, options: dict[str, bool]) -> None:
     try:
         expected = outputs_and_gradients(slow, net, x)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         # A layer that writes in place where PyTorch does not let it, a shape that no longer fits.
         return
-    if all(t is None or t.isfinite().all() for t in expected.values()):
-        assert_same(outputs_and_gradients(fast, net, x, **options), expected, 1e-8)
+    if not all(t is None or t.isfinite().all() for t in expected.values()):
+        return
+    actual = outputs_and_gradients(fast, net, x, **options)
+    try:
+        assert_same(actual, expected, 1e-8)
+    except AssertionError:
+        moved = outputs_and_gradients(slow, net, x + 1e-9 * torch.randn_like(x))
+        with contextlib.suppress(AssertionError):
+            assert_same(moved, expected, 1e-5)
+            raise
+        # On a kink: the mean over places of an instance norm, say, is 0 but for rounding.
 
 
 def _judged(seed: int) -> str:

@@ -15,6 +15,7 @@ tl = pytest.importorskip("triton.language")
 from gnfast.kernels.batch_norm import triton as batch_norm_launches  # noqa: E402
 from gnfast.kernels.batch_norm import triton_kernel as batch_norm  # noqa: E402
 from gnfast.kernels.conv import tiles, triton_kernel  # noqa: E402
+from gnfast.kernels.curves import triton as curves  # noqa: E402
 from gnfast.kernels.draws import triton as draws  # noqa: E402
 from gnfast.kernels.head import triton as head  # noqa: E402
 from gnfast.kernels.join import triton as join  # noqa: E402
@@ -226,6 +227,31 @@ def test_loss(kernel, kinds, element, capability):
     # sin and cos keep digits of 2/π on the stack, for very large numbers.
     stack = 48 if "cos" in kinds else 0
     assert_compiles(kernel, pointers, constants, loss.REGISTER_BUDGET[sums], capability, odd, stack, **options)
+
+
+@pytest.mark.parametrize("bent", [True, False])
+@pytest.mark.parametrize(("element", "capability"), [("bf16", 80), ("fp64", 90)])
+@pytest.mark.parametrize("kind", curves.KINDS)
+def test_curves(kind, element, capability, bent):
+    pointers = dict.fromkeys(("h", "t", "factor", "addend", "out"), element)
+    constants = {
+        "KIND": kind,
+        "FIRST": 0.7,
+        "SECOND": 1.1,
+        "THIRD": 0.9,
+        "BENT": bent,
+        "ADDED": not bent,
+        "WIDE": False,
+    }
+    sums = "fp64" if element == "fp64" else "fp32"
+    constants |= {"BLOCK": curves.BLOCK, "ACC": {"fp64": tl.float64}.get(sums, tl.float32)}
+    # As those of the loss.
+    stack, options = 48 * (kind in ("sin", "cos")), {"num_warps": curves.NUM_WARPS}
+    budget = curves.REGISTER_BUDGET[sums]
+    compiled = assert_compiles(curves._curves_kernel, pointers, constants, budget, capability, (), stack, **options)
+    moved = re.findall(r"(?:ld|st)\.global\.(?:\w+::\w+\.)*(v[24]\.b\d+|\w+)", compiled.asm["ptx"])
+    # "nc": the digits.
+    assert set(moved) - {"nc"} == {"v2.b64" if sums == "fp64" else "v4.b32"}
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

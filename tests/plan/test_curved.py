@@ -15,7 +15,7 @@ from gnfast.plan.ops.attention import Attention
 from gnfast.plan.ops.conv import Conv, ConvByInput
 from gnfast.plan.ops.curves import CURVES, Elementwise
 from gnfast.plan.ops.factors import Contraction, TwoFactors
-from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm, Standardize
 from gnfast.plan.ops.products import Product
 from gnfast.plan.ops.softmax import Softmax
 
@@ -220,6 +220,12 @@ def test_every_derivative_is_autograds(case):
 def test_a_value_that_is_computed_again_is_the_same(case):
     if case.op.cheap:
         torch.testing.assert_close(case.op.again(case.context(), *case.inputs), case.y, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [name for name, (op, *_) in CURVED_CASES.items() if isinstance(op, Standardize)])
+def test_norms_without_kernels(name, monkeypatch):
+    monkeypatch.setattr("gnfast.plan.ops.norms.implementation", lambda *args: None)
+    assert_right(Derivatives(name, "cpu"))
 
 
 def test_nothing_that_is_given_changes(case):

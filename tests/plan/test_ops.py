@@ -10,19 +10,20 @@ from torch import Tensor, nn
 import gnfast
 from gnfast import reference
 from gnfast.kernels.scaled_sums import scaled_sums
-from gnfast.plan.op import Context, LinearCall, ScaledSum
+from gnfast.plan.op import Context, LinearCall, Op, ScaledSum
 from gnfast.plan.ops.activation import ACTIVATIONS, LeakyReLU, Piecewise, PReLU
 from gnfast.plan.ops.cat import Cat
 from gnfast.plan.ops.choice import Extremum, Maximum, Where
 from gnfast.plan.ops.conv import Conv
 from gnfast.plan.ops.einsum import Einsum
 from gnfast.plan.ops.elementwise import Add, Scale, Shift
-from gnfast.plan.ops.entries import index
+from gnfast.plan.ops.entries import Write, index
+from gnfast.plan.ops.given import Given
 from gnfast.plan.ops.linear import Linear, MapLinear
 from gnfast.plan.ops.picks import Pick
 from gnfast.plan.ops.pool import AvgPool2d
 from gnfast.plan.ops.reduce import Sum
-from gnfast.plan.ops.resample import Upsample
+from gnfast.plan.ops.resample import Interpolate, Upsample
 from gnfast.plan.ops.shape import Reshape
 from tests.engine.test_engine import Called
 from tests.oracle import assert_same, outputs_and_gradients
@@ -107,7 +108,7 @@ CASES = {
     "adaptive_avg_pool2d": (LinearCall(F.adaptive_avg_pool2d, ((3, 2),)), [IMAGE], []),
     "adaptive_avg_pool2d global": (LinearCall(F.adaptive_avg_pool2d, ((1, 1),)), [IMAGE], []),
     "upsample nearest": (Upsample((2, 3)), [IMAGE], []),
-    "upsample bilinear": (LinearCall(F.interpolate, (None, 2, "bilinear")), [IMAGE], []),
+    "upsample bilinear": (Interpolate(F.interpolate, (None, 2, "bilinear")), [IMAGE], []),
     "pad and crop": (
         LinearCall(F.pad, ((-1, 2, 3, -2),), transposed=LinearCall(F.pad, ((1, -2, -3, 2),))),
         [IMAGE],
@@ -138,6 +139,14 @@ CASES = {
     "index": (LinearCall(index, ((Ellipsis, "index", ("slice", None, None, 2)),)), [IMAGE], [COLUMNS]),
     "index pairs": (LinearCall(index, ((("slice", None, None, None), "index", "index"),)), [IMAGE], [COLUMNS, COLUMNS]),
     "gather": (LinearCall(torch.gather, (3,)), [IMAGE], [torch.randint(9, (B, 2, 7, 4))]),
+    "write": (Write((("slice", None, None, None), 1), (False, False)), [IMAGE, (B, 1, 9)], []),
+    "write a constant": (Write((Ellipsis, "index"), (False, True)), [IMAGE], [torch.tensor([3, 0, -1]), (7, 1)]),
+    "write of each sample": (
+        Write(("index", "index"), (False, False)),
+        [IMAGE, (B, 7, 9)],
+        [torch.arange(B), torch.tensor([5, 0, 2])],
+    ),
+    "cumsum": (LinearCall(torch.cumsum, (2,)), [IMAGE], []),
     "expand": (LinearCall(torch.Tensor.expand, (-1, 6, 4, -1)), [(B, 6, 1, 9)], []),
     "roll": (LinearCall(torch.roll, (2, 3)), [IMAGE], []),
     "cat": (Cat(1, (6, 2), (False, False)), [IMAGE, (B, 2, 7, 9)], []),
@@ -235,6 +244,34 @@ def test_param_grad_is_autograds(case):
                 (grad,) = scaled_sums([grad.cotangent], [grad.axis], case.scale)
             if grad is not None:
                 assert_close(grad, next(expected))
+
+
+@pytest.mark.parametrize(
+    ("op", "value"),
+    [
+        (Scale(None), torch.rand(B, 1, 7, 1) > 0.5),
+        (Scale(None, divides=True), torch.rand(6, 7, 9) + 0.5),
+        (Where((False, True)), torch.rand(IMAGE) > 0.5),
+        (LinearCall(torch.gather, (3,)), torch.randint(9, (B, 2, 7, 4))),
+    ],
+    ids=lambda value: value.label() if isinstance(value, Op) else "",
+)
+def test_given_is_the_op_with_that_operand(op, value):
+    """What depends on x, and is a constant for derivatives, serves as an operand does."""
+    h, more = torch.randn(IMAGE, dtype=torch.float64), [torch.randn(9, dtype=torch.float64)] * isinstance(op, Where)
+    scale, needs = torch.randn(B, dtype=torch.float64), (True,) * len(more)
+    y, saved = Given(op).forward(Context(more), value, h)
+    expected, inner = op.forward(Context([value, *more]), h)
+    cotangent = torch.randn_like(y)
+    ctx, of_op = Context(more, saved, scale=scale), Context([value, *more], inner, scale=scale)
+    assert torch.equal(y, expected)
+    assert torch.equal(Given(op).pushforward(ctx, None, h), op.pushforward(of_op, h))
+    nothing, pulled = Given(op).pullback(ctx._replace(shapes=[value.shape, h.shape]), cotangent)
+    assert nothing is None
+    assert torch.equal(pulled, op.pullback(of_op._replace(shapes=[h.shape]), cotangent)[0])
+    of_more = Given(op).param_grad(ctx._replace(needs=needs), cotangent, h)
+    wanted = op.param_grad(of_op._replace(needs=(False, *needs)), cotangent, h)[1:]
+    assert len(of_more) == len(wanted) and all(map(torch.equal, of_more, wanted))
 
 
 @pytest.mark.parametrize("name", ["linear to one", "linear of a map to one"])

@@ -37,7 +37,7 @@ class Stateful(nn.Module):
 
     def forward(self, x):
         h = self.linear(x) * self.advance()
-        return (torch.tanh(h) if self.refused else F.relu(h)).sum(1)
+        return (torch.special.i0e(h) if self.refused else F.relu(h)).sum(1)
 
 
 class WrittenBuffer(Stateful):
@@ -412,6 +412,6 @@ def test_random_numbers_of_a_network_without_state_are_put_back(x):
     for _ in range(2):
         gnfast.normalize_gradient(net, x, strict=True)
     before = torch.get_rng_state()
-    with pytest.raises(UnsupportedError, match="moves the batch axis"):
+    with pytest.raises(UnsupportedError, match="recording it raised RuntimeError"):
         gnfast.normalize_gradient(net, torch.cat([x, x]), strict=True)
     assert torch.equal(torch.get_rng_state(), before)

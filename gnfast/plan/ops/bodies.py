@@ -21,7 +21,7 @@ def _body(function: FunctionType) -> FunctionType:
 
 @records(F.multi_head_attention_forward)
 def _multi_head(trace, *args: Any, **kwargs: Any) -> Any:
-    """As PyTorch states it, or where there is nothing special to it, batch first: all is then per sample."""
+    """As PyTorch states it, or batch first where nothing is special: all that it does is then of each sample alone."""
     given = inspect.signature(_body(F.multi_head_attention_forward)).bind(*args, **kwargs)
     given.apply_defaults()
     given = given.arguments

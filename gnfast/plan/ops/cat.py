@@ -59,7 +59,8 @@ def _joined(function, trace, tensors):
 def _at_least(function, trace, *tensors):
     if len(tensors) == 1 and not isinstance(tensors[0], torch.Tensor):
         (tensors,) = tensors
-    found = [t.reshape(function(torch.empty(t.shape, device="meta")).shape) for t in tensors]
+    shapes = [function(torch.empty(t.shape, device="meta")).shape for t in tensors]
+    found = [t if t.shape == shape else t.reshape(shape) for t, shape in zip(tensors, shapes, strict=True)]
     return found[0] if len(found) == 1 else tuple(found)
 
 

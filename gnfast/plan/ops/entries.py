@@ -82,11 +82,6 @@ def _unbind(trace, input, dim=0):
     return tuple(input.select(dim, index) for index in range(input.shape[dim]))
 
 
-@records(Tensor.__iter__, self_checked=True)
-def _iter(trace, input):
-    return iter(input.unbind(0))
-
-
 @records("select", self_checked=True)
 def _select(trace, input, dim, index):
     parts = trace.stacks.get(input.value)
@@ -221,6 +216,9 @@ class Write(Combination):
 def _setitem(trace, input, key, value):
     if not trace.depends_on_x(input):
         trace.refuse("it writes an x-dependent value into a tensor that does not depend on x")
+    if trace.depends_on_x(key) and key.dtype == torch.bool and key.shape == input.shape:
+        trace.rebind(input, input.masked_fill(key, value))
+        return
     key, indices = _key(trace, input, key)
     place = torch.empty(input.shape, device="meta")
     place = index(place, key, *(torch.empty(i.shape, dtype=i.dtype, device="meta") for i in indices))

@@ -80,24 +80,11 @@ def emit_given(trace: Any, op: Op, value: Tensor, inputs: Sequence[Tensor], oper
 
 
 _FLAT = (
-    *("eq", "ne", "lt", "le", "gt", "ge", "less", "less_equal", "greater", "greater_equal", "not_equal"),
-    *(
-        "__eq__",
-        "__ne__",
-        "__lt__",
-        "__le__",
-        "__gt__",
-        "__ge__",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "signbit",
-        "any",
-        "all",
-    ),
+    *("eq", "ne", "lt", "le", "gt", "ge", "less", "less_equal", "greater", "greater_equal", "not_equal", "isclose"),
+    *(getattr(Tensor, f"__{name}__") for name in ("eq", "and", "or", "xor", "invert")),
     *("logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor"),
-    *("bitwise_not", "__and__", "__or__", "__xor__", "__invert__", "count_nonzero"),
-    *("argmax", "argmin", "argsort", "sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "isclose"),
+    *("bitwise_not", "isnan", "isinf", "isfinite", "signbit", "any", "all", "count_nonzero"),
+    *("argmax", "argmin", "argsort", "sign", "sgn", "floor", "ceil", "round", "trunc", "fix"),
 )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gnfast.kernels.conv import conv_join_forward, conv_join_pushforward
 from gnfast.kernels.join import join_forward, join_pullback, join_pushforward
-from gnfast.plan.fused import Contribution, Fused, Pending
+from gnfast.plan.fused import Contribution, Fused, Pending, summed
 from gnfast.plan.op import Context, ScaledSum, Shape
 from gnfast.plan.ops.conv import Conv
 
@@ -48,6 +48,9 @@ class Join(Fused):
     def gather(self, saved: Saved, received: Sequence[Sequence[Contribution | Pending]]) -> Contribution:
         of_y, *of_sum = received
         of_sum = of_sum[0] if of_sum else []
+        if not of_y:
+            # Its readers detach.
+            return summed(of_sum)
         pending = next((part for part in of_y if isinstance(part, Pending)), None)
         before, after = [part.tensor for part in of_y if part is not pending], [part.tensor for part in of_sum]
         if pending is not None:

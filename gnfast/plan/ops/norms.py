@@ -11,18 +11,21 @@ where <u> falls away with m; it is symmetric. Its own derivative along t, paired
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnfast.kernels.backend import implementation
 from gnfast.kernels.layout import accumulator, is_channels_last, laid_out
 from gnfast.plan.curved import Curved, Grads
 from gnfast.plan.op import Context, records
 
 Statistics = tuple[Tensor | None, Tensor]
 """m and r in float32 or better, an entry per group."""
+Gradients = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,14 @@ class Standardize(Curved):
         """Weight or bias, to be broadcast against h."""
         return weight
 
+    def summed(self, total: Tensor) -> Tensor:
+        """Over all entries that share a weight, in the weight's shape."""
+        raise NotImplementedError
+
+    def by_kernels(self, kernels: ModuleType, arguments: Sequence[Tensor | None], wants: Sequence[bool]) -> Gradients:
+        """`plainly`, by what `gnfast/kernels/norms` describes."""
+        raise NotImplementedError
+
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Statistics]:
         h, *affine = map(_wide, (*inputs, *ctx.operands[:2]))
         y, statistics = self.standardized(ctx, h, *affine)
@@ -79,10 +90,28 @@ class Standardize(Curved):
     def second(
         self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
     ) -> tuple[Grads, Grads]:
-        given = ctx.inputs[0], ctx.operands[0], tangents[0], cotangent, adjoint
-        h, weight, t, cotangent, adjoint = map(_wide, given)
-        statistics = ctx.saved
-        r = statistics[1]
+        given = ctx.inputs[0], tangents[0], cotangent, adjoint, ctx.operands[0]
+        h, t, cotangent, adjoint, weight = map(_wide, given)
+        arguments = h, t, cotangent, adjoint, *ctx.saved, weight
+        wants = ctx.needs[0], ctx.needs[1] and adjoint is not None
+        kernels = implementation("norms", h.device.type)
+        by_h, *grads = self.by_kernels(kernels, arguments, wants) if kernels else self.plainly(*arguments, *wants)
+        return [by_h.to(ctx.inputs[0].dtype)], [*grads, *[None] * (len(ctx.operands) - 2)]
+
+    def plainly(
+        self,
+        h: Tensor,
+        t: Tensor,
+        cotangent: Tensor,
+        adjoint: Tensor | None,
+        m: Tensor | None,
+        r: Tensor,
+        weight: Tensor | None,
+        wants_weight: bool,
+        wants_bias: bool,
+    ) -> Gradients:
+        """The gradients of h, weight and bias, as `gnfast/kernels/norms` says, where it has no kernels."""
+        statistics = m, r
         x_hat = self._x_hat(h, statistics)
         moved = self.projected(t, h, statistics)
         scaled = cotangent if weight is None else cotangent * self.along(weight, h)
@@ -92,20 +121,15 @@ class Standardize(Curved):
         total = cotangent * by_t if adjoint is None else torch.addcmul(adjoint, cotangent, by_t)
         by_h = self.projected(total, h, statistics, weight)
         by_h.addcmul_(moved, self.spread(by_cotangent, h)).addcmul_(x_hat, self.spread(by_both, h))
-        by_operand: list[Tensor | None] = [None] * len(ctx.operands)
-        if ctx.needs[0]:
+        by_weight = None
+        if wants_weight:
             product = moved.mul_(cotangent) if adjoint is None else moved.mul_(cotangent).addcmul_(adjoint, x_hat)
-            by_operand[0] = self._summed(product, ctx.operands[0])
-        if ctx.needs[1] and adjoint is not None:
-            by_operand[1] = self._summed(adjoint, ctx.operands[1])
-        return [by_h.to(ctx.inputs[0].dtype)], by_operand
+            by_weight = self.summed(product)
+        return by_h, by_weight, self.summed(adjoint) if wants_bias else None
 
     def _x_hat(self, h: Tensor, statistics: Statistics) -> Tensor:
         m, r = statistics
         return h * self.spread(r, h) if m is None else (h - self.spread(m, h)).mul_(self.spread(r, h))
-
-    def _summed(self, total: Tensor, operand: Tensor) -> Tensor:
-        return total.sum_to_size(self.along(operand, total).shape).reshape(operand.shape)
 
 
 @dataclass(frozen=True)
@@ -125,6 +149,12 @@ class LayerNorm(Standardize):
     def mean(self, u: Tensor) -> Tensor:
         return u.mean([*range(-len(self.shape), 0)], keepdim=True)
 
+    def summed(self, total: Tensor) -> Tensor:
+        return total.sum_to_size(self.shape)
+
+    def by_kernels(self, kernels: ModuleType, arguments: Sequence[Tensor | None], wants: Sequence[bool]) -> Gradients:
+        return kernels.rows(*arguments, len(self.shape), *wants)
+
     def label(self) -> str:
         return "layer_norm " + "×".join(map(str, self.shape))
 
@@ -140,6 +170,8 @@ class RMSNorm(LayerNorm):
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
         r = statistics[1]
+        if kernels := implementation("norms", h.device.type):
+            return kernels.project_rows(u, h, r, weight, len(self.shape))
         u = u if weight is None else u * weight
         return torch.addcmul(u * r, h, self.mean(h * u) * -(r**3))
 
@@ -153,6 +185,12 @@ class _ChannelNorm(Standardize):
 
     def along(self, weight: Tensor, h: Tensor) -> Tensor:
         return weight.reshape(-1, *[1] * (h.dim() - 2))
+
+    def summed(self, total: Tensor) -> Tensor:
+        return total.sum([0, *range(2, total.dim())])
+
+    def by_kernels(self, kernels: ModuleType, arguments: Sequence[Tensor | None], wants: Sequence[bool]) -> Gradients:
+        return kernels.channels(*arguments, *wants)
 
 
 @dataclass(frozen=True)

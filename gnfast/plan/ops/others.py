@@ -38,21 +38,13 @@ def _linear_call(function, trace, input, *args, **kwargs):
 
 @records("take")
 def _take(trace, input, index):
-    return input.reshape(-1)[index]
-
-
-@records(F.grid_sample)
-def _grid_sample(trace, input, grid, mode="bilinear", padding_mode="zeros", align_corners=None):
-    if trace.depends_on_x(grid) or grid.requires_grad:
-        return trace.curved(F.grid_sample, input, grid, mode, padding_mode, align_corners)
-    named = {"mode": mode, "padding_mode": padding_mode, "align_corners": align_corners}
-    return trace.emit(LinearCall(F.grid_sample, (), frozen(named)), [input], [grid])
+    return input.reshape(-1)[index.reshape(-1)].reshape(index.shape)
 
 
 _BY_AUTOGRAD = (
     *("index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add", "masked_scatter", "nan_to_num"),
-    *("addmv", "addr", "addbmm", "tensordot", "kron", "cross", "remainder", "fmod", "frac", "__mod__", "fmax", "fmin"),
-    *("logcumsumexp", "nanmean", "nansum", "renorm", "unfold_copy", F.glu, F.affine_grid),
+    *("addmv", "addr", "addbmm", "tensordot", "kron", "cross", "remainder", "fmod", "frac", "fmax", "fmin"),
+    *("logcumsumexp", "nanmean", "nansum", "renorm", F.affine_grid),
 )
 
 

@@ -30,7 +30,8 @@ def complex_call(op: CurvedCall) -> Op:
 
 def by_autograd(function: Callable[..., Any], trace: Any, *args: Any, **kwargs: Any) -> Tensor:
     """Records a call of one of these functions that has complex numbers among its arguments."""
-    name = getattr(function, "__name__", "").strip("_")
+    name = getattr(function, "__name__", "")
+    name = name.strip("_") if name.startswith("__") else name
     if function in (Tensor.real.__get__, Tensor.imag.__get__):
         function = torch.real if function == Tensor.real.__get__ else torch.imag
     elif name not in _OF_COMPLEX and function not in _TRANSFORMS:
