@@ -44,13 +44,13 @@ TORCH_LIBRARY(gnfast, m) {
 
   // gnfast/kernels/norms says what these compute.
   m.def(
-      "norm_second_rows(Tensor h, Tensor tangent, Tensor cotangent, Tensor? adjoint, Tensor? mean, Tensor rstd, "
+      "norms_second_rows(Tensor h, Tensor tangent, Tensor cotangent, Tensor? adjoint, Tensor? mean, Tensor rstd, "
       "Tensor? weight, int dims, bool wants_weight, bool wants_bias) -> (Tensor by_h, Tensor? by_weight, Tensor? "
       "by_bias)",
       tags);
-  m.def("norm_project_rows(Tensor u, Tensor h, Tensor rstd, Tensor? weight, int dims) -> Tensor", tags);
+  m.def("norms_project_rows(Tensor u, Tensor h, Tensor rstd, Tensor? weight, int dims) -> Tensor", tags);
   m.def(
-      "norm_second_channels(Tensor h, Tensor tangent, Tensor cotangent, Tensor? adjoint, Tensor? mean, Tensor rstd, "
+      "norms_second_channels(Tensor h, Tensor tangent, Tensor cotangent, Tensor? adjoint, Tensor? mean, Tensor rstd, "
       "Tensor? weight, bool wants_weight, bool wants_bias) -> (Tensor by_h, Tensor? by_weight, Tensor? by_bias)",
       tags);
 }

@@ -1,4 +1,4 @@
-// norm_second_channels on the CPU; gnfast/kernels/norms says what it computes.
+// norms_second_channels on the CPU; gnfast/kernels/norms says what it computes.
 
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
@@ -126,7 +126,7 @@ Gradients channels(const at::Tensor& h, const at::Tensor& tangent, const at::Ten
   const int64_t chunk = per_chunk(samples, count * size, 1);
   const Affine affine(wants_weight, wants_bias, whole_batch ? 1 : (samples + chunk - 1) / chunk, count);
   if (h.numel() > 0) {
-    AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "norm_second_channels", [&] {
+    AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "norms_second_channels", [&] {
       const Channels<scalar_t> all{kernels_here<scalar_t>(),
                                    given.inputs<scalar_t>(),
                                    count,
@@ -145,7 +145,7 @@ Gradients channels(const at::Tensor& h, const at::Tensor& tangent, const at::Ten
 }
 
 TORCH_LIBRARY_IMPL(gnfast, CPU, m) {
-  m.impl("norm_second_channels", channels);
+  m.impl("norms_second_channels", channels);
 }
 
 }  // namespace

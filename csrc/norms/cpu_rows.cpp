@@ -1,4 +1,4 @@
-// norm_second_rows and norm_project_rows on the CPU; gnfast/kernels/norms says what these compute.
+// norms_second_rows and norms_project_rows on the CPU; gnfast/kernels/norms says what these compute.
 
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
@@ -53,7 +53,7 @@ Gradients rows(const at::Tensor& h, const at::Tensor& tangent, const at::Tensor&
   const Given given(h.contiguous(), tangent, cotangent, adjoint, mean, rstd, weight, rows.count, rows.size, wants_bias);
   const at::Tensor by_h = at::empty_like(given.h);
   const Affine affine(wants_weight, wants_bias, (rows.count + rows.chunk - 1) / rows.chunk, rows.size);
-  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "norm_second_rows",
+  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "norms_second_rows",
                              [&] { rows_typed(given, rows, affine, by_h.mutable_data_ptr<scalar_t>()); });
   return affine.with(by_h, rows.shape);
 }
@@ -64,7 +64,7 @@ at::Tensor project_rows(const at::Tensor& u, const at::Tensor& h, const at::Tens
   const Rows rows(h, dims);
   const Given given(h.contiguous(), u, u, std::nullopt, std::nullopt, rstd, weight, rows.count, rows.size, false);
   const at::Tensor result = at::empty_like(given.h);
-  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "norm_project_rows", [&] {
+  AT_DISPATCH_FLOATING_TYPES(h.scalar_type(), "norms_project_rows", [&] {
     const auto kernels = kernels_here<scalar_t>();
     const auto inputs = given.inputs<scalar_t>();
     const scalar_t* const rstds = given.rstd.const_data_ptr<scalar_t>();
@@ -84,8 +84,8 @@ at::Tensor project_rows(const at::Tensor& u, const at::Tensor& h, const at::Tens
 }
 
 TORCH_LIBRARY_IMPL(gnfast, CPU, m) {
-  m.impl("norm_second_rows", rows);
-  m.impl("norm_project_rows", project_rows);
+  m.impl("norms_second_rows", rows);
+  m.impl("norms_project_rows", project_rows);
 }
 
 }  // namespace

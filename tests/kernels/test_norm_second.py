@@ -15,7 +15,7 @@ from gnfast.plan.ops import norms
 from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from tests.processes import run_python
 
-pytestmark = pytest.mark.skipif(backends()["norm_second"]["cpu"] != "cpp", reason="the C++ library is not built")
+pytestmark = pytest.mark.skipif(backends()["norms"]["cpu"] != "cpp", reason="the C++ library is not built")
 
 EPS = 1e-3
 LAST = torch.channels_last
@@ -222,13 +222,13 @@ def test_dims_are_checked(dims):
 def test_fakes(name):
     case, operators = Case(name), torch.ops.gnfast
     rows = isinstance(case.op, LayerNorm)
-    operator = operators.norm_second_rows if rows else operators.norm_second_channels
+    operator = operators.norms_second_rows if rows else operators.norms_second_channels
     dims = [len(case.op.shape)] if rows else []
     for adjoint, wants in ((True, (True, True)), (False, (False, False))):
         torch.library.opcheck(operator.default, (*case.arguments(adjoint), *dims, *wants))
     if isinstance(case.op, RMSNorm):
         given = case.t, case.h, case.statistics[1], case.weight, 1
-        torch.library.opcheck(operators.norm_project_rows.default, given)
+        torch.library.opcheck(operators.norms_project_rows.default, given)
 
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])

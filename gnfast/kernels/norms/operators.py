@@ -6,8 +6,8 @@ from torch import Tensor
 from gnfast.kernels.layout import is_channels_last
 
 _operators = torch.ops.gnfast
-rows, channels = _operators.norm_second_rows.default, _operators.norm_second_channels.default
-project_rows = _operators.norm_project_rows.default
+rows, channels = _operators.norms_second_rows.default, _operators.norms_second_channels.default
+project_rows = _operators.norms_project_rows.default
 
 
 def _gradients(h: Tensor, shape: torch.Size, *wanted: bool):
