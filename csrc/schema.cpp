@@ -35,10 +35,12 @@ TORCH_LIBRARY(gnfast, m) {
       tags);
 
   // gnfast/kernels/winograd says what these compute.
-  m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int padding) -> Tensor", tags);
-  m.def("winograd_conv2d_input_grad(Tensor grad, Tensor weight, int padding, SymInt height, SymInt width) -> Tensor",
-        tags);
-  m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int padding) -> Tensor", tags);
+  m.def("winograd_conv2d(Tensor x, Tensor weight, Tensor? bias, int stride, int padding) -> Tensor", tags);
+  m.def(
+      "winograd_conv2d_input_grad(Tensor grad, Tensor weight, int stride, int padding, SymInt height, SymInt width) -> "
+      "Tensor",
+      tags);
+  m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> Tensor", tags);
 
   // gnfast/kernels/norms says what these compute.
   m.def(

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "../common/capability.h"
+#include "tiling.h"
 
 namespace gnfast::cpu {
 namespace {
@@ -21,54 +22,16 @@ namespace {
 constexpr int64_t kSmallestPanel = 8;
 
 // Those of the widest vectors that divide both numbers of channels.
-WinogradKernels winograd_kernels(int64_t kernel_size, int64_t in_channels, int64_t out_channels) {
+WinogradKernels winograd_kernels(const Filter& filter, int64_t in_channels, int64_t out_channels) {
 #ifdef GNFAST_X86_KERNELS
-  if (use_avx512() && in_channels % 16 == 0 && out_channels % 16 == 0) return avx512_winograd_kernels(kernel_size);
-  if (use_avx2()) return avx2_winograd_kernels(kernel_size);
+  if (use_avx512() && in_channels % 16 == 0 && out_channels % 16 == 0) return avx512_winograd_kernels(filter);
+  if (use_avx2()) return avx2_winograd_kernels(filter);
 #endif
   TORCH_CHECK_NOT_IMPLEMENTED(false, "Winograd convolutions need a processor with AVX2");
 }
 
 // Planes a multiple of 4 KiB apart would compete for the same lines of the L1 cache.
 constexpr int64_t kPlaneGap = 16;
-
-int64_t divide_up(int64_t x, int64_t by) {
-  return (x + by - 1) / by;
-}
-int64_t round_up(int64_t x, int64_t to) {
-  return divide_up(x, to) * to;
-}
-
-// One of the two convolutions, or the data gradient of one, as tiles of an input, products per plane, tiles of an
-// output.
-struct Tiling {
-  int64_t tile_rows, tile_cols, tiles;
-  TileGrid input, output;
-  int64_t planes;       // products
-  int64_t input_parts;  // of the channels, side by side in one product
-
-  TileRange range(int64_t first, int64_t count) const { return {first, count, tile_rows, tile_cols}; }
-};
-
-struct Sizes {
-  int64_t batch, channels, height, width;
-  explicit Sizes(at::IntArrayRef s) : batch(s[0]), channels(s[1]), height(s[2]), width(s[3]) {}
-};
-
-Tiling tile_outputs(const Sizes& y, bool strided, int64_t padding) {
-  const int64_t rows = divide_up(y.height, 2), cols = divide_up(y.width, 2);
-  const TileGrid output{1, 2, 1, {0, 0}};
-  const TileGrid input = strided ? TileGrid{2, 4, 2, {-padding, 1 - padding}} : TileGrid{1, 2, 1, {-padding, 0}};
-  return {rows, cols, y.batch * rows * cols, input, output, strided ? 9 : 16, strided ? 4 : 1};
-}
-
-Tiling tile_input_grads(const Sizes& x, bool strided, int64_t padding) {
-  if (!strided) return tile_outputs(x, false, 2 - padding);
-  // Rows of one parity are a 2×2 convolution of the cotangent with the taps of one parity.
-  const int64_t rows = divide_up(x.height, 4), cols = divide_up(x.width, 4);
-  const TileGrid input{2, 2, 1, {padding / 2 - 1, (padding + 1) / 2 - 1}}, output{2, 4, 2, {0, 1}};
-  return {rows, cols, x.batch * rows * cols, input, output, 36, 1};
-}
 
 // Tiles that go through all steps of a convolution while they are in the L2 cache.
 constexpr int64_t kConvolutionTiles = 64;
@@ -101,10 +64,10 @@ FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_
   return {map.data + first, map.height, map.width, count, map.pixel};
 }
 
-// y = convolution of x by kernels [plane][to.channels / P][input_parts * from.channels][P].
+// y = convolution of x by kernels [turn][plane][to.channels / P][input_parts / turns * from.channels][P].
 void convolve(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
               const float* weights, const float* bias, const FeatureMap<float*>& to, const at::TensorOptions& options) {
-  const int64_t depth = tiling.input_parts * from.channels;
+  const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
   const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
   const int64_t panel = chunk * kernels.panel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
@@ -118,10 +81,14 @@ void convolve(const WinogradKernels& kernels, const Tiling& tiling, const Featur
     float* const outputs = inputs + tiling.planes * in_plane;
     for (int64_t index = begin; index < end; ++index) {
       const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles - index * chunk));
-      kernels.input(from, tiling.input, range, inputs, in_strides);
-      for (int64_t plane = 0; plane < tiling.planes; ++plane) {
-        kernels.tile_product(inputs + plane * in_plane, weights + plane * depth * to.channels,
-                             outputs + plane * out_plane, panel, round_up(range.count, kTileGroup), depth, to.channels);
+      const float* weight = weights;
+      for (int64_t turn = 0; turn < tiling.turns; ++turn) {
+        const TileGrid grid = tiling.turns > 1 ? part_of(tiling.input, turn) : tiling.input;
+        kernels.input(from, grid, range, inputs, in_strides);
+        for (int64_t plane = 0; plane < tiling.planes; ++plane, weight += depth * to.channels) {
+          kernels.tile_product(inputs + plane * in_plane, weight, outputs + plane * out_plane, panel,
+                               round_up(range.count, kTileGroup), depth, to.channels, turn > 0);
+        }
       }
       kernels.output(outputs, out_strides, tiling.output, range, bias, to);
     }
@@ -134,9 +101,10 @@ void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, co
                         const at::Tensor& y, const TransformKernel& transform_kernel) {
   const auto from = feature_map(x);
   const auto to = writable_feature_map(y);
-  const int64_t depth = tiling.input_parts * from.channels;
-  const int64_t block = channels_per_block(to.channels, tiling.planes * depth, kernels.panel);
-  const at::Tensor transformed = at::empty({tiling.planes * depth * block}, x.options());
+  const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
+  const int64_t per_channel = tiling.turns * tiling.planes * depth;
+  const int64_t block = channels_per_block(to.channels, per_channel, kernels.panel);
+  const at::Tensor transformed = at::empty({per_channel * block}, x.options());
   float* const weights = transformed.mutable_data_ptr<float>();
   for (int64_t first = 0; first < to.channels; first += block) {
     const int64_t count = std::min(block, to.channels - first);
@@ -150,10 +118,6 @@ void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, co
   }
 }
 
-bool is_strided(int64_t kernel_size) {
-  return kernel_size == 4;
-}
-
 void check_map(const at::Tensor& x, const char* name) {
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat, name, ": got ", x.scalar_type(), ", wanted float32");
   TORCH_CHECK_VALUE(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast), name, ": got sizes ", x.sizes(),
@@ -162,26 +126,29 @@ void check_map(const at::Tensor& x, const char* name) {
                     ", wanted a multiple of ", kSmallestPanel, " channels and no dimension of 0");
 }
 
-void check_kernel(int64_t kernel_size, int64_t padding) {
-  TORCH_CHECK_VALUE(kernel_size == 3 || kernel_size == 4, "kernel_size: got ", kernel_size, ", wanted 3 or 4");
-  TORCH_CHECK_VALUE(padding >= 0, "padding: got ", padding, ", wanted 0 or more");
+void check_filter(const Filter& filter) {
+  TORCH_CHECK_VALUE(filter.size == 3 || filter.size == 4, "kernel_size: got ", filter.size, ", wanted 3 or 4");
+  TORCH_CHECK_VALUE(filter.stride == 1 || (filter.stride == 2 && filter.size == 4), "stride: got ", filter.stride,
+                    " with a kernel of ", filter.size, "×", filter.size, ", wanted 1, or 2 with 4×4");
+  TORCH_CHECK_VALUE(filter.padding >= 0, "padding: got ", filter.padding, ", wanted 0 or more");
 }
 
-void check_weight(const at::Tensor& weight, int64_t padding) {
+Filter checked_filter(const at::Tensor& weight, int64_t stride, int64_t padding) {
   check_map(weight, "weight");
   TORCH_CHECK_VALUE(weight.size(2) == weight.size(3) && weight.size(0) % kSmallestPanel == 0, "weight: got sizes ",
                     weight.sizes(), ", wanted a multiple of ", kSmallestPanel, " output channels and a square kernel");
-  check_kernel(weight.size(2), padding);
+  const Filter filter{weight.size(2), stride, padding};
+  check_filter(filter);
+  return filter;
 }
 
-int64_t output_size(int64_t size, int64_t kernel_size, int64_t padding) {
-  return (size + 2 * padding - kernel_size) / (is_strided(kernel_size) ? 2 : 1) + 1;
+int64_t output_size(int64_t size, const Filter& filter) {
+  return (size + 2 * filter.padding - filter.size) / filter.stride + 1;
 }
 
 // `grad` must be a cotangent of the convolution of a (batch, .., height, width) input.
-void check_cotangent(const at::Tensor& grad, at::IntArrayRef input_sizes, int64_t kernel_size, int64_t padding) {
-  const int64_t height = output_size(input_sizes[2], kernel_size, padding);
-  const int64_t width = output_size(input_sizes[3], kernel_size, padding);
+void check_cotangent(const at::Tensor& grad, at::IntArrayRef input_sizes, const Filter& filter) {
+  const int64_t height = output_size(input_sizes[2], filter), width = output_size(input_sizes[3], filter);
   TORCH_CHECK_VALUE(grad.size(0) == input_sizes[0] && grad.size(2) == height && grad.size(3) == width,
                     "grad: got sizes ", grad.sizes(), ", wanted ", input_sizes[0], " samples of ", height, "×", width,
                     " pixels");
@@ -192,10 +159,10 @@ at::Tensor empty_map(int64_t batch, int64_t channels, int64_t height, int64_t wi
 }
 
 at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                           int64_t padding) {
+                           int64_t stride, int64_t padding) {
   check_map(x, "x");
-  check_weight(weight, padding);
-  const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
+  const Filter filter = checked_filter(weight, stride, padding);
+  const int64_t size = filter.size, out_channels = weight.size(0), in_channels = weight.size(1);
   TORCH_CHECK_VALUE(x.size(1) == in_channels, "x: got sizes ", x.sizes(), ", wanted the weight's ", in_channels,
                     " channels");
   TORCH_CHECK_VALUE(std::min(x.size(2), x.size(3)) + 2 * padding >= size, "x: got sizes ", x.sizes(),
@@ -204,35 +171,33 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
                     "bias: got ", bias->scalar_type(), " of sizes ", bias->sizes(), ", wanted float32 of [",
                     out_channels, "]");
   const at::Tensor shift = bias ? bias->contiguous() : at::Tensor();
-  const auto kernels = winograd_kernels(size, in_channels, out_channels);
-  at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), size, padding),
-                           output_size(x.size(3), size, padding), x);
-  const Tiling tiling = tile_outputs(Sizes(y.sizes()), is_strided(size), padding);
+  const auto kernels = winograd_kernels(filter, in_channels, out_channels);
+  at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), filter), output_size(x.size(3), filter), x);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, tiling, x, bias ? shift.const_data_ptr<float>() : nullptr, y,
-                     [&](int64_t first, float* to, int64_t plane) {
+  convolve_in_blocks(kernels, tile_outputs(Sizes(y.sizes()), filter), x, bias ? shift.const_data_ptr<float>() : nullptr,
+                     y, [&](int64_t first, float* to, int64_t plane) {
                        kernels.weight(from + first * size * size * in_channels, in_channels, to, plane);
                      });
   return y;
 }
 
-at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& weight, int64_t padding, int64_t height,
-                                      int64_t width) {
+at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& weight, int64_t stride, int64_t padding,
+                                      int64_t height, int64_t width) {
   check_map(grad, "grad");
-  check_weight(weight, padding);
-  const int64_t size = weight.size(2), out_channels = weight.size(0), in_channels = weight.size(1);
+  const Filter filter = checked_filter(weight, stride, padding);
+  const int64_t out_channels = weight.size(0), in_channels = weight.size(1);
   TORCH_CHECK_VALUE(grad.size(1) == out_channels, "grad: got sizes ", grad.sizes(), ", wanted the weight's ",
                     out_channels, " channels");
-  check_cotangent(grad, {grad.size(0), in_channels, height, width}, size, padding);
-  const auto kernels = winograd_kernels(size, in_channels, out_channels);
+  check_cotangent(grad, {grad.size(0), in_channels, height, width}, filter);
+  const auto kernels = winograd_kernels(filter, in_channels, out_channels);
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
-  const Tiling tiling = tile_input_grads(Sizes(result.sizes()), is_strided(size), padding);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, tiling, grad, nullptr, result, [&](int64_t first, float* to, int64_t plane) {
-    kernels.weight_adjoint(from + first, out_channels, in_channels, padding, to, plane);
-  });
+  convolve_in_blocks(kernels, tile_input_grads(Sizes(result.sizes()), filter), grad, nullptr, result,
+                     [&](int64_t first, float* to, int64_t plane) {
+                       kernels.weight_adjoint(from + first, out_channels, in_channels, padding, to, plane);
+                     });
   return result;
 }
 
@@ -311,14 +276,15 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
   });
 }
 
-at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size,
+at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size, int64_t stride,
                                        int64_t padding) {
   check_map(grad, "grad");
   check_map(x, "x");
-  check_kernel(kernel_size, padding);
-  check_cotangent(grad, x.sizes(), kernel_size, padding);
-  const auto kernels = winograd_kernels(kernel_size, x.size(1), grad.size(1));
-  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), is_strided(kernel_size), padding);
+  const Filter geometry{kernel_size, stride, padding};
+  check_filter(geometry);
+  check_cotangent(grad, x.sizes(), geometry);
+  const auto kernels = winograd_kernels(geometry, x.size(1), grad.size(1));
+  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), geometry);
   at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
   const auto from = feature_map(x), cotangent = feature_map(grad);
   float* const to = result.mutable_data_ptr<float>();

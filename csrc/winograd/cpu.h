@@ -1,4 +1,5 @@
-// Serial pieces of Winograd's convolution F(2×2, 3×3), and F(2×2, 2×2) on the phases of a 4×4 one with stride 2.
+// Serial pieces of Winograd's convolution F(2×2, 3×3), and F(2×2, 2×2) on the four 2×2 parts of a 4×4 one: with stride
+// 2 its phases, with stride 1 its quarters, of which each sees the map at an offset.
 //
 // Feature maps are (batch, height, width, channels). Between transforms and products everything is in panels of P
 // channels, of which the channels are a multiple: [plane][channels / P][tiles][P], a plane being one of the points of
@@ -13,11 +14,11 @@ namespace gnfast::cpu {
 // Tiles come in multiples of this, those beyond the last filled with zeros.
 constexpr int64_t kTileGroup = 8;
 
-// Which pixels belong to tile (i, j): row `advance * i + offset[r] + step * k` for part r = 0, ... of `parts` and
+// Which pixels belong to tile (i, j): row `advance * i + rows[r] + step * k` for part r = 0, ... of `parts` and
 // k = 0, 1, ...; columns alike.
 struct TileGrid {
   int64_t parts, advance, step;
-  int64_t offset[2];
+  int64_t rows[2], cols[2];
 };
 
 // Tiles [first, first + count) of all the images', row by row.
@@ -37,7 +38,12 @@ struct PanelStrides {
   int64_t plane, part, panel;
 };
 
-// For 3×3 kernels with stride 1, or 4×4 ones with stride 2.
+// Of a kernel, square: 3×3 with stride 1, or 4×4 with stride 1 or 2.
+struct Filter {
+  int64_t size, stride, padding;
+};
+
+// For filters of one size and stride.
 struct WinogradKernels {
   int64_t panel;   // P
   int64_t points;  // of a transformed tile
@@ -50,18 +56,20 @@ struct WinogradKernels {
   // A^T m A, plus the bias (channels) unless it is null
   void (*output)(const float* from, const PanelStrides& strides, const TileGrid& grid, const TileRange& tiles,
                  const float* bias, const FeatureMap<float*>& y);
-  // G g G^T of P output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y:
-  // to[plane][part * in_channels + c][P]
+  // G g G^T of P output channels from `weight` (.., kernel, kernel, in_channels) on, for x -> y: with stride 2
+  // to[plane][part * in_channels + c][P], with stride 1 to[plane][c][P], the planes of one part after those of the
+  // other.
   void (*weight)(const float* weight, int64_t in_channels, float* to, int64_t plane);
   // The same for the data gradient of output channels [0, out_channels) and P input channels: to[plane][c][P], the
-  // planes of one phase after those of the other.
+  // planes of one part after those of the other.
   void (*weight_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
                          int64_t plane);
   // G^T u G: one output channel's gradient, (kernel, kernel, in_channels)
   void (*weight_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, float* to);
-  // c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane: a and c in panels of tiles with `panel` floats from
-  // one to the next, b [n / P][k][P].
-  void (*tile_product)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n);
+  // c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane, added to what is there if `accumulate`: a and c in
+  // panels of tiles with `panel` floats from one to the next, b [n / P][k][P].
+  void (*tile_product)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n,
+                       bool accumulate);
   // c[n / P][m][P] = sum over tiles of a[m][tile] * b[n][tile], added to what is there if `accumulate`: a and b in
   // panels with `panel` floats from one to the next, c with `c_panel`.
   void (*channel_product)(const float* a, const float* b, float* c, int64_t panel, int64_t c_panel, int64_t tiles,
@@ -70,9 +78,9 @@ struct WinogradKernels {
 
 #ifdef GNFAST_X86_KERNELS
 // P = 8. Callable only where the processor has AVX2 and FMA.
-WinogradKernels avx2_winograd_kernels(int64_t kernel_size);
+WinogradKernels avx2_winograd_kernels(const Filter& filter);
 // P = 16. Callable only where the processor has AVX-512 (F, DQ, BW and VL).
-WinogradKernels avx512_winograd_kernels(int64_t kernel_size);
+WinogradKernels avx512_winograd_kernels(const Filter& filter);
 #endif
 
 }  // namespace gnfast::cpu

@@ -59,8 +59,8 @@ void transpose(Vec* rows) {
 
 namespace gnfast::cpu {
 
-WinogradKernels avx2_winograd_kernels(int64_t kernel_size) {
-  return winograd_kernels_of(kernel_size);
+WinogradKernels avx2_winograd_kernels(const Filter& filter) {
+  return winograd_kernels_of(filter);
 }
 
 }  // namespace gnfast::cpu

@@ -66,8 +66,8 @@ void transpose(Vec* rows) {
 
 namespace gnfast::cpu {
 
-WinogradKernels avx512_winograd_kernels(int64_t kernel_size) {
-  return winograd_kernels_of(kernel_size);
+WinogradKernels avx512_winograd_kernels(const Filter& filter) {
+  return winograd_kernels_of(filter);
 }
 
 }  // namespace gnfast::cpu

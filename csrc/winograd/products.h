@@ -77,7 +77,8 @@ inline void for_strips(int64_t panels, const Strip& strip) {
   if (p < panels) strip(p, Count<1>());
 }
 
-void tile_product(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n) {
+void tile_product(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n,
+                  bool accumulate) {
   for (int64_t first = 0; first < k; first += kDepth) {
     const int64_t depth = k - first < kDepth ? k - first : kDepth;
     for_strips(n / kPanel, [&](int64_t p, auto count) {
@@ -88,7 +89,7 @@ void tile_product(const float* a, const float* b, float* c, int64_t panel, int64
       for (int64_t t = 0; t < tiles; t += kRows) {
         const int64_t call = t / kRows;
         multiply<kPanels, kPanel, 1, kPanel>(depth, a + first / kPanel * panel + t * kPanel, panel, strip, k * kPanel,
-                                             c + p * panel + t * kPanel, panel, first > 0,
+                                             c + p * panel + t * kPanel, panel, accumulate || first > 0,
                                              next + call % kPanels * k * kPanel + call / kPanels * per_call);
       }
     });

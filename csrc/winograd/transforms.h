@@ -5,6 +5,8 @@
 // processor. Everything here is in its anonymous namespace: of functions with one name in several files the linker
 // keeps one, perhaps one that this processor cannot run.
 
+#include <type_traits>
+
 #include "cpu.h"
 #include "products.h"
 
@@ -145,7 +147,7 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
   const int64_t padded = (tiles.count + kTileGroup - 1) / kTileGroup * kTileGroup;
   const int64_t last = grid.step * (kSize - 1);
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
-    const int64_t row_offset = grid.offset[part / grid.parts], col_offset = grid.offset[part % grid.parts];
+    const int64_t row_offset = grid.rows[part / grid.parts], col_offset = grid.cols[part % grid.parts];
     for (int64_t c = 0; c < x.channels; c += kLinePanels * kPanel) {
       const int64_t panels = x.channels - c >= kLinePanels * kPanel ? kLinePanels : 1;
       float* const panel = to + part * strides.part + c / kPanel * strides.panel;
@@ -198,7 +200,7 @@ void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& g
                const float* bias, const FeatureMap<float*>& y) {
   const int64_t row_stride = y.width * y.pixel, image_stride = y.height * row_stride;
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
-    const int64_t row_offset = grid.offset[part / grid.parts], col_offset = grid.offset[part % grid.parts];
+    const int64_t row_offset = grid.rows[part / grid.parts], col_offset = grid.cols[part % grid.parts];
     for (int64_t c = 0; c < y.channels; c += kLinePanels * kPanel) {
       const int64_t panels = y.channels - c >= kLinePanels * kPanel ? kLinePanels : 1;
       const float* const panel = from + part * strides.part + c / kPanel * strides.panel;
@@ -227,16 +229,23 @@ void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& g
   }
 }
 
-// kParts phases along each axis; tap a of phase r is tap kParts * a + r of the kernel.
-template <typename T, int kParts>
+// Along each axis kernels of kSize taps have parts of T's: with stride 1 one after the other, else as phases.
+template <int kTaps, int kStride>
+constexpr int tap_of(int part, int tap) {
+  return kStride == 1 ? kTaps * part + tap : kStride * tap + part;
+}
+
+template <typename T, int kSize, int kStride>
 void kernel_in(const float* weight, int64_t in_channels, float* to, int64_t plane) {
-  constexpr int kTaps = T::kFrom, kSize = kParts * kTaps;
+  constexpr int kTaps = T::kFrom, kParts = kSize / kTaps;
   const int64_t filter = kSize * kSize * in_channels;
+  const int64_t part_stride = kStride == 1 ? T::kTo * T::kTo * plane : in_channels * kPanel;
   for (int64_t c = 0; c < in_channels; c += kPanel) {
     for (int part = 0; part < kParts * kParts; ++part) {
       Vec taps[kTaps * kTaps][kPanel];
       for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int row = kParts * (tap / kTaps) + part / kParts, col = kParts * (tap % kTaps) + part % kParts;
+        const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
+        const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
         const float* const from = weight + (row * kSize + col) * in_channels + c;
         for (int o = 0; o < kPanel; ++o) taps[tap][o] = load(from + o * filter);
         transpose(taps[tap]);
@@ -245,39 +254,41 @@ void kernel_in(const float* weight, int64_t in_channels, float* to, int64_t plan
         Vec kernel[kTaps * kTaps], points[T::kTo * T::kTo];
         for (int tap = 0; tap < kTaps * kTaps; ++tap) kernel[tap] = taps[tap][lane];
         transform<T>(kernel, points);
-        float* const out = to + (part * in_channels + c + lane) * kPanel;
+        float* const out = to + part * part_stride + (c + lane) * kPanel;
         for (int point = 0; point < T::kTo * T::kTo; ++point) store(out + point * plane, points[point]);
       }
     }
   }
 }
 
-template <typename T, int kParts>
+template <typename T, int kSize, int kStride>
 void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
                        int64_t plane) {
-  constexpr int kTaps = T::kFrom, kSize = kParts * kTaps;
+  constexpr int kTaps = T::kFrom, kParts = kSize / kTaps, kPoints = T::kTo * T::kTo;
+  // The part of the kernel that makes part r of the result, or is part r of the turned kernel.
+  const auto part_of = [padding](int r) {
+    return kStride == 1 ? kParts - 1 - r : static_cast<int>((r + padding) % kStride);
+  };
   for (int64_t o = 0; o < out_channels; ++o) {
     const float* const filter = weight + o * kSize * kSize * in_channels;
     for (int part = 0; part < kParts * kParts; ++part) {
-      const int row_phase = static_cast<int>((part / kParts + padding) % kParts);
-      const int col_phase = static_cast<int>((part % kParts + padding) % kParts);
-      Vec kernel[kTaps * kTaps], points[T::kTo * T::kTo];
+      const int row_part = part_of(part / kParts), col_part = part_of(part % kParts);
+      Vec kernel[kTaps * kTaps], points[kPoints];
       for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int row = kParts * (kTaps - 1 - tap / kTaps) + row_phase;
-        const int col = kParts * (kTaps - 1 - tap % kTaps) + col_phase;
+        const int row = tap_of<kTaps, kStride>(row_part, kTaps - 1 - tap / kTaps);
+        const int col = tap_of<kTaps, kStride>(col_part, kTaps - 1 - tap % kTaps);
         kernel[tap] = load(filter + (row * kSize + col) * in_channels);
       }
       transform<T>(kernel, points);
-      for (int point = 0; point < T::kTo * T::kTo; ++point) {
-        store(to + (part * T::kTo * T::kTo + point) * plane + o * kPanel, points[point]);
-      }
+      float* const out = to + part * kPoints * plane + o * kPanel;
+      for (int point = 0; point < kPoints; ++point) store(out + point * plane, points[point]);
     }
   }
 }
 
-template <typename T, int kParts>
+template <typename T, int kSize, int kStride>
 void kernel_out(const float* from, const PanelStrides& strides, int64_t in_channels, float* weight_grad) {
-  constexpr int kTaps = T::kTo, kSize = kParts * kTaps;
+  constexpr int kTaps = T::kTo, kParts = kSize / kTaps;
   for (int part = 0; part < kParts * kParts; ++part) {
     for (int64_t c = 0; c < in_channels; c += kPanel) {
       Vec points[T::kFrom * T::kFrom], kernel[kTaps * kTaps];
@@ -286,36 +297,38 @@ void kernel_out(const float* from, const PanelStrides& strides, int64_t in_chann
       }
       transform<T>(points, kernel);
       for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int row = kParts * (tap / kTaps) + part / kParts, col = kParts * (tap % kTaps) + part % kParts;
+        const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
+        const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
         store(weight_grad + (row * kSize + col) * in_channels + c, kernel[tap]);
       }
     }
   }
 }
 
-WinogradKernels winograd_kernels_of(int64_t kernel_size) {
-  if (kernel_size == 3) {
-    return {kPanel,
-            16,
-            tiles_in<Input3>,
-            tiles_in<Cotangent3>,
-            tiles_out<Output3>,
-            kernel_in<Kernel3, 1>,
-            kernel_adjoint_in<Kernel3, 1>,
-            kernel_out<KernelGrad3, 1>,
-            tile_product,
-            channel_product};
-  }
+// Three taps as one part, four as two of two.
+template <int kSize, int kStride>
+WinogradKernels kernels_for() {
+  constexpr bool kThree = kSize == 3;
+  using Input = std::conditional_t<kThree, Input3, Input2>;
+  using Output = std::conditional_t<kThree, Output3, Output2>;
+  using Cotangent = std::conditional_t<kThree, Cotangent3, Cotangent2>;
+  using Kernel = std::conditional_t<kThree, Kernel3, Kernel2>;
+  using KernelGrad = std::conditional_t<kThree, KernelGrad3, KernelGrad2>;
   return {kPanel,
-          9,
-          tiles_in<Input2>,
-          tiles_in<Cotangent2>,
-          tiles_out<Output2>,
-          kernel_in<Kernel2, 2>,
-          kernel_adjoint_in<Kernel2, 2>,
-          kernel_out<KernelGrad2, 2>,
+          Input::kTo * Input::kTo,
+          tiles_in<Input>,
+          tiles_in<Cotangent>,
+          tiles_out<Output>,
+          kernel_in<Kernel, kSize, kStride>,
+          kernel_adjoint_in<Kernel, kSize, kStride>,
+          kernel_out<KernelGrad, kSize, kStride>,
           tile_product,
           channel_product};
+}
+
+WinogradKernels winograd_kernels_of(const Filter& filter) {
+  if (filter.size == 3) return kernels_for<3, 1>();
+  return filter.stride == 1 ? kernels_for<4, 1>() : kernels_for<4, 2>();
 }
 
 }  // namespace

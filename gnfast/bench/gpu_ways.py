@@ -30,11 +30,11 @@ def gpu_ways(triton: tuple[str, ...] = IN_TRITON) -> Iterator[None]:
     Args:
         triton: the operations that Triton's kernels do.
     """
-    chosen = {("winograd", "cpu"): ("torch",)} | {(operation, "cpu"): ("triton",) for operation in triton}
+    chosen = {(operation, "cpu"): ("torch",) for operation in ("winograd", "norms")}
+    chosen |= {(operation, "cpu"): ("triton",) for operation in triton}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))
         stack.enter_context(mock.patch.dict(autograd._CHANNELS_LAST_DTYPES, cpu=autograd._CHANNELS_LAST_DTYPES["cuda"]))
-        stack.enter_context(mock.patch.object(autograd, "_CHANNELS_LAST_WEIGHTS", ("cpu", "cuda")))
         stack.enter_context(mock.patch.object(pool, "BY_UPSAMPLING", ()))
         stack.enter_context(mock.patch.object(recorder, "widened", _widened))
         # Nothing is put back while a graph is captured, so that nothing is copied for that.

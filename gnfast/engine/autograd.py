@@ -40,7 +40,7 @@ def four_passes(
             return f_hat.reshape(len(x), *plan.nodes[-1].output_shape)
     last = _prefers_channels_last(plan, x)
     laid_out = x.contiguous(memory_format=torch.channels_last) if last else x
-    made = operands.made_of(plan, recorded, last and x.device.type in _CHANNELS_LAST_WEIGHTS)
+    made = operands.made_of(plan, recorded, last)
     result = _FourPasses.apply(plan, made, head, keep, low, current_receiver(), laid_out, *recorded)
     if head is not None:
         return result
@@ -149,14 +149,13 @@ _CHANNELS_LAST_DTYPES = {
     # The kernels for tensor cores want it; those for float64 do not.
     "cuda": (torch.float32, torch.bfloat16, torch.float16),
 }
-_CHANNELS_LAST_WEIGHTS = ("cuda",)
 
 
 def _prefers_channels_last(plan: Plan, x: Tensor) -> bool:
     """Whether the passes are fastest with x in channels_last; all that they make follows it.
 
     Convolutions would reorder a contiguous tensor and put it back, one by one and in every pass: the images and what
-    comes of them, and on a GPU the weights too, of which `prepare` makes one small copy per call instead. Gradients
-    arrive in the layout of what they belong to.
+    comes of them, and the weights too, of which `prepare` makes one small copy per call instead. Gradients arrive in
+    the layout of what they belong to.
     """
     return bool(plan.kernels) and x.dim() == 4 and x.dtype in _CHANNELS_LAST_DTYPES.get(x.device.type, ())

@@ -24,6 +24,19 @@ def is_channels_last(t: Tensor) -> bool:
     return t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
+def laid_out(t: Tensor, form: torch.memory_format) -> Tensor:
+    """The tensor in this format to the last stride, those of axes with one entry included.
+
+    PyTorch's kernels (2.13, CPU) give wrong gradients where these are others: weights of grouped convolutions in
+    float64, batch norm.
+    """
+    t = t.contiguous(memory_format=form)
+    if 1 not in t.shape:
+        return t
+    strides = torch.empty(t.shape, device="meta", memory_format=form).stride()
+    return t if t.stride() == strides else t.as_strided(t.shape, strides)
+
+
 def batch_major(t: Tensor) -> Tensor:
     """The tensor without gaps and with its samples one after the other in memory; itself where it is so already."""
     per_sample = t.numel() // max(t.shape[0], 1)

@@ -33,12 +33,14 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Argum
     plain = stride, padding, dilation, False, (0, 0), groups
     if x.dim() != 4 or 0 in stride:
         return None
-    positions = x.shape[0] * math.prod(x.shape[2:]) // (1 if transposed else math.prod(stride))
-    if positions < _MIN_POSITIONS or not fits(x, weight, plain, positions):
-        return None
     shape = output_shape(x, weight, bias, arguments)
+    if shape is None:
+        return None
+    outputs = x.shape[2:] if transposed else shape[2:]
+    if x.shape[0] * math.prod(outputs) < _MIN_POSITIONS or not fits(x, weight, plain, outputs, shape[2:]):
+        return None
     fits_bias = bias is None or bias.dtype == x.dtype
-    if shape is None or not fits_bias or torch.is_autocast_enabled(x.device.type) or not eager():
+    if not fits_bias or torch.is_autocast_enabled(x.device.type) or not eager():
         return None
     channels_last = torch.channels_last in [suggest_memory_format(t) for t in (x, weight)]
     layout = torch.channels_last if channels_last else torch.contiguous_format

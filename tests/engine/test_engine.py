@@ -219,11 +219,12 @@ def assert_laid_out(device, dtype):
     assert g.is_contiguous()
     for tensor in (x, *net.parameters()):
         assert tensor.is_contiguous() and tensor.grad.is_contiguous()
+    loss = gnfast.normalize_gradient(net, x, strict=True).sum()
+    assert all(grad.is_contiguous() for grad in torch.autograd.grad(loss, [*net.parameters()]))
 
 
 def test_contiguous_images_and_weights_are_converted_once_where_that_pays(monkeypatch):
     monkeypatch.setitem(autograd._CHANNELS_LAST_DTYPES, "cpu", (torch.float64,))
-    monkeypatch.setattr(autograd, "_CHANNELS_LAST_WEIGHTS", ("cpu",))
     torch.manual_seed(0)
     for net in (ResNet(), cnn(), NETWORKS["shared"](), nn.Sequential(nn.Flatten(), nn.Linear(192, 1))):
         assert_matches_double_backward(net.double(), torch.randn(4, 3, 8, 8, dtype=torch.float64))
@@ -234,6 +235,10 @@ def test_contiguous_images_and_weights_are_converted_once_where_that_pays(monkey
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_contiguous_images_and_weights_are_converted_once_on_a_gpu(dtype):
     assert_laid_out("cuda", dtype)
+
+
+def test_contiguous_images_and_weights_are_converted_once_on_a_cpu():
+    assert_laid_out("cpu", torch.float32)
 
 
 def test_float64_stays_as_it_is(x):

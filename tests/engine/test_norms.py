@@ -175,6 +175,31 @@ def test_functions_of_several_tensors(name):
     assert_matches_double_backward(net, normal(B, *TOKENS))
 
 
+def modulated_twice(net, x):
+    for _ in range(2):
+        weight = net.w * net.style(x.mean((2, 3)))[:, None, :, None, None]
+        h = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), padding=1, groups=len(x))
+        x = h.view(x.shape)
+    return F.leaky_relu(x, 0.2).sum((1, 2, 3))
+
+
+def normed_as_one(net, x):
+    return F.leaky_relu(F.batch_norm(x.flatten(0, 1)[None], None, None, training=True)[0], 0.2).unflatten(
+        0, x.shape[:2]
+    )
+
+
+@pytest.mark.parametrize(
+    "forward", [modulated_twice, lambda net, x: (normed_as_one(net, x) * net.w[0, 0]).sum((1, 2, 3))]
+)
+def test_batches_of_one_in_channels_last(forward):
+    """There PyTorch's own gradients are wrong (2.13, CPU), so that the truth comes from contiguous images."""
+    net, x = Called(forward, style=nn.Linear(3, 3), w=nn.Parameter(normal(3, 3, 3, 3))).double(), normal(3, 3, 3, 3)
+    truth = outputs_and_gradients(reference.value_and_input_grad, net, x)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert_same(outputs_and_gradients(gnfast.value_and_input_grad, net, last, strict=True), truth)
+
+
 def multihead(**options):
     return lambda: nn.MultiheadAttention(6, 2, dtype=torch.float64, **options)
 

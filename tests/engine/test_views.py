@@ -49,7 +49,8 @@ CALLS = {
         F.conv_transpose2d(h, ones(h.shape[1], 2, 1, 1));
         F.conv_transpose3d(volume(h), ones(h.shape[1], 2, 1, 1, 1)); F.linear(h, ones(1, h.shape[-1]));
         torch.einsum("bcij->bcij", h); torch.einsum("bcij->bicj", h); torch.einsum("bcij->bc", h);
-        torch.einsum("bcij", h); torch.einsum("bcij,->bcij", h, ones(()));
+        torch.einsum("bcij", h); torch.einsum("bcij,->bcij", h, ones(())); torch.einsum("b...->b...", h);
+        torch.einsum("...ij->...ji", h); torch.einsum("...", h); torch.einsum("bcii->bci", h[..., :2, :2]);
         torch.einsum("ij,bcij->bcij", ones(1, 1), h); torch.matmul(h, ones(h.shape[-1], 1));
         h.matmul(ones(h.shape[-1])); torch.mm(flat(h), ones(flat(h).shape[1], 1));
         flat(h).mm(ones(flat(h).shape[1], 1)); torch.mv(flat(h), ones(flat(h).shape[1]));

@@ -251,12 +251,13 @@ def _compare(fast: Callable, slow: Callable, net: nn.Module, x: Tensor, options:
     actual = outputs_and_gradients(fast, net, x, **options)
     try:
         assert_same(actual, expected, 1e-8)
-    except AssertionError:
-        moved = outputs_and_gradients(slow, net, x + 1e-9 * torch.randn_like(x))
-        with contextlib.suppress(AssertionError):
-            assert_same(moved, expected, 1e-5)
-            raise
-        # On a kink: the mean over places of an instance norm, say, is 0 but for rounding.
+    except AssertionError as error:
+        try:
+            assert_same(outputs_and_gradients(slow, net, x + 1e-9 * torch.randn_like(x)), expected, 1e-5)
+        except AssertionError:
+            # On a kink: the mean over places of an instance norm, say, is 0 but for rounding.
+            return
+        raise error
 
 
 def _judged(seed: int) -> str:

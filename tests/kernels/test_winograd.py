@@ -18,7 +18,7 @@ from tests.processes import run_python
 
 NHWC = torch.channels_last
 NAN = float("nan")
-CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2)}
+CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2), "4x4": (4, 1)}
 OPERATORS = ["winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"]
 # Batch, input and output channels, height, width: odd everything, less than a tile, less than a group of tiles, more
 # than one chunk of tiles, more channels than one product takes at once, and than one block of kernels;
@@ -114,7 +114,8 @@ class Called(TorchDispatchMode):
 @pytest.fixture
 def any_size(monkeypatch):
     """Winograd however small the problem."""
-    monkeypatch.setattr(winograd, "_MIN_POSITIONS", 1)
+    monkeypatch.setattr(winograd, "_MIN_POSITIONS", 0)
+    monkeypatch.setattr(winograd, "_MAX_SHARE", float("inf"))
 
 
 @ENABLED
@@ -225,7 +226,7 @@ ELSEWHERE = {
     "1x1": ((4, 16, 16, 12, 12), 1, {}),
     "5x5": ((4, 16, 16, 12, 12), 5, {"padding": 2}),
     "3x3 stride 2": ((4, 16, 16, 12, 13), 3, {"stride": 2, "padding": 1}),
-    "4x4 stride 1": ((4, 16, 16, 12, 12), 4, {"padding": 2}),
+    "4x4 stride 3": ((4, 16, 16, 22, 22), 4, {"stride": 3, "padding": 1}),
     "dilation": ((4, 16, 16, 12, 12), 3, {"dilation": 2, "padding": 2}),
     "groups": ((8, 16, 16, 8, 8), 3, {"padding": 1, "groups": 2}),
     "transposed": ((8, 16, 16, 8, 8), 3, {"padding": 1, "transposed": True}),
@@ -242,6 +243,26 @@ def test_other_convolutions_are_pytorchs(name):
     weight = last(torch.randn(out_channels, channels // args[-1], kernel, kernel))
     cotangent = last(torch.randn(torch.convolution(x, weight, None, *args).shape))
     assert_pytorchs(x, weight, cotangent, args)
+
+
+# Maps of H×H with padding p, and what Winograd's algorithm does of a 4×4 convolution with stride 1 on them.
+@ENABLED
+@pytest.mark.parametrize(
+    ("batch", "size", "padding", "served"),
+    [
+        (8, 8, 1, OPERATORS),
+        (8, 16, 1, OPERATORS),
+        (8, 11, 0, OPERATORS[::2]),
+        (16, 7, 1, OPERATORS[::2]),
+        (32, 6, 1, OPERATORS[2:]),
+        (256, 4, 0, OPERATORS[2:]),
+        (4, 8, 1, OPERATORS[2:] if winograd._MIN_POSITIONS == 128 else OPERATORS),
+        (1, 8, 1, []),
+    ],
+)
+def test_maps_of_4x4_convolutions(batch, size, padding, served):
+    """Tiles beyond the edge cost as much as others: small odd maps are PyTorch's, but for the weight's gradient."""
+    assert called_by_gnfast(*make("4x4", (batch, 16, 16, size, size), padding))[1] == served
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
@@ -285,14 +306,14 @@ def test_critics_gradients_within_twice_pytorchs_error(family):
 @ENABLED
 @pytest.mark.parametrize("case", CASES)
 def test_operators_conform(case):
-    kernel, _ = CASES[case]
+    kernel, stride = CASES[case]
     x, weight, bias, cotangent, _ = make(case, (2, 8, 16, 9, 7), 1)
     forward, input_grad, weight_grad = (getattr(torch.ops.gnfast, name).default for name in OPERATORS)
     for operator, given in (
-        (forward, (x, weight, bias, 1)),
-        (forward, (x, weight, None, 1)),
-        (input_grad, (cotangent, weight, 1, 9, 7)),
-        (weight_grad, (cotangent, x, kernel, 1)),
+        (forward, (x, weight, bias, stride, 1)),
+        (forward, (x, weight, None, stride, 1)),
+        (input_grad, (cotangent, weight, stride, 1, 9, 7)),
+        (weight_grad, (cotangent, x, kernel, stride, 1)),
     ):
         torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
 
@@ -314,15 +335,27 @@ def test_operators_refuse_what_does_not_fit():
     x, weight, bias, cotangent, _ = make("3x3", (2, 8, 16, 5, 6), 1)
     forward, input_grad, weight_grad = (getattr(torch.ops.gnfast, name) for name in OPERATORS)
     for operator, given, error, message in (
-        (forward, (x.double(), weight, bias, 1), TypeError, "x: got Double, wanted float32"),
-        (forward, (x.contiguous(), weight, bias, 1), ValueError, r"x: got .* wanted .* channels_last"),
-        (forward, (last(x[:, :3]), weight, bias, 1), ValueError, r"x: got sizes \[2, 3, .* a multiple of 8"),
-        (forward, (last(x.repeat(1, 2, 1, 1)), weight, bias, 1), ValueError, r"x: .* wanted the weight's 8 channels"),
-        (forward, (x, weight, bias[:8], 1), ValueError, r"bias: got Float of sizes \[8\], wanted float32 of \[16\]"),
-        (forward, (x, weight, bias, -1), ValueError, "padding: got -1, wanted 0 or more"),
-        (weight_grad, (cotangent, x, 2, 1), ValueError, "kernel_size: got 2, wanted 3 or 4"),
-        (weight_grad, (cotangent[:1], x, 3, 1), ValueError, r"grad: got sizes \[1, .* wanted 2 samples of 5×6 pixels"),
-        (input_grad, (cotangent, weight, 1, 6, 6), ValueError, r"grad: got .* wanted 2 samples of 6×6 pixels"),
+        (forward, (x.double(), weight, bias, 1, 1), TypeError, "x: got Double, wanted float32"),
+        (forward, (x.contiguous(), weight, bias, 1, 1), ValueError, r"x: got .* wanted .* channels_last"),
+        (forward, (last(x[:, :3]), weight, bias, 1, 1), ValueError, r"x: got sizes \[2, 3, .* a multiple of 8"),
+        (
+            forward,
+            (last(x.repeat(1, 2, 1, 1)), weight, bias, 1, 1),
+            ValueError,
+            r"x: .* wanted the weight's 8 channels",
+        ),
+        (forward, (x, weight, bias[:8], 1, 1), ValueError, r"bias: got Float of sizes \[8\], wanted float32 of \[16\]"),
+        (forward, (x, weight, bias, 1, -1), ValueError, "padding: got -1, wanted 0 or more"),
+        (forward, (x, weight, bias, 2, 1), ValueError, "stride: got 2 with a kernel of 3×3, wanted 1, or 2 with 4×4"),
+        (weight_grad, (cotangent, x, 4, 3, 1), ValueError, "stride: got 3 with a kernel of 4×4, wanted 1, or 2 with"),
+        (weight_grad, (cotangent, x, 2, 1, 1), ValueError, "kernel_size: got 2, wanted 3 or 4"),
+        (
+            weight_grad,
+            (cotangent[:1], x, 3, 1, 1),
+            ValueError,
+            r"grad: got sizes \[1, .* wanted 2 samples of 5×6 pixels",
+        ),
+        (input_grad, (cotangent, weight, 1, 1, 6, 6), ValueError, r"grad: got .* wanted 2 samples of 6×6 pixels"),
     ):
         with pytest.raises(error, match=message):
             operator(*given)

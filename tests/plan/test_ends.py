@@ -27,7 +27,6 @@ def layout(request, monkeypatch):
     """Whether images and kernels are stored in channels_last, as on a GPU."""
     if request.param:
         monkeypatch.setitem(autograd._CHANNELS_LAST_DTYPES, "cpu", (torch.float64, torch.float32))
-        monkeypatch.setattr(autograd, "_CHANNELS_LAST_WEIGHTS", ("cpu",))
 
 
 def critic(tail, features, outputs=1):

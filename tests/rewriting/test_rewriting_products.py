@@ -30,8 +30,10 @@ LAYERS = {
     "conv 3x3": (lambda i, o, **k: nn.Conv2d(i, o, 3, padding=1, **k), CONV),
     "conv 3x3, padding 0": (lambda i, o, **k: nn.Conv2d(i, o, 3, **k), CONV),
     "conv 4x4 stride 2": (lambda i, o, **k: nn.Conv2d(i, o, 4, 2, 1, **k), CONV),
+    "conv 4x4": (lambda i, o, **k: nn.Conv2d(i, o, 4, padding=2, **k), CONV),
     "transposed 3x3": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 3, 1, 1, **k), TRANSPOSED),
     "transposed 4x4 stride 2": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 2, 1, **k), TRANSPOSED),
+    "transposed 4x4": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 1, 1, **k), TRANSPOSED),
     "transposed, output padding": (lambda i, o, **k: nn.ConvTranspose2d(i, o, 4, 2, 2, 1, **k), TRANSPOSED),
     "upsampling and 3x3": (
         lambda i, o, **k: nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(i, o, 3, padding=1, **k)),
@@ -86,7 +88,8 @@ def assert_within_twice_pytorchs(net, x, order=1, at_once=False):
 def any_size(monkeypatch):
     """Winograd however small the problem."""
     for module in winograd, products:
-        monkeypatch.setattr(module, "_MIN_POSITIONS", 1)
+        monkeypatch.setattr(module, "_MIN_POSITIONS", 0)
+    monkeypatch.setattr(winograd, "_MAX_SHARE", float("inf"))
 
 
 @ENABLED
@@ -124,8 +127,8 @@ def test_derivatives_numerically(name, monkeypatch):
     """The Function alone, in float64, with PyTorch's convolutions for Winograd's."""
     applied = []
 
-    def fits(x, weight, arguments, positions):
-        is_served = winograd._STRIDES.get(tuple(weight.shape[2:])) == arguments[0]
+    def fits(x, weight, arguments, *spaces):
+        is_served = (tuple(weight.shape[2:]), arguments[0]) in winograd.CASES
         applied.append(is_served)
         return is_served
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.kernels.layout import accumulator
+from gnfast.kernels.layout import accumulator, is_dense, with_strides
 from gnfast.kernels.operands import Fold, Form, Spread
 
 
@@ -26,7 +26,8 @@ def prepared(source: Tensor, form: Form) -> Tensor:
 
 def gradient(grad: Tensor, source: Tensor, form: Form) -> Tensor:
     """The gradient of one source."""
-    return (grad if form.fold is None else unfolded(grad, form.fold)).to(source.dtype)
+    result = (grad if form.fold is None else unfolded(grad, form.fold)).to(source.dtype)
+    return with_strides(result, source.stride()) if form.channels_last and is_dense(source) else result
 
 
 def folded(weight: Tensor, fold: Fold | Spread) -> Tensor:

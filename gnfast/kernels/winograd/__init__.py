@@ -4,10 +4,11 @@
     gx = the transposed convolution of gy by W        (conv2d_input_grad)
     gW = sum over samples and positions of gy x       (conv2d_weight_grad)
 
-F(2×2, 3×3) takes 16 products where a 3×3 convolution with stride 1 takes 36 for 2×2 outputs. A 4×4 convolution with
-stride 2 is a 2×2 one on the four phases of its input, for which F(2×2, 2×2) takes 36 instead of 64. The transforms add,
-subtract and halve; errors are no larger than those of a direct convolution, whose sums are longer (Lavin & Gray, *Fast
-Algorithms for Convolutional Neural Networks*, CVPR 2016).
+F(2×2, 3×3) takes 16 products where a 3×3 convolution with stride 1 takes 36 for 2×2 outputs. A 4×4 convolution is the
+sum of four 2×2 ones, for which F(2×2, 2×2) takes 36 instead of 64: with stride 2 on the four phases of its input, with
+stride 1 (which closes PatchGAN critics) on the input at four offsets. The transforms add, subtract and halve; errors
+are no larger than those of a direct convolution, whose sums are longer (Lavin & Gray, *Fast Algorithms for
+Convolutional Neural Networks*, CVPR 2016).
 
 None of these functions is differentiable itself.
 """
@@ -26,13 +27,15 @@ from gnfast.kernels.winograd import plain
 # stride, padding, dilation, transposed, output_padding, groups: what `torch.convolution` takes after the bias.
 Arguments = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, tuple[int, ...], int]
 
-# kernel -> the stride with which it is one of the two cases
-_STRIDES = {(3, 3): (1, 1), (4, 4): (2, 2)}
+# Kernel and stride of the three cases.
+CASES = {((3, 3), (1, 1)), ((4, 4), (2, 2)), ((4, 4), (1, 1))}
 _PANEL = 8
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 _HAS_VECTORS = CAPABILITY.startswith(("AVX2", "AVX512"))
 # With fewer output positions transforming the weight costs more than the products save, sooner where those are fast.
 _MIN_POSITIONS = 128 if CAPABILITY.startswith("AVX512") else 64
+# Of the direct algorithm's products. A larger share, which tiles beyond the edges of small odd maps make, is slower.
+_MAX_SHARE = 0.8
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -46,7 +49,11 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments)
     Returns:
         (B, C_out, *space), in the memory format that PyTorch would give it.
     """
-    return _kernels(x, weight, arguments, math.prod(arguments[0])).conv2d(x, weight, bias, arguments)
+    stride, padding, *_ = arguments
+    space = [
+        (n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, weight.shape[2:], stride, strict=False)
+    ]
+    return _kernels(x, weight, arguments, space, space).conv2d(x, weight, bias, arguments)
 
 
 def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
@@ -57,7 +64,8 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         x: only its shape is read.
         weight, arguments: as for `conv2d`.
     """
-    return _kernels(cotangent, weight, arguments).conv2d_input_grad(cotangent, x, weight, arguments)
+    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], x.shape[2:])
+    return kernels.conv2d_input_grad(cotangent, x, weight, arguments)
 
 
 def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
@@ -69,7 +77,8 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
     """
-    return _kernels(cotangent, weight, arguments).conv2d_weight_grad(cotangent, x, weight, arguments)
+    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], None)
+    return kernels.conv2d_weight_grad(cotangent, x, weight, arguments)
 
 
 def enabled(device_type: str) -> bool:
@@ -77,34 +86,49 @@ def enabled(device_type: str) -> bool:
     return _implementation(device_type) is not plain
 
 
-def fits(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
-    """Whether Winograd's algorithm serves a convolution between x and something of `positions` pixels."""
-    return enabled(x.device.type) and _serves(x, weight, arguments, positions)
+def fits(x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None) -> bool:
+    """Whether Winograd's algorithm serves a convolution or one of its gradients.
+
+    Args:
+        x: a batch of inputs or cotangents.
+        weight, arguments: as for `conv2d`.
+        outputs: height and width of the convolution's output.
+        tiled: those of the result, which is made in tiles; None for the weight's gradient.
+    """
+    return enabled(x.device.type) and _serves(x, weight, arguments, outputs, tiled)
 
 
-def _kernels(x: Tensor, weight: Tensor, arguments: Arguments, per_output: int = 1) -> ModuleType:
-    """The kernels for x, or a cotangent; `per_output` pixels of x give one of the output's."""
+def _kernels(
+    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
+) -> ModuleType:
+    """The kernels where Winograd's algorithm `fits`, else PyTorch's."""
     kernels = _implementation(x.device.type)
-    if kernels is plain or _serves(x, weight, arguments, x.numel() // max(x.shape[1], 1) // per_output):
-        return kernels
-    return plain
+    return kernels if kernels is plain or _serves(x, weight, arguments, outputs, tiled) else plain
 
 
 def _implementation(device_type: str) -> ModuleType:
     return implementation("winograd", device_type) if _HAS_VECTORS else plain
 
 
-def _serves(x: Tensor, weight: Tensor, arguments: Arguments, positions: int) -> bool:
+def _serves(
+    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
+) -> bool:
+    positions = x.shape[0] * math.prod(outputs)
     suits = positions >= _MIN_POSITIONS and _is_a_case(weight.shape, arguments)
-    return suits and x.dtype == weight.dtype == torch.float32
+    if not suits or not x.dtype == weight.dtype == torch.float32:
+        return False
+    if tiled is None or (weight.shape[2], arguments[0][0]) != (4, 1):
+        return True
+    products = 36 * math.prod(-(-n // 2) for n in tiled)
+    return positions >= 2 * _MIN_POSITIONS and products <= _MAX_SHARE * 16 * math.prod(outputs)
 
 
 @functools.lru_cache(maxsize=1024)
 def _is_a_case(shape: Sequence[int], arguments: Arguments) -> bool:
-    """Whether it is one of the two convolutions, with a kernel of that shape."""
+    """Whether it is one of the three convolutions, with a kernel of that shape."""
     stride, padding, dilation, transposed, _, groups = arguments
     return (
-        _STRIDES.get(tuple(shape[2:])) == tuple(stride)
+        (tuple(shape[2:]), tuple(stride)) in CASES
         and not transposed
         and groups == 1
         and tuple(dilation) == (1, 1)

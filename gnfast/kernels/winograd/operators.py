@@ -11,21 +11,21 @@ _operators = torch.ops.gnfast
 
 def conv2d(x, weight, bias, arguments):
     """`conv2d`."""
-    y = _operators.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[1][0])
+    y = _operators.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[0][0], arguments[1][0])
     return _in_layout_of(y, x, weight)
 
 
 def conv2d_input_grad(cotangent, x, weight, arguments):
     """`conv2d_input_grad`."""
     given = _channels_last(cotangent), _channels_last(weight)
-    grad = _operators.winograd_conv2d_input_grad(*given, arguments[1][0], *x.shape[2:])
+    grad = _operators.winograd_conv2d_input_grad(*given, arguments[0][0], arguments[1][0], *x.shape[2:])
     return _in_layout_of(grad, cotangent, weight)
 
 
 def conv2d_weight_grad(cotangent, x, weight, arguments):
     """`conv2d_weight_grad`."""
     given = _channels_last(cotangent), _channels_last(x)
-    grad = _operators.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[1][0])
+    grad = _operators.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[0][0], arguments[1][0])
     return _in_layout_of(grad, weight)
 
 
@@ -44,19 +44,19 @@ def _feature_map(like: Tensor, *shape: int) -> Tensor:
 
 
 @torch.library.register_fake("gnfast::winograd_conv2d")
-def _(x, weight, bias, padding):
+def _(x, weight, bias, stride, padding):
     size = weight.shape[2]
-    space = [(extent + 2 * padding - size) // (size - 2) + 1 for extent in x.shape[2:]]
+    space = [(extent + 2 * padding - size) // stride + 1 for extent in x.shape[2:]]
     return _feature_map(x, x.shape[0], weight.shape[0], *space)
 
 
 @torch.library.register_fake("gnfast::winograd_conv2d_input_grad")
-def _(grad, weight, padding, height, width):
+def _(grad, weight, stride, padding, height, width):
     return _feature_map(grad, grad.shape[0], weight.shape[1], height, width)
 
 
 @torch.library.register_fake("gnfast::winograd_conv2d_weight_grad")
-def _(grad, x, kernel_size, padding):
+def _(grad, x, kernel_size, stride, padding):
     return _feature_map(grad, grad.shape[1], x.shape[1], kernel_size, kernel_size)
 
 

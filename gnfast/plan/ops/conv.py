@@ -19,6 +19,7 @@ from gnfast.kernels.conv import (
     conv_input_grad_join,
     fuses,
 )
+from gnfast.kernels.layout import is_channels_last, laid_out
 from gnfast.plan.fused import Pending
 from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_channel, per_sample, records, stand_in
 from gnfast.plan.ops.factors import TwoFactors
@@ -124,6 +125,7 @@ class ConvByInput(TwoFactors):
 
     def _backward(self, cotangent: Tensor, image: Tensor, kernel: Tensor, place: int) -> Tensor:
         mask = [place == 0, place == 1, False]
+        image = laid_out(image, torch.channels_last if is_channels_last(image) else torch.contiguous_format)
         return torch.ops.aten.convolution_backward(cotangent, image, kernel, None, *self.conv.arguments, mask)[place]
 
 

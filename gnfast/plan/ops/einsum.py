@@ -82,10 +82,23 @@ def _einsum(trace, equation, *tensors):
     left, _, output = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if "->" not in equation:
-        output = "".join(sorted(label for label in set(left) - {","} if left.count(label) == 1))
-    if "." in equation or any(len(set(term)) < len(term) for term in terms):
-        return trace.curved(torch.einsum, equation, *tensors)
+        output = "".join(sorted(label for label in set(left) - {*",."} if left.count(label) == 1))
+        output = "..." * ("..." in left) + output
+    terms, output = _spelled(terms, output, [tensor.dim() for tensor in tensors])
+    if any(len(set(term)) < len(term) for term in terms):
+        y = trace.curved(torch.einsum, f"{','.join(terms)}->{output}", *tensors)
+        # A diagonal is a view.
+        return tensors[0].shares_memory_with(y) if len(tensors) == 1 else y
     return _contract(trace, terms, output, tensors, trace.runs_low(torch.einsum, equation, *tensors))
+
+
+def _spelled(terms, output, dims):
+    """The terms with labels for "...", which stands for as many axes as a tensor has besides, from the right."""
+    free = [label for label in string.ascii_letters if label not in "".join([*terms, output])]
+    counts = [n - len(term) + 3 if "..." in term else 0 for term, n in zip(terms, dims, strict=True)]
+    labels = "".join(free[: max(counts)])
+    spelled = [term.replace("...", labels[len(labels) - count :]) for term, count in zip(terms, counts, strict=True)]
+    return spelled, output.replace("...", labels)
 
 
 def _contract(trace, terms, output, tensors, autocasts):

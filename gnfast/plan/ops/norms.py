@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels.backend import implementation
-from gnfast.kernels.layout import accumulator, is_channels_last
+from gnfast.kernels.layout import accumulator, is_channels_last, laid_out
 from gnfast.plan.curved import Curved, Grads
 from gnfast.plan.op import Context, records
 
@@ -211,15 +211,16 @@ class GroupNorm(_ChannelNorm):
             for running, now in zip(ctx.operands[2:], (mean, variance), strict=True):
                 running.mul_(1 - self.momentum).add_(now.mean(0), alpha=self.momentum)
         size = h[0, 0].numel() if h.dim() > 2 else 1
-        given, form = _as_group_norm_takes_it(h), _format(h)
+        form = _format(h)
+        given = laid_out(h, _format_of_group_norm(h))
         y, *statistics = torch.native_group_norm(given, weight, bias, batch, channels, size, groups, self.eps)
         return y.contiguous(memory_format=form), tuple(statistics)
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
         (batch, channels), size = h.shape[:2], h[0, 0].numel() if h.dim() > 2 else 1
         numbers = batch, channels, size, self.groups or channels, [True, False, False]
-        form, h = _format(h), _as_group_norm_takes_it(h)
-        u = u.contiguous(memory_format=_format(h))
+        form, own = _format(h), _format_of_group_norm(h)
+        u, h = laid_out(u, own), laid_out(h, own)
         grad = torch.ops.aten.native_group_norm_backward(u, h, *statistics, weight, *numbers)[0]
         return grad.contiguous(memory_format=form)
 
@@ -243,7 +244,9 @@ class BatchNorm(_ChannelNorm):
 
     def standardized(self, ctx: Context, h: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Any]:
         running = [*map(_wide, ctx.operands[2:])]
-        y, *statistics = torch.native_batch_norm(h, weight, bias, *running, True, self.momentum, self.eps)
+        y, *statistics = torch.native_batch_norm(
+            laid_out(h, _format(h)), weight, bias, *running, True, self.momentum, self.eps
+        )
         for kept, now in zip(ctx.operands[2:], running, strict=True):
             if kept is not now:
                 kept.copy_(now)
@@ -251,7 +254,7 @@ class BatchNorm(_ChannelNorm):
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
         backward, outputs = torch.ops.aten.native_batch_norm_backward, [True, False, False]
-        u, h = u.contiguous(memory_format=_format(h)), _dense(h)
+        u, h = laid_out(u, _format(h)), laid_out(h, _format(h))
         return backward(u, h, weight, None, None, *statistics, True, self.eps, outputs)[0]
 
     def mean(self, u: Tensor) -> Tensor:
@@ -272,13 +275,9 @@ def _format(h: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(h) else torch.contiguous_format
 
 
-def _dense(h: Tensor) -> Tensor:
-    return h.contiguous(memory_format=_format(h))
-
-
-def _as_group_norm_takes_it(h: Tensor) -> Tensor:
-    """In channels_last on CPUs alone."""
-    return _dense(h) if h.device.type == "cpu" else h.contiguous()
+def _format_of_group_norm(h: Tensor) -> torch.memory_format:
+    """Which takes channels_last on CPUs alone."""
+    return _format(h) if h.device.type == "cpu" else torch.contiguous_format
 
 
 def standardize(trace, op, input, weight, bias, *running):
