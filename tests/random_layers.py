@@ -833,7 +833,8 @@ LOGITS: dict[str, Callable[[Weights, str, Tensor], Tensor]] = {
 }
 BENT: dict[str, Callable[[Weights, Tensor], Tensor]] = {
     "leaky_relu": lambda w, f: F.leaky_relu(f, 0.3) + 0.2,
-    "prelu": lambda w, f: w.module("prelu", nn.PReLU)(f),
+    # As in `prelu`: f may be 0.
+    "prelu": lambda w, f: w.module("prelu", nn.PReLU)(f + 1 / 64),
     "bounded": lambda w, f: torch.maximum(f, w.parameter("bound")),
 }
 
