@@ -1,7 +1,8 @@
 """Convolutions and their gradients against PyTorch's own: `make bench`, or `pytest benchmarks/bench_conv.py`.
 
-The shapes are those of the shipped critics, float32 in channels_last. Every row is checked against PyTorch before it is
-timed; `extra_info` has the rate at the median in FLOPs of the direct algorithm, for both.
+The shapes are those of the shipped critics and, 4×4 with stride 1, of PatchGANs; float32 in channels_last. Every row is
+checked against PyTorch before it is timed; `extra_info` has the rate at the median in FLOPs of the direct algorithm,
+for both.
 """
 
 from functools import partial
@@ -14,27 +15,28 @@ from gnfast.bench.gate import relative_error
 from gnfast.kernels import winograd
 
 BATCH = 64
-# input channels, output channels, kernel, resolution; 3×3 with stride 1, 4×4 with stride 2
+# input channels, output channels, kernel, stride, resolution
 SHAPES = [
-    (64, 128, 4, 32),
-    (128, 128, 3, 16),
-    (128, 256, 4, 16),
-    (256, 256, 3, 8),
-    (256, 512, 4, 8),
-    (512, 512, 3, 4),
-    (128, 128, 3, 32),
-    (128, 128, 3, 8),
-    (128, 128, 4, 32),
+    (64, 128, 4, 2, 32),
+    (128, 128, 3, 1, 16),
+    (128, 256, 4, 2, 16),
+    (256, 256, 3, 1, 8),
+    (256, 512, 4, 2, 8),
+    (512, 512, 3, 1, 4),
+    (128, 128, 3, 1, 32),
+    (128, 128, 3, 1, 8),
+    (128, 128, 4, 2, 32),
+    (256, 512, 4, 1, 8),
+    (256, 512, 4, 1, 16),
 ]
 
 
 @pytest.mark.parametrize("implementation", ["gnfast", "PyTorch"])
 @pytest.mark.parametrize("name", ["conv2d", "conv2d_input_grad", "conv2d_weight_grad"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "{}to{}-k{}-{}px".format(*shape))
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "{}to{}-k{}s{}-{}px".format(*shape))
 def bench_conv(benchmark, shape, name, implementation):
     torch.manual_seed(0)
-    channels, out_channels, kernel, resolution = shape
-    stride = kernel - 2
+    channels, out_channels, kernel, stride, resolution = shape
     arguments = (stride, stride), (1, 1), (1, 1), False, (0, 0), 1
     x = torch.randn(BATCH, channels, resolution, resolution).to(memory_format=torch.channels_last)
     weight = torch.randn(out_channels, channels, kernel, kernel).to(memory_format=torch.channels_last)

@@ -253,7 +253,8 @@ def _compare(fast: Callable, slow: Callable, net: nn.Module, x: Tensor, options:
         assert_same(actual, expected, 1e-8)
     except AssertionError as error:
         try:
-            assert_same(outputs_and_gradients(slow, net, x + 1e-9 * torch.randn_like(x)), expected, 1e-5)
+            for _ in range(8):
+                assert_same(outputs_and_gradients(slow, net, x + 1e-9 * torch.randn_like(x)), expected, 1e-5)
         except AssertionError:
             # On a kink: the mean over places of an instance norm, say, is 0 but for rounding.
             return

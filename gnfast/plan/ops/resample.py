@@ -64,7 +64,9 @@ def _interpolate(
 ):  # fmt: skip
     dims = input.dim() - 2
     input = trace.autocast(F.interpolate, input, 1, None, mode)
-    factor = whole_factor(input.shape[2:], size, scale_factor)
+    # What nearest neighbours do not take, PyTorch refuses when it is run.
+    plain = not antialias and align_corners is None
+    factor = whole_factor(input.shape[2:], size, scale_factor) if plain else None
     if factor and mode in ("nearest", "nearest-exact") and dims == 2:
         return trace.emit(Upsample(factor), [input])
     if factor and mode == "nearest" and dims == 1:
