@@ -27,8 +27,8 @@ def rewrite(module: nn.Module) -> nn.Module:
 
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
     pooling after them, wherever that takes fewer products. On CPUs with AVX2 or AVX-512, 3×3 convolutions and 4×4 ones
-    with stride 1 or 2, transposed or not, are Winograd's in forward and backward, where they are float32, channel counts
-    are multiples of 8 and maps not tiny. On GPUs a batch norm in training takes in the sum before it (with its
+    with stride 1 or 2, transposed or not, are Winograd's in forward and backward, where they are float32, channels
+    multiples of 8 and maps not tiny. On GPUs a batch norm in training takes in the sum before it (with its
     upsampled term) and what follows it: a gain and an offset of each sample, ReLU. The rest runs as it is stated, and
     so does everything under `torch.compile`, tracing, `torch.func` transforms, forward-mode differentiation and
     checkpointing.
