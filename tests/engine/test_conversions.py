@@ -67,8 +67,9 @@ def test_each_operand_is_made_once(fused, monkeypatch):
     net, x = make()
     with torch.autocast("cpu", torch.bfloat16):
         gradients(gnfast, net, x)
-    # The weight in bfloat16 and its fold, 2 · weight, the biases and the last weight; for a GPU, x with them.
-    assert len(made) == 6 + fused and len({form.fold for form in made}) == 2
+    # The weight in bfloat16, in its own dtype and order, and its fold, 2 · weight, the biases and the last weight; for a
+    # GPU, x with them.
+    assert len(made) == 7 + fused and len({form.fold for form in made}) == 2
 
 
 def test_weights_may_change_after_the_backward_and_not_before_it():
