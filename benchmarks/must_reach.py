@@ -131,8 +131,9 @@ def overhead(rounds: int, batch: int) -> Iterator[Row]:
 
     @torch.no_grad()
     def kernels() -> None:
-        f, masks = passes.forward(plan, x, operands)
-        (g,), cotangents = passes.pending_input_gradient(plan, 4, torch.ones_like(f), operands, masks, keep=True)
+        f, masks, values = passes.forward(plan, x, operands)
+        given = torch.ones_like(f), operands, masks, values, plan.for_critic.cotangents
+        (g,), cotangents = passes.pending_input_gradient(plan, 4, *given)
         passes.tangent(plan, passes.merged_tangent(x, scale, g.tensor), scale, operands, wanted, masks, cotangents)
 
     steps = {

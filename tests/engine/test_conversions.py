@@ -67,8 +67,8 @@ def test_each_operand_is_made_once(fused, monkeypatch):
     net, x = make()
     with torch.autocast("cpu", torch.bfloat16):
         gradients(gnfast, net, x)
-    # The weight in bfloat16, in its own dtype and order, and its fold, 2 · weight, the biases and the last weight; for a
-    # GPU, x with them.
+    # The weight in bfloat16, in its own dtype and order, and its fold, 2 · weight, the biases and the last weight; for
+    # a GPU, x with them.
     assert len(made) == 7 + fused and len({form.fold for form in made}) == 2
 
 
