@@ -87,30 +87,38 @@ def second_reverse(
         ctx = Context(given, saved[index], owned, node.input_sizes(batch), None, wanted)
         if node.op.curved:
             ctx = ctx._replace(inputs=[apart.values[value] for value in node.inputs], overwrite=False)
+        found: Sequence[Tensor | ScaledSum | None] = ()
         if index in apart.bends:
-            bends, found = apart.bends.pop(index), ()
+            bends = apart.bends.pop(index)
             pulled = bends if adjoint is None else node.op.pulled_onto(bends, ctx, adjoint)
         elif node.op.curved:
             pulled, found = node.op.second(ctx, cotangents[index], apart.tangents.pop(index), adjoint)
         elif adjoint is None:
             continue
         else:
-            found = ()
             if any(wanted):
-                ones = adjoint.new_ones(adjoint.shape[:1])
-                h = apart.value(plan, node.inputs[0])
-                found = node.op.param_grad(ctx._replace(scale=ones), adjoint, h)
+                with_ones = ctx._replace(scale=adjoint.new_ones(adjoint.shape[:1]))
+                found = node.op.param_grad(with_ones, adjoint, apart.value(plan, node.inputs[0]))
+                _collect(grads, node, found, adjoint)
+                found = ()
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
-        for slot, grad in zip(node.operands, found, strict=False):
-            if isinstance(grad, ScaledSum):
-                (grad,) = scaled_sums([grad.cotangent], [grad.axis], adjoint.new_ones(adjoint.shape[:1]))
-            if grad is not None:
-                grads[slot] = _added(grads[slot], grad, node.op.is_layer)
+        _collect(grads, node, found, adjoint)
         contribute(received, node.inputs, pulled, not node.op.shares_cotangent)
         for value in node.outputs:
             apart.values.pop(value, None)
         del ctx, pulled, adjoint, found
     return summed(received[0]).tensor if received.get(0) else None
+
+
+def _collect(
+    grads: list[Tensor | None], node: Node, found: Sequence[Tensor | ScaledSum | None], adjoint: Tensor | None
+) -> None:
+    """Adds what was found for a node's operands to their gradients."""
+    for slot, grad in zip(node.operands, found, strict=False):
+        if isinstance(grad, ScaledSum):
+            (grad,) = scaled_sums([grad.cotangent], [grad.axis], adjoint.new_ones(adjoint.shape[:1]))
+        if grad is not None:
+            grads[slot] = _added(grads[slot], grad, node.op.is_layer)
 
 
 def _added(total: Tensor | None, grad: Tensor, of_layer: bool) -> Tensor:
