@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class UnsupportedError(RuntimeError):
-    """The four passes do not cover this network (or call) exactly; the message names the submodule and operation."""
+    """The passes do not cover this network (or call) exactly; the message names the submodule and operation."""
 
 
 class FallbackWarning(UserWarning):

@@ -49,7 +49,7 @@ def normalize_gradient(
         tau, eps: GraN's τ (1) and ε (0.1).
         return_grad_norm: also return ‖∇ₓf̂‖₂ (B,). It costs no further pass. A critic that is curved in x takes two more
             under `no_grad`, and double backward, for third derivatives, with a graph.
-        impl: "auto" takes the four passes and falls back to exact double backward, with one warning, where they do
+        impl: "auto" takes the passes and falls back to exact double backward, with one warning, where they do
             not apply; "reference" is double backward.
         strict: raise instead of falling back.
         rewrite: merge operations where that is exact and cheaper (a convolution with the pooling after it, say).
@@ -70,7 +70,7 @@ def normalize_gradient(
         holds at n = 0 and f = 0 is said in `gnfast.heads`.
 
     Raises:
-        UnsupportedError: `strict` and the network is outside what the four passes do, named by submodule and operation;
+        UnsupportedError: `strict` and the network is outside what the passes do, named by submodule and operation;
             or `torch.jit.trace` or `torch.export` records the call.
         InputError: an argument of the wrong kind, shape, dtype or device, or a network with DDP or FSDP inside.
     """
@@ -148,7 +148,7 @@ def _run(
     head: Head | None = None,
     with_norm: bool = False,
 ) -> Any:
-    """(f, g), or with a head f̂, or (f̂, ‖∇ₓf̂‖): by the four passes, or by double backward where they do not apply."""
+    """(f, g), or with a head f̂, or (f̂, ‖∇ₓf̂‖): by the passes, or by double backward where they do not apply."""
     _validate(net, x, options)
     refusal = None
     if options.impl == "auto":
@@ -165,7 +165,7 @@ def _run(
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal is not None:
-        _warn_once(net, refusal, "goes through exact double backward, not the four passes")
+        _warn_once(net, refusal, "goes through exact double backward, not the passes")
     return result
 
 

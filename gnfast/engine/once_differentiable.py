@@ -20,7 +20,7 @@ class _Final(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads: Tensor) -> NoReturn:
         raise UnsupportedError(
-            "second derivative: gnfast's four passes are differentiable once; "
+            "second derivative: gnfast's passes are differentiable once; "
             "use impl='reference' to differentiate their gradients again"
         )
 

@@ -69,7 +69,7 @@ def plan_for(
     is as it was before the call.
 
     Raises:
-        Refused: the four passes do not apply; with the network's own error as its cause if that is the reason.
+        Refused: the passes do not apply; with the network's own error as its cause if that is the reason.
     """
     modules = [*modules_of(net)]
     require_recordable(x, args, kwargs)
@@ -109,7 +109,7 @@ def require_recordable(x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Refuses what no recording would show: transforms, hooks on x's gradient, an x of a kind with other rules."""
     differentiable = torch.is_grad_enabled() and x.requires_grad
     if way := surroundings.transform():
-        _refuse(way, "the four passes have no rule for this transform")
+        _refuse(way, "the passes have no rule for this transform")
     if (args or kwargs) and not differentiable and any(leaf is x for leaf in tree_leaves((args, kwargs))):
         _refuse("forward", "x itself is among its further arguments")
     hooks = (x._backward_hooks or {}).values() if differentiable else ()

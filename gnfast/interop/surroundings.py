@@ -17,7 +17,7 @@ from gnfast.errors import InputError, UnsupportedError
 def require_unshared(net: nn.Module) -> None:
     """Raises InputError for a network of which a part shares its gradients with other processes.
 
-    Such a part learns of its gradients from what happens to its own input and output, and neither the four passes nor
+    Such a part learns of its gradients from what happens to its own input and output, and neither the passes nor
     double backward go that way: processes would drift apart, or nothing would train.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -47,7 +47,7 @@ def require_ordinary_execution() -> None:
 
 
 def transform() -> str:
-    """The transform or mode at work under which the four passes cannot run; empty if there is none.
+    """The transform or mode at work under which the passes cannot run; empty if there is none.
 
     They are an autograd Function with a backward alone: `torch.func` and forward-mode AD want more rules than that, and
     a graph that `make_fx` makes of them has no gradients.

@@ -98,7 +98,7 @@ class Derived:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a network does not go through the four passes."""
+    """Why a network does not go through the passes."""
 
     submodule: str
     operation: str

@@ -103,7 +103,7 @@ class Recorder:
         if self.has_complex and has_complex(given):
             recorder = functools.partial(by_autograd, func)
         if recorder is None:
-            return self._opaque(func, args, kwargs, "not an operation that the four passes know")
+            return self._opaque(func, args, kwargs, "not an operation that the passes know")
         if func not in SELF_CHECKED:
             require_accepted(func, given, named, autocast_dtype(self.device.type) is None)
         if self.replay:

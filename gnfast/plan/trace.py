@@ -65,7 +65,7 @@ def record(
         the Plan, and the recorded operands in the order of their slots, as the network has them.
 
     Raises:
-        Refused: the network is outside what the four passes do exactly (with `explain`: only the Plan says so).
+        Refused: the network is outside what the passes do exactly (with `explain`: only the Plan says so).
     """
     recorder = Recorder(net, x, explain, careful, script)
     try:

@@ -1,4 +1,4 @@
-"""The operations that the four passes know, a file per family. Importing a file registers what it records."""
+"""The operations that the passes know, a file per family. Importing a file registers what it records."""
 
 import importlib
 import pkgutil
