@@ -10,7 +10,7 @@ import gnfast
 from gnfast import GradientNorm, InputError, penalties, reference
 from gnfast.bench.count import peak_bytes
 from gnfast.kernels.join import plain
-from tests.engine.test_norms import IMAGE, LAYERS, between, normal
+from tests.engine.test_norms_of_x import IMAGE, LAYERS, between, normal
 from tests.engine.test_six_passes import NETWORKS
 from tests.oracle import PAIRS, assert_same, outputs_and_gradients
 
