@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gnfast
 from gnfast import GradientNorm, penalties
-from tests.oracle import relative_error
+from tests.oracle import Unseen, relative_error
 from tests.processes import START
 
 
@@ -41,14 +41,16 @@ class Penalised(nn.Module):
 CRITICS = {
     "four passes": lambda: GradientNorm(make_net(), strict=True),
     "static": lambda: GradientNorm(make_net(), static=True),
-    "fallback": lambda: GradientNorm(make_net(nn.Softplus)),
+    "six passes": lambda: GradientNorm(make_net(nn.Softplus), strict=True),
+    "fallback": lambda: GradientNorm(make_net(Unseen)),
     "value and penalty": Penalised,
     "spectral": lambda: gnfast.spectral_norm_(make_net()),
 }
 TRUTH = CRITICS | {
     "four passes": lambda: GradientNorm(make_net(), impl="reference"),
     "static": lambda: GradientNorm(make_net(), impl="reference"),
-    "fallback": lambda: GradientNorm(make_net(nn.Softplus), impl="reference"),
+    "six passes": lambda: GradientNorm(make_net(nn.Softplus), impl="reference"),
+    "fallback": lambda: GradientNorm(make_net(Unseen), impl="reference"),
     "value and penalty": lambda: Penalised(impl="reference"),
 }
 
