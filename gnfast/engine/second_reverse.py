@@ -14,6 +14,7 @@ from gnfast.engine import passes
 from gnfast.engine.apart import Apart
 from gnfast.kernels.layout import accumulator
 from gnfast.kernels.scaled_sums import scaled_sums
+from gnfast.plan.curved import Grads
 from gnfast.plan.fused import Contribution, Fused, Pending, contribute, summed
 from gnfast.plan.op import Context, ScaledSum, per_sample
 from gnfast.plan.orders import Schedule
@@ -87,7 +88,7 @@ def second_reverse(
         ctx = Context(given, saved[index], owned, node.input_sizes(batch), None, wanted)
         if node.op.curved:
             ctx = ctx._replace(inputs=[apart.values[value] for value in node.inputs], overwrite=False)
-        found: Sequence[Tensor | ScaledSum | None] = ()
+        found: Grads = ()
         if index in apart.bends:
             bends = apart.bends.pop(index)
             pulled = bends if adjoint is None else node.op.pulled_onto(bends, ctx, adjoint)
@@ -97,12 +98,13 @@ def second_reverse(
             continue
         else:
             if any(wanted):
-                with_ones = ctx._replace(scale=adjoint.new_ones(adjoint.shape[:1]))
-                found = node.op.param_grad(with_ones, adjoint, apart.value(plan, node.inputs[0]))
-                _collect(grads, node, found, adjoint)
-                found = ()
+                ones = adjoint.new_ones(adjoint.shape[:1])
+                h = apart.value(plan, node.inputs[0])
+                # Before the pullback, so that two gradients of a weight do not wait for it.
+                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones), adjoint, h), ones)
+                del h
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
-        _collect(grads, node, found, adjoint)
+        _collect(grads, node, found)
         contribute(received, node.inputs, pulled, not node.op.shares_cotangent)
         for value in node.outputs:
             apart.values.pop(value, None)
@@ -111,12 +113,15 @@ def second_reverse(
 
 
 def _collect(
-    grads: list[Tensor | None], node: Node, found: Sequence[Tensor | ScaledSum | None], adjoint: Tensor | None
+    grads: list[Tensor | None],
+    node: Node,
+    found: Sequence[Tensor | ScaledSum | None],
+    ones: Tensor | None = None,
 ) -> None:
-    """Adds what was found for a node's operands to their gradients."""
+    """Adds what was found for a node's operands to their gradients; samples have the weight `ones` in sums of biases."""
     for slot, grad in zip(node.operands, found, strict=False):
         if isinstance(grad, ScaledSum):
-            (grad,) = scaled_sums([grad.cotangent], [grad.axis], adjoint.new_ones(adjoint.shape[:1]))
+            (grad,) = scaled_sums([grad.cotangent], [grad.axis], ones)
         if grad is not None:
             grads[slot] = _added(grads[slot], grad, node.op.is_layer)
 

@@ -90,7 +90,7 @@ class Op:
     autocasts: ClassVar[bool] = False
     """Whether autocast runs it in low precision."""
 
-    products: ClassVar[tuple[int, int, int, int, int]] = (1, 1, 1, 1, 1)
+    products: ClassVar[tuple[float, ...]] = (1, 1, 1, 1, 1)
     """How many products as large as the forward's there are in the forward, the input gradient, the tangent, the second
     reverse and the weight gradients: there are more of two x-dependent tensors."""
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
+from tests.critics.classics import MelGAN
 from tests.critics.critic import Critic
 
 
@@ -56,29 +57,14 @@ class IndexedShuffle(nn.Module):
         return self.out(F.leaky_relu(self.last(h), 0.2).mean(2))
 
 
-class MelGANMaps(nn.Module):
-    """MelGAN's scales, whose logits are laid one after the other: a row per sample (Kumar et al., 2019)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scales = nn.ModuleList(
-            nn.Sequential(
-                nn.ReflectionPad1d(3),
-                weight_norm(nn.Conv1d(1, 4, 7)),
-                nn.LeakyReLU(0.2, True),
-                weight_norm(nn.Conv1d(4, 8, 9, stride=4, padding=4, groups=2)),
-                nn.LeakyReLU(0.2, True),
-                weight_norm(nn.Conv1d(8, 1, 3, padding=1)),
-            )
-            for _ in range(2)
-        )
-        self.downsample = nn.AvgPool1d(4, stride=2, padding=1, count_include_pad=False)
+class MelGANMaps(MelGAN):
+    """Its scales, whose logits are laid one after the other: a row per sample (Kumar et al., 2019)."""
 
     def forward(self, x: Tensor) -> Tensor:
         results = []
         for scale in self.scales:
             results.append(scale(x).flatten(1))
-            x = self.downsample(x)
+            x = self.pool(x)
         return torch.cat(results, 1)
 
 

@@ -19,10 +19,13 @@ def _body(function: FunctionType) -> FunctionType:
     return body
 
 
+_signature = functools.cache(inspect.signature)
+
+
 @records(F.multi_head_attention_forward)
 def _multi_head(trace, *args: Any, **kwargs: Any) -> Any:
     """As PyTorch states it, or batch first where nothing is special: all that it does is then of each sample alone."""
-    given = inspect.signature(_body(F.multi_head_attention_forward)).bind(*args, **kwargs)
+    given = _signature(F.multi_head_attention_forward).bind(*args, **kwargs)
     given.apply_defaults()
     given = given.arguments
     masks = given["key_padding_mask"], given["attn_mask"], given["bias_k"], given["static_k"], given["static_v"]

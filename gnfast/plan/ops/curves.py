@@ -1,5 +1,6 @@
 """Functions with curvature, entry by entry: those of critics as data, the others by autograd."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ class Elementwise(Curved):
     cheap: ClassVar[bool] = True
     bends_early: ClassVar[bool] = True
 
-    @property
+    @functools.cached_property
     def curve(self) -> Curve:
         return CURVES[self.name](*self.args)
 

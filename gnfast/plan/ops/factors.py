@@ -16,7 +16,7 @@ from gnfast.plan.op import Context, Shape
 class TwoFactors(Curved):
     """y = A(h₁, h₂), linear in each: a subclass states A and its two adjoints, all in fresh memory."""
 
-    products: ClassVar[tuple[int, int, int, int, int]] = (1, 2, 2, 4, 0)
+    products: ClassVar[tuple[float, ...]] = (1, 2, 2, 4, 0)
 
     def product(self, first: Tensor, second: Tensor) -> Tensor:
         """A(h₁, h₂)."""
