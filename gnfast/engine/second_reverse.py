@@ -118,7 +118,7 @@ def _collect(
     found: Sequence[Tensor | ScaledSum | None],
     ones: Tensor | None = None,
 ) -> None:
-    """Adds what was found for a node's operands to their gradients; samples have the weight `ones` in sums of biases."""
+    """Adds what was found for a node; samples have the weight `ones` in sums of biases."""
     for slot, grad in zip(node.operands, found, strict=False):
         if isinstance(grad, ScaledSum):
             (grad,) = scaled_sums([grad.cotangent], [grad.axis], ones)
