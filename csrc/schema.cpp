@@ -41,6 +41,8 @@ TORCH_LIBRARY(gnfast, m) {
       "Tensor",
       tags);
   m.def("winograd_conv2d_weight_grad(Tensor grad, Tensor x, int kernel_size, int stride, int padding) -> Tensor", tags);
+  // Adds it to the total.
+  m.def("winograd_conv2d_weight_grad_(Tensor(a!) total, Tensor grad, Tensor x, int stride, int padding) -> ()", tags);
 
   // gnfast/kernels/norms says what these compute.
   m.def(

@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "../common/capability.h"
@@ -247,7 +248,7 @@ int64_t num_splits(int64_t tiles, int64_t floats_per_sum) {
 
 // The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
 void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
-                 const FeatureMap<const float*>& cotangent, float* to, int64_t filter,
+                 const FeatureMap<const float*>& cotangent, bool accumulate, float* to, int64_t filter,
                  const at::TensorOptions& options) {
   const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kernels.panel;
   const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
@@ -271,38 +272,58 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
   at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
       kernels.weight_grad(sums + o * kernels.panel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
-                          to + o * filter);
+                          accumulate, to + o * filter);
     }
   });
 }
 
-at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size, int64_t stride,
-                                       int64_t padding) {
-  check_map(grad, "grad");
-  check_map(x, "x");
-  const Filter geometry{kernel_size, stride, padding};
-  check_filter(geometry);
-  check_cotangent(grad, x.sizes(), geometry);
+// The gradient with respect to (grad.channels, x.channels, size, size) kernels at `to`.
+void weight_grad_of(const at::Tensor& grad, const at::Tensor& x, const Filter& geometry, bool accumulate, float* to) {
   const auto kernels = winograd_kernels(geometry, x.size(1), grad.size(1));
   const Tiling tiling = tile_outputs(Sizes(grad.sizes()), geometry);
-  at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
   const auto from = feature_map(x), cotangent = feature_map(grad);
-  float* const to = result.mutable_data_ptr<float>();
-  const int64_t filter = kernel_size * kernel_size * x.size(1);
+  const int64_t filter = geometry.size * geometry.size * x.size(1);
 
   const int64_t block =
       channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels, kernels.panel);
   for (int64_t first = 0; first < cotangent.channels; first += block) {
     const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
-    weight_grad(kernels, tiling, from, channels, to + first * filter, filter, x.options());
+    weight_grad(kernels, tiling, from, channels, accumulate, to + first * filter, filter, x.options());
   }
+}
+
+void check_weight_grad(const at::Tensor& grad, const at::Tensor& x, const Filter& geometry) {
+  check_map(grad, "grad");
+  check_map(x, "x");
+  check_filter(geometry);
+  check_cotangent(grad, x.sizes(), geometry);
+}
+
+at::Tensor winograd_conv2d_weight_grad(const at::Tensor& grad, const at::Tensor& x, int64_t kernel_size, int64_t stride,
+                                       int64_t padding) {
+  const Filter geometry{kernel_size, stride, padding};
+  check_weight_grad(grad, x, geometry);
+  at::Tensor result = empty_map(grad.size(1), x.size(1), kernel_size, kernel_size, x);
+  weight_grad_of(grad, x, geometry, false, result.mutable_data_ptr<float>());
   return result;
+}
+
+void winograd_conv2d_weight_grad_(at::Tensor& total, const at::Tensor& grad, const at::Tensor& x, int64_t stride,
+                                  int64_t padding) {
+  check_map(total, "total");
+  const Filter geometry{total.size(2), stride, padding};
+  check_weight_grad(grad, x, geometry);
+  const std::array<int64_t, 4> wanted{grad.size(1), x.size(1), geometry.size, geometry.size};
+  TORCH_CHECK_VALUE(total.sizes() == at::IntArrayRef(wanted), "total: got sizes ", total.sizes(), ", wanted ",
+                    at::IntArrayRef(wanted));
+  weight_grad_of(grad, x, geometry, true, total.mutable_data_ptr<float>());
 }
 
 TORCH_LIBRARY_IMPL(gnfast, CPU, m) {
   m.impl("winograd_conv2d", winograd_conv2d);
   m.impl("winograd_conv2d_input_grad", winograd_conv2d_input_grad);
   m.impl("winograd_conv2d_weight_grad", winograd_conv2d_weight_grad);
+  m.impl("winograd_conv2d_weight_grad_", winograd_conv2d_weight_grad_);
 }
 
 }  // namespace

@@ -287,7 +287,8 @@ void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_cha
 }
 
 template <typename T, int kSize, int kStride>
-void kernel_out(const float* from, const PanelStrides& strides, int64_t in_channels, float* weight_grad) {
+void kernel_out(const float* from, const PanelStrides& strides, int64_t in_channels, bool accumulate,
+                float* weight_grad) {
   constexpr int kTaps = T::kTo, kParts = kSize / kTaps;
   for (int part = 0; part < kParts * kParts; ++part) {
     for (int64_t c = 0; c < in_channels; c += kPanel) {
@@ -299,7 +300,8 @@ void kernel_out(const float* from, const PanelStrides& strides, int64_t in_chann
       for (int tap = 0; tap < kTaps * kTaps; ++tap) {
         const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
         const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
-        store(weight_grad + (row * kSize + col) * in_channels + c, kernel[tap]);
+        float* const to = weight_grad + (row * kSize + col) * in_channels + c;
+        store(to, accumulate ? load(to) + kernel[tap] : kernel[tap]);
       }
     }
   }

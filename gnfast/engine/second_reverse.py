@@ -100,9 +100,9 @@ def second_reverse(
             if any(wanted):
                 ones = adjoint.new_ones(adjoint.shape[:1])
                 h = apart.value(plan, node.inputs[0])
-                # Before the pullback, so that two gradients of a weight do not wait for it.
-                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones), adjoint, h), ones)
-                del h
+                total = _own_total(grads, node, h.dtype)
+                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones, total=total), adjoint, h), ones)
+                del h, total
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
         _collect(grads, node, found)
         contribute(received, node.inputs, pulled, not node.op.shares_cotangent)
@@ -122,15 +122,14 @@ def _collect(
     for slot, grad in zip(node.operands, found, strict=False):
         if isinstance(grad, ScaledSum):
             (grad,) = scaled_sums([grad.cotangent], [grad.axis], ones)
-        if grad is not None:
-            grads[slot] = _added(grads[slot], grad, node.op.is_layer)
+        if grad is not None and grad is not grads[slot]:
+            grads[slot] = grad if grads[slot] is None else grads[slot] + grad
 
 
-def _added(total: Tensor | None, grad: Tensor, of_layer: bool) -> Tensor:
-    """Their sum, in the memory of the first where that is a layer's own: weights' gradients are large."""
-    if total is None:
-        return grad
-    return total.add_(grad) if of_layer and not total._is_view() else total + grad
+def _own_total(grads: Sequence[Tensor | None], node: Node, dtype: torch.dtype) -> Tensor | None:
+    """What pass 3 found for a layer's weight, if it may be added to: weights' gradients are large."""
+    total = grads[node.operands[0]] if node.op.is_layer else None
+    return total if total is not None and total.dtype == dtype and not total._is_view() else None
 
 
 def _adjoint(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gnfast.plan.op import Shape
-from gnfast.plan.ops.attention import Attention
+from gnfast.plan.ops.attention import Attention, attention
 from gnfast.plan.ops.elementwise import Scale
 from gnfast.plan.ops.factors import Contraction
 from gnfast.plan.ops.softmax import Softmax
@@ -85,7 +85,9 @@ def _attention(chain: Sequence[Node], second: Node, place: int, fresh: int) -> t
     wanted = shared + query + orders[2][-1]
     if sorted(wanted) != sorted(of_output) or not wanted.startswith(labels[0]):
         return ()
-    return _nodes((q, k, v), orders, (wanted, of_output), Attention(scale, False, False), second, fresh)
+    shapes = [v.shape[v.labels.index(label) - 1] for label in orders[2][-2:]]
+    op = attention(shapes, second.itemsize, scale)
+    return _nodes((q, k, v), orders, (wanted, of_output), op, second, fresh)
 
 
 def _order(labels: str, shared: str, first: str) -> str | None:

@@ -36,6 +36,8 @@ class Context(NamedTuple):
     """What a fused operation adds for the layers before it, which take the gradients."""
     inputs: Sequence[Tensor] = ()
     """h, for curved ops in passes 2 to 4."""
+    total: Tensor | None = None
+    """For `param_grad`, a gradient of the first operand to which it may add this one, instead of returning it."""
 
 
 class ScaledSum(NamedTuple):
@@ -186,9 +188,8 @@ class LinearCall(LinearMap):
     shares_cotangent: ClassVar[bool] = True
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
-        if self.transposed is None:
-            return super().pullback(ctx, cotangent)
-        return (self.transposed.pushforward(ctx, cotangent),)
+        back = self.transposed
+        return super().pullback(ctx, cotangent) if back is None else (back.pushforward(ctx, cotangent),)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         return self.function(*tangents, *self.args, *ctx.operands, **dict(self.kwargs))
@@ -307,8 +308,7 @@ def kept(constant: Tensor) -> Tensor:
     if constant.requires_grad:
         return constant
     # What is expanded stays so.
-    once = constant[tuple(slice(0, 1 if stride == 0 else None) for stride in constant.stride())]
-    return once.clone().expand(constant.shape)
+    return constant[tuple(slice(0, 1 if s == 0 else None) for s in constant.stride())].clone().expand(constant.shape)
 
 
 def kept_bias(bias: Tensor | None) -> Tensor | None:

@@ -26,6 +26,7 @@ from gnfast.plan.attention import with_attention
 from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
+from gnfast.plan.packed import with_packed_attention
 from gnfast.plan.permutes import with_single_permutes
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder, Refused
@@ -176,6 +177,7 @@ def _plan(
     derived: tuple[Derived, ...] = ()
     if rewritten and not refusals:
         kept = with_single_permutes(with_attention(with_single_permutes(kept, output), output), output)
+        kept = with_packed_attention(kept, output)
         kept, derived = rewrite(kept, output, len(dtypes))
     entry = None
     if fused and not refusals:

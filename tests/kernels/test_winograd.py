@@ -314,8 +314,23 @@ def test_operators_conform(case):
         (forward, (x, weight, None, stride, 1)),
         (input_grad, (cotangent, weight, stride, 1, 9, 7)),
         (weight_grad, (cotangent, x, kernel, stride, 1)),
+        (torch.ops.gnfast.winograd_conv2d_weight_grad_.default, (torch.ones_like(weight), cotangent, x, stride, 1)),
     ):
         torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
+
+
+@ENABLED
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_weight_gradients_are_added_to_a_total(case, layout):
+    x, weight, _, cotangent, arguments = make(case, (8, 16, 24, 9, 10), 1)
+    before = torch.randn_like(weight).contiguous(memory_format=layout)
+    total, grad = before.clone(), conv2d_weight_grad(cotangent, x, weight, arguments)
+    with Called() as called, FlopCounterMode(display=False) as counter:
+        assert conv2d_weight_grad(cotangent, x, weight, arguments, total) is total
+    assert torch.equal(total, before + grad)
+    assert called.names == ["winograd_conv2d_weight_grad" + "_" * (layout is torch.channels_last)]
+    assert counter.get_total_flops() == 2 * weight.numel() * cotangent[:, 0].numel()
 
 
 @ENABLED
@@ -334,6 +349,7 @@ def test_flops_are_counted_as_pytorchs(case):
 def test_operators_refuse_what_does_not_fit():
     x, weight, bias, cotangent, _ = make("3x3", (2, 8, 16, 5, 6), 1)
     forward, input_grad, weight_grad = (getattr(torch.ops.gnfast, name) for name in OPERATORS)
+    onto = torch.ops.gnfast.winograd_conv2d_weight_grad_
     for operator, given, error, message in (
         (forward, (x.double(), weight, bias, 1, 1), TypeError, "x: got Double, wanted float32"),
         (forward, (x.contiguous(), weight, bias, 1, 1), ValueError, r"x: got .* wanted .* channels_last"),
@@ -356,6 +372,8 @@ def test_operators_refuse_what_does_not_fit():
             r"grad: got sizes \[1, .* wanted 2 samples of 5×6 pixels",
         ),
         (input_grad, (cotangent, weight, 1, 1, 6, 6), ValueError, r"grad: got .* wanted 2 samples of 6×6 pixels"),
+        (onto, (last(weight[:8]), cotangent, x, 1, 1), ValueError, r"total: got sizes \[8, .* wanted \[16, 8, 3, 3\]"),
+        (onto, (weight.contiguous(), cotangent, x, 1, 1), ValueError, r"total: got .* wanted .* channels_last"),
     ):
         with pytest.raises(error, match=message):
             operator(*given)

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from gnfast.plan.curved import Curved, CurvedCall, Place
 from gnfast.plan.op import Context
-from gnfast.plan.ops.attention import Attention
+from gnfast.plan.ops.attention import Attention, PackedAttention
 from gnfast.plan.ops.conv import Conv, ConvByInput
 from gnfast.plan.ops.curves import CURVES, Elementwise
 from gnfast.plan.ops.factors import Contraction, TwoFactors
@@ -80,6 +80,18 @@ CURVED_CASES = {
     "attention with a mask": (Attention(0.7, False, False), [HEADS, KEYS, KEYS], [(2, 1, 6)], attention),
     "attention by choice": (Attention(0.7, False, False), [HEADS, KEYS, KEYS], [CHOICE], attention),
     "causal attention": (Attention(0.3, True, False), [(3, 4, 5), (3, 6, 5), (3, 6, 2)], [], causal),
+    "attention whose weights are kept": (
+        Attention(0.7, False, False, 48.0),
+        [HEADS, KEYS, KEYS],
+        [(2, 1, 6)],
+        attention,
+    ),
+    "packed attention": (
+        PackedAttention(0.3, True, False, 64.0, tuple(((5, 2), (6, 1), start) for start in (2, 0, 4))),
+        [(3, 5, 6)],
+        [],
+        lambda h: causal(h[..., 2:4], h[..., :2], h[..., 4:]),
+    ),
     "product": (Product(), [IMAGE, (6, 1, 5)], [], torch.mul),
     "matrix product": (Contraction(("anK", "aKM"), "anM"), [ROWS, (3, 6, 5)], [], torch.bmm),
     "contraction over samples": (

@@ -244,6 +244,12 @@ def test_param_grad_is_autograds(case):
                 (grad,) = scaled_sums([grad.cotangent], [grad.axis], case.scale)
             if grad is not None:
                 assert_close(grad, next(expected))
+    if case.op.is_layer:
+        total = torch.ones_like(operands[0])
+        first, *_ = case.op.param_grad(context._replace(needs=needs, total=total), case.cotangent, tangents[0])
+        weights = case.op.param_grad(context._replace(needs=needs), case.cotangent, tangents[0])[0]
+        assert torch.equal(total, torch.ones_like(total)) or first is total
+        assert_close(first, weights + (first is total))
 
 
 @pytest.mark.parametrize(

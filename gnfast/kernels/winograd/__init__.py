@@ -68,7 +68,9 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
     return kernels.conv2d_input_grad(cotangent, x, weight, arguments)
 
 
-def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
+def conv2d_weight_grad(
+    cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments, total: Tensor | None = None
+) -> Tensor:
     """The gradient of <cotangent, conv2d(x, weight)> with respect to the weight.
 
     Args:
@@ -76,9 +78,10 @@ def conv2d_weight_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: 
         x: the input.
         weight: only its shape, dtype and memory format are read.
         arguments: as for `conv2d`.
+        total: of the weight's shape, to which it is added; then this is what is returned.
     """
     kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], None)
-    return kernels.conv2d_weight_grad(cotangent, x, weight, arguments)
+    return kernels.conv2d_weight_grad(cotangent, x, weight, arguments, total)
 
 
 def enabled(device_type: str) -> bool:

@@ -22,11 +22,15 @@ def conv2d_input_grad(cotangent, x, weight, arguments):
     return _in_layout_of(grad, cotangent, weight)
 
 
-def conv2d_weight_grad(cotangent, x, weight, arguments):
+def conv2d_weight_grad(cotangent, x, weight, arguments, total=None):
     """`conv2d_weight_grad`."""
     given = _channels_last(cotangent), _channels_last(x)
+    if total is not None and total.is_contiguous(memory_format=torch.channels_last):
+        _operators.winograd_conv2d_weight_grad_(total, *given, arguments[0][0], arguments[1][0])
+        return total
     grad = _operators.winograd_conv2d_weight_grad(*given, weight.shape[2], arguments[0][0], arguments[1][0])
-    return _in_layout_of(grad, weight)
+    grad = _in_layout_of(grad, weight)
+    return grad if total is None else total.add_(grad)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -55,6 +59,11 @@ def _(grad, weight, stride, padding, height, width):
     return _feature_map(grad, grad.shape[0], weight.shape[1], height, width)
 
 
+@torch.library.register_fake("gnfast::winograd_conv2d_weight_grad_")
+def _(total, grad, x, stride, padding):
+    return None
+
+
 @torch.library.register_fake("gnfast::winograd_conv2d_weight_grad")
 def _(grad, x, kernel_size, stride, padding):
     return _feature_map(grad, grad.shape[1], x.shape[1], kernel_size, kernel_size)
@@ -69,5 +78,6 @@ for _operator, _formula in {
     _operators.winograd_conv2d: lambda *shapes, out_shape, **_: _products(out_shape, shapes[1]),
     _operators.winograd_conv2d_input_grad: lambda *shapes, **_: _products(shapes[0], shapes[1]),
     _operators.winograd_conv2d_weight_grad: lambda *shapes, out_shape, **_: _products(shapes[0], out_shape),
+    _operators.winograd_conv2d_weight_grad_: lambda *shapes, **_: _products(shapes[1], shapes[0]),
 }.items():
     register_flop_formula(_operator)(_formula)

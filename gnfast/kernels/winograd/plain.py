@@ -14,9 +14,10 @@ def conv2d_input_grad(cotangent, x, weight, arguments):
     return _backward(cotangent, x, weight, arguments, (True, False, False))[0]
 
 
-def conv2d_weight_grad(cotangent, x, weight, arguments):
+def conv2d_weight_grad(cotangent, x, weight, arguments, total=None):
     """`conv2d_weight_grad`."""
-    return _backward(cotangent, x, weight, arguments, (False, True, False))[1]
+    grad = _backward(cotangent, x, weight, arguments, (False, True, False))[1]
+    return grad if total is None else total.add_(grad)
 
 
 def _backward(cotangent, x, weight, arguments, mask) -> tuple[Tensor | None, ...]:

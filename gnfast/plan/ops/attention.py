@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, of which only queries, keys and values are kept."""
+"""Scaled dot-product attention, of which queries, keys and values are kept, and the weights if they are no larger."""
 
 import math
 from collections.abc import Sequence
@@ -21,20 +21,22 @@ class Attention(Curved):
     """y = P v with P = softmax(S), S = scale · q kᵀ + mask, along the last axis.
 
     q (..., L, E), k (..., S, E) and v (..., S, E'); the operand, if there is one, is a mask that is broadcast to
-    (..., L, S), of truth values or added. A row without any key is 0. P is computed again by every pass, which works in
-    float32 at least.
+    (..., L, S), of truth values or added. A row without any key is 0. Passes work in float32 at least, and compute P
+    again where it has no `mask_bits`.
     """
 
     scale: float
     causal: bool
     autocasts: bool
+    mask_bits: float = 0
     # Five products of two matrices for the forward's two, and twelve.
     products: ClassVar[tuple[float, ...]] = (1, 2.5, 2.5, 6, 0)
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         q, k, v = self._matrices(inputs)
-        y = self._weights(ctx, q, k, inputs[0].shape) @ v
-        return y.view(*inputs[0].shape[:-1], -1).to(inputs[0].dtype), None
+        weights = self._weights(ctx, q, k, inputs[0].shape)
+        y = (weights @ v).view(*inputs[0].shape[:-1], -1).to(inputs[0].dtype)
+        return y, weights if self.mask_bits else None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         q, k, v = self._matrices(ctx.inputs)
@@ -66,7 +68,8 @@ class Attention(Curved):
         by_v = centred.mul_(weights).mT @ cotangent
         if adjoint is not None:
             (adjoint,) = self._matrices([adjoint])
-            by_weights, by_v = by_weights.baddbmm_(adjoint, v.mT), by_v.baddbmm_(weights.mT, adjoint)
+            torch.baddbmm(by_weights, adjoint, v.mT, out=by_weights)
+            torch.baddbmm(by_v, weights.mT, adjoint, out=by_v)
         by_scores, by_tangent = _moved(weights, by_weights), _moved(weights, by_moved)
         by_operands: list[Tensor | None] = [None] * len(ctx.operands)
         if any(ctx.needs):
@@ -97,7 +100,9 @@ class Attention(Curved):
         return [t.view(like.shape).to(like.dtype) for t, like in pairs]
 
     def _weights(self, ctx: Context, q: Tensor, k: Tensor, shape: Shape | None = None) -> Tensor:
-        """P (N, L, S); `shape` is that of the first input."""
+        """P (N, L, S); `shape` is that of the first input, in the forward, which finds P."""
+        if self.mask_bits and shape is None:
+            return ctx.saved
         scores = q @ k.mT
         if self.causal:
             later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu_(1)
@@ -109,6 +114,54 @@ class Attention(Curved):
         # Of rows without any key too.
         masked = by_sample.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else by_sample.add_(mask)
         return aten._safe_softmax(masked.view_as(scores), -1)
+
+
+@dataclass(frozen=True)
+class PackedAttention(Attention):
+    """Attention of the three parts of one tensor, of which each sample's (shape, strides, offset) are `views`."""
+
+    views: tuple[tuple[Shape, Shape, int], ...] = ()
+
+    def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
+        return super().forward(ctx, *self._parts(inputs[0]))
+
+    def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
+        return (self._whole(ctx.inputs[0], super().pullback(self._in_parts(ctx), cotangent)),)
+
+    def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
+        return super().pushforward(self._in_parts(ctx), *self._parts(tangents[0]))
+
+    def second(
+        self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
+    ) -> tuple[Grads, Grads]:
+        by_parts, by_operands = super().second(self._in_parts(ctx), cotangent, self._parts(tangents[0]), adjoint)
+        return [self._whole(ctx.inputs[0], by_parts)], by_operands
+
+    def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
+        return super().flops([shape for shape, *_ in self.views], operand_shapes, output_shape)
+
+    def _in_parts(self, ctx: Context) -> Context:
+        return ctx._replace(inputs=self._parts(ctx.inputs[0]))
+
+    def _parts(self, whole: Tensor) -> list[Tensor]:
+        whole = whole.contiguous()
+        batch, offset = whole.shape[0], whole.storage_offset()
+        size = whole.numel() // batch
+        return [
+            whole.as_strided((batch, *shape), (size, *strides), offset + start) for shape, strides, start in self.views
+        ]
+
+    def _whole(self, like: Tensor, parts: Grads) -> Tensor:
+        whole = torch.empty_like(like, memory_format=torch.contiguous_format)
+        for place, part in zip(self._parts(whole), parts, strict=True):
+            place.copy_(part)
+        return whole
+
+
+def attention(values: Shape, itemsize: int, scale: float, causal: bool = False, low: bool = False) -> Attention:
+    """The op for values (..., S, E') of that size, which keeps P where that is no larger than y."""
+    length, width = values[-2:]
+    return Attention(scale, causal, low, 8 * max(itemsize, 4) * length / width if length <= width else 0)
 
 
 def _moved(weights: Tensor, u: Tensor) -> Tensor:
@@ -125,7 +178,8 @@ def _attention(trace, query, key, value, attn_mask=None, dropout_p=0.0, is_causa
     leading = torch.broadcast_shapes(*(t.shape[:-2] for t in (query, key, value)))
     given = [t if t.shape[:-2] == leading else t.expand(*leading, *t.shape[-2:]) for t in (query, key, value)]
     if dropout_p == 0 and all(map(trace.depends_on_x, given)) and not trace.depends_on_x(attn_mask):
-        return trace.emit(Attention(scale, is_causal, low), given, [] if attn_mask is None else [attn_mask])
+        op = attention(value.shape, value.scalar.itemsize, scale, is_causal, low)
+        return trace.emit(op, given, [] if attn_mask is None else [attn_mask])
     query, key, value = given
     scores = query @ key.mT * scale
     if is_causal:

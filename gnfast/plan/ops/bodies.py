@@ -35,11 +35,15 @@ def _multi_head(trace, *args: Any, **kwargs: Any) -> Any:
     if special or any(mask is not None for mask in masks) or query.dim() < 3:
         return _body(F.multi_head_attention_forward)(*args, **kwargs)
     weight, bias = given["in_proj_weight"], given["in_proj_bias"]
-    # By parts of the weight: those of a result would each have a cotangent of the whole's size.
-    biases = [None] * 3 if bias is None else bias.chunk(3)
-    inputs = (t.transpose(0, 1) for t in (query, key, value))
-    heads = [F.linear(*parts) for parts in zip(inputs, weight.chunk(3), biases, strict=True)]
-    heads = (h.unflatten(-1, (given["num_heads"], -1)).transpose(1, 2) for h in heads)
+    num_heads = given["num_heads"]
+    if query is key is value:
+        packed = F.linear(query.transpose(0, 1), weight, bias)
+        heads = packed.unflatten(-1, (3, num_heads, -1)).transpose(1, 3).unbind(2)
+    else:
+        biases = [None] * 3 if bias is None else bias.chunk(3)
+        inputs = (t.transpose(0, 1) for t in (query, key, value))
+        parts = (F.linear(*given) for given in zip(inputs, weight.chunk(3), biases, strict=True))
+        heads = [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in parts]
     joined = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
     return F.linear(joined, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), None
 

@@ -76,7 +76,7 @@ class Conv(Op):
     def param_grad(self, ctx: Context, cotangent: Tensor, tangent: Tensor) -> Sequence[Tensor | ScaledSum | None]:
         weight_grad = bias_grad = None
         if ctx.needs[0]:
-            weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments)
+            weight_grad = conv2d_weight_grad(cotangent, tangent, ctx.operands[0], self.arguments, ctx.total)
         if ctx.needs[1] and ctx.scale is not None:
             bias_grad = ScaledSum(cotangent, 1)
         return weight_grad, bias_grad

@@ -42,11 +42,13 @@ class Linear(Op):
     def param_grad(
         self, ctx: Context, cotangent: Tensor | None, tangent: Tensor
     ) -> Sequence[Tensor | ScaledSum | None]:
-        weight_grad = bias_grad = None
+        weight_grad, bias_grad, total = None, None, ctx.total
         if ctx.needs[0] and cotangent is None:
             weight_grad = tangent.sum(0, keepdim=True)
         elif ctx.needs[0]:
-            weight_grad = cotangent.flatten(0, -2).t() @ tangent.flatten(0, -2)
+            factors = cotangent.flatten(0, -2).t(), tangent.flatten(0, -2)
+            # FLOP counters know no `addmm_`.
+            weight_grad = torch.mm(*factors) if total is None else torch.addmm(total, *factors, out=total)
         if ctx.needs[1] and ctx.scale is not None:
             bias_grad = ScaledSum(cotangent, 1 if cotangent is None else cotangent.dim() - 1)
         return weight_grad, bias_grad
@@ -80,7 +82,8 @@ class MapLinear(Linear):
         self, ctx: Context, cotangent: Tensor | None, tangent: Tensor
     ) -> Sequence[Tensor | ScaledSum | None]:
         weight = ctx.operands[0]
-        weight_grad, bias_grad = super().param_grad(ctx, cotangent, _rows(tangent, weight) if ctx.needs[0] else tangent)
+        rows = _rows(tangent, weight) if ctx.needs[0] else tangent
+        weight_grad, bias_grad = super().param_grad(ctx._replace(total=None), cotangent, rows)
         return None if weight_grad is None else _maps(weight_grad, weight), bias_grad
 
     def label(self) -> str:
