@@ -151,7 +151,8 @@ def _run(
     """(f, g), or with a head f̂, or (f̂, ‖∇ₓf̂‖): by the passes, or by double backward where they do not apply."""
     _validate(net, x, options)
     refusal = None
-    if options.impl == "auto":
+    # Without samples there is nothing to gain, and shapes that do not say what they are made of.
+    if options.impl == "auto" and len(x):
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:

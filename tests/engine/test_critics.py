@@ -121,3 +121,12 @@ def test_spectral_norm_in_training_mode(name):
         actual = outputs_and_gradients(gnfast.normalize_gradient, net, x, *args, strict=True)
         assert_same(actual, outputs_and_gradients(reference.normalize_gradient, twin, x, *args))
         assert_same_state(net, twin)
+
+
+@pytest.mark.parametrize("name", ["resnet-batch-norm", "unet", "cyclegan", "projected-gan", "vit-sdpa"])
+def test_batches_without_samples(name):
+    """Norms of none, products of no entries and sizes that -1 stands for: as double backward has them."""
+    net, x, args = CRITICS[name].make()
+    given = net, x.detach()[:0].clone(), *(a[:0] if torch.is_tensor(a) else a for a in args)
+    expected = by_double_backward(reference.normalize_gradient, *given)
+    assert_same(outputs_and_gradients(seeded(partial(gnfast.normalize_gradient, strict=True)), *given), expected)

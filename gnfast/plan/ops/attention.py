@@ -35,7 +35,7 @@ class Attention(Curved):
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         q, k, v = self._matrices(inputs)
         weights = self._weights(ctx, q, k, inputs[0].shape)
-        y = (weights @ v).view(*inputs[0].shape[:-1], -1).to(inputs[0].dtype)
+        y = (weights @ v).view(*inputs[0].shape[:-1], v.shape[-1]).to(inputs[0].dtype)
         return y, weights if self.mask_bits else None
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
@@ -51,7 +51,7 @@ class Attention(Curved):
         weights = self._weights(ctx, q, k)
         moved = _moved(weights, torch.baddbmm(of_q @ k.mT, q, of_k.mT))
         y = torch.baddbmm(moved @ v, weights, of_v)
-        return y.view(*ctx.inputs[0].shape[:-1], -1).to(ctx.inputs[0].dtype)
+        return y.view(*ctx.inputs[0].shape[:-1], v.shape[-1]).to(ctx.inputs[0].dtype)
 
     def second(
         self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
@@ -73,7 +73,7 @@ class Attention(Curved):
         by_scores, by_tangent = _moved(weights, by_weights), _moved(weights, by_moved)
         by_operands: list[Tensor | None] = [None] * len(ctx.operands)
         if any(ctx.needs):
-            shape = (*ctx.inputs[0].shape[:-1], -1)
+            shape = (*ctx.inputs[0].shape[:-1], k.shape[-2])
             by_operands = [by_scores.view(shape).sum_to_size(ctx.operands[0].shape)]
         by_q, by_k = (
             torch.baddbmm(by_scores @ k, by_tangent, of_k),
@@ -145,10 +145,9 @@ class PackedAttention(Attention):
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
         whole = whole.contiguous()
-        batch, offset = whole.shape[0], whole.storage_offset()
-        size = whole.numel() // batch
+        batch, per_sample, offset = whole.shape[0], whole.stride(0), whole.storage_offset()
         return [
-            whole.as_strided((batch, *shape), (size, *strides), offset + start) for shape, strides, start in self.views
+            whole.as_strided((batch, *shape), (per_sample, *strides), offset + at) for shape, strides, at in self.views
         ]
 
     def _whole(self, like: Tensor, parts: Grads) -> Tensor:
