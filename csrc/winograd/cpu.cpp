@@ -246,9 +246,10 @@ int64_t num_splits(int64_t tiles, int64_t floats_per_sum) {
   return splits;
 }
 
-// The gradient with respect to the kernels of `cotangent`'s channels, `filter` floats each.
+// The gradient with respect to `parts` parts, from `part` on, of the kernels of `cotangent`'s channels, `filter` floats
+// each.
 void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
-                 const FeatureMap<const float*>& cotangent, bool accumulate, float* to, int64_t filter,
+                 const FeatureMap<const float*>& cotangent, int64_t part, bool accumulate, float* to, int64_t filter,
                  const at::TensorOptions& options) {
   const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kernels.panel;
   const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
@@ -271,8 +272,10 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
   });
   at::parallel_for(0, out_channels, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      kernels.weight_grad(sums + o * kernels.panel, {sum_plane, from.channels * out_channels, sum_panel}, from.channels,
-                          accumulate, to + o * filter);
+      for (int64_t p = 0; p < tiling.input_parts; ++p) {
+        kernels.weight_grad(sums + o * kernels.panel + p * from.channels * out_channels, {sum_plane, 0, sum_panel},
+                            from.channels, part + p, accumulate, to + o * filter);
+      }
     }
   });
 }
@@ -280,15 +283,21 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
 // The gradient with respect to (grad.channels, x.channels, size, size) kernels at `to`.
 void weight_grad_of(const at::Tensor& grad, const at::Tensor& x, const Filter& geometry, bool accumulate, float* to) {
   const auto kernels = winograd_kernels(geometry, x.size(1), grad.size(1));
-  const Tiling tiling = tile_outputs(Sizes(grad.sizes()), geometry);
+  const Tiling whole = tile_outputs(Sizes(grad.sizes()), geometry);
   const auto from = feature_map(x), cotangent = feature_map(grad);
   const int64_t filter = geometry.size * geometry.size * x.size(1);
 
-  const int64_t block =
-      channels_per_block(cotangent.channels, tiling.planes * tiling.input_parts * from.channels, kernels.panel);
-  for (int64_t first = 0; first < cotangent.channels; first += block) {
-    const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
-    weight_grad(kernels, tiling, from, channels, accumulate, to + first * filter, filter, x.options());
+  const int64_t sums = whole.planes * from.channels;
+  // Of wide layers one part after the other, with less to repeat than by blocks of channels.
+  const bool by_parts = whole.input_parts * sums * cotangent.channels > kBlockFloats;
+  const int64_t at_once = by_parts ? 1 : whole.input_parts;
+  const int64_t block = channels_per_block(cotangent.channels, at_once * sums, kernels.panel);
+  for (int64_t part = 0; part < whole.input_parts; part += at_once) {
+    const Tiling tiling = by_parts ? whole.only(part) : whole;
+    for (int64_t first = 0; first < cotangent.channels; first += block) {
+      const auto channels = channel_range(cotangent, first, std::min(block, cotangent.channels - first));
+      weight_grad(kernels, tiling, from, channels, part, accumulate, to + first * filter, filter, x.options());
+    }
   }
 }
 

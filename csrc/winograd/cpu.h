@@ -64,8 +64,10 @@ struct WinogradKernels {
   // planes of one part after those of the other.
   void (*weight_adjoint)(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
                          int64_t plane);
-  // G^T u G: one output channel's gradient, (kernel, kernel, in_channels), added to what is there if `accumulate`
-  void (*weight_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, bool accumulate, float* to);
+  // G^T u G: what a part has of one output channel's gradient, (kernel, kernel, in_channels), added to what is there if
+  // `accumulate`
+  void (*weight_grad)(const float* from, const PanelStrides& strides, int64_t in_channels, int64_t part,
+                      bool accumulate, float* to);
   // c[n][tile] = sum over k of a[k][tile] * b[n][k] for one plane, added to what is there if `accumulate`: a and c in
   // panels of tiles with `panel` floats from one to the next, b [n / P][k][P].
   void (*tile_product)(const float* a, const float* b, float* c, int64_t panel, int64_t tiles, int64_t k, int64_t n,

@@ -15,6 +15,10 @@ inline int64_t round_up(int64_t x, int64_t to) {
   return divide_up(x, to) * to;
 }
 
+inline TileGrid part_of(const TileGrid& grid, int64_t part) {
+  return {1, grid.advance, grid.step, {grid.rows[part / grid.parts]}, {grid.cols[part % grid.parts]}};
+}
+
 // One of the three convolutions, or the data gradient of one, as tiles of an input, products per plane, tiles of an
 // output.
 struct Tiling {
@@ -26,6 +30,7 @@ struct Tiling {
   // stride 1 would not stay in the L2 cache.
   int64_t turns;
 
+  Tiling only(int64_t part) const { return {tile_rows, tile_cols, tiles, part_of(input, part), output, planes, 1, 1}; }
   TileRange range(int64_t first, int64_t count) const { return {first, count, tile_rows, tile_cols}; }
 };
 
@@ -51,10 +56,6 @@ inline Tiling tile_input_grads(const Sizes& x, const Filter& filter) {
   const int64_t even = padding / 2 - 1, odd = (padding + 1) / 2 - 1;
   const TileGrid input{2, 2, 1, {even, odd}, {even, odd}}, output{2, 4, 2, {0, 1}, {0, 1}};
   return {rows, cols, x.batch * rows * cols, input, output, 36, 1, 1};
-}
-
-inline TileGrid part_of(const TileGrid& grid, int64_t part) {
-  return {1, grid.advance, grid.step, {grid.rows[part / grid.parts]}, {grid.cols[part % grid.parts]}};
 }
 
 }  // namespace gnfast::cpu

@@ -287,22 +287,20 @@ void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_cha
 }
 
 template <typename T, int kSize, int kStride>
-void kernel_out(const float* from, const PanelStrides& strides, int64_t in_channels, bool accumulate,
+void kernel_out(const float* from, const PanelStrides& strides, int64_t in_channels, int64_t part, bool accumulate,
                 float* weight_grad) {
   constexpr int kTaps = T::kTo, kParts = kSize / kTaps;
-  for (int part = 0; part < kParts * kParts; ++part) {
-    for (int64_t c = 0; c < in_channels; c += kPanel) {
-      Vec points[T::kFrom * T::kFrom], kernel[kTaps * kTaps];
-      for (int point = 0; point < T::kFrom * T::kFrom; ++point) {
-        points[point] = load(from + point * strides.plane + part * strides.part + c / kPanel * strides.panel);
-      }
-      transform<T>(points, kernel);
-      for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
-        const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
-        float* const to = weight_grad + (row * kSize + col) * in_channels + c;
-        store(to, accumulate ? load(to) + kernel[tap] : kernel[tap]);
-      }
+  for (int64_t c = 0; c < in_channels; c += kPanel) {
+    Vec points[T::kFrom * T::kFrom], kernel[kTaps * kTaps];
+    for (int point = 0; point < T::kFrom * T::kFrom; ++point) {
+      points[point] = load(from + point * strides.plane + c / kPanel * strides.panel);
+    }
+    transform<T>(points, kernel);
+    for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+      const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
+      const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
+      float* const to = weight_grad + (row * kSize + col) * in_channels + c;
+      store(to, accumulate ? load(to) + kernel[tap] : kernel[tap]);
     }
   }
 }
