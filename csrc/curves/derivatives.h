@@ -31,13 +31,14 @@ struct Exponential {
 // eˣ for x <= 88, and eˣ - 1, to a unit of their last digits; 0 and -1 where eˣ is no normal number. A polynomial of
 // r = x - n log 2, whose greatest error in r ± log √2 is the least for its degree, makes eʳ - 1.
 GNFAST_INLINE Exponential exponential(Floats x) {
-  constexpr float kRounds = 3 << 22;  // a number added to this one is rounded to an integer
-  const Floats n = (x * 1.44269504f + kRounds) - kRounds;
+  // A number added to this one is rounded to an integer, which the last bits of the sum are.
+  constexpr float kRounds = 3 << 22;
+  const Floats sum = x * 1.44269504f + kRounds, n = sum - kRounds;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   const Floats rest =
       r +
       r * r * (0.499999940f + r * (0.166665211f + r * (4.16683890e-2f + r * (8.36873613e-3f + r * 1.38145604e-3f))));
-  const auto scale = reinterpret_cast<Floats>((__builtin_convertvector(n, Ints) + 127) << 23);
+  const auto scale = reinterpret_cast<Floats>((reinterpret_cast<Ints>(sum) << 23) + (127 << 23));
   const auto vanishes = x < all(-87.3f);
   return {vanishes ? all(0) : scale + scale * rest, vanishes ? all(-1) : scale * rest + (scale - 1)};
 }
@@ -125,16 +126,16 @@ constexpr float kDensity = 0.398942280f;  // 1/√(2π)
 // polynomial in 1 / (1 + 0.34 a) has no error beyond 5e-8 r up to a = 13.5, where e vanishes.
 struct GELU {
   static GNFAST_INLINE Derivatives at(Floats x, const float*) {
-    const Floats size = absolute(x);
-    // Beyond, e is 0, and x² may overflow.
-    const Floats a = size > all(40) ? all(40) : size, square = a * a, e = exponential(square * -0.5f).whole;
+    const Floats a = absolute(x), square = a * a, e = exponential(square * -0.5f).whole;
     const Floats s = 1 / (1 + 0.34f * a);
     const Floats high =
         0.116034811f +
         s * (-4.63946911e-2f + s * (0.204732091f + s * (-0.275461782f + s * (0.140671840f + s * -2.63702021e-2f))));
     const Floats r = s * (0.135619345f + s * (0.136133473f + s * (0.115035129f + s * high)));
     const Floats below = e * (r - a * kDensity);
-    return {x < all(0) ? below : 1 - below, e * kDensity * (2 - square)};
+    // Beyond, e is 0, and x² may be infinite.
+    const Floats near = square > all(1600) ? all(1600) : square;
+    return {x < all(0) ? below : 1 - below, e * kDensity * (2 - near)};
   }
 };
 
