@@ -19,7 +19,7 @@ def sloped(curve: Curve, u: Tensor, h: Tensor, addend: Tensor | None = None) -> 
 
     Args:
         curve: φ, made by an entry of `plain.CURVES`.
-        u, h: any shape, of one floating-point dtype.
+        u, h: of one shape and floating-point dtype.
         addend: in memory of its own, which may be overwritten.
     """
     return implementation("curves", h.device.type).sloped(curve, u, h, addend)

@@ -1,4 +1,4 @@
-"""Functions with curvature by the compiled library, in float32; and what torch.compile is told of its operators."""
+"""Functions with curvature in float32 by the compiled library, and what torch.compile is told of its operators."""
 
 import torch
 from torch import Tensor
