@@ -1,4 +1,4 @@
-"""Functions with curvature in plain PyTorch, as data: the one table of them, the test oracle, and what runs elsewhere."""
+"""Functions with curvature in plain PyTorch, as data: the one table of them, and the oracle of all other kernels."""
 
 import math
 from collections.abc import Callable
