@@ -55,4 +55,13 @@ TORCH_LIBRARY(gnfast, m) {
       "norms_second_channels(Tensor h, Tensor tangent, Tensor cotangent, Tensor? adjoint, Tensor? mean, Tensor rstd, "
       "Tensor? weight, bool wants_weight, bool wants_bias) -> (Tensor by_h, Tensor? by_weight, Tensor? by_bias)",
       tags);
+
+  // gnfast/kernels/curves says what these compute.
+  m.def("curves_sloped(Tensor u, Tensor h, str kind, float[] constants) -> Tensor", tags);
+  m.def("curves_sloped_onto_(Tensor(a!) addend, Tensor u, Tensor h, str kind, float[] constants) -> ()", tags);
+  m.def("curves_bent(Tensor h, Tensor t, Tensor cotangent, str kind, float[] constants) -> Tensor", tags);
+  m.def(
+      "curves_both(Tensor h, Tensor t, Tensor cotangent, str kind, float[] constants) -> (Tensor sloped, "
+      "Tensor bent)",
+      tags);
 }

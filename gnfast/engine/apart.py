@@ -44,11 +44,18 @@ class Apart:
             ]
         if node.op.curved:
             ctx = ctx._replace(inputs=[self.values[value] for value in node.inputs])
-            if self.schedule.pulls[index] and node.op.bends_early:
-                self.bends[index], _ = node.op.second(ctx, cotangent, inputs, None)
-            elif self.schedule.pulls[index]:
+            if self.schedule.pulls[index] and not node.op.bends_early:
                 self.tangents[index] = inputs
+            elif self.schedule.pulls[index] and not self.schedule.pushes[index]:
+                self.bends[index], _ = node.op.second(ctx, cotangent, inputs, None)
         return ctx._replace(scale=None), inputs
+
+    def pushed(self, node: Node, index: int, cotangent: Tensor | None, ctx: Context, *tangents: Tensor) -> Any:
+        """The tangent of a node's output; one that is bent early is bent at once."""
+        if not (self.schedule.pulls[index] and node.op.bends_early):
+            return node.op.pushforward(ctx, *tangents)
+        pushed, self.bends[index] = node.op.pushed_and_bent(ctx, cotangent, *tangents)
+        return pushed
 
     def needs_cotangent(self, plan: Plan, index: int) -> bool:
         """Whether pass 4 reads δ of the node's output."""

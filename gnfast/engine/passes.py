@@ -141,15 +141,14 @@ def tangent(
     found: list[tuple[int, Tensor]] = []
     sums: list[tuple[int, ScaledSum]] = []
     aside = branch()
-    overwrites, last_uses, has_param_grads = plan.overwrites, plan.last_uses, plan.has_param_grads
     pushes_forward = plan.pushes_forward if apart is None else apart.schedule.pushes
     for index, node in enumerate(plan.nodes):
         cotangent = cotangents[index]
         # Those that nothing from here on reads were not computed.
         inputs = [values.get(i) for i in node.inputs]
-        wanted = [has_param_grads[index] and slot is not None and needs[slot] for slot in node.operands]
+        wanted = [plan.has_param_grads[index] and slot is not None and needs[slot] for slot in node.operands]
         given, biases = _select(operands, node.operands), _select(operands, node.biases)
-        ctx = Context(given, saved[index], overwrites[index], (), scale, wanted, biases)
+        ctx = Context(given, saved[index], plan.overwrites[index], (), scale, wanted, biases)
         if apart is not None:
             ctx, inputs = apart.entered(plan, index, ctx, inputs, cotangent)
         if any(wanted) and not node.op.curved:
@@ -165,11 +164,12 @@ def tangent(
                 found = aside.run(partial(handout, found), ())
         if apart is None or not apart.needs_cotangent(plan, index):
             cotangents[index] = None
-        for value in last_uses[index]:
+        for value in plan.last_uses[index]:
             values.pop(value, None)
         if pushes_forward[index]:
-            _keep(values, node, node.op.pushforward(ctx, *inputs))
-        param_grad = cotangent = inputs = None
+            push = node.op.pushforward if apart is None else partial(apart.pushed, node, index, cotangent)
+            _keep(values, node, push(ctx, *inputs))
+        param_grad = push = cotangent = inputs = None
     if sums:
         totals = scaled_sums([s.cotangent for _, s in sums], [s.axis for _, s in sums], scale)
         found += [(slot, total) for (slot, _), total in zip(sums, totals, strict=True)]

@@ -35,7 +35,7 @@ TABLE = {
     ),
     "join": Operation(("join",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "batch_norm": Operation(("batch_norm",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
-    "curves": Operation(("curves",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
+    "curves": Operation(("curves",), {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}),
     "head": Operation(("head",), {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}),
     "operands": Operation(("operands",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "scaled_sums": Operation(("scaled_sums",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),

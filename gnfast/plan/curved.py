@@ -60,6 +60,10 @@ class Curved(Op):
                 return torch.zeros_like(y)
             return torch.autograd.grad([p for p, _ in pairs], seed, [t for _, t in pairs], materialize_grads=True)[0]
 
+    def pushed_and_bent(self, ctx: Context, cotangent: Tensor, *tangents: Tensor) -> tuple[Tensor, Grads]:
+        """`pushforward`, and the gradients of the inputs that `second` gives without μ, for ops with `bends_early`."""
+        return self.pushforward(ctx, *tangents), self.second(ctx, cotangent, tangents, None)[0]
+
     def second(
         self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
     ) -> tuple[Grads, Grads]:

@@ -100,7 +100,7 @@ class Op:
     """Whether y and Jᵀ δ cost so little that they are computed again rather than kept, if what they need is kept."""
 
     bends_early: ClassVar[bool] = False
-    """Whether a curved op without operands computes what it adds to μ in pass 3, instead of keeping δ and t."""
+    """Whether a curved op without operands adds to μ in pass 3 already (`pushed_and_bent`); δ and t are not kept."""
 
     saves_output: ClassVar[bool] = False
     """Whether what forward saves shares memory with y."""

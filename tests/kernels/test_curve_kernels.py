@@ -32,21 +32,23 @@ def numbers(curve, size, dtype, device):
     return [t.to(device, dtype) for t in (h, *rest)]
 
 
-def check(case, dtype, device, size=1033):
+def check(case, dtype, device, size=1033, backend="triton"):
     """Entry by entry; in lower precision no worse than twice the twin at that precision, to roundings of the terms."""
     curve = curve_of(case)
-    kernels, plain = (implementation("curves", device, backend) for backend in ("triton", "torch"))
+    kernels, plain = (implementation("curves", device, way) for way in (backend, "torch"))
     h, t, cotangent, adjoint = given = numbers(curve, size, dtype, device)
     exact = [a.double() for a in given]
     bent, pushed = plain.bent(curve, *exact[:3]), plain.sloped(curve, exact[3], exact[0])
     terms, more = bent.abs() + (exact[1] * exact[2]).abs(), pushed.abs() + exact[3].abs()
-    expected = (bent, terms), (pushed, more), (pushed + exact[1], more + exact[1].abs())
+    expected = (bent, terms), (pushed, more), (pushed + exact[1], more + exact[1].abs()), (pushed, more), (bent, terms)
 
     def found(module):
-        """φ'' t δ, φ' μ and φ' μ + t."""
+        """φ'' t δ, φ' μ and φ' μ + t, and the first two by what computes both at once."""
         yield module.bent(curve, h, t, cotangent)
         yield module.sloped(curve, adjoint, h)
         yield module.sloped(curve, adjoint, h, t.clone())
+        yield module.both(curve, h, adjoint, cotangent)[0]
+        yield module.both(curve, h, t, cotangent)[1]
 
     for actual, low, (truth, made_of) in zip(found(kernels), found(plain), expected, strict=True):
         assert actual.dtype == dtype and actual.isfinite().all()

@@ -1,4 +1,4 @@
-"""Functions with curvature in plain PyTorch, as data: the one table of them, the test oracle, and what runs on CPUs."""
+"""Functions with curvature in plain PyTorch, as data: the one table of them, and the oracle of all other kernels."""
 
 import math
 from collections.abc import Callable
@@ -36,6 +36,11 @@ def sloped(curve: Curve, u: Tensor, h: Tensor, addend: Tensor | None = None) -> 
 def bent(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> Tensor:
     """`bent`."""
     return curve.bend(h.to(accumulator(h.dtype))).mul_(t).mul_(cotangent).to(h.dtype)
+
+
+def both(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """`both`."""
+    return sloped(curve, t, h), bent(curve, h, t, cotangent)
 
 
 def _sigmoid() -> Curve:

@@ -140,6 +140,11 @@ def bent(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> Tensor:
     return _launch(curve, h, t, cotangent, None) if curve.kind in KINDS else plain.bent(curve, h, t, cotangent)
 
 
+def both(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+    """`both`."""
+    return sloped(curve, t, h), bent(curve, h, t, cotangent)
+
+
 def _launch(curve: Curve, h: Tensor, t: Tensor | None, factor: Tensor, addend: Tensor | None) -> Tensor:
     """The kernel, on tensors that lie in memory as h does, or copies that do; the result in the addend's memory."""
     h = h.resolve_neg()

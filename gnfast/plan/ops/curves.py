@@ -40,6 +40,10 @@ class Elementwise(Curved):
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         return curves.sloped(self.curve, *tangents, *ctx.inputs)
 
+    def pushed_and_bent(self, ctx: Context, cotangent: Tensor, *tangents: Tensor) -> tuple[Tensor, Grads]:
+        pushed, bent = curves.both(self.curve, *ctx.inputs, *tangents, cotangent)
+        return pushed, (bent,)
+
     def second(
         self, ctx: Context, cotangent: Tensor, tangents: Sequence[Tensor], adjoint: Tensor | None
     ) -> tuple[Grads, Grads]:
