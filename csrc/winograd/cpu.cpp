@@ -86,7 +86,7 @@ void convolve(const WinogradKernels& kernels, const Tiling& tiling, const Featur
       for (int64_t turn = 0; turn < tiling.turns; ++turn) {
         const TileGrid grid = tiling.turns > 1 ? part_of(tiling.input, turn) : tiling.input;
         kernels.input(from, grid, range, inputs, in_strides);
-        for (int64_t plane = 0; plane < tiling.planes; ++plane, weight += depth * to.channels) {
+        for (int64_t plane = 0; plane < tiling.planes; ++plane, weight += depth * to.channels + kPlaneGap) {
           kernels.tile_product(inputs + plane * in_plane, weight, outputs + plane * out_plane, panel,
                                round_up(range.count, kTileGroup), depth, to.channels, turn > 0);
         }
@@ -105,13 +105,14 @@ void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, co
   const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
   const int64_t per_channel = tiling.turns * tiling.planes * depth;
   const int64_t block = channels_per_block(to.channels, per_channel, kernels.panel);
-  const at::Tensor transformed = at::empty({per_channel * block}, x.options());
+  const at::Tensor transformed =
+      at::empty({per_channel * block + tiling.turns * tiling.planes * kPlaneGap}, x.options());
   float* const weights = transformed.mutable_data_ptr<float>();
   for (int64_t first = 0; first < to.channels; first += block) {
     const int64_t count = std::min(block, to.channels - first);
     at::parallel_for(0, count / kernels.panel, 1, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
-        transform_kernel(first + p * kernels.panel, weights + p * kernels.panel * depth, depth * count);
+        transform_kernel(first + p * kernels.panel, weights + p * kernels.panel * depth, depth * count + kPlaneGap);
       }
     });
     convolve(kernels, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
