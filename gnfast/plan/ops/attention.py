@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,12 @@ class Attention(Curved):
     causal: bool
     autocasts: bool
     mask_bits: float = 0
-    # Five products of two matrices for the forward's two, and twelve.
-    products: ClassVar[tuple[float, ...]] = (1, 2.5, 2.5, 6, 0)
+
+    @property
+    def products(self) -> tuple[float, ...]:
+        """For two products of matrices in the forward, five and twelve; one less in each pass that finds P."""
+        kept = 0.5 * bool(self.mask_bits)
+        return 1, 2.5 - kept, 2.5 - kept, 6 - kept, 0
 
     def forward(self, ctx: Context, *inputs: Tensor) -> tuple[Tensor, Any]:
         q, k, v = self._matrices(inputs)
@@ -43,13 +47,14 @@ class Attention(Curved):
         (cotangent,) = self._matrices([cotangent])
         weights = self._weights(ctx, q, k)
         by_scores = _moved(weights, cotangent @ v.mT)
-        return self._as_inputs(ctx, by_scores @ k, by_scores.mT @ q, weights.mT @ cotangent)
+        grads = self._scaled(by_scores, k), self._scaled(by_scores.mT, q), weights.mT @ cotangent
+        return self._as_inputs(ctx, *grads)
 
     def pushforward(self, ctx: Context, *tangents: Tensor) -> Tensor:
         q, k, v = self._matrices(ctx.inputs)
         of_q, of_k, of_v = self._matrices(tangents)
         weights = self._weights(ctx, q, k)
-        moved = _moved(weights, torch.baddbmm(of_q @ k.mT, q, of_k.mT))
+        moved = _moved(weights, self._scaled(of_q, k.mT, q, of_k.mT))
         y = torch.baddbmm(moved @ v, weights, of_v)
         return y.view(*ctx.inputs[0].shape[:-1], v.shape[-1]).to(ctx.inputs[0].dtype)
 
@@ -60,7 +65,7 @@ class Attention(Curved):
         of_q, of_k, of_v = self._matrices(tangents)
         (cotangent,) = self._matrices([cotangent])
         weights = self._weights(ctx, q, k)
-        of_scores, by_moved = torch.baddbmm(of_q @ k.mT, q, of_k.mT), cotangent @ v.mT
+        of_scores, by_moved = self._scaled(of_q, k.mT, q, of_k.mT), cotangent @ v.mT
         # P' = P (S' - ΣPS') and its adjoint are what softmax has; P itself is in y, in P' and in P v'.
         along = (by_moved * weights).sum(-1, keepdim=True)
         centred = of_scores - (of_scores * weights).sum(-1, keepdim=True)
@@ -75,10 +80,7 @@ class Attention(Curved):
         if any(ctx.needs):
             shape = (*ctx.inputs[0].shape[:-1], k.shape[-2])
             by_operands = [by_scores.view(shape).sum_to_size(ctx.operands[0].shape)]
-        by_q, by_k = (
-            torch.baddbmm(by_scores @ k, by_tangent, of_k),
-            torch.baddbmm(by_scores.mT @ q, by_tangent.mT, of_q),
-        )
+        by_q, by_k = self._scaled(by_scores, k, by_tangent, of_k), self._scaled(by_scores.mT, q, by_tangent.mT, of_q)
         return self._as_inputs(ctx, by_q, by_k, by_v), by_operands
 
     def flops(self, input_shapes: Sequence[Shape], operand_shapes: Sequence[Shape | None], output_shape: Shape) -> int:
@@ -89,21 +91,25 @@ class Attention(Curved):
         return "attention" + " causal" * self.causal
 
     def _matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Each as (N, rows, columns), in float32 at least; the first one of three, q, times the scale."""
-        wide = [t.to(accumulator(t.dtype)).reshape(-1, *t.shape[-2:]) for t in tensors]
-        return [wide[0] * self.scale, *wide[1:]] if len(wide) == 3 else wide
+        """Each as (N, rows, columns), in float32 at least."""
+        return [t.to(accumulator(t.dtype)).reshape(-1, *t.shape[-2:]) for t in tensors]
+
+    def _scaled(self, *factors: Tensor) -> Tensor:
+        """The scale times the product of two factors, or the sum of two such products."""
+        a, b, *further = factors
+        if further:
+            return torch.baddbmm(a @ b, *further, beta=self.scale, alpha=self.scale)
+        return torch.baddbmm(a.new_empty(()), a, b, beta=0, alpha=self.scale)
 
     def _as_inputs(self, ctx: Context, *cotangents: Tensor) -> list[Tensor]:
-        """Those of scaled q, of k and of v, as the inputs are."""
-        by_q, *others = cotangents
-        pairs = zip((by_q.mul_(self.scale), *others), ctx.inputs, strict=True)
-        return [t.view(like.shape).to(like.dtype) for t, like in pairs]
+        """Those of q, k and v, as the inputs are."""
+        return [t.view(like.shape).to(like.dtype) for t, like in zip(cotangents, ctx.inputs, strict=True)]
 
     def _weights(self, ctx: Context, q: Tensor, k: Tensor, shape: Shape | None = None) -> Tensor:
         """P (N, L, S); `shape` is that of the first input, in the forward, which finds P."""
         if self.mask_bits and shape is None:
             return ctx.saved
-        scores = q @ k.mT
+        scores = self._scaled(q, k.mT)
         if self.causal:
             later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu_(1)
             return scores.masked_fill_(later, -math.inf).softmax(-1)
