@@ -10,7 +10,8 @@ stride 1 (which closes PatchGAN critics) on the input at four offsets. The trans
 are no larger than those of a direct convolution, whose sums are longer (Lavin & Gray, *Fast Algorithms for
 Convolutional Neural Networks*, CVPR 2016).
 
-None of these functions is differentiable itself.
+Convolutions to one channel are products of matrices instead (`narrow.py`). None of these functions is differentiable
+itself.
 """
 
 import functools
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gnfast.kernels.backend import implementation
-from gnfast.kernels.winograd import plain
+from gnfast.kernels.winograd import narrow, plain
 
 # stride, padding, dilation, transposed, output_padding, groups: what `torch.convolution` takes after the bias.
 Arguments = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, tuple[int, ...], int]
@@ -104,8 +105,10 @@ def fits(x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int]
 def _kernels(
     x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
 ) -> ModuleType:
-    """The kernels where Winograd's algorithm `fits`, else PyTorch's."""
+    """The kernels where Winograd's algorithm `fits`, those for one channel, or PyTorch's."""
     kernels = _implementation(x.device.type)
+    if kernels is not plain and narrow.serves(x, weight, arguments):
+        return narrow
     return kernels if kernels is plain or _serves(x, weight, arguments, outputs, tiled) else plain
 
 
