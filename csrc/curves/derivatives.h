@@ -85,9 +85,9 @@ struct Tanh {
 // With β and the threshold.
 struct SoftPlus {
   static GNFAST_INLINE Derivatives at(Floats x, const float* constants) {
-    const Logistic of(x * constants[0]);
-    const auto straight = x * constants[0] > all(constants[1]);
-    return {straight ? all(1) : of.sigmoid, straight ? all(0) : of.slope() * constants[0]};
+    const Floats product = x * constants[0], threshold = all(constants[1]);
+    const Logistic of(product);
+    return {product > threshold ? all(1) : of.sigmoid, product >= threshold ? all(0) : of.slope() * constants[0]};
   }
 };
 

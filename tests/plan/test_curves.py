@@ -12,6 +12,7 @@ FUNCTIONS = {
     **{name: ((), getattr(torch, name, getattr(F, name, None))) for name in CURVES},
     "softplus, beta": ((2.5, 20.0), lambda h: F.softplus(h, 2.5)),
     "softplus, threshold": ((1.3, 0.9), lambda h: F.softplus(h, 1.3, 0.9)),
+    "softplus, a threshold at 0": ((1.3, 0.0), lambda h: F.softplus(h, 1.3, 0.0)),
     "elu, alpha": ((0.6,), lambda h: F.elu(h, 0.6)),
     # PyTorch's celu rounds 1/α to float32 in its backward.
     "celu, alpha": ((1.75,), lambda h: F.celu(h, 1.75)),

@@ -62,7 +62,7 @@ def _tanh() -> Curve:
 def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
     def bend(h: Tensor) -> Tensor:
         s = (beta * h).sigmoid()
-        return (beta * s * (1 - s)).masked_fill_(beta * h > threshold, 0)
+        return (beta * s * (1 - s)).masked_fill_(beta * h >= threshold, 0)
 
     options = beta, threshold
     value = lambda h: F.softplus(h, *options)  # noqa: E731

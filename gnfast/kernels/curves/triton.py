@@ -60,8 +60,8 @@ def _derivatives(x, KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexp
         bend = -2 * y * slope
     elif KIND == "softplus":
         s, r = _sigmoids(x * FIRST)
-        straight = x * FIRST > SECOND
-        slope, bend = tl.where(straight, 1.0, s), tl.where(straight, 0.0, s * r * FIRST)
+        slope = tl.where(x * FIRST > SECOND, 1.0, s)
+        bend = tl.where(x * FIRST >= SECOND, 0.0, s * r * FIRST)
     elif KIND == "elu":
         below = tl.exp(tl.where(x > 0, 0.0, x) * THIRD) * (FIRST * SECOND * THIRD)
         slope, bend = tl.where(x > 0, SECOND, below), tl.where(x >= 0, 0.0, below * THIRD)
