@@ -34,7 +34,8 @@ def _packed(node: Node, producers: dict[int, Node]) -> Node:
     layer = producers.get(layers.pop())
     if layers or layer is None or type(layer.op) is not Linear or node.wholes or layer.wholes:
         return node
-    batch = max([2, *(part.batch for chain in chains for part in chain)])
+    # Views that state the batch's size are for that one alone.
+    batch = max((part.batch for chain in chains for part in chain if part.wholes), default=2)
     times_read = torch.zeros(batch, *layer.output_shape, dtype=torch.uint8)
     parts = [_viewed(times_read, chain) for chain in chains]
     if any(part is None or part.shape != (batch, *shape) for part, shape in zip(parts, node.input_shapes, strict=True)):
@@ -61,6 +62,10 @@ def _chain(value: int, producers: dict[int, Node]) -> list[Node]:
 
 def _viewed(entries: Tensor, chain: Sequence[Node]) -> Tensor | None:
     """That part of these; None if it is not one with the samples as they were."""
-    part = reduce(lambda t, node: node.op.pushforward(Context(), t), chain, entries)
+    try:
+        part = reduce(lambda t, node: node.op.pushforward(Context(), t), chain, entries)
+    except (RuntimeError, IndexError):
+        # An axis of the batch's length was taken for the batch's, and views state the length of either.
+        return None
     is_view = part.untyped_storage().data_ptr() == entries.untyped_storage().data_ptr()
     return part if is_view and part.stride(0) == entries.stride(0) else None

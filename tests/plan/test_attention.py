@@ -108,6 +108,20 @@ def test_attention_of_one_layers_output(function, packed, batch):
     assert_matches_double_backward(net, x, rewrite=False)
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_views_that_state_the_batch(tokens, batch):
+    """Tokens come first, as in sequences: of one sample, or of one token, either axis might be the batch's."""
+
+    def forward(called, x):
+        parts = called.packed(x).transpose(0, 1).chunk(3, -1)
+        q, k, v = (part.reshape(tokens, len(x), 3, 2).permute(1, 2, 0, 3) for part in parts)
+        return F.scaled_dot_product_attention(q, k, v).flatten(1).tanh().sum(1)
+
+    critic = Called(forward, packed=nn.Linear(5, 18)).double()
+    assert_matches_double_backward(critic, torch.randn(batch, tokens, 5, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("tokens", [3, 5])
 def test_weights_no_larger_than_the_output_are_kept(tokens):
     """An output has four numbers per head and token."""
