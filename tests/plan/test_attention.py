@@ -122,6 +122,19 @@ def test_views_that_state_the_batch(tokens, batch):
     assert_matches_double_backward(critic, torch.randn(batch, tokens, 5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("tokens", "left_out"), [(0, 0), (3, 3)])
+def test_no_keys(tokens, left_out):
+    """Of none the values' mean is 0, as in PyTorch."""
+
+    def forward(called, x):
+        q, k, v = called.packed(x).chunk(3, -1)
+        attended = F.scaled_dot_product_attention(q, k[:, left_out:], v[:, left_out:])
+        return (attended + q.tanh()).sum((1, 2))
+
+    critic = Called(forward, packed=nn.Linear(5, 18)).double()
+    assert_matches_double_backward(critic, torch.randn(2, tokens, 5, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("tokens", [3, 5])
 def test_weights_no_larger_than_the_output_are_kept(tokens):
     """An output has four numbers per head and token."""

@@ -92,7 +92,7 @@ class Attention(Curved):
 
     def _matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each as (N, rows, columns), in float32 at least."""
-        return [t.to(accumulator(t.dtype)).reshape(-1, *t.shape[-2:]) for t in tensors]
+        return [t.to(accumulator(t.dtype)).reshape(math.prod(t.shape[:-2]), *t.shape[-2:]) for t in tensors]
 
     def _scaled(self, *factors: Tensor) -> Tensor:
         """The scale times the product of two factors, or the sum of two such products."""
@@ -166,7 +166,7 @@ class PackedAttention(Attention):
 def attention(values: Shape, itemsize: int, scale: float, causal: bool = False, low: bool = False) -> Attention:
     """The op for values (..., S, E') of that size, which keeps P where that is no larger than y."""
     length, width = values[-2:]
-    return Attention(scale, causal, low, 8 * max(itemsize, 4) * length / width if length <= width else 0)
+    return Attention(scale, causal, low, 8 * max(itemsize, 4) * length / width if 0 < length <= width else 0)
 
 
 def _moved(weights: Tensor, u: Tensor) -> Tensor:
