@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
+import gnfast
 from gnfast.plan.curved import Curved, CurvedCall, Place
 from gnfast.plan.op import Context
 from gnfast.plan.ops.attention import Attention, PackedAttention
@@ -238,6 +239,19 @@ def test_a_value_that_is_computed_again_is_the_same(case):
 def test_norms_without_kernels(name, monkeypatch):
     monkeypatch.setattr("gnfast.plan.ops.norms.implementation", lambda *args: None)
     assert_right(Derivatives(name, "cpu"))
+
+
+@pytest.mark.parametrize("name", [name for name, (op, *_) in CURVED_CASES.items() if isinstance(op, Attention)])
+def test_attention_of_a_few_matrices_at_a_time(name, monkeypatch):
+    case = Derivatives(name, "cpu")
+    whole, found, parts = case.found(), gnfast.plan.ops.attention._moved, []
+    monkeypatch.setattr("gnfast.plan.ops.attention._ENTRIES", {True: 60, False: 60})
+    monkeypatch.setattr("gnfast.plan.ops.attention._moved", lambda p, u: parts.append(p.numel()) or found(p, u))
+    assert_right(case)
+    assert max(parts) <= 60
+    for method, tensors in case.found().items():
+        for t, wanted in zip(tensors, whole[method], strict=True):
+            torch.testing.assert_close(t, wanted, rtol=1e-12, atol=1e-13)
 
 
 def test_nothing_that_is_given_changes(case):
