@@ -95,7 +95,9 @@ struct SoftPlus {
 struct ExponentialUnit {
   static GNFAST_INLINE Derivatives at(Floats x, const float* constants) {
     const auto above = x > all(0);
-    const Floats power = exponential((above ? all(0) : x) * constants[2]).whole;
+    const Floats exponent = (above ? all(0) : x) * constants[2];
+    // With a negative rate it grows.
+    const Floats power = exponent > all(88) ? all(__builtin_inff()) : exponential(exponent).whole;
     const Floats below = power * (constants[0] * constants[1] * constants[2]);
     return {above ? all(constants[1]) : below, x >= all(0) ? all(0) : below * constants[2]};
   }

@@ -6,6 +6,7 @@ from torch import nn
 
 from gnfast.bench.count import peak_bytes
 from gnfast.kernels.backend import backends, implementation
+from gnfast.kernels.curves import plain
 from tests.kernels.test_curve_kernels import CASES, DTYPES, LAYOUTS, check, curve_of
 from tests.oracle import assert_matches_double_backward
 from tests.processes import run_python
@@ -207,3 +208,11 @@ def test_narrower_vectors(capability):
     run = run_python(*words, ATEN_CPU_CAPABILITY=capability)
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout
+
+
+def test_exponentials_that_grow_become_infinite():
+    """CELU with a negative α."""
+    h = torch.tensor([-300.0, -89.0, -80.0, -1.0, 2.0])
+    curve, ones = plain.CURVES["celu"](-1.0), torch.ones(5)
+    torch.testing.assert_close(library().sloped(curve, ones, h), plain.sloped(curve, ones, h))
+    assert library().bent(curve, h, ones, ones)[:2].isinf().all()
