@@ -66,7 +66,9 @@ def launches(use, monkeypatch):
     use("curves", "cpu", "triton")
     found, calls = implementation("curves", "cpu"), []
     launch = found._launch
-    monkeypatch.setattr(found, "_launch", lambda curve, *given: calls.append(curve.kind) or launch(curve, *given))
+    monkeypatch.setattr(
+        found, "_launch", lambda curve, *given, **more: calls.append(curve.kind) or launch(curve, *given, **more)
+    )
     return calls
 
 
@@ -109,11 +111,12 @@ def test_interpreted_layouts(layout, launches):
             module.bent(curve, h, t, u),
             module.sloped(curve, u, h),
             module.sloped(curve, u, h, addend + torch.zeros_like(h)),
+            *module.both(curve, h, t, u),
         )
         for module in (curves, plain)
     ]
     torch.testing.assert_close(*found, rtol=1e-13, atol=1e-15, check_stride=False)
-    assert launches == ["sigmoid"] * 3
+    assert launches == ["sigmoid"] * 4
     found = found[0]
     assert found[0].stride() == torch.empty_like(h).stride()
 
@@ -127,7 +130,7 @@ def test_interpreted_passes(activation, launches):
     )
     assert_matches_double_backward(net.double(), torch.randn(2, 3, 6, 7, dtype=torch.float64))
     # Two activations, three functions: in passes 3 and 4; `tanh` in passes 2 and 3 as well, where δ is computed again.
-    assert len(launches) == 2 * 3 * (5 if activation is nn.Tanh else 2)
+    assert len(launches) == 2 * 3 * (4 if activation is nn.Tanh else 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -138,9 +141,10 @@ def test_one_launch_reads_each_tensor_once(dtype):
         bent = work(lambda: curves.bent(curve_of("silu"), h, t, u))
         onto = work(lambda: curves.sloped(curve_of("silu"), u, h, addend))
         sloped = work(lambda: curves.sloped(curve_of("tanh"), u, h))
-    for found, read in ((bent, 3), (onto, 3), (sloped, 2)):
+        both = work(lambda: curves.both(curve_of("silu"), h, t, u))
+    for found, read, written in ((bent, 3, 1), (onto, 3, 1), (sloped, 2, 1), (both, 3, 2)):
         (launch,) = found.launched
-        assert (launch.name, launch.read, launch.written) == ("_curves_kernel", read * h.nbytes, h.nbytes)
+        assert (launch.name, launch.read, launch.written) == ("_curves_kernel", read * h.nbytes, written * h.nbytes)
 
 
 def test_every_curve_has_a_kernel():
@@ -160,5 +164,9 @@ def test_kernels(case, dtype):
 def test_kernels_in_any_layout(layout):
     curve, plain = curve_of("silu"), implementation("curves", "cuda", "torch")
     given = [a.double() for a in LAYOUTS[layout]()[:3]]
-    actual = curves.bent(curve, *(a.to("cuda") for a in given))
-    torch.testing.assert_close(actual.cpu(), plain.bent(curve, *given), rtol=1e-13, atol=1e-15, check_stride=False)
+    for function in ("bent", "both"):
+        actual = getattr(curves, function)(curve, *(a.to("cuda") for a in given))
+        actual = [a.cpu() for a in (actual if function == "both" else [actual])]
+        expected = getattr(plain, function)(curve, *given)
+        expected = [*expected] if function == "both" else [expected]
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15, check_stride=False)

@@ -233,7 +233,7 @@ def test_loss(kernel, kinds, element, capability):
 @pytest.mark.parametrize(("element", "capability"), [("bf16", 80), ("fp64", 90)])
 @pytest.mark.parametrize("kind", curves.KINDS)
 def test_curves(kind, element, capability, bent):
-    pointers = dict.fromkeys(("h", "t", "factor", "addend", "out"), element)
+    pointers = dict.fromkeys(("h", "t", "factor", "addend", "out", "pushed"), element)
     constants = {
         "KIND": kind,
         "FIRST": 0.7,
@@ -241,6 +241,7 @@ def test_curves(kind, element, capability, bent):
         "THIRD": 0.9,
         "BENT": bent,
         "ADDED": not bent,
+        "PUSHED": bent,
         "WIDE": False,
     }
     sums = "fp64" if element == "fp64" else "fp32"

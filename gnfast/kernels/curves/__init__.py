@@ -36,7 +36,7 @@ def bent(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> Tensor:
 
 
 def both(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-    """φ'(h) t and φ''(h) t δ, of which the C++ kernel reads h and t once.
+    """φ'(h) t and φ''(h) t δ, of which one kernel reads h and t once.
 
     Args:
         curve, h, t, cotangent: as for `bent`.

@@ -109,11 +109,11 @@ def _derivatives(x, KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexp
 
 @triton.jit
 def _curves_kernel(
-    h, t, factor, addend, out, numel,
+    h, t, factor, addend, out, pushed, numel,
     KIND: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, THIRD: tl.constexpr, BENT: tl.constexpr,
-    ADDED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+    ADDED: tl.constexpr, PUSHED: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """φ''(h) t · factor where BENT, else φ'(h) · factor, plus the addend where ADDED."""
+    """φ''(h) t · factor where BENT, and φ'(h) t where PUSHED; else φ'(h) · factor, plus the addend where ADDED."""
     block = tl.program_id(0)
     if WIDE:
         block = block.to(tl.int64)
@@ -121,7 +121,10 @@ def _curves_kernel(
     inside = e < numel
     slope, bend = _derivatives(tl.load(h + e, mask=inside, other=0).to(ACC), KIND, FIRST, SECOND, THIRD)
     if BENT:
-        slope = bend * tl.load(t + e, mask=inside, other=0).to(ACC)
+        tangent = tl.load(t + e, mask=inside, other=0).to(ACC)
+        if PUSHED:
+            tl.store(pushed + e, (slope * tangent).to(pushed.dtype.element_ty), mask=inside)
+        slope = bend * tangent
     result = slope * tl.load(factor + e, mask=inside, other=0).to(ACC)
     if ADDED:
         result += tl.load(addend + e, mask=inside, other=0).to(ACC)
@@ -132,31 +135,39 @@ def sloped(curve: Curve, u: Tensor, h: Tensor, addend: Tensor | None = None) -> 
     """`sloped`."""
     if curve.kind not in KINDS or (curve.kind in IN_PYTORCH and addend is None):
         return plain.sloped(curve, u, h, addend)
-    return _launch(curve, h, None, u, addend)
+    return _launch(curve, h, None, u, addend)[0]
 
 
 def bent(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> Tensor:
     """`bent`."""
-    return _launch(curve, h, t, cotangent, None) if curve.kind in KINDS else plain.bent(curve, h, t, cotangent)
+    return _launch(curve, h, t, cotangent)[0] if curve.kind in KINDS else plain.bent(curve, h, t, cotangent)
 
 
 def both(curve: Curve, h: Tensor, t: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
     """`both`."""
-    return sloped(curve, t, h), bent(curve, h, t, cotangent)
+    if curve.kind not in KINDS:
+        return plain.both(curve, h, t, cotangent)
+    bend, pushed = _launch(curve, h, t, cotangent, with_pushed=True)
+    return pushed, bend
 
 
-def _launch(curve: Curve, h: Tensor, t: Tensor | None, factor: Tensor, addend: Tensor | None) -> Tensor:
-    """The kernel, on tensors that lie in memory as h does, or copies that do; the result in the addend's memory."""
+def _launch(
+    curve: Curve, h: Tensor, t: Tensor | None, factor: Tensor, addend: Tensor | None = None, with_pushed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The kernel, on tensors that lie in memory as h does, or copies that do; the result, in the addend's memory if
+    there is one, and φ'(h) t if that is wanted."""
     h = h.resolve_neg()
     h = h if is_dense(h) else h.contiguous()
     given = [tensor if tensor is None else tensor.resolve_neg().expand_as(h) for tensor in (t, factor, addend)]
     given = [h if tensor is None else with_strides(tensor, h.stride()) for tensor in given]
     out, numel = torch.empty_like(h) if addend is None else given[2], h.numel()
+    pushed = torch.empty_like(h) if with_pushed else out
     if numel:
         constants = dict(zip(("FIRST", "SECOND", "THIRD"), (*curve.constants, 0.0, 0.0, 0.0), strict=False))
         with torch.cuda.device_of(h):
             _curves_kernel[(triton.cdiv(numel, BLOCK),)](
-                h, *given, out, numel, KIND=curve.kind, **constants, BENT=t is not None, ADDED=addend is not None,
-                WIDE=numel >= 2**31 - BLOCK, ACC=acc_type(h.dtype), BLOCK=BLOCK, num_warps=NUM_WARPS,
+                h, *given, out, pushed, numel, KIND=curve.kind, **constants, BENT=t is not None,
+                ADDED=addend is not None, PUSHED=with_pushed, WIDE=numel >= 2**31 - BLOCK, ACC=acc_type(h.dtype),
+                BLOCK=BLOCK, num_warps=NUM_WARPS,
             )  # fmt: skip
-    return out
+    return out, pushed
