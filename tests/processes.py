@@ -22,6 +22,16 @@ _context = multiprocessing.get_context(START)
 _context.set_forkserver_preload(["torch", "torch._dynamo", "torch.distributed.fsdp", "torch.testing", "numpy.testing"])
 
 
+def assert_passes_on(capability: str, file: str, tests: str) -> None:
+    """That the file's tests of these names, of which there are some, pass where PyTorch and gnfast see no more of the
+    CPU than this capability.
+    """
+    words = "-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", tests
+    run = run_python(*words, ATEN_CPU_CAPABILITY=capability)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert " passed" in run.stdout
+
+
 def run_python(*words: str, cwd: Path | None = None, **environment: str | None) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run([sys.executable, *words], capture_output=True, text=True)`.
 

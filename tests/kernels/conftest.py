@@ -1,11 +1,12 @@
 import os
 import shutil
+from functools import partial
 
 import pytest
 
 from gnfast.kernels import autotune, backend, tuning_table
 from gnfast.kernels.join import plain
-from tests.processes import run_python
+from tests.processes import assert_passes_on
 
 
 @pytest.fixture
@@ -40,14 +41,7 @@ def run_portable(device, implementation):
         pytest.skip("the CPU operators have two sets of kernels")
     if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
         pytest.skip("is the inner run")
-
-    def run(file, select):
-        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", file, "-k", select]
-        result = run_python(*words, ATEN_CPU_CAPABILITY="default")
-        assert result.returncode == 0, result.stdout[-3000:]
-        assert " passed" in result.stdout
-
-    return run
+    return partial(assert_passes_on, "default")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from gnfast.kernels.backend import backends, implementation
 from gnfast.kernels.curves import plain
 from tests.kernels.test_curve_kernels import CASES, DTYPES, LAYOUTS, check, curve_of
 from tests.oracle import assert_matches_double_backward
-from tests.processes import run_python
+from tests.processes import assert_passes_on
 
 pytestmark = pytest.mark.skipif(backends()["curves"]["cpu"] != "cpp", reason="the C++ library is not built")
 
@@ -204,10 +204,7 @@ def test_pass_3_reads_h_once(frozen, monkeypatch):
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_narrower_vectors(capability):
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "plain or corners or digits or place"]
-    run = run_python(*words, ATEN_CPU_CAPABILITY=capability)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
+    assert_passes_on(capability, __file__, "plain or corners or digits or place")
 
 
 def test_exponentials_that_grow_become_infinite():

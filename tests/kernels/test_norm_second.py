@@ -13,7 +13,7 @@ from gnfast.kernels.layout import is_channels_last
 from gnfast.plan.op import Context
 from gnfast.plan.ops import norms
 from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
-from tests.processes import run_python
+from tests.processes import assert_passes_on
 
 pytestmark = pytest.mark.skipif(backends()["norms"]["cpu"] != "cpp", reason="the C++ library is not built")
 
@@ -233,7 +233,4 @@ def test_fakes(name):
 
 @pytest.mark.parametrize("capability", ["avx2", "default"])
 def test_narrower_vectors(capability):
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "plain or projection or finite"]
-    run = run_python(*words, ATEN_CPU_CAPABILITY=capability)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
+    assert_passes_on(capability, __file__, "plain or projection or finite")

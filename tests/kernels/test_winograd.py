@@ -14,7 +14,7 @@ from gnfast.engine.reference import normalize_gradient as double_backward
 from gnfast.kernels import winograd
 from gnfast.kernels.winograd import conv2d, conv2d_input_grad, conv2d_weight_grad
 from tests.oracle import outputs_and_gradients
-from tests.processes import run_python
+from tests.processes import assert_passes_on, run_python
 
 NHWC = torch.channels_last
 NAN = float("nan")
@@ -382,10 +382,7 @@ def test_operators_refuse_what_does_not_fit():
 @ENABLED
 @pytest.mark.skipif(not winograd.CAPABILITY.startswith("AVX512"), reason="needs a processor with AVX-512")
 def test_narrower_vectors():
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "matches_float64 or layouts"]
-    run = run_python(*words, ATEN_CPU_CAPABILITY="avx2")
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
+    assert_passes_on("avx2", __file__, "matches_float64 or layouts")
 
 
 @pytest.mark.parametrize("variable", ["GNFAST_BACKEND=torch", "ATEN_CPU_CAPABILITY=default"])
