@@ -37,7 +37,7 @@ constexpr int64_t kPlaneGap = 16;
 // Tiles that go through all steps of a convolution while they are in the L2 cache.
 constexpr int64_t kConvolutionTiles = 64;
 // Tiles of one product of a weight gradient: long enough to pay for loading the sums, short enough for the L1 cache.
-constexpr int64_t kGradientTiles = 128;
+constexpr int64_t kGradientTiles = kMaxTiles;
 // Rows of such a product that one task computes.
 constexpr int64_t kGradientRows = 64;
 
@@ -65,58 +65,64 @@ FeatureMap<Pointer> channel_range(FeatureMap<Pointer> map, int64_t first, int64_
   return {map.data + first, map.height, map.width, count, map.pixel};
 }
 
-// y = convolution of x by kernels [turn][plane][to.channels / P][input_parts / turns * from.channels][P].
+// y = convolution of x by kernels [plane][to.channels / P][input_parts * from.channels][P], plus the bias unless it is
+// null, plus what there is if `accumulate`.
 void convolve(const WinogradKernels& kernels, const Tiling& tiling, const FeatureMap<const float*>& from,
-              const float* weights, const float* bias, const FeatureMap<float*>& to, const at::TensorOptions& options) {
-  const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
-  const int64_t chunk = std::min(kConvolutionTiles, round_up(tiling.tiles, kTileGroup));
+              const float* weights, const float* bias, bool accumulate, const FeatureMap<float*>& to,
+              const at::TensorOptions& options) {
+  const int64_t depth = tiling.input_parts * from.channels;
+  // As many for one thread as for the other.
+  const int64_t chunks = round_up(divide_up(tiling.tiles(), kConvolutionTiles), at::get_num_threads());
+  const int64_t chunk = round_up(divide_up(tiling.tiles(), chunks), kTileGroup);
   const int64_t panel = chunk * kernels.panel;
   const int64_t in_plane = chunk * depth + kPlaneGap, out_plane = chunk * to.channels + kPlaneGap;
   // Parts of the input lie side by side in one plane, parts of the output have planes of their own.
   const int64_t in_part = tiling.input_parts > 1 ? chunk * from.channels : kernels.points * in_plane;
   const PanelStrides in_strides{in_plane, in_part, panel};
   const PanelStrides out_strides{out_plane, kernels.points * out_plane, panel};
-  at::parallel_for(0, divide_up(tiling.tiles, chunk), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, divide_up(tiling.tiles(), chunk), 1, [&](int64_t begin, int64_t end) {
     const at::Tensor workspace = at::empty({tiling.planes * (in_plane + out_plane)}, options);
     float* const inputs = workspace.mutable_data_ptr<float>();
     float* const outputs = inputs + tiling.planes * in_plane;
     for (int64_t index = begin; index < end; ++index) {
-      const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles - index * chunk));
-      const float* weight = weights;
-      for (int64_t turn = 0; turn < tiling.turns; ++turn) {
-        const TileGrid grid = tiling.turns > 1 ? part_of(tiling.input, turn) : tiling.input;
-        kernels.input(from, grid, range, inputs, in_strides);
-        for (int64_t plane = 0; plane < tiling.planes; ++plane, weight += depth * to.channels + kPlaneGap) {
-          kernels.tile_product(inputs + plane * in_plane, weight, outputs + plane * out_plane, panel,
-                               round_up(range.count, kTileGroup), depth, to.channels, turn > 0);
-        }
+      const auto range = tiling.range(index * chunk, std::min(chunk, tiling.tiles() - index * chunk));
+      kernels.input(from, tiling.input, range, inputs, in_strides);
+      // Tiles that a product leaves out are 0.
+      if (tiling.skips) std::fill_n(outputs, tiling.planes * out_plane, 0.0f);
+      for (int64_t plane = 0; plane < tiling.planes; ++plane) {
+        kernels.tile_product(inputs + plane * in_plane, weights + plane * (depth * to.channels + kPlaneGap),
+                             outputs + plane * out_plane, panel, tiling.groups(plane, range), depth, to.channels);
       }
-      kernels.output(outputs, out_strides, tiling.output, range, bias, to);
+      kernels.output(outputs, out_strides, tiling.output, range, bias, accumulate, to);
     }
   });
 }
 
-// The same, block by block of y's channels; transform_kernel(panel, to, plane) writes the kernels of P of them.
+// The same, block by block of y's channels; transform_kernel(tiling, part, panel, to, plane) writes the kernels of P of
+// them, from `part` on.
 template <typename TransformKernel>
-void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& tiling, const at::Tensor& x, const float* bias,
+void convolve_in_blocks(const WinogradKernels& kernels, const Tiling& whole, const at::Tensor& x, const float* bias,
                         const at::Tensor& y, const TransformKernel& transform_kernel) {
   const auto from = feature_map(x);
   const auto to = writable_feature_map(y);
-  const int64_t depth = tiling.input_parts / tiling.turns * from.channels;
-  const int64_t per_channel = tiling.turns * tiling.planes * depth;
-  const int64_t block = channels_per_block(to.channels, per_channel, kernels.panel);
-  const at::Tensor transformed =
-      at::empty({per_channel * block + tiling.turns * tiling.planes * kPlaneGap}, x.options());
+  const int64_t at_once = whole.in_turn ? 1 : whole.input_parts;
+  const int64_t depth = at_once * from.channels;
+  const int64_t block = channels_per_block(to.channels, whole.planes * depth, kernels.panel);
+  const at::Tensor transformed = at::empty({whole.planes * (depth * block + kPlaneGap)}, x.options());
   float* const weights = transformed.mutable_data_ptr<float>();
-  for (int64_t first = 0; first < to.channels; first += block) {
-    const int64_t count = std::min(block, to.channels - first);
-    at::parallel_for(0, count / kernels.panel, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        transform_kernel(first + p * kernels.panel, weights + p * kernels.panel * depth, depth * count + kPlaneGap);
-      }
-    });
-    convolve(kernels, tiling, from, weights, bias ? bias + first : nullptr, channel_range(to, first, count),
-             x.options());
+  for (int64_t part = 0; part < whole.input_parts; part += at_once) {
+    const Tiling tiling = whole.in_turn ? whole.only(part) : whole;
+    for (int64_t first = 0; first < to.channels; first += block) {
+      const int64_t count = std::min(block, to.channels - first);
+      at::parallel_for(0, count / kernels.panel, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p) {
+          transform_kernel(tiling, part, first + p * kernels.panel, weights + p * kernels.panel * depth,
+                           depth * count + kPlaneGap);
+        }
+      });
+      convolve(kernels, tiling, from, weights, bias && part == 0 ? bias + first : nullptr, part > 0,
+               channel_range(to, first, count), x.options());
+    }
   }
 }
 
@@ -177,9 +183,13 @@ at::Tensor winograd_conv2d(const at::Tensor& x, const at::Tensor& weight, const 
   at::Tensor y = empty_map(x.size(0), out_channels, output_size(x.size(2), filter), output_size(x.size(3), filter), x);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, tile_outputs(Sizes(y.sizes()), filter), x, bias ? shift.const_data_ptr<float>() : nullptr,
-                     y, [&](int64_t first, float* to, int64_t plane) {
-                       kernels.weight(from + first * size * size * in_channels, in_channels, to, plane);
+  convolve_in_blocks(kernels, tile_outputs(Sizes(x.sizes()), Sizes(y.sizes()), filter), x,
+                     bias ? shift.const_data_ptr<float>() : nullptr, y,
+                     [&](const Tiling& tiling, int64_t part, int64_t first, float* to, int64_t plane) {
+                       for (int64_t p = 0; p < tiling.input_parts; ++p) {
+                         kernels.weight(from + first * size * size * in_channels, in_channels, part + p,
+                                        to + p * in_channels * kernels.panel, plane);
+                       }
                      });
   return y;
 }
@@ -196,9 +206,12 @@ at::Tensor winograd_conv2d_input_grad(const at::Tensor& grad, const at::Tensor& 
   at::Tensor result = empty_map(grad.size(0), in_channels, height, width, grad);
 
   const float* const from = weight.const_data_ptr<float>();
-  convolve_in_blocks(kernels, tile_input_grads(Sizes(result.sizes()), filter), grad, nullptr, result,
-                     [&](int64_t first, float* to, int64_t plane) {
-                       kernels.weight_adjoint(from + first, out_channels, in_channels, padding, to, plane);
+  convolve_in_blocks(kernels, tile_input_grads(Sizes(grad.sizes()), Sizes(result.sizes()), filter), grad, nullptr,
+                     result, [&](const Tiling& tiling, int64_t part, int64_t first, float* to, int64_t plane) {
+                       for (int64_t p = 0; p < tiling.planes / kernels.points; ++p) {
+                         kernels.weight_adjoint(from + first, out_channels, in_channels, padding, part + p,
+                                                to + p * kernels.points * plane, plane);
+                       }
                      });
   return result;
 }
@@ -227,11 +240,12 @@ void sum_products(const WinogradKernels& kernels, const Tiling& tiling, const Fe
     });
     at::parallel_for(0, tiling.planes * row_blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t plane = task / row_blocks, row = task % row_blocks * kGradientRows;
+        // Planes near each other need about as many tiles: every thread has some of all kinds.
+        const int64_t plane = 7 * (task / row_blocks) % tiling.planes, row = task % row_blocks * kGradientRows;
         kernels.channel_product(outputs + plane * out_plane + row * chunk, inputs + plane * in_plane,
                                 sums + plane * sum_plane + row * kernels.panel, panel, out_channels * kernels.panel,
-                                round_up(count, kTileGroup), std::min(kGradientRows, out_channels - row), depth,
-                                first > tiles_begin);
+                                tiling.groups(plane, tiling.range(first, count)),
+                                std::min(kGradientRows, out_channels - row), depth, first > tiles_begin);
       }
     });
   }
@@ -255,14 +269,14 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
   const int64_t out_channels = cotangent.channels, sum_panel = out_channels * kernels.panel;
   const int64_t sum_plane = out_channels * tiling.input_parts * from.channels + kPlaneGap;
   const int64_t sum_size = tiling.planes * sum_plane;
-  const int64_t splits = num_splits(tiling.tiles, sum_size), per_split = divide_up(tiling.tiles, splits);
+  const int64_t splits = num_splits(tiling.tiles(), sum_size), per_split = divide_up(tiling.tiles(), splits);
   const at::Tensor workspace = at::empty({splits * sum_size}, options);
   float* const sums = workspace.mutable_data_ptr<float>();
   // With one split, the loops inside are parallel instead.
   at::parallel_for(0, splits, 1, [&](int64_t begin, int64_t end) {
     for (int64_t split = begin; split < end; ++split) {
-      sum_products(kernels, tiling, from, cotangent, split * per_split, std::min((split + 1) * per_split, tiling.tiles),
-                   sums + split * sum_size, sum_plane, options);
+      sum_products(kernels, tiling, from, cotangent, split * per_split,
+                   std::min((split + 1) * per_split, tiling.tiles()), sums + split * sum_size, sum_plane, options);
     }
   });
   at::parallel_for(0, tiling.planes, 1, [&](int64_t begin, int64_t end) {
@@ -284,7 +298,7 @@ void weight_grad(const WinogradKernels& kernels, const Tiling& tiling, const Fea
 // The gradient with respect to (grad.channels, x.channels, size, size) kernels at `to`.
 void weight_grad_of(const at::Tensor& grad, const at::Tensor& x, const Filter& geometry, bool accumulate, float* to) {
   const auto kernels = winograd_kernels(geometry, x.size(1), grad.size(1));
-  const Tiling whole = tile_outputs(Sizes(grad.sizes()), geometry);
+  const Tiling whole = tile_outputs(Sizes(x.sizes()), Sizes(grad.sizes()), geometry);
   const auto from = feature_map(x), cotangent = feature_map(grad);
   const int64_t filter = geometry.size * geometry.size * x.size(1);
 

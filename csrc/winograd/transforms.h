@@ -9,6 +9,7 @@
 
 #include "cpu.h"
 #include "products.h"
+#include "tile_cursor.h"
 
 namespace gnfast::cpu {
 namespace {
@@ -118,27 +119,6 @@ inline __attribute__((always_inline)) void transform(const Vec* from, Vec* to) {
 // Panels that share a cache line of a feature map.
 constexpr int64_t kLinePanels = 16 / kPanel;
 
-// Visits tiles one after the other without dividing.
-struct TileCursor {
-  const TileRange& tiles;
-  int64_t image, row, col;
-
-  explicit TileCursor(const TileRange& range) : tiles(range) {
-    const int64_t per_image = range.tile_rows * range.tile_cols;
-    image = range.first / per_image;
-    row = range.first % per_image / range.tile_cols;
-    col = range.first % range.tile_cols;
-  }
-
-  void next() {
-    if (++col < tiles.tile_cols) return;
-    col = 0;
-    if (++row < tiles.tile_rows) return;
-    row = 0;
-    ++image;
-  }
-};
-
 template <typename T>
 void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const TileRange& tiles, float* to,
               const PanelStrides& strides) {
@@ -197,7 +177,7 @@ void tiles_in(const FeatureMap<const float*>& x, const TileGrid& grid, const Til
 
 template <typename T>
 void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& grid, const TileRange& tiles,
-               const float* bias, const FeatureMap<float*>& y) {
+               const float* bias, bool accumulate, const FeatureMap<float*>& y) {
   const int64_t row_stride = y.width * y.pixel, image_stride = y.height * row_stride;
   for (int64_t part = 0; part < grid.parts * grid.parts; ++part) {
     const int64_t row_offset = grid.rows[part / grid.parts], col_offset = grid.cols[part % grid.parts];
@@ -220,7 +200,8 @@ void tiles_out(const float* from, const PanelStrides& strides, const TileGrid& g
           for (int i = 0; i < T::kTo && row + grid.step * i < y.height; ++i) {
             for (int j = 0; j < T::kTo && col + grid.step * j < y.width; ++j) {
               float* const out = base + p * kPanel + grid.step * (i * row_stride + j * y.pixel);
-              store(out, pixels[i * T::kTo + j] + shift);
+              const Vec pixel = pixels[i * T::kTo + j] + shift;
+              store(out, accumulate ? load(out) + pixel : pixel);
             }
           }
         }
@@ -236,53 +217,48 @@ constexpr int tap_of(int part, int tap) {
 }
 
 template <typename T, int kSize, int kStride>
-void kernel_in(const float* weight, int64_t in_channels, float* to, int64_t plane) {
+void kernel_in(const float* weight, int64_t in_channels, int64_t part, float* to, int64_t plane) {
   constexpr int kTaps = T::kFrom, kParts = kSize / kTaps;
   const int64_t filter = kSize * kSize * in_channels;
-  const int64_t part_stride = kStride == 1 ? T::kTo * T::kTo * plane : in_channels * kPanel;
   for (int64_t c = 0; c < in_channels; c += kPanel) {
-    for (int part = 0; part < kParts * kParts; ++part) {
-      Vec taps[kTaps * kTaps][kPanel];
-      for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
-        const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
-        const float* const from = weight + (row * kSize + col) * in_channels + c;
-        for (int o = 0; o < kPanel; ++o) taps[tap][o] = load(from + o * filter);
-        transpose(taps[tap]);
-      }
-      for (int lane = 0; lane < kPanel; ++lane) {
-        Vec kernel[kTaps * kTaps], points[T::kTo * T::kTo];
-        for (int tap = 0; tap < kTaps * kTaps; ++tap) kernel[tap] = taps[tap][lane];
-        transform<T>(kernel, points);
-        float* const out = to + part * part_stride + (c + lane) * kPanel;
-        for (int point = 0; point < T::kTo * T::kTo; ++point) store(out + point * plane, points[point]);
-      }
+    Vec taps[kTaps * kTaps][kPanel];
+    for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+      const int row = tap_of<kTaps, kStride>(part / kParts, tap / kTaps);
+      const int col = tap_of<kTaps, kStride>(part % kParts, tap % kTaps);
+      const float* const from = weight + (row * kSize + col) * in_channels + c;
+      for (int o = 0; o < kPanel; ++o) taps[tap][o] = load(from + o * filter);
+      transpose(taps[tap]);
+    }
+    for (int lane = 0; lane < kPanel; ++lane) {
+      Vec kernel[kTaps * kTaps], points[T::kTo * T::kTo];
+      for (int tap = 0; tap < kTaps * kTaps; ++tap) kernel[tap] = taps[tap][lane];
+      transform<T>(kernel, points);
+      float* const out = to + (c + lane) * kPanel;
+      for (int point = 0; point < T::kTo * T::kTo; ++point) store(out + point * plane, points[point]);
     }
   }
 }
 
 template <typename T, int kSize, int kStride>
-void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, float* to,
-                       int64_t plane) {
+void kernel_adjoint_in(const float* weight, int64_t out_channels, int64_t in_channels, int64_t padding, int64_t part,
+                       float* to, int64_t plane) {
   constexpr int kTaps = T::kFrom, kParts = kSize / kTaps, kPoints = T::kTo * T::kTo;
   // The part of the kernel that makes part r of the result, or is part r of the turned kernel.
-  const auto part_of = [padding](int r) {
-    return kStride == 1 ? kParts - 1 - r : static_cast<int>((r + padding) % kStride);
+  const auto part_of = [padding](int64_t r) {
+    return static_cast<int>(kStride == 1 ? kParts - 1 - r : (r + padding) % kStride);
   };
+  const int row_part = part_of(part / kParts), col_part = part_of(part % kParts);
   for (int64_t o = 0; o < out_channels; ++o) {
     const float* const filter = weight + o * kSize * kSize * in_channels;
-    for (int part = 0; part < kParts * kParts; ++part) {
-      const int row_part = part_of(part / kParts), col_part = part_of(part % kParts);
-      Vec kernel[kTaps * kTaps], points[kPoints];
-      for (int tap = 0; tap < kTaps * kTaps; ++tap) {
-        const int row = tap_of<kTaps, kStride>(row_part, kTaps - 1 - tap / kTaps);
-        const int col = tap_of<kTaps, kStride>(col_part, kTaps - 1 - tap % kTaps);
-        kernel[tap] = load(filter + (row * kSize + col) * in_channels);
-      }
-      transform<T>(kernel, points);
-      float* const out = to + part * kPoints * plane + o * kPanel;
-      for (int point = 0; point < kPoints; ++point) store(out + point * plane, points[point]);
+    Vec kernel[kTaps * kTaps], points[kPoints];
+    for (int tap = 0; tap < kTaps * kTaps; ++tap) {
+      const int row = tap_of<kTaps, kStride>(row_part, kTaps - 1 - tap / kTaps);
+      const int col = tap_of<kTaps, kStride>(col_part, kTaps - 1 - tap % kTaps);
+      kernel[tap] = load(filter + (row * kSize + col) * in_channels);
     }
+    transform<T>(kernel, points);
+    float* const out = to + o * kPanel;
+    for (int point = 0; point < kPoints; ++point) store(out + point * plane, points[point]);
   }
 }
 

@@ -37,7 +37,7 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Argum
     if shape is None:
         return None
     outputs = x.shape[2:] if transposed else shape[2:]
-    if x.shape[0] * math.prod(outputs) < _MIN_POSITIONS or not fits(x, weight, plain, outputs, shape[2:]):
+    if x.shape[0] * math.prod(outputs) < _MIN_POSITIONS or not fits(x, weight, plain, outputs):
         return None
     fits_bias = bias is None or bias.dtype == x.dtype
     if not fits_bias or torch.is_autocast_enabled(x.device.type) or not eager():

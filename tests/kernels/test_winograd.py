@@ -21,8 +21,9 @@ NAN = float("nan")
 CASES = {"3x3": (3, 1), "4x4 stride 2": (4, 2), "4x4": (4, 1)}
 OPERATORS = ["winograd_conv2d", "winograd_conv2d_input_grad", "winograd_conv2d_weight_grad"]
 # Batch, input and output channels, height, width: odd everything, less than a tile, less than a group of tiles, more
-# than one chunk of tiles, more channels than one product takes at once, and than one block of kernels;
-# enough tiles for several sums. Vectors of 16 floats serve where both numbers of channels are multiples of 16.
+# than one chunk of tiles, more channels than one product takes at once, and than one block of kernels; enough tiles
+# for several sums, and rows of tiles that a product leaves out longer than a chunk. Vectors of 16 floats serve where
+# both numbers of channels are multiples of 16.
 SIZES = [
     (1, 8, 8, 4, 4),
     (1, 8, 16, 5, 7),
@@ -33,12 +34,14 @@ SIZES = [
     (1, 264, 16, 6, 6),
     (1, 520, 528, 4, 5),
     (11, 8, 16, 27, 30),
+    (9, 8, 16, 5, 40),
     (1, 16, 16, 5, 7),
     (3, 48, 32, 9, 6),
     (5, 16, 144, 4, 4),
     (2, 32, 80, 33, 17),
     (1, 272, 64, 6, 6),
     (11, 16, 32, 27, 30),
+    (9, 16, 32, 5, 40),
 ]
 ENABLED = pytest.mark.skipif(not winograd.enabled("cpu"), reason="needs the C++ library and a processor with AVX2")
 
@@ -115,7 +118,7 @@ class Called(TorchDispatchMode):
 def any_size(monkeypatch):
     """Winograd however small the problem."""
     monkeypatch.setattr(winograd, "_MIN_POSITIONS", 0)
-    monkeypatch.setattr(winograd, "_MAX_SHARE", float("inf"))
+    monkeypatch.setattr(winograd, "_MIN_SIDE", 0)
 
 
 @ENABLED
@@ -251,17 +254,16 @@ def test_other_convolutions_are_pytorchs(name):
     ("batch", "size", "padding", "served"),
     [
         (8, 8, 1, OPERATORS),
-        (8, 16, 1, OPERATORS),
-        (8, 11, 0, OPERATORS[::2]),
-        (16, 7, 1, OPERATORS[::2]),
-        (32, 6, 1, OPERATORS[2:]),
+        (8, 5, 1, OPERATORS),
+        (16, 4, 1, OPERATORS),
+        (7, 5, 1, OPERATORS[2:]),
+        (32, 5, 0, OPERATORS[2:]),
         (256, 4, 0, OPERATORS[2:]),
-        (4, 8, 1, OPERATORS[2:] if winograd._MIN_POSITIONS == 128 else OPERATORS),
         (1, 8, 1, []),
     ],
 )
 def test_maps_of_4x4_convolutions(batch, size, padding, served):
-    """Tiles beyond the edge cost as much as others: small odd maps are PyTorch's, but for the weight's gradient."""
+    """Few positions, or outputs of one or two pixels, are PyTorch's, but for the weight's gradient."""
     assert called_by_gnfast(*make("4x4", (batch, 16, 16, size, size), padding))[1] == served
 
 

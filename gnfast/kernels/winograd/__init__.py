@@ -33,10 +33,11 @@ CASES = {((3, 3), (1, 1)), ((4, 4), (2, 2)), ((4, 4), (1, 1))}
 _PANEL = 8
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 _HAS_VECTORS = CAPABILITY.startswith(("AVX2", "AVX512"))
-# With fewer output positions transforming the weight costs more than the products save, sooner where those are fast.
-_MIN_POSITIONS = 128 if CAPABILITY.startswith("AVX512") else 64
-# Of the direct algorithm's products. A larger share, which tiles beyond the edges of small odd maps make, is slower.
-_MAX_SHARE = 0.8
+# With fewer output positions transforming the weight costs more than the products save. Of 4×4 convolutions with stride
+# 1, whose weights are transformed into more, the convolution and its data gradient need twice as many, and maps on
+# which a good part of the tiles is neither padding nor past the edge.
+_MIN_POSITIONS = 64
+_MIN_SIDE = 3
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments) -> Tensor:
@@ -54,7 +55,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, arguments: Arguments)
     space = [
         (n + 2 * p - k) // s + 1 for n, p, k, s in zip(x.shape[2:], padding, weight.shape[2:], stride, strict=False)
     ]
-    return _kernels(x, weight, arguments, space, space).conv2d(x, weight, bias, arguments)
+    return _kernels(x, weight, arguments, space).conv2d(x, weight, bias, arguments)
 
 
 def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: Arguments) -> Tensor:
@@ -65,7 +66,7 @@ def conv2d_input_grad(cotangent: Tensor, x: Tensor, weight: Tensor, arguments: A
         x: only its shape is read.
         weight, arguments: as for `conv2d`.
     """
-    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], x.shape[2:])
+    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:])
     return kernels.conv2d_input_grad(cotangent, x, weight, arguments)
 
 
@@ -81,7 +82,7 @@ def conv2d_weight_grad(
         arguments: as for `conv2d`.
         total: of the weight's shape, to which it is added; then this is what is returned.
     """
-    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], None)
+    kernels = _kernels(cotangent, weight, arguments, cotangent.shape[2:], weight_grad=True)
     return kernels.conv2d_weight_grad(cotangent, x, weight, arguments, total)
 
 
@@ -90,43 +91,38 @@ def enabled(device_type: str) -> bool:
     return _implementation(device_type) is not plain
 
 
-def fits(x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None) -> bool:
-    """Whether Winograd's algorithm serves a convolution or one of its gradients.
+def fits(x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int]) -> bool:
+    """Whether Winograd's algorithm serves a convolution and its data gradient.
 
     Args:
         x: a batch of inputs or cotangents.
         weight, arguments: as for `conv2d`.
         outputs: height and width of the convolution's output.
-        tiled: those of the result, which is made in tiles; None for the weight's gradient.
     """
-    return enabled(x.device.type) and _serves(x, weight, arguments, outputs, tiled)
+    return enabled(x.device.type) and _serves(x, weight, arguments, outputs)
 
 
 def _kernels(
-    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
+    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], weight_grad: bool = False
 ) -> ModuleType:
     """The kernels where Winograd's algorithm `fits`, those for one channel, or PyTorch's."""
     kernels = _implementation(x.device.type)
     if kernels is not plain and narrow.serves(x, weight, arguments):
         return narrow
-    return kernels if kernels is plain or _serves(x, weight, arguments, outputs, tiled) else plain
+    return kernels if kernels is plain or _serves(x, weight, arguments, outputs, weight_grad) else plain
 
 
 def _implementation(device_type: str) -> ModuleType:
     return implementation("winograd", device_type) if _HAS_VECTORS else plain
 
 
-def _serves(
-    x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], tiled: Sequence[int] | None
-) -> bool:
+def _serves(x: Tensor, weight: Tensor, arguments: Arguments, outputs: Sequence[int], weight_grad: bool = False) -> bool:
     positions = x.shape[0] * math.prod(outputs)
     suits = positions >= _MIN_POSITIONS and _is_a_case(weight.shape, arguments)
     if not suits or not x.dtype == weight.dtype == torch.float32:
         return False
-    if tiled is None or (weight.shape[2], arguments[0][0]) != (4, 1):
-        return True
-    products = 36 * math.prod(-(-n // 2) for n in tiled)
-    return positions >= 2 * _MIN_POSITIONS and products <= _MAX_SHARE * 16 * math.prod(outputs)
+    in_quarters = (weight.shape[2], arguments[0][0]) == (4, 1)
+    return weight_grad or not in_quarters or (positions >= 2 * _MIN_POSITIONS and min(outputs) >= _MIN_SIDE)
 
 
 @functools.lru_cache(maxsize=1024)
