@@ -19,7 +19,7 @@ from gnfast.plan.ops import pool
 from gnfast.plan.unseen import widened
 
 aten = torch.ops.aten
-IN_TRITON = ("batch_norm", "join", "head", "operands", "scaled_sums", "mlp", "loss", "draws", "curves")
+IN_TRITON = ("batch_norm", "join", "head", "operands", "scaled_sums", "mlp", "loss", "draws", "curves", "norms")
 """The operations that have no CUDA kernel."""
 
 
@@ -30,7 +30,7 @@ def gpu_ways(triton: tuple[str, ...] = IN_TRITON) -> Iterator[None]:
     Args:
         triton: the operations that Triton's kernels do.
     """
-    chosen = {(operation, "cpu"): ("torch",) for operation in ("winograd", "norms")}
+    chosen = {("winograd", "cpu"): ("torch",)}
     chosen |= {(operation, "cpu"): ("triton",) for operation in triton}
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(backend.CHOSEN, chosen))

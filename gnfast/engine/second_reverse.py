@@ -13,7 +13,6 @@ from torch import Tensor
 from gnfast.engine import passes
 from gnfast.engine.apart import Apart
 from gnfast.kernels.layout import accumulator
-from gnfast.kernels.scaled_sums import scaled_sums
 from gnfast.plan.curved import Grads
 from gnfast.plan.fused import Contribution, Fused, Pending, contribute, summed
 from gnfast.plan.op import Context, ScaledSum, per_sample
@@ -73,6 +72,7 @@ def second_reverse(
         grads: the gradients of operands as pass 3 has them, to which this one adds on the way.
     """
     received: dict[int, list[Contribution | Pending]] = {}
+    ones_of: dict[tuple[int, torch.dtype], Tensor] = {}
     if plan.output not in plan.proportional and seed is not None:
         received[plan.output] = [Contribution(seed, False)]
     for index in reversed(range(len(plan.nodes))):
@@ -98,10 +98,11 @@ def second_reverse(
             continue
         else:
             if any(wanted):
-                ones = adjoint.new_ones(adjoint.shape[:1])
+                of = len(adjoint), adjoint.dtype
+                ones = ones_of[of] = ones_of[of] if of in ones_of else adjoint.new_ones(adjoint.shape[:1])
                 h = apart.value(plan, node.inputs[0])
                 total = _own_total(grads, node, h.dtype)
-                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones, total=total), adjoint, h), ones)
+                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones, total=total), adjoint, h))
                 del h, total
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
         _collect(grads, node, found)
@@ -112,16 +113,12 @@ def second_reverse(
     return summed(received[0]).tensor if received.get(0) else None
 
 
-def _collect(
-    grads: list[Tensor | None],
-    node: Node,
-    found: Sequence[Tensor | ScaledSum | None],
-    ones: Tensor | None = None,
-) -> None:
-    """Adds what was found for a node; samples have the weight `ones` in sums of biases."""
+def _collect(grads: list[Tensor | None], node: Node, found: Sequence[Tensor | ScaledSum | None]) -> None:
+    """Adds what was found for a node; in sums of biases, samples have the weight 1."""
     for slot, grad in zip(node.operands, found, strict=False):
         if isinstance(grad, ScaledSum):
-            (grad,) = scaled_sums([grad.cotangent], [grad.axis], ones)
+            others = [axis for axis in range(grad.cotangent.dim()) if axis != grad.axis]
+            grad = grad.cotangent.sum(others, dtype=accumulator(grad.cotangent.dtype))
         if grad is not None and grad is not grads[slot]:
             grads[slot] = grad if grads[slot] is None else grads[slot] + grad
 

@@ -44,7 +44,7 @@ TABLE = {
     "spectral": Operation(("spectral_norm",), {"cpu": ("cpp", "torch"), "cuda": ("cuda", "triton", "torch")}),
     "draws": Operation(("draws",), {"cpu": ("torch",), "cuda": ("triton", "torch")}),
     "winograd": Operation(("winograd_conv2d",), {"cpu": ("cpp", "torch")}),
-    "norms": Operation(("norms",), {"cpu": ("cpp", "torch")}),
+    "norms": Operation(("norms",), {"cpu": ("cpp", "torch"), "cuda": ("triton", "torch")}),
     # These two compete where the tuner is on.
     "conv": Operation(("conv2d",), {"cuda": ("torch", "triton")}),
 }

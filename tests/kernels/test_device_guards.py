@@ -11,7 +11,8 @@ import torch
 import gnfast
 
 ROOT = Path(gnfast.__file__).parent.parent
-TRITON = ["batch_norm", "conv", "curves", "draws", "head", "join", "loss", "mlp", "operands", "scaled_sums", "spectral"]
+TRITON = ["batch_norm", "conv", "curves", "draws", "head", "join", "loss", "mlp", "norms", "operands", "scaled_sums"]
+TRITON += ["spectral"]
 BINDINGS = sorted((ROOT / "csrc").rglob("cuda_binding.cpp"))
 
 

@@ -13,6 +13,8 @@ with respect to h, weight and bias. `gnfast/plan/ops/norms.py` has the formula, 
         Of h (N, C, ...): batch norm with statistics (C,); group and instance norm with statistics (N, groups).
     project_rows(u, h, rstd, weight, dims)
         Of RMS norm, r (v - x̂ <x̂ v>) with v = u · weight and <> the mean over the last `dims` axes.
+    MAX_ROW
+        How many entries these axes may have.
 
 All tensors are of h's dtype, float32 or float64. `adjoint` is μ; None for 0, and then there is no gradient of a bias.
 `mean` is None where m = 0, `weight` where it is 1. The first two return the gradients of h, weight and bias, of h's

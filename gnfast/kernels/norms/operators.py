@@ -1,5 +1,7 @@
 """Derivatives of norms by the compiled library, and what torch.compile is told of its operators."""
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from gnfast.kernels.layout import is_channels_last
 _operators = torch.ops.gnfast
 rows, channels = _operators.norms_second_rows.default, _operators.norms_second_channels.default
 project_rows = _operators.norms_project_rows.default
+MAX_ROW = sys.maxsize
 
 
 def _gradients(h: Tensor, shape: torch.Size, *wanted: bool):

@@ -9,6 +9,7 @@ where <u> falls away with m; it is symmetric. Its own derivative along t, paired
 `Curved.second`, is r P(μ - r <x̂ t> δ) - r <x̂ δ> · r P(t) - r <δ · r P(t)> x̂. PyTorch's kernels compute x̂ and r P(u).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -153,6 +154,8 @@ class LayerNorm(Standardize):
         return total.sum_to_size(self.shape)
 
     def by_kernels(self, kernels: ModuleType, arguments: Sequence[Tensor | None], wants: Sequence[bool]) -> Gradients:
+        if math.prod(self.shape) > kernels.MAX_ROW:
+            return self.plainly(*arguments, *wants)
         return kernels.rows(*arguments, len(self.shape), *wants)
 
     def label(self) -> str:
@@ -170,7 +173,8 @@ class RMSNorm(LayerNorm):
 
     def projected(self, u: Tensor, h: Tensor, statistics: Statistics, weight: Tensor | None = None) -> Tensor:
         r = statistics[1]
-        if kernels := implementation("norms", h.device.type):
+        kernels = implementation("norms", h.device.type)
+        if kernels and math.prod(self.shape) <= kernels.MAX_ROW:
             return kernels.project_rows(u, h, r, weight, len(self.shape))
         u = u if weight is None else u * weight
         return torch.addcmul(u * r, h, self.mean(h * u) * -(r**3))
