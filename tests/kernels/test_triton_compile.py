@@ -22,6 +22,7 @@ from gnfast.kernels.join import triton as join  # noqa: E402
 from gnfast.kernels.loss import triton as loss  # noqa: E402
 from gnfast.kernels.mlp import MAX_WIDTH  # noqa: E402
 from gnfast.kernels.mlp import triton as mlp  # noqa: E402
+from gnfast.kernels.norms import triton_channels  # noqa: E402
 from gnfast.kernels.operands import triton as operands  # noqa: E402
 from gnfast.kernels.scaled_sums import triton as scaled_sums  # noqa: E402
 from tests.kernels.cubin import assert_fits  # noqa: E402
@@ -348,3 +349,42 @@ def test_convolution_between_few_channels(configuration, variant, channels, capa
 @pytest.mark.parametrize("configuration", ["64x64x64", "128x128x64"])
 def test_convolution_in_full_precision(configuration):
     assert not uses_tensor_cores(compile_convolution(configuration, "join forward", "fp32", 90, (128, 128), "ieee"))
+
+
+TILES = {
+    "in channels_last": {"LAST": True, "WIDTH": triton_channels.CHANNELS},
+    "contiguous": {"LAST": False, "WIDTH": triton_channels.FEW},
+    "wide": {"LAST": True, "WIDTH": triton_channels.CHANNELS, "WIDE": True},
+}
+SUMMED = {"batch": (256, 2, 1), "batch, fewer chunks": (128, 4, 1), "batch, few chunks": (16, 32, 1)}
+SUMMED |= {"instances": (1, 256, 1), "groups of 8": (2, 32, 8), "groups of 16": (16, 2, 16), "one group": (1, 1, 256)}
+NORMS = [(kernel, tile) for kernel in ("sums", "results") for tile in TILES]
+NORMS += [("coefficients", tile) for tile in SUMMED]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("element", ["fp32", "fp64"])
+@pytest.mark.parametrize(("kernel", "tile"), NORMS)
+def test_norms_of_channels(kernel, tile, element, capability):
+    few = kernel == "coefficients"
+    kernel = getattr(triton_channels, f"_norms_channels_{kernel}_kernel")
+    constants = {"WEIGHTED": True, "ADJOINT": True, "CENTRED": True, "TOTALS": True, "WIDE": False}
+    if few:
+        constants |= dict(zip("KGP", SUMMED[tile], strict=True))
+        odd = ("count", "chunks", "groups", "per_group")
+    else:
+        constants |= TILES[tile] | {"ROWS": triton_channels.ENTRIES // TILES[tile]["WIDTH"]}
+        odd = ("chunks", "tiles", "sets", "groups", "per_group")
+    # Numbers that are 1 are constants: as of batch and instance norm here.
+    constants |= {} if "group" in tile or tile == "contiguous" else {"per_group": 1}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    pointers = dict.fromkeys(("h", "tangent", "cotangent", "adjoint", "mean", "rstd", "weight"), element)
+    pointers |= dict.fromkeys(("coeffs", "by_h", "by_weight", "by_bias"), element)
+    pointers |= dict.fromkeys(("partials", "products"), "fp64")
+    budget, options = triton_channels.REGISTER_BUDGET, {"num_warps": triton_channels.NUM_WARPS}
+    compiled = assert_compiles(kernel, pointers, constants, budget, capability, odd, **options)
+    if not few:
+        # 16 bytes at a time, of each of the tensors of h's size.
+        moved = re.findall(r"(?:ld|st)\.global\.(?:\w+::\w+\.)*(v\d\.b\d+)", compiled.asm["ptx"])
+        vector, count = {"fp32": ("v4.b32", 1), "fp64": ("v2.b64", 2)}[element]
+        assert moved.count(vector) >= count * (4 + ("by_h" in kernel.arg_names))
