@@ -1,7 +1,5 @@
 """Derivatives of layer and RMS norm in Triton, against the plain formulas."""
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +9,7 @@ from gnfast.bench.gpu_ways import gpu_ways, nothing_computed
 from gnfast.kernels.backend import implementation
 from gnfast.plan.op import Context
 from gnfast.plan.ops.norms import LayerNorm
+from tests.kernels.test_norm_channels_triton import CHOICES
 from tests.kernels.test_norm_second import CASES, Case, assert_same, relative
 from tests.oracle import assert_matches_double_backward
 
@@ -29,10 +28,9 @@ def on(device, arguments):
 def check(name, device):
     """All that may be given and wanted, in float64 to rounding, in float32 no worse than twice the formulas."""
     case = Case(name)
-    for adjoint, weight in itertools.product((True, False), repeat=2):
+    for adjoint, weight, wants in CHOICES:
         arguments = on(device, case.arguments(adjoint, weight))
-        for wants in itertools.product((True, False) if weight else (False,), (True, False) if adjoint else (False,)):
-            assert_same(case.op.by_kernels(triton(), arguments, wants), case.plainly(arguments, wants), 1e-12)
+        assert_same(case.op.by_kernels(triton(), arguments, wants), case.plainly(arguments, wants), 1e-12)
     for offset in 0, 100:
         case = Case(name, torch.float32, offset)
         arguments = on(device, case.arguments())

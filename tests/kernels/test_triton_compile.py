@@ -382,7 +382,8 @@ def test_norms_of_channels(kernel, tile, element, capability):
     pointers |= dict.fromkeys(("coeffs", "by_h", "by_weight", "by_bias"), element)
     pointers |= dict.fromkeys(("partials", "products"), "fp64")
     budget, options = triton_channels.REGISTER_BUDGET, {"num_warps": triton_channels.NUM_WARPS}
-    compiled = assert_compiles(kernel, pointers, constants, budget, capability, odd, **options)
+    # Of the small launch between the others, some compilers keep one number on the stack.
+    compiled = assert_compiles(kernel, pointers, constants, budget, capability, odd, 8 * few, **options)
     if not few:
         # 16 bytes at a time, of each of the tensors of h's size.
         moved = re.findall(r"(?:ld|st)\.global\.(?:\w+::\w+\.)*(v\d\.b\d+)", compiled.asm["ptx"])
