@@ -66,6 +66,16 @@ search for kernels."""
 
 TESTS = {"tests": _section("tests:all_tests", 140)}
 
+SMOOTH = {
+    "patchgan": "PatchGAN 64, batch norm",
+    "silu": "SiLU ResNet 32",
+    "vit": "ViT 32",
+    "stylegan2": "StyleGAN2 32, minibatch stddev",
+    "attention": "ResNet 32 with self-attention",
+    "biggan": "BigGAN 64",
+}
+"""Critics of six passes."""
+
 REST = {
     "critic_256": _cases("critic", "ResNet 256", 32, "bfloat16", 60, budget_s=1.5),
     "convolutions": _section("convolutions:convolutions", 45),
@@ -78,6 +88,7 @@ REST = {
     "evaluation": _section("evaluation:evaluation", 25),
     "critic_128": _cases("critic", "ResNet 128", 64, "bfloat16", 45),
     "critic_48": _cases("critic", "ResNet 48", 128, "bfloat16", 25),
+    **{f"smooth_{short}": _cases("critic", network, 64, "tf32", 35, budget_s=0.3) for short, network in SMOOTH.items()},
     "tiles": _section("convolutions:tiles", 60),
     "tuner": _section("tuner:tuner", 240),
 }
