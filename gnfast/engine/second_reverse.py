@@ -72,7 +72,7 @@ def second_reverse(
         grads: the gradients of operands as pass 3 has them, to which this one adds on the way.
     """
     received: dict[int, list[Contribution | Pending]] = {}
-    ones_of: dict[tuple[int, torch.dtype], Tensor] = {}
+    ones_of: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
     if plan.output not in plan.proportional and seed is not None:
         received[plan.output] = [Contribution(seed, False)]
     for index in reversed(range(len(plan.nodes))):
@@ -98,8 +98,8 @@ def second_reverse(
             continue
         else:
             if any(wanted):
-                of = len(adjoint), adjoint.dtype
-                ones = ones_of[of] = ones_of[of] if of in ones_of else adjoint.new_ones(adjoint.shape[:1])
+                of = adjoint.shape[:1], adjoint.dtype
+                ones = ones_of[of] = ones_of[of] if of in ones_of else adjoint.new_ones(of[0])
                 h = apart.value(plan, node.inputs[0])
                 total = _own_total(grads, node, h.dtype)
                 _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones, total=total), adjoint, h))
