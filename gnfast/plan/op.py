@@ -170,8 +170,10 @@ class LinearMap(Op):
         with torch.inference_mode(False), torch.enable_grad():
             # What a linear map's backward reads of its input is shape and layout.
             inputs = [torch.empty_like(stand_in(cotangent, shape)).requires_grad_() for shape in ctx.shapes]
-            seed = cotangent.clone() if cotangent.is_inference() else cotangent
-            return torch.autograd.grad(self.pushforward(ctx, *inputs), inputs, seed)
+            seed, *operands = (
+                t.clone() if t is not None and t.is_inference() else t for t in (cotangent, *ctx.operands)
+            )
+            return torch.autograd.grad(self.pushforward(ctx._replace(operands=operands), *inputs), inputs, seed)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,27 @@ def test_further_ways(name):
             assert_same(outputs_and_gradients(way, own, x, *args), expected, 1e-10, f"{options}: ")
 
 
+@pytest.mark.parametrize("name", CRITICS)
+def test_inference_mode(name):
+    """What PyTorch makes in inference mode its autograd does not take; some operations derive by that."""
+    net, x, args = CRITICS[name].make()
+    nets = [copy.deepcopy(net) for _ in range(4)]
+    with twice_differentiable():
+        f, g = seeded(reference.value_and_input_grad)(nets[0], x, *args)
+        one_logit = f.numel() == len(x)
+        normalise = seeded(partial(gnfast.normalize_gradient, return_grad_norm=one_logit))
+        normalised = normalise(nets[1], x, *args, impl="reference")
+    with torch.inference_mode():
+        # What is made here.
+        x = x.clone()
+        found = seeded(partial(gnfast.value_and_input_grad, strict=True))(nets[2], x, *args)
+        found += (
+            normalise(nets[3], x, *args, strict=True) if one_logit else (normalise(nets[3], x, *args, strict=True),)
+        )
+    for a, b in zip(found, (f, g, *(normalised if one_logit else (normalised,))), strict=True):
+        assert relative_error(a, b) < 1e-10
+
+
 @pytest.mark.parametrize("name", ["sngan", "biggan", "unet-bilinear"])
 def test_spectral_norm_in_training_mode(name):
     net, x, args = CRITICS[name].make()

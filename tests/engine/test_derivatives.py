@@ -325,3 +325,23 @@ def test_inference_mode(change, impl, method, x):
         for given in (x, x.clone()):
             f_hat, norm = gnfast.normalize_gradient(net, given, method=method, impl=impl, return_grad_norm=True)
             assert relative_error(f_hat, expected) < 1e-12 and not norm.requires_grad
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "gather": lambda h: h.gather(1, h.argsort(1)),
+        "index_select": lambda h: h.index_select(1, h[0].argsort()),
+        "gather between curves": lambda h: h.sin().gather(1, h.argsort(1)).cos(),
+        "product": lambda h: h * h.detach(),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_indices_made_in_inference_mode(change, x):
+    """Values of x that an operation takes as constants are PyTorch's to make, and its autograd does not take these."""
+    net = Critic(lambda net, h: change[1](h))
+    expected = reference.value_and_input_grad(net, x)
+    with torch.inference_mode():
+        actual = gnfast.value_and_input_grad(net, x.clone(), strict=True)
+    for a, b in zip(actual, expected, strict=True):
+        assert relative_error(a, b) < 1e-12
