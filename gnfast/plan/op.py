@@ -168,11 +168,9 @@ class LinearMap(Op):
 
     def pullback(self, ctx: Context, cotangent: Tensor) -> Sequence[Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            # What a linear map's backward reads of its input is shape and layout.
             inputs = [torch.empty_like(stand_in(cotangent, shape)).requires_grad_() for shape in ctx.shapes]
-            seed, *operands = (
-                t.clone() if t is not None and t.is_inference() else t for t in (cotangent, *ctx.operands)
-            )
+            given = (cotangent, *ctx.operands)
+            seed, *operands = (t if t is None or not t.is_inference() else t.clone() for t in given)
             return torch.autograd.grad(self.pushforward(ctx._replace(operands=operands), *inputs), inputs, seed)
 
 
