@@ -38,3 +38,24 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
     monkeypatch.setitem(smooth_critics.WAYS, "gnfast", lambda net, x: gnfast.normalize_gradient(net, 1.1 * x))
     with pytest.raises(AssertionError, match="results differ"):
         smooth_critics.main(["--only", "SiLU ResNet 32", "--width", "0.05", "--batch", "4", "--rounds", "2"])
+
+
+@pytest.mark.parametrize(("wrong", "passes"), [(0, True), (1, True), (2, False), (3, False)])
+def test_one_batch_of_three_may_differ(wrong, passes, monkeypatch):
+    """By an activation that rounding put on the other side of 0."""
+    given = []
+
+    def way(net, x):
+        given.append(x)
+        return gnfast.normalize_gradient(net, x * (1.1 if len(given) <= wrong else 1))
+
+    monkeypatch.setitem(smooth_critics.WAYS, "gnfast", way)
+    network = networks(0.05)["SiLU ResNet 32"]
+    images = network.images(4, torch.float32, torch.channels_last)
+    if passes:
+        smooth_critics.checked(network, images, torch.channels_last)
+    else:
+        with pytest.raises(AssertionError, match="results differ"):
+            smooth_critics.checked(network, images, torch.channels_last)
+    assert len(given) == (3 if wrong else 1)
+    assert all(torch.equal(x, y) for x, y in zip(given, (images, images * 0.9, images * 0.8), strict=False))
