@@ -38,6 +38,11 @@ struct Span {
   bool has(int64_t x) const { return first <= x && x < end; }
 };
 
+// Of tiles in rows and columns.
+struct Region {
+  Span rows, cols;
+};
+
 inline bool touches(unsigned pixels, int64_t start, int64_t step, int64_t size) {
   for (; pixels; pixels >>= 1, start += step) {
     if ((pixels & 1) && start >= 0 && start < size) return true;
@@ -71,7 +76,7 @@ struct Tiling {
 
   // The rows and columns of tiles that a plane needs. Of the others it reads nothing but padding, or it gives to
   // nothing but pixels past the edge.
-  void needed(int64_t plane, Span& row_span, Span& col_span) const {
+  Region needed(int64_t plane) const {
     const int64_t side = taps + 1, point = plane % (side * side), part = plane / (side * side);
     // Parts of the output have planes and a part of the input of their own, else all parts of the input are in each.
     const int64_t first = output.parts > 1 ? part : 0, parts = output.parts > 1 ? 1 : input.parts;
@@ -89,28 +94,25 @@ struct Tiling {
       return s;
     };
     const Point* const points = taps == 3 ? kThreeTaps : kTwoTaps;
-    row_span = span(rows, points[point / side], input.rows + first / input.parts, output.rows[part / output.parts]);
-    col_span = span(cols, points[point % side], input.cols + first % input.parts, output.cols[part % output.parts]);
+    return {span(rows, points[point / side], input.rows + first / input.parts, output.rows[part / output.parts]),
+            span(cols, points[point % side], input.cols + first % input.parts, output.cols[part % output.parts])};
   }
 
-  bool needs_all(int64_t plane) const {
-    Span row_span, col_span;
-    needed(plane, row_span, col_span);
-    return row_span.end - row_span.first == rows.tiles && col_span.end - col_span.first == cols.tiles;
+  bool is_all(const Region& region) const {
+    return region.rows.end - region.rows.first == rows.tiles && region.cols.end - region.cols.first == cols.tiles;
   }
 
   // The groups of a range in which a plane needs a tile.
   TileGroups groups(int64_t plane, const TileRange& tiles) const {
+    const Region region = skips ? needed(plane) : Region{{0, rows.tiles}, {0, cols.tiles}};
     TileGroups result{0, {}};
-    if (!skips || needs_all(plane)) {
+    if (is_all(region)) {
       for (; result.count < divide_up(tiles.count, kTileGroup); ++result.count) result.at[result.count] = result.count;
       return result;
     }
-    Span row_span, col_span;
-    needed(plane, row_span, col_span);
     TileCursor tile(tiles);
     for (int64_t t = 0; t < tiles.count; ++t, tile.next()) {
-      if (!row_span.has(tile.row) || !col_span.has(tile.col)) continue;
+      if (!region.rows.has(tile.row) || !region.cols.has(tile.col)) continue;
       if (result.count == 0 || result.at[result.count - 1] < t / kTileGroup) result.at[result.count++] = t / kTileGroup;
     }
     return result;
@@ -119,7 +121,7 @@ struct Tiling {
   // The same, knowing whether products leave tiles out.
   Tiling checked() const {
     Tiling result = *this;
-    for (int64_t plane = 0; plane < planes; ++plane) result.skips = result.skips || !needs_all(plane);
+    for (int64_t plane = 0; plane < planes; ++plane) result.skips = result.skips || !is_all(needed(plane));
     return result;
   }
 };

@@ -99,10 +99,11 @@ def second_reverse(
         else:
             if any(wanted):
                 of = adjoint.shape[:1], adjoint.dtype
-                ones = ones_of[of] = ones_of[of] if of in ones_of else adjoint.new_ones(of[0])
+                if of not in ones_of:
+                    ones_of[of] = adjoint.new_ones(of[0])
                 h = apart.value(plan, node.inputs[0])
                 total = _own_total(grads, node, h.dtype)
-                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones, total=total), adjoint, h))
+                _collect(grads, node, node.op.param_grad(ctx._replace(scale=ones_of[of], total=total), adjoint, h))
                 del h, total
             pulled = _pulled(node, apart.schedule.adjoints, ctx, adjoint)
         _collect(grads, node, found)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from gnfast import InputError
 from gnfast.bench.count import work
 from gnfast.bench.gpu_ways import gpu_ways, nothing_computed
 from gnfast.kernels.backend import implementation
@@ -70,7 +71,8 @@ def test_interpreted_layouts(name):
     case = Case(name)
     expected = case.op.by_kernels(triton(), case.arguments(), (True, True))
     case.t = torch.stack([case.t, case.t], -1)[..., 0]
-    case.h = case.h.transpose(0, 1).contiguous().transpose(0, 1)
+    case.cotangent = torch._neg_view(-case.cotangent)
+    case.h = torch._neg_view(-case.h.transpose(0, 1).contiguous().transpose(0, 1))
     case.adjoint = case.adjoint[:1].expand(case.h.shape)
     assert_same(case.op.by_kernels(triton(), case.arguments(), (True, True)), case.plainly(case.arguments()), 1e-12)
     assert expected[0].is_contiguous()
@@ -155,6 +157,26 @@ def test_each_tensor_is_read_once():
     assert [launch.name for launch in projected.launched] == ["_norms_project_rows_kernel"]
     assert projected.launched[0].read == 2 * one + row + len(case.h) * 4
     assert projected.launched[0].written == one
+
+
+REFUSED = {
+    r"tangent: got .*float64": (1, lambda t: t.double()),
+    r"cotangent: got \(4, 3, 37\)": (2, lambda t: t[:4]),
+    r"mean: got .*wanted 15 entries": (4, lambda t: t[:4]),
+    r"weight: got .*wanted 37 entries": (6, lambda t: t[:5]),
+    r"adjoint: got None": (3, lambda t: None),
+    r"h: got \(\) of": (0, lambda t: t.sum()),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refusals(message):
+    pytest.importorskip("triton")
+    arguments = Case("layer", torch.float32).arguments()
+    place, change = REFUSED[message]
+    arguments[place] = change(arguments[place])
+    with pytest.raises(InputError, match=message):
+        triton().rows(*arguments, 1, True, True)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

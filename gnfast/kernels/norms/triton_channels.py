@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from gnfast.errors import InputError
-from gnfast.kernels.layout import is_channels_last, with_strides
+from gnfast.kernels.layout import is_channels_last
+from gnfast.kernels.norms.given import check, entries, like_h
 
 # Of a tile; how many channels of it are beside each other where those are innermost in memory, and where places are.
 ENTRIES, CHANNELS, FEW = 1024, 64, 8
@@ -228,18 +229,15 @@ def channels(
     Raises:
         InputError: an argument has another shape, dtype or device than it is to have.
     """
-    if h.dim() < 2 or h.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"h: got {tuple(h.shape)} of {h.dtype}, wanted (N, C, ...) of float32 or float64")
-    if adjoint is None and wants_bias:
-        raise InputError("adjoint: got None, wanted a tensor, from which the bias's gradient comes")
+    check(h, 2, adjoint, wants_bias)
     samples, count = h.shape[:2]
     sets, groups = (samples, rstd.shape[1]) if rstd.dim() == 2 else (1, count)
     if rstd.dim() not in (1, 2) or groups < 1 or count % groups:
         raise InputError(f"rstd: got {tuple(rstd.shape)}, wanted (C,) or (N, groups) for h's {count} channels")
     h = (h if is_channels_last(h) else h.contiguous()).resolve_neg()
-    given = [_like_h(name, t, h) for name, t in (("tangent", tangent), ("cotangent", cotangent), ("adjoint", adjoint))]
-    mean, rstd = (_entries(name, t, h, sets * groups) for name, t in (("mean", mean), ("rstd", rstd)))
-    weight, by_h = _entries("weight", weight, h, count), torch.empty_like(h)
+    given = [like_h(name, t, h) for name, t in (("tangent", tangent), ("cotangent", cotangent), ("adjoint", adjoint))]
+    mean, rstd = (entries(name, t, h, sets * groups) for name, t in (("mean", mean), ("rstd", rstd)))
+    weight, by_h = entries("weight", weight, h, count), torch.empty_like(h)
     wants, totals = (wants_weight, wants_bias), h.new_empty((2, count))
     if h.numel():
         _launch([h, *given], mean, rstd, weight, by_h, totals, any(wants))
@@ -288,20 +286,3 @@ def _launch(
         _norms_channels_results_kernel[sets * tiles, across](
             *given, mean, coeffs, products, by_h, *totals, sets, rows, tiles, *shape, TOTALS=wanted, **tiled
         )
-
-
-def _like_h(name: str, t: Tensor | None, h: Tensor) -> Tensor | None:
-    """The tensor in h's order of memory."""
-    return t if t is None else with_strides(_checked(name, t, h, t.shape == h.shape, f"{tuple(h.shape)}"), h.stride())
-
-
-def _entries(name: str, t: Tensor | None, h: Tensor, count: int) -> Tensor | None:
-    """The tensor, of so many entries, contiguous."""
-    return t if t is None else _checked(name, t, h, t.numel() == count, f"{count} entries").contiguous()
-
-
-def _checked(name: str, t: Tensor, h: Tensor, fits: bool, sizes: str) -> Tensor:
-    if not fits or t.dtype != h.dtype or t.device != h.device:
-        wanted = f"{sizes} of h's {h.dtype} on {h.device}"
-        raise InputError(f"{name}: got {tuple(t.shape)} of {t.dtype} on {t.device}, wanted {wanted}")
-    return t.resolve_neg()

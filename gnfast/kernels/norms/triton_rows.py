@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gnfast.kernels.jit import acc_type
+from gnfast.kernels.norms.given import check, entries, like_h
 
 # The longest row that registers hold.
 MAX_ROW = 2048
@@ -99,12 +100,19 @@ def rows(
     wants_weight: bool,
     wants_bias: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`rows`, of up to `MAX_ROW` entries."""
-    shape = h.shape[h.dim() - dims :]
+    """`rows`, of up to `MAX_ROW` entries.
+
+    Raises:
+        InputError: an argument has another shape, dtype or device than it is to have.
+    """
+    check(h, max(dims, 1), adjoint, wants_bias)
+    h, shape = h.contiguous().resolve_neg(), h.shape[h.dim() - dims :]
     size = math.prod(shape)
     count = h.numel() // max(1, size)
-    given = [h if t is None else t.contiguous() for t in (h, tangent, cotangent, adjoint, mean, rstd, weight)]
-    by_h, options = torch.empty_like(given[0]), _tile(h, count, size)
+    given = [like_h(name, t, h) for name, t in (("tangent", tangent), ("cotangent", cotangent), ("adjoint", adjoint))]
+    given += [entries(name, t, h, count) for name, t in (("mean", mean), ("rstd", rstd))]
+    given = [h if t is None else t for t in (h, *given, entries("weight", weight, h, size))]
+    by_h, options = torch.empty_like(h), _tile(h, count, size)
     tiles = triton.cdiv(count, options["ROWS"])
     chunk = triton.cdiv(tiles, PROGRAMS) * options["ROWS"]
     programs, wanted = triton.cdiv(count, chunk) if count else 0, wants_weight or wants_bias
@@ -120,11 +128,13 @@ def rows(
 
 
 def project_rows(u: Tensor, h: Tensor, rstd: Tensor, weight: Tensor | None, dims: int) -> Tensor:
-    """`project_rows`, of up to `MAX_ROW` entries."""
-    size = math.prod(h.shape[h.dim() - dims :])
+    """`project_rows`, of up to `MAX_ROW` entries; raises as `rows`."""
+    check(h, max(dims, 1), None, False)
+    h, size = h.contiguous().resolve_neg(), math.prod(h.shape[h.dim() - dims :])
     count = h.numel() // max(1, size)
-    given = [h if t is None else t.contiguous() for t in (u, h, rstd, weight)]
-    out, options = torch.empty_like(given[1]), _tile(h, count, size)
+    given = like_h("u", u, h), h, entries("rstd", rstd, h, count), entries("weight", weight, h, size)
+    given = [h if t is None else t for t in given]
+    out, options = torch.empty_like(h), _tile(h, count, size)
     if count:
         with torch.cuda.device_of(h):
             _norms_project_rows_kernel[(triton.cdiv(count, options["ROWS"]),)](
