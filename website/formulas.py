@@ -1,7 +1,7 @@
 """Formulas as MathML, which browsers show by themselves: no script, no font and no network.
 
-A formula is written between dollar signs in the part of TeX below, as GitHub shows it too. What is not in the tables is an
-error of the build.
+A formula is written between dollar signs in the part of TeX below, as GitHub shows it too. What is not in the tables is
+an error of the build.
 """
 
 import html
@@ -9,14 +9,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-LETTERS = {
-    **dict(zip("alpha beta gamma delta zeta theta mu sigma tau Omega".split(), "αβγδζθμστΩ", strict=True)),
-    **{"varepsilon": "ε", "varphi": "φ", "partial": "∂", "nabla": "∇", "infty": "∞", "top": "⊤"},
-}
-OPERATORS = {
-    **{"cdot": "⋅", "times": "×", "otimes": "⊗", "pm": "±", "le": "≤", "ge": "≥", "approx": "≈", "mapsto": "↦"},
-    **{"leftarrow": "←", "sum": "∑"},
-}
+LETTERS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "varepsilon": "ε", "zeta": "ζ", "theta": "θ"}
+LETTERS |= {"mu": "μ", "sigma": "σ", "tau": "τ", "varphi": "φ", "Omega": "Ω"}
+LETTERS |= {"partial": "∂", "nabla": "∇", "infty": "∞", "top": "⊤"}
+OPERATORS = {"cdot": "⋅", "times": "×", "otimes": "⊗", "pm": "±", "sum": "∑", "mapsto": "↦", "leftarrow": "←"}
+OPERATORS |= {"le": "≤", "ge": "≥", "approx": "≈"}
 FENCES = {"lvert": "|", "rvert": "|", "lVert": "‖", "rVert": "‖", "langle": "⟨", "rangle": "⟩"}
 SPACES = {",": 0.17, ";": 0.28, "qquad": 2.0}
 ACCENTS = {"hat": "^", "bar": "¯", "dot": "˙"}
@@ -54,17 +51,13 @@ class _Reader:
         self.tokens = [found.groups() for found in _TOKEN.finditer(tex)][::-1]
 
     def row(self, end: str) -> str:
-        """What stands before the character or command that ends it, which is taken too."""
+        """What stands before the character or command that ends it, which is taken too; all of it where that is ""."""
         parts = []
-        while True:
-            if not self.tokens:
-                if end:
-                    raise ValueError(f"{self.tex}: no {end}")
-                break
-            if end in ("}",) and self.tokens[-1][2] == end or end and self.tokens[-1][0] == end:
-                self.tokens.pop()
-                break
+        while self.tokens and end not in (self.tokens[-1][0], self.tokens[-1][2]):
             parts.append(self.scripted())
+        if end and not self.tokens:
+            raise ValueError(f"{self.tex}: no {end}")
+        self.tokens[-1:] = []
         return f"<mrow>{''.join(parts)}</mrow>"
 
     def scripted(self) -> str:
@@ -138,7 +131,7 @@ class _Reader:
 
 COMMANDS: dict[str, Callable[[_Reader], str]] = {
     "frac": lambda reader: f"<mfrac>{reader.argument()}{reader.argument()}</mfrac>",
-    "tfrac": lambda reader: f'<mstyle displaystyle="false"><mfrac>{reader.argument()}{reader.argument()}</mfrac></mstyle>',
+    "tfrac": lambda reader: f'<mstyle displaystyle="false">{COMMANDS["frac"](reader)}</mstyle>',
     "sqrt": lambda reader: f"<msqrt>{reader.argument()}</msqrt>",
     "textstyle": lambda reader: f'<mstyle displaystyle="false">{reader.scripted()}</mstyle>',
     "left": lambda reader: f"<mrow>{reader.fence()}{reader.row('right')}{reader.fence()}</mrow>",

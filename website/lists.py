@@ -32,10 +32,10 @@ def with_wide_lists(markdown: str) -> str:
                 margins.pop()
         outer = margins[-1] if margins else 0
         depth = len(margins)
-        begins = _in_paragraph(lines, depth)
+        block = [*itertools.takewhile(bool, reversed(lines))]
         # Neither what is indented like code, nor a number at which a sentence was broken.
-        if item and _indent(line) < outer + 4 and not (begins and item[1][:-1] not in ("", "1")):
-            lines += [""] if begins else []
+        if item and _indent(line) < outer + 4 and (item[1][:-1] in ("", "1") or not _is_paragraph(block, depth)):
+            lines += [""] if _hides_item(block, depth) else []
             lines.append((" " * 4 * depth + item[1]).ljust(4 * depth + 4) + line[item.end() :])
             margins.append(item.end())
         else:
@@ -49,7 +49,13 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _in_paragraph(lines: list[str], depth: int) -> bool:
-    """Whether the last lines are a paragraph at this depth, and not of an item of a list there."""
-    last = [*itertools.takewhile(lambda line: line and _indent(line) >= 4 * depth, reversed(lines))]
-    return bool(last) and _indent(last[-1]) < 4 * depth + 4 and not any(map(_ITEM.match, last))
+def _is_paragraph(block: list[str], depth: int) -> bool:
+    """Whether the lines, backwards, are a paragraph at this depth, and not of an item of a list there."""
+    inside = [line for line in block if _indent(line) >= 4 * depth]
+    return bool(inside) and _indent(inside[-1]) < 4 * depth + 4 and not any(map(_ITEM.match, inside))
+
+
+def _hides_item(block: list[str], depth: int) -> bool:
+    """Whether an item right after these lines, backwards, would be taken for more of their text."""
+    after_item = any(_ITEM.match(line) and _indent(line) == 4 * depth for line in block)
+    return bool(block) and not after_item and not (_ITEM.match(block[0]) and _indent(block[0]) < 4 * depth)

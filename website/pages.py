@@ -1,7 +1,8 @@
 """One text for GitHub and for the site: links out of docs/ lead somewhere on both.
 
-On GitHub a page links to files beside docs/ as to any other. On the site, those of `PAGES` are pages as well. A link to
-another file leads to the repository where `repo_url` in mkdocs.yml says where that is; until then only its text is left.
+On GitHub a page links to files beside docs/ as to any other. On the site, those of `PAGES` are pages as well. A link
+to another file leads to the repository where `repo_url` in mkdocs.yml says where that is; until then only its text is
+left.
 """
 
 import posixpath
