@@ -20,4 +20,9 @@ class FunctionsBeforeFiles(Extension):
     def on_package(self, **_: Any) -> None:
         """Called when all of a package was read."""
         for function in self._found:
+            file = function.parent.members[function.name]
             function.parent.members[function.name] = function
+            if file is not function:
+                # Other names of it were looked up before.
+                for alias in [*file.aliases.values()]:
+                    alias.target = function

@@ -2,8 +2,10 @@
 public name has its entry.
 """
 
+import html
 import inspect
 import logging
+import pkgutil
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote
@@ -98,8 +100,13 @@ def test_every_public_name_has_an_entry_that_says_something(site):
     for name in NAMES:
         # What stands between its heading and the next.
         entry = text.partition(f'id="{name}" class="doc doc-heading"')[2].partition('class="doc doc-heading"')[0]
-        said = re.sub(r"<[^>]*>", "", entry.partition('class="doc doc-contents')[2])
-        assert len(said.split()) >= 5, name
+        entry = entry.partition('class="doc doc-contents')[2].partition(">")[2]
+        said = re.findall(r"\w+", html.unescape(re.sub(r"<[^>]*>", "", entry)))
+        assert len(said) >= 5, name
+        found = pkgutil.resolve_name(name)
+        if inspect.isfunction(found) or inspect.isclass(found):
+            begins = re.findall(r"\w+", (inspect.getdoc(found) or "").partition("\n")[0])[:5]
+            assert begins == said[: len(begins)], name
 
 
 def test_formulas_and_code_are_not_left_as_text(site):
