@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gnfast.cli
+from gnfast.cli.options import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -92,14 +93,17 @@ def _check_make(words: list[str]) -> None:
 def _check_gnfast(words: list[str], monkeypatch) -> None:
     if not words or words[0].startswith("-"):
         return
-    for found in pkgutil.iter_modules(gnfast.cli.__path__, "gnfast.cli."):
-        module = importlib.import_module(found.name)
-        if parse := getattr(module, "parse", None):
 
-            def understood(*given, parse=parse, **named):
-                parse(*given, **named)
-                raise _Understood
+    def understood(*given, **named):
+        parse(*given, **named)
+        raise _Understood
 
+    # All are imported before any is changed: the change must not outlive the test.
+    modules = [
+        importlib.import_module(f"gnfast.cli.{name}") for _, name, _ in pkgutil.iter_modules(gnfast.cli.__path__)
+    ]
+    for module in modules:
+        if getattr(module, "parse", None) is parse:
             monkeypatch.setattr(module, "parse", understood)
     assert words[0] in gnfast.cli.COMMANDS, words[0]
     try:
