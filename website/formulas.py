@@ -91,7 +91,7 @@ class _Reader:
         if character.isalpha():
             return f"<mi>{character}</mi>"
         if character in "|()[]":
-            return f'<mo stretchy="false">{character}</mo>'
+            return f'<mo stretchy="false" lspace="0" rspace="0">{character}</mo>'
         if character == "/":
             return '<mo lspace="0" rspace="0">/</mo>'
         return f"<mo>{SIGNS.get(character, html.escape(character))}</mo>"
