@@ -149,7 +149,6 @@ PGN = _of_complement(GN, "pgn", centre=1.0)
 PGN_TABLE = _of_complement(GN, "pgn-table", centre=0.0)
 """f̂ = (1 − f) / (‖∇f‖ + |1 − f|) (PGN-GAN, Xia 2023: Table I and eqs. 11–14)."""
 
-# name: the head for the options that it takes.
 METHODS: dict[str, Callable[..., Head]] = {
     "gn": lambda: GN,
     "gn0": lambda: GN0,
@@ -159,6 +158,7 @@ METHODS: dict[str, Callable[..., Head]] = {
     "pgn": lambda: PGN,
     "pgn-table": lambda: PGN_TABLE,
 }
+"""Name of a method: the head for the options that it takes."""
 
 Method = str | Head | Value
 
