@@ -15,33 +15,47 @@ from matplotlib.figure import Figure
 from gnfast.io.rows import read_rows
 from gnfast.runs.record import points
 
-COLOURS = {
-    "four passes": "#1f6fb4",
-    "without rewrites": "#7fb2d9",
-    "double backward": "#c44e52",
-    "no normalisation": "#8c8c8c",
+WAYS = {
+    "four passes": ("gnfast", "#1f6fb4"),
+    "without rewrites": ("gnfast, rewrite=False", "#7fb2d9"),
+    "no normalisation": ("no normalisation", "#8c8c8c"),
+    "double backward": ("double backward", "#c44e52"),
 }
+"""What each measured way is called, and its colour."""
 
 
 def times_of_steps(measured: Path) -> Figure:
-    """One panel per critic and step, channels_last; whiskers are quartiles."""
+    """One panel per step and critic, channels_last; whiskers are quartiles."""
     record = json.loads(measured.read_text())
     rows = [row for row in record["rows"] if row["part"] == "time" and row["layout"] == "channels_last"]
-    rows = [row for row in rows if "times" in row]
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, row in zip(figure.subplots(1, len(rows), sharey=True), rows, strict=True):
-        for place, (way, colour) in enumerate(COLOURS.items()):
-            median, low, high = (row["times"][way][key] for key in ("median_ms", "q25_ms", "q75_ms"))
-            axes.bar(place, median, color=colour, width=0.8)
-            axes.errorbar(place, median, [[median - low], [high - median]], color="black", linewidth=0.8, capsize=2)
-            axes.text(place, high + 25, f"{median:.0f}", ha="center", fontsize=8)
-        axes.set_title(f"{row['critic']}\n{'critic' if 'critic step' in row['what'] else 'generator'} step", fontsize=9)
-        axes.set_xticks(range(len(COLOURS)), [way.replace(" ", "\n", 1) for way in COLOURS], fontsize=5.5)
+    rows = sorted(
+        (row for row in rows if "times" in row), key=lambda row: ("critic step" not in row["what"], row["critic"])
+    )
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    panels = figure.subplots(2, len(rows) // 2, sharex=True, sharey=True)
+    names, colours = zip(*WAYS.values(), strict=True)
+    for axes, row in zip(panels.flat, rows, strict=True):
+        times = [row["times"][way] for way in WAYS]
+        medians = [time["median_ms"] for time in times]
+        below = [time["median_ms"] - time["q25_ms"] for time in times]
+        above = [time["q75_ms"] - time["median_ms"] for time in times]
+        axes.barh(names, medians, color=colours, height=0.75)
+        axes.errorbar(medians, names, xerr=[below, above], fmt="none", color="black", linewidth=0.8, capsize=2)
+        for place, time in enumerate(times):
+            ratio = time["median_ms"] / row["times"]["double backward"]["median_ms"]
+            share = "" if ratio == 1 else f"  (× {ratio:.2f})"
+            axes.text(time["q75_ms"] + 25, place, f"{time['median_ms']:.0f} ms{share}", va="center", fontsize=9)
+        axes.set_title(
+            f"{row['critic']}: {'critic' if 'critic step' in row['what'] else 'generator'} step", fontsize=10
+        )
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("milliseconds, batch 64")
+    panels[0, 0].invert_yaxis()
+    panels[0, 0].set_xlim(right=1.22 * max(row["times"]["double backward"]["q75_ms"] for row in rows))
     environment = record["environment"]
-    about = f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch']}, float32"
-    figure.suptitle(about, fontsize=8)
+    about = (
+        f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch'].partition('+')[0]}"
+    )
+    figure.supxlabel(f"milliseconds for 64 images of 32×32, float32; {about}", fontsize=9)
     return figure
 
 
