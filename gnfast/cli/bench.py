@@ -19,7 +19,7 @@ from gnfast.bench.environment import environment
 from gnfast.bench.mode import PRECISIONS, tuned
 from gnfast.cli.common import UsageError
 from gnfast.cli.options import argument, parse
-from gnfast.errors import unknown
+from gnfast.errors import missing, unknown
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_file, write_text
 
@@ -158,7 +158,7 @@ def _measured(
                 print(line, flush=True)
             yield [row for row in found if "note" not in row]
     except ImportError as error:
-        print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
+        print(f"\nnote: {missing(name, error.name)}")
 
 
 def _networks(options: BenchOptions, kind: str) -> list[Network]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from gnfast.cli.common import UsageError
+from gnfast.cli.help import PLACE, document, placed
 
 T = TypeVar("T")
 
@@ -34,10 +35,12 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
         SystemExit: help was asked for, and printed.
     """
     prog, errors = f"gnfast {command}", io.StringIO()
+    if {"-h", "--help"} & {*words}:
+        document(kind)
     try:
-        with contextlib.redirect_stderr(errors):
+        with placed(help), contextlib.redirect_stderr(errors):
             return tyro.cli(
-                kind, args=words, prog=prog, description=help, **({} if default is None else {"default": default})
+                kind, args=words, prog=prog, description=PLACE, **({} if default is None else {"default": default})
             )
     except SystemExit as end:
         if not end.code:

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -58,11 +59,23 @@ def test_a_report_tells_the_run(runs):
     step, value = best(rows, name)
     (kernel,) = beside(rows, name).values()
     assert "finished 6 steps" in text
-    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance {number(kernel)}; last: " in text
+    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
     assert "tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
     assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6
+
+
+def test_scores_are_called_after_their_extractor(runs, tmp_path):
+    path = shutil.copytree(runs / "one", tmp_path / "one") / "metrics.jsonl"
+    for name, wanted in (("digits-classifier", "class score (EMA)"), ("inception", "Inception score (EMA)")):
+        row = {"step": 6, "is_ema": 2.5, "extractor": name}
+        path.write_text(json.dumps(row) + "\n")
+        text = texts(Page(write_report(tmp_path / "one")))
+        assert f"Best {wanted.partition(' (')[0]} 2.5 EMA, step 6" in text and f"by {name}" in text
+        text = texts(Page(write_comparison([tmp_path / "one", tmp_path / "one"])))
+        assert f"best {wanted}" in text
+    assert "class score" not in text
 
 
 def test_settings_that_differ_from_the_preset_are_marked_with_its_value(runs):
@@ -218,7 +231,7 @@ def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
     assert len(page.pictures()) == 2
     assert texts(page).count("two") >= 5
     # Columns of the first table: beside the best distance, the kernel distance at the same step.
-    heads = ["best Fréchet distance (EMA)", "kernel distance (EMA) there", "last Fréchet distance (EMA)"]
+    heads = ["best Fréchet distance (EMA)", "kernel distance × 1000 (EMA) there", "last Fréchet distance (EMA)"]
     place = page.texts.index(heads[0])
     assert page.texts[place : place + 3] == heads
     there = beside(read_run(runs / "one").rows, "distance_ema")["kid_ema"]
