@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gnfast.io.rows import read_rows
+from gnfast.runs import drawing
 from gnfast.runs.record import points
 
 COLOURS = {
@@ -28,20 +29,22 @@ def times_of_steps(measured: Path) -> Figure:
     record = json.loads(measured.read_text())
     rows = [row for row in record["rows"] if row["part"] == "time" and row["layout"] == "channels_last"]
     rows = [row for row in rows if "times" in row]
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, row in zip(figure.subplots(1, len(rows), sharey=True), rows, strict=True):
         for place, (way, colour) in enumerate(COLOURS.items()):
             median, low, high = (row["times"][way][key] for key in ("median_ms", "q25_ms", "q75_ms"))
-            axes.bar(place, median, color=colour, width=0.8)
+            axes.bar(place, median, color=colour, width=0.8, label=way)
             axes.errorbar(place, median, [[median - low], [high - median]], color="black", linewidth=0.8, capsize=2)
-            axes.text(place, high + 25, f"{median:.0f}", ha="center", fontsize=8)
-        axes.set_title(f"{row['critic']}\n{'critic' if 'critic step' in row['what'] else 'generator'} step", fontsize=9)
-        axes.set_xticks(range(len(COLOURS)), [way.replace(" ", "\n", 1) for way in COLOURS], fontsize=5.5)
+            axes.text(place, high + 25, f"{median:.0f}", ha="center", fontsize=9)
+        step = "critic" if "critic step" in row["what"] else "generator"
+        axes.set_title(f"{row['critic'].replace(' ', ', ')}×32: {step} step", fontsize=10)
+        axes.set_xticks([])
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("milliseconds, batch 64")
+    figure.axes[0].set_ylabel("milliseconds per step\n(median; whiskers: quartiles)")
     environment = record["environment"]
     about = f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch']}, float32"
-    figure.suptitle(about, fontsize=8)
+    figure.suptitle(f"The critic's part of a step at batch 64, on {about}", fontsize=10)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -56,30 +59,47 @@ def distances_over_training(runs: list[Path]) -> Figure:
         values = [distances[step] for step in steps]
         over_steps.plot(steps, values, marker="o", markersize=3, label=run.name)
         over_time.plot([seconds[step] for step in steps], values, marker="o", markersize=3)
-    over_steps.set(yscale="log", xlabel="generator updates", ylabel="Fréchet distance (EMA)")
+    drawing.log_values(over_steps, [value for axes in over_steps.lines for value in axes.get_ydata()])
+    over_steps.set(xlabel="generator updates", ylabel=_distance(runs))
     over_time.set(xlabel="seconds, evaluations included")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def distances_of_seeds(runs: list[Path]) -> Figure:
-    """The Fréchet distance over steps: thin for each run, thick for the mean of those that differ in the seed."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    groups: dict[str, list[dict[int, float]]] = {}
+    """The Fréchet distance over steps and over seconds: thin for each run, thick for the mean of those that differ in
+    the seed, at the mean of their seconds.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    groups: dict[str, list[Path]] = {}
     for run in runs:
-        found = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
-        groups.setdefault(run.name.rpartition("-")[0], []).append(found)
-    axes = figure.subplots()
-    for (name, curves), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
-        for curve in curves:
-            axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.5)
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        groups.setdefault(run.name.rpartition("-")[0], []).append(run)
+    for (name, members), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
+        curves = [dict(points(read_rows(run / "metrics.jsonl"), "distance_ema")) for run in members]
+        clocks = [dict(points(read_rows(run / "speed.jsonl"), "seconds")) | {0: 0.0} for run in members]
+        for curve, clock in zip(curves, clocks, strict=True):
+            thin = {"color": colour, "linewidth": 0.8, "alpha": 0.5}
+            over_steps.plot(curve.keys(), curve.values(), **thin)
+            over_time.plot([clock[step] for step in curve], curve.values(), **thin)
+        steps = sorted(set.intersection(*map(set, curves)))
         means = [statistics.mean(curve[step] for curve in curves) for step in steps]
-        axes.plot(steps, means, color=colour, marker="o", linewidth=2, label=f"{name}, mean of {len(curves)} seeds")
-    axes.set(xlabel="generator updates", ylabel="Fréchet distance (EMA)", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+        seconds = [statistics.mean(clock[step] for clock in clocks) for step in steps]
+        thick = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2}
+        over_steps.plot(steps, means, label=f"{name}, mean of {len(members)} seeds", **thick)
+        over_time.plot(seconds, means, **thick)
+    over_steps.set(xlabel="generator updates", ylabel=_distance(runs), ylim=(0, None))
+    over_time.set(xlabel="seconds of training, evaluations included", xlim=(0, None))
+    for axes in (over_steps, over_time):
+        axes.spines[["top", "right"]].set_visible(False)
+    over_steps.legend(frameon=False)
     return figure
+
+
+def _distance(runs: list[Path]) -> str:
+    """The label of the axis, with whose features it is."""
+    extractors = {row["extractor"] for run in runs for row in read_rows(run / "metrics.jsonl") if "extractor" in row}
+    return f"Fréchet distance (EMA)\nin features of {', '.join(sorted(extractors))}"
 
 
 def drawn(sources: list[str]) -> Figure:

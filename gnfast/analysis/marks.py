@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gnfast.runs.drawing import canvas, colour
+from gnfast.runs.drawing import canvas, colour, tick
 from gnfast.runs.rows import Rows, values
 
 
@@ -53,5 +53,5 @@ def symlog(axes: Axes, numbers: list[float]) -> None:
     sizes = [abs(value) for value in numbers if value]
     if sizes and max(sizes) > 20 * min(sizes):
         axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-9))
-        axes.yaxis.get_major_locator().set_params(numticks=9)
-        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.get_major_locator().set_params(numticks=7)
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))

@@ -103,10 +103,13 @@ def run(words: list[str]) -> int:
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
+    if precision == "tf32" and device.type == "cpu":
+        raise UsageError("--dtype: got tf32, which CPUs do not have, wanted float32 or bfloat16")
     networks = _networks(options, device.type)
     described = environment(device)
     roof = ceilings.measure(device, tuned(precision), options.quick)
-    title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
+    threads = f"{described['threads']} CPU thread{'s' * (described['threads'] != 1)}"
+    title = f"{described['device']}, {threads}, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}\n\n{printed_rows.LEGEND}")
     rows: list[Row] = []
     results = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}

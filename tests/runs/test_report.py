@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +22,21 @@ from gnfast.train import Config, RunError
 from tests.hostile_files import png
 from tests.pages import Page
 from tests.tiny_runs import quiet, tiny
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+WIDTHS = (360, 1280)
+INSPECT = """<script>
+addEventListener("load", () => {
+  const [root, images] = [document.documentElement, [...document.images]];
+  parent.postMessage({page: document.title, width: innerWidth, sticks_out: root.scrollWidth - root.clientWidth,
+    pictures: images.length, missing: images.filter((image) => !image.naturalWidth).length}, "*");
+});
+</script>"""
+COLLECT = """<!doctype html><script>
+addEventListener("message", (event) => {
+  document.body.append(Object.assign(document.createElement("pre"), {innerText: JSON.stringify(event.data)}));
+});
+</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +323,24 @@ def test_any_values_can_be_drawn(values, log):
 
 def test_nothing_is_drawn_of_no_points():
     assert line_chart("y", [Series("a", [])]) == ""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_pages_fit_a_phone_and_a_screen(runs, tmp_path):
+    """All that they show is there, nothing sticks out, and the console is silent."""
+    pages = [write_report(runs / "one", tmp_path / "one.html")]
+    pages += [write_comparison([runs / "one", runs / "two"], tmp_path / "both.html")]
+    frames = []
+    for page in pages:
+        page.write_text(page.read_text() + INSPECT)
+        frames += [f'<iframe src="{page.as_uri()}" width="{width}" height="600" frameborder="0">' for width in WIDTHS]
+    (tmp_path / "all.html").write_text(COLLECT + "</iframe>".join([*frames, ""]))
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    words += [f"--user-data-dir={tmp_path / 'own'}", "--virtual-time-budget=5000", "--dump-dom"]
+    words += [(tmp_path / "all.html").as_uri()]
+    ran = subprocess.run([BROWSER, *words], capture_output=True, text=True, timeout=120)
+    found = [json.loads(text.replace("&amp;", "&")) for text in re.findall("<pre>(.*?)</pre>", ran.stdout)]
+    assert sorted(one["width"] for one in found) == sorted(WIDTHS * len(pages)), ran.stderr[-2000:]
+    for one in found:
+        assert one["pictures"] > 3 and (one["sticks_out"], one["missing"]) == (0, 0), one
+    assert "CONSOLE" not in ran.stderr
