@@ -141,7 +141,9 @@ def _list(_options: ListOptions) -> None:
     print("\n" + columns(rows))
     print(f"\n{_bytes(sum(entry.nbytes for entry in entries))} in {cache.folder()}")
     if left := cache.leftovers():
-        print(f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end (data clear)")
+        print(
+            f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end (data clear --all)"
+        )
 
 
 def _prepare(options: SourceOptions) -> None:
@@ -233,7 +235,7 @@ def _clear(options: ClearOptions) -> None:
     chosen = [entry for entry in entries if not options.names or entry.header["name"] in options.names]
     left = [] if options.names else cache.leftovers()
     freed = sum(entry.nbytes for entry in chosen) + sum(path.stat().st_size for path in left)
-    if chosen and not options.names and not options.all:
+    if freed and not options.names and not options.all:
         _require_consent(f"{len(chosen)} prepared data sets, {_bytes(freed)} in {cache.folder()}")
     for entry in chosen:
         entry.remove()

@@ -60,7 +60,8 @@ def _unframed(box: str) -> str:
     if "╭" not in box and len(parts) > 1:
         # Where stdout is not UTF-8, the title is not in a frame but above a rule.
         parts.pop(0)
-    message = parts[0].removeprefix("Error parsing Config: ")
+    # What each of several types has against a value is more than one line.
+    message = parts[0].removeprefix("Error parsing Config: ").partition(" Got errors:")[0]
     near = re.search(r"meant:.*?(--[\w-]+)", " ".join(parts[1:]))
     return f"{message}; did you mean {near.group(1)}?" if near else message
 

@@ -95,6 +95,8 @@ def test_clearing_everything_is_asked_for(capsys, pictures, monkeypatch):
     assert " square " in says(capsys, "list")
     assert "got no name, wanted some, or --all for 1 prepared data sets, " in fails(capsys, "clear")
     assert "got --all and pictures" in fails(capsys, "clear", "pictures", "--all")
+    line = fails(capsys, "stats", pictures, "--crop", "squre")
+    assert "--crop: no type matching {None}|INT|{square}" in line and "Got errors" not in line
 
     class Terminal(io.StringIO):
         def isatty(self):
