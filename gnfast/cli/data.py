@@ -142,7 +142,8 @@ def _list(_options: ListOptions) -> None:
     print(f"\n{_bytes(sum(entry.nbytes for entry in entries))} in {cache.folder()}")
     if left := cache.leftovers():
         print(
-            f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end (data clear --all)"
+            f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end "
+            "(data clear --all)"
         )
 
 

@@ -138,7 +138,8 @@ def _drawn(cells: Sequence[Measured], score: str) -> Html | None:
     name = SCORES[score].title
     with drawing():
         image = svg(score_figure(scores, "axis", "place", "hue", "score", name))
-    return element("figure", element("figcaption", element("b", name)), embedded(image, "image/svg+xml", name))
+    shown = embedded(image, "image/svg+xml", name, class_="plot")
+    return element("figure", element("figcaption", element("b", name)), shown, class_="across")
 
 
 def _number(column: str) -> float | str:

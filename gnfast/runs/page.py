@@ -27,6 +27,7 @@ p { margin: .3rem 0 } .soft { color: var(--soft) } a { color: var(--accent) }
   color: var(--begun); font-size: .85rem } .status.finished { color: var(--finished) }
 .grid { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)) }
 .grid.wide { grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)) }
+.grid.wide .across { grid-column: 1 / -1 }
 .card, figure { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem }
 .card b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600 } .card small { color: var(--soft) }
