@@ -1,8 +1,7 @@
 """Figures of docs/: times of steps from what must_reach.py measured, and distances over training from run folders.
 
 python benchmarks/figures.py benchmarks/results/cpu.json docs/images/cpu.png
-python benchmarks/figures.py runs/gn runs/gn-reference … docs/images/training.png
-python benchmarks/figures.py --seeds runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
+python benchmarks/figures.py runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
 """
 
 import json
@@ -13,7 +12,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gnfast.io.rows import read_rows
-from gnfast.runs import drawing
 from gnfast.runs.record import points
 
 COLOURS = {
@@ -45,24 +43,6 @@ def times_of_steps(measured: Path) -> Figure:
     about = f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch']}, float32"
     figure.suptitle(f"The critic's part of a step at batch 64, on {about}", fontsize=10)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return figure
-
-
-def distances_over_training(runs: list[Path]) -> Figure:
-    """The Fréchet distance over steps, and over the seconds that training took; names of folders are the labels."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    over_steps, over_time = figure.subplots(1, 2, sharey=True)
-    for run in runs:
-        distances = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
-        seconds = {0: 0.0} | {row["step"]: row["seconds"] for row in read_rows(run / "speed.jsonl")}
-        steps = [step for step in distances if step in seconds]
-        values = [distances[step] for step in steps]
-        over_steps.plot(steps, values, marker="o", markersize=3, label=run.name)
-        over_time.plot([seconds[step] for step in steps], values, marker="o", markersize=3)
-    drawing.log_values(over_steps, [value for axes in over_steps.lines for value in axes.get_ydata()])
-    over_steps.set(xlabel="generator updates", ylabel=_distance(runs))
-    over_time.set(xlabel="seconds, evaluations included")
-    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
@@ -104,10 +84,8 @@ def _distance(runs: list[Path]) -> str:
 
 def drawn(sources: list[str]) -> Figure:
     """The figure that the words before the picture's path ask for."""
-    if sources[0] == "--seeds":
-        return distances_of_seeds([Path(run) for run in sources[1:]])
     paths = [Path(source) for source in sources]
-    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_over_training(paths)
+    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_of_seeds(paths)
 
 
 if __name__ == "__main__":
