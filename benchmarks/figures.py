@@ -1,8 +1,7 @@
 """Figures of docs/: times of steps from what must_reach.py measured, and distances over training from run folders.
 
 python benchmarks/figures.py benchmarks/results/cpu.json docs/images/cpu.png
-python benchmarks/figures.py runs/gn runs/gn-reference … docs/images/training.png
-python benchmarks/figures.py --seeds runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
+python benchmarks/figures.py runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
 """
 
 import json
@@ -59,49 +58,46 @@ def times_of_steps(measured: Path) -> Figure:
     return figure
 
 
-def distances_over_training(runs: list[Path]) -> Figure:
-    """The Fréchet distance over steps, and over the seconds that training took; names of folders are the labels."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    over_steps, over_time = figure.subplots(1, 2, sharey=True)
-    for run in runs:
-        distances = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
-        seconds = {0: 0.0} | {row["step"]: row["seconds"] for row in read_rows(run / "speed.jsonl")}
-        steps = [step for step in distances if step in seconds]
-        values = [distances[step] for step in steps]
-        over_steps.plot(steps, values, marker="o", markersize=3, label=run.name)
-        over_time.plot([seconds[step] for step in steps], values, marker="o", markersize=3)
-    over_steps.set(yscale="log", xlabel="generator updates", ylabel="Fréchet distance (EMA)")
-    over_time.set(xlabel="seconds, evaluations included")
-    figure.legend(loc="outside right upper", frameon=False)
-    return figure
-
-
 def distances_of_seeds(runs: list[Path]) -> Figure:
-    """The Fréchet distance over steps: thin for each run, thick for the mean of those that differ in the seed."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    groups: dict[str, list[dict[int, float]]] = {}
+    """The Fréchet distance over steps and over seconds: thin for each run, thick for the mean of those that differ in
+    the seed, at the mean of their seconds.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    groups: dict[str, list[Path]] = {}
     for run in runs:
-        found = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
-        groups.setdefault(run.name.rpartition("-")[0], []).append(found)
-    axes = figure.subplots()
-    for (name, curves), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
-        for curve in curves:
-            axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.5)
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        groups.setdefault(run.name.rpartition("-")[0], []).append(run)
+    for (name, members), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
+        curves = [dict(points(read_rows(run / "metrics.jsonl"), "distance_ema")) for run in members]
+        clocks = [dict(points(read_rows(run / "speed.jsonl"), "seconds")) | {0: 0.0} for run in members]
+        for curve, clock in zip(curves, clocks, strict=True):
+            thin = {"color": colour, "linewidth": 0.8, "alpha": 0.5}
+            over_steps.plot(curve.keys(), curve.values(), **thin)
+            over_time.plot([clock[step] for step in curve], curve.values(), **thin)
+        steps = sorted(set.intersection(*map(set, curves)))
         means = [statistics.mean(curve[step] for curve in curves) for step in steps]
-        axes.plot(steps, means, color=colour, marker="o", linewidth=2, label=f"{name}, mean of {len(curves)} seeds")
-    axes.set(xlabel="generator updates", ylabel="Fréchet distance (EMA)", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+        seconds = [statistics.mean(clock[step] for clock in clocks) for step in steps]
+        thick = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2}
+        over_steps.plot(steps, means, label=f"{name}, mean of {len(members)} seeds", **thick)
+        over_time.plot(seconds, means, **thick)
+    over_steps.set(xlabel="generator updates", ylabel=_distance(runs), ylim=(0, None))
+    over_time.set(xlabel="seconds of training, evaluations included", xlim=(0, None))
+    for axes in (over_steps, over_time):
+        axes.spines[["top", "right"]].set_visible(False)
+    over_steps.legend(frameon=False)
     return figure
+
+
+def _distance(runs: list[Path]) -> str:
+    """The label of the axis, with whose features it is."""
+    extractors = {row["extractor"] for run in runs for row in read_rows(run / "metrics.jsonl") if "extractor" in row}
+    return f"Fréchet distance (EMA)\nin features of {', '.join(sorted(extractors))}"
 
 
 def drawn(sources: list[str]) -> Figure:
     """The figure that the words before the picture's path ask for."""
-    if sources[0] == "--seeds":
-        return distances_of_seeds([Path(run) for run in sources[1:]])
     paths = [Path(source) for source in sources]
-    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_over_training(paths)
+    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_of_seeds(paths)
 
 
 if __name__ == "__main__":

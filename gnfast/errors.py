@@ -41,6 +41,19 @@ def require_int(name: str, value: object, least: int, error: type[ValueError] = 
     return value
 
 
+# Where a package has another name than its module.
+_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+def missing(what: str, module: str | None) -> str:
+    """The message where `what` needs a module that is not installed, with how to install it."""
+    package = _PACKAGES.get(module, module)
+    return (
+        f"{what} needs {package}, which is not installed: pip install {package}; all that training needs: "
+        'pip install --no-build-isolation ".[train]" in the checkout of gnfast'
+    )
+
+
 def unknown(what: str, word: str, known: Iterable[str]) -> str:
     """The message about a word that is none of those known: with the nearest, or with all unless they are many."""
     words = list(known)
