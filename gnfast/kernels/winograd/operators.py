@@ -89,7 +89,7 @@ _FLOPS = {
 
 
 def _tell_counters() -> None:
-    """Gives PyTorch's FLOP counters at work the formulas. Not on import: theirs takes 0.2 s where Triton is installed."""
+    """Gives the formulas to FLOP counters at work. Not on import: it would import Triton, where there is one."""
     if not torch._C._len_torch_dispatch_stack():
         return
     counting = sys.modules.get("torch.utils.flop_counter")
