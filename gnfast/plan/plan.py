@@ -21,7 +21,7 @@ _PASSES = "forward", "input gradient", "tangent", "second reverse", "weights"
 class Node:
     """One operation applied to values. Value 0 is x; input and output shapes are without axis 0, the batch's.
 
-    Nodes are interned (`gnfast.plan.trace`), so identity is equality and a Plan is found again by the ids of its nodes.
+    Nodes are interned (`gnfast.plan.tracing`): identity is equality, and a Plan is found again by the ids of its nodes.
     """
 
     op: Op
