@@ -1,6 +1,6 @@
 """Gradient normalisation as a module around a critic."""
 
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 from torch import Tensor
 
@@ -8,6 +8,21 @@ from gnfast.engine import heads
 from gnfast.engine.functional import Impl, Memory, normalize_gradient
 from gnfast.engine.heads import Method
 from gnfast.interop.wrapper import M, Wrapper
+
+
+class Call(Protocol):
+    """How a `GradientNorm` is called, for type checkers: to them, calls of modules return anything."""
+
+    @overload
+    def __call__(self, x: Tensor, *args: Any, return_grad_norm: Literal[False] = ..., **kwargs: Any) -> Tensor: ...
+    @overload
+    def __call__(
+        self, x: Tensor, *args: Any, return_grad_norm: Literal[True], **kwargs: Any
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(
+        self, x: Tensor, *args: Any, return_grad_norm: bool, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 class GradientNorm(Wrapper[M]):
@@ -27,6 +42,8 @@ class GradientNorm(Wrapper[M]):
         static: a promise that `net` does the same on every call, as in `normalize_gradient`.
         memory: "keep" or "low", as in `normalize_gradient`.
     """
+
+    __call__: Call
 
     def __init__(
         self,
@@ -50,19 +67,6 @@ class GradientNorm(Wrapper[M]):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
         """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""
         return normalize_gradient(self.net, x, *args, **self._options, **kwargs)
-
-    if TYPE_CHECKING:
-        # To checkers, calls of modules return anything.
-        @overload
-        def __call__(self, x: Tensor, *args: Any, return_grad_norm: Literal[False] = ..., **kwargs: Any) -> Tensor: ...
-        @overload
-        def __call__(
-            self, x: Tensor, *args: Any, return_grad_norm: Literal[True], **kwargs: Any
-        ) -> tuple[Tensor, Tensor]: ...
-        @overload
-        def __call__(
-            self, x: Tensor, *args: Any, return_grad_norm: bool, **kwargs: Any
-        ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self._options.items() if value is not None)

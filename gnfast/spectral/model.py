@@ -156,6 +156,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, TorchSpectral
     """Name, original weight, dim of the rows and parametrization of whatever is or could be normalised."""
     for layer_name, layer in model.named_modules():
         prefix = f"{layer_name}." if layer_name else ""
+        norms: dict[str, tuple[Tensor, int, TorchSpectralNorm | None]]
         norms = {name: (weight, norm.dim, norm) for name, weight, norm in norms_of(layer)}
         if isinstance(layer, LAYERS) and "weight" not in norms:
             norms["weight"] = layer.weight, int(isinstance(layer, TRANSPOSED)), None

@@ -59,7 +59,7 @@ def modules(net: Critic, x: Tensor) -> None:
 def plans(net: Critic, x: Tensor) -> None:
     plan = gnfast.trace(net, x)
     assert_type(plan, gnfast.Plan)
-    assert_type(plan.flops(), dict[str, int])
+    assert_type(plan.flops(), dict[str, float])
     assert_type(plan.kept_bytes(), int)
     assert_type(plan.takes_six, bool)
 
