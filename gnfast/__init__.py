@@ -1,6 +1,7 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
 from gnfast.engine import heads, penalties, reference
+from gnfast.engine.explain import Explanation, explain
 from gnfast.engine.functional import normalize_gradient, value_and_grad_norm, value_and_input_grad
 from gnfast.engine.heads import Head
 from gnfast.engine.module import GradientNorm
@@ -18,12 +19,14 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "CapturedStep",
+    "Explanation",
     "FallbackWarning",
     "GradientNorm",
     "Head",
     "InputError",
     "Plan",
     "UnsupportedError",
+    "explain",
     "grouped_batch_norm",
     "heads",
     "memory_use",

@@ -311,7 +311,8 @@ def _warn_once(net: nn.Module, reason: Refusal | str, what: str) -> None:
     warned = _WARNED.setdefault(net, set())
     if reason not in warned:
         warned.add(reason)
-        warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
+        advice = "; print(gnfast.explain(net, x)) says what to write instead" if isinstance(reason, Refusal) else ""
+        warn_of_fallback(f"{type(net).__name__} {what}: {reason}{advice}")
 
 
 def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
@@ -319,6 +320,12 @@ def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
         raise InputError(f"impl: got {options.impl!r}, wanted 'auto' or 'reference'")
     if options.memory not in ("keep", "low"):
         raise InputError(f"memory: got {options.memory!r}, wanted 'keep' or 'low'")
+    require_critic(net, x)
+    surroundings.require_ordinary_execution()
+
+
+def require_critic(net: nn.Module, x: Tensor) -> None:
+    """Raises InputError where these cannot be a critic and its input."""
     if not isinstance(net, nn.Module):
         raise InputError(f"net: got a {type(net).__name__}, wanted a torch.nn.Module")
     if not isinstance(x, Tensor):
@@ -333,4 +340,3 @@ def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
         if x.device not in devices:
             raise InputError(f"x: got a tensor on {x.device}, wanted one on the network's device {parameter.device}")
     surroundings.require_unshared(net)
-    surroundings.require_ordinary_execution()

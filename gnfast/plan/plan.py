@@ -103,9 +103,12 @@ class Refusal:
     submodule: str
     operation: str
     reason: str
+    line: str = ""
+    """Of the network's code, as "model.py:31"; empty where that is not known, or PyTorch's."""
 
     def __str__(self) -> str:
         where = f"submodule {self.submodule!r}" if self.submodule else "the network's own forward"
+        where += f" ({self.line})" * bool(self.line)
         return f"{self.operation} in {where}: {self.reason}"
 
 
