@@ -62,6 +62,9 @@ def plans(net: Critic, x: Tensor) -> None:
     assert_type(plan.flops(), dict[str, float])
     assert_type(plan.kept_bytes(), int)
     assert_type(plan.takes_six, bool)
+    explanation = gnfast.explain(net, x)
+    assert_type(explanation, gnfast.Explanation)
+    assert_type(explanation.accelerated, bool)
 
 
 def errors(net: Critic, x: Tensor) -> str:
