@@ -2,7 +2,7 @@
 
 import weakref
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,63 @@ from gnfast.plan.recorder import Refused
 from gnfast.plan.state import modules_of
 from gnfast.steps.memory import reuse_memory
 
+Impl = Literal["auto", "reference"]
+Memory = Literal["keep", "low"]
+
+
+@overload
+def normalize_gradient(
+    net_D: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = ...,
+    tau: float | None = ...,
+    eps: float | None = ...,
+    return_grad_norm: Literal[False] = ...,
+    impl: Impl = ...,
+    strict: bool = ...,
+    rewrite: bool = ...,
+    static: bool = ...,
+    memory: Memory = ...,
+    **kwargs: Any,
+) -> Tensor: ...
+
+
+@overload
+def normalize_gradient(
+    net_D: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = ...,
+    tau: float | None = ...,
+    eps: float | None = ...,
+    return_grad_norm: Literal[True],
+    impl: Impl = ...,
+    strict: bool = ...,
+    rewrite: bool = ...,
+    static: bool = ...,
+    memory: Memory = ...,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def normalize_gradient(
+    net_D: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = ...,
+    tau: float | None = ...,
+    eps: float | None = ...,
+    return_grad_norm: bool,
+    impl: Impl = ...,
+    strict: bool = ...,
+    rewrite: bool = ...,
+    static: bool = ...,
+    memory: Memory = ...,
+    **kwargs: Any,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
 
 def normalize_gradient(
     net_D: nn.Module,
@@ -28,11 +85,11 @@ def normalize_gradient(
     tau: float | None = None,
     eps: float | None = None,
     return_grad_norm: bool = False,
-    impl: str = "auto",
+    impl: Impl = "auto",
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
-    memory: str = "keep",
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
@@ -83,11 +140,11 @@ def value_and_grad_norm(
     net: nn.Module,
     x: Tensor,
     *args: Any,
-    impl: str = "auto",
+    impl: Impl = "auto",
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
-    memory: str = "keep",
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and the norm of its input gradient per sample.
@@ -107,11 +164,11 @@ def value_and_input_grad(
     net: nn.Module,
     x: Tensor,
     *args: Any,
-    impl: str = "auto",
+    impl: Impl = "auto",
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
-    memory: str = "keep",
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and its gradient with respect to the input.
@@ -127,11 +184,11 @@ def value_and_input_grad(
 class _Options(NamedTuple):
     """As in `normalize_gradient`."""
 
-    impl: str
+    impl: Impl
     strict: bool
     rewrite: bool
     static: bool
-    memory: str
+    memory: Memory
 
     @property
     def low(self) -> bool:

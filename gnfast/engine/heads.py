@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -160,7 +161,10 @@ METHODS: dict[str, Callable[..., Head]] = {
 }
 """Name of a method: the head for the options that it takes."""
 
-Method = str | Head | Value
+Name = Literal["gn", "gn0", "gn1", "gran", "gran-shift", "pgn", "pgn-table"]
+"""The keys of `METHODS`, for type checkers."""
+
+Method = Name | Head | Value
 
 
 def find(method: Method, **options: float | None) -> Head:

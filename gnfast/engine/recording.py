@@ -18,8 +18,8 @@ from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
 from gnfast.plan.replay import Script
 from gnfast.plan.state import capturing, modules_of, unchanged
-from gnfast.plan.trace import record
 from gnfast.plan.traced import has_own_rules
+from gnfast.plan.tracing import record
 
 
 @dataclass

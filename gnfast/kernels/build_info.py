@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 MODULES = {"cpp": "gnfast._C", "cuda": "gnfast._C_cuda"}
+INTERFACE = "ecff0229a3b4"
+"""Which operators and functions they have, as in csrc/interface.h: those of an older checkout have others."""
 
 
 def load(library: str) -> bool:
@@ -24,7 +26,8 @@ def load(library: str) -> bool:
 def why_not_loaded(library: str) -> str | None:
     """The reason why the library is not usable, or None if it is; the first call loads it.
 
-    A library that is there but cannot be loaded (built against another torch, say) gives one `RuntimeWarning`.
+    A library that is there but cannot be used (built against another torch, or from other sources) gives one
+    `RuntimeWarning`.
     """
     name = MODULES[library]
     if library == "cuda" and importlib.util.find_spec(name) is not None:
@@ -44,9 +47,11 @@ def attempt(library: str) -> str:
     if importlib.util.find_spec(name) is None:
         return "not built"
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         return f"cannot be loaded: {error}"
+    if module.build_info().get("interface") != INTERFACE:
+        return "was built from other sources: build it again, by `make build` or pip install --no-build-isolation -e ."
     return "loaded"
 
 

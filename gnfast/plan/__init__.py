@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from gnfast.plan.op import Op, records
 from gnfast.plan.plan import Node, Plan, Refusal
 from gnfast.plan.state import unchanged
-from gnfast.plan.trace import record
+from gnfast.plan.tracing import record
 
 __all__ = ["Node", "Op", "Plan", "Refusal", "records", "refused", "trace", "traced"]
 

@@ -47,7 +47,7 @@ def users_line() -> str:
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         # What called the network is not its code.
-        if name == "gnfast.plan.trace":
+        if name == "gnfast.plan.tracing":
             return ""
         if name.partition(".")[0] not in ("gnfast", "torch"):
             path = frame.f_code.co_filename.removeprefix(os.getcwd() + os.sep)
