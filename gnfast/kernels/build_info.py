@@ -6,8 +6,9 @@ optional: without them every operation runs as plain PyTorch.
 
 import functools
 import importlib
-import importlib.util
+import sys
 import warnings
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def why_not_loaded(library: str) -> str | None:
     A library that is there but cannot be loaded (built against another torch, say) gives one `RuntimeWarning`.
     """
     name = MODULES[library]
-    if library == "cuda" and importlib.util.find_spec(name) is not None:
+    if library == "cuda" and _is_here(name):
         if reason := why_not_loaded("cpp"):
             return f"{MODULES['cpp']}, which declares the operators, is unusable: {reason}"
         if not torch.cuda.is_available():
@@ -41,13 +42,19 @@ def why_not_loaded(library: str) -> str | None:
 def attempt(library: str) -> str:
     """Loads "cpp" or "cuda" whether or not a device is there: "loaded", or why it is not."""
     name = MODULES[library]
-    if importlib.util.find_spec(name) is None:
+    if not _is_here(name):
         return "not built"
     try:
         importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         return f"cannot be loaded: {error}"
     return "loaded"
+
+
+def _is_here(name: str) -> bool:
+    """Whether the library is in gnfast's own folder: an editable install of another checkout would offer its own."""
+    package = name.rpartition(".")[0]
+    return PathFinder.find_spec(name, sys.modules[package].__path__ if package else None) is not None
 
 
 def build_info() -> dict[str, dict[str, Any]]:
