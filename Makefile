@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo gpu gpu-libraries venv lint build check hunt bench clean
+.PHONY: help test demo gpu gpu-libraries venv lint build check hunt bench wheels clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -70,6 +70,9 @@ hunt: $(BUILT) ## Look for failures by chance: make hunt MINUTES=n [ONLY="critic
 
 bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=min
+
+wheels: $(INSTALLED) ## Build sdist and wheels and try them out: make wheels [PYTHONS="python3.12 …"] [TORCH="torch==2.13.0 …"]
+	$(BIN)/python release/wheels.py dist $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(TORCH),--torch "$(TORCH)")
 
 clean: ## Remove what was built, .venv included
 	rm -rf $(VENV) build dist *.egg-info gnfast/*.so .pytest_cache .ruff_cache .benchmarks

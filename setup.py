@@ -32,8 +32,8 @@ CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
 OLDEST = {"setuptools": (77,), "torch": (2, 11)}
-"""What pyproject.toml asks for. Without build isolation nobody compares setuptools, and pip would *replace* a PyTorch that
-is older, with one that may be for another CUDA."""
+"""As in pyproject.toml. Without build isolation nobody else compares setuptools, and pip would replace an older PyTorch
+by one that may be for another CUDA."""
 
 
 def sources(pattern: str) -> list[str]:
