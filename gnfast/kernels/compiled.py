@@ -48,7 +48,7 @@ def _line(device_type: str) -> str:
     if reason == "not built":
         reason = _why_not_built(name.partition(".")[2])
     cost = "slower" if library == "cpp" else "Triton's kernels or PyTorch's operations do its work"
-    return f"{name} is missing ({reason}): {cost}, with the same results; {_what_to_type(library)}"
+    return f"{name} is not in use ({reason}): {cost}, with the same results; {_what_to_type(library)}"
 
 
 def _why_not_built(stem: str) -> str:

@@ -84,12 +84,12 @@ def test_what_does_not_load_has_been_warned_of_at_import(missing, monkeypatch):
     monkeypatch.setattr(compiled, "why_not_loaded", lambda library: "cannot be loaded: undefined symbol: elsewhere")
     with warnings.catch_warnings(action="error"):
         use()
-    assert "gnfast._C is missing (cannot be loaded: undefined symbol: elsewhere): slower" in compiled.notice("cpu")
+    assert "gnfast._C is not in use (cannot be loaded: undefined symbol: elsewhere): slower" in compiled.notice("cpu")
 
 
 def test_the_line_says_why_and_what_to_type(missing, package):
-    assert compiled.notice() == f"gnfast._C is missing (not built in {package}){COST}. in a checkout"
-    assert "gnfast._C_cuda is missing" in (line := compiled.notice("cuda"))
+    assert compiled.notice() == f"gnfast._C is not in use (not built in {package}){COST}. in a checkout"
+    assert "gnfast._C_cuda is not in use" in (line := compiled.notice("cuda"))
     assert "with nvcc" in line and "slower" not in line
 
     (package.parent / "csrc").mkdir()
