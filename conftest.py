@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from gnfast.kernels.compiled import notice
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _LONG = re.compile(
     "test_(analysis_(cli|compare|drawings)|buckets|build|conv|cuda_compile|ddp|forks|frechet|gpu_run|head|hostile_files|"
@@ -20,6 +22,9 @@ _lost_in: str | None = None
 
 
 def pytest_configure(config):
+    # Hundreds of tests would skip, and the rest be green without having seen what they are about.
+    if line := notice():
+        raise pytest.UsageError(f"{line}; or GNFAST_BUILD=none to test plain PyTorch's operations")
     # One worker per core: more threads than that only wait for each other.
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from gnfast.engine.functional import normalize_gradient, value_and_grad_norm, va
 from gnfast.engine.heads import Head
 from gnfast.engine.module import GradientNorm
 from gnfast.engine.rescale import rescale_
-from gnfast.errors import FallbackWarning, InputError, UnsupportedError
+from gnfast.errors import FallbackWarning, InputError, UncompiledWarning, UnsupportedError
 from gnfast.plan import Plan, trace
 from gnfast.rewriting import rewrite
 from gnfast.spectral import remove_spectral_norm, spectral_norm, spectral_norm_, spectral_values
@@ -25,6 +25,7 @@ __all__ = [
     "Head",
     "InputError",
     "Plan",
+    "UncompiledWarning",
     "UnsupportedError",
     "explain",
     "grouped_batch_norm",

@@ -74,6 +74,23 @@ def test_missing_torch_installs_pure(setup_py):
     assert line.startswith("gnfast: torch is not importable here")
 
 
+@pytest.mark.parametrize(("version", "refused"), [("2.10.0+cpu", True), ("2.11.0", False), ("3.0", False)])
+def test_an_older_torch_is_not_replaced(setup_py, tmp_path, version, refused):
+    """An isolated build cannot import it: what counts is that it is there."""
+    found = tmp_path / "project" / f"torch-{version}.dist-info"
+    found.mkdir()
+    (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    code, (line,), _ = setup_py("import sys; sys.modules['torch'] = None")
+    assert (code != 0) == refused
+    assert line.startswith(f"gnfast: torch: got {version}, wanted 2.11 or newer" if refused else "gnfast: torch is not")
+
+
+def test_an_older_setuptools_is_named(setup_py):
+    code, (line,), _ = setup_py("import setuptools; setuptools.__version__ = '65.5.0'")
+    assert code != 0
+    assert line == "gnfast: setuptools: got 65.5.0, wanted 77 or newer: pip install --upgrade setuptools"
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a CUDA build")
 def test_cuda_mode_says_what_is_missing(setup_py):
     code, (line,), _ = setup_py(GNFAST_BUILD="cuda")

@@ -22,6 +22,7 @@ from gnfast.cli.options import argument, parse
 from gnfast.errors import missing, unknown
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_file, write_text
+from gnfast.kernels.compiled import notice
 
 BENCH_HELP = """\
 Measure what a gradient-normalised critic costs on this machine, against what else there is.
@@ -100,6 +101,8 @@ def run(words: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
+    if line := notice(device.type):
+        print(f"warning: {line}")
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"

@@ -14,6 +14,7 @@ from gnfast.engine.heads import Head, Method
 from gnfast.errors import InputError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
+from gnfast.kernels.compiled import warn_uncompiled
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
 from gnfast.plan.state import modules_of
@@ -210,6 +211,7 @@ def _run(
     refusal = None
     # Without samples there is nothing to gain, and shapes that do not say what they are made of.
     if options.impl == "auto" and len(x):
+        warn_uncompiled(x.device.type)
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:

@@ -6,8 +6,9 @@ optional: without them every operation runs as plain PyTorch.
 
 import functools
 import importlib
-import importlib.util
+import sys
 import warnings
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def why_not_loaded(library: str) -> str | None:
     `RuntimeWarning`.
     """
     name = MODULES[library]
-    if library == "cuda" and importlib.util.find_spec(name) is not None:
+    if library == "cuda" and _is_here(name):
         if reason := why_not_loaded("cpp"):
             return f"{MODULES['cpp']}, which declares the operators, is unusable: {reason}"
         if not torch.cuda.is_available():
@@ -44,7 +45,7 @@ def why_not_loaded(library: str) -> str | None:
 def attempt(library: str) -> str:
     """Loads "cpp" or "cuda" whether or not a device is there: "loaded", or why it is not."""
     name = MODULES[library]
-    if importlib.util.find_spec(name) is None:
+    if not _is_here(name):
         return "not built"
     try:
         module = importlib.import_module(name)
@@ -53,6 +54,12 @@ def attempt(library: str) -> str:
     if module.build_info().get("interface") != INTERFACE:
         return "was built from other sources: build it again, by `make build` or pip install --no-build-isolation -e ."
     return "loaded"
+
+
+def _is_here(name: str) -> bool:
+    """Whether the library is in gnfast's own folder: an editable install of another checkout would offer its own."""
+    package = name.rpartition(".")[0]
+    return PathFinder.find_spec(name, sys.modules[package].__path__ if package else None) is not None
 
 
 def build_info() -> dict[str, dict[str, Any]]:

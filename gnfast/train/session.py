@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gnfast.config.config import decisive
 from gnfast.data import ImageDataset
 from gnfast.io.rows import Row, read_rows
+from gnfast.kernels.compiled import notice
 from gnfast.runs import checkpoint
 from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
@@ -94,6 +95,8 @@ class Session:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         log.say(self.measures.told)
+        if line := notice(state.device.type):
+            log.say(f"warning: {line}")
         if self.start == 0:
             self._evaluate()
         with self._watched() as self.updated:
