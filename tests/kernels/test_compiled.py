@@ -112,8 +112,8 @@ def test_commands_say_it_once_in_their_first_lines(missing, monkeypatch, capsys,
     assert compiled.notice() in capsys.readouterr().out
     compiled._told = False
     with warnings.catch_warnings(action="error", category=gnfast.UncompiledWarning):
-        _, lines = quiet("digits", tiny(tmp_path / "run", steps=1, eval_every=0))
-    assert lines[1] == f"warning: {compiled.notice()}"
+        _, lines = quiet("digits", tiny(tmp_path / "run", steps=1, extractor="none"))
+    assert f"warning: {compiled.notice()}" in lines[:3]
 
     def enough(*_):
         raise UsageError("enough")

@@ -74,7 +74,7 @@ def errors(net: Critic, x: Tensor) -> str:
         return str(error)
     except (gnfast.InputError, gnfast.CaptureError) as error:
         return str(error)
-    return gnfast.FallbackWarning.__name__
+    return gnfast.FallbackWarning.__name__ + gnfast.UncompiledWarning.__name__
 
 
 def steps(net: Critic, x: Tensor) -> None:
