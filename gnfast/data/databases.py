@@ -2,10 +2,7 @@
 
 import sys
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from gnfast.data import lmdb_reader
 from gnfast.data.apart import content_of, said_by
@@ -14,7 +11,7 @@ from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import printable
 from gnfast.data.images import decode_into, decoded_identity
-from gnfast.data.source import Contents, Source
+from gnfast.data.source import Contents, Source, labelled
 
 _FILE = "data.mdb"
 
@@ -56,8 +53,5 @@ def _read(path: Path, request: Request, positions: range | None, canvas: Canvas)
         rows = ((key, label, content_of(content)) for key, label, content in said)
         what = "of all" if positions is None else f"for split {request.split!r}"
         kept, contents = decode_into(canvas, rows, total, request, path, what)
-    if kept[0] is None:
-        return contents
-    labels = torch.tensor(kept, dtype=torch.int64)
     # The database has no names for its classes.
-    return replace(contents, labels=labels, classes=tuple(map(str, range(int(labels.max()) + 1))))
+    return labelled(contents, kept, None, path)

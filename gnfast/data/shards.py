@@ -13,8 +13,7 @@ from gnfast.data.files import printable
 from gnfast.data.folder import is_image
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.parts import files_in, of_split
-from gnfast.data.source import Contents, Source
-from gnfast.data.tables import with_classes
+from gnfast.data.source import Contents, Source, labelled
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _CLASS = ".cls"
@@ -74,7 +73,7 @@ def _read(path: Path, shards: list[Path], request: Request, canvas: Canvas) -> C
     if len(kinds) > 1:
         said = f"{path}: of the images in a sample, {listed}, 'image' is taken"
         contents = replace(contents, warning="; ".join(filter(None, (said, contents.warning))))
-    return with_classes(contents, kept, None, path)
+    return labelled(contents, kept, None, path)
 
 
 def _images(shards: list[Path], kind: str, request: Request) -> Iterator[tuple[str, int | None, Callable[[], bytes]]]:

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gnfast.data import arrow_reader
 from gnfast.data.apart import content_of, said_by
 from gnfast.data.archive import ENTRY_BYTES
@@ -16,7 +14,7 @@ from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import open_source, printable
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.parts import files_in, of_split
-from gnfast.data.source import Contents, Source
+from gnfast.data.source import Contents, Source, labelled
 
 _PARQUET, _MAGIC = ".parquet", b"PAR1"
 _DICT, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
@@ -99,27 +97,7 @@ def _read(path: Path, folder: Path, files: list[str], request: Request, canvas: 
         kept, contents = decode_into(canvas, rows, total, request, path, f"for split {request.split!r}")
     if warning:
         contents = replace(contents, warning="; ".join(filter(None, (f"{path}: {warning}", contents.warning))))
-    return with_classes(contents, kept, classes, path)
-
-
-def with_classes(contents: Contents, labels: list[int | None], classes: tuple[str, ...] | None, path: Path) -> Contents:
-    """Contents with labels where there are any; without names of classes these are their numbers.
-
-    Raises:
-        DataError: only a part of the images has one, or one is beyond the names.
-    """
-    missing = labels.count(None)
-    if missing == len(labels):
-        return contents
-    if missing:
-        raise DataError(
-            f"labels of {path}: {missing} of {len(labels)} images have none, wanted all or none to have one"
-        )
-    highest = max(labels)
-    names = classes or tuple(map(str, range(highest + 1)))
-    if highest >= len(names):
-        raise DataError(f"labels of {path}: got {highest}, wanted 0 to {len(names) - 1}, one for each class")
-    return replace(contents, labels=torch.tensor(labels), classes=tuple(map(printable, names)))
+    return labelled(contents, kept, classes, path)
 
 
 def _require_split(path: Path, split: str, splits: list[str]) -> None:
