@@ -28,6 +28,7 @@ from gnfast.train.session import Outcome, Session
 from gnfast.train.side_work import SideWork, goes_on_beside
 from gnfast.train.spent import Spent
 from gnfast.train.state import State
+from gnfast.train.tracker import module_for, tracked
 from gnfast.train.validation import load_validation
 
 Echo = Callable[[str], None]
@@ -78,7 +79,7 @@ def train(
 def _train(
     preset: str, config: Config, dataset: Any, progress: bool, echo: Echo | None, profile: Spent | None
 ) -> Outcome:
-    begun = profile or Spent()
+    begun, wandb = profile or Spent(), module_for(config.wandb)
     device = _own_device(resolve_device(config.device))
     _set_arithmetic(config, device)
     folder = run_folder(preset, config)
@@ -111,7 +112,9 @@ def _train(
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-        log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
+        shown = {"preset": preset, **as_json(config)}
+        tracker = stack.enter_context(tracked(wandb if group.leads else None, config.wandb, shown, folder, echo))
+        log = RunLog(folder, state.step, config.tensorboard, echo, group.leads, tracker)
         begun.mark("scores and log")
         with contextlib.closing(log), contextlib.closing(SideWork(state, threaded=goes_on_beside(device))) as side:
             return Session(preset, folder, state, log, side, measures, progress, validation, profile).run()
