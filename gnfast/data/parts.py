@@ -18,7 +18,8 @@ def files_in(path: Path, endings: tuple[str, ...]) -> list[str]:
     for file in walk_files(path):
         if is_image(file):
             return []
-        if file.lower().endswith(endings):
+        # Those that begin with a dot are the operating system's.
+        if file.lower().endswith(endings) and not PurePosixPath(file).name.startswith("."):
             found.append(file)
     return found
 

@@ -21,15 +21,18 @@ _DIGITS = re.compile(rb"\s*(\d{1,5})\s*")
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether `path` is a folder of tars, or a tar that begins with an image and something else of the same name.
+    """Whether `path` is a folder of tars, or a tar that begins with an image and its `.cls`.
 
-    A compressed tar is not looked into: it would have to be unpacked for that.
+    Something else of the image's name will do where neither lies in a folder: folders may be classes and splits. A
+    compressed tar is not looked into: it would have to be unpacked for that.
     """
     if path.is_dir():
         return bool(files_in(path, _TARS))
     names = first_files(path, 16)
     first = [name for name in names if _parts(name)[0] == _parts(names[0])[0]]
-    return any(map(is_image, first)) and not all(map(is_image, first))
+    others = [name for name in first if not is_image(name)]
+    is_flat = "/" not in _parts(first[0])[0].removeprefix("./") if first else False
+    return len(others) < len(first) and any(is_flat or name.lower().endswith(_CLASS) for name in others)
 
 
 def open_shards(path: Path, request: Request) -> Source:

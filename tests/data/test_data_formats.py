@@ -90,6 +90,7 @@ def test_splits_are_in_the_names_of_parquet_files(tmp_path):
         parquet(tmp_path / "folders" / name[:5] / f"part-{name[-10:]}.parquet", [grey(value)])
     parquet(tmp_path / "plain" / "a.parquet", [grey(4)])
     parquet(tmp_path / "plain" / "b.parquet", [grey(5)])
+    (tmp_path / "plain" / "._a.parquet").write_bytes(b"of macOS")
     assert values(read(tmp_path / "hub")) == [1, 2]
     assert values(read(tmp_path / "hub", split="test")) == [3]
     assert values(read(tmp_path / "folders", split="train")) == [1, 2]
@@ -205,6 +206,22 @@ def test_damaged_shards(tmp_path):
     content = shard(tmp_path / "whole.tar", 0, 9).read_bytes()
     (tmp_path / "more" / "a.tar").write_bytes(content[: len(content) // 2])
     refused("a.tar is truncated or damaged", tmp_path / "more")
+
+
+def test_folders_in_a_tar_with_annotations_stay_classes_and_splits(tmp_path):
+    places = {"train/cat": 1, "train/dog": 2, "test/dog": 3}
+    files = {
+        f"{place}/0.{kind}": b"" if kind == "txt" else grey(i) for place, i in places.items() for kind in ("png", "txt")
+    }
+    path = write(tmp_path / "x.tar", files)
+    with pytest.warns(DataWarning, match="3 of 5 files skipped"):
+        found = read(path)
+    assert (values(found), found.classes) == ([1, 2], ("cat", "dog"))
+    keyed = write(
+        tmp_path / "y.tar",
+        {f"n01/{i}.{kind}": grey(7) if kind == "png" else b"1" for i in "01" for kind in ("png", "cls")},
+    )
+    assert read(keyed).labels.tolist() == [1, 1]
 
 
 def test_archives_beside_images_are_not_read(tmp_path):
