@@ -9,6 +9,7 @@ DATA = [
     *("image-damaged", "image-huge-header", "image-exif", "image-tiff-loop", "links", "links-exponential"),
     *("not-a-file", "not-a-file-inside", "zip-damaged", "zip-bomb", "tar-damaged-inside", "tar-extended-headers"),
     *("xz-dictionary", "cifar-pickle", "idx", "lmdb-pages", "lmdb-content", "cache-verify"),
+    *("table-damaged", "table-bomb", "table-content", "shards-damaged"),
 ]
 SCORES = [
     *("npz-negative", "npz-complex", "npz-mu-objects", "npz-n-objects", "npz-bomb", "npz-header-code"),

@@ -54,7 +54,7 @@ class SourceOptions:
     """Which images, and how they are prepared."""
 
     source: argument("SOURCE")
-    """A name (`gnfast data list`), or the path of a folder, zip, tar or LMDB."""
+    """A name (`gnfast data list`), or the path of images: a folder, zip, tar, LMDB, or one of `datasets`, Parquet, …"""
     preset: str = ""
     """Take the split, the resolution and the channels of this preset, where they are not given."""
     split: str | None = None
@@ -91,7 +91,7 @@ class VerifyOptions(SourceOptions):
     """Which images; all that are prepared where there is no SOURCE."""
 
     source: argument("[SOURCE]") = ""
-    """A name (`gnfast data list`), or the path of a folder, zip, tar or LMDB."""
+    """A name (`gnfast data list`), or the path of images: a folder, zip, tar, LMDB, or one of `datasets`, Parquet, …"""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def run(words: list[str]) -> int:
 def _list(_options: ListOptions) -> None:
     """The data sets with a name, and what is prepared of any."""
     print(columns([("name", "what"), *registered().items()]))
-    print("\nAny folder, zip or tar of images, and any LMDB of them, is a data set as well.")
+    print("\nAny folder, zip or tar of images is a data set as well, and so is an LMDB, Parquet, WebDataset, or what")
+    print("Hugging Face's `datasets` saved.")
     entries = cache.entries()
     if not entries:
         print(f"\nNothing is prepared in {cache.folder()}.")

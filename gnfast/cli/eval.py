@@ -17,13 +17,14 @@ import torch
 import gnfast
 from gnfast import metrics
 from gnfast.cli.common import UsageError, columns
+from gnfast.cli.eval_further import SecondOpinion, divergence, similarity
 from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.config.config import as_json
 from gnfast.data import ImageDataset, load, to_uint8
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
 from gnfast.io.rows import plain
-from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics
+from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, second_opinion
 from gnfast.runs.checkpoint import locate
 from gnfast.runs.published import published
 from gnfast.runs.record import WEIGHTS
@@ -106,6 +107,8 @@ class EvalOptions:
     neural_divergence: int = 0
     """Also train a critic for so many updates to tell real images from a generator's, and say how well it does; none
     if 0. With --split test the real images are ones that the generator has not seen."""
+    via: Literal["", second_opinion.LIBRARY] = ""
+    """Also compute FID, IS and KID of the same images by this library, where it is installed; needs the protocol tf."""
     out: str = ""
     """A JSON file for the result."""
     save_stats: str = ""
@@ -178,15 +181,17 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     if images and subject.images:
         _require_alike(images, subject.images)
     # Before what takes longer, since they may refuse the images' size.
-    further = _similarity(options, subject) | _divergence(options, subject, images, device)
+    other = SecondOpinion(options, subject, images) if options.via else None
+    further = similarity(options, subject) | divergence(options, subject, images, device)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
+    shown = other.heard(extractor) if other else extractor
     if real and extractor:
         metrics.require_comparable(real.origin, metrics.origin(extractor))
     if images:
         n = options.n_real or subject.settings.get("n_real") or None
         real = metrics.reference_statistics(images, extractor, n=n, **options.how)
     started = time.perf_counter()
-    fake = subject.known or subject.measure(extractor)
+    fake = subject.known or subject.measure(shown)
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
     if options.save_stats:
         fake.save(options.save_stats)
@@ -199,6 +204,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         scores = metrics.compare(real, fake, kid_subsets=options.kid_subsets, seed=options.seed, details=details)
         result |= {"against": options.reference or images.name, **scores.as_dict()}
         timing = dict(scores.timing)
+    if other:
+        further |= other.scores(n, _weights(options, subject), device, _progress())
     result |= further
     if extractor and extractor.fingerprint:
         result["extractor_sha256"] = extractor.fingerprint
@@ -206,26 +213,6 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         timing["images_per_second"] = speed
     versions = {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {**result, "device": str(device), "timing": timing, "versions": versions}, _table(scores, result, timing)
-
-
-def _similarity(options: EvalOptions, subject: Subject) -> dict[str, Any]:
-    if not options.ms_ssim:
-        return {}
-    if subject.similarity is None:
-        raise ValueError(f"--ms-ssim: got {options.what}, wanted a class-conditional generator")
-    return {"ms_ssim": subject.similarity(), "ms_ssim_pairs_per_class": metrics.PAIRS}
-
-
-def _divergence(
-    options: EvalOptions, subject: Subject, real: ImageDataset | None, device: torch.device
-) -> dict[str, Any]:
-    if not options.neural_divergence:
-        return {}
-    if subject.draws is None or real is None:
-        raise ValueError(f"--neural-divergence: got {options.what}, wanted a generator, and real images")
-    how = {"steps": options.neural_divergence, "seed": options.seed, "device": device}
-    found = metrics.neural_divergence(real.images, subject.draws[0], batch_size=subject.draws[1], **how)
-    return {"neural_divergence": found, "neural_divergence_steps": options.neural_divergence}
 
 
 def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
@@ -340,10 +327,14 @@ def _extractor(
         spec,
         dataset,
         protocol=options.protocol or subject.settings.get("protocol") or "tf",
-        weights=options.extractor_weights or subject.settings.get("extractor_weights") or None,
+        weights=_weights(options, subject),
         device=device,
         progress=_progress(),
     )
+
+
+def _weights(options: EvalOptions, subject: Subject) -> str | None:
+    return options.extractor_weights or subject.settings.get("extractor_weights") or None
 
 
 def _progress() -> bool:

@@ -219,6 +219,9 @@ class Config:
     """Steps between checkpoints, and at the end; the newest two are kept, and the best by Fréchet distance."""
     tensorboard: bool = True
     """Write TensorBoard event files too."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets the same numbers, the sample grids and the settings; none if empty. Needs
+    `pip install wandb`."""
 
     def __post_init__(self) -> None:
         require_kinds(vars(self))
@@ -233,7 +236,7 @@ FREE = {
     *("data", "download", "data_root", "impl", "rewrite", "device", "memory_format", "threads", "run_dir", "log_every"),
     *("sample_every", "sample_bn", "eval_every", "extractor", "extractor_weights", "protocol", "n_fake", "n_real"),
     *("eval_split", "validation_split", "deterministic", "probe_every", "checkpoint_every", "tensorboard"),
-    "cuda_graph",
+    *("cuda_graph", "wandb"),
 }
 _KINDS = get_type_hints(Config, include_extras=True)
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -136,6 +137,15 @@ def first_file(path: Path) -> str:
         return next(stream_members(path, lambda _: True, progress=False), ("",))[0]
     except DataError:
         return ""
+
+
+def first_files(path: Path, count: int) -> list[str]:
+    """The names of the files among the first members of a tar that is not compressed; none of anything else."""
+    try:
+        with open_source(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
+            return [printable(member.name) for member in islice(tar, count) if member.isfile()]
+    except (OSError, ValueError, EOFError, tarfile.TarError):
+        return []
 
 
 @contextmanager

@@ -101,6 +101,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
+        """One image (C, H, W), with its label where there are any, as PyTorch's loaders want it."""
+        return self.images[index] if self.labels is None else (self.images[index], int(self.labels[index]))
+
     def __repr__(self) -> str:
         return f"ImageDataset({self})"
 

@@ -19,8 +19,8 @@ from gnfast.data.source import Contents, Source
 _KINDS = ".png .apng .jpg .jpeg .jpe .jfif .webp .avif .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm"
 _SUFFIXES = tuple(_KINDS.split())
 # Names of folders that hold a split, in any case, and the split.
-_SPLITS = {name: name for name in ("train", "test", "val", "valid", "validation", "unlabeled")}
-_SPLITS |= {"training": "train", "testing": "test", "unlabelled": "unlabeled"}
+SPLITS = {name: name for name in ("train", "test", "val", "valid", "validation", "unlabeled")}
+SPLITS |= {"training": "train", "testing": "test", "unlabelled": "unlabeled"}
 _WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])")
 
 
@@ -68,7 +68,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
 
     Without folders for splits, all images, with their paths below what everything lies in.
     """
-    wanted = _SPLITS.get(split.casefold(), split)
+    wanted = SPLITS.get(split.casefold(), split)
     below: defaultdict[tuple[str, ...], set[str]] = defaultdict(set)
     for parts, _ in images:
         for depth in range(len(parts) - 1):
@@ -80,7 +80,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
         places = {parts[:-1] for parts, _ in images}
         depth = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*places, strict=False))))
         return [(parts[depth:], entry) for parts, entry in images], []
-    named = _split_folders(below[divided])
+    named = split_folders(below[divided])
     folders = {split: name for name, split in sorted(named.items())}
     if len(named) != len(folders):
         raise DataError(f"{path} has more than one folder for a split: {', '.join(sorted(named))}")
@@ -96,7 +96,7 @@ def _select_split(path: Path, images: _Found, split: str) -> tuple[_Found, _Foun
 def _divided(path: Path, below: defaultdict[tuple[str, ...], set[str]]) -> tuple[str, ...] | None:
     """The folder that holds the splits' folders, or None; `below` has the names of the folders in each folder."""
     # One name may be a class: "train" is one of Pascal's.
-    divided = [folder for folder in sorted(below) if len(set(_split_folders(below[folder]).values())) > 1]
+    divided = [folder for folder in sorted(below) if len(set(split_folders(below[folder]).values())) > 1]
     divided = [folder for folder in divided if not any(folder[: len(top)] == top for top in divided if top != folder)]
     if len(divided) > 1:
         names = ", ".join("/".join(folder) or "." for folder in divided[:3])
@@ -104,9 +104,9 @@ def _divided(path: Path, below: defaultdict[tuple[str, ...], set[str]]) -> tuple
     if divided:
         return divided[0]
     folder: tuple[str, ...] = ()
-    while not _split_folders(below[folder]) and len(below[folder]) == 1:
+    while not split_folders(below[folder]) and len(below[folder]) == 1:
         folder += tuple(below[folder])
-    named = _split_folders(below[folder])
+    named = split_folders(below[folder])
     if not named or (len(below[folder]) > 1 and "train" in named.values()):
         return None
     if len(below[folder]) > 1:
@@ -117,12 +117,12 @@ def _divided(path: Path, below: defaultdict[tuple[str, ...], set[str]]) -> tuple
     return folder
 
 
-def _split_folders(names: set[str]) -> dict[str, str]:
+def split_folders(names: set[str]) -> dict[str, str]:
     """Those of the folders beside one another that stand for splits: name to split."""
-    exact = {name: _SPLITS[name.casefold()] for name in names if name.casefold() in _SPLITS}
+    exact = {name: SPLITS[name.casefold()] for name in names if name.casefold() in SPLITS}
     # train2017 and val2017, trainA and testA, seg_train and seg_test: only together, as a class may be a bullet_train.
-    words = {name: [word for word in map(str.casefold, _WORDS.split(name)) if word in _SPLITS] for name in names}
-    loose = {name: _SPLITS[found[0]] for name, found in words.items() if len(found) == 1}
+    words = {name: [word for word in map(str.casefold, _WORDS.split(name)) if word in SPLITS] for name in names}
+    loose = {name: SPLITS[found[0]] for name, found in words.items() if len(found) == 1}
     return loose if len(set(loose.values())) > 1 and 2 * len(loose) >= len(names) else exact
 
 

@@ -3,7 +3,7 @@
     python -P lmdb_reader.py FOLDER START STOP LIMIT
 
 It writes to its standard output, by `marshal`: how many images there are at the positions from START to STOP; then, of
-each, key, label or None, and bytes, or None where these are more than LIMIT. Text in place of that says what is wrong.
+each, key, label or None, and bytes, or why there are none as text. Text in place of that says what is wrong.
 """
 
 import marshal
@@ -41,7 +41,7 @@ def images(folder: str, positions: slice, limit: int) -> Iterator[object]:
                 rows = ((bytes(key).decode(errors="backslashreplace"), None, value) for key, value in found)
             missing = len(chosen)
             for key, label, value in rows:
-                yield key, label, None if len(value) > limit else bytes(value)
+                yield key, label, f"larger than {limit >> 20} MiB" if len(value) > limit else bytes(value)
                 missing -= 1
             if missing:
                 raise LookupError(f"{folder} is damaged: it ends before the last {missing} of its entries")

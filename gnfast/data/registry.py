@@ -3,11 +3,12 @@
 import importlib
 import os
 import pkgutil
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from gnfast.data import databases, sets
+from gnfast.data import databases, sets, shards, tables
 from gnfast.data.archive import first_file
 from gnfast.data.cache import prepared
 from gnfast.data.dataset import DataError, ImageDataset, Request
@@ -18,6 +19,14 @@ from gnfast.io.files import expanded
 
 _MODULES = [importlib.import_module(f"{sets.__name__}.{found.name}") for found in pkgutil.iter_modules(sets.__path__)]
 SETS: dict[str, DataSet] = {known.name: known for module in _MODULES for known in module.SETS}
+
+# How a path that holds no plain image files is recognised, and what opens it.
+_FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path, Request], Source]], ...] = (
+    (databases.is_database, databases.open_database),
+    (tables.is_saved, tables.open_saved),
+    (shards.is_sharded, shards.open_shards),
+    (tables.is_parquet, tables.open_parquet),
+)
 
 
 def registered() -> dict[str, str]:
@@ -42,8 +51,9 @@ def load(
 
     Args:
         source: a registered name (`registered()` lists them), or the path of an image folder, zip or tar (plain or
-            compressed), of an LMDB of images, or of the official archive of CIFAR-10, CIFAR-100 or STL-10. A name goes
-            before a path; write ./digits for a folder.
+            compressed), of an LMDB of images, of what `datasets` saved, of Parquet files, of WebDataset's shards, or of
+            the official archive of CIFAR-10, CIFAR-100 or STL-10. A name goes before a path; write ./digits for a
+            folder.
         split: "train", "test", or another split that the data set has.
         resolution: side in pixels to which images are resized (PIL, bilinear); None keeps their size.
         channels: 1 or 3; None takes what the images have, 3 where some are in colour.
@@ -94,8 +104,8 @@ def find(source: str | os.PathLike, request: Request) -> Source:
         raise DataError(f"source: got {str(source)!r}, wanted a path that exists or one of {names}")
     if not path.is_dir():
         open_source(path).close()
-    if databases.is_database(path):
-        return databases.open_database(path, request)
+    if opened := next((opens for holds, opens in _FORMATS if holds(path)), None):
+        return opened(path, request)
     top = PurePosixPath(first_file(path)).parts[:1] if path.is_file() else ()
     # Official archives are recognised by the folder that all is in, whatever their name and checksum.
     if official := next((known for known in SETS.values() if top == (known.folder,)), None):

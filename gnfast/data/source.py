@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import Official, stat_identity
+from gnfast.data.files import Official, printable, stat_identity
 from gnfast.io.files import cache_root
 
 
@@ -29,6 +30,33 @@ class Contents:
     classes: tuple[str, ...] = ()
     skipped: int = 0
     warning: str = ""
+
+
+def labelled(
+    contents: Contents, labels: Sequence[int | None], classes: Sequence[str] | None, place: Path | str
+) -> Contents:
+    """Contents with the label of each image, of which all or none have one.
+
+    Args:
+        contents: without labels.
+        labels: from 0 on.
+        classes: their names; None: their numbers.
+        place: where they are from, for messages.
+
+    Raises:
+        DataError: only a part of the images has one, or one is beyond the names.
+    """
+    if not (missing := labels.count(None)):
+        highest = max(labels)
+        names = classes or tuple(map(str, range(highest + 1)))
+        if highest >= len(names):
+            raise DataError(f"labels of {place}: got {highest}, wanted 0 to {len(names) - 1}, one for each class")
+        return replace(contents, labels=torch.tensor(labels), classes=tuple(map(printable, names)))
+    if missing < len(labels):
+        raise DataError(
+            f"labels of {place}: {missing} of {len(labels)} images have none, wanted all or none to have one"
+        )
+    return contents
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,13 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
 
 
 def load_split(config: Config, split: str, progress: bool) -> ImageDataset:
-    """A split of a run's data set, prepared as for training."""
+    """A split of a run's data set, prepared as for training.
+
+    Raises:
+        ValueError: there is no such data set or split; or the run names none, as one from Python with `dataset=`.
+    """
+    if not config.data:
+        raise ValueError("--data: got none, wanted where the real images are")
     return load_data(
         config.data,
         split=split,

@@ -24,6 +24,7 @@ from gnfast.kernels import build_info
 from gnfast.runs import drawing
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import points, read_json
+from gnfast.train.tracker import Tracker
 
 if TYPE_CHECKING:
     from gnfast.train.state import State
@@ -46,13 +47,21 @@ class RunLog:
         tensorboard: write event files.
         echo: called with each line of the log, besides the file.
         writes: whether this process keeps a log; of several, one does, and the others only `say`, `row` and `close`.
+        tracker: gets what TensorBoard gets; it is not closed.
     """
 
     def __init__(
-        self, folder: Path, step: int, tensorboard: bool, echo: Callable[[str], None] = print, writes: bool = True
+        self,
+        folder: Path,
+        step: int,
+        tensorboard: bool,
+        echo: Callable[[str], None] = print,
+        writes: bool = True,
+        tracker: Tracker | None = None,
     ):
         self.folder = folder
         self.echo = echo
+        self._tracker = tracker
         self._files: dict[str, TextIO] = {}
         for name in (LOG, METRICS, SPEED):
             if writes and name != LOG:
@@ -80,6 +89,8 @@ class RunLog:
         print(json.dumps({"step": step, **values}), file=self._files[name], flush=True)
         numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
         self._event(step, [{"tag": key, "simple_value": value} for key, value in numbers.items()])
+        if self._tracker:
+            self._tracker.numbers(step, numbers)
 
     def session(self, entry: dict[str, Any]) -> None:
         """Adds an entry to environment.json, and says where its precision is not that of the session before."""
@@ -112,6 +123,8 @@ class RunLog:
         # As it is: TensorBoard's writer would encode it once more, which takes longer than all the rest.
         size = {"width": picture.width, "height": picture.height, "colorspace": len(picture.getbands())}
         self._event(step, [{"tag": name, "image": {**size, "encoded_image_string": encoded}}])
+        if self._tracker:
+            self._tracker.picture(name, step, picture)
 
     def _event(self, step: int, values: list[dict[str, Any]]) -> None:
         """One event for TensorBoard with all that is known of a step: each costs as much as a row."""

@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from gnfast.config.chosen import chosen
 from gnfast.config.config import Config, as_json, option
-from gnfast.data import ImageDataset
+from gnfast.data import ImageDataset, Request, cache
+from gnfast.data.objects import open_object
 from gnfast.data.registry import registered
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
@@ -26,36 +29,58 @@ from gnfast.train.session import Outcome, Session
 from gnfast.train.side_work import SideWork, goes_on_beside
 from gnfast.train.spent import Spent
 from gnfast.train.state import State
+from gnfast.train.tracker import module_for, tracked
 from gnfast.train.validation import load_validation
 
 Echo = Callable[[str], None]
 
 
 def train(
-    preset: str, config: Config, *, progress: bool = True, echo: Echo | None = None, profile: Spent | None = None
+    preset: str | Config,
+    config: Config | None = None,
+    *,
+    dataset: Any = None,
+    progress: bool = True,
+    echo: Echo | None = None,
+    profile: Spent | None = None,
+    **settings: Any,
 ) -> Outcome:
-    """Trains until `config.steps` generator updates are done, from the run folder's last checkpoint if it has one.
+    """Trains until `steps` generator updates are done, from the run folder's last checkpoint if it has one.
 
-    On a CPU, and with the same number of threads, a run that stopped and continued gives the same numbers, bit for bit,
-    as one that did not. Under torchrun the processes share each batch; the first one writes the run folder.
+    `train("gngan-cifar10-resnet", steps=1000, run_dir="runs/mine")` is `gnfast train` with these options. On a CPU, and
+    with the same number of threads, a run that stopped and continued gives the same numbers, bit for bit, as one that
+    did not. Under torchrun the processes share each batch; the first one writes the run folder.
 
     Args:
-        preset: the name the run goes by; a run folder of another preset is refused.
-        config: the settings.
+        preset: a preset's name, or a `Config` of your own. A run folder of another name is refused.
+        config: the settings where they are not the preset's, under the name that `preset` then gives the run.
+        dataset: the real images where they are not what `data` names: a data set with a length whose items are images
+            or (image, label), as torchvision's (`gnfast.data.objects.open_object` has the kinds). It is read as a
+            whole by each call, once, and prepared as files are: converted to `channels`, resized to `resolution`. So
+            it should have no random transforms. Each process of torchrun needs it.
         progress: show a progress bar on stderr.
         echo: called with each line for the user; above the progress bar on stdout if None.
         profile: what was spent before; with it, the page profile.html says where this call's time goes.
+        settings: fields of `Config` that differ from the above.
 
     Returns:
         How it ended. SIGINT, SIGTERM and SIGHUP end it early, after a checkpoint.
 
     Raises:
-        ValueError: no data given, or settings that do not fit together.
+        InputError: no such preset or setting; the message names the nearest.
+        ValueError: no data given, images that cannot be read, or settings that do not fit together.
         RunError: the run folder belongs to another preset, other settings or other data, or cannot be read; another
             process is at work in it; the disk is full; another process of the run was lost.
         NonFiniteLossError: training diverged; the state before that step is saved.
     """
-    begun = profile or Spent()
+    name, config = chosen(preset, config, settings, dataset is not None)
+    return _train(name, config, dataset, progress, echo, profile)
+
+
+def _train(
+    preset: str, config: Config, dataset: Any, progress: bool, echo: Echo | None, profile: Spent | None
+) -> Outcome:
+    begun, wandb = profile or Spent(), module_for(config.wandb)
     device = _own_device(resolve_device(config.device))
     _set_arithmetic(config, device)
     folder = run_folder(preset, config)
@@ -71,23 +96,27 @@ def train(
             echo, progress, profile = (lambda line: None), False, None
         _require_divisible(config, group)
         with group.leader_first():
-            dataset = _load(config, progress)
-            saved = open_run(folder, preset, config, dataset.fingerprint, echo)
+            images = _load(config, progress) if dataset is None else _read(dataset, config, folder, progress, group)
+            saved = open_run(folder, preset, config, images.fingerprint, echo)
+        if dataset is not None:
+            group.require_same("dataset", images.fingerprint)
         begun.mark("data")
-        config = with_extractor(config, dataset, device, folder, group)
-        state = State(config, dataset, device, group)
+        config = with_extractor(config, images, device, folder, group)
+        state = State(config, images, device, group)
         restore(state, saved, folder)
         begun.mark("networks and optimisers")
         with group.leader_first():
-            measures = open_measures(config, dataset, device, progress)
-            validation = load_validation(config, dataset, progress)
+            measures = open_measures(config, images, device, progress)
+            validation = load_validation(config, images, progress)
         if group.leads:
             for place in (folder, folder / "checkpoints", folder / "samples"):
                 remove_abandoned(place)
             # After all that can go wrong before the first step, so that a mistake leaves no folder.
             settings = {"preset": preset, "config": as_json(config)}
             write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-        log = RunLog(folder, state.step, config.tensorboard, echo, writes=group.leads)
+        shown = {"preset": preset, **as_json(config)}
+        tracker = stack.enter_context(tracked(wandb if group.leads else None, config.wandb, shown, folder, echo))
+        log = RunLog(folder, state.step, config.tensorboard, echo, group.leads, tracker)
         begun.mark("scores and log")
         with contextlib.closing(log), contextlib.closing(SideWork(state, threaded=goes_on_beside(device))) as side:
             return Session(preset, folder, state, log, side, measures, progress, validation, profile).run()
@@ -106,7 +135,20 @@ def _from_anywhere(config: Config) -> Config:
 
 
 def _load(config: Config, progress: bool) -> ImageDataset:
-    dataset = load_split(config, config.split, progress)
+    return _require_classes(load_split(config, config.split, progress), config)
+
+
+def _read(dataset: Any, config: Config, folder: Path, progress: bool, group: Group) -> ImageDataset:
+    """A data set that is an object, prepared."""
+    asked = {name: getattr(config, name) for name in ("split", "resolution", "channels", "crop")}
+    source = open_object(dataset, Request(**asked, progress=progress), folder)
+    # What an earlier call has left may be of other images. The leader comes first.
+    if group.leads and (left := cache.entry_of(source)):
+        left.remove()
+    return _require_classes(cache.prepared(source), config)
+
+
+def _require_classes(dataset: ImageDataset, config: Config) -> ImageDataset:
     if config.classes not in (0, len(dataset.classes)):
         raise ValueError(f"--classes: got {config.classes}, but {dataset.name} has {len(dataset.classes)} classes")
     return dataset

@@ -40,7 +40,8 @@ def open_run(
         settings = saved.get("config", decisive(config))
         _require_same(folder, saved["preset"], settings if isinstance(settings, dict) else {}, preset, config)
         if saved["data"] != fingerprint:
-            raise RunError(f"{folder} was trained on other images than {config.data!r} holds now")
+            held = repr(config.data) if config.data else "dataset"
+            raise RunError(f"{folder} was trained on other images than {held} holds now")
     return saved
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 
 from gnfast.config.config import decisive
@@ -19,6 +20,7 @@ from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import Measures, as_line, as_row, evaluate
+from gnfast.train.export import Weights, snapshot
 from gnfast.train.failures import is_full
 from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
 from gnfast.train.networks import sample
@@ -60,6 +62,27 @@ class Outcome:
     signal: int
     picture: Path | None
     distances: list[dict[str, Any]]
+
+    @property
+    def metrics(self) -> Row:
+        """What metrics.jsonl has last under each name: losses, scores, probes, and the `step` of its last row."""
+        return {name: value for row in read_rows(self.run_dir / METRICS) for name, value in row.items()}
+
+    def generator(self, *, weights: Weights = "ema", best: bool = False) -> nn.Module:
+        """A generator of this run, on the CPU: its moving average ("ema") or itself ("raw").
+
+        Args:
+            weights: which of the two.
+            best: of the best checkpoint by Fréchet distance, not of the newest.
+
+        Returns:
+            A module from (B, z_dim) latents, and (B,) labels if it is conditional, to (B, channels, resolution,
+            resolution) in [-1, 1], as from `load_generator`.
+
+        Raises:
+            RunError: the run has no such checkpoint.
+        """
+        return snapshot(self.run_dir, weights, best).build()
 
 
 @dataclass

@@ -309,7 +309,7 @@ def test_a_damaged_page_of_an_lmdb_ends_no_process_but_its_reader(tmp_path):
     entry = (5000).to_bytes(4, "little") + b"\1\0\1\x000"
     assert entry in data.read_bytes()
     data.write_bytes(data.read_bytes().replace(entry, (5000 + (1 << 24)).to_bytes(4, "little") + entry[4:]))
-    refused(r"x is damaged: the process that read its data.mdb was ended by SIG(BUS|SEGV)", path)
+    refused(r"x is damaged: the process that read it was ended by SIG(BUS|SEGV)", path)
 
 
 @pytest.mark.parametrize("label", ["99999999", "9" * 5000, "-1", "", "cat"])

@@ -1,0 +1,150 @@
+"""A data set that is a Python object, as torchvision's and `datasets`' are: its images on a canvas, as files' are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from gnfast.data.canvas import Canvas
+from gnfast.data.dataset import DataError, Request
+from gnfast.data.images import prepare
+from gnfast.data.source import Contents, Source, labelled
+
+# So many images are read twice, to see whether chance changes them: a flip escapes that once in 256 times.
+_TWICE = 8
+_NAMES = ("image", "img")
+
+
+def open_object(dataset: Any, request: Request, place: Path) -> Source:
+    """The images of a map-style data set, in its order.
+
+    Nothing tells from outside whether its images are still the same. What is prepared of it belongs to `place`, and
+    who comes back must read all of it again.
+
+    Args:
+        dataset: has a length, and at each index an image, (image, label, …), or a mapping with an image and perhaps a
+            whole number `label`. An image is a PIL one (8 bits), a tensor (C, H, W) or (H, W) of uint8 or of floats in
+            [0, 1], C 1 or 3, or an array (H, W, 3) or (H, W) of uint8. A label of -1 is none.
+        request: how the images are prepared.
+        place: what the preparation is for, the run's folder.
+
+    Raises:
+        DataError: it has no length, no images or no index; on reading, an item is none of these, its `__getitem__`
+            fails, its images change from call to call, or a part of them has labels.
+    """
+    kind = type(dataset)
+    try:
+        count = len(dataset)
+    except (TypeError, NotImplementedError):
+        count = -1
+    if count < 0 or not hasattr(kind, "__getitem__"):
+        raise DataError(
+            f"dataset: got {kind.__name__}, wanted one with len(dataset) and dataset[i], not a loader or a stream"
+        )
+    if not count:
+        raise DataError(f"dataset: got {kind.__name__} without images")
+    identity = {"dataset": f"{kind.__module__}.{kind.__qualname__}", "for": str(place.absolute())}
+    return Source(kind.__name__, request, identity, lambda canvas: _read(dataset, count, request, canvas))
+
+
+def _read(dataset: Any, count: int, request: Request, canvas: Canvas) -> Contents:
+    canvas.expect(count)
+    labels = []
+    name = type(dataset).__name__
+    for index in tqdm(range(count), f"reading {name}", unit="img", disable=None if request.progress else True):
+        pixels, label = _item(dataset, index, request)
+        if index < _TWICE and not np.array_equal(pixels, _item(dataset, index, request)[0]):
+            raise DataError(
+                f"dataset[{index}]: got another image the second time: leave out random transforms, since images are "
+                f"read once (flip=True mirrors them while training)"
+            )
+        if canvas.size is not None and pixels.shape[:2] != canvas.size:
+            raise DataError(f"dataset[{index}]: got an image of another size than dataset[0]; pass resolution=…")
+        canvas.add(pixels)
+        labels.append(label)
+    return labelled(Contents(), labels, _classes(dataset), name)
+
+
+def _item(dataset: Any, index: int, request: Request) -> tuple[np.ndarray, int | None]:
+    """The prepared image and the label at an index."""
+    try:
+        item = dataset[index]
+    except Exception as error:
+        raise DataError(f"dataset[{index}]: {type(error).__name__}: {error}") from error
+    image, label = _parts(item)
+    try:
+        return prepare(_picture(image), request), _label(label)
+    except ValueError as error:
+        raise DataError(f"dataset[{index}]: {error}") from error
+
+
+def _parts(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        known = [name for name in _NAMES if name in item]
+        images = [value for value in item.values() if isinstance(value, Image.Image)]
+        # Of several without such a name none is meant more than the others: the mapping itself is then refused.
+        image = item[known[0]] if known else images[0] if len(images) == 1 else item
+        return image, item.get("label")
+    if isinstance(item, tuple | list) and item:
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def _label(label: Any) -> int | None:
+    """A whole number of any kind; None for anything else, and for -1."""
+    if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int | np.integer) or label == -1:
+        return None
+    if label < 0:
+        raise ValueError(f"got the label {label}, wanted 0 or more")
+    return int(label)
+
+
+def _picture(image: Any) -> Image.Image:
+    """An image of any of the kinds as one of PIL's.
+
+    Raises:
+        ValueError: it is of none.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode.startswith("I;16"):
+            raise ValueError("got an image of 16 bits, wanted 8")
+        return image
+    if isinstance(image, Tensor):
+        image = _bytes(image.detach().cpu())
+        image = np.ascontiguousarray(image.movedim(0, -1) if image.ndim == 3 else image)
+        image = image[..., 0] if image.shape[2:] == (1,) else image
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"got {type(image).__name__}, wanted a PIL image, a tensor, an array, or (image, label)")
+    if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)) or image.ndim < 2 or not image.size:
+        wanted = "a tensor (C, H, W) or an array (H, W, C), C 1 or 3, of uint8"
+        raise ValueError(f"got {image.dtype} of shape {tuple(image.shape)}, wanted {wanted}")
+    return Image.fromarray(image)
+
+
+def _bytes(image: Tensor) -> Tensor:
+    """An image of uint8, from one of floats as ToTensor gives them."""
+    if not image.is_floating_point():
+        return image
+    if not ((image >= 0) & (image <= 1)).all():
+        low, high = float(image.min()), float(image.max())
+        raise ValueError(f"got values from {low:.4g} to {high:.4g}, wanted 0 to 1, as before any Normalize")
+    return image.float().mul(255).round().to(torch.uint8)
+
+
+def _classes(dataset: Any) -> tuple[str, ...] | None:
+    """Names of the classes as torchvision and `datasets` keep them, of the data set within a `Subset` too."""
+    while not hasattr(dataset, "classes") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if names is None and isinstance(features, Mapping):
+        names = getattr(features.get("label"), "names", None)
+    is_list = isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else None
