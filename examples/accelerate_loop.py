@@ -1,7 +1,8 @@
 """accelerate: GradientNorm goes around the critic before `prepare`, so that DDP comes around both.
 
     python examples/accelerate_loop.py
-    accelerate launch --num-processes 2 examples/accelerate_loop.py
+    accelerate launch --num_processes 2 examples/accelerate_loop.py                       (two GPUs)
+    ACCELERATE_USE_CPU=1 torchrun --nproc-per-node 2 examples/accelerate_loop.py          (two processes on a CPU)
 
 The line that changes wraps the critic. For the generator's step take the critic out of DDP by `unwrap_model` (it stays
 a GradientNorm) and freeze it: its own gradients are not wanted there, so there is nothing to share, and two passes do.
@@ -59,3 +60,6 @@ for real in islice(cycle(loader), options.steps):
     critic.requires_grad_(True)
 
 accelerator.print(f"after {options.steps} steps: critic's loss {loss_d:.4f}, generator's loss {loss_g:.4f}")
+# In this order: a DDP that outlives its processes' group may wait forever.
+generator, critic = accelerator.free_memory(generator, critic)
+accelerator.end_training()
