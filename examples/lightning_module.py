@@ -3,9 +3,9 @@
     python examples/lightning_module.py
 
 The line that changes wraps the critic. It is a submodule like any other: checkpoints keep the keys of the critic, and
-the Trainer puts DDP or FSDP around the whole module, which is where it must be. `toggle_optimizer` freezes the critic
-while the generator learns: gnfast then needs two passes instead of four. On several devices that leaves parameters
-without gradients, so Lightning wants strategy="ddp_find_unused_parameters_true", as for every GAN.
+the Trainer puts DDP around the whole module, which is where it must be. `toggle_optimizer` freezes the critic
+while the generator learns: gnfast then needs two passes instead of four. As for every GAN, several devices want
+Trainer(strategy="ddp_find_unused_parameters_true"), and latents a seed of their own in each process.
 """
 
 import argparse

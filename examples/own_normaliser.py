@@ -3,8 +3,8 @@
     python examples/own_normaliser.py
 
 The line that changes is `method=`. A function is enough, and autograd differentiates it. A `gnfast.Head` states its two
-derivatives as well, which saves memory and lets the passes begin with them. This one is f̂ = f / √(n² + f²): a smooth
-cousin of GN's f / (n + |f|), with values in (-1, 1) and ‖∇ₓf̂‖ = n³ / (n² + f²)^1.5 ≤ 1 for piecewise-linear critics.
+derivatives as well, and autograd is not needed for it. This one is f̂ = f / √(n² + f²), a smooth cousin of GN's
+f / (n + |f|), with values in (-1, 1) and ‖∇ₓf̂‖ = n³ / (n² + f²)^1.5 ≤ 1 for piecewise-linear critics.
 """
 
 import argparse

@@ -4,6 +4,7 @@ as well, and in float64 all must end with its weights. The others are compared w
 
 import ast
 import contextlib
+import dataclasses
 import difflib
 import functools
 import io
@@ -17,6 +18,7 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+import PIL.Image
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,8 @@ from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader
 
 import gnfast
+from gnfast.bench.clock import interleaved_ms
+from gnfast.train import PRESETS
 from tests.oracle import relative_error
 from tests.processes import START
 
@@ -44,10 +48,13 @@ def run(name, *options, dtype=torch.float64, fallback="error"):
             contextlib.nullcontext() if fallback == "always" else warnings.catch_warnings(),
         ):
             warnings.simplefilter(fallback, gnfast.FallbackWarning)
-            return runpy.run_path(path, run_name="__main__") | {"printed": printed.getvalue()}
+            scope = runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        scope = {"status": end.code}
     finally:
         torch.set_default_dtype(torch.float32)
         sys.modules.pop("double_backward", None)
+    return scope | {"printed": printed.getvalue()}
 
 
 def parameters(scope):
@@ -183,12 +190,34 @@ def draws_a_critic():
     assert scope["error"] < 1e-12
 
 
+def pixels(images):
+    """Features for the demo's distance: no classifier is trained for it."""
+    return images.float().mean(1)[:, ::2, ::2].flatten(1)
+
+
+def demonstrates(folder):
+    """Two steps, and one round of timings: the page of images, and what it prints of distances and gradients."""
+    preset = PRESETS["digits"]
+    config = dataclasses.replace(preset.config, extractor=f"{__name__}:pixels", eval_every=2)
+    presets = mock.patch.dict(PRESETS, digits=dataclasses.replace(preset, config=config))
+    timings = mock.patch(
+        "gnfast.bench.clock.interleaved_ms", lambda steps, *_, **__: interleaved_ms(steps, 1, warmup=0)
+    )
+    with presets, timings:
+        scope = run("demo.py", "--steps=2", f"--run-dir={folder}", dtype=torch.float32)
+    before, after = map(float, re.search("digits: ([0-9.]+) before, ([0-9.]+) after", scope["printed"]).groups())
+    assert scope["status"] == 0 and before != after
+    assert float(re.search(r"weight gradients differ by (\S+)\)", scope["printed"])[1]) < 1e-2
+    assert PIL.Image.open(folder / "demo.png").width > 12 * 8 * 4
+
+
 CHECKS = {
     "amp_bfloat16.py": functools.partial(trains_in_low_precision, "amp_bfloat16.py", 0.1),
     "amp_float16.py": functools.partial(trains_in_low_precision, "amp_float16.py", 0.02),
     "compiled.py": functools.partial(trains_the_same_gan, "compiled.py", "--backend=aot_eager"),
     "conditional.py": passes_labels_on,
     "cuda_graph.py": captures_the_step,
+    "demo.py": demonstrates,
     "double_backward.py": states_what_gnfast_computes,
     "gn_gan_after.py": differs_in_one_line,
     "gn_gan_before.py": expected,
@@ -203,14 +232,12 @@ CHECKS = {
 
 
 ON_TWO_PROCESSES = ("accelerate_loop.py", "ddp.py", "fsdp2.py")
-ELSEWHERE = {"demo.py"}
-"""`make demo` runs it."""
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", [name for name in FILES if name not in {*ON_TWO_PROCESSES, *ELSEWHERE}])
-def test_example(name):
-    CHECKS[name]()
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ON_TWO_PROCESSES])
+def test_example(name, tmp_path):
+    CHECKS[name](*[tmp_path] if name == "demo.py" else [])
 
 
 class HalfBatches(DataLoader):
@@ -238,31 +265,22 @@ def work(rank, folder, ports):
     torch.save({name: [p.detach().clone() for p in found] for name, found in seen.items()}, f"{folder}/{rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """The weights of two processes for each example, or their parts."""
-    folder = tmp_path_factory.mktemp("processes")
+def test_two_processes_train_the_same_gan_and_so_does_one_without_torchrun(tmp_path):
     with contextlib.ExitStack() as places:
         sockets = [places.enter_context(socket.socket()) for _ in ON_TWO_PROCESSES]
         for place in sockets:
             place.bind(("127.0.0.1", 0))
         ports = [place.getsockname()[1] for place in sockets]
-    start_processes(work, args=(str(folder), ports), nprocs=2, start_method=START)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    start_processes(work, args=(str(tmp_path), ports), nprocs=2, start_method=START)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name in ("accelerate_loop.py", "ddp.py"):
+        assert_same_weights(first[name], expected())
+        assert all(map(torch.equal, first[name], second[name]))
+    assert_same_weights(map(torch.cat, zip(first["fsdp2.py"], second["fsdp2.py"], strict=True)), expected())
+    assert_same_weights(first["alone"], expected())
 
 
-@pytest.mark.parametrize("name", ON_TWO_PROCESSES)
-def test_two_processes_train_the_same_gan(name, seen):
-    for first, second, wanted in zip(*(found[name] for found in seen), expected(), strict=True):
-        assert_same_weights([torch.cat([first, second]) if name == "fsdp2.py" else first], [wanted])
-        assert name == "fsdp2.py" or torch.equal(first, second)
-
-
-def test_without_torchrun_there_is_one_process(seen):
-    assert_same_weights(seen[0]["alone"], expected())
-
-
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py") and name not in ELSEWHERE])
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".py") and name != "demo.py"])
 def test_its_header_says_how_to_run_it(name):
     text = (FOLDER / name).read_text()
     assert f"    python examples/{name}\n" in ast.get_docstring(ast.parse(text), clean=False)
