@@ -33,7 +33,7 @@ if "RANK" in os.environ:  # started by torchrun
 else:
     dist.init_process_group(store=dist.HashStore(), rank=0, world_size=1)
 rank, world = dist.get_rank(), dist.get_world_size()
-device = torch.device(options.device if options.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
+device = torch.device(options.device if options.device == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
 
 torch.manual_seed(0)
 generator = nn.Sequential(
