@@ -16,7 +16,7 @@ export PYTHONUNBUFFERED := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo gpu gpu-libraries venv lint build check hunt bench clean
+.PHONY: help test demo gpu gpu-libraries venv lint build check hunt bench docs wheels clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,6 +71,12 @@ hunt: $(BUILT) ## Look for failures by chance: make hunt MINUTES=n [ONLY="critic
 bench: $(BUILT) ## Time the operations against plain PyTorch on this machine
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=min
 
+docs: $(INSTALLED) ## Build the documentation as site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+wheels: $(INSTALLED) ## Build sdist and wheels and try them out: make wheels [PYTHONS="python3.12 …"] [TORCH="torch==2.13.0 …"]
+	$(BIN)/python release/wheels.py dist $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(TORCH),--torch "$(TORCH)")
+
 clean: ## Remove what was built, .venv included
-	rm -rf $(VENV) build dist *.egg-info gnfast/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) build dist site *.egg-info gnfast/*.so .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

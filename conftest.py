@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 
+from gnfast.kernels.compiled import notice
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _LONG = re.compile(
     "test_(analysis_(cli|compare|drawings)|buckets|build|conv|cuda_compile|ddp|examples|forks|frechet|gpu_run|head|"
-    "hostile_files|interpreter|join|metrics_inception|metrics_scores|mlp|random_networks|report|reproduce|reuse|sign_bits|"
+    "hostile_files|interpreter|join|metrics_inception|metrics_scores|mlp|random_networks|report|reproduce|reuse|sign_bits|site|"
     "sweep|train_(captured|parallel))"
 )
 """Files of tests that take long, or share what does. They begin first: then no process waits for one at the end, nor is
@@ -20,6 +22,9 @@ _lost_in: str | None = None
 
 
 def pytest_configure(config):
+    # Hundreds of tests would skip, and the rest be green without having seen what they are about.
+    if line := notice():
+        raise pytest.UsageError(f"{line}; or GNFAST_BUILD=none to test plain PyTorch's operations")
     # One worker per core: more threads than that only wait for each other.
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)

@@ -16,9 +16,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 MODES = ("auto", "cpu", "cuda", "none")
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
@@ -30,6 +31,11 @@ INSTRUCTIONS = {
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 
 
+OLDEST = {"setuptools": (77,), "torch": (2, 11)}
+"""As in pyproject.toml. Without build isolation nobody else compares setuptools, and pip would replace an older PyTorch
+by one that may be for another CUDA."""
+
+
 def sources(pattern: str) -> list[str]:
     """Files below csrc/. Those called cuda* make the CUDA library, all others the CPU's: *_avx2.cpp and
     *_avx512.cpp with those instructions, cpu_loops.cpp with AVX2 and without."""
@@ -38,6 +44,17 @@ def sources(pattern: str) -> list[str]:
 
 def say(line: str) -> None:
     print(f"gnfast: {line}", file=sys.stderr, flush=True)
+
+
+def require_recent(name: str, version: str | None, remedy: str) -> None:
+    if version and tuple(map(int, re.findall(r"\d+", version)[: len(OLDEST[name])])) < OLDEST[name]:
+        raise SystemExit(f"gnfast: {name}: got {version}, wanted {'.'.join(map(str, OLDEST[name]))} or newer: {remedy}")
+
+
+def installed_torch() -> str | None:
+    """The version of the torch that this Python has, which an isolated build cannot import."""
+    places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return next((found.version for found in metadata.distributions(name="torch", path=places)), None)
 
 
 def find_compiler() -> str | None:
@@ -163,4 +180,6 @@ def compiled_parts() -> dict:
     return {"ext_modules": extensions(mode), "cmdclass": build_commands()}
 
 
-setup(**compiled_parts())
+require_recent("setuptools", setuptools.__version__, "pip install --upgrade setuptools")
+require_recent("torch", installed_torch(), "pip would replace it; install the one that you want first")
+setuptools.setup(**compiled_parts())

@@ -244,9 +244,14 @@ def draw(curves: dict[str, list[Point]], picture: Path) -> None:
         strong.plot(GPUS, [point[5] for point in points], marker="o", markersize=3, label=name)
     strong.plot(GPUS, GPUS, color="grey", linewidth=0.7, linestyle="dashed", label="ideal")
     strong.set_yscale("log", base=2)
+    strong.set_yticks(GPUS, map(str, GPUS))
+    strong.set_ylabel("times as fast as one GPU")
     weak.set_ylim(0, 1.05)
-    for axes, title in ((weak, "weak scaling: efficiency"), (strong, "strong scaling, 1024 real images: speed-up")):
+    weak.set_ylabel("share of one GPU's speed, per GPU")
+    titles = (weak, "weak scaling: 64 real images per GPU"), (strong, "strong scaling: 1024 real images in all")
+    for axes, title in titles:
         axes.set_xscale("log", base=2)
+        axes.set_xticks(GPUS, map(str, GPUS))
         axes.set_xlabel("GPUs (predicted, not measured)")
         axes.set_title(title, fontsize=10)
         axes.grid(linewidth=0.3)

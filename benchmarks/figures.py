@@ -1,8 +1,7 @@
 """Figures of docs/: times of steps from what must_reach.py measured, and distances over training from run folders.
 
 python benchmarks/figures.py benchmarks/results/cpu.json docs/images/cpu.png
-python benchmarks/figures.py runs/gn runs/gn-reference … docs/images/training.png
-python benchmarks/figures.py --seeds runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
+python benchmarks/figures.py runs/float32-0 runs/float32-1 … runs/bfloat16-0 … docs/images/precision.png
 """
 
 import json
@@ -15,79 +14,90 @@ from matplotlib.figure import Figure
 from gnfast.io.rows import read_rows
 from gnfast.runs.record import points
 
-COLOURS = {
-    "four passes": "#1f6fb4",
-    "without rewrites": "#7fb2d9",
-    "double backward": "#c44e52",
-    "no normalisation": "#8c8c8c",
+WAYS = {
+    "four passes": ("gnfast", "#1f6fb4"),
+    "without rewrites": ("gnfast, rewrite=False", "#7fb2d9"),
+    "no normalisation": ("no normalisation", "#8c8c8c"),
+    "double backward": ("double backward", "#c44e52"),
 }
+"""What each measured way is called, and its colour."""
 
 
 def times_of_steps(measured: Path) -> Figure:
-    """One panel per critic and step, channels_last; whiskers are quartiles."""
+    """One panel per step and critic, channels_last; whiskers are quartiles."""
     record = json.loads(measured.read_text())
     rows = [row for row in record["rows"] if row["part"] == "time" and row["layout"] == "channels_last"]
-    rows = [row for row in rows if "times" in row]
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    for axes, row in zip(figure.subplots(1, len(rows), sharey=True), rows, strict=True):
-        for place, (way, colour) in enumerate(COLOURS.items()):
-            median, low, high = (row["times"][way][key] for key in ("median_ms", "q25_ms", "q75_ms"))
-            axes.bar(place, median, color=colour, width=0.8)
-            axes.errorbar(place, median, [[median - low], [high - median]], color="black", linewidth=0.8, capsize=2)
-            axes.text(place, high + 25, f"{median:.0f}", ha="center", fontsize=8)
-        axes.set_title(f"{row['critic']}\n{'critic' if 'critic step' in row['what'] else 'generator'} step", fontsize=9)
-        axes.set_xticks(range(len(COLOURS)), [way.replace(" ", "\n", 1) for way in COLOURS], fontsize=5.5)
+    rows = sorted(
+        (row for row in rows if "times" in row), key=lambda row: ("critic step" not in row["what"], row["critic"])
+    )
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    panels = figure.subplots(2, len(rows) // 2, sharex=True, sharey=True)
+    names, colours = zip(*WAYS.values(), strict=True)
+    for axes, row in zip(panels.flat, rows, strict=True):
+        times = [row["times"][way] for way in WAYS]
+        medians = [time["median_ms"] for time in times]
+        below = [time["median_ms"] - time["q25_ms"] for time in times]
+        above = [time["q75_ms"] - time["median_ms"] for time in times]
+        axes.barh(names, medians, color=colours, height=0.75)
+        axes.errorbar(medians, names, xerr=[below, above], fmt="none", color="black", linewidth=0.8, capsize=2)
+        for place, time in enumerate(times):
+            ratio = time["median_ms"] / row["times"]["double backward"]["median_ms"]
+            share = "" if ratio == 1 else f"  (× {ratio:.2f})"
+            axes.text(time["q75_ms"] + 25, place, f"{time['median_ms']:.0f} ms{share}", va="center", fontsize=9)
+        axes.set_title(
+            f"{row['critic']}: {'critic' if 'critic step' in row['what'] else 'generator'} step", fontsize=10
+        )
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("milliseconds, batch 64")
+    panels[0, 0].invert_yaxis()
+    panels[0, 0].set_xlim(right=1.22 * max(row["times"]["double backward"]["q75_ms"] for row in rows))
     environment = record["environment"]
-    about = f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch']}, float32"
-    figure.suptitle(about, fontsize=8)
-    return figure
-
-
-def distances_over_training(runs: list[Path]) -> Figure:
-    """The Fréchet distance over steps, and over the seconds that training took; names of folders are the labels."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    over_steps, over_time = figure.subplots(1, 2, sharey=True)
-    for run in runs:
-        distances = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
-        seconds = {0: 0.0} | {row["step"]: row["seconds"] for row in read_rows(run / "speed.jsonl")}
-        steps = [step for step in distances if step in seconds]
-        values = [distances[step] for step in steps]
-        over_steps.plot(steps, values, marker="o", markersize=3, label=run.name)
-        over_time.plot([seconds[step] for step in steps], values, marker="o", markersize=3)
-    over_steps.set(yscale="log", xlabel="generator updates", ylabel="Fréchet distance (EMA)")
-    over_time.set(xlabel="seconds, evaluations included")
-    figure.legend(loc="outside right upper", frameon=False)
+    about = (
+        f"{environment['device']}, {environment['threads']} threads, PyTorch {environment['torch'].partition('+')[0]}"
+    )
+    figure.supxlabel(f"milliseconds for 64 images of 32×32, float32; {about}", fontsize=9)
     return figure
 
 
 def distances_of_seeds(runs: list[Path]) -> Figure:
-    """The Fréchet distance over steps: thin for each run, thick for the mean of those that differ in the seed."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    groups: dict[str, list[dict[int, float]]] = {}
+    """The Fréchet distance over steps and over seconds: thin for each run, thick for the mean of those that differ in
+    the seed, at the mean of their seconds.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    groups: dict[str, list[Path]] = {}
     for run in runs:
-        found = dict(points(read_rows(run / "metrics.jsonl"), "distance_ema"))
-        groups.setdefault(run.name.rpartition("-")[0], []).append(found)
-    axes = figure.subplots()
-    for (name, curves), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
-        for curve in curves:
-            axes.plot(curve.keys(), curve.values(), color=colour, linewidth=0.8, alpha=0.5)
-        steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+        groups.setdefault(run.name.rpartition("-")[0], []).append(run)
+    for (name, members), colour in zip(groups.items(), ("#1f6fb4", "#c44e52"), strict=True):
+        curves = [dict(points(read_rows(run / "metrics.jsonl"), "distance_ema")) for run in members]
+        clocks = [dict(points(read_rows(run / "speed.jsonl"), "seconds")) | {0: 0.0} for run in members]
+        for curve, clock in zip(curves, clocks, strict=True):
+            thin = {"color": colour, "linewidth": 0.8, "alpha": 0.5}
+            over_steps.plot(curve.keys(), curve.values(), **thin)
+            over_time.plot([clock[step] for step in curve], curve.values(), **thin)
+        steps = sorted(set.intersection(*map(set, curves)))
         means = [statistics.mean(curve[step] for curve in curves) for step in steps]
-        axes.plot(steps, means, color=colour, marker="o", linewidth=2, label=f"{name}, mean of {len(curves)} seeds")
-    axes.set(xlabel="generator updates", ylabel="Fréchet distance (EMA)", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+        seconds = [statistics.mean(clock[step] for clock in clocks) for step in steps]
+        thick = {"color": colour, "marker": "o", "markersize": 4, "linewidth": 2}
+        over_steps.plot(steps, means, label=f"{name}, mean of {len(members)} seeds", **thick)
+        over_time.plot(seconds, means, **thick)
+    over_steps.set(xlabel="generator updates", ylabel=_distance(runs), ylim=(0, None))
+    over_time.set(xlabel="seconds of training, evaluations included", xlim=(0, None))
+    for axes in (over_steps, over_time):
+        axes.spines[["top", "right"]].set_visible(False)
+    over_steps.legend(frameon=False)
     return figure
+
+
+def _distance(runs: list[Path]) -> str:
+    """The label of the axis, with whose features it is."""
+    extractors = {row["extractor"] for run in runs for row in read_rows(run / "metrics.jsonl") if "extractor" in row}
+    return f"Fréchet distance (EMA)\nin features of {', '.join(sorted(extractors))}"
 
 
 def drawn(sources: list[str]) -> Figure:
     """The figure that the words before the picture's path ask for."""
-    if sources[0] == "--seeds":
-        return distances_of_seeds([Path(run) for run in sources[1:]])
     paths = [Path(source) for source in sources]
-    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_over_training(paths)
+    return times_of_steps(paths[0]) if paths[0].suffix == ".json" else distances_of_seeds(paths)
 
 
 if __name__ == "__main__":

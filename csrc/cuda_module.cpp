@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "interface.h"
 #include "sign_bits/cuda.h"
 
 namespace py = pybind11;
@@ -14,6 +15,7 @@ namespace {
 
 py::dict build_info() {
   py::dict info;
+  info["interface"] = GNFAST_INTERFACE;
   info["cuda"] = std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["architectures"] = gnfast::cuda::compiled_architectures();
   info["torch"] = TORCH_VERSION;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "arena/arena.h"
+#include "interface.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -15,6 +16,7 @@ namespace {
 
 py::dict build_info() {
   py::dict info;
+  info["interface"] = GNFAST_INTERFACE;
 #if defined(__clang__)
   info["compiler"] = "clang " __clang_version__;
 #elif defined(__GNUC__)

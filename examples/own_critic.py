@@ -3,8 +3,9 @@
     python examples/own_critic.py
 
 The critic has StyleGAN2's "fused" activation in the form that many repositories copied: a custom autograd Function.
-No recording can see what is in one, so gnfast takes exact double backward, with one warning that names the place. The
-line that changes says the same in PyTorch's operations. `strict=True` turns such a warning into an error.
+No recording can see what is in one, so gnfast takes exact double backward, with one warning that names the place; the
+line that changes says the same in PyTorch's operations. `explain` says in sentences what is in the way, `trace` lists
+every operation and its cost, and `strict=True` turns a fallback into an error.
 """
 
 import argparse
@@ -57,7 +58,7 @@ if __name__ == "__main__":
     before, after = Critic(fused=True).to(device), Critic(fused=False).to(device)
     after.load_state_dict(before.state_dict())
     x = torch.randn(8, 3, 16, 16, device=device)
-    print(f"before: {gnfast.trace(before, x)}\n\nafter: {gnfast.trace(after, x)}\n")
+    print(f"before: {gnfast.explain(before, x)}\n\nafter: {gnfast.trace(after, x)}\n")
     expected = gnfast.normalize_gradient(before, x)
     error = (gnfast.normalize_gradient(after, x, strict=True) - expected).norm() / expected.norm()
     print(f"f̂ is the same up to {error:.0e}, in float32")

@@ -1,11 +1,12 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
 from gnfast.engine import heads, penalties, reference
+from gnfast.engine.explain import Explanation, explain
 from gnfast.engine.functional import normalize_gradient, value_and_grad_norm, value_and_input_grad
 from gnfast.engine.heads import Head
 from gnfast.engine.module import GradientNorm
 from gnfast.engine.rescale import rescale_
-from gnfast.errors import FallbackWarning, InputError, UnsupportedError
+from gnfast.errors import FallbackWarning, InputError, UncompiledWarning, UnsupportedError
 from gnfast.plan import Plan, trace
 from gnfast.rewriting import rewrite
 from gnfast.spectral import remove_spectral_norm, spectral_norm, spectral_norm_, spectral_values
@@ -18,12 +19,15 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "CapturedStep",
+    "Explanation",
     "FallbackWarning",
     "GradientNorm",
     "Head",
     "InputError",
     "Plan",
+    "UncompiledWarning",
     "UnsupportedError",
+    "explain",
     "grouped_batch_norm",
     "heads",
     "memory_use",

@@ -14,6 +14,10 @@ class FallbackWarning(UserWarning):
     """A call takes a slower way to the same result, exact double backward above all; the message says why."""
 
 
+class UncompiledWarning(RuntimeWarning):
+    """A compiled library is missing, and PyTorch's operations do its work; the message says why and what to type."""
+
+
 class InputError(ValueError):
     """An argument of the wrong kind, shape, dtype or device; the message names it, what came and what was wanted."""
 
@@ -26,12 +30,12 @@ def not_a_tensor(value: object) -> InputError:
     )
 
 
-def warn_of_fallback(message: str) -> None:
-    """Gives a FallbackWarning at the line outside gnfast and PyTorch from which the call came."""
+def warn_of_fallback(message: str, category: type[Warning] = FallbackWarning) -> None:
+    """Gives a warning at the line outside gnfast and PyTorch from which the call came."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gnfast", "torch"):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, FallbackWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def require_int(name: str, value: object, least: int, error: type[ValueError] = InputError) -> int:
@@ -39,6 +43,19 @@ def require_int(name: str, value: object, least: int, error: type[ValueError] = 
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise error(f"{name}: got {value!r}, wanted an int of at least {least}")
     return value
+
+
+# Where a package has another name than its module.
+_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+def missing(what: str, module: str | None) -> str:
+    """The message where `what` needs a module that is not installed, with how to install it."""
+    package = _PACKAGES.get(module, module)
+    return (
+        f"{what} needs {package}, which is not installed: pip install {package}; all that training needs: "
+        'pip install --no-build-isolation ".[train]" in the checkout of gnfast'
+    )
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:

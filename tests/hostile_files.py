@@ -862,8 +862,8 @@ def _cache(folder: Path, r: random.Random) -> Path:
     return folder
 
 
-for _command in ("list", "verify", "clear"):
-    HOSTILE.append(Hostile(f"cache-{_command}", _cache, lambda _, command=_command: ["data", command]))
+for _command, *_words in (["list"], ["verify"], ["clear", "--all"]):
+    HOSTILE.append(Hostile(f"cache-{_command}", _cache, lambda _, words=(_command, *_words): ["data", *words]))
 
 
 def main(kinds: list[str]) -> int:

@@ -1,5 +1,6 @@
 """What setup.py decides, what the libraries say about themselves, and the choice of a backend."""
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from gnfast.bench import libraries
 from gnfast.bench.gpu_ways import IN_TRITON
 from gnfast.kernels import backends, build_info
+from gnfast.kernels.build_info import INTERFACE
 from gnfast.kernels.sign_bits.plain import pack
 from tests.processes import run_python
 
@@ -72,6 +74,23 @@ def test_missing_torch_installs_pure(setup_py):
     assert line.startswith("gnfast: torch is not importable here")
 
 
+@pytest.mark.parametrize(("version", "refused"), [("2.10.0+cpu", True), ("2.11.0", False), ("3.0", False)])
+def test_an_older_torch_is_not_replaced(setup_py, tmp_path, version, refused):
+    """An isolated build cannot import it: what counts is that it is there."""
+    found = tmp_path / "project" / f"torch-{version}.dist-info"
+    found.mkdir()
+    (found / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    code, (line,), _ = setup_py("import sys; sys.modules['torch'] = None")
+    assert (code != 0) == refused
+    assert line.startswith(f"gnfast: torch: got {version}, wanted 2.11 or newer" if refused else "gnfast: torch is not")
+
+
+def test_an_older_setuptools_is_named(setup_py):
+    code, (line,), _ = setup_py("import setuptools; setuptools.__version__ = '65.5.0'")
+    assert code != 0
+    assert line == "gnfast: setuptools: got 65.5.0, wanted 77 or newer: pip install --upgrade setuptools"
+
+
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a CUDA build")
 def test_cuda_mode_says_what_is_missing(setup_py):
     code, (line,), _ = setup_py(GNFAST_BUILD="cuda")
@@ -96,6 +115,7 @@ def test_build_info_tells_how_it_was_built():
     if info["cpp"]["status"] != "loaded":
         assert info["cpp"] == {"status": "not built"}
         return
+    assert info["cpp"]["interface"] == INTERFACE
     assert info["cpp"]["compiler"].startswith(("gcc", "clang"))
     assert torch.__version__.startswith(info["cpp"]["torch"].split("+")[0])
     assert info["cpp"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
@@ -124,20 +144,39 @@ def test_backend_override_needs_that_backend():
     assert "RuntimeError: GNFAST_BACKEND=cuda, but that backend is unavailable" in run.stderr
 
 
-def test_unloadable_library_is_reported_not_raised(tmp_path):
+@pytest.mark.parametrize(
+    ("library", "status"),
+    [
+        ("raise ImportError('undefined symbol: elsewhere')", "cannot be loaded: undefined symbol: elsewhere"),
+        ("build_info = lambda: {'torch': '2.11'}", "was built from other sources: build it again, by `make build`"),
+        (
+            "build_info = lambda: {'interface': 'older'}",
+            "was built from other sources: build it again, by `make build`",
+        ),
+    ],
+    ids=["not loadable", "before interfaces", "another interface"],
+)
+def test_unusable_library_is_reported_not_raised(tmp_path, library, status):
     package = tmp_path / "gnfast"
     shutil.copytree(ROOT / "gnfast" / "kernels", package / "kernels")
     (package / "__init__.py").touch()
-    (package / "_C.py").write_text("raise ImportError('undefined symbol: elsewhere')\n")
+    (package / "_C.py").write_text(library)
     code = (
         "import torch; from gnfast.kernels import build_info, backends, leaky_relu_pack\n"
-        "print(build_info()['cpp']['status'], backends()['leaky_relu_pack'], leaky_relu_pack(torch.ones(3))[1].item())"
+        "print(backends()['leaky_relu_pack'], leaky_relu_pack(torch.ones(3))[1].item(), build_info()['cpp']['status'])"
     )
     run = run_python("-c", code, cwd=tmp_path)
-    assert run.stdout.strip() == (
-        "cannot be loaded: undefined symbol: elsewhere {'cpu': 'torch', 'cuda': 'torch'} 7"
-    ), run.stderr
-    assert run.stderr.count("RuntimeWarning") == 1
+    assert run.stdout.startswith("{'cpu': 'torch', 'cuda': 'torch'} 7 " + status), run.stderr
+    assert run.stderr.count("RuntimeWarning: gnfast._C " + status) == 1
+
+
+def test_interface_is_a_digest_of_the_declarations():
+    """Else a library from other sources would be taken for one that fits, and fail at its first use."""
+    schema, module = ((ROOT / "csrc" / name).read_text() for name in ("schema.cpp", "module.cpp"))
+    declared = re.findall(r'"([^"\n]*)"', schema) + re.findall(r'm\.def\("(\w+)"', module)
+    wanted = hashlib.sha256("".join(declared).encode()).hexdigest()[:12]
+    assert f'INTERFACE "{wanted}"' in (ROOT / "csrc" / "interface.h").read_text()
+    assert wanted == INTERFACE
 
 
 def test_check_of_the_libraries_says_what_is_wrong_in_one_line(tmp_path, monkeypatch, capsys):

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "examples" / "README.md"])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "examples" / "README.md"])
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 
 
 def anchors(page):
-    """Of its headings, as GitHub makes them."""
+    """Of its headings, as GitHub makes them; of entries of the API reference, as the site does."""
     headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
-    return {"#" + re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    entries = re.findall(r"^::: (.*)", page.read_text(), re.MULTILINE)
+    named = {"#" + re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    return named | {f"#{entry}" for entry in entries}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,7 +1,6 @@
 """What exists twice, side by side: the times that decide which of the two stays (CONTRIBUTING.md)."""
 
 import contextlib
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -22,9 +21,8 @@ from gnfast.bench.critics import shipped
 from gnfast.bench.gate import NO_BUDGET, Gate, error_of, within
 from gnfast.bench.graph import captured
 from gnfast.kernels import backend
+from gnfast.plan import tracing
 
-# The package exports a function of the module's name.
-trace = importlib.import_module("gnfast.plan.trace")
 Calls = dict[str, Callable[[], object]]
 
 
@@ -45,10 +43,10 @@ def twins(context: Context) -> Iterator[Row]:
 @contextlib.contextmanager
 def unshortened() -> Iterator[None]:
     """Plans whose ends are as the network states them (`gnfast/plan/ends.py`)."""
-    trace._plan.cache_clear()
-    with mock.patch.object(trace, "shorten", lambda nodes, output, derived, dtypes: (nodes, tuple(derived), None)):
+    tracing._plan.cache_clear()
+    with mock.patch.object(tracing, "shorten", lambda nodes, output, derived, dtypes: (nodes, tuple(derived), None)):
         yield
-    trace._plan.cache_clear()
+    tracing._plan.cache_clear()
 
 
 CRITIC_WAYS = {

@@ -241,20 +241,22 @@ def _domains_over_training(rows: Rows) -> Figure:
     is almost linear.
     """
     families = distinct(rows, "family")
-    figure, grid = canvas(2, len(families), 5.2)
+    figure, grid = canvas(2, len(families), 6.2)
     for column, family, part in parts(rows, "family"):
         above, below = grid[column], grid[len(families) + column]
         for axes, name in ((above, "omega"), (below, "slope")):
             for index, setting, line in parts(part, "setting"):
-                band(axes, line, "step", f"{name}_min", f"{name}_max", index, alpha=0.25)
-                plot(axes, line, "step", f"{name}_min", color=colour(index), linewidth=1)
-                plot(axes, line, "step", f"{name}_max", color=colour(index), linewidth=1, label=setting)
+                # Faint: one of the bands lies in another.
+                band(axes, line, "step", f"{name}_min", f"{name}_max", index, alpha=0.08)
+                style = {"color": colour(index), "marker": marker(index), "markersize": 3.5}
+                plot(axes, line, "step", f"{name}_min", linestyle="--", **style)
+                plot(axes, line, "step", f"{name}_max", label=setting, **style)
         symlog(above, values(part, "omega_min", "omega_max"))
         above.set_title(family)
-        legend(above)
         below.set_xlabel(STEPS)
-    grid[0].set_ylabel("Ω: values of the critic")
-    grid[len(families)].set_ylabel("slopes of the loss on Ω")
+        below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+    grid[0].set_ylabel("Ω: largest (solid) and least (dashed)\nvalue of the critic")
+    grid[len(families)].set_ylabel("largest (solid) and least (dashed)\nslope of the loss on Ω")
     return figure
 
 

@@ -1,11 +1,12 @@
 """What the figures are made of: axes in tiles, and curves, bands and boxes from rows."""
 
+import math
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gnfast.runs.drawing import canvas, colour
+from gnfast.runs.drawing import canvas, colour, tick
 from gnfast.runs.rows import Rows, values
 
 
@@ -52,6 +53,10 @@ def symlog(axes: Axes, numbers: list[float]) -> None:
     """A vertical axis that is logarithmic on both sides of 0, where numbers span more than a factor of 20."""
     sizes = [abs(value) for value in numbers if value]
     if sizes and max(sizes) > 20 * min(sizes):
-        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) * 1e-9))
-        axes.yaxis.get_major_locator().set_params(numticks=9)
-        axes.yaxis.set_major_formatter("{x:g}")
+        least = max(min(sizes), max(sizes) * 1e-9)
+        axes.set_yscale("symlog", linthresh=least)
+        # Four powers of ten at most on each side, none of them next to 0.
+        high, low = math.floor(math.log10(max(sizes))), math.ceil(math.log10(least)) + 1
+        powers = [10.0**exponent for exponent in range(high, low - 1, -max(1, math.ceil((high - low + 1) / 4)))]
+        axes.set_yticks([-power for power in powers] + [0] + powers[::-1], minor=False)
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))

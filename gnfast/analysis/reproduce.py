@@ -12,6 +12,7 @@ import torch
 from gnfast import metrics
 from gnfast.analysis.experiments import BASE, EXPERIMENTS, FIGURES, PRESET, Trained
 from gnfast.analysis.panels import write_panels
+from gnfast.config.config import AUTO
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import resolve_device
@@ -82,7 +83,7 @@ def reproduce(
     source, dataset = _prepared(scale, out)
     experiments = dict.fromkeys(name for figure in chosen for name in figure.experiments)
     sweep = sweep_for(scale, experiments, source, dataset, out, jobs or os.cpu_count() or 1)
-    for extractor in {case.config().extractor for case in sweep.cases} - {"none"}:
+    for extractor in {case.config().extractor for case in sweep.cases} - {"none", AUTO}:
         # Trained or fetched once here, found ready by every run.
         metrics.load_extractor(extractor, dataset, device=device, progress=False)
     if stopped := run_sweep(sweep, progress=progress, echo=echo):

@@ -14,7 +14,7 @@ from gnfast.bench.iteration import settings
 from gnfast.bench.mode import tuned
 from gnfast.engine.operands import made_of, prepare
 from gnfast.plan.plan import readers
-from gnfast.plan.trace import record
+from gnfast.plan.tracing import record
 
 NOT_FUSIBLE = ("convolution", "product")
 GENERATOR_STEPS = ("forward", "forward and backward")

@@ -9,9 +9,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from gnfast import __version__
 from gnfast.cli.common import UsageError, columns, of_the_user
 from gnfast.cli.output import lasting_output
-from gnfast.errors import unknown
+from gnfast.errors import missing, unknown
 from gnfast.io.files import unwinding
 
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.
@@ -33,6 +34,7 @@ COMMANDS = {
     "eval": ("WHAT", "FID, IS and KID of a run's generator, of images or of saved statistics"),
     "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
     "bench": ("[CASE …]", "what a normalised critic costs on this machine, against double backward and its relatives"),
+    "weights": ("[FILE]", "Inception's weights, which FID needs: where they are, or where to get them; checks a file"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }
 
@@ -51,7 +53,7 @@ examples:
   gnfast sample runs/digits --n 100 --out digits.png     a grid of 100 images
   gnfast eval runs/digits --n 2000                       its scores against the real images
 
-`gnfast COMMAND --help` explains every option.
+`gnfast COMMAND --help` explains every option; `gnfast --version` says which gnfast this is.
 """
 
 # Import names of the packages in the extra `train`.
@@ -83,26 +85,37 @@ def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage(), end="")
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"gnfast {__version__}")
+        return 0
     command, rest = words[0], words[1:]
     try:
         if command not in COMMANDS:
             raise UsageError(unknown("command", command, COMMANDS))
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"gnfast: warning: {message}", file=sys.stderr)
+            said: set[str] = set()
+            warnings.showwarning = lambda message, *_: _warn(str(message), said)
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
     except KeyboardInterrupt:
         print("gnfast: interrupted", file=sys.stderr)
         return 130
     except ImportError as error:
         if error.name in TRAIN_PACKAGES:
-            print(f"gnfast: {command} needs {error.name}: pip install gnfast[train]", file=sys.stderr)
+            print(f"gnfast: {missing(command, error.name)}", file=sys.stderr)
             return 2
         raise
     except Exception as error:
-        if not (said := of_the_user(error)):
+        if not (line := of_the_user(error)):
             raise
-        print(f"gnfast: {said}", file=sys.stderr)
+        print(f"gnfast: {line}", file=sys.stderr)
         return 2
+
+
+def _warn(message: str, said: set[str]) -> None:
+    """Says it once, however many images, say, are loaded from the same place."""
+    if message not in said:
+        said.add(message)
+        print(f"gnfast: warning: {message}", file=sys.stderr)
 
 
 def _usage() -> str:

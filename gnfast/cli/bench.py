@@ -19,9 +19,10 @@ from gnfast.bench.environment import environment
 from gnfast.bench.mode import PRECISIONS, tuned
 from gnfast.cli.common import UsageError
 from gnfast.cli.options import argument, parse
-from gnfast.errors import unknown
+from gnfast.errors import missing, unknown
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_file, write_text
+from gnfast.kernels.compiled import notice
 
 BENCH_HELP = """\
 Measure what a gradient-normalised critic costs on this machine, against what else there is.
@@ -100,13 +101,18 @@ def run(words: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = resolve_device(options.device)
+    if line := notice(device.type):
+        print(f"warning: {line}")
     precision = options.dtype
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
+    if precision == "tf32" and device.type == "cpu":
+        raise UsageError("--dtype: got tf32, which CPUs do not have, wanted float32 or bfloat16")
     networks = _networks(options, device.type)
     described = environment(device)
     roof = ceilings.measure(device, tuned(precision), options.quick)
-    title = f"{described['device']}, {described['threads']} CPU threads, PyTorch {described['torch']}, {precision}"
+    threads = f"{described['threads']} CPU thread{'s' * (described['threads'] != 1)}"
+    title = f"{described['device']}, {threads}, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}\n\n{printed_rows.LEGEND}")
     rows: list[Row] = []
     results = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
@@ -158,7 +164,7 @@ def _measured(
                 print(line, flush=True)
             yield [row for row in found if "note" not in row]
     except ImportError as error:
-        print(f"\nnote: {name} needs {error.name}, which is not installed: pip install gnfast[train]")
+        print(f"\nnote: {missing(name, error.name)}")
 
 
 def _networks(options: BenchOptions, kind: str) -> list[Network]:

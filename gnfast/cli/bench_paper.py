@@ -11,6 +11,7 @@ from gnfast.cli.common import UsageError
 from gnfast.cli.options import parse
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_folder
+from gnfast.kernels.compiled import notice
 
 HELP = """\
 Train what the papers train, with gnfast and as the papers' code does, for the same time; a table and a picture.
@@ -69,6 +70,8 @@ def run(words: list[str]) -> int:
         if (name := word.partition("=")[0].replace("-", "_")) in FIXED:
             raise UsageError(f"--set: got {name}, which the comparison sets itself")
     device = resolve_device(options.device)
+    if line := notice(device.type):
+        print(f"warning: {line}")
     if options.scale is None and device.type == "cpu":
         raise UsageError(
             "--scale: there is no GPU, and on a CPU a preset at full size learns something only after days: give "

@@ -1,7 +1,9 @@
 """`gnfast data`: the data sets, and the prepared pixels that are kept of them."""
 
 import inspect
+import sys
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -35,7 +37,7 @@ examples:
   gnfast data prepare pictures.zip --preset gngan-cifar10-cnn  as that preset will ask for it
   gnfast data stats pictures.zip --resolution 64 --out look.png
   gnfast data verify                                           is what is prepared still what it was?
-  gnfast data clear stl10                                      make room
+  gnfast data clear stl10                                      make room; --all deletes all that is prepared
 
 `gnfast data COMMAND --help` explains every option.
 """
@@ -61,8 +63,9 @@ class SourceOptions:
     """Side in pixels to which images are resized; their own size if None."""
     channels: int | None = None
     """1 for grey, 3 for colour; what the images have if None."""
-    crop: int | None = None
-    """Side in pixels of the square in the middle that is cut out first; 0 for none, the data set's own if None."""
+    crop: int | Literal["square"] | None = None
+    """Side in pixels of the square in the middle that is cut out first, or `square` for the largest; 0 for none, the
+    data set's own if None."""
     download: bool = False
     """Fetch a named data set's official archive when it is not there yet; its checksum is verified."""
     data_root: str = ""
@@ -96,7 +99,9 @@ class ClearOptions:
     """Whose prepared images."""
 
     names: argument("[NAME …]", tuple[str, ...]) = ()
-    """Of data sets, as `gnfast data list` shows them; all if there are none."""
+    """Of data sets, as `gnfast data list` shows them."""
+    all: bool = False
+    """Of all data sets, and what preparations that did not end have left; without it and NAME, you are asked."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,10 @@ def _list(_options: ListOptions) -> None:
     print("\n" + columns(rows))
     print(f"\n{_bytes(sum(entry.nbytes for entry in entries))} in {cache.folder()}")
     if left := cache.leftovers():
-        print(f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end (data clear)")
+        print(
+            f"{_bytes(sum(path.stat().st_size for path in left))} left by preparations that did not end "
+            "(data clear --all)"
+        )
 
 
 def _prepare(options: SourceOptions) -> None:
@@ -217,6 +225,8 @@ def _stats(options: StatsOptions) -> None:
 
 def _clear(options: ClearOptions) -> None:
     """Delete what is prepared of the named data sets, or all of it."""
+    if options.all and options.names:
+        raise UsageError(f"data clear: got --all and {' '.join(options.names)}, wanted one of them")
     entries = cache.entries()
     names = {entry.header["name"] for entry in entries}
     for word in options.names:
@@ -226,11 +236,22 @@ def _clear(options: ClearOptions) -> None:
     chosen = [entry for entry in entries if not options.names or entry.header["name"] in options.names]
     left = [] if options.names else cache.leftovers()
     freed = sum(entry.nbytes for entry in chosen) + sum(path.stat().st_size for path in left)
+    if freed and not options.names and not options.all:
+        _require_consent(f"{len(chosen)} prepared data sets, {_bytes(freed)} in {cache.folder()}")
     for entry in chosen:
         entry.remove()
     for path in left:
         path.unlink()
     print(f"{_bytes(freed)} freed in {cache.folder()}")
+
+
+def _require_consent(what: str) -> None:
+    """That a person at a terminal wants all of it deleted; elsewhere nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise UsageError(f"data clear: got no name, wanted some, or --all for {what}")
+    print(f"Delete {what}? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("data clear: nothing is deleted")
 
 
 # Command: (its arguments, what it does, what they are read into, what does it).
@@ -239,7 +260,7 @@ COMMANDS = {
     "prepare": ("SOURCE", "read the images of a name or path once, and keep them", SourceOptions, _prepare),
     "verify": ("[SOURCE]", "compare archives and prepared images with their checksums", VerifyOptions, _verify),
     "stats": ("SOURCE", "what is in it: numbers, classes, a picture", StatsOptions, _stats),
-    "clear": ("[NAME …]", "delete what is prepared", ClearOptions, _clear),
+    "clear": ("NAME …", "delete what is prepared", ClearOptions, _clear),
 }
 
 

@@ -46,7 +46,6 @@ Examples:
   gnfast eval runs/stl10 --n-real 10000 --n 5000
   gnfast eval runs/cifar10 --raw --n 10000 --split test --out result.json
   gnfast eval fakes.zip --data cifar10 --protocol torch
-  gnfast eval fakes/ --reference stats/cifar10.train.npz
   gnfast eval cifar10 --save-stats cifar10.train.npz
   gnfast eval cifar10 --what-split test --reference cifar10.train.npz
   gnfast eval runs/digits --extractor classifier --n 2000
@@ -71,6 +70,9 @@ class EvalOptions:
     resolution: int = 0
     """Side in pixels to which images of files and data sets are resized; 0 leaves them as they are, or as a run has
     them."""
+    crop: int | Literal["square"] | None = None
+    """Side in pixels of the square in the middle that is cut out first, or `square` for the largest; what the data set
+    or the run has if None."""
     channels: Literal[0, 1, 3] = 0
     """1 makes images of files and data sets grey, 3 makes grey ones RGB; 0 leaves them, or as a run has them."""
     reference: str = ""
@@ -179,7 +181,6 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     further = _similarity(options, subject) | _divergence(options, subject, images, device)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
     if real and extractor:
-        # Before hours of measuring.
         metrics.require_comparable(real.origin, metrics.origin(extractor))
     if images:
         n = options.n_real or subject.settings.get("n_real") or None
@@ -275,7 +276,8 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     # Real images are prepared as they were for the run, whichever they are.
     split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
     names = ("data", "data_root", "resolution", "channels")
-    real = dataclasses.replace(config, **{name: value for name in names if (value := getattr(options, name))})
+    asked = {name: value for name in names if (value := getattr(options, name))}
+    real = dataclasses.replace(config, **asked, crop=config.crop if options.crop is None else options.crop)
     facts = {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics}
     if (place := locate(path, options.best)) and place.name:
         facts = {"checkpoint": place.name, **facts}
@@ -304,18 +306,18 @@ def _load(source: str, split: str, options: EvalOptions) -> ImageDataset:
         split=split,
         resolution=options.resolution or None,
         channels=options.channels or None,
+        crop=options.crop,
         root=options.data_root or None,
         progress=_progress(),
     )
 
 
 def _require_alike(real: ImageDataset, measured: ImageDataset) -> None:
-    """Before hours of measuring what `compare` would not compare."""
     one, other = ("x".join(map(str, images.images.shape[1:])) for images in (real, measured))
     if one != other:
         raise ValueError(
             f"images of {measured.name} are {other} and the real ones of {real.name} {one}: say how both are to be "
-            "prepared, --resolution and --channels"
+            "prepared, --resolution, --crop and --channels"
         )
 
 

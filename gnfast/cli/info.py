@@ -18,6 +18,7 @@ def run(words: list[str]) -> int:
 
     import gnfast
     from gnfast.kernels import backends, build_info, tuning_table
+    from gnfast.kernels.compiled import notice
 
     rows = [
         ("gnfast", f"{gnfast.__version__}, in {Path(gnfast.__file__).parent}"),
@@ -33,6 +34,8 @@ def run(words: list[str]) -> int:
     print("\nbuilt")
     built = [(f"  {name}", plain(value)) for name, value in build_info().items()]
     print(columns(built))
+    if line := notice("cuda" if torch.cuda.is_available() else "cpu"):
+        print(f"  {line}")
     print("\nbackends")
     print(columns([(f"  {operation}", plain(chosen)) for operation, chosen in backends().items()]))
     return 0

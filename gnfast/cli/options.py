@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from gnfast.cli.common import UsageError
+from gnfast.cli.help import PLACE, document, placed
 
 T = TypeVar("T")
 
@@ -34,10 +35,12 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
         SystemExit: help was asked for, and printed.
     """
     prog, errors = f"gnfast {command}", io.StringIO()
+    if {"-h", "--help"} & {*words}:
+        document(kind)
     try:
-        with contextlib.redirect_stderr(errors):
+        with placed(help), contextlib.redirect_stderr(errors):
             return tyro.cli(
-                kind, args=words, prog=prog, description=help, **({} if default is None else {"default": default})
+                kind, args=words, prog=prog, description=PLACE, **({} if default is None else {"default": default})
             )
     except SystemExit as end:
         if not end.code:
@@ -57,7 +60,8 @@ def _unframed(box: str) -> str:
     if "╭" not in box and len(parts) > 1:
         # Where stdout is not UTF-8, the title is not in a frame but above a rule.
         parts.pop(0)
-    message = parts[0].removeprefix("Error parsing Config: ")
+    # What each of several types has against a value is more than one line.
+    message = parts[0].removeprefix("Error parsing Config: ").partition(" Got errors:")[0]
     near = re.search(r"meant:.*?(--[\w-]+)", " ".join(parts[1:]))
     return f"{message}; did you mean {near.group(1)}?" if near else message
 

@@ -27,8 +27,8 @@ class SampleOptions:
     n: int = 64
     """How many images."""
     out: str = ""
-    """Where to: FILE.png for one grid, or a folder for one PNG per image. RUN/sample-ema.png (-raw, -ema-best, …)
-    if empty."""
+    """Where to: FILE.png or FILE.jpg for one grid, or a folder for one PNG per image. RUN/sample-ema.png (-raw,
+    -ema-best, …) if empty."""
     weights: Literal[*WEIGHTS] = "ema"
     """The moving average of the generator, or the generator itself; --ema and --raw are short for them."""
     best: bool = False
@@ -50,11 +50,11 @@ def run(words: list[str]) -> int:
     words = spelled_out(words)
     usage = "which run? usage: gnfast sample RUN [--n N] [--out PATH] [--ema | --raw] [--best]"
     options = parse(SampleOptions, words, "sample", help=HELP, usage=usage)
-    from gnfast.train.sample import sample_run
+    from gnfast.train.sample import is_picture, sample_run
 
     # A file holds one kind of weights: only a wish that was spelt out can be wrong.
     asked = any(word.partition("=")[0] == "--weights" for word in words)
-    kind = output_file if options.out.lower().endswith(".png") else output_folder
+    kind = output_file if is_picture(options.out) else output_folder
     path = sample_run(
         expanded(options.run),
         count=options.n,

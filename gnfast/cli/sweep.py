@@ -54,9 +54,10 @@ def run(words: list[str]) -> int:
         where = f" on {', '.join(sweep.devices)}" if sweep.devices else ""
         print(f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
-    from gnfast.runs.launch import run_sweep
+    from gnfast.runs.launch import require_own_folder, run_sweep
     from gnfast.runs.sweep_results import collect, rows, write_results
 
+    require_own_folder(sweep)
     signal = 0 if options.table else run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
     results = collect(sweep)
     path = write_results(results)

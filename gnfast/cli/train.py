@@ -7,12 +7,46 @@ import torch
 import gnfast
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
-from gnfast.cli.presets import table
 from gnfast.config.config import Config, as_json, option
-from gnfast.config.presets import PRESETS
+from gnfast.config.presets import GROUPS, PRESETS
 from gnfast.config.together import without_effect
 from gnfast.errors import unknown
 from gnfast.io.rows import plain
+
+CHOOSE_HELP = """\
+usage: gnfast train PRESET [--dry-run] [--profile] [--option value …]
+
+Train a generator and its critic. A preset is an experiment with all its settings, and options change some of them. A
+run lives in one folder; repeating the command continues it.
+
+Presets, {count} in all; `gnfast presets` is their table, and `gnfast presets NAME` says where each value comes from:
+{groups}
+
+For images of your own take the preset whose size and networks you want:
+  gngan-cifar10-cnn --data FOLDER|ZIP --crop square     32x32, a small CNN
+  gngan-cifar10-resnet, gngan-stl10-resnet              32x32 and 48x48, a ResNet with five critic updates per step
+  gngan-celebahq-128, gngan-celebahq-256                128x128 and 256x256, for large GPUs
+
+The options that matter first:
+  --data NAME|PATH          the real images: a name of `gnfast data list`, or a folder, zip or tar
+  --resolution, --channels  the size that they are brought to, grey or colour; --crop square does not stretch them
+  --steps N                 generator updates in the whole run
+  --width X                 a factor on all channel counts: below 1 for less work
+  --batch-d, --batch-g      images per update of the critic and of the generator
+  --method, --loss          the critic's normaliser, and what it is trained with
+  --lr-d, --lr-g, --n-dis   learning rates, and critic updates per generator update
+  --extractor, --eval-every what scores are computed with, and how often (inception: FID)
+  --device, --seed          where it runs, and what chance decides
+  --run-dir FOLDER          where all of it goes; runs/PRESET if not given
+  --dry-run                 print the settings, the networks and the plan, and exit
+  --profile                 write a page about where the time goes
+
+Examples:
+  gnfast train digits
+  gnfast train gngan-cifar10-cnn --data pictures.zip --crop square --width 0.5 --steps 20000 --run-dir runs/mine
+
+`gnfast train PRESET --help` explains every option, with that preset's value.
+"""
 
 TRAIN_HELP = """\
 Train the preset {name}: {summary}.
@@ -37,9 +71,11 @@ Examples:
 def run(words: list[str]) -> int:
     """`gnfast train PRESET [--option value …]`."""
     if not words or words[0] in ("-h", "--help"):
-        print("usage: gnfast train PRESET [--dry-run] [--profile] [--option value …]\n")
-        print(table())
-        print("`gnfast train PRESET --help` lists every option with the preset's value.")
+        rows = [
+            (f"  {next(iter(presets))}", "1 preset" if len(presets) == 1 else f"and {len(presets) - 1} more", title)
+            for title, presets in GROUPS.items()
+        ]
+        print(CHOOSE_HELP.format(count=len(PRESETS), groups=columns(rows)), end="")
         return 0 if words else 2
     name, rest = words[0], [word for word in words[1:] if word not in ("--dry-run", "--profile")]
     if name not in PRESETS:

@@ -15,6 +15,9 @@ from gnfast.losses import LOSSES
 from gnfast.metrics.protocols import PROTOCOLS
 from gnfast.models import ACTIVATIONS, REGISTRY, SCHEMES
 
+# The extractor that is chosen where a run starts; its config.json has the choice.
+AUTO = "auto"
+
 
 class Only(NamedTuple):
     """Which values of its type a setting may have, as a test and in words."""
@@ -48,8 +51,9 @@ class Config:
     """Side of the square images in pixels; images of another size are resized to it."""
     channels: Literal[1, 3] = 3
     """Image channels: 3 for colour, 1 for grey."""
-    crop: int | None = None
-    """Side in pixels of the central square that is cut out before resizing; None for what the data set is known for."""
+    crop: int | Literal["square"] | None = None
+    """Side in pixels of the central square that is cut out before resizing, or `square` for the largest; None for what
+    the data set is known for."""
     split: str = "train"
     """Which part of a named data set to train on."""
     flip: bool = True
@@ -192,9 +196,10 @@ class Config:
     """Batch norm in the generator when it samples: the batch's statistics, as in the papers' code, or running ones."""
     eval_every: Interval = 5000
     """Steps between Fréchet distances, apart from one at the start and one at the end; 0 for those two only."""
-    extractor: str = "none"
+    extractor: str = AUTO
     """Feature extractor for the Fréchet distance: `inception` (FID), `classifier`, `module:function`; `none` does not
-    evaluate."""
+    evaluate. `auto` takes Inception on a GPU where its weights are on this machine, else a classifier where images have
+    labels, and does not evaluate a run of fewer steps than --eval-every."""
     extractor_weights: str = ""
     """File with the extractor's weights; looked for in gnfast's cache folder, or fetched, if empty."""
     protocol: Literal[*PROTOCOLS] = "tf"

@@ -33,7 +33,8 @@ _FORMAT = 1
 _KINDS = {
     **dict.fromkeys(("name", "split", "warning", "fingerprint"), str),
     **dict.fromkeys(("shape", "classes"), list),
-    **dict.fromkeys(("format", "crop", "skipped", "modified_ns"), int),
+    **dict.fromkeys(("format", "skipped", "modified_ns"), int),
+    "crop": (int, str),
     "labels": bool,
 }
 # Only damage makes a description larger.

@@ -21,6 +21,7 @@ from gnfast.data.dataset import DataError, Request
 from gnfast.data.files import printable
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.source import Contents, Source
+from gnfast.errors import missing
 
 _FILE = "data.mdb"
 
@@ -82,7 +83,7 @@ def _said(path: Path, positions: range) -> Iterator[Any]:
     try:
         import lmdb  # noqa: F401
     except ImportError as error:
-        raise DataError(f"{path} is an LMDB, and the package lmdb is not installed: pip install lmdb") from error
+        raise DataError(missing(f"{path}, an LMDB,", "lmdb")) from error
     # -P: the modules of this package next to the script must not stand for Python's own.
     words = [sys.executable, "-P", lmdb_reader.__file__, path, positions.start, positions.stop, ENTRY_BYTES]
     modules = os.pathsep.join(folder for folder in sys.path if folder)

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Request:
     split: str = "train"
     resolution: int | None = None
     channels: int | None = None
-    crop: int | None = None
+    crop: int | Literal["square"] | None = None
     download: bool = False
     root: Path | None = None
     verify: bool = True
@@ -46,8 +47,10 @@ class Request:
             raise DataError(f"split: got {self.split!r}, wanted a name such as 'train' or 'test'")
         if self.channels not in (None, 1, 3):
             raise DataError(f"channels: got {self.channels!r}, wanted 1 (grey), 3 (RGB) or None")
+        if isinstance(self.crop, str) and self.crop != "square":
+            raise DataError(f"crop: got {self.crop!r}, wanted a number of pixels, 'square' or None")
         for name, least in (("resolution", 1), ("crop", 0)):
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) not in (None, "square"):
                 at_least(name, value, least)
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,6 +28,7 @@ _FORMATS += ("AVIF",) * (importlib.util.find_spec("PIL.AvifImagePlugin") is not 
 _GREY = ("1", "L", "LA", "La")
 # Where Pillow keeps what may hold an orientation.
 _ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+_CROP = "the crop"
 # Goes up when files become other pixels than before: 2 since their orientation counts.
 _DECODING = 2
 
@@ -45,8 +46,8 @@ def decoded_identity(path: Path) -> dict[str, Any]:
 def prepare(image: Image.Image, request: Request) -> np.ndarray:
     """An image as (H, W) grey or (H, W, 3) RGB uint8, cropped and resized as `request` asks.
 
-    The crop is the square of `request.crop` pixels in the middle, if that is not 0 or None; then comes PIL's bilinear
-    filter, to (resolution, resolution). Transparency is dropped, 16 bits are cut to their upper 8.
+    The crop is the square of `request.crop` pixels in the middle, or the largest there, if that is not 0 or None; then
+    comes PIL's bilinear filter, to (resolution, resolution). Transparency is dropped, 16 bits are cut to their upper 8.
 
     Raises:
         ValueError: a pixel format without a fixed range (32-bit integer or floating point), or an image smaller than
@@ -59,9 +60,9 @@ def prepare(image: Image.Image, request: Request) -> np.ndarray:
     mode = "RGB" if request.channels == 3 or (request.channels is None and image.mode not in _GREY) else "L"
     if image.mode != mode:
         image = image.convert(mode)
-    if crop := request.crop:
+    if crop := min(image.size) if request.crop == "square" else request.crop:
         if min(image.size) < crop:
-            raise ValueError(f"{image.width}x{image.height} is smaller than the crop of {crop}x{crop}")
+            raise ValueError(f"{image.width}x{image.height} is smaller than {_CROP} of {crop}x{crop}")
         # Rounded as torchvision's CenterCrop does, with which the papers' codes crop.
         left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
         image = image.crop((left, top, left + crop, top + crop))
@@ -111,12 +112,13 @@ def decode_into(
         others: name and reason of each file that was passed over before.
 
     Returns:
-        The tags of those that could be read, and contents without labels that say how many could not.
+        The tags of those that could be read, and contents without labels that say how many could not, and how many
+        are stretched.
 
     Raises:
         DataError: they differ in size, they would become black, or none could be read.
     """
-    kept, skipped, first, brightest = [], list(others), "", -1
+    kept, skipped, first, brightest, stretched = [], list(others), "", -1, 0
     canvas.expect(total)
     bar = tqdm(total=total, desc=f"decoding {path.name}", unit="img", disable=None if request.progress else True)
     with bar, warnings.catch_warnings():
@@ -127,7 +129,8 @@ def decode_into(
             if isinstance(result, str):
                 skipped.append(f"{name} ({result})")
                 continue
-            pixels, has_16_bits = result
+            pixels, has_16_bits, is_stretched = result
+            stretched += is_stretched
             if canvas.size is not None and pixels.shape[:2] != canvas.size:
                 raise DataError(
                     f"images of {path} differ in size: {first} is {_size(canvas.size)} and "
@@ -143,15 +146,36 @@ def decode_into(
             f"{path}: the values of its 16-bit images stay below {256 * (brightest + 1)} of 65536, as those of fewer "
             f"bits do, and would become black; scale them to 16 bits first"
         )
-    more = f", and {len(skipped) - 3} more" if len(skipped) > 3 else ""
-    examples = f": {', '.join(skipped[:3])}{more}"
     if not kept:
-        raise DataError(f"no image is left in {path} {what}{examples if skipped else ': it holds no file'}")
-    warning = f"{path}: {len(skipped)} of {total + len(others)} files skipped{examples}" if skipped else ""
-    return kept, Contents(skipped=len(skipped), warning=warning)
+        raise DataError(f"no image is left in {path} {what}{_examples(skipped) if skipped else ': it holds no file'}")
+    warning = _warning(skipped, total + len(others), stretched, len(kept), request)
+    return kept, Contents(skipped=len(skipped), warning=f"{path}: {warning}" if warning else "")
 
 
-_Pixels = tuple[np.ndarray, bool]
+def _warning(skipped: list[str], files: int, stretched: int, count: int, request: Request) -> str:
+    """What the user should know of images that are left out, or not as they were."""
+    said = [f"{len(skipped)} of {files} files skipped{_examples(skipped)}"] if skipped else []
+    if any(_CROP in reason for reason in skipped):
+        said.append("--crop square (crop='square') would take what is smaller, too")
+    if stretched:
+        said.append(
+            f"{stretched} of {count} images are not square and are stretched to "
+            f"{request.resolution}x{request.resolution}; --crop square (crop='square') takes the largest square in the "
+            "middle of each instead"
+        )
+    return "; ".join(said)
+
+
+def _examples(skipped: list[str]) -> str:
+    return f": {', '.join(skipped[:3])}" + (f", and {len(skipped) - 3} more" if len(skipped) > 3 else "")
+
+
+class _Pixels(NamedTuple):
+    """An image as it is wanted, whether it had 16 bits, and whether it has become narrower or wider."""
+
+    pixels: np.ndarray
+    has_16_bits: bool
+    is_stretched: bool
 
 
 def _decoded(
@@ -207,7 +231,10 @@ def _pixels(images: list[Image.Image | str], request: Request) -> _Pixels | str:
             # Damaged metadata do not make the pixels worse.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(images[0], in_place=True)
-        return prepare(images.pop(), request), has_16_bits
+        # Where nobody has said that it is meant.
+        is_asked = request.crop is None and request.resolution
+        is_stretched = bool(is_asked) and images[0].width != images[0].height
+        return _Pixels(prepare(images.pop(), request), has_16_bits, is_stretched)
     except Exception as error:
         return _reason(error)
 

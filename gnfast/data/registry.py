@@ -5,6 +5,7 @@ import os
 import pkgutil
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Literal
 
 from gnfast.data import databases, sets
 from gnfast.data.archive import first_file
@@ -30,7 +31,7 @@ def load(
     split: str = "train",
     resolution: int | None = None,
     channels: int | None = None,
-    crop: int | None = None,
+    crop: int | Literal["square"] | None = None,
     download: bool = False,
     root: str | os.PathLike | None = None,
     verify: bool = True,
@@ -46,8 +47,9 @@ def load(
         split: "train", "test", or another split that the data set has.
         resolution: side in pixels to which images are resized (PIL, bilinear); None keeps their size.
         channels: 1 or 3; None takes what the images have, 3 where some are in colour.
-        crop: side in pixels of the square in the middle that is cut out before that; 0 is none, None what the data
-            set's description says (178 for celeba, none for all others).
+        crop: side in pixels of the square in the middle that is cut out before that, or "square" for the largest that
+            there is; 0 is none, None what the data set's description says (178 for celeba, none for all others). Where
+            it is None, a warning says how many of the images of a path are stretched to a square.
         download: fetch a registered data set that is not there yet.
         root: where a registered data set's archive is or will be kept: a folder, or the archive itself.
         verify: whether a registered archive must have its published checksum.

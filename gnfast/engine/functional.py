@@ -2,7 +2,7 @@
 
 import weakref
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,68 @@ from gnfast.engine.heads import Head, Method
 from gnfast.errors import InputError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
+from gnfast.kernels.compiled import warn_uncompiled
 from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
 from gnfast.plan.state import modules_of
 from gnfast.steps.memory import reuse_memory
+
+Impl = Literal["auto", "reference"]
+Memory = Literal["keep", "low"]
+
+
+@overload
+def normalize_gradient(
+    net_D: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = ...,
+    tau: float | None = ...,
+    eps: float | None = ...,
+    return_grad_norm: Literal[False] = ...,
+    impl: Impl = ...,
+    strict: bool = ...,
+    rewrite: bool = ...,
+    static: bool = ...,
+    memory: Memory = ...,
+    **kwargs: Any,
+) -> Tensor: ...
+
+
+@overload
+def normalize_gradient(
+    net_D: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = ...,
+    tau: float | None = ...,
+    eps: float | None = ...,
+    return_grad_norm: Literal[True],
+    impl: Impl = ...,
+    strict: bool = ...,
+    rewrite: bool = ...,
+    static: bool = ...,
+    memory: Memory = ...,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def normalize_gradient(
+    net_D: nn.Module,
+    x: Tensor,
+    *args: Any,
+    method: Method = ...,
+    tau: float | None = ...,
+    eps: float | None = ...,
+    return_grad_norm: bool,
+    impl: Impl = ...,
+    strict: bool = ...,
+    rewrite: bool = ...,
+    static: bool = ...,
+    memory: Memory = ...,
+    **kwargs: Any,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 
 
 def normalize_gradient(
@@ -28,11 +86,11 @@ def normalize_gradient(
     tau: float | None = None,
     eps: float | None = None,
     return_grad_norm: bool = False,
-    impl: str = "auto",
+    impl: Impl = "auto",
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
-    memory: str = "keep",
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The gradient-normalised critic f̂, exact and without double backward; GN-GAN's f / (‖∇ₓf‖ + |f|) by default.
@@ -83,11 +141,11 @@ def value_and_grad_norm(
     net: nn.Module,
     x: Tensor,
     *args: Any,
-    impl: str = "auto",
+    impl: Impl = "auto",
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
-    memory: str = "keep",
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and the norm of its input gradient per sample.
@@ -107,11 +165,11 @@ def value_and_input_grad(
     net: nn.Module,
     x: Tensor,
     *args: Any,
-    impl: str = "auto",
+    impl: Impl = "auto",
     strict: bool = False,
     rewrite: bool = True,
     static: bool = False,
-    memory: str = "keep",
+    memory: Memory = "keep",
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """The critic's value and its gradient with respect to the input.
@@ -127,11 +185,11 @@ def value_and_input_grad(
 class _Options(NamedTuple):
     """As in `normalize_gradient`."""
 
-    impl: str
+    impl: Impl
     strict: bool
     rewrite: bool
     static: bool
-    memory: str
+    memory: Memory
 
     @property
     def low(self) -> bool:
@@ -153,6 +211,7 @@ def _run(
     refusal = None
     # Without samples there is nothing to gain, and shapes that do not say what they are made of.
     if options.impl == "auto" and len(x):
+        warn_uncompiled(x.device.type)
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:
@@ -254,7 +313,8 @@ def _warn_once(net: nn.Module, reason: Refusal | str, what: str) -> None:
     warned = _WARNED.setdefault(net, set())
     if reason not in warned:
         warned.add(reason)
-        warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
+        advice = "; print(gnfast.explain(net, x)) says what to write instead" if isinstance(reason, Refusal) else ""
+        warn_of_fallback(f"{type(net).__name__} {what}: {reason}{advice}")
 
 
 def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
@@ -262,6 +322,12 @@ def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
         raise InputError(f"impl: got {options.impl!r}, wanted 'auto' or 'reference'")
     if options.memory not in ("keep", "low"):
         raise InputError(f"memory: got {options.memory!r}, wanted 'keep' or 'low'")
+    require_critic(net, x)
+    surroundings.require_ordinary_execution()
+
+
+def require_critic(net: nn.Module, x: Tensor) -> None:
+    """Raises InputError where these cannot be a critic and its input."""
     if not isinstance(net, nn.Module):
         raise InputError(f"net: got a {type(net).__name__}, wanted a torch.nn.Module")
     if not isinstance(x, Tensor):
@@ -276,4 +342,3 @@ def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:
         if x.device not in devices:
             raise InputError(f"x: got a tensor on {x.device}, wanted one on the network's device {parameter.device}")
     surroundings.require_unshared(net)
-    surroundings.require_ordinary_execution()

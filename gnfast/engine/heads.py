@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -149,7 +150,6 @@ PGN = _of_complement(GN, "pgn", centre=1.0)
 PGN_TABLE = _of_complement(GN, "pgn-table", centre=0.0)
 """f̂ = (1 − f) / (‖∇f‖ + |1 − f|) (PGN-GAN, Xia 2023: Table I and eqs. 11–14)."""
 
-# name: the head for the options that it takes.
 METHODS: dict[str, Callable[..., Head]] = {
     "gn": lambda: GN,
     "gn0": lambda: GN0,
@@ -159,8 +159,12 @@ METHODS: dict[str, Callable[..., Head]] = {
     "pgn": lambda: PGN,
     "pgn-table": lambda: PGN_TABLE,
 }
+"""Name of a method: the head for the options that it takes."""
 
-Method = str | Head | Value
+Name = Literal["gn", "gn0", "gn1", "gran", "gran-shift", "pgn", "pgn-table"]
+"""The keys of `METHODS`, for type checkers."""
+
+Method = Name | Head | Value
 
 
 def find(method: Method, **options: float | None) -> Head:

@@ -1,16 +1,31 @@
 """Gradient normalisation as a module around a critic."""
 
-from typing import Any
+from typing import Any, Literal, Protocol, overload
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnfast.engine import heads
-from gnfast.engine.functional import normalize_gradient
+from gnfast.engine.functional import Impl, Memory, normalize_gradient
 from gnfast.engine.heads import Method
-from gnfast.interop.wrapper import Wrapper
+from gnfast.interop.wrapper import M, Wrapper
 
 
-class GradientNorm(Wrapper):
+class Call(Protocol):
+    """How a `GradientNorm` is called, for type checkers: to them, calls of modules return anything."""
+
+    @overload
+    def __call__(self, x: Tensor, *args: Any, return_grad_norm: Literal[False] = ..., **kwargs: Any) -> Tensor: ...
+    @overload
+    def __call__(
+        self, x: Tensor, *args: Any, return_grad_norm: Literal[True], **kwargs: Any
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def __call__(
+        self, x: Tensor, *args: Any, return_grad_norm: bool, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+class GradientNorm(Wrapper[M]):
     """A critic that returns f̂, f / (‖∇ₓf‖ + |f|) by default, wherever it returned f.
 
     Equivalent to calling `normalize_gradient(net, x, ...)`. Its parameters and buffers have the names that they have in
@@ -28,26 +43,28 @@ class GradientNorm(Wrapper):
         memory: "keep" or "low", as in `normalize_gradient`.
     """
 
+    __call__: Call
+
     def __init__(
         self,
-        net: nn.Module,
+        net: M,
         *,
         method: Method = "gn",
         tau: float | None = None,
         eps: float | None = None,
-        impl: str = "auto",
+        impl: Impl = "auto",
         strict: bool = False,
         rewrite: bool = True,
         static: bool = False,
-        memory: str = "keep",
+        memory: Memory = "keep",
     ) -> None:
         super().__init__(net)
         heads.find(method, tau=tau, eps=eps)
         # In one attribute, so that they hide no members of `net`.
-        self._options = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict}
+        self._options: dict[str, Any] = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict}
         self._options |= {"rewrite": rewrite, "static": static, "memory": memory}
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
         """f̂ of the shape that `net` returns; further arguments go to `net`, `return_grad_norm` to the function."""
         return normalize_gradient(self.net, x, *args, **self._options, **kwargs)
 

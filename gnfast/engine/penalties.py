@@ -95,7 +95,7 @@ class Penalty(NamedTuple):
     """(norm, k) ↦ the penalty, a scalar."""
 
 
-PENALTIES = {
+PENALTIES: dict[str, Penalty] = {
     "r1": Penalty(lambda real, fake, place: real, lambda norm, k: 0.5 * centered(norm)),
     "0-gp": Penalty(interpolate, lambda norm, k: centered(norm)),
     "1-gp": Penalty(interpolate, centered),

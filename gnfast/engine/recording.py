@@ -1,7 +1,7 @@
 """A network's Plan for one call, or the reason why there is none: recorded now, or known from an earlier call."""
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -18,8 +18,8 @@ from gnfast.plan.plan import Plan, Refusal
 from gnfast.plan.recorder import Refused
 from gnfast.plan.replay import Script
 from gnfast.plan.state import capturing, modules_of, unchanged
-from gnfast.plan.trace import record
 from gnfast.plan.traced import has_own_rules
+from gnfast.plan.tracing import record
 
 
 @dataclass
@@ -73,7 +73,7 @@ def plan_for(
     """
     modules = [*modules_of(net)]
     require_recordable(x, args, kwargs)
-    _require_unhooked(net, modules)
+    require_unhooked(net)
     verdicts = _VERDICTS.setdefault(net, {})
     modes = torch.is_grad_enabled(), x.requires_grad, surroundings.autocast_dtype(x.device.type)
     state = [(id(module), module.training) for module in modules]
@@ -131,9 +131,9 @@ def require_norm(plan: Plan, normed: bool) -> None:
         _refuse("return_grad_norm", reason)
 
 
-def _require_unhooked(net: nn.Module, modules: Sequence[nn.Module]) -> None:
+def require_unhooked(net: nn.Module) -> None:
     """Refuses hooks on the gradients of modules."""
-    hooked = next((m for m in modules if m._backward_hooks or m._backward_pre_hooks), None)
+    hooked = next((m for m in modules_of(net) if m._backward_hooks or m._backward_pre_hooks), None)
     if hooked is not None:
         name = next(name for name, module in net.named_modules() if module is hooked)
         _refuse("register_full_backward_hook", "a backward hook would not see its gradients", name)

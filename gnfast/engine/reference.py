@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
+from gnfast.engine.heads import Name
 from gnfast.engine.wide_convolutions import wide_convolutions
 from gnfast.errors import not_a_tensor
 from gnfast.interop import surroundings
@@ -67,7 +68,7 @@ def value_and_grad_norm(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) ->
 
 
 def normalize_gradient(
-    net: nn.Module, x: Tensor, *args: Any, method: str = "gn", tau: float = 1.0, eps: float = 0.1, **kwargs: Any
+    net: nn.Module, x: Tensor, *args: Any, method: Name = "gn", tau: float = 1.0, eps: float = 0.1, **kwargs: Any
 ) -> Tensor:
     """The normalised critic, of f's shape, as each paper writes it.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gnfast.errors import UnsupportedError
 from gnfast.plan.plan import Node, Refusal, readers
 from gnfast.plan.state import unchanged
-from gnfast.plan.trace import record
+from gnfast.plan.tracing import record
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
 """A module around a module that does not show in the names of parameters, buffers and submodules."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-class Wrapper(nn.Module):
+
+class Wrapper(nn.Module, Generic[M]):
     """Holds `net` as an ordinary child, and leaves its name out of every other.
 
     Moving, training mode, hooks, copies and replicas go through it as through any child. Names are those of `net` where
@@ -19,9 +21,9 @@ class Wrapper(nn.Module):
     `functional_call` then wants to be called "net.net".
     """
 
-    net: nn.Module
+    net: M
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: M) -> None:
         super().__init__()
         self.net = net
         self.register_state_dict_post_hook(_without_net_prefix)

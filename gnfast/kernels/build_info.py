@@ -6,13 +6,16 @@ optional: without them every operation runs as plain PyTorch.
 
 import functools
 import importlib
-import importlib.util
+import sys
 import warnings
+from importlib.machinery import PathFinder
 from typing import Any
 
 import torch
 
 MODULES = {"cpp": "gnfast._C", "cuda": "gnfast._C_cuda"}
+INTERFACE = "ecff0229a3b4"
+"""Which operators and functions they have, as in csrc/interface.h: those of an older checkout have others."""
 
 
 def load(library: str) -> bool:
@@ -24,10 +27,11 @@ def load(library: str) -> bool:
 def why_not_loaded(library: str) -> str | None:
     """The reason why the library is not usable, or None if it is; the first call loads it.
 
-    A library that is there but cannot be loaded (built against another torch, say) gives one `RuntimeWarning`.
+    A library that is there but cannot be used (built against another torch, or from other sources) gives one
+    `RuntimeWarning`.
     """
     name = MODULES[library]
-    if library == "cuda" and importlib.util.find_spec(name) is not None:
+    if library == "cuda" and _is_here(name):
         if reason := why_not_loaded("cpp"):
             return f"{MODULES['cpp']}, which declares the operators, is unusable: {reason}"
         if not torch.cuda.is_available():
@@ -41,13 +45,21 @@ def why_not_loaded(library: str) -> str | None:
 def attempt(library: str) -> str:
     """Loads "cpp" or "cuda" whether or not a device is there: "loaded", or why it is not."""
     name = MODULES[library]
-    if importlib.util.find_spec(name) is None:
+    if not _is_here(name):
         return "not built"
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
         return f"cannot be loaded: {error}"
+    if module.build_info().get("interface") != INTERFACE:
+        return "was built from other sources: build it again, by `make build` or pip install --no-build-isolation -e ."
     return "loaded"
+
+
+def _is_here(name: str) -> bool:
+    """Whether the library is in gnfast's own folder: an editable install of another checkout would offer its own."""
+    package = name.rpartition(".")[0]
+    return PathFinder.find_spec(name, sys.modules[package].__path__ if package else None) is not None
 
 
 def build_info() -> dict[str, dict[str, Any]]:

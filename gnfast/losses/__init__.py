@@ -173,3 +173,4 @@ LOSSES: dict[str, Loss] = {
     "cosine": Loss(Term(_COS, -1, negated=True), Term(_COS, 1, negated=True), Term(_COS, -1, negated=True)),
     "exponential": Loss(Term(_EXP, mirrored=True), Term(_EXP), Term(_EXP, mirrored=True)),
 }
+"""By name, as `gnfast train --loss` takes them. The critic is high on real images."""

@@ -20,8 +20,8 @@ from gnfast.metrics.features import FeatureExtractor
 from gnfast.metrics.scores import Scores, compare
 from gnfast.metrics.statistics import ImageStatistics, collect
 
-# Features kept per side for the kernel distance: all images of the papers' evaluations, 400 MB of Inception's.
 KEEP = 50_000
+"""Features kept per side for the kernel distance: all images of the papers' evaluations, 400 MB of Inception's."""
 # Part of the cache's file names: statistics of another content or order get another number.
 _VERSION = 2
 

@@ -68,6 +68,7 @@ PROTOCOLS = {
         Protocol("paper-gn", bilinear_torch, 127.5, 127.5, _CURVES, quantise=False, batch_statistics=True),
     )
 }
+"""By name: `tf`, `torch`, `clean`, `paper-gn`; docs/evaluation.md says whose numbers each gives."""
 
 
 def find_protocol(name: str) -> Protocol:

@@ -16,8 +16,8 @@ WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 # The smallest side of which five scales are left.
 LEAST = 1 << (len(WEIGHTS) - 1)
-# Pairs of each class.
 PAIRS = 100
+"""Pairs of images of each class that `intra_class_ms_ssim` compares."""
 
 
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
     Raises:
         ValueError: the file is damaged or no state dict, or the official one cannot be had.
     """
-    file = expanded(path) if path else _official(progress)
+    file = expanded(path) if path else official(progress=progress)
     if not file.exists():
         raise ValueError(f"weights: got {str(path)!r}, wanted the path of a file such as {NAME}")
     # First, since this refuses what is endless.
@@ -41,10 +41,36 @@ def is_official(sha256: str) -> bool:
     return sha256 == OFFICIAL
 
 
-def _official(progress: bool) -> Path:
-    own = cache_root() / "weights" / NAME
-    for file in (own, Path(torch.hub.get_dir()) / "checkpoints" / NAME):
-        if file.is_file() and is_official(checksum(file, "sha256")):
-            return file
-    download(URL, own, "sha256", OFFICIAL, advice=", or pass its path as the extractor's weights", progress=progress)
-    return own
+def require_official(path: Path) -> None:
+    """That a file is the official one.
+
+    Raises:
+        ValueError: it is another; the message has both SHA-256. FileNotFoundError: there is none.
+    """
+    if not is_official(got := checksum(path, "sha256")):
+        raise ValueError(
+            f"{path}: got SHA-256 {got}, wanted {OFFICIAL}: damaged, or other weights, whose scores are not FID"
+        )
+
+
+def places() -> list[Path]:
+    """Where the official file is looked for: gnfast's cache, and where pytorch-fid keeps it."""
+    return [cache_root() / "weights" / NAME, Path(torch.hub.get_dir()) / "checkpoints" / NAME]
+
+
+def found() -> Path | None:
+    """The official file on this machine; None where no file of its SHA-256 is in its places."""
+    return next((file for file in places() if file.is_file() and is_official(checksum(file, "sha256"))), None)
+
+
+def official(*, progress: bool) -> Path:
+    """The official file on this machine, which is downloaded where there is none.
+
+    Raises:
+        ValueError: it cannot be had; the message says where to get it, and where to put it.
+    """
+    if (file := found()) is not None:
+        return file
+    advice = ", or give its path, --extractor-weights; without it, --extractor classifier measures labelled images"
+    download(URL, places()[0], "sha256", OFFICIAL, advice=advice, progress=progress)
+    return places()[0]

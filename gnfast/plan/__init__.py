@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from gnfast.plan.op import Op, records
 from gnfast.plan.plan import Node, Plan, Refusal
 from gnfast.plan.state import unchanged
-from gnfast.plan.trace import record
+from gnfast.plan.tracing import record
 
-__all__ = ["Node", "Op", "Plan", "Refusal", "records", "trace"]
+__all__ = ["Node", "Op", "Plan", "Refusal", "records", "refused", "trace", "traced"]
 
 
 def trace(net: nn.Module, x: Tensor, *args: Any, rewrite: bool = True, **kwargs: Any) -> Plan:
@@ -25,9 +25,19 @@ def trace(net: nn.Module, x: Tensor, *args: Any, rewrite: bool = True, **kwargs:
         The Plan. `print(plan)` shows each operation with its submodule, shape, FLOPs per pass and bytes kept, and
         either the cost of a step in forwards or everything that was refused and why.
     """
+    return traced(net, x, args, kwargs, rewrite)[0]
+
+
+def traced(
+    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], rewrite: bool = True
+) -> tuple[Plan, list[Tensor]]:
+    """As `trace`, with the recorded operands."""
     with unchanged(net) as before:
         if before.irrevocable:
-            refusal = Refusal("", "forward", before.irrevocable)
-            return Plan(type(net).__name__, tuple(x.shape[1:]), (), 0, frozenset(), refusals=(refusal,))
-        plan, _ = record(net, x, args, kwargs, rewritten=rewrite, explain=True, careful=True)
-    return plan
+            return refused(net, x, Refusal("", "forward", before.irrevocable)), []
+        return record(net, x, args, kwargs, rewritten=rewrite, explain=True, careful=True)
+
+
+def refused(net: nn.Module, x: Tensor, refusal: Refusal) -> Plan:
+    """The Plan of a call that is refused whatever the network does."""
+    return Plan(type(net).__name__, tuple(x.shape[1:]), (), 0, frozenset(), refusals=(refusal,))

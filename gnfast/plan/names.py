@@ -1,5 +1,6 @@
-"""The names under which users know what is recorded: of functions, and of the submodules that call them."""
+"""The names under which users know what is recorded: functions, the submodules that call them, lines of code."""
 
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -36,5 +37,20 @@ def submodule_name(net: nn.Module) -> str:
                 if names is None or id(module) not in names:
                     names = _NAMES[net] = {id(m): name for name, m in net.named_modules()}
                 return names.get(id(module), type(module).__name__)
+        frame = frame.f_back
+    return ""
+
+
+def users_line() -> str:
+    """ "model.py:31", the line of the network's own code that runs; empty where it is PyTorch's or gnfast's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        # What called the network is not its code.
+        if name == "gnfast.plan.tracing":
+            return ""
+        if name.partition(".")[0] not in ("gnfast", "torch"):
+            path = frame.f_code.co_filename.removeprefix(os.getcwd() + os.sep)
+            return f"{path}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

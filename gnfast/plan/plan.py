@@ -21,7 +21,7 @@ _PASSES = "forward", "input gradient", "tangent", "second reverse", "weights"
 class Node:
     """One operation applied to values. Value 0 is x; input and output shapes are without axis 0, the batch's.
 
-    Nodes are interned (`gnfast.plan.trace`), so identity is equality and a Plan is found again by the ids of its nodes.
+    Nodes are interned (`gnfast.plan.tracing`): identity is equality, and a Plan is found again by the ids of its nodes.
     """
 
     op: Op
@@ -103,9 +103,12 @@ class Refusal:
     submodule: str
     operation: str
     reason: str
+    line: str = ""
+    """Of the network's code, as "model.py:31"; empty where that is not known, or PyTorch's."""
 
     def __str__(self) -> str:
         where = f"submodule {self.submodule!r}" if self.submodule else "the network's own forward"
+        where += f" ({self.line})" * bool(self.line)
         return f"{self.operation} in {where}: {self.reason}"
 
 
@@ -214,9 +217,9 @@ class Plan:
             slot
             for node in self.nodes
             for place, slot in enumerate((*node.operands, *node.biases))
-            if place not in node.op.writes
+            if slot is not None and place not in node.op.writes
         ]
-        return frozenset(read) - {None}
+        return frozenset(read)
 
     @functools.cached_property
     def kernels(self) -> frozenset[int]:
@@ -286,12 +289,12 @@ class Plan:
                 return body, replace(self, nodes=above, input_shape=node.output_shape, entry=None)
         return None
 
-    def flops(self, needs_x: bool = False) -> dict[str, int]:
+    def flops(self, needs_x: bool = False) -> dict[str, float]:
         """Convolution and linear floating-point operations per sample of each pass of a critic step; as for `runs`."""
         counts = [self._node_flops(index, needs_x) for index in range(len(self.nodes))]
         return {name: sum(count[name] for count in counts) for name in _PASSES}
 
-    def generator_flops(self) -> int:
+    def generator_flops(self) -> float:
         """As `flops`, of a generator's step: of x the gradient is needed, of the operands none."""
         return sum(replace(self, trainable=frozenset()).flops(needs_x=True).values())
 
@@ -317,7 +320,7 @@ class Plan:
         times = True, self.differentiated[index], schedule.pushes[index], second, weights * (1 + self.apart[index])
         return tuple(map(int, times))
 
-    def _node_flops(self, index: int, needs_x: bool = False) -> dict[str, int]:
+    def _node_flops(self, index: int, needs_x: bool = False) -> dict[str, float]:
         node = self.nodes[index]
         counts = zip(_PASSES, self.runs(index, needs_x), node.op.products, strict=True)
         return {name: node.flops * runs * products for name, runs, products in counts}

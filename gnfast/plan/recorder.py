@@ -14,7 +14,7 @@ from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks
 from gnfast.plan.curved import CurvedCall, Place
 from gnfast.plan.in_place import in_place
-from gnfast.plan.names import function_name, submodule_name
+from gnfast.plan.names import function_name, submodule_name, users_line
 from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
 from gnfast.plan.opaque import Opaque
 from gnfast.plan.operands import Operands, converted, is_floating
@@ -279,7 +279,7 @@ class Recorder:
 
     def refuse(self, reason: str, operation: str | None = None) -> NoReturn:
         """Leaves the recording: the network goes through double backward, and `reason` is reported."""
-        raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason))
+        raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason, users_line()))
 
     def axes(self, tensor: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
         """The axes that `dim` names, counted from the left, all for None."""
@@ -326,7 +326,7 @@ class Recorder:
         if not self.explain:
             self.refuse(reason)
         submodule = submodule_name(self.net)
-        refusal = Refusal(submodule, self.operation, reason)
+        refusal = Refusal(submodule, self.operation, reason, users_line())
         self.refusals.append(refusal)
         inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         try:

@@ -15,10 +15,10 @@ def render(plan: "Plan") -> str:
     rows = [("x", "", "", _shape(plan.input_shape), *[""] * (len(shown) + 1))]
     for index, node in enumerate(plan.nodes):
         flops = plan._node_flops(index)
-        inputs = "" if node.inputs == (node.output - 1,) else "  ← " + ", ".join(_value(i) for i in node.inputs)
+        inputs = "" if node.inputs == (node.output - 1,) else "  ← " + ", ".join(named_value(i) for i in node.inputs)
         rows.append(
             (
-                ", ".join(map(_value, node.outputs)),
+                ", ".join(map(named_value, node.outputs)),
                 node.op.label() + inputs,
                 node.submodule or "·",
                 _shape(node.output_shape),
@@ -51,7 +51,7 @@ def _verdict(plan: "Plan", totals: dict[str, int]) -> list[str]:
     forward = max(plan.stated_flops, 1)
     critic, generator = sum(totals.values()) / forward, plan.generator_flops() / forward
     verdict = [
-        f"Exact in {_passes(plan)}: a critic step costs {critic:.2f} forwards of the network, a generator step "
+        f"Exact in {passes(plan)}: a critic step costs {critic:.2f} forwards of the network, a generator step "
         f"{generator:.2f}.",
         "MFLOP and bytes are per sample.",
     ]
@@ -62,18 +62,20 @@ def _verdict(plan: "Plan", totals: dict[str, int]) -> list[str]:
     return verdict
 
 
-def _passes(plan: "Plan") -> str:
+def passes(plan: "Plan") -> str:
+    """ "four passes", or how many where."""
     if not plan.takes_six:
         return "four passes"
     if plan.halves is not None:
-        return f"four passes up to {_value(plan.halves[0].output)}, of which the output is a function"
+        return f"four passes up to {named_value(plan.halves[0].output)}, of which the output is a function"
     apart = [node.outputs[0] for node, apart in zip(plan.nodes, plan.apart, strict=True) if apart]
     if not apart or plan.output == apart[-1]:
         return "six passes"
-    return f"six passes from {_value(apart[-1])} down, four above"
+    return f"six passes from {named_value(apart[-1])} down, four above"
 
 
-def _value(index: int) -> str:
+def named_value(index: int) -> str:
+    """The name of a value in the table."""
     return f"%{index}" if index else "x"
 
 

@@ -138,7 +138,8 @@ def _drawn(cells: Sequence[Measured], score: str) -> Html | None:
     name = SCORES[score].title
     with drawing():
         image = svg(score_figure(scores, "axis", "place", "hue", "score", name))
-    return element("figure", element("figcaption", element("b", name)), embedded(image, "image/svg+xml", name))
+    shown = embedded(image, "image/svg+xml", name, class_="plot")
+    return element("figure", element("figcaption", element("b", name)), shown, class_="across")
 
 
 def _number(column: str) -> float | str:
@@ -152,12 +153,13 @@ def _number(column: str) -> float | str:
 def _curves(cells: Sequence[Measured]) -> Html | None:
     """Every score and the losses over training, one curve per cell, of its first run."""
     records = [(_name(one), one.runs[0].record) for one in cells[:MOST_DRAWN] if one.runs[0].record]
-    first = main_score(row for _, record in records for row in record.rows)
+    rows = [row for _, record in records for row in record.rows]
+    first = main_score(rows)
     keys = dict.fromkeys([*filter(None, [first, "is_ema"]), "loss_critic_training", "loss_critic_validation"])
     charts = []
     for key in keys:
         series = [Series(name, points(record.rows, key)) for name, record in records]
-        title = key if key.startswith("loss") else score_title(key)
+        title = key if key.startswith("loss") else score_title(key, rows)
         charts.append(line_chart(title, series, log=measure_of(key) == "distance"))
     return element("div", *charts, class_="grid wide") if any(charts) else None
 

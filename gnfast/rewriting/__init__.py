@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from gnfast.errors import InputError
 from gnfast.interop.surroundings import function_mode
 from gnfast.interop.uncompiled import uncompiled
-from gnfast.interop.wrapper import Wrapper
+from gnfast.interop.wrapper import M, Wrapper
 from gnfast.rewriting.calls import RULES
 from gnfast.rewriting.deferred import Deferred, call, compute, eager, is_pending, memory, real
 
 
-def rewrite(module: nn.Module) -> nn.Module:
+def rewrite(module: M) -> "Rewritten[M]":
     """`module` for fewer FLOPs: the same outputs and gradients up to rounding, for generators and critics alike.
 
     Convolutions (stride 1, dilation 1, zero padding) are merged with the nearest upsampling before them or the average
@@ -55,7 +55,7 @@ def rewrite(module: nn.Module) -> nn.Module:
     return Rewritten(module)
 
 
-class Rewritten(Wrapper):
+class Rewritten(Wrapper[M]):
     """What `rewrite` returns."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

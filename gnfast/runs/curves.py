@@ -35,7 +35,7 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False, note:
         element("span", element("i", style=f"background: {colour(index)}"), one.label)
         for index, one in enumerate(drawn)
     ]
-    caption = element("figcaption", element("b", title), *legend, element("span", note))
+    caption = element("figcaption", element("b", title), *legend, element("span", note, class_="note"))
     image = embedded(_drawn(drawn, log), "image/svg+xml", title, class_="plot")
     return element("figure", caption, image, _values(drawn))
 

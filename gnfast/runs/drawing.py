@@ -70,12 +70,19 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
+def tick(value: float) -> str:
+    """A number at an axis: 20, 0.5, 5e-6, 1e8."""
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    plain = value == 0 or -5 < int(exponent) < 6
+    return f"{value:g}" if plain else f"{float(mantissa):g}e{int(exponent)}"
+
+
 def log_scale(axis: "Axis") -> None:
     """Makes an axis logarithmic; its ticks are written as plain numbers."""
     from matplotlib.ticker import NullFormatter
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
-    axis.set_major_formatter("{x:g}")
+    axis.set_major_formatter(lambda value, _: tick(value))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -73,6 +73,12 @@ def read_record(out: Path) -> dict[str, Row]:
     return found
 
 
+def require_own_folder(sweep: Sweep) -> None:
+    """Raises RunError where the sweep's folder is that of a run, whose page the sweep's would replace."""
+    if (sweep.out / "config.json").exists():
+        raise RunError(f"{sweep.out} is the folder of a run; choose another for the sweep: --out, or `out` in its file")
+
+
 def run_sweep(
     sweep: Sweep, *, retry: bool = False, progress: bool = True, echo: Callable[[str], None] = tqdm.write
 ) -> int:
@@ -91,8 +97,9 @@ def run_sweep(
         The signal that stopped it, or 0.
 
     Raises:
-        RunError: another sweep is at work in the same folder, or its runs still are.
+        RunError: another sweep is at work in the same folder, or its runs still are, or it is the folder of a run.
     """
+    require_own_folder(sweep)
     with contextlib.ExitStack() as stack:
         held = stack.enter_context(lock.sole_user(sweep.out, "a sweep (or runs that it left), process"))
         record = read_record(sweep.out)

@@ -27,11 +27,13 @@ p { margin: .3rem 0 } .soft { color: var(--soft) } a { color: var(--accent) }
   color: var(--begun); font-size: .85rem } .status.finished { color: var(--finished) }
 .grid { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)) }
 .grid.wide { grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)) }
+.grid.wide .across { grid-column: 1 / -1 }
 .card, figure { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem }
 .card b { display: block; font-size: 1.5rem; line-height: 1.3; font-weight: 600 } .card small { color: var(--soft) }
 figcaption { font-size: .88rem; margin-bottom: .3rem } figcaption b { font-weight: 600; margin-right: .6rem }
 figcaption span { white-space: nowrap; margin-right: .7rem; color: var(--soft) }
+figcaption .note { display: block; white-space: normal; overflow-wrap: anywhere }
 figcaption i { display: inline-block; width: .9em; height: .22em; margin-right: .35em; vertical-align: .25em }
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; min-width: 30rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }

@@ -35,7 +35,12 @@ LOG_LINES = 25
 PLACES = {"run_dir", "device", "threads", "data_root"}
 LOSSES = {"loss_real": "real", "loss_fake": "fake", "loss_generator": "generator"}
 Runs = Sequence[tuple[str, Record]]
-MEASURES = {"distance": "Fréchet distance", "is": "Inception score", "kid": "kernel distance"}
+# In Inception's features, and in those of another extractor.
+MEASURES = {
+    "distance": ("FID", "Fréchet distance"),
+    "is": ("Inception score", "class score"),
+    "kid": ("KID × 1000", "kernel distance × 1000"),
+}
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
@@ -104,9 +109,9 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
 
 
-def score_title(name: str) -> str:
-    """`Fréchet distance (EMA)` for `distance_ema`."""
-    return f"{_measure(name)} ({_weights(name)})"
+def score_title(name: str, rows: Sequence[Row] = ()) -> str:
+    """`Fréchet distance (EMA)` for `distance_ema`; `FID (EMA)` where the rows are of Inception's features."""
+    return f"{_measure(name, rows)} ({_weights(name)})"
 
 
 def steps_per_second(record: Record) -> float | None:
@@ -139,9 +144,10 @@ def _figures(record: Record) -> Html:
             choose = max if measure in HIGHER_IS_BETTER else min
             name, (step, value) = choose(bests.items(), key=lambda found: found[1][1])
             lasts = ", ".join(f"{_weights(name)} {number(last(record.rows, name)[1])}" for name in bests)
-            there = (f"{_measure(other)} {number(score)}" for other, score in beside(record.rows, name).items())
-            note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}"])
-            cards.append(card(f"Best {_measure(name)}", number(value), note))
+            there = [f"{_measure(other, record.rows)} {number(v)}" for other, v in beside(record.rows, name).items()]
+            by = [f"by {', '.join(known)}"] if (known := _extractors(record.rows)) else []
+            note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}", *by])
+            cards.append(card(f"Best {_measure(name, record.rows)}", number(value), note))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
@@ -154,9 +160,7 @@ def _curves(record: Record) -> Html | None:
     for measure, names in _by_measure(rows).items():
         scored = [row for row in rows if any(name in row for name in names)]
         series = [Series(_weights(name), points(rows, name)) for name in names]
-        charts.append(
-            line_chart(MEASURES.get(measure, measure), series, log=measure == "distance", note=_how(scored[-1]))
-        )
+        charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=_how(scored[-1])))
     charts.append(line_chart("Losses", [Series(label, points(rows, name)) for name, label in LOSSES.items()]))
     rates = [Series(label, points(rows, name)) for name, label in (("lr_d", "critic"), ("lr_g", "generator"))]
     charts.append(line_chart("Learning rate", rates))
@@ -170,8 +174,14 @@ def _by_measure(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {measure: [n for n in names if measure_of(n) == measure] for measure in map(measure_of, names)}
 
 
-def _measure(name: str) -> str:
-    return MEASURES.get(measure_of(name), measure_of(name))
+def _measure(name: str, rows: Sequence[Row]) -> str:
+    """What it is called, in the features that the rows say: another extractor's distance is not FID."""
+    official, other = MEASURES.get(measure_of(name), (measure_of(name),) * 2)
+    return official if _extractors(rows) == ["inception"] else other
+
+
+def _extractors(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(str(row["extractor"]) for row in rows if "extractor" in row))
 
 
 def _weights(name: str) -> str:
@@ -237,8 +247,9 @@ def _score_table(runs: Runs, scores: Sequence[str]) -> Html:
     """Of each score the best and the last, and beside the best of the first one the others at the same step."""
     found = [beside(record.rows, scores[0]) if scores else {} for _, record in runs]
     others = list(dict.fromkeys(other for one in found for other in one))
-    titles = [f"{what} {score_title(score)}" for score in scores for what in ("best", "last")]
-    titles[1:1] = [f"{score_title(other)} there" for other in others]
+    rows = [row for _, record in runs for row in record.rows]
+    titles = [f"{what} {score_title(score, rows)}" for score in scores for what in ("best", "last")]
+    titles[1:1] = [f"{score_title(other, rows)} there" for other in others]
     head = ["run", "status", *titles, "time", "steps/s"]
     rows = []
     for (name, record), there in zip(runs, found, strict=True):
@@ -256,7 +267,8 @@ def _overlaid(runs: Runs, scores: Sequence[str]) -> list[Html]:
     def chart(title: str, key: str, log: bool = False) -> Html:
         return line_chart(title, [Series(name, points(record.rows, key)) for name, record in runs], log=log)
 
-    charts = [chart(score_title(name), name, measure_of(name) == "distance") for name in scores]
+    rows = [row for _, record in runs for row in record.rows]
+    charts = [chart(score_title(name, rows), name, measure_of(name) == "distance") for name in scores]
     return [*charts, *(chart(f"Loss: {label}", name) for name, label in LOSSES.items())]
 
 

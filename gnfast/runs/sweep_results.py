@@ -269,7 +269,7 @@ def _figure(results: Results, path: Path) -> Html | None:
     with atomic_write(path) as part:
         part.write_bytes(image)
     caption = element("figcaption", element("b", "Best scores"))
-    return element("figure", caption, embedded(image, "image/svg+xml", "best scores", class_="plot"))
+    return element("figure", caption, embedded(image, "image/svg+xml", "best scores", class_="plot"), class_="across")
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:

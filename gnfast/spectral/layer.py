@@ -16,6 +16,8 @@ from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import saved_tensor_hooks
+from gnfast.interop.wrapper import M
+from gnfast.kernels.compiled import warn_uncompiled
 from gnfast.kernels.layout import accumulator
 from gnfast.kernels.spectral import spectral_norm_iterate
 from gnfast.kernels.spectral.plain import others
@@ -115,7 +117,7 @@ class SpectralNorm(TorchSpectralNorm):
 
 
 def spectral_norm(
-    module: nn.Module,
+    module: M,
     name: str = "weight",
     n_power_iterations: int = 1,
     eps: float = 1e-12,
@@ -123,7 +125,7 @@ def spectral_norm(
     coeff: float = 1.0,
     learn_scale: bool = False,
     stable_rank: float = 0.0,
-) -> nn.Module:
+) -> M:
     """Spectral normalisation of one parameter, as `torch.nn.utils.parametrizations.spectral_norm` does it, but fused.
 
     Checkpoints of PyTorch's load, and the other way round; those of the older `torch.nn.utils.spectral_norm`, with keys
@@ -246,6 +248,8 @@ def limit_stable_rank(weight: Tensor, u: Tensor, v: Tensor, dim: int, share: flo
 
 def prepare(root: nn.Module, norms: Sequence[SpectralNorm], weights: Sequence[Tensor]) -> None:
     """`normalize` with power iterations, for the next read of each weight in a forward of `root`."""
+    if not torch.compiler.is_compiling():
+        warn_uncompiled(weights[0].device.type)
     for norm, weight, normalized in zip(norms, weights, normalize(norms, weights, True), strict=True):
         norm.prepared = Prepared(root, weight, *_moment(weight), normalized)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gnfast.errors import InputError
+from gnfast.interop.wrapper import M
 from gnfast.kernels.spectral.plain import as_matrix
 from gnfast.spectral.layer import (
     TRANSPOSED,
@@ -31,14 +32,14 @@ LAYERS = (
 
 
 def spectral_norm_(
-    model: nn.Module,
+    model: M,
     n_power_iterations: int = 1,
     eps: float = 1e-12,
     coeff: float = 1.0,
     learn_scale: bool = False,
     filter: Callable[[str, nn.Module], bool] | None = None,
     stable_rank: float = 0.0,
-) -> nn.Module:
+) -> M:
     """`spectral_norm` on the weight of every convolution, transposed convolution, linear and embedding of a model.
 
     Before each forward of `model`, one fused call iterates and normalises all its weights that are in training mode,
@@ -83,7 +84,7 @@ def spectral_norm_(
     return model
 
 
-def remove_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:
+def remove_spectral_norm(module: M, name: str = "weight") -> M:
     """Undoes `spectral_norm` or `spectral_norm_`: every layer keeps the weight that eval mode would use.
 
     Unlike PyTorch's `remove_parametrizations`, it makes no further power iteration.
@@ -155,6 +156,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor, int, TorchSpectral
     """Name, original weight, dim of the rows and parametrization of whatever is or could be normalised."""
     for layer_name, layer in model.named_modules():
         prefix = f"{layer_name}." if layer_name else ""
+        norms: dict[str, tuple[Tensor, int, TorchSpectralNorm | None]]
         norms = {name: (weight, norm.dim, norm) for name, weight, norm in norms_of(layer)}
         if isinstance(layer, LAYERS) and "weight" not in norms:
             norms["weight"] = layer.weight, int(isinstance(layer, TRANSPOSED)), None

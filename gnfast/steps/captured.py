@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class CaptureError(RuntimeError):
     """A step that cannot become a CUDA graph; the message says what is known of the reason."""
 
 
-class CapturedStep:
+class CapturedStep(Generic[T]):
     """Calls a step function; on a CUDA device, after a few calls, by replaying a CUDA graph of it.
 
     The first `warmup` calls run the function as it is, on the stream that is captured later; the next call captures it
@@ -55,7 +55,7 @@ class CapturedStep:
 
     def __init__(
         self,
-        step: Step,
+        step: Callable[..., T],
         device: torch.device | str,
         *,
         warmup: int = 3,
@@ -93,7 +93,7 @@ class CapturedStep:
         """Whether calls replay a graph."""
         return self._graph is not None
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any) -> T:
         """One step.
 
         Raises:

@@ -31,16 +31,16 @@ class reuse_memory:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._reuses = torch.device(device).type == "cpu" and _library() is not None
+        self._arena = _library() if torch.device(device).type == "cpu" else None
 
     def __enter__(self) -> "reuse_memory":
-        if self._reuses:
-            _library().open_arena()
+        if self._arena is not None:
+            self._arena.open_arena()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._reuses:
-            _library().close_arena()
+        if self._arena is not None:
+            self._arena.close_arena()
 
 
 def release_memory() -> None:

@@ -2,7 +2,8 @@
 
 Read `step.py` first: Algorithm 1. Then `state.py`, what it works on, and `loop.py`, the program around it.
 
-This side imports the library as a user would; it needs the packages of `pip install gnfast[train]`.
+This side imports the library as a user would; it needs the packages of the extra `train`: `pip install
+--no-build-isolation ".[train]"` in a checkout.
 """
 
 from gnfast.config.config import Config

@@ -15,6 +15,7 @@ from gnfast.metrics.evaluate import image_count
 from gnfast.train.draws import latents
 from gnfast.train.networks import sample
 from gnfast.train.parallel import ALONE, Group
+from gnfast.train.scored import as_told
 from gnfast.train.state import State
 
 # Of the kernel distance, while training: enough for a curve. `gnfast eval` takes more.
@@ -27,10 +28,12 @@ class Measures(NamedTuple):
     Attributes:
         reference: the real images.
         extractor: what measures features; None where nothing is measured.
+        told: what is scored, and how to get FID where that is something else, in one line.
     """
 
     reference: ImageDataset
     extractor: metrics.FeatureExtractor | None = None
+    told: str = ""
 
 
 def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.Scores, metrics.Scores]:
@@ -52,7 +55,8 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
     def scores(generator: nn.Module) -> metrics.Scores:
         return metrics.evaluate(
             sampler(group.as_leads(generator), *inputs, seed, statistics, group),
-            *measures,
+            measures.reference,
+            measures.extractor,
             n_fake=count,
             n_real=state.config.n_real or None,
             batch_size=batch,
@@ -138,7 +142,7 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
         ValueError: there is no such extractor, protocol, weights or split, or not as many real images as `n_real` says.
     """
     if config.extractor == "none":
-        return Measures(dataset)
+        return Measures(dataset, told=as_told(config, None))
     reference = load_split(config, config.eval_split, progress) if config.eval_split else dataset
     image_count("--n-real", config.n_real or None, reference)
     extractor = metrics.load_extractor(
@@ -149,7 +153,7 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
         device=device,
         progress=progress,
     )
-    return Measures(reference, extractor)
+    return Measures(reference, extractor, as_told(config, extractor))
 
 
 def load_split(config: Config, split: str, progress: bool) -> ImageDataset:

@@ -28,6 +28,9 @@ from gnfast.runs.record import points, read_json
 if TYPE_CHECKING:
     from gnfast.train.state import State
 
+# By their ending. PNGs are a tenth larger than at the usual level, and four times as fast.
+PICTURES = {".png": {"format": "PNG", "compress_level": 1}}
+PICTURES |= {ending: {"format": "JPEG", "quality": 95, "subsampling": 0} for ending in (".jpg", ".jpeg")}
 LOG, METRICS, SPEED = "log.txt", "metrics.jsonl", "speed.jsonl"
 
 
@@ -172,10 +175,9 @@ def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
 
 
 def save_picture(picture: Image.Image, path: Path) -> bytes:
-    """Writes a PNG in one step, and returns it."""
+    """Writes a picture in one step, in the format of `PICTURES` that its name ends in, and returns its bytes."""
     encoded = io.BytesIO()
-    # A tenth larger than at the usual level, and four times as fast.
-    picture.save(encoded, format="PNG", compress_level=1)
+    picture.save(encoded, **PICTURES[path.suffix.lower()])
     with atomic_write(path) as part:
         part.write_bytes(encoded.getvalue())
     return encoded.getvalue()

@@ -21,6 +21,7 @@ from gnfast.train.failures import clear_errors
 from gnfast.train.logs import RunLog
 from gnfast.train.parallel import Group, joined
 from gnfast.train.resume import open_run, restore
+from gnfast.train.scored import with_extractor
 from gnfast.train.session import Outcome, Session
 from gnfast.train.side_work import SideWork, goes_on_beside
 from gnfast.train.spent import Spent
@@ -73,6 +74,7 @@ def train(
             dataset = _load(config, progress)
             saved = open_run(folder, preset, config, dataset.fingerprint, echo)
         begun.mark("data")
+        config = with_extractor(config, dataset, device, folder, group)
         state = State(config, dataset, device, group)
         restore(state, saved, folder)
         begun.mark("networks and optimisers")

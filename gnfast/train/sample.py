@@ -12,11 +12,12 @@ from gnfast.interop.device import resolve_device
 from gnfast.io.files import make_folder
 from gnfast.runs.checkpoint import locate
 from gnfast.train.export import Weights, snapshot
-from gnfast.train.logs import as_picture, grid, save_picture
+from gnfast.train.logs import PICTURES, as_picture, grid, save_picture
 from gnfast.train.networks import sample
 
 # Images from one end of a latent walk to the other, both included.
 WALK = 10
+_OTHER_PICTURES = {".bmp", ".gif", ".pdf", ".svg", ".tif", ".tiff", ".webp"}
 
 
 def sample_run(
@@ -37,8 +38,9 @@ def sample_run(
     Args:
         source, weights, best: as in `gnfast.train.export.snapshot`.
         count: how many images, at least 1.
-        out: FILE.png for one grid, anything else for a folder of 000000.png, …; if None, sample-WEIGHTS.png in the run
-            folder (sample-WEIGHTS-best.png, …, of another checkpoint than the newest), or the file's name with .png.
+        out: FILE.png or FILE.jpg for one grid, anything else for a folder of 000000.png, …; if None,
+            sample-WEIGHTS.png in the run folder (sample-WEIGHTS-best.png, …, of another checkpoint than the newest), or
+            the file's name with .png.
         seed: seed of the latent vectors.
         batch_norm: each batch's own statistics, running ones, or as the run's config says.
         classes: labels that the images take in turn, of a class-conditional generator; all of them if empty.
@@ -80,6 +82,18 @@ def sample_run(
     return _write(images, out, WALK if interpolate else len(labels) or None)
 
 
+def is_picture(out: str | Path) -> bool:
+    """Whether a path is that of one picture, not of a folder.
+
+    Raises:
+        ValueError: it has the ending of pictures that are not written.
+    """
+    ending = Path(out).suffix.lower()
+    if ending in _OTHER_PICTURES:
+        raise ValueError(f"--out: got {str(out)!r}, wanted FILE.png or FILE.jpg, or a folder for one PNG per image")
+    return ending in PICTURES
+
+
 def _labels(wanted: Sequence[int], classes: int) -> list[int]:
     """The labels to take in turn; none for an unconditional generator."""
     if wanted and not classes:
@@ -99,7 +113,7 @@ def _walks(rows: int, z_dim: int, noise: torch.Generator) -> Tensor:
 
 
 def _write(images: Tensor, out: Path, columns: int | None) -> Path:
-    if out.suffix.lower() == ".png":
+    if is_picture(out):
         save_picture(grid(images, columns), out)
         return out
     make_folder(out)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from gnfast.config.config import decisive
 from gnfast.data import ImageDataset
 from gnfast.io.rows import Row, read_rows
+from gnfast.kernels.compiled import notice
 from gnfast.runs import checkpoint
 from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
@@ -34,6 +35,8 @@ from gnfast.train.validation import critic_losses
 # A page takes as long to draw as twenty tiny updates. While a run trains, pages take less than this share of its time,
 # and the first one comes after so many seconds.
 PAGE_SHARE, PAGE_SECONDS = 0.005, 60.0
+# Where there is no bar, a line says so often how far it is.
+LINE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ class Session:
         if self.leads:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
+        log.say(self.measures.told)
+        if line := notice(state.device.type):
+            log.say(f"warning: {line}")
         if self.start == 0:
             self._evaluate()
         with self._watched() as self.updated:
@@ -145,10 +151,12 @@ class Session:
         # Of the last row: only rows that are logged one after the other look at it.
         self.began = self.since = time.perf_counter()
         self.seen = state.step
+        self.told = time.monotonic(), state.step
         while state.step < self.config.steps and not state.group.any(bool(received) or side.failed):
             self.updated.update()
             self.bar.update()
             self._after(state.step)
+            self._tell()
         if state.logged < state.step:
             side.submit([("losses", self._losses())], rows=True)
         side.finish()
@@ -179,6 +187,16 @@ class Session:
             self._evaluate()
             if saves:
                 self._save()
+
+    def _tell(self) -> None:
+        """Where no bar does it, how far the run is, how fast, and how long it will take if it goes on so."""
+        now, step, steps = time.monotonic(), self.state.step, self.config.steps
+        since, before = self.told
+        if self.progress or now - since < LINE_SECONDS or step == steps:
+            return
+        self.told, speed = (now, step), (step - before) / (now - since)
+        left = tqdm.format_interval((steps - step) / speed)
+        self.log.say(f"step {step} of {steps}, {speed:.3g} steps/s, {left} left")
 
     def _say_first_calls(self) -> None:
         """What came before the first replay of a graph, once there is one."""

@@ -708,6 +708,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     (tmp_path / "bad.py").write_text(CRITIC)
     monkeypatch.chdir(tmp_path)
     assert "did you mean 'critic'" in fails(capsys, "critc")
+    assert "--dtype: got tf32, which CPUs do not have" in fails(capsys, "--dtype", "tf32", "--device", "cpu")
     assert "--net: got 'bad', wanted module:Class" in fails(capsys, "--net", "bad", "--shape", "3,8,8")
     assert "--net: bad:nothing cannot be imported" in fails(capsys, "--net", "bad:nothing", "--shape", "3,8,8")
     assert "--shape: got '3,x'" in fails(capsys, "--net", "bad:critic", "--shape", "3,x")

@@ -8,6 +8,7 @@ from gnfast.analysis import drawings, two_dimensional
 from gnfast.analysis.drawings import DRAWINGS, NORMS, OUTPUTS, normalised_spectra, sampled_norms
 from gnfast.engine.heads import METHODS
 from gnfast.losses import LOSSES
+from gnfast.runs.drawing import tick
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -44,6 +45,11 @@ def test_a_wide_domain_of_the_loss_keeps_a_spectrally_normalised_gan_from_its_da
     assert torch.equal(torch.random.get_rng_state(), state)
     assert narrow.on_data > 1.5 * wide.on_data
     assert narrow.omega[1] - narrow.omega[0] < 2
+
+
+def test_ticks_are_short_numbers():
+    numbers = {0: "0", 20: "20", 100_000: "100000", 1e8: "1e8", -1e6: "-1e6", 0.0001: "0.0001", 2e-5: "2e-5"}
+    assert {number: tick(number) for number in numbers} == numbers
 
 
 def test_losses_are_lines_where_their_domain_is_small():

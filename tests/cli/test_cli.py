@@ -236,6 +236,10 @@ def test_sample(capsys, run, tmp_path):
     assert Image.open(path).mode == "L"
     assert main(["sample", str(folder), "--n", "7", "--raw", "--out", str(tmp_path / "fakes")]) == 0
     assert len(list((tmp_path / "fakes").iterdir())) == 7
+    assert main(["sample", str(folder), "--n", "4", "--out", str(tmp_path / "grid.JPG")]) == 0
+    with Image.open(tmp_path / "grid.JPG") as picture:
+        assert (picture.format, picture.size) == ("JPEG", (152, 152))
+    assert "wanted FILE.png or FILE.jpg, or a folder" in fails(capsys, "sample", str(folder), "--out", "grid.webp")
     assert "--n: got 0" in fails(capsys, "sample", str(folder), "--n", "0")
     assert "--raw and --ema: wanted one" in fails(capsys, "sample", str(folder), "--raw", "--ema")
 
@@ -335,5 +339,6 @@ def test_a_missing_extra_is_named_and_info_works_without(capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     for name in [name for name in sys.modules if name.startswith(("gnfast.train", "gnfast.metrics", "gnfast.data"))]:
         monkeypatch.delitem(sys.modules, name)
-    assert "pip install gnfast[train]" in fails(capsys, "train", "digits")
+    wanted = "train needs tyro, which is not installed: pip install tyro; all"
+    assert wanted in fails(capsys, "train", "digits")
     assert main(["info"]) == 0

@@ -1,5 +1,6 @@
 """`gnfast data`: what it prints, and that every mistake is one line."""
 
+import io
 import os
 
 import pytest
@@ -64,7 +65,7 @@ def test_prepare_list_verify_clear(capsys, pictures):
     assert "nothing to verify" in fails(capsys, "verify", pictures)
     (cache.folder() / "x.part").write_bytes(b"half")
     assert "4 B left by preparations that did not end" in says(capsys, "list")
-    assert "freed" in says(capsys, "clear")
+    assert "freed" in says(capsys, "clear", "--all")
     assert list(cache.folder().iterdir()) == []
     assert "Nothing is prepared" in says(capsys, "verify")
 
@@ -87,6 +88,26 @@ def test_clear_one_of_two(capsys, pictures, tmp_path):
     says(capsys, "clear", "a")
     assert [entry.header["name"] for entry in cache.entries()] == ["others"]
     assert "nothing is prepared of 'a', only of others" in fails(capsys, "clear", "a")
+
+
+def test_clearing_everything_is_asked_for(capsys, pictures, monkeypatch):
+    says(capsys, "prepare", pictures, "--crop", "square", "--resolution", "3")
+    assert " square " in says(capsys, "list")
+    assert "got no name, wanted some, or --all for 1 prepared data sets, " in fails(capsys, "clear")
+    assert "got --all and pictures" in fails(capsys, "clear", "pictures", "--all")
+    line = fails(capsys, "stats", pictures, "--crop", "squre")
+    assert "--crop: no type matching {None}|INT|{square}" in line and "Got errors" not in line
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("\n"))
+    assert "nothing is deleted" in fails(capsys, "clear")
+    assert cache.entries()
+    monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+    assert "Delete 1 prepared data sets" in says(capsys, "clear")
+    assert not cache.entries()
 
 
 def test_verify_finds_damage(capsys, pictures):

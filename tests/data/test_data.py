@@ -217,13 +217,33 @@ def test_names_that_climb_out_write_nothing(tmp_path):
 def test_different_sizes(tmp_path):
     path = write(tmp_path / "sizes", {"1.png": picture(RED, (6, 6)), "2.png": picture(RED, (8, 4))})
     refused(r"1.png is 6x6 and 2.png is 8x4; pass resolution=", path)
-    assert load(path, resolution=5).images.shape == (2, 3, 5, 5)
+    with pytest.warns(DataWarning, match=r"1 of 2 images are not square and are stretched to 5x5; --crop square"):
+        stretched = load(path, resolution=5)
+    assert stretched.images.shape == (2, 3, 5, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(load(path, resolution=5, crop=0).images, stretched.images)
+
+
+def test_the_largest_square_in_the_middle(tmp_path, recwarn):
+    images = {"1.png": pixels(8, 4, 3), "2.png": pixels(5, 9, 3)}
+    path = write(tmp_path / "f", {name: encoded(image) for name, image in images.items()})
+    found = load(path, resolution=4, crop="square").images
+    assert np.array_equal(found[0].permute(1, 2, 0).numpy(), images["1.png"][2:6])
+    wanted = Image.fromarray(images["2.png"][:, 2:7]).resize((4, 4), Image.Resampling.BILINEAR)
+    assert np.array_equal(found[1].permute(1, 2, 0).numpy(), np.asarray(wanted))
+    assert not recwarn
+    with pytest.warns(DataWarning, match=r"1 of 2 files skipped.*smaller than the crop of 5x5\); --crop square"):
+        assert len(load(path, crop=5)) == 1
+    refused("crop: got 'round', wanted a number of pixels, 'square' or None", path, crop="round")
 
 
 def test_resize_is_pil_bilinear(tmp_path):
     image = pixels(7, 9, 3)
     wanted = np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.BILINEAR))
-    got = load(write(tmp_path / "f", {"1.png": encoded(image)}), resolution=4).images[0]
+    path = write(tmp_path / "f", {"1.png": encoded(image)})
+    with pytest.warns(DataWarning, match="1 of 1 images are not square"):
+        got = load(path, resolution=4).images[0]
     assert np.array_equal(got.permute(1, 2, 0).numpy(), wanted)
 
 

@@ -72,14 +72,17 @@ def test_second_time_from_the_file(pictures, monkeypatch):
 
 def test_layout_is_as_documented(pictures):
     path, _ = pictures
-    load(path, resolution=3)
+    load(path, resolution=3, crop="square")
     (entry,) = cache.entries()
     assert entry.nbytes == sum(file.stat().st_size for file in cache.folder().iterdir())
     header = json.loads(entry.path.read_text())
     shape, size = header["shape"], 9 * 3 * 3 * 3
     assert shape == [9, 3, 3, 3]
     raw = entry.data.read_bytes()
-    assert np.frombuffer(raw, np.uint8, size).reshape(shape).tolist() == load(path, resolution=3).images.tolist()
+    assert (
+        np.frombuffer(raw, np.uint8, size).reshape(shape).tolist()
+        == load(path, resolution=3, crop="square").images.tolist()
+    )
     assert np.frombuffer(raw[248:], "<i8").tolist() == [0] * 5 + [1] * 4
     assert header["source"]["path"] == str(path)
 
@@ -95,7 +98,14 @@ def test_writing_to_the_images_changes_neither_file_nor_others(pictures):
 
 def test_what_is_asked_is_part_of_the_key(pictures):
     path, _ = pictures
-    asked = [{}, {"resolution": 3}, {"channels": 1}, {"channels": 3}, {"crop": 4}, {"crop": 4, "resolution": 3}]
+    asked = [
+        {},
+        {"resolution": 3, "crop": "square"},
+        {"channels": 1},
+        {"channels": 3},
+        {"crop": 4},
+        {"crop": 4, "resolution": 3},
+    ]
     shapes = [tuple(load(path, **options).images.shape[1:]) for options in asked]
     assert shapes == [(3, 7, 5), (3, 3, 3), (1, 7, 5), (3, 7, 5), (3, 4, 4), (3, 3, 3)]
     assert len(cache.entries()) == 6

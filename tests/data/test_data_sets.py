@@ -321,7 +321,7 @@ def test_lmdb_labels_that_are_no_classes(tmp_path, label):
 def test_lmdb_is_optional(tmp_path, monkeypatch):
     path = database(tmp_path / "x", {"0": grey(1)})
     monkeypatch.setitem(sys.modules, "lmdb", None)
-    refused("the package lmdb is not installed: pip install lmdb", path)
+    refused("an LMDB, needs lmdb, which is not installed: pip install lmdb", path)
 
 
 def test_registered_describe_themselves():

@@ -17,7 +17,7 @@ from gnfast.plan.ops.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
 from gnfast.plan.ops.products import Product
 from gnfast.plan.ops.softmax import Softmax
 from gnfast.plan.orders import Schedule
-from gnfast.plan.trace import _plan
+from gnfast.plan.tracing import _plan
 from tests.engine.test_random_networks import compare, draw
 from tests.engine.test_six_passes import NETWORKS
 from tests.oracle import assert_matches_double_backward

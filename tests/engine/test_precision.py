@@ -15,7 +15,7 @@ import gnfast
 from gnfast import penalties, reference
 from gnfast.engine import operands
 from gnfast.kernels import operands as kernels
-from gnfast.plan.trace import record
+from gnfast.plan.tracing import record
 from gnfast.rewriting import calls
 from gnfast.rewriting.folding import fold_avg_pool, fold_upsample
 from tests.critics.classics import CRITICS

@@ -23,5 +23,8 @@ def resources(cubin: bytes) -> dict[str, int]:
 def assert_fits(compiled: Any, budget: int, name: str, stack: int = 0) -> None:
     """That a kernel takes so many registers at most, and so many bytes of stack, where spills go too."""
     used = resources(compiled.asm["cubin"])
+    if triton.__version__ < "3.9":
+        # The assembler of Triton 3.7 keeps a few numbers there, of kernels in which that of 3.9 keeps none.
+        stack += 24
     assert used["LOCAL"] == 0 and used["STACK"] <= stack, f"{name} spills: {used}"
     assert used["REG"] <= budget, f"{name}: {used['REG']} registers, budget {budget}"

@@ -5,7 +5,6 @@ backward; their own numbers are checked in `test_conv_triton.py`.
 """
 
 import copy
-import importlib
 import json
 from dataclasses import replace
 from itertools import product
@@ -22,7 +21,7 @@ from gnfast.kernels import autotune, backend, conv
 from gnfast.kernels.conv import contest
 from gnfast.kernels.conv.tiles import CONFIGURATIONS
 from gnfast.kernels.join import plain
-from gnfast.plan import fuse
+from gnfast.plan import fuse, tracing
 from gnfast.plan.ops.join import ConvJoin
 from gnfast.steps.captured import CapturedStep
 from tests.engine.test_engine import NETWORKS
@@ -31,8 +30,6 @@ from tests.kernels.conv_twin import ConvTwin
 from tests.kernels.test_join import Joints
 from tests.oracle import assert_matches_double_backward, assert_same, outputs_and_gradients, relative_error
 
-# The package exports a function of the module's name.
-TRACE = importlib.import_module("gnfast.plan.trace")
 LAST = torch.channels_last
 
 
@@ -204,7 +201,7 @@ def test_other_convolutions_stay_alone(before):
 @pytest.mark.parametrize("seed", range(30))
 def test_costs_are_those_of_the_plan_as_stated(seed):
     net, x = Graph(seed), torch.empty(2, 3, 5, 5)
-    stated = TRACE.record(net, x, (), {}, rewritten=False, fused=False)[0]
+    stated = tracing.record(net, x, (), {}, rewritten=False, fused=False)[0]
     plan = replace(stated, nodes=fuse.fuse(stated.nodes, stated.output))
     assert any(isinstance(node.op, ConvJoin) for node in plan.nodes)
     assert plan.flops() == stated.flops() and plan.kept_bytes() == stated.kept_bytes()
@@ -228,7 +225,7 @@ class Branches(nn.Module):
 def test_no_more_is_done_for_one_parameter_alone(name, monkeypatch):
     net, x = Branches().double().requires_grad_(False), images(2, 3, 5, 5)
     net.get_parameter(name).requires_grad_()
-    stated = TRACE.record(net, x, (), {}, rewritten=False, fused=False)[0]
+    stated = tracing.record(net, x, (), {}, rewritten=False, fused=False)[0]
     plan = replace(stated, nodes=fuse.fuse(stated.nodes, stated.output))
     assert plan.flops() == stated.flops() and plan.kept_bytes() == stated.kept_bytes()
     monkeypatch.setattr(plain, "FUSES", True)
@@ -252,11 +249,11 @@ def test_without_the_tuner_nothing_changes(model, monkeypatch):
     seen, launches = step(), work(step).launches
     with monkeypatch.context() as patched:
         patched.setattr(fuse, "_with_convolutions", lambda nodes, output: nodes)
-        TRACE._plan.cache_clear()
+        tracing._plan.cache_clear()
         assert not any(isinstance(node.op, ConvJoin) for node in gnfast.trace(net, x).nodes)
         expected = step()
         assert work(step).launches == launches
-    TRACE._plan.cache_clear()
+    tracing._plan.cache_clear()
     assert all(torch.equal(seen[name], value) for name, value in expected.items())
 
 

@@ -134,7 +134,7 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     with pytest.raises(
-        ValueError, match=r"could not download https://.*no network.*by hand and put it at .*, or pass its path"
+        ValueError, match=r"could not download https://.*no network.*by hand and put it at .*, or give its path"
     ):
         weights.load_weights(progress=False)
     with pytest.raises(ValueError, match=r"weights: got '.*', wanted the path of a file"):

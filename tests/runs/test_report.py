@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import re
+import shutil
+import subprocess
 from xml.etree import ElementTree
 
 import pytest
@@ -20,6 +22,21 @@ from gnfast.train import Config, RunError
 from tests.hostile_files import png
 from tests.pages import Page
 from tests.tiny_runs import quiet, tiny
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+WIDTHS = (360, 1280)
+INSPECT = """<script>
+addEventListener("load", () => {
+  const [root, images] = [document.documentElement, [...document.images]];
+  parent.postMessage({page: document.title, width: innerWidth, sticks_out: root.scrollWidth - root.clientWidth,
+    pictures: images.length, missing: images.filter((image) => !image.naturalWidth).length}, "*");
+});
+</script>"""
+COLLECT = """<!doctype html><script>
+addEventListener("message", (event) => {
+  document.body.append(Object.assign(document.createElement("pre"), {innerText: JSON.stringify(event.data)}));
+});
+</script>"""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +75,23 @@ def test_a_report_tells_the_run(runs):
     step, value = best(rows, name)
     (kernel,) = beside(rows, name).values()
     assert "finished 6 steps" in text
-    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance {number(kernel)}; last: " in text
+    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
     assert "tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
     assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6
+
+
+def test_scores_are_called_after_their_extractor(runs, tmp_path):
+    path = shutil.copytree(runs / "one", tmp_path / "one") / "metrics.jsonl"
+    for name, wanted in (("digits-classifier", "class score (EMA)"), ("inception", "Inception score (EMA)")):
+        row = {"step": 6, "is_ema": 2.5, "extractor": name}
+        path.write_text(json.dumps(row) + "\n")
+        text = texts(Page(write_report(tmp_path / "one")))
+        assert f"Best {wanted.partition(' (')[0]} 2.5 EMA, step 6" in text and f"by {name}" in text
+        text = texts(Page(write_comparison([tmp_path / "one", tmp_path / "one"])))
+        assert f"best {wanted}" in text
+    assert "class score" not in text
 
 
 def test_settings_that_differ_from_the_preset_are_marked_with_its_value(runs):
@@ -218,7 +247,7 @@ def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
     assert len(page.pictures()) == 2
     assert texts(page).count("two") >= 5
     # Columns of the first table: beside the best distance, the kernel distance at the same step.
-    heads = ["best Fréchet distance (EMA)", "kernel distance (EMA) there", "last Fréchet distance (EMA)"]
+    heads = ["best Fréchet distance (EMA)", "kernel distance × 1000 (EMA) there", "last Fréchet distance (EMA)"]
     place = page.texts.index(heads[0])
     assert page.texts[place : place + 3] == heads
     there = beside(read_run(runs / "one").rows, "distance_ema")["kid_ema"]
@@ -294,3 +323,24 @@ def test_any_values_can_be_drawn(values, log):
 
 def test_nothing_is_drawn_of_no_points():
     assert line_chart("y", [Series("a", [])]) == ""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_pages_fit_a_phone_and_a_screen(runs, tmp_path):
+    """All that they show is there, nothing sticks out, and the console is silent."""
+    pages = [write_report(runs / "one", tmp_path / "one.html")]
+    pages += [write_comparison([runs / "one", runs / "two"], tmp_path / "both.html")]
+    frames = []
+    for page in pages:
+        page.write_text(page.read_text() + INSPECT)
+        frames += [f'<iframe src="{page.as_uri()}" width="{width}" height="600" frameborder="0">' for width in WIDTHS]
+    (tmp_path / "all.html").write_text(COLLECT + "</iframe>".join([*frames, ""]))
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    words += [f"--user-data-dir={tmp_path / 'own'}", "--virtual-time-budget=5000", "--dump-dom"]
+    words += [(tmp_path / "all.html").as_uri()]
+    ran = subprocess.run([BROWSER, *words], capture_output=True, text=True, timeout=120)
+    found = [json.loads(text.replace("&amp;", "&")) for text in re.findall("<pre>(.*?)</pre>", ran.stdout)]
+    assert sorted(one["width"] for one in found) == sorted(WIDTHS * len(pages)), ran.stderr[-2000:]
+    for one in found:
+        assert one["pictures"] > 3 and (one["sticks_out"], one["missing"]) == (0, 0), one
+    assert "CONSOLE" not in ran.stderr

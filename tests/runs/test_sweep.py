@@ -141,7 +141,8 @@ def test_a_record_that_a_power_cut_emptied_does_not_stop_a_sweep(tmp_path):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_examples_can_be_read(path, tmp_path):
     read = load_sweep(path)
-    assert read.out == Path("runs", path.stem)
+    # Where `gnfast train digits` is, there is no room for a sweep.
+    assert read.out == Path("runs", "digits-sweep" if path.stem in PRESETS else path.stem)
     assert len(read.cases) == {"digits": 8, "settings": 36, "seeds": 5}[path.stem]
 
 
@@ -333,6 +334,16 @@ def test_the_time_of_a_sweep_begins_with_its_training(continued, sweep, monkeypa
     monkeypatch.setattr(Process, "commands", [], raising=False)
     assert run_sweep(read, progress=False, echo=lambda line: None) == 0
     assert events == ["begins", "is stopped"]
+
+
+def test_a_sweep_does_not_replace_the_page_of_a_run(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text("{}")
+    (tmp_path / "sweep.toml").write_text(TINY)
+    for word in ("--table", "--no-table"):
+        assert main(["sweep", str(tmp_path / "sweep.toml"), "--out", str(tmp_path / "out"), word]) == 2
+        assert "out is the folder of a run; choose another" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
 
 
 def test_two_sweeps_do_not_share_a_folder(sweep):

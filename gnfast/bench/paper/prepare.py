@@ -11,7 +11,7 @@ import torch
 from gnfast import metrics
 from gnfast.bench.iteration import PAPERS_WAY
 from gnfast.bench.mode import PRECISIONS
-from gnfast.config.config import Config
+from gnfast.config.config import AUTO, Config
 from gnfast.config.precision import resolved
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset, Request, find, registered
@@ -159,6 +159,7 @@ def _scored(case: Case, images: ImageDataset, progress: bool) -> tuple[Case, str
             return case, ""
         except ValueError as error:
             why = f"no FID: {' '.join(str(error).split())}; "
+    if config.extractor in ("inception", AUTO):
         case = _with(case, extractor="none" if images.labels is None else "classifier")
     if case.config().extractor == "none":
         return case, f"{why}not trained, for nothing measures it: a classifier needs classes (--set extractor=…)"

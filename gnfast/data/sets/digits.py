@@ -10,6 +10,7 @@ from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
 from gnfast.data.images import add_arrays
 from gnfast.data.source import Contents, DataSet, Source
+from gnfast.errors import missing
 
 
 class Digits(DataSet):
@@ -26,7 +27,7 @@ class Digits(DataSet):
 def _read(request: Request, canvas: Canvas) -> Contents:
     package = importlib.util.find_spec("sklearn")
     if package is None:
-        raise DataError("digits come with scikit-learn, which is not installed: pip install 'gnfast[train]'")
+        raise DataError(missing("the data set digits", "sklearn"))
     # The file that sklearn.datasets.load_digits reads, without the two seconds that its import takes.
     table = np.loadtxt(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     pixels = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)

@@ -1,22 +1,27 @@
 """Winograd convolutions by the compiled library; what torch.compile and FLOP counters are told of its operators."""
 
+import functools
 import math
+import sys
+from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _operators = torch.ops.gnfast
 
 
 def conv2d(x, weight, bias, arguments):
     """`conv2d`."""
+    _tell_counters()
     y = _operators.winograd_conv2d(_channels_last(x), _channels_last(weight), bias, arguments[0][0], arguments[1][0])
     return _in_layout_of(y, x, weight)
 
 
 def conv2d_input_grad(cotangent, x, weight, arguments):
     """`conv2d_input_grad`."""
+    _tell_counters()
     given = _channels_last(cotangent), _channels_last(weight)
     grad = _operators.winograd_conv2d_input_grad(*given, arguments[0][0], arguments[1][0], *x.shape[2:])
     return _in_layout_of(grad, cotangent, weight)
@@ -24,6 +29,7 @@ def conv2d_input_grad(cotangent, x, weight, arguments):
 
 def conv2d_weight_grad(cotangent, x, weight, arguments, total=None):
     """`conv2d_weight_grad`."""
+    _tell_counters()
     given = _channels_last(cotangent), _channels_last(x)
     if total is not None and total.is_contiguous(memory_format=torch.channels_last):
         _operators.winograd_conv2d_weight_grad_(total, *given, arguments[0][0], arguments[1][0])
@@ -74,10 +80,30 @@ def _products(y_shape, weight_shape):
 
 
 # FLOPs as PyTorch counts them, which are those of the direct algorithm, from the arguments' shapes.
-for _operator, _formula in {
+_FLOPS = {
     _operators.winograd_conv2d: lambda *shapes, out_shape, **_: _products(out_shape, shapes[1]),
     _operators.winograd_conv2d_input_grad: lambda *shapes, **_: _products(shapes[0], shapes[1]),
     _operators.winograd_conv2d_weight_grad: lambda *shapes, out_shape, **_: _products(shapes[0], out_shape),
     _operators.winograd_conv2d_weight_grad_: lambda *shapes, **_: _products(shapes[1], shapes[0]),
-}.items():
-    register_flop_formula(_operator)(_formula)
+}
+
+
+def _tell_counters() -> None:
+    """Gives the formulas to FLOP counters at work. Not on import: it would import Triton, where there is one."""
+    if not torch._C._len_torch_dispatch_stack():
+        return
+    counting = sys.modules.get("torch.utils.flop_counter")
+    if counting is None:
+        return
+    _register(counting)
+    for mode in _get_current_dispatch_mode_stack():
+        # A counter has a copy of the registry, from when it was made.
+        counter = getattr(mode, "counter", None)
+        if isinstance(counter, counting.FlopCounterMode):
+            counter.flop_registry = {op: counting.flop_registry[op] for op in _FLOPS} | counter.flop_registry
+
+
+@functools.cache
+def _register(counting: ModuleType) -> None:
+    for operator, formula in _FLOPS.items():
+        counting.register_flop_formula(operator)(formula)

@@ -1,0 +1,110 @@
+"""Why a critic takes the passes that it takes, or none, in sentences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gnfast.engine.advice import advice
+from gnfast.engine.functional import require_critic
+from gnfast.engine.recording import require_independent, require_recordable, require_unhooked
+from gnfast.plan import Plan, refused, traced
+from gnfast.plan.recorder import Refused
+from gnfast.plan.table import named_value, passes
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """The verdict on a critic; `print` it.
+
+    Attributes:
+        plan: what was recorded, as of `gnfast.trace`; its `refusals` are what stands in the way of the passes, each
+            with submodule, operation, reason and the line of code.
+    """
+
+    plan: Plan
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether the critic goes through the passes."""
+        return not self.plan.refusals
+
+    def __str__(self) -> str:
+        return "\n".join(_of_passes(self.plan) if self.accelerated else _of_fallback(self.plan))
+
+    __repr__ = __str__
+
+
+def explain(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Explanation:
+    """Says whether gnfast accelerates a critic, if not why, what to write instead, and what each way costs.
+
+    Args:
+        net: the critic, in the mode (train or eval) in which it is used.
+        x: (B, ...) example input, of the shape and dtype that it has in training.
+        *args, **kwargs: passed to `net` after x.
+
+    Returns:
+        An `Explanation` to be printed. The critic is as it was before the call.
+
+    Raises:
+        InputError: as `normalize_gradient`; and whatever the network's own forward raises.
+    """
+    require_critic(net, x)
+    try:
+        require_recordable(x, args, kwargs)
+        require_unhooked(net)
+        plan, operands = traced(net, x, args, kwargs)
+        require_independent(x, operands)
+    except Refused as error:
+        plan = refused(net, x, error.refusal)
+    return Explanation(plan)
+
+
+def _of_passes(plan: Plan) -> list[str]:
+    costs = _costs(plan)
+    lines = [
+        f"{plan.name} is accelerated: exact in {passes(plan)}, without double backward.",
+        f"A critic step costs {costs[0]:.2f} forwards of the network, a generator step {costs[1]:.2f}; "
+        f"by double backward {_CRITIC:.2f} and {_GENERATOR:.2f}.",
+    ]
+    if plan.takes_six and (reasons := _reasons_for_six(plan)):
+        lines += ["What takes six passes instead of four:", *(f"  - {reason}" for reason in reasons)]
+    return lines
+
+
+def _reasons_for_six(plan: Plan) -> list[str]:
+    """The operations from which six passes go down, each kind of them once."""
+    found: dict[str, str] = {}
+    for node, differentiated in zip(plan.nodes, plan.differentiated, strict=True):
+        if differentiated and (node.op.curved or node.mixes):
+            where = f"in submodule {node.submodule!r}" if node.submodule else "in the network's own forward"
+            why = "its slope depends on x" if node.op.curved else "an entry of its result depends on several samples"
+            found.setdefault(node.op.label(), f"{named_value(node.output)} {node.op.label()} {where}: {why}")
+    if not plan.one_logit:
+        found["output"] = "its output is not one logit for each sample, but several"
+    return [*found.values()]
+
+
+def _of_fallback(plan: Plan) -> list[str]:
+    lines = [f"{plan.name} falls back to exact double backward: the same results, without gnfast's speed.", ""]
+    for number, refusal in enumerate(plan.refusals, 1):
+        lines.append(f"{number}. {refusal}.")
+        if words := advice(refusal):
+            lines.append(f"   Instead: {words}")
+    lines += ["", f"By double backward a critic step costs {_CRITIC:.2f} forwards, a generator step {_GENERATOR:.2f}."]
+    if plan.output and plan.stated_flops:
+        costs = _costs(plan)
+        lines.append(f"The passes would take {costs[0]:.2f} and {costs[1]:.2f}, not counting what is named above.")
+    sizes = ",".join(map(str, plan.input_shape))
+    lines.append(f"Measured on your machine: gnfast bench --net your_module:{plan.name} --shape {sizes}")
+    return lines
+
+
+_CRITIC, _GENERATOR = 6.0, 5.0
+"""Forwards of a network that a step by double backward costs."""
+
+
+def _costs(plan: Plan) -> tuple[float, float]:
+    """Of a critic step and a generator step by the passes, in forwards of the network."""
+    forward = max(plan.stated_flops, 1)
+    return sum(plan.flops().values()) / forward, plan.generator_flops() / forward

@@ -1,0 +1,56 @@
+"""What a run is scored with where its settings leave that open, and how a run says it."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from gnfast.config.config import AUTO, Config
+from gnfast.data import ImageDataset
+from gnfast.metrics import FeatureExtractor
+from gnfast.metrics.features import INCEPTION
+from gnfast.metrics.weights import found
+from gnfast.runs.checkpoint import RunError
+from gnfast.runs.record import read_settings
+from gnfast.train.parallel import Group
+
+
+def with_extractor(config: Config, dataset: ImageDataset, device: torch.device, folder: Path, group: Group) -> Config:
+    """The settings with an extractor in place of `auto`: that of the run in `folder`, if it has been scored before.
+
+    On two CPU cores 50,000 images take Inception an hour; there a classifier is the choice. A run that
+    is shorter than the interval between scores is a look, which a score before its first step would only delay.
+    """
+    if config.extractor != AUTO:
+        return config
+    return dataclasses.replace(config, extractor=group.of_leader(_before(folder) or _chosen(config, dataset, device)))
+
+
+def as_told(config: Config, extractor: FeatureExtractor | None) -> str:
+    """One line on what a run is scored with, and how to get FID where it is something else."""
+    every = f"every {config.eval_every} steps" if config.eval_every else "before and after training"
+    if extractor is None:
+        return "scores: none while it trains; for some, --extractor inception (FID) or classifier, and --eval-every"
+    if extractor.name == INCEPTION:
+        return f"scores: FID {every}"
+    instead = f"Fréchet distance in features of {extractor.name} {every}, not FID"
+    return f"scores: {instead}; for FID: --extractor inception, whose weights `gnfast weights` finds"
+
+
+def _before(folder: Path) -> str:
+    """The extractor of the run that a folder has already; its scores would not compare with another's."""
+    try:
+        known = str(read_settings(folder)[1].get("extractor", "none"))
+    except (OSError, RunError):
+        return ""
+    # A name of code to import is taken from the command line alone.
+    return "" if known in ("none", AUTO) or ":" in known else known
+
+
+def _chosen(config: Config, dataset: ImageDataset, device: torch.device) -> str:
+    if config.steps < config.eval_every:
+        return "none"
+    if config.extractor_weights or (device.type == "cuda" and found()):
+        return INCEPTION
+    classes = 0 if dataset.labels is None else len(dataset.classes)
+    return "classifier" if classes > 1 and len(dataset) >= 10 else "none"

@@ -1,0 +1,69 @@
+"""What a first hour meets: help that fits a screen and breaks its lines well, a version, readers that leave early."""
+
+import io
+import os
+import re
+
+import pytest
+
+import gnfast
+from gnfast.cli import main
+from gnfast.cli.help import filled
+
+
+def ended(*words):
+    try:
+        return main([*words])
+    except SystemExit as end:
+        return end.code
+
+
+def printed(capsys, *words):
+    capsys.readouterr()
+    assert ended(*words) in (0, None)
+    return capsys.readouterr().out
+
+
+def test_the_version_is_said(capsys):
+    assert printed(capsys, "--version") == f"gnfast {gnfast.__version__}\n"
+
+
+def test_help_of_training_is_a_screen_or_two(capsys):
+    text = printed(capsys, "train", "--help")
+    assert len(text.splitlines()) < 60
+    assert all(word in text for word in ("  digits ", "gnfast presets", "--data ", "--run-dir ", "train PRESET --help"))
+    # What it names exists.
+    known = re.findall(r"--[a-z-]+", printed(capsys, "train", "digits", "--help"))
+    assert {*re.findall(r"--[a-z-]+", text)} <= {*known, "--option"}
+
+
+@pytest.mark.parametrize("command", [["train", "digits"], ["sample"], ["eval"], ["bench"], ["data", "stats"]])
+def test_help_keeps_no_line_breaks_of_docstrings(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "90")
+    lines = printed(capsys, *command, "--help").splitlines()
+    assert max(map(len, lines)) <= 120
+    above = lines[: next(i for i, line in enumerate(lines) if "options" in line and "[" not in line)]
+    assert all(len(line) <= 90 for line in above if not line.startswith(("  ", "usage")))
+    # A line of an option's text ends where the next word would not have fitted.
+    texts = [line.strip("│ ") for line in lines]
+    if command == ["sample"]:
+        joined = " ".join(texts)
+        assert "RUN/sample-ema.png (-raw, -ema-best, …) if empty." in joined
+        assert not any(text.startswith("if empty") for text in texts)
+
+
+def test_paragraphs_are_filled_and_the_rest_stays(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "one two three four five six seven\neight nine\n\nExamples:\n  a  b   c\n--x is x, and so on and so\nforth"
+    wanted = "one two three four five six seven eight\nnine\n\nExamples:\n  a  b   c\n--x is x, and so on and so forth"
+    assert filled(text) == wanted
+
+
+@pytest.mark.parametrize("command", [["--help"], ["train", "digits", "--help"], ["presets"], ["data", "--help"]])
+def test_a_reader_that_leaves_early_is_no_error(monkeypatch, capfd, command):
+    reads, writes = os.pipe()
+    os.close(reads)
+    with io.TextIOWrapper(os.fdopen(writes, "wb", 0), write_through=True) as gone:
+        monkeypatch.setattr("sys.stdout", gone)
+        assert ended(*command) in (0, None)
+    assert capfd.readouterr().err == ""

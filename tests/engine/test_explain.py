@@ -1,0 +1,200 @@
+"""What gnfast says about a critic: true, at the right line, and of use."""
+
+import ast
+import inspect
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gnfast
+from gnfast.engine.advice import advice
+from gnfast.plan.plan import Refusal
+from tests.engine.test_engine import Called, normal
+
+
+class Binarised(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        return h.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def critic(function):
+    def forward(net, x):
+        return (F.leaky_relu(function(net, x * net.w), 0.3) * net.out).sum((1, 2))
+
+    return Called(forward, w=normal(7), out=normal(5, 7), columns=torch.arange(7))
+
+
+def by_if(net, h):
+    return 2 * h if h.mean() > 0 else h
+
+
+def by_where(net, h):
+    return torch.where(h.mean() > 0, 2 * h, h)
+
+
+def filled(net, h):
+    result = torch.zeros(h.shape, dtype=h.dtype)
+    result[:, :3] = h[:, :3]
+    return result
+
+
+def clamped_data(net, h):
+    h.data.clamp_(-1, 1)
+    return h
+
+
+def without_gradients(net, h):
+    with torch.no_grad():
+        h.relu_()
+    return h
+
+
+def inferred(net, h):
+    with torch.inference_mode():
+        mean = h.mean()
+    return h - mean
+
+
+def views_changed(net, h):
+    rest = h[:, 1:]
+    h += 1
+    return F.pad(rest, (0, 0, 1, 0))
+
+
+REWRITES = {
+    "custom function": (
+        lambda net, h: Binarised.apply(h) * 2,
+        lambda net, h: (h + (h.sign() - h).detach()) * 2,
+        "straight-through",
+    ),
+    "a branch": (by_if, by_where, "torch.where"),
+    "an unknown function": (
+        lambda net, h: torch.special.log_ndtr(h),
+        lambda net, h: torch.log((1 + torch.erf(0.5**0.5 * h)) / 2),
+        "docs/coverage.md",
+    ),
+    "writing into zeros": (filled, lambda net, h: F.pad(h[:, :3], (0, 0, 0, 2)), "F.pad"),
+    "data": (clamped_data, lambda net, h: h + (h.detach().clamp(-1, 1) - h.detach()), "h.detach()"),
+    "no_grad": (without_gradients, lambda net, h: h.relu().detach() + h - h.detach(), "h.detach()"),
+    "inference mode": (inferred, lambda net, h: h - h.detach().mean(), "h.detach()"),
+    "views in use": (views_changed, lambda net, h: F.pad(h[:, 1:] + 1, (0, 0, 1, 0)), "h = h + y"),
+    "indices of a maximum": (
+        lambda net, h: h * h.max(1, keepdim=True).indices,
+        lambda net, h: h * h.argmax(1, keepdim=True),
+        "argmax",
+    ),
+    "slopes at random": (lambda net, h: F.rrelu(h, training=True), lambda net, h: F.leaky_relu(h), "F.leaky_relu"),
+    "a norm of matrices": (
+        lambda net, h: h / torch.linalg.matrix_norm(h)[:, None, None],
+        lambda net, h: h / torch.linalg.vector_norm(h, dim=(-2, -1))[:, None, None],
+        "vector_norm",
+    ),
+    "another dtype of the same bits": (
+        lambda net, h: h.view(torch.int64).to(h.dtype) * 0 + h,
+        lambda net, h: h.to(torch.int64).to(h.dtype) * 0 + h,
+        "h.to(dtype)",
+    ),
+    "rounded division": (
+        lambda net, h: torch.div(h, 0.5, rounding_mode="floor") + h,
+        lambda net, h: torch.floor(h / 0.5) + h,
+        "torch.floor",
+    ),
+    "a choice from a table": (
+        lambda net, h: h * net.w[h.argmax(2)][..., None],
+        lambda net, h: h * ((h.argmax(2)[..., None] == net.columns).to(h.dtype) @ net.w)[..., None],
+        "mask of the choice",
+    ),
+}
+
+
+@pytest.mark.parametrize(("refused", "accepted", "words"), REWRITES.values(), ids=REWRITES)
+def test_what_is_written_instead_is_accelerated(refused, accepted, words):
+    explanation = gnfast.explain(critic(refused), normal(4, 5, 7))
+    assert not explanation.accelerated
+    assert words in str(explanation)
+    assert gnfast.explain(critic(accepted), normal(4, 5, 7)).accelerated
+
+
+def test_every_reason_for_a_refusal_has_advice():
+    files = [*Path("gnfast/plan").rglob("*.py"), Path("gnfast/engine/recording.py")]
+    reasons = [
+        reason for file in files if file.name != "constants.py" for reason in _reasons(ast.parse(file.read_text()))
+    ]
+    assert len(reasons) > 50
+    assert [reason for reason in reasons if not advice(Refusal("", "", reason))] == []
+
+
+def _reasons(tree):
+    """What `refuse`, `_opaque` and `Refusal` are told, where it stands there as text."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    for call in calls:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        if name in ("refuse", "_refuse", "_opaque", "Refusal"):
+            place = {"refuse": 0, "_refuse": 1, "_opaque": 3, "Refusal": 2}[name]
+            reason = call.args[place]
+            if isinstance(reason, ast.Constant):
+                yield reason.value
+            elif isinstance(reason, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in reason.values)
+
+
+def test_the_line_is_that_of_the_network_and_the_warning_that_of_the_call():
+    first = inspect.getsourcelines(by_if)[1]
+    here = f"{Path(__file__).relative_to(Path.cwd())}:{first + 1}"
+    explanation = gnfast.explain(critic(by_if), normal(4, 5, 7))
+    assert explanation.plan.refusals[0].line == here
+    assert here in str(explanation)
+    with pytest.warns(gnfast.FallbackWarning, match=r"gnfast\.explain\(net, x\)") as caught:
+        line = inspect.currentframe().f_lineno + 1
+        gnfast.normalize_gradient(critic(by_if), normal(4, 5, 7))
+    assert (caught[0].filename, caught[0].lineno) == (__file__, line)
+
+
+def test_a_network_of_pytorchs_modules_has_no_line():
+    net = nn.Sequential(nn.Flatten(), nn.RReLU(), nn.Linear(35, 1)).double()
+    assert [refusal.line for refusal in gnfast.explain(net, normal(4, 5, 7)).plan.refusals] == [""]
+
+
+def test_all_that_is_refused_is_named():
+    net = critic(lambda net, h: torch.i0(torch.special.i1(h)))
+    text = str(gnfast.explain(net, normal(4, 5, 7)))
+    assert "1. Tensor.special_i1 in" in text
+    assert "2. torch.i0 in" in text
+
+
+def test_what_is_around_the_call_counts():
+    hooked = nn.Sequential(nn.Flatten(), nn.Linear(35, 1)).double()
+    hooked[1].register_full_backward_hook(lambda *_: None)
+    explanation = gnfast.explain(hooked, normal(4, 5, 7))
+    assert [refusal.operation for refusal in explanation.plan.refusals] == ["register_full_backward_hook"]
+    x = normal(4, 5, 7).requires_grad_()
+    beside = Called(lambda net, x, y: (x * y).sum((1, 2)))
+    assert "computed from x" in str(gnfast.explain(beside, x, 2 * x))
+    assert gnfast.explain(beside, x, normal(4, 5, 7)).accelerated
+
+
+def test_says_what_takes_six_passes():
+    text = str(gnfast.explain(critic(lambda net, h: F.silu(F.silu(h)) - h.mean(0)), normal(4, 5, 7)))
+    assert "silu in the network's own forward: its slope depends on x" in text
+    assert text.count("silu") == 1
+    assert "several samples" in text
+    assert "not one logit" in str(gnfast.explain(nn.Conv2d(3, 1, 3), torch.randn(2, 3, 8, 8)))
+
+
+def test_a_call_changes_nothing_and_asks_for_a_critic():
+    net = nn.Sequential(nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(35, 1)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gnfast.explain(net, normal(4, 5, 7)).accelerated
+    assert net[0].num_batches_tracked == 0
+    with pytest.raises(gnfast.InputError, match="x: got dtype"):
+        gnfast.explain(net, torch.zeros(4, 5, 7, dtype=torch.uint8))

@@ -1,0 +1,63 @@
+"""What a run is scored with where nobody says, that it says so, and that it says how far it is without a terminal."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnfast.data import ImageDataset
+from gnfast.metrics import classifier
+from gnfast.train import scored, session
+from gnfast.train.parallel import ALONE
+from tests.tiny_runs import quiet, tiny
+
+LABELLED = ImageDataset("toys", torch.zeros(12, 1, 8, 8, dtype=torch.uint8), torch.arange(12) % 2, ("a", "b"))
+PLAIN = ImageDataset("plain", torch.zeros(12, 1, 8, 8, dtype=torch.uint8))
+WEIGHTS = Path("weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "device", "weights", "changes", "chosen"),
+    [
+        (LABELLED, "cuda", WEIGHTS, {}, "inception"),
+        (LABELLED, "cpu", WEIGHTS, {}, "classifier"),
+        (PLAIN, "cpu", None, {"extractor_weights": "own.pth"}, "inception"),
+        (LABELLED, "cuda", None, {}, "classifier"),
+        (PLAIN, "cuda", None, {}, "none"),
+        (ImageDataset("one", PLAIN.images, torch.zeros(12).long(), ("a",)), "cpu", None, {}, "none"),
+        # A look.
+        (LABELLED, "cuda", WEIGHTS, {"steps": 99}, "none"),
+        (LABELLED, "cuda", WEIGHTS, {"steps": 99, "eval_every": 0}, "inception"),
+        (LABELLED, "cuda", WEIGHTS, {"extractor": "none"}, "none"),
+    ],
+)
+def test_what_is_chosen(monkeypatch, tmp_path, dataset, device, weights, changes, chosen):
+    monkeypatch.setattr(scored, "found", lambda: weights)
+    config = tiny(tmp_path, **({"steps": 100, "eval_every": 100} | changes))
+    found = scored.with_extractor(config, dataset, torch.device(device), tmp_path, ALONE)
+    assert found.extractor == chosen
+
+
+def test_a_run_says_what_it_is_scored_with_and_keeps_to_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "_MAX_STEPS", 2)
+    config = tiny(tmp_path / "run", steps=2, eval_every=2, n_fake=12, probe_every=0)
+    _, lines = quiet("digits", config)
+    (line,) = [line for line in lines if line.startswith("scores: ")]
+    assert "digits-classifier every 2 steps, not FID" in line and "gnfast weights" in line
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["extractor"] == "classifier"
+    monkeypatch.setattr(scored, "_chosen", lambda *_: "none")
+    again = scored.with_extractor(config, PLAIN, torch.device("cpu"), tmp_path / "run", ALONE)
+    assert again.extractor == "classifier"
+
+
+def test_without_a_terminal_lines_say_how_far_a_run_is(tmp_path, monkeypatch):
+    config = tiny(tmp_path / "run", steps=4, extractor="none", probe_every=0)
+    assert not [line for line in quiet("digits", config)[1] if "steps/s" in line]
+    monkeypatch.setattr(session, "LINE_SECONDS", 0.0)
+    _, lines = quiet("digits", tiny(tmp_path / "other", steps=4, extractor="none", probe_every=0))
+    told = [match for line in lines if (match := re.fullmatch(r"step (\d) of 4, [\d.e+]+ steps/s, 00:00 left", line))]
+    assert [match[1] for match in told] == ["1", "2", "3"]
+    assert [line for line in lines if line.startswith("scores: none")]

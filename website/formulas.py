@@ -1,0 +1,29 @@
+"""Formulas as MathML, which browsers show by themselves: no script, no font and no network.
+
+A formula is written in TeX between dollar signs, as GitHub shows it too.
+"""
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """A hook of MkDocs: the page with its formulas as MathML."""
+    return _FORMULA.sub(lambda found: mathml(html.unescape(found[3]), display=found[2] == "["), content)
+
+
+def mathml(tex: str, display: bool = False) -> str:
+    """One formula, without its dollar signs.
+
+    Raises:
+        ValueError: it has a command that is not known.
+    """
+    result = convert(tex, display="block" if display else "inline")
+    if unknown := re.search(r"\\[A-Za-z]+", result):
+        raise ValueError(f"{tex}: {unknown[0]} is not known")
+    return result
