@@ -11,9 +11,9 @@ from gnfast.kernels.compiled import notice
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _LONG = re.compile(
-    "test_(analysis_(cli|compare|drawings)|buckets|build|conv|cuda_compile|ddp|forks|frechet|gpu_run|head|hostile_files|"
-    "interpreter|join|metrics_inception|metrics_scores|mlp|random_networks|report|reproduce|reuse|sign_bits|site|sweep|"
-    "train_(captured|parallel))"
+    "test_(analysis_(cli|compare|drawings)|buckets|build|conv|cuda_compile|ddp|examples|forks|frechet|gpu_run|head|"
+    "hostile_files|interpreter|join|metrics_inception|metrics_scores|mlp|random_networks|report|reproduce|reuse|sign_bits|site|"
+    "sweep|train_(captured|parallel))"
 )
 """Files of tests that take long, or share what does. They begin first: then no process waits for one at the end, nor is
 what they share made twice."""
