@@ -1,5 +1,8 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from gnfast.engine import heads, penalties, reference
 from gnfast.engine.explain import Explanation, explain
 from gnfast.engine.functional import normalize_gradient, value_and_grad_norm, value_and_input_grad
@@ -46,3 +49,11 @@ __all__ = [
     "value_and_grad_norm",
     "value_and_input_grad",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Parts that are imported when they are asked for: they are large, or need the packages of `gnfast[train]`."""
+        if name in ("data", "losses", "measure", "metrics", "models", "train"):
+            return importlib.import_module(f"gnfast.{name}")
+        raise AttributeError(f"module 'gnfast' has no attribute {name!r}")

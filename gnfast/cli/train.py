@@ -7,6 +7,7 @@ import torch
 import gnfast
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
+from gnfast.config.chosen import of_its_data
 from gnfast.config.config import Config, as_json, option
 from gnfast.config.presets import GROUPS, PRESETS
 from gnfast.config.together import without_effect
@@ -83,7 +84,8 @@ def run(words: list[str]) -> int:
     preset = PRESETS[name]
     data = "" if preset.config.data else " --data PATH"
     help = TRAIN_HELP.format(name=name, summary=preset.summary, data=data)
-    config = parse(Config, rest, f"train {name}", help=help, default=preset.config)
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")}
+    config = of_its_data(parse(Config, rest, f"train {name}", help=help, default=preset.config), preset.config, given)
     for setting, user in without_effect(config, preset.config):
         given = f"{option(setting)} {plain(getattr(config, setting))}"
         print(f"gnfast: {given} has no effect without {user}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""The settings of a run that is started from Python: a preset or a `Config`, and what differs from it."""
+"""The settings of a run: those of a preset or a `Config`, and what differs from them."""
 
 import dataclasses
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gnfast.config.config import Config, option
@@ -15,8 +15,8 @@ OWN = "custom"
 """The name of a run whose settings are nobody's."""
 
 _NAMES = [field.name for field in dataclasses.fields(Config)]
-# They name further parts of the data set.
-_SPLITS = ("eval_split", "validation_split")
+_PARTS = {field.name: field.default for field in dataclasses.fields(Config) if field.name.endswith("split")}
+"""The settings that name parts of a data set."""
 
 
 def chosen(
@@ -41,14 +41,27 @@ def chosen(
         if word not in _NAMES:
             raise InputError(f"{unknown('setting', word, _NAMES)}")
     made = dataclasses.replace(usual, **{word: _plain(value) for word, value in changes.items()})
+    if has_images:
+        for word in ("data", *_PARTS):
+            if word in changes:
+                raise InputError(f"{word}: got {getattr(made, word)!r}, wanted none with dataset=…")
+        made = dataclasses.replace(made, data="", data_root="", **_PARTS)
+    made = of_its_data(made, usual, changes)
     for word, other in without_effect(made, usual):
         warnings.warn(f"{option(word)} has no effect without {other}", stacklevel=3)
-    if not has_images:
-        return name, made
-    for word in ("data", *_SPLITS):
-        if word in changes or (word in _SPLITS and getattr(made, word)):
-            raise InputError(f"{word}: got {getattr(made, word)!r}, wanted none with dataset=…")
-    return name, dataclasses.replace(made, data="", data_root="")
+    return name, made
+
+
+def of_its_data(config: Config, usual: Config, given: Collection[str]) -> Config:
+    """Settings that take other images than the preset, which then does not say which part of these.
+
+    Args:
+        config, usual: the settings, and those that they differ from.
+        given: the names of those that somebody has stated.
+    """
+    if config.data == usual.data or not usual.data:
+        return config
+    return dataclasses.replace(config, **{name: part for name, part in _PARTS.items() if name not in given})
 
 
 def _plain(value: Any) -> Any:

@@ -43,13 +43,15 @@ class Wrapper(nn.Module, Generic[M]):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:
+        except AttributeError as error:
             # Before `net` is there (in copies, in pickles) there is nothing to look into.
             net = self.__dict__.get("_modules", {}).get("net")
             member = getattr(net, name, None)
-            if not isinstance(member, Tensor | nn.Module):
-                raise
-            return member
+            if isinstance(member, Tensor | nn.Module):
+                return member
+            if member is not None and not name.startswith("_"):
+                error.add_note(f"What the {type(self).__name__} is around has it: .net.{name}")
+            raise
 
     def __setattr__(self, name: str, value: Any) -> None:
         # As functional_call puts tensors in the place of parameters and buffers.

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gnfast.config.chosen import of_its_data
 from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS
 from gnfast.errors import require_int, unknown
@@ -62,7 +63,8 @@ class Case:
             ValueError: a value that they cannot have.
         """
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
-        return dataclasses.replace(PRESETS[self.preset].config, **options, run_dir=str(self.folder))
+        usual = PRESETS[self.preset].config
+        return of_its_data(dataclasses.replace(usual, **options, run_dir=str(self.folder)), usual, options)
 
     def words(self) -> list[str]:
         """The arguments of `gnfast` that train it."""

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from gnfast.config.chosen import chosen, of_its_data
 from gnfast.config.config import Config, as_json, from_json
 from gnfast.config.papers import items
 from gnfast.config.presets import PRESETS
@@ -130,3 +131,17 @@ def test_tuned_constant_is_a_factor_on_the_critic(name):
         ends.append(weight.detach())
     assert (ends[0] - start).abs().max() > 1e-4
     torch.testing.assert_close(*ends, rtol=1e-10, atol=0)
+
+
+def test_other_images_are_taken_whole():
+    stl = PRESETS["gngan-stl10-cnn"].config
+    for config, given, wanted in (
+        (stl, {}, "unlabeled"),
+        (dataclasses.replace(stl, data="pictures"), {}, "train"),
+        (dataclasses.replace(stl, data="pictures", split="unlabeled"), {"split"}, "unlabeled"),
+    ):
+        assert of_its_data(config, stl, given).split == wanted
+    celebahq = PRESETS["gngan-celebahq-128"].config
+    assert celebahq.eval_split == "test"
+    assert chosen("gngan-celebahq-128", None, {"data": "pictures"}, False)[1].eval_split == ""
+    assert chosen("gngan-celebahq-128", None, {}, True)[1].eval_split == ""

@@ -117,3 +117,12 @@ def test_a_wrapper_is_a_module_like_others(wrap, critics):
     assert net in seen
     with pytest.raises(AttributeError, match="nothing"):
         _ = module.nothing
+
+
+def test_an_attribute_of_the_critic_alone_is_said_to_be_there():
+    critic = nn.Linear(3, 1)
+    critic.optimiser = "Adam"
+    with pytest.raises(AttributeError) as caught:
+        _ = gnfast.GradientNorm(critic).optimiser
+    assert caught.value.__notes__ == ["What the GradientNorm is around has it: .net.optimiser"]
+    assert not hasattr(gnfast.GradientNorm(critic), "nowhere")
