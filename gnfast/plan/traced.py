@@ -1,6 +1,7 @@
 """The tensor that records what is done with it instead of doing it."""
 
 import functools
+import sys
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,12 @@ class Traced(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        _recorder((*args, *(kwargs or {}).values())).refuse("this operation bypasses recording", operation=str(func))
+        recorder, caller = _recorder((*args, *(kwargs or {}).values())), sys._getframe(1)
+        if caller.f_globals.get("__name__") == "torch.autograd.function":
+            # `save_for_backward` of what it returns.
+            name = caller.f_locals["cls"].__name__
+            recorder.refuse("a custom autograd function, which saves what it returns", operation=f"{name}.apply")
+        recorder.refuse("this operation bypasses recording", operation=str(func))
 
     def shares_memory_with(self, view: "Traced") -> "Traced":
         """Notes that `view` lies in this tensor's memory, and returns it."""

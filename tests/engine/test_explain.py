@@ -26,6 +26,18 @@ class Binarised(torch.autograd.Function):
         return gradient
 
 
+class Exponential(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        result = h.exp()
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0]
+
+
 def critic(function):
     def forward(net, x):
         return (F.leaky_relu(function(net, x * net.w), 0.3) * net.out).sum((1, 2))
@@ -75,6 +87,11 @@ REWRITES = {
         lambda net, h: Binarised.apply(h) * 2,
         lambda net, h: (h + (h.sign() - h).detach()) * 2,
         "straight-through",
+    ),
+    "custom function that saves its result": (
+        lambda net, h: Exponential.apply(h),
+        lambda net, h: h.exp(),
+        "Exponential.apply in the network's own forward",
     ),
     "a branch": (by_if, by_where, "torch.where"),
     "an unknown function": (
