@@ -55,8 +55,8 @@ def symlog(axes: Axes, numbers: list[float]) -> None:
     if sizes and max(sizes) > 20 * min(sizes):
         least = max(min(sizes), max(sizes) * 1e-9)
         axes.set_yscale("symlog", linthresh=least)
-        # Four powers of ten at most on each side, none of them next to 0.
-        high, low = math.floor(math.log10(max(sizes))), math.ceil(math.log10(least)) + 1
+        # Four powers of ten at most on each side.
+        high, low = math.floor(math.log10(max(sizes))), math.ceil(math.log10(least))
         powers = [10.0**exponent for exponent in range(high, low - 1, -max(1, math.ceil((high - low + 1) / 4)))]
         axes.set_yticks([-power for power in powers] + [0] + powers[::-1], minor=False)
         axes.yaxis.set_major_formatter(lambda value, _: tick(value))

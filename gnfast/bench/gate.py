@@ -9,6 +9,7 @@ from torch import Tensor
 from gnfast.bench.case import Case, free
 from gnfast.bench.critic_steps import Result
 from gnfast.bench.mode import PAPERS
+from gnfast.errors import InputError, UnsupportedError
 
 
 class Error(NamedTuple):
@@ -122,4 +123,6 @@ class Gate:
 def said(error: Exception) -> str:
     """What an exception says, in part of a line."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200] if text else 'no message'}"
+    line = text[0][:200] if text else "no message"
+    # gnfast's own are sentences; of others the kind says more than the text.
+    return line if isinstance(error, InputError | UnsupportedError) else f"{type(error).__name__}: {line}"

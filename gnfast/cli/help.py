@@ -38,7 +38,7 @@ def document(kind: type) -> None:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                 texts[field.target.id] = " ".join(text.value.value.split())
     for field in dataclasses.fields(kind):
-        field.metadata = {**field.metadata, "help": texts[field.name]}
+        field.metadata = {**field.metadata, "help": texts.get(field.name, "")}
 
 
 class _Kept(io.StringIO):

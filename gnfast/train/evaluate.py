@@ -15,7 +15,6 @@ from gnfast.metrics.evaluate import image_count
 from gnfast.train.draws import latents
 from gnfast.train.networks import sample
 from gnfast.train.parallel import ALONE, Group
-from gnfast.train.scored import as_told
 from gnfast.train.state import State
 
 # Of the kernel distance, while training: enough for a curve. `gnfast eval` takes more.
@@ -28,12 +27,10 @@ class Measures(NamedTuple):
     Attributes:
         reference: the real images.
         extractor: what measures features; None where nothing is measured.
-        told: what is scored, and how to get FID where that is something else, in one line.
     """
 
     reference: ImageDataset
     extractor: metrics.FeatureExtractor | None = None
-    told: str = ""
 
 
 def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.Scores, metrics.Scores]:
@@ -55,8 +52,7 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
     def scores(generator: nn.Module) -> metrics.Scores:
         return metrics.evaluate(
             sampler(group.as_leads(generator), *inputs, seed, statistics, group),
-            measures.reference,
-            measures.extractor,
+            *measures,
             n_fake=count,
             n_real=state.config.n_real or None,
             batch_size=batch,
@@ -142,7 +138,7 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
         ValueError: there is no such extractor, protocol, weights or split, or not as many real images as `n_real` says.
     """
     if config.extractor == "none":
-        return Measures(dataset, told=as_told(config, None))
+        return Measures(dataset)
     reference = load_split(config, config.eval_split, progress) if config.eval_split else dataset
     image_count("--n-real", config.n_real or None, reference)
     extractor = metrics.load_extractor(
@@ -153,7 +149,7 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
         device=device,
         progress=progress,
     )
-    return Measures(reference, extractor, as_told(config, extractor))
+    return Measures(reference, extractor)
 
 
 def load_split(config: Config, split: str, progress: bool) -> ImageDataset:

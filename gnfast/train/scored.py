@@ -14,16 +14,22 @@ from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import read_settings
 from gnfast.train.parallel import Group
 
+# Images that a CPU makes for a score where nobody has asked for one.
+FEW = 5000
+
 
 def with_extractor(config: Config, dataset: ImageDataset, device: torch.device, folder: Path, group: Group) -> Config:
     """The settings with an extractor in place of `auto`: that of the run in `folder`, if it has been scored before.
 
-    On two CPU cores 50,000 images take Inception an hour; there a classifier is the choice. A run that
-    is shorter than the interval between scores is a look, which a score before its first step would only delay.
+    On two CPU cores 50,000 images take Inception an hour, and GN-GAN's ResNet some twenty to make: there a
+    classifier is the choice, and a few images. A run that is shorter than the interval between scores is a look, which
+    a score before its first step would only delay.
     """
     if config.extractor != AUTO:
         return config
-    return dataclasses.replace(config, extractor=group.of_leader(_before(folder) or _chosen(config, dataset, device)))
+    extractor = group.of_leader(_before(folder) or _chosen(config, dataset, device))
+    few = device.type == "cpu" and extractor == "classifier"
+    return dataclasses.replace(config, extractor=extractor, n_fake=min(config.n_fake, FEW) if few else config.n_fake)
 
 
 def as_told(config: Config, extractor: FeatureExtractor | None) -> str:
@@ -32,8 +38,8 @@ def as_told(config: Config, extractor: FeatureExtractor | None) -> str:
     if extractor is None:
         return "scores: none while it trains; for some, --extractor inception (FID) or classifier, and --eval-every"
     if extractor.name == INCEPTION:
-        return f"scores: FID {every}"
-    instead = f"Fréchet distance in features of {extractor.name} {every}, not FID"
+        return f"scores: FID of {config.n_fake} images {every}"
+    instead = f"Fréchet distance of {config.n_fake} images in features of {extractor.name} {every}, not FID"
     return f"scores: {instead}; for FID: --extractor inception, whose weights `gnfast weights` finds"
 
 

@@ -28,6 +28,7 @@ from gnfast.train.probe import Probe
 from gnfast.train.profile import Profile
 from gnfast.train.ring import NonFiniteLossError, means
 from gnfast.train.saved import SCORE
+from gnfast.train.scored import as_told
 from gnfast.train.side_work import Seen, SideWork
 from gnfast.train.snapshot import Live
 from gnfast.train.spent import Spent
@@ -117,7 +118,7 @@ class Session:
         if self.leads:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
-        log.say(self.measures.told)
+        log.say(as_told(config, self.measures.extractor))
         if line := notice(state.device.type):
             log.say(f"warning: {line}")
         if self.start == 0:

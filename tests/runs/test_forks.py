@@ -80,7 +80,7 @@ def test_a_fork_does_what_the_command_does(start, sweep, tmp_path):
     assert run.wait() == run.returncode == run.poll() == 0
     rows = [(case.folder / "metrics.jsonl").read_bytes() for case in (fresh, again)]
     assert rows[0] and rows[0] == rows[1]
-    assert output.read_text().splitlines()[1] == f"finished 4 steps in {again.folder}"
+    assert output.read_text().splitlines()[2] == f"finished 4 steps in {again.folder}"
     sessions = [read_run(case.folder).sessions[0] for case in (fresh, again)]
     assert [Path(session["command"][0]).name for session in sessions] == ["__main__.py"] * 2
     assert sessions[1]["command"][1:] == again.words()

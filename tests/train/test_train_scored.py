@@ -38,6 +38,7 @@ def test_what_is_chosen(monkeypatch, tmp_path, dataset, device, weights, changes
     config = tiny(tmp_path, **({"steps": 100, "eval_every": 100} | changes))
     found = scored.with_extractor(config, dataset, torch.device(device), tmp_path, ALONE)
     assert found.extractor == chosen
+    assert found.n_fake == (5000 if (device, chosen) == ("cpu", "classifier") else config.n_fake)
 
 
 def test_a_run_says_what_it_is_scored_with_and_keeps_to_it(tmp_path, monkeypatch):
@@ -46,7 +47,7 @@ def test_a_run_says_what_it_is_scored_with_and_keeps_to_it(tmp_path, monkeypatch
     config = tiny(tmp_path / "run", steps=2, eval_every=2, n_fake=12, probe_every=0)
     _, lines = quiet("digits", config)
     (line,) = [line for line in lines if line.startswith("scores: ")]
-    assert "digits-classifier every 2 steps, not FID" in line and "gnfast weights" in line
+    assert "of 12 images in features of digits-classifier every 2 steps, not FID" in line and "gnfast weights" in line
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["extractor"] == "classifier"
     monkeypatch.setattr(scored, "_chosen", lambda *_: "none")
     again = scored.with_extractor(config, PLAIN, torch.device("cpu"), tmp_path / "run", ALONE)

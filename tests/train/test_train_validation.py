@@ -54,7 +54,8 @@ def pictures(folder, splits):
 
 def test_a_run_that_is_watched_is_the_same_run(tmp_path):
     data = pictures(tmp_path / "data", {"train": ["a", "b"], "test": ["a", "b"]})
-    config = tiny(tmp_path / "plain", data=data, steps=6, eval_every=3, spectral_norm=True, n_samples=4, log_every=2)
+    kept = {"steps": 6, "eval_every": 3, "n_samples": 4, "log_every": 2, "extractor": "none"}
+    config = tiny(tmp_path / "plain", data=data, spectral_norm=True, **kept)
     watched = dataclasses.replace(config, run_dir=str(tmp_path / "watched"), validation_split="test")
     for each in (config, watched):
         assert quiet("digits", each)[0].finished
