@@ -22,10 +22,11 @@ from gnfast.runs import lock
 from gnfast.train.evaluate import load_split, open_measures
 from gnfast.train.failures import clear_errors
 from gnfast.train.logs import RunLog
+from gnfast.train.outcome import Outcome
 from gnfast.train.parallel import Group, joined
 from gnfast.train.resume import open_run, restore
 from gnfast.train.scored import with_extractor
-from gnfast.train.session import Outcome, Session
+from gnfast.train.session import Session
 from gnfast.train.side_work import SideWork, goes_on_beside
 from gnfast.train.spent import Spent
 from gnfast.train.state import State

@@ -32,14 +32,14 @@ def with_extractor(config: Config, dataset: ImageDataset, device: torch.device, 
     return dataclasses.replace(config, extractor=extractor, n_fake=min(config.n_fake, FEW) if few else config.n_fake)
 
 
-def as_told(config: Config, extractor: FeatureExtractor | None) -> str:
+def as_told(extractor: FeatureExtractor | None, n_fake: int, eval_every: int) -> str:
     """One line on what a run is scored with, and how to get FID where it is something else."""
-    every = f"every {config.eval_every} steps" if config.eval_every else "before and after training"
+    every = f"every {eval_every} steps" if eval_every else "before and after training"
     if extractor is None:
         return "scores: none while it trains; for some, --extractor inception (FID) or classifier, and --eval-every"
     if extractor.name == INCEPTION:
-        return f"scores: FID of {config.n_fake} images {every}"
-    instead = f"Fréchet distance of {config.n_fake} images in features of {extractor.name} {every}, not FID"
+        return f"scores: FID of {n_fake} images {every}"
+    instead = f"Fréchet distance of {n_fake} images in features of {extractor.name} {every}, not FID"
     return f"scores: {instead}; for FID: --extractor inception, whose weights `gnfast weights` finds"
 
 

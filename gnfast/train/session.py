@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from torch import nn
 from tqdm import tqdm
 
 from gnfast.config.config import decisive
@@ -20,10 +18,10 @@ from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
 from gnfast.train.evaluate import Measures, as_line, as_row, evaluate
-from gnfast.train.export import Weights, snapshot
 from gnfast.train.failures import is_full
 from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
 from gnfast.train.networks import sample
+from gnfast.train.outcome import Outcome
 from gnfast.train.probe import Probe
 from gnfast.train.profile import Profile
 from gnfast.train.ring import NonFiniteLossError, means
@@ -40,50 +38,6 @@ from gnfast.train.validation import critic_losses
 PAGE_SHARE, PAGE_SECONDS = 0.005, 60.0
 # Where there is no bar, a line says so often how far it is.
 LINE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call of `train` ended.
-
-    Attributes:
-        run_dir: the run folder.
-        step: generator updates done, over all sessions.
-        trained: generator updates done by this call.
-        finished: whether all of them are done.
-        signal: the signal that stopped it (1, 2 or 15), or 0.
-        picture: the last sample grid, if there is one.
-        distances: the rows of metrics.jsonl with Fréchet distances, oldest first.
-    """
-
-    run_dir: Path
-    step: int
-    trained: int
-    finished: bool
-    signal: int
-    picture: Path | None
-    distances: list[dict[str, Any]]
-
-    @property
-    def metrics(self) -> Row:
-        """What metrics.jsonl has last under each name: losses, scores, probes, and the `step` of its last row."""
-        return {name: value for row in read_rows(self.run_dir / METRICS) for name, value in row.items()}
-
-    def generator(self, *, weights: Weights = "ema", best: bool = False) -> nn.Module:
-        """A generator of this run, on the CPU: its moving average ("ema") or itself ("raw").
-
-        Args:
-            weights: which of the two.
-            best: of the best checkpoint by Fréchet distance, not of the newest.
-
-        Returns:
-            A module from (B, z_dim) latents, and (B,) labels if it is conditional, to (B, channels, resolution,
-            resolution) in [-1, 1], as from `load_generator`.
-
-        Raises:
-            RunError: the run has no such checkpoint.
-        """
-        return snapshot(self.run_dir, weights, best).build()
 
 
 @dataclass
@@ -118,7 +72,7 @@ class Session:
         if self.leads:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
-        log.say(as_told(config, self.measures.extractor))
+        log.say(as_told(self.measures.extractor, config.n_fake, config.eval_every))
         if line := notice(state.device.type):
             log.say(f"warning: {line}")
         if self.start == 0:

@@ -201,7 +201,7 @@ def test_what_is_no_data_set_of_images_is_refused(message, tmp_path):
 
 
 def test_settings_are_those_of_the_command(tmp_path):
-    config = tiny(tmp_path / "run", steps=2)
+    config = tiny(tmp_path / "run", steps=2, extractor="none")
     outcome = train(config, width=0.2, progress=False, echo=lambda _: None)
     record = read_run(outcome.run_dir)
     assert record.preset == "custom" and record.config == dataclasses.replace(config, width=0.2)
