@@ -54,7 +54,7 @@ def missing(what: str, module: str | None) -> str:
     package = _PACKAGES.get(module, module)
     return (
         f"{what} needs {package}, which is not installed: pip install {package}; all that training needs: "
-        'pip install --no-build-isolation ".[train]" in the checkout of gnfast'
+        'pip install --no-build-isolation -e ".[train]" in the checkout of gnfast'
     )
 
 

@@ -3,6 +3,7 @@
 import re
 import tarfile
 import tomllib
+import zipfile
 from email import message_from_string
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def test_the_sdist_holds_what_git_has(sdist):
     made = {name for name in content if name.startswith("gnfast.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     assert content.keys() - made == set(tracked)
     assert all(content[name] == (ROOT / name).read_bytes() for name in tracked)
+
+
+def test_an_editable_install_is_a_path(tmp_path):
+    """A module that finds gnfast would come after a folder of that name, as a checkout is, where Python is started."""
+    wheels.copy_tracked(tmp_path)
+    code = "from setuptools.build_meta import build_editable; build_editable('.')"
+    run = run_python("-c", code, cwd=tmp_path, GNFAST_BUILD="none")
+    assert run.returncode == 0, run.stderr
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        assert [name for name in wheel.namelist() if ".dist-info/" not in name] == ["__editable__.gnfast-0.1.0.pth"]
 
 
 def test_the_metadata_is_true(sdist):

@@ -124,6 +124,6 @@ def _host_us(function: Step, calls: int) -> float:
 
 
 def _summary(values: list[float], unit: str) -> Times:
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     named = zip(("q25", "median", "q75"), quartiles, strict=True)
     return {f"{name}_{unit}": round(value, 3) for name, value in named} | {"rounds": len(values)}

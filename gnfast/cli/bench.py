@@ -114,6 +114,10 @@ def run(words: list[str]) -> int:
     threads = f"{described['threads']} CPU thread{'s' * (described['threads'] != 1)}"
     title = f"{described['device']}, {threads}, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}\n\n{printed_rows.LEGEND}")
+    if options.quick:
+        print("--quick: two rounds of tiny batches, to see that all works; their times and ratios say little.")
+    elif options.compiled:
+        print("Baselines that torch.compile makes take a minute or more each; --no-compiled leaves them out.")
     rows: list[Row] = []
     results = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
     for network in networks:

@@ -1,5 +1,6 @@
 """`gnfast data`: the data sets, and the prepared pixels that are kept of them."""
 
+import dataclasses
 import inspect
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import argument, parse
+from gnfast.config.chosen import of_its_data
 from gnfast.config.presets import PRESETS
 from gnfast.data import DataError, Request, cache, find, registered
 from gnfast.data.source import Source
@@ -268,7 +270,10 @@ COMMANDS = {
 def _find(options: SourceOptions) -> Source:
     if options.preset and options.preset not in PRESETS:
         raise UsageError(unknown("preset", options.preset, PRESETS))
-    preset = PRESETS[options.preset].config if options.preset else Request()
+    preset = Request()
+    if options.preset:
+        usual = PRESETS[options.preset].config
+        preset = of_its_data(dataclasses.replace(usual, data=options.source), usual, ())
     asked = {
         name: getattr(preset if getattr(options, name) is None else options, name)
         for name in ("split", "resolution", "channels")

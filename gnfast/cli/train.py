@@ -114,7 +114,7 @@ def _dry_run(name: str, config: Config) -> int:
     from gnfast.train.loop import run_folder
     from gnfast.train.networks import build_networks
 
-    print(f"{name}, dry run: nothing is trained, read or written.\n")
+    print(f"{name}, dry run: nothing is trained or written, and --data is not looked at.\n")
     print(columns([(option(setting), plain(value)) for setting, value in as_json(config).items()]))
     generator, critic = build_networks(config)
     for title, net in (("generator", generator), ("critic", critic)):

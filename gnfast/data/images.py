@@ -148,11 +148,11 @@ def decode_into(
         )
     if not kept:
         raise DataError(f"no image is left in {path} {what}{_examples(skipped) if skipped else ': it holds no file'}")
-    warning = _warning(skipped, total + len(others), stretched, len(kept), request)
+    warning = warning_about(skipped, total + len(others), stretched, len(kept), request)
     return kept, Contents(skipped=len(skipped), warning=f"{path}: {warning}" if warning else "")
 
 
-def _warning(skipped: list[str], files: int, stretched: int, count: int, request: Request) -> str:
+def warning_about(skipped: list[str], files: int, stretched: int, count: int, request: Request) -> str:
     """What the user should know of images that are left out, or not as they were."""
     said = [f"{len(skipped)} of {files} files skipped{_examples(skipped)}"] if skipped else []
     if any(_CROP in reason for reason in skipped):
@@ -164,6 +164,11 @@ def _warning(skipped: list[str], files: int, stretched: int, count: int, request
             "middle of each instead"
         )
     return "; ".join(said)
+
+
+def stretches(image: Image.Image, request: Request) -> bool:
+    """Whether an image becomes narrower or wider, and nobody has said that it is meant."""
+    return request.crop is None and bool(request.resolution) and image.width != image.height
 
 
 def _examples(skipped: list[str]) -> str:
@@ -231,9 +236,7 @@ def _pixels(images: list[Image.Image | str], request: Request) -> _Pixels | str:
             # Damaged metadata do not make the pixels worse.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(images[0], in_place=True)
-        # Where nobody has said that it is meant.
-        is_asked = request.crop is None and request.resolution
-        is_stretched = bool(is_asked) and images[0].width != images[0].height
+        is_stretched = stretches(images[0], request)
         return _Pixels(prepare(images.pop(), request), has_16_bits, is_stretched)
     except Exception as error:
         return _reason(error)

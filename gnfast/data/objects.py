@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.images import prepare
+from gnfast.data.images import prepare, stretches, warning_about
 from gnfast.data.source import Contents, Source, labelled
 
 # So many images are read twice, to see whether chance changes them: a flip escapes that once in 256 times.
@@ -54,10 +54,10 @@ def open_object(dataset: Any, request: Request, place: Path) -> Source:
 
 def _read(dataset: Any, count: int, request: Request, canvas: Canvas) -> Contents:
     canvas.expect(count)
-    labels = []
+    labels, stretched = [], 0
     name = type(dataset).__name__
     for index in tqdm(range(count), f"reading {name}", unit="img", disable=None if request.progress else True):
-        pixels, label = _item(dataset, index, request)
+        pixels, label, is_stretched = _item(dataset, index, request)
         if index < _TWICE and not np.array_equal(pixels, _item(dataset, index, request)[0]):
             raise DataError(
                 f"dataset[{index}]: got another image the second time: leave out random transforms, since images are "
@@ -67,18 +67,22 @@ def _read(dataset: Any, count: int, request: Request, canvas: Canvas) -> Content
             raise DataError(f"dataset[{index}]: got an image of another size than dataset[0]; pass resolution=…")
         canvas.add(pixels)
         labels.append(label)
-    return labelled(Contents(), labels, _classes(dataset), name)
+        stretched += is_stretched
+    warning = warning_about([], count, stretched, count, request)
+    contents = Contents(warning=f"{name}: {warning}" if warning else "")
+    return labelled(contents, labels, _classes(dataset), name)
 
 
-def _item(dataset: Any, index: int, request: Request) -> tuple[np.ndarray, int | None]:
-    """The prepared image and the label at an index."""
+def _item(dataset: Any, index: int, request: Request) -> tuple[np.ndarray, int | None, bool]:
+    """The prepared image and the label at an index, and whether the image is stretched."""
     try:
         item = dataset[index]
     except Exception as error:
         raise DataError(f"dataset[{index}]: {type(error).__name__}: {error}") from error
     image, label = _parts(item)
     try:
-        return prepare(_picture(image), request), _label(label)
+        picture = _picture(image)
+        return prepare(picture, request), _label(label), stretches(picture, request)
     except ValueError as error:
         raise DataError(f"dataset[{index}]: {error}") from error
 

@@ -23,7 +23,7 @@ ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("custom autograd function", "custom autograd Function"),
         "Write what it computes in PyTorch's own functions. A derivative of one's own choosing can often be said with "
-        "detach: a straight-through estimator of g is x + (g(x) - x).detach().",
+        "detach: a straight-through estimator of g is x + (g(x) - x).detach(). examples/own_critic.py is such a case.",
     ),
     (
         ("Tensor.register_hook", "register_hook"),

@@ -61,12 +61,14 @@ def explain(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Explanation
 
 
 def _of_passes(plan: Plan) -> list[str]:
-    costs = _costs(plan)
-    lines = [
-        f"{plan.name} is accelerated: exact in {passes(plan)}, without double backward.",
-        f"A critic step costs {costs[0]:.2f} forwards of the network, a generator step {costs[1]:.2f}; "
-        f"by double backward {_CRITIC:.2f} and {_GENERATOR:.2f}.",
-    ]
+    critic, generator = _costs(plan)
+    lines = [f"{plan.name} is accelerated: exact in {passes(plan)}, without double backward."]
+    frozen = f"generator step, whose critic is frozen, {{}}{generator:.2f}; by double backward {_GENERATOR:.2f}"
+    if plan.trainable:
+        lines.append(f"A critic step costs {critic:.2f} forwards of the network; by double backward {_CRITIC:.2f}.")
+        lines.append(f"A {frozen.format('')}.")
+    else:
+        lines.append(f"A {frozen.format('costs ')} (this one is frozen).")
     if plan.takes_six and (reasons := _reasons_for_six(plan)):
         lines += ["What takes six passes instead of four:", *(f"  - {reason}" for reason in reasons)]
     return lines
@@ -91,12 +93,11 @@ def _of_fallback(plan: Plan) -> list[str]:
         lines.append(f"{number}. {refusal}.")
         if words := advice(refusal):
             lines.append(f"   Instead: {words}")
-    lines += ["", f"By double backward a critic step costs {_CRITIC:.2f} forwards, a generator step {_GENERATOR:.2f}."]
+    cost = f"a critic step costs {_CRITIC:.2f} forwards, a generator step, whose critic is frozen, {_GENERATOR:.2f}"
+    lines += ["", f"By double backward {cost}."]
     if plan.output and plan.stated_flops:
         costs = _costs(plan)
         lines.append(f"The passes would take {costs[0]:.2f} and {costs[1]:.2f}, not counting what is named above.")
-    sizes = ",".join(map(str, plan.input_shape))
-    lines.append(f"Measured on your machine: gnfast bench --net your_module:{plan.name} --shape {sizes}")
     return lines
 
 

@@ -44,7 +44,9 @@ def one_centered(net: nn.Module, real: Tensor, fake: Tensor, *args: Any, target:
 
     Args:
         net: the critic, one logit per sample.
-        real, fake: (B, ...) images of the same shape; the penalty is taken at a random point on each line between them.
+        real, fake: (B, ...) images of the same shape; the penalty is taken at a random point on each line between them,
+            real + u (fake − real) for u of `torch.rand`. Code that has u real + (1 − u) fake gets the same points from
+            the same seed by (fake, real).
         target: k, the gradient norm that costs nothing (k_GP of Qin et al., ECCV 2020).
         *args, **kwargs: passed to `net` after the images, and options.
     """

@@ -4,6 +4,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ def submodule_name(net: nn.Module) -> str:
     return ""
 
 
+def shown(code: CodeType, line: int | None = None) -> str:
+    """ "model.py:31", a line of code, its first if none is given."""
+    return f"{code.co_filename.removeprefix(os.getcwd() + os.sep)}:{line or code.co_firstlineno}"
+
+
 def users_line() -> str:
     """ "model.py:31", the line of the network's own code that runs; empty where it is PyTorch's or gnfast's."""
     frame = sys._getframe(1)
@@ -50,7 +56,6 @@ def users_line() -> str:
         if name == "gnfast.plan.tracing":
             return ""
         if name.partition(".")[0] not in ("gnfast", "torch"):
-            path = frame.f_code.co_filename.removeprefix(os.getcwd() + os.sep)
-            return f"{path}:{frame.f_lineno}"
+            return shown(frame.f_code, frame.f_lineno)
         frame = frame.f_back
     return ""

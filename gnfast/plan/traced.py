@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gnfast.plan.names import shown
 from gnfast.plan.op import Shape
 
 if TYPE_CHECKING:
@@ -66,10 +67,14 @@ class Traced(Tensor):
         return view
 
     def custom_function(self) -> str:
-        """The name of the custom autograd Function that it comes from, if it does."""
+        """The custom autograd Function that it comes from, and where that is written; empty if from none."""
         with torch._C.DisableTorchFunctionSubclass():
             function = self.grad_fn
-        return "" if function is None else function.name()
+        if function is None:
+            return ""
+        if (custom := getattr(function, "_forward_cls", None)) is None:
+            return function.name()
+        return f"{custom.__name__} ({shown(custom.forward.__code__)})"
 
 
 # What may be asked of a traced tensor without touching its values.

@@ -32,11 +32,12 @@ def with_extractor(config: Config, dataset: ImageDataset, device: torch.device, 
     return dataclasses.replace(config, extractor=extractor, n_fake=min(config.n_fake, FEW) if few else config.n_fake)
 
 
-def as_told(extractor: FeatureExtractor | None, n_fake: int, eval_every: int) -> str:
+def as_told(extractor: FeatureExtractor | None, labelled: bool, n_fake: int, eval_every: int) -> str:
     """One line on what a run is scored with, and how to get FID where it is something else."""
     every = f"every {eval_every} steps" if eval_every else "before and after training"
     if extractor is None:
-        return "scores: none while it trains; for some, --extractor inception (FID) or classifier, and --eval-every"
+        choices = "inception (FID) or classifier" if labelled else "inception (FID), as the images have no labels"
+        return f"scores: none while it trains; for some, --extractor {choices}, and --eval-every"
     if extractor.name == INCEPTION:
         return f"scores: FID of {n_fake} images {every}"
     instead = f"Fréchet distance of {n_fake} images in features of {extractor.name} {every}, not FID"

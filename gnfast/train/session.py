@@ -72,7 +72,8 @@ class Session:
         if self.leads:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
-        log.say(as_told(self.measures.extractor, config.n_fake, config.eval_every))
+        labelled = state.batches.dataset.labels is not None
+        log.say(as_told(self.measures.extractor, labelled, config.n_fake, config.eval_every))
         if line := notice(state.device.type):
             log.say(f"warning: {line}")
         if self.start == 0:

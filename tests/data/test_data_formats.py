@@ -154,7 +154,7 @@ def test_a_table_of_one_image_a_billion_times_is_refused(tmp_path):
 def test_without_pyarrow_a_table_says_what_to_install(tmp_path, monkeypatch):
     path = parquet(tmp_path / "one.parquet", [grey(1)])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    refused("one.parquet is Arrow or Parquet, and the package pyarrow is not installed: pip install pyarrow", path)
+    refused("one.parquet, Arrow or Parquet, needs pyarrow, which is not installed: pip install pyarrow", path)
 
 
 def shard(path, first, count, **others):

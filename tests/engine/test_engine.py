@@ -430,7 +430,7 @@ def test_custom_autograd_functions_are_refused(last, mode, x):
         halve = FUNCTIONS["half its gradient"]
         return halve(x.sum((1, 2, 3))) if last else halve(x * 2).sum((1, 2, 3))
 
-    with mode(), pytest.raises(UnsupportedError, match="custom autograd function CustomBackward"):
+    with mode(), pytest.raises(UnsupportedError, match="custom autograd function Custom "):
         gnfast.normalize_gradient(Called(lambda net, x: function(x)), x, strict=True)
 
 

@@ -39,7 +39,7 @@ class Fake:
 
 def tracked(folder, **changes):
     how = {"log_every": 2, "sample_every": 2, "n_samples": 4, "probe_every": 0, "eval_every": 0}
-    return tiny(folder, wandb="faces", **how, **changes)
+    return tiny(folder, wandb="faces", **{"extractor": "none", **how, **changes})
 
 
 def test_a_run_sends_its_numbers_pictures_and_settings(tmp_path, monkeypatch):
