@@ -101,6 +101,8 @@ def find(source: str | os.PathLike, request: Request) -> Source:
         raise DataError(f"source: got {source!r}, wanted a path or one of {names}")
     path = expanded(source)
     if not path.exists():
+        if os.sep in str(source):
+            raise DataError(f"source: got {str(source)!r}, which does not exist")
         raise DataError(f"source: got {str(source)!r}, wanted a path that exists or one of {names}")
     if not path.is_dir():
         open_source(path).close()

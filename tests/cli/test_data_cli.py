@@ -160,6 +160,6 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "which images?" in fails(capsys, "prepare")
     assert "which images?" in fails(capsys, "stats", "--resolution", "3")
     assert "resolution: got 0, wanted" in fails(capsys, "prepare", "digits", "--resolution", "0")
-    assert "wanted a path that exists or one of" in fails(capsys, "prepare", str(tmp_path / "none"))
+    assert "which does not exist" in fails(capsys, "prepare", str(tmp_path / "none"))
     assert "pass download=True" in fails(capsys, "prepare", "cifar10")
     assert "Unrecognized options: all" in fails(capsys, "list", "all")
