@@ -6,6 +6,11 @@ Counted, on any machine that has Triton; nothing is computed.
 """
 
 import argparse
+import importlib.util
+import sys
+
+if importlib.util.find_spec("triton") is None:
+    sys.exit("launches.py counts Triton's launches, and Triton is not installed: pip install triton")
 
 from gnfast.bench.count import Work
 from gnfast.bench.critics import SHIPPED

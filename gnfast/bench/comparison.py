@@ -128,7 +128,7 @@ def _row(case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any
         "shape": list(case.shape),
         "batch": setup.batch,
         "device": str(setup.device),
-        "precision": variant.precision,
+        "precision": "float32" if setup.device.type == "cpu" and variant.precision == "tf32" else variant.precision,
         "layout": str(variant.mode.layout).removeprefix("torch."),
     }
     together = {"this": this} if ours in (None, this) else {"ours": ours, "this": this}

@@ -112,6 +112,12 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
         raise ValueError(f"--args: {spec}({arguments}) raised {error}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"--net: {spec} gave a {type(made).__name__}, wanted a torch.nn.Module")
+    try:
+        with torch.no_grad():
+            made(torch.zeros(2, *extents))
+    except Exception as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"--shape: {spec} fails on images of {shape}: {said}") from error
     return Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
 
 

@@ -68,7 +68,7 @@ def typical_error(actual: Tensor, expected: Tensor) -> float:
     Where rounding puts a pre-activation on the other side of zero, the input gradient of that sample jumps. It happens
     to any two implementations in low precision, and to few samples, which a norm over the batch would let dominate.
     """
-    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
+    actual, expected = (values.double().reshape(len(values), -1) for values in (actual, expected))
     return ((actual - expected).norm(dim=1) / expected.norm(dim=1)).median().item()
 
 

@@ -13,6 +13,8 @@ formed where both computed the same (the gate): `error` is the distance from dou
 worst weight gradient.
 of floor: the least time that gnfast's arithmetic and bytes take at this machine's measured rates, over the median.
 GFLOP: convolutions and matrix products. launches: operations that write a tensor. peak MB: what a step adds.
+On a busy machine medians of different rows do not divide to the ratio: believe the ratio. Errors are those of the
+precision: compare them with row a's.
 host, device (on a GPU): until the step's call returns, and the device's own time, with all launches in its queue."""
 
 

@@ -1,5 +1,6 @@
 """`gnfast train PRESET`: train a generator, or continue a run that stopped."""
 
+import os
 import sys
 
 import torch
@@ -90,6 +91,8 @@ def run(words: list[str]) -> int:
         given = f"{option(setting)} {plain(getattr(config, setting))}"
         print(f"gnfast: {given} has no effect without {user}", file=sys.stderr)
     if "--dry-run" in words:
+        if os.sep in config.data and not os.path.exists(os.path.expanduser(config.data)):
+            raise UsageError(f"--data: got {config.data!r}, which does not exist")
         return _dry_run(name, config)
     if not config.data:
         raise UsageError(preset.needs)
@@ -105,7 +108,7 @@ def run(words: list[str]) -> int:
     except NonFiniteLossError as error:
         print(f"gnfast: {error}", file=sys.stderr)
         return 1
-    if outcome.picture:
+    if outcome.picture and os.environ.get("RANK", "0") == "0":
         print(f"samples: {outcome.picture}")
     return 0 if outcome.finished else 128 + outcome.signal
 
@@ -114,7 +117,7 @@ def _dry_run(name: str, config: Config) -> int:
     from gnfast.train.loop import run_folder
     from gnfast.train.networks import build_networks
 
-    print(f"{name}, dry run: nothing is trained or written, and --data is not looked at.\n")
+    print(f"{name}, dry run: nothing is trained or written, and --data is not read.\n")
     print(columns([(option(setting), plain(value)) for setting, value in as_json(config).items()]))
     generator, critic = build_networks(config)
     for title, net in (("generator", generator), ("critic", critic)):

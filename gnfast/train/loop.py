@@ -151,7 +151,10 @@ def _read(dataset: Any, config: Config, folder: Path, progress: bool, group: Gro
 
 def _require_classes(dataset: ImageDataset, config: Config) -> ImageDataset:
     if config.classes not in (0, len(dataset.classes)):
-        raise ValueError(f"--classes: got {config.classes}, but {dataset.name} has {len(dataset.classes)} classes")
+        there = f"{dataset.name} has {len(dataset.classes)} classes"
+        raise ValueError(
+            f"--classes: got {config.classes}, but {there}; 0 trains without labels, a network that takes none"
+        )
     return dataset
 
 

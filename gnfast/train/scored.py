@@ -36,8 +36,8 @@ def as_told(extractor: FeatureExtractor | None, labelled: bool, n_fake: int, eva
     """One line on what a run is scored with, and how to get FID where it is something else."""
     every = f"every {eval_every} steps" if eval_every else "before and after training"
     if extractor is None:
-        choices = "inception (FID) or classifier" if labelled else "inception (FID), as the images have no labels"
-        return f"scores: none while it trains; for some, --extractor {choices}, and --eval-every"
+        other = "classifier" if labelled else "a function of your own (the images have no labels for a classifier)"
+        return f"scores: none while it trains; --extractor inception is FID, other choice: {other}; when: --eval-every"
     if extractor.name == INCEPTION:
         return f"scores: FID of {n_fake} images {every}"
     instead = f"Fréchet distance of {n_fake} images in features of {extractor.name} {every}, not FID"

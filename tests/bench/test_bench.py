@@ -738,3 +738,13 @@ def test_make_bench_finds_its_benchmarks():
     assert len(files) >= 4
     for file in files:
         assert f"{file.name}::" in done.stdout
+
+
+def test_logits_without_an_axis_of_their_own_are_compared():
+    assert gate.typical_error(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.5, 8.0])) == pytest.approx(0.2)
+
+
+def test_a_critic_that_does_not_take_such_images_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"--shape: torch.nn:Linear fails on images of 3,8: mat1"):
+        critics.user("torch.nn:Linear", "3,8", "9, 1")
+    assert critics.user("torch.nn:Linear", "3,8", "8, 1").shape == (3, 8)
