@@ -10,7 +10,8 @@ from gnfast.engine.functional import require_critic
 from gnfast.engine.recording import require_independent, require_recordable, require_unhooked
 from gnfast.plan import Plan, refused, traced
 from gnfast.plan.recorder import Refused
-from gnfast.plan.table import named_value, passes
+from gnfast.plan.state import modules_of
+from gnfast.plan.table import costs, named_value, passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def explain(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Explanation
     require_critic(net, x)
     try:
         require_recordable(x, args, kwargs)
-        require_unhooked(net)
+        require_unhooked(net, modules_of(net))
         plan, operands = traced(net, x, args, kwargs)
         require_independent(x, operands)
     except Refused as error:
@@ -61,7 +62,7 @@ def explain(net: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Explanation
 
 
 def _of_passes(plan: Plan) -> list[str]:
-    critic, generator = _costs(plan)
+    critic, generator = costs(plan)
     lines = [f"{plan.name} is accelerated: exact in {passes(plan)}, without double backward."]
     frozen = f"generator step, whose critic is frozen, {{}}{generator:.2f}; by double backward {_GENERATOR:.2f}"
     if plan.trainable:
@@ -96,16 +97,10 @@ def _of_fallback(plan: Plan) -> list[str]:
     cost = f"a critic step costs {_CRITIC:.2f} forwards, a generator step, whose critic is frozen, {_GENERATOR:.2f}"
     lines += ["", f"By double backward {cost}."]
     if plan.output and plan.stated_flops:
-        costs = _costs(plan)
-        lines.append(f"The passes would take {costs[0]:.2f} and {costs[1]:.2f}, not counting what is named above.")
+        critic, generator = costs(plan)
+        lines.append(f"The passes would take {critic:.2f} and {generator:.2f}, not counting what is named above.")
     return lines
 
 
 _CRITIC, _GENERATOR = 6.0, 5.0
 """Forwards of a network that a step by double backward costs."""
-
-
-def _costs(plan: Plan) -> tuple[float, float]:
-    """Of a critic step and a generator step by the passes, in forwards of the network."""
-    forward = max(plan.stated_flops, 1)
-    return sum(plan.flops().values()) / forward, plan.generator_flops() / forward

@@ -73,7 +73,7 @@ def plan_for(
     """
     modules = [*modules_of(net)]
     require_recordable(x, args, kwargs)
-    require_unhooked(net)
+    require_unhooked(net, modules)
     verdicts = _VERDICTS.setdefault(net, {})
     modes = torch.is_grad_enabled(), x.requires_grad, surroundings.autocast_dtype(x.device.type)
     state = [(id(module), module.training) for module in modules]
@@ -131,9 +131,9 @@ def require_norm(plan: Plan, normed: bool) -> None:
         _refuse("return_grad_norm", reason)
 
 
-def require_unhooked(net: nn.Module) -> None:
+def require_unhooked(net: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Refuses hooks on the gradients of modules."""
-    hooked = next((m for m in modules_of(net) if m._backward_hooks or m._backward_pre_hooks), None)
+    hooked = next((m for m in modules if m._backward_hooks or m._backward_pre_hooks), None)
     if hooked is not None:
         name = next(name for name, module in net.named_modules() if module is hooked)
         _refuse("register_full_backward_hook", "a backward hook would not see its gradients", name)

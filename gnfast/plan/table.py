@@ -48,8 +48,7 @@ _COLUMNS = {"input gradient": "input grad"}
 
 
 def _verdict(plan: "Plan", totals: dict[str, int]) -> list[str]:
-    forward = max(plan.stated_flops, 1)
-    critic, generator = sum(totals.values()) / forward, plan.generator_flops() / forward
+    critic, generator = costs(plan)
     verdict = [
         f"Exact in {passes(plan)}: a critic step costs {critic:.2f} forwards of the network, a generator step "
         f"{generator:.2f}.",
@@ -60,6 +59,12 @@ def _verdict(plan: "Plan", totals: dict[str, int]) -> list[str]:
             f"Rewrites shrink a forward from {_mega(plan.stated_flops)} to {_mega(totals['forward'])} MFLOP."
         )
     return verdict
+
+
+def costs(plan: "Plan") -> tuple[float, float]:
+    """Of a critic step and a generator step, in forwards of the network as it states them."""
+    forward = max(plan.stated_flops, 1)
+    return sum(plan.flops().values()) / forward, plan.generator_flops() / forward
 
 
 def passes(plan: "Plan") -> str:
