@@ -24,6 +24,7 @@ from gnfast.bench.launches import STEPS, bytes_besides_products, launched
 from gnfast.bench.overlap import Layer, critic_layers, exposed_s, generator_layers
 from gnfast.bench.run_time import Rates, iteration_work, run_time
 from gnfast.config.presets import PRESETS
+from gnfast.runs import drawing
 from gnfast.train.buckets import bucket_bytes
 
 # Two cores of an AMD EPYC (AVX2): FLOP/s of the direct algorithm that Winograd's reaches, the geometric mean over the
@@ -235,28 +236,24 @@ def on_many_gpus(name: str, curve: list[Point]) -> Iterator[str]:
 
 
 def draw(curves: dict[str, list[Point]], picture: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    weak, strong = figure.subplots(1, 2)
-    for name, points in curves.items():
-        weak.plot(GPUS, [points[0][3] / point[3] for point in points], marker="o", markersize=3, label=name)
-        strong.plot(GPUS, [point[5] for point in points], marker="o", markersize=3, label=name)
-    strong.plot(GPUS, GPUS, color="grey", linewidth=0.7, linestyle="dashed", label="ideal")
-    strong.set_yscale("log", base=2)
-    strong.set_yticks(GPUS, map(str, GPUS))
-    strong.set_ylabel("times as fast as one GPU")
-    weak.set_ylim(0, 1.05)
-    weak.set_ylabel("share of one GPU's speed, per GPU")
-    titles = (weak, "weak scaling: 64 real images per GPU"), (strong, "strong scaling: 1024 real images in all")
-    for axes, title in titles:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(GPUS, map(str, GPUS))
-        axes.set_xlabel("GPUs (predicted, not measured)")
-        axes.set_title(title, fontsize=10)
-        axes.grid(linewidth=0.3)
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(picture, dpi=120)
+    with drawing.drawing():
+        figure, (weak, strong) = drawing.canvas(1, 2, 3.8)
+        for index, (name, points) in enumerate(curves.items()):
+            style = {"marker": drawing.marker(index), "markersize": 5, "color": drawing.colour(index)}
+            weak.plot(GPUS, [points[0][3] / point[3] for point in points], label=name, **style)
+            strong.plot(GPUS, [point[5] for point in points], **style)
+        for axes, ideal in ((weak, [1] * len(GPUS)), (strong, GPUS)):
+            axes.plot(GPUS, ideal, color="#555555", linestyle="dashed", label="ideal" if axes is weak else None)
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(GPUS, map(str, GPUS))
+            axes.set_xlabel("GPUs")
+        strong.set_yscale("log", base=2)
+        strong.set_yticks(GPUS, map(str, GPUS))
+        strong.set(ylabel="speed / one GPU's", title="strong: 1024 real images in all")
+        weak.set(ylim=(0, 1.08), ylabel="speed per GPU / one GPU's", title="weak: 64 real images per GPU")
+        figure.suptitle("Predicted, not measured; higher is better", fontsize=10)
+        drawing.legend_outside(figure, [weak])
+        picture.write_bytes(drawing.png(figure))
 
 
 def runs(machine: Machine) -> Iterator[str]:

@@ -117,9 +117,9 @@ def _lipschitz_by_layer(rows: Rows) -> Figure:
                 style |= {"marker": marker(index), "ms": 3, "label": label if edge else None}
                 plot(axes, curve, "index", "constant", **style)
         log_values(axes, values(rows, "constant"))
-        axes.set(xlabel="k", title=f"{depth} layers" if depth else "")
+        axes.set(xlabel="k, counted from the input", title=f"{depth} layers" if depth else "")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    grid[0].set_ylabel("largest Jacobian norm of the first k layers")
+    grid[0].set_ylabel("largest Jacobian norm\nof the first k layers")
     legend_outside(figure, grid)
     return figure
 
@@ -168,7 +168,7 @@ def _spectra(rows: Rows) -> Figure:
     for axes in left:
         axes.set_ylabel("σ² / largest σ²")
     for axes in bottom:
-        axes.set_xlabel("index")
+        axes.set_xlabel("index, largest first")
     legend_outside(figure, grid)
     return figure
 
@@ -210,7 +210,7 @@ def _sigmas_over_training(rows: Rows) -> Figure:
         log_values(axes, values(rows, "raw", "applied"))
         axes.set(title=critic, xlabel=STEPS)
     for axes in left:
-        axes.set_ylabel("largest singular value")
+        axes.set_ylabel("largest singular value\n(dashed: of the parameter)")
     legend_outside(figure, grid)
     return figure
 
@@ -254,7 +254,7 @@ def _domains_over_training(rows: Rows) -> Figure:
         symlog(above, values(part, "omega_min", "omega_max"))
         above.set_title(family)
         below.set_xlabel(STEPS)
-        below.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
+        below.legend(title=family, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, columnspacing=1)
     grid[0].set_ylabel("Ω: largest (solid) and least (dashed)\nvalue of the critic")
     grid[len(families)].set_ylabel("largest (solid) and least (dashed)\nslope of the loss on Ω")
     return figure
@@ -301,7 +301,8 @@ def _robustness(rows: Rows) -> Figure:
 
 
 def _scores(rows: Rows, place: str, hue: str) -> Figure:
-    return score_figure(rows, "family", place, hue, "distance", f"Fréchet distance\n({rows[0]['features']})")
+    label = f"Fréchet distance, lower is better\n({rows[0]['features']})"
+    return score_figure(rows, "family", place, hue, "distance", label)
 
 
 def _near_the_largest(rows: Rows) -> Rows:

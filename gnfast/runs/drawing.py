@@ -26,9 +26,10 @@ _STYLE = {
     "svg.fonttype": "none",
     "path.simplify": False,
     "savefig.dpi": 130,
-    "font.size": 8,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
+    # Pages show them at 700 pixels or so: text of 9 points has 10 there.
+    "font.size": 9,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -38,7 +39,7 @@ _STYLE = {
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.2,
     "legend.frameon": False,
-    "legend.fontsize": 7.5,
+    "legend.fontsize": 9,
 }
 
 

@@ -1,12 +1,15 @@
 """Scores of many runs as a figure: curves over a number, or bars side by side for settings that have names."""
 
+import math
 import statistics
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gnfast.runs.drawing import canvas, colour, legend_outside, log_scale, log_values, marker
 from gnfast.runs.rows import Rows, distinct, parts, values, where
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -49,16 +52,27 @@ def score_figure(rows: Rows, family: str, place: str, hue: str, score: str, labe
                 axes.scatter([x for x, _ in dots], [value for _, value in dots], color="black", s=7, zorder=3)
             lost = [x for x in xs if None in values(at[x], score)]
             axes.scatter(lost, [top * 1.05**index for _ in lost], color=style["color"], marker="x")
-        if is_numeric:
-            if min(places) > 0 and max(places) >= 10 * min(places):
-                log_scale(axes.xaxis)
-            axes.set_xlabel(title)
-        else:
-            crowded = sum(map(len, places)) > 70 / len(grid)
-            axes.set_xticks(range(len(places)), places, rotation=30 if crowded else 0)
-            axes.set_title(title)
+        _name_places(axes, places, title, 70 / len(grid) if not is_numeric else None)
         log_values(axes, known)
     grid[0].set_ylabel(label)
-    if len(hues) > 1:
+    is_lost = None in values(rows, score)
+    if is_lost:
+        grid[0].scatter([], [], color="black", marker="x", label="diverged")
+    if len(hues) > 1 or is_lost:
         legend_outside(figure, grid)
     return figure
+
+
+def _name_places(axes: "Axes", places: list, title: str, most: float | None) -> None:
+    """Numbers at the horizontal axis (`most` is None), or names, slanted where they have more letters than `most`."""
+    if most is not None:
+        axes.set_xticks(range(len(places)), places, rotation=30 if sum(map(len, places)) > most else 0)
+        axes.set_title(title)
+        return
+    if min(places) > 0 and max(places) >= 10 * min(places):
+        log_scale(axes.xaxis)
+        logs = sorted(map(math.log, places))
+        # No two are closer than an eighth of the axis: each has its number.
+        if all(8 * (after - before) >= logs[-1] - logs[0] for before, after in pairwise(logs)):
+            axes.set_xticks(sorted(places))
+    axes.set_xlabel(title)

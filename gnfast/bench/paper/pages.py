@@ -143,11 +143,12 @@ def _picture(results: Results) -> None:
     columns = min(2, len(drawn))
     with drawing.drawing(), atomic_write(results.folder / PICTURE) as part:
         rows = -(-len(drawn) // columns)
-        figure, grid = drawing.canvas(rows, columns, 0.4 + 2.8 * rows)
+        figure, grid = drawing.canvas(rows, columns, 0.7 + 2.8 * rows)
         for axes in grid[len(drawn) :]:
             axes.remove()
         for axes, (preset, runs) in zip(grid, drawn.items(), strict=False):
             _panel(axes, preset, runs)
+        figure.suptitle("Distance to the real images over training time: lower is better", fontsize=10)
         drawing.legend_outside(figure, grid[: len(drawn)])
         part.write_bytes(drawing.png(figure))
 
