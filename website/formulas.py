@@ -9,6 +9,8 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
+# Bars around a norm and slashes, which browsers would stretch or set apart like operators between two terms.
+_TIGHT = re.compile(r'<mo(?: fence="false")?(?: stretchy="false")?>(&#x02016;|&#x0007C;|&#x0002F;)</mo>')
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -26,4 +28,6 @@ def mathml(tex: str, display: bool = False) -> str:
     result = convert(tex, display="block" if display else "inline")
     if unknown := re.search(r"\\[A-Za-z]+", result):
         raise ValueError(f"{tex}: {unknown[0]} is not known")
-    return result
+    result = _TIGHT.sub(r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', result)
+    # ∂ is a letter here: as an operator it has a gap at its left.
+    return result.replace("<mo>&#x02202;</mo>", "<mi>&#x02202;</mi>")

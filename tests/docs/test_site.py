@@ -162,5 +162,7 @@ def test_links_out_of_the_docs_lead_to_the_repository(given, wanted):
 
 def test_a_formula_of_unknown_commands_is_an_error():
     assert "<msubsup><mi>x</mi><mn>1</mn><mn>2</mn></msubsup>" in mathml("x_1^2")
+    bar = '<mo stretchy="false" lspace="0" rspace="0">&#x02016;</mo>'
+    assert f"{bar}<mi>g</mi><msub>{bar}<mn>2</mn></msub>" in mathml(r"\lVert g \rVert_2")
     with pytest.raises(ValueError, match="unknown"):
         mathml(r"\frac{a}{b} \unknown")
