@@ -135,7 +135,7 @@ def normalisers() -> Figure:
     for axes in bottom:
         axes.set_xlabel("|f|")
     for axes in left:
-        axes.set_ylabel("‖∇f̂‖")
+        axes.set_ylabel("gradient norm of\nthe normalised critic")
     legend_outside(figure, grid)
     return figure
 

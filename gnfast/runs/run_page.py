@@ -160,7 +160,9 @@ def _curves(record: Record) -> Html | None:
     for measure, names in _by_measure(rows).items():
         scored = [row for row in rows if any(name in row for name in names)]
         series = [Series(_weights(name), points(rows, name)) for name in names]
-        charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=_how(scored[-1])))
+        better = "higher" if measure in HIGHER_IS_BETTER else "lower"
+        note = "; ".join(filter(None, (f"{better} is better", _how(scored[-1]))))
+        charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=note))
     charts.append(line_chart("Losses", [Series(label, points(rows, name)) for name, label in LOSSES.items()]))
     rates = [Series(label, points(rows, name)) for name, label in (("lr_d", "critic"), ("lr_g", "generator"))]
     charts.append(line_chart("Learning rate", rates))

@@ -246,7 +246,7 @@ def loss_curve(folder: Path) -> None:
             drawing.legend(axes)
         if "distance" in kinds:
             extractor = next((row["extractor"] for row in reversed(rows) if "extractor" in row), "")
-            panels[-1].set_ylabel(f"Fréchet distance\n({extractor})")
+            panels[-1].set_ylabel(f"Fréchet distance, lower is better\n({extractor})")
             drawing.log_values(panels[-1], [y for _, found in shown for _, y in found], 3)
         panels[-1].set_xlabel("generator updates")
         part.write_bytes(drawing.png(figure))
