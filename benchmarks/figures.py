@@ -2,6 +2,7 @@
 
     python benchmarks/figures.py benchmarks/results/cpu.json docs/images/cpu.png
     python benchmarks/figures.py "runs/four passes-0" … "runs/double backward-0" … docs/images/training.png
+    python benchmarks/figures.py runs/float32-0 … runs/bfloat16-0 … docs/images/precision.png
 
 The numbers of runs stay beside the figure as CSV, as those of `gnfast analyze` do. From these it is drawn again:
 
