@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from gnfast.plan.op import records
 from gnfast.plan.ops.norms import BatchNorm, GroupNorm, standardize
+from gnfast.plan.records import records
 
 
 def _per_channel(t, like):
