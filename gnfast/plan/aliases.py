@@ -29,7 +29,10 @@ _NAMES = {
     "unsafe_split_with_sizes": "split_with_sizes",
 }
 _SPECIAL = ("erf", "exp2", "expm1", "log1p", "log_softmax", "logsumexp", "round", "sinc", "softmax")
-_OF_TORCH = ("max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "threshold")
+_OF_TORCH = (
+    *("max_pool1d", "max_pool2d", "max_pool3d", "max_pool1d_with_indices", "threshold"),
+    *("alpha_dropout", "feature_alpha_dropout"),
+)
 _OF_NN = (
     *("adaptive_avg_pool2d", "adaptive_avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "pad"),
     *("glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu6", "silu"),

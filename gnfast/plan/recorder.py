@@ -178,6 +178,8 @@ class Recorder:
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
         result = self.append(node, shape, dtype, tracked)
+        if not torch.is_grad_enabled():
+            self.applied[result.value] = applications(self.net)
         self.replay.note(node)
         # What is computed under no_grad is a constant for autograd, whatever it was computed from.
         return self.emit(Detach(), [result]) if tracked and not torch.is_grad_enabled() else result
@@ -212,8 +214,6 @@ class Recorder:
         self.nodes.append(node)
         self._values += 1
         self.has_complex |= dtype.is_complex
-        if not torch.is_grad_enabled():
-            self.applied[self._values - 1] = applications(self.net)
         return Traced(self, self._values - 1, shape, dtype, tracked)
 
     def cast(self, tensor: Traced, dtype: torch.dtype) -> Traced:

@@ -19,7 +19,7 @@ SELF_CHECKED: set[Callable[..., Any]] = set()
 # What recorders call their arguments, by NumPy's names for them, which PyTorch takes as well, and by those of functions
 # that share a recorder with others.
 _OTHER_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-_OTHER_NAMES |= {"other": "mat2", "vec": "mat2", "tensor": "other", "vec2": "other"}
+_OTHER_NAMES |= {"other": "mat2", "vec": "mat2", "tensor": "other", "vec2": "other", "A": "input", "train": "training"}
 
 
 def records(

@@ -36,7 +36,7 @@ def probes():
         *[(h,), (h.abs() / 2,), (h > 0,), (h, k), (h > 0, k > 0), (h, 0.3), (h, 1), (h, -1, 1.5), (h, 2, 1)],
         *[(h, k, 0.4), ([h, k],), (a,), (a, b), (a, b[0]), (a, b, a), (a[0], b[0]), (h, 1, 2), (h, [1, 3], 1)],
         *[(h, (3, 20)), (h, (1, 1)), (h[:, None], (2, 2)), (h[:, None, None], (1, 2, 2)), (h, -1, 2, 1)],
-        *[(h, 1, torch.tensor([0, 2])), (h.to(torch.complex64),), (h / 0 * (h > 0),)],
+        *[(h, 1, torch.tensor([0, 2])), (h.to(torch.complex64),), (h / 0 * (h > 0),), (h, 0.3, False)],
     ]
 
 
@@ -64,6 +64,7 @@ def known(function):
     return function in METADATA or function in RECORDERS or in_place(function) is not None
 
 
+@functools.cache
 def public():
     """name: function, for those that a tensor may meet; of functions and methods of one name, the function."""
     overridable = {f for functions in get_overridable_functions().values() for f in functions}
@@ -113,7 +114,11 @@ class Renamed(nn.Module):
     def forward(self, x):
         h = torch.special.log_softmax(torch.matmul(x, other=self.weight), dim=-1).negative().divide_(2)
         h = torch.concat([torch._C._nn.silu_(h.absolute()), torch.special.expit(h)], axis=1).arctan_()
-        h = torch.threshold(h, 0.5, 0.1) + torch.linalg.diagonal(h[:, :, None] * h[..., None]) + torch.real(h).conj()
+        h = (
+            torch.alpha_dropout(torch.threshold(h, 0.5, 0.1), p=0.5, train=False)
+            + torch.linalg.diagonal(A=h[:, :, None] * h[..., None])
+            + torch.real(h).conj()
+        )
         return torch.special.logsumexp(h.swapaxes(1, 2), dim=-1).clip(0.1).multiply(h.mean(1)).sum(1)
 
 
