@@ -18,6 +18,7 @@ STATIC = "gnfast, static=True"
 A, B, C = "a: double backward as the papers run it", "b: a, tuned", "c: b, repaired"
 D, E = "d: torch.compile of torch.func", "e: c in a CUDA graph"
 STRONGEST = "strongest: c compiled"
+OURS = (CAPTURED, EAGER, NO_REWRITES, STATIC)
 PLAIN, PLAIN_CAPTURED = "no normalisation", "no normalisation, CUDA graph"
 RESCALED = "Faster-GNGAN's rescaled gradient"
 """Names of variants. The compiled ones are captured in CUDA graphs too, where there are any (`Setup.graphs`)."""
@@ -96,7 +97,7 @@ class Case:
         shape: of one image.
         variants: by name, the most telling first.
         truth: what they should compute, in float64, or what plain PyTorch does.
-        cost: what the step costs at least.
+        cost: what the step costs at least; None where that is not known.
         trains: a step is an iteration of training.
     """
 
@@ -106,7 +107,7 @@ class Case:
     setup: Setup
     variants: dict[str, Variant]
     truth: Callable[[], Result]
-    cost: Cost
+    cost: Cost | None
     notes: list[str] = field(default_factory=list)
     trains: bool = False
 

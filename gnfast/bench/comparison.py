@@ -46,7 +46,8 @@ def measure(
 
     Args:
         case: the comparison.
-        ceilings: the device's, for the floor that each row's time is compared with; None leaves it out.
+        ceilings: the device's, for the floor that each row's time is compared with; None leaves it out, as does a case
+            whose cost is not known.
         budget_s, least, warmup: of each variant's rounds, as for `interleaved_ms`.
         prepared: steps that `case.prepare` made before, by name; each is taken out when its turn comes.
         only: the variants that are measured, all if None; others may be their yardsticks all the same.
@@ -54,7 +55,8 @@ def measure(
     """
     gate = Gate(case)
     yield from ({**_named(case), "note": note} for note in [*case.notes, *gate.take_notes()])
-    floor_ms = ceilings and 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s)
+    known = ceilings and case.cost
+    floor_ms = 1e3 * case.cost.seconds(ceilings.flop_per_s, ceilings.bytes_per_s) if known else None
     turns = {"rounds": least, "warmup": warmup, "budget_s": budget_s}
     ours: _Running | None = None
     done: set[str] = set()
@@ -147,12 +149,11 @@ def _row(case: Case, this: _Running, ours: _Running | None, turns: dict[str, Any
         "ours_median_ms": in_turns,
         "ratio": round(in_turns / median, 4) if comparable else None,
         "gate": {True: "green", False: "red", None: "not checked"}[this.passes],
-        "floor_ms": floor_ms and round(floor_ms, 4),
-        "fraction_of_floor": floor_ms and round(floor_ms / median, 4),
-        "least_flops": case.cost.flops,
-        "least_bytes": case.cost.bytes,
         "prepare_s": round(this.prepare_s, 2),
     }
+    if floor_ms is not None:
+        row |= {"floor_ms": round(floor_ms, 4), "fraction_of_floor": round(floor_ms / median, 4)}
+        row |= {"least_flops": case.cost.flops, "least_bytes": case.cost.bytes}
     if case.trains:
         per_step = row.get("back_to_back_ms", median)
         row |= {"steps_per_s": round(1e3 / per_step, 2), "hours_200k": round(RUN * per_step / 3.6e6, 4)}

@@ -63,7 +63,11 @@ def _bars(axes, groups: dict[tuple[str, str], list[Row]]) -> None:
 
 
 def _roofline(axes, groups: dict[tuple[str, str], list[Row]], ceilings: Ceilings) -> None:
+    groups = {name: [row for row in group if "least_flops" in row] for name, group in groups.items()}
     rows = [row for group in groups.values() for row in group]
+    if not rows:
+        axes.set_axis_off()
+        return
     intensities = [row["least_flops"] / row["least_bytes"] for row in rows]
     ridge = ceilings.flop_per_s / ceilings.bytes_per_s
     low, high = min([*intensities, ridge]) / 3, max([*intensities, ridge]) * 3

@@ -7,6 +7,12 @@ from gnfast.bench.comparison import Row
 WIDE = {"quartiles": 15, "error": 11}
 """Columns with cells wider than their heading, and than 9 characters."""
 
+QUICK = """\
+--quick: two rounds of tiny batches, to see that all works. No ratios, which would say nothing; times to one digit.
+agrees: whether results are those of double backward in float64, as far as the precision allows; `error` is the
+distance, values and worst weight gradient. GFLOP: convolutions and matrix products. launches: operations that write a
+tensor. peak MB: what a step adds."""
+
 LEGEND = """\
 gnfast / this: gnfast's median over this row's, in rounds in which both took turns; below 1 gnfast is faster. It is only
 formed where both computed the same (the gate): `error` is the distance from double backward in float64, values and
@@ -18,8 +24,24 @@ precision: compare them with row a's.
 host, device (on a GPU): until the step's call returns, and the device's own time, with all launches in its queue."""
 
 
+_FIGURES = (
+    *("median_ms", "q25_ms", "q75_ms", "host_ms", "device_ms", "back_to_back_ms", "ours_median_ms", "ratio"),
+    *("steps_per_s", "hours_200k", "floor_ms", "fraction_of_floor", "least_flops", "least_bytes"),
+)
+
+
+def quick(row: Row) -> Row:
+    """The row with its time to one digit, `about_ms`, instead of all that could be quoted; a note as it is."""
+    kept = {name: value for name, value in row.items() if name not in _FIGURES}
+    return kept | {"about_ms": float(f"{row['median_ms']:.0e}")} if "note" not in row else row
+
+
 def lines(rows: Iterable[Row], names: Iterable[str]) -> Iterator[str]:
-    """One case as a table, a line as soon as its row is there; names are those of the variants that there may be."""
+    """One case as a table, a line as soon as its row is there; names are those of the variants that there may be.
+
+    Columns are left out that the rows have nothing for: the floor where it is not known, ratios where no row is
+    gnfast's, and all but agreement and counts of rows that are `quick`.
+    """
     width, first = max(map(len, names), default=0), None
     for row in rows:
         if "note" in row:
@@ -33,7 +55,7 @@ def lines(rows: Iterable[Row], names: Iterable[str]) -> Iterator[str]:
         yield _line(row["variant"], _cells(row), width)
         if "steps_per_s" in row:
             yield f"{'':{width}}  {row['steps_per_s']:.3g} steps/s, 200,000 in {row['hours_200k']:.3g} h"
-    if first is not None:
+    if first is not None and "floor_ms" in first:
         least = f"{first['least_flops'] / 1e9:,.2f} GFLOP, {first['least_bytes'] / 1e6:,.1f} MB"
         yield f"{'':{width}}  floor {first['floor_ms']:.3g} ms: {least}"
 
@@ -44,17 +66,23 @@ def _line(name: str, cells: dict[str, str], width: int) -> str:
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """By heading; the last two on a GPU only."""
+    """By heading."""
 
     def shown(form: str, *names: str, factor: float = 1.0) -> str:
         values = [row.get(name) for name in names]
         return "·" if None in values else form.format(*(factor * value for value in values))
 
-    cells = {
-        "median": shown("{:.4g} ms", "median_ms"),
-        "quartiles": shown("{:.4g}–{:.4g}", "q25_ms", "q75_ms"),
-        "gnfast / this": "gate red" if row["gate"] == "red" else shown("{:.3f}", "ratio"),
-        "of floor": shown("{:.0%}", "fraction_of_floor"),
+    if "median_ms" in row:
+        cells = {"median": shown("{:.4g} ms", "median_ms"), "quartiles": shown("{:.4g}–{:.4g}", "q25_ms", "q75_ms")}
+    else:
+        cells = {"time": shown("~{:g} ms", "about_ms")}
+    if "ratio" in row and row["ours"] is not None:
+        cells["gnfast / this"] = "gate red" if row["gate"] == "red" else shown("{:.3f}", "ratio")
+    else:
+        cells["agrees"] = {"green": "yes", "red": "gate red"}.get(row["gate"], "·")
+    if "floor_ms" in row:
+        cells["of floor"] = shown("{:.0%}", "fraction_of_floor")
+    cells |= {
         "GFLOP": shown("{:,.2f}", "flops", factor=1e-9),
         "launches": shown("{:.0f}", "launches"),
         "peak MB": shown("{:,.1f}", "peak_bytes", factor=1e-6),

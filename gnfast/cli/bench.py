@@ -4,14 +4,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from gnfast.bench import ceilings, plots, printed_rows
-from gnfast.bench.case import Setup, free
+from gnfast.bench.case import Case, Setup, free
 from gnfast.bench.cases import CASES, NEED_A_GENERATOR
 from gnfast.bench.comparison import Row, measure
 from gnfast.bench.critics import SHIPPED, Network, shipped, user
@@ -81,7 +81,7 @@ class BenchOptions:
     max_autotune: bool = False
     """Let torch.compile search for kernels too, which takes many minutes."""
     quick: bool = False
-    """Batches of 4, two rounds, one small critic, no compilation: to see that all works, not to quote."""
+    """Batches of 4, two rounds, one small critic, no compilation, and no ratios: to see that all works."""
     json: str = ""
     """A file for the rows, with device, versions and sizes."""
     plot: str = ""
@@ -113,12 +113,11 @@ def run(words: list[str]) -> int:
     roof = ceilings.measure(device, tuned(precision), options.quick)
     threads = f"{described['threads']} CPU thread{'s' * (described['threads'] != 1)}"
     title = f"{described['device']}, {threads}, PyTorch {described['torch']}, {precision}"
-    print(f"{title}: {roof}\n\n{printed_rows.LEGEND}")
-    if options.quick:
-        print("--quick: two rounds of tiny batches, to see that all works; their times and ratios say little.")
-    elif options.compiled:
+    print(f"{title}: {roof}\n\n{printed_rows.QUICK if options.quick else printed_rows.LEGEND}")
+    if options.compiled and not options.quick:
         print("Baselines that torch.compile makes take a minute or more each; --no-compiled leaves them out.")
     rows: list[Row] = []
+    without, said = [], set()
     results = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
     for network in networks:
         for name in options.cases or CASES:
@@ -126,8 +125,11 @@ def run(words: list[str]) -> int:
                 if options.cases:
                     print(f"\nnote: {name} needs a generator, which --net does not have")
                 continue
-            for found in _measured(name, network, _setup(options, network, device, precision), roof, options):
+            setup = _setup(options, network, device, precision)
+            for case, found in _measured(name, network, setup, roof, options, said):
                 rows += found
+                if all(row["ours"] is None for row in found):
+                    without.append(f"{case.network}, {case.step}")
                 if out:
                     write_text(out, json.dumps(results, indent=1) + "\n")
             free()
@@ -136,7 +138,9 @@ def run(words: list[str]) -> int:
     ours_red = any(row["variant"] == row["ours"] and row["gate"] == "red" for row in rows)
     if ours_red:
         print("\ngnfast's results differ from double backward's: see the rows with a red gate.")
-    return int(ours_red or not rows)
+    if without:
+        print(f"\ngnfast has no row, for the reason above: {'; '.join(without)}.")
+    return int(ours_red or bool(without) or not rows)
 
 
 def _checked(options: BenchOptions) -> list[Path | None]:
@@ -146,6 +150,8 @@ def _checked(options: BenchOptions) -> list[Path | None]:
             raise UsageError(unknown("case", name, CASES))
     if options.rounds < 1 or options.batch < 0:
         raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, wanted at least 1 and 0")
+    if options.quick and options.plot:
+        raise UsageError("--plot: got --quick with it, whose times are not worth a picture; wanted one of the two")
     if not 0 <= options.seconds < float("inf"):
         raise UsageError(f"--seconds: got {options.seconds}, wanted 0 or more")
     places = [output_file(name) if name else None for name in (options.json, options.plot)]
@@ -156,17 +162,21 @@ def _checked(options: BenchOptions) -> list[Path | None]:
 
 
 def _measured(
-    name: str, network: Network, setup: Setup, roof: ceilings.Ceilings, options: BenchOptions
-) -> Iterator[list[Row]]:
-    """Measures and prints a case, or several of one name; of each the rows with times."""
+    name: str, network: Network, setup: Setup, roof: ceilings.Ceilings, options: BenchOptions, said: set[str]
+) -> Iterator[tuple[Case, list[Row]]]:
+    """Measures and prints a case, or several of one name; of each the rows with times. `said`: notes that have been."""
     seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
     try:
         for case in CASES[name](network, setup):
             print()
-            found, shown = itertools.tee(measure(case, roof, seconds, least=rounds))
+            # A critic that falls back does so in every case.
+            notes = [note for note in case.notes if note not in said]
+            said.update(notes)
+            rows = measure(replace(case, notes=notes), roof, seconds, least=rounds)
+            found, shown = itertools.tee(map(printed_rows.quick, rows) if options.quick else rows)
             for line in printed_rows.lines(shown, case.variants):
                 print(line, flush=True)
-            yield [row for row in found if "note" not in row]
+            yield case, [row for row in found if "note" not in row]
     except ImportError as error:
         print(f"\nnote: {missing(name, error.name)}")
 

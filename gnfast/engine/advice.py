@@ -30,10 +30,6 @@ ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
         "Change the gradient after the step's backward, or put the factor into the forward.",
     ),
     (("matrix_norm", "norm of matrices"), "torch.linalg.vector_norm(h, dim=(-2, -1)) is the Frobenius norm."),
-    (
-        tuple(f"special_{name}" for name in ("expit", "erf", "exp2", "expm1", "log1p", "sinc", "softmax")),
-        "torch's own function, which is the same: torch.erf for torch.special.erf, torch.sigmoid for expit.",
-    ),
     (("Tensor.forward", "bypasses recording"), "Use the nn.Module or function itself, without torch.jit or torch.ops."),
     # By reason: in the order of gnfast/plan.
     (

@@ -9,7 +9,7 @@ from gnfast.engine.advice import advice
 from gnfast.engine.functional import require_critic
 from gnfast.engine.recording import require_independent, require_recordable, require_unhooked
 from gnfast.plan import Plan, refused, traced
-from gnfast.plan.recorder import Refused
+from gnfast.plan.opaque import Refused
 from gnfast.plan.state import modules_of
 from gnfast.plan.table import costs, named_value, passes
 

@@ -15,8 +15,8 @@ from gnfast.errors import InputError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.kernels.compiled import warn_uncompiled
+from gnfast.plan.opaque import Refused
 from gnfast.plan.plan import Plan, Refusal
-from gnfast.plan.recorder import Refused
 from gnfast.plan.state import modules_of
 from gnfast.steps.memory import reuse_memory
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gnfast.engine import recording
 from gnfast.engine.guard import Guard, form_of_call, is_comparable, is_ordinary
-from gnfast.plan.op import RECORDERS
 from gnfast.plan.plan import Plan
+from gnfast.plan.records import RECORDERS
 from gnfast.plan.state import is_fixed, modules_of
 from gnfast.plan.stateless import CALLS, FORWARDS, is_as_it_came, is_known, is_stateless
 

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from gnfast.errors import InputError
 from gnfast.interop import surroundings
+from gnfast.plan.opaque import Refused
 from gnfast.plan.plan import Plan, Refusal
-from gnfast.plan.recorder import Refused
 from gnfast.plan.replay import Script
 from gnfast.plan.state import capturing, modules_of, unchanged
 from gnfast.plan.traced import has_own_rules

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from gnfast.engine import recording
 from gnfast.engine.graphed import Call, Pairs, has_graphs
@@ -151,10 +152,11 @@ def _keep(
     program, states = Program(net, x.device, given, held or ()), random_states(x.device, guard.values)
     plan, operands = recording.plan_for(net, x, args, kwargs, rewrite, normed, watch=program)
     moved = random_states(x.device, guard.values) != states
+    if plan.writes:
+        # Counting its calls, too, batch norm writes in place, which says less.
+        return plan, operands, _of_statistics(net)
     if reason := _reason(net, guard, program, moved, key, given, hooked=held is None or hooked(modules_of(net))):
         return plan, operands, reason
-    if plan.writes:
-        return plan, operands, "every call updates running statistics"
     places = [program.place(operand) for operand in operands]
     unknown = next((t for t, place in zip(operands, places, strict=True) if place is None), None)
     if unknown is not None:
@@ -185,6 +187,15 @@ def _reason(
     if not is_comparable(key):
         return "an argument of a kind that cannot be compared may decide what it does"
     return program.refusal
+
+
+def _of_statistics(net: nn.Module) -> str:
+    """Why a network that updates running statistics cannot be kept, and what to do about it."""
+    named = ((name, m) for name, m in net.named_modules() if isinstance(m, _NormBase) and m.training)
+    layers = [f"submodule {name!r}" for name, m in named if m.running_mean is not None] or ["normalisation"]
+    where = layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
+    instead = "they do not in eval mode, or with track_running_stats=False"
+    return f"running statistics change on every call, in {where}: {instead}"
 
 
 def _same(tensors: list[Tensor], others: list[Tensor]) -> bool:

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gnfast.plan.op import Op, records
+from gnfast.plan.op import Op
 from gnfast.plan.plan import Node, Plan, Refusal
+from gnfast.plan.records import records
 from gnfast.plan.state import unchanged
 from gnfast.plan.tracing import record
 

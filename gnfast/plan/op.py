@@ -1,7 +1,5 @@
 """What an operation of a Plan is: four methods over tensors, and the PyTorch functions that record it."""
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -13,7 +11,6 @@ from gnfast.kernels.layout import is_channels_last
 
 if TYPE_CHECKING:
     from gnfast.plan.fused import Pending
-    from gnfast.plan.recorder import Recorder
 
 Shape = tuple[int, ...]
 
@@ -255,49 +252,6 @@ class Combination(Op):
     def _in_order(self, inputs: Sequence[Tensor], constants: Sequence[Tensor | float]) -> list[Tensor]:
         inputs, constants = iter(inputs), iter(constants)
         return [next(constants) if fixed else next(inputs) for fixed in self.fixed]
-
-
-RECORDERS: dict[Callable[..., Any], Callable[..., Any]] = {}
-SELF_CHECKED: set[Callable[..., Any]] = set()
-"""Those of which the recorder asks PyTorch itself, or where there is nothing to ask."""
-
-# What PyTorch's functions call their arguments, by NumPy's names for them, which they take as well.
-_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other"}
-
-
-def records(
-    *functions: Callable[..., Any] | str, self_checked: bool = False, told: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers `recorder(trace, *args, **kwargs)` as what happens when traced code calls one of the functions.
-
-    Args:
-        functions: a name stands for PyTorch's functions and methods of that name.
-        self_checked: the recorder sees all arguments, else those that PyTorch has accepted for tensors without data.
-        told: the recorder is told which function was called, before `trace`.
-    """
-
-    def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
-        own = inspect.signature(recorder).parameters
-        renamed = {given: name for given, name in _NUMPY_NAMES.items() if name in own and given not in own}
-        for name in functions:
-            owners = [owner for owner in (torch, Tensor) if isinstance(name, str) and hasattr(owner, name)]
-            for function in [getattr(owner, name) for owner in owners] or [name]:
-                RECORDERS[function] = _renaming(functools.partial(recorder, function) if told else recorder, renamed)
-                if self_checked:
-                    SELF_CHECKED.add(function)
-        return recorder
-
-    return register
-
-
-def _renaming(recorder: Callable[..., Any], renamed: dict[str, str]) -> Callable[..., Any]:
-    def called(trace: "Recorder", *args: Any, **kwargs: Any) -> Any:
-        # Once per operation and call of a network: most come without names.
-        if kwargs:
-            kwargs = {renamed.get(name, name): value for name, value in kwargs.items()}
-        return recorder(trace, *args, **kwargs)
-
-    return called if renamed else recorder
 
 
 def kept(constant: Tensor) -> Tensor:

@@ -1,8 +1,18 @@
-"""What stands in an explained Plan for an operation that was refused."""
+"""An operation that was refused: what is raised, and what stands for it in an explained Plan."""
 
 from dataclasses import dataclass
 
+from gnfast.errors import UnsupportedError
 from gnfast.plan.op import Op
+from gnfast.plan.plan import Refusal
+
+
+class Refused(UnsupportedError):
+    """Raised inside the network's forward to leave it; carries the Refusal."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 @dataclass(frozen=True)

@@ -12,29 +12,23 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import gnfast.plan.ops  # noqa: F401  (fills RECORDERS)
 from gnfast.errors import InputError, UnsupportedError
 from gnfast.interop.surroundings import autocast_dtype, saved_tensor_hooks
+from gnfast.plan.aliases import ALIASES
 from gnfast.plan.curved import CurvedCall, Place
 from gnfast.plan.in_place import in_place
-from gnfast.plan.names import function_name, submodule_name, users_line
-from gnfast.plan.op import RECORDERS, SELF_CHECKED, Op, Shape, frozen
-from gnfast.plan.opaque import Opaque
+from gnfast.plan.names import applications, function_name, submodule_name, users_line
+from gnfast.plan.op import Op, Shape, frozen
+from gnfast.plan.opaque import Opaque, Refused
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.ops.given import Constant
 from gnfast.plan.ops.spectra import ComplexCall, by_autograd
 from gnfast.plan.plan import Node, Refusal
+from gnfast.plan.records import RECORDERS, SELF_CHECKED
 from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
 from gnfast.plan.unseen import Like, has_complex, node_of, require_accepted, widened
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__
-
-
-class Refused(UnsupportedError):
-    """Raised inside the network's forward to leave it; carries the Refusal."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(str(refusal))
-        self.refusal = refusal
 
 
 class Recorder:
@@ -55,6 +49,8 @@ class Recorder:
         self.output = 0
         self.stacks: dict[int, Sequence[Tensor]] = {}
         """What values that are stacks along a new first axis were made of: reductions over it are per sample."""
+        self.applied: dict[int, dict[str, tuple[str, str]]] = {}
+        """Of values from the forward of a custom autograd Function: where that is applied, by `names.applications`."""
         self.has_complex = False
         self._values = 0
         self._hooks = saved_tensor_hooks()
@@ -99,12 +95,13 @@ class Recorder:
             self.refuse("in inference mode, from which nothing returns to autograd")
         if kwargs and kwargs.get("out", self) is None:
             del kwargs["out"]
-        recorder = RECORDERS.get(func) or in_place(func)
+        known = ALIASES.get(func, func)
+        recorder = RECORDERS.get(known) or in_place(known)
         if self.has_complex and has_complex(given):
-            recorder = functools.partial(by_autograd, func)
+            recorder = functools.partial(by_autograd, known)
         if recorder is None:
             return self._opaque(func, args, kwargs, "not an operation that the passes know")
-        if func not in SELF_CHECKED:
+        if known not in SELF_CHECKED:
             require_accepted(func, given, named, autocast_dtype(self.device.type) is None)
         if self.replay:
             before = len(self.nodes)
@@ -181,6 +178,8 @@ class Recorder:
         parents = any(t.tracked for t in inputs) or any(o is not None and o.requires_grad for o in operands)
         tracked = parents and not op.detaches
         result = self.append(node, shape, dtype, tracked)
+        if not torch.is_grad_enabled():
+            self.applied[result.value] = applications(self.net)
         self.replay.note(node)
         # What is computed under no_grad is a constant for autograd, whatever it was computed from.
         return self.emit(Detach(), [result]) if tracked and not torch.is_grad_enabled() else result
@@ -277,9 +276,10 @@ class Recorder:
 
     # ---- refusals
 
-    def refuse(self, reason: str, operation: str | None = None) -> NoReturn:
+    def refuse(self, reason: str, operation: str = "", place: tuple[str, str] | None = None) -> NoReturn:
         """Leaves the recording: the network goes through double backward, and `reason` is reported."""
-        raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason, users_line()))
+        submodule, line = place or (submodule_name(self.net), users_line())
+        raise Refused(Refusal(submodule, operation or self.operation, reason, line))
 
     def axes(self, tensor: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
         """The axes that `dim` names, counted from the left, all for None."""
@@ -312,6 +312,9 @@ class Recorder:
     def require_recorded(self, tensor: Traced) -> None:
         """Refuses what a custom autograd Function has returned: its backward need not be that of its forward."""
         if name := tensor.custom_function():
+            if place := self.applied.get(tensor.value, {}).get(name):
+                reason = f"the custom autograd function {name}, whose backward cannot be seen"
+                self.refuse(reason, f"{name.partition(' ')[0]}.apply", place)
             self.refuse(f"its input comes from the custom autograd function {name}")
 
     def close(self) -> None:
@@ -336,11 +339,9 @@ class Recorder:
         except Exception:
             raise Refused(refusal) from None
         output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
-        shapes = tuple(value.extent[1:] for value in inputs)
-        values = tuple(value.value for value in inputs)
-        self.nodes.append(
-            Node(Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, submodule)
-        )
+        values, shapes = tuple(value.value for value in inputs), tuple(value.extent[1:] for value in inputs)
+        node = Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, submodule
+        self.nodes.append(Node(*node))
         return output
 
     def _new_value(self, shape: Sequence[int], dtype: torch.dtype, tracked: bool = True) -> Traced:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gnfast.plan.names import shown
+from gnfast.plan.names import custom_name
 from gnfast.plan.op import Shape
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Traced(Tensor):
             return ""
         if (custom := getattr(function, "_forward_cls", None)) is None:
             return function.name()
-        return f"{custom.__name__} ({shown(custom.forward.__code__)})"
+        return custom_name(custom)
 
 
 # What may be asked of a traced tensor without touching its values.

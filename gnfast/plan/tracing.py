@@ -26,10 +26,11 @@ from gnfast.plan.attention import with_attention
 from gnfast.plan.ends import shorten
 from gnfast.plan.fuse import fuse
 from gnfast.plan.op import Shape
+from gnfast.plan.opaque import Refused
 from gnfast.plan.packed import with_packed_attention
 from gnfast.plan.permutes import with_single_permutes
 from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
-from gnfast.plan.recorder import Recorder, Refused
+from gnfast.plan.recorder import Recorder
 from gnfast.plan.replay import Script
 from gnfast.plan.rewrite import rewrite
 from gnfast.plan.traced import Traced

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 import time
 import types
 import weakref
@@ -18,7 +19,19 @@ from torch import nn
 
 import gnfast
 from benchmarks.cost_model import launches
-from gnfast.bench import baselines, cases, comparison, cost, critics, gate, iteration, overlap, plots, printed_rows
+from gnfast.bench import (
+    baselines,
+    cases,
+    ceilings,
+    comparison,
+    cost,
+    critics,
+    gate,
+    iteration,
+    overlap,
+    plots,
+    printed_rows,
+)
 from gnfast.bench import case as names
 from gnfast.bench import critic_steps as steps
 from gnfast.bench.baselines import repaired
@@ -629,7 +642,9 @@ def test_a_network_outside_the_passes_is_named(measured):
     rows, notes = measured("critic", network=network)
     assert not {row["variant"] for row in rows} & {names.CAPTURED, names.EAGER}
     assert {row["ratio"] for row in rows} == {None}
-    assert any("falls back to double backward" in note and "custom autograd" in note for note in notes)
+    (note,) = notes
+    assert "gnfast falls back here" in note and "custom autograd" in note
+    assert not any("floor_ms" in row for row in rows)
     assert all(row["gate"] in ("green", "not checked") for row in rows)
 
 
@@ -664,8 +679,11 @@ def test_tables_of_a_gpu_have_its_times(measured):
 
 
 def test_plots_are_drawn(measured, tmp_path):
-    plots.draw(measured("critic")[0], ROOF, tmp_path / "plot.svg", "a title")
-    assert (tmp_path / "plot.svg").stat().st_size > 1000
+    rows = measured("critic")[0]
+    without_floor = [{name: value for name, value in row.items() if "least" not in name} for row in rows[:2]]
+    for name, drawn in {"plot.svg": rows, "no_roof.svg": without_floor}.items():
+        plots.draw(drawn, ROOF, tmp_path / name, "a title")
+        assert ("GFLOP/s" in (tmp_path / name).read_text()) == (drawn is rows)
 
 
 def test_shipped_networks_are_the_same_every_time():
@@ -685,14 +703,44 @@ def test_command_on_a_critic_of_the_users_own(capsys, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(CRITIC)
     monkeypatch.chdir(tmp_path)
     words = ["--net", "mine:critic", "--shape", "3,8,8", "--args", "channels=3", "--quick", "--device", "cpu"]
-    assert main(["bench", "critic", "sampling", *words, "--json", "rows.json", "--plot", "plot.png"]) == 0
+    assert main(["bench", "critic", "sampling", *words, "--json", "rows.json"]) == 0
     text = capsys.readouterr().out
     assert "critic, critic step: batch 4 of 3×8×8, float32" in text
-    assert "gnfast / this" in text and "sampling needs a generator" in text
+    assert "sampling needs a generator" in text
+    # Nothing that could be quoted.
+    assert not any(word in text for word in ("gnfast / this", "floor", "quartiles")) and "yes" in text
+    assert re.search(r"eager +~\d+0* ms|eager +~0\.0*\d ms", text)
     record = json.loads((tmp_path / "rows.json").read_text())
     assert record["environment"]["torch"] == torch.__version__
     assert {row["variant"] for row in record["rows"]} >= {names.EAGER, names.A, names.B, names.C}
-    assert (tmp_path / "plot.png").exists()
+    assert not any({"ratio", "median_ms", "q25_ms", "steps_per_s"} & row.keys() for row in record["rows"])
+
+
+ALONE = ["--batch", "2", "--rounds", "1", "--seconds", "0", "--no-compiled", "--device", "cpu"]
+
+
+def test_command_on_a_critic_that_falls_back_says_so_once_and_fails(capsys, tmp_path, monkeypatch):
+    imported = "from tests.oracle import Unseen\n"
+    (tmp_path / "unseen.py").write_text(imported + CRITIC.replace("nn.Flatten()", "Unseen(), nn.Flatten()"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: ROOF)
+    assert main(["bench", "critic", "generator", "--net", "unseen:critic", "--shape", "3,8,8", *ALONE]) == 1
+    tables = capsys.readouterr().out.partition("\n\nnote: ")[2]
+    assert "falls back here, and is double backward" in tables and tables.count("custom autograd") == 1
+    assert tables.count("a: double backward") == 2
+    assert "gnfast has no row, for the reason above: critic, critic step; critic, generator step" in tables
+    assert not any(word in tables for word in ("floor", "gnfast / this", "gnfast, "))
+
+
+def test_command_fails_where_gnfast_does(capsys, tmp_path, monkeypatch):
+    (tmp_path / "failing.py").write_text(CRITIC)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ceilings, "measure", lambda *_: ROOF)
+    monkeypatch.setattr(steps, "four_passes", mock.Mock(side_effect=RuntimeError("out of luck")))
+    assert main(["bench", "critic", "--net", "failing:critic", "--shape", "3,8,8", *ALONE]) == 1
+    text = capsys.readouterr().out
+    assert "gnfast, eager: left out, RuntimeError: out of luck" in text
+    assert "gnfast has no row, for the reason above: critic, critic step." in text
 
 
 def test_command_says_when_results_differ(capsys, tmp_path, monkeypatch):
@@ -716,6 +764,7 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     assert "--args: bad:critic(depth=3)" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args=depth=3")
     assert "--rounds" in fails(capsys, "--rounds", "0")
     assert "--seconds: got nan" in fails(capsys, "--seconds", "nan")
+    assert "--plot: got --quick with it" in fails(capsys, "--quick", "--plot", "a.png")
     assert "--device: got 'abacus'" in fails(capsys, "--device", "abacus")
     assert "critic: got 'cnn-33', wanted one of cnn-32, resnet-32" in fails(capsys, "--critics", "cnn-33")
     assert "its folder does not exist" in fails(capsys, "--json", "/nowhere/rows.json")

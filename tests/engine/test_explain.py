@@ -38,6 +38,41 @@ class Exponential(torch.autograd.Function):
         return gradient * ctx.saved_tensors[0]
 
 
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h):
+        return h
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class Outer(Binarised):
+    """Applies another one."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return Binarised.apply(h)
+
+
+class WithSetup(Binarised):
+    @staticmethod
+    def forward(h):
+        return 2 * h
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+
+class Enabled(Binarised):
+    @staticmethod
+    @torch.enable_grad()
+    def forward(ctx, h):
+        return 2 * h
+
+
 def critic(function):
     def forward(net, x):
         return (F.leaky_relu(function(net, x * net.w), 0.3) * net.out).sum((1, 2))
@@ -176,6 +211,40 @@ def test_the_line_is_that_of_the_network_and_the_warning_that_of_the_call():
     assert (caught[0].filename, caught[0].lineno) == (__file__, line)
 
 
+class Applies(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, h):
+        h = h * 1
+        return self.function.apply(h)
+
+
+class Sum(nn.Module):
+    def forward(self, h):
+        return (h + 1).sum((1, 2))
+
+
+@pytest.mark.parametrize("function", [Binarised, Reversed, Outer, WithSetup])
+def test_a_custom_function_is_named_where_it_is_applied(function):
+    """Its result is used elsewhere, and another function is applied before, of which nothing is seen by then."""
+    net = nn.Sequential(nn.Linear(7, 7), Applies(function), Applies(Binarised), Sum()).double()
+    (refusal,) = gnfast.explain(net, normal(4, 5, 7)).plan.refusals
+    here = Path(__file__).relative_to(Path.cwd())
+    line = inspect.getsourcelines(Applies.forward)[1] + 2
+    assert (refusal.submodule, refusal.operation) == ("1", f"{function.__name__}.apply")
+    assert refusal.line == f"{here}:{line}"
+    assert f"{function.__name__} ({here}:{function.forward.__code__.co_firstlineno})" in refusal.reason
+
+
+def test_a_custom_function_that_hides_where_it_is_applied_is_named_where_it_is_used():
+    net = nn.Sequential(nn.Linear(7, 7), Applies(Enabled), Sum()).double()
+    (refusal,) = gnfast.explain(net, normal(4, 5, 7)).plan.refusals
+    assert (refusal.submodule, refusal.operation) == ("2", "Tensor.add")
+    assert "its input comes from the custom autograd function Enabled" in refusal.reason
+
+
 def test_a_network_of_pytorchs_modules_has_no_line():
     net = nn.Sequential(nn.Flatten(), nn.RReLU(), nn.Linear(35, 1)).double()
     assert [refusal.line for refusal in gnfast.explain(net, normal(4, 5, 7)).plan.refusals] == [""]
@@ -184,7 +253,7 @@ def test_a_network_of_pytorchs_modules_has_no_line():
 def test_all_that_is_refused_is_named():
     net = critic(lambda net, h: torch.i0(torch.special.i1(h)))
     text = str(gnfast.explain(net, normal(4, 5, 7)))
-    assert "1. Tensor.special_i1 in" in text
+    assert "1. torch.special.i1 in" in text
     assert "2. torch.i0 in" in text
 
 

@@ -587,6 +587,21 @@ def own_dict():
     return net
 
 
+class Normed(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.first, self.second = (nn.BatchNorm2d(1, dtype=torch.float64, **options) for _ in range(2))
+
+    def forward(self, x):
+        return self.second(self.first(x.mean(1, keepdim=True)).relu()).relu().mean((1, 2, 3))
+
+
+def test_batch_norm_without_running_statistics_is_kept_as_the_message_says(x):
+    for net in (Normed(track_running_stats=False).train(), Normed().eval()):
+        # Or it raises.
+        recordings(net, x, strict=True)
+
+
 def in_training(normalize=None):
     net = Critic()
     if normalize is not None:
@@ -611,6 +626,10 @@ NEVER_KEPT = {
     "part of a weight by one": (CustomFactor, "custom autograd Function"),
     "values": (ReadsValues, "reads values"),
     "writes": (WritesBuffer, "writes in place"),
+    "batch norm": (
+        lambda: Normed().train(),
+        "statistics change on every call, in submodule 'first' and 1 more: they",
+    ),
     "counter": (Counts, "changes attributes"),
     "counter of its class": (CountsOnItsClass, "changes attributes"),
     "versions": (ReadsVersion, "reads values"),

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gnfast.plan.op import RECORDERS
-from gnfast.plan.recorder import Recorder, Refused
+from gnfast.plan.opaque import Refused
+from gnfast.plan.recorder import Recorder
+from gnfast.plan.records import RECORDERS
 
 B = 3
 ZERO = torch.tensor([0])
@@ -65,6 +66,8 @@ CALLS = {
         torch.add(h, 0); h + 0; torch.sub(h, 0); h - 0; 1 - h; torch.subtract(h, 0); h.subtract(0);
         torch.rsub(h, 0); torch.mul(h, 1); h * 1; torch.multiply(h, 1); h.multiply(1); torch.neg(h); -h;
         torch.div(h, 1); h / 1; torch.true_divide(h, 1); h.true_divide(1); +h; torch.positive(h);
+        h.positive(); torch.conj(h); h.conj(); torch.conj_physical(h); h.conj_physical(); torch.resolve_conj(h);
+        h.resolve_conj(); torch.resolve_neg(h); h.resolve_neg(); torch.real(h); h.real;
         torch.lerp(h, h, 0.0); h.lerp(h, 0.0); torch.addcmul(h, h, ones(()), value=0); h.addcmul(h, ones(()))
     """,
     "layers": """
@@ -116,8 +119,8 @@ CALLS = {
     "parts and repetitions": """
         torch.narrow(h, 1, 0, 1); h.narrow(1, 0, 1); torch.select(h, 1, 0); h.select(1, 0); h[:]; h[:, 0];
         h[..., None]; h[:, [0]]; h[:, torch.tensor(0)]; h[:, ones(h.shape[1]) > 0]; torch.diagonal(h, 0, 2, 3);
-        h.diagonal(0, 2, 3); h.unfold(1, 1, 1); torch.chunk(h, 1, 1)[0]; h.chunk(1, 1)[0]; torch.split(h, 1, 1)[0];
-        h.split(1, 1)[0]; torch.tensor_split(h, 1, 1)[0]; h.tensor_split(1, 1)[0];
+        h.diagonal(0, 2, 3); torch.linalg.diagonal(h); h.unfold(1, 1, 1); torch.chunk(h, 1, 1)[0]; h.chunk(1, 1)[0];
+        torch.split(h, 1, 1)[0]; h.split(1, 1)[0]; torch.tensor_split(h, 1, 1)[0]; h.tensor_split(1, 1)[0];
         torch.split_with_sizes(h, [h.shape[1]], 1)[0]; h.split_with_sizes([h.shape[1]], 1)[0];
         torch.unbind(h, 1)[0]; h.unbind(1)[0]; torch.index_select(h, 1, torch.tensor(0));
         h.index_select(1, torch.tensor([0])); torch.gather(h, 1, (0 * ones(h.shape)).long());
@@ -143,7 +146,8 @@ CALLS = {
         torch.bilinear(h, h, ones(1, h.shape[3], h.shape[3]));
         torch.addcdiv(h, h, ones(()), value=0); h.addcdiv(h, ones(()), value=0);
         torch.cosine_similarity(h, ones(())); torch.cross(h[..., :1].expand(-1, -1, -1, 3), ones(1, 1, 1, 3), -1);
-        h[..., :1].expand(-1, -1, -1, 3).cross(ones(1, 1, 1, 3), -1); F.grid_sample(h, ones(B, 2, 2, 2));
+        h[..., :1].expand(-1, -1, -1, 3).cross(ones(1, 1, 1, 3), -1);
+        torch.linalg.cross(h[..., :1].expand(-1, -1, -1, 3), ones(1, 1, 1, 3)); F.grid_sample(h, ones(B, 2, 2, 2));
         F.affine_grid(h[:, 0, :1, :1].expand(-1, 2, 3), (B, 1, 2, 2)); F.fold(flat(h)[..., None], 1, 1);
         torch.trace(flat(h)); flat(h).trace(); torch.diag(flat(h)); flat(h).diag(); torch.diagflat(h); h.diagflat();
         torch.take(h, torch.tensor(0)); h.take(torch.tensor(0)); torch.renorm(h, 2, 0, 99.0); h.renorm(2, 0, 99.0);

@@ -10,7 +10,6 @@ import torch
 
 from gnfast.bench.case import CAPTURED, EAGER, A, B, C, Case, E, Setup, Step, Variant, free
 from gnfast.bench.comparison import Row, measure
-from gnfast.bench.cost import Cost
 from gnfast.bench.iteration import PAPERS_WAY, first_losses, iteration_variant
 from gnfast.bench.mode import PAPERS
 from gnfast.bench.paper.prepare import GNFAST, Training, precision_of
@@ -22,8 +21,6 @@ BASELINES = (B, C, E)
 # Of a preset's time, for the further rounds of one variant; their least number is three.
 SHARE, MOST_SECONDS = 0.03, 5.0
 LARGE = 128
-# What is not known of a preset whose critic the cost model may not know.
-_WITHOUT_FLOOR = ("floor_ms", "fraction_of_floor", "least_flops", "least_bytes")
 
 
 def measured(training: Training, device: torch.device, seconds: float) -> Iterator[Row]:
@@ -33,7 +30,7 @@ def measured(training: Training, device: torch.device, seconds: float) -> Iterat
     case = speed_case(training, device, memory)
     config = training.config
     for row in measure(case, None, min(MOST_SECONDS, SHARE * seconds)):
-        row = {"preset": training.preset, **{name: v for name, v in row.items() if name not in _WITHOUT_FLOOR}}
+        row = {"preset": training.preset, **row}
         if "note" not in row:
             row |= _per_second(row.get("back_to_back_ms", row["median_ms"]), config.n_dis * config.batch_d)
             row["memory_bytes"] = memory.get(row["variant"], row.get("peak_bytes"))
@@ -78,7 +75,8 @@ def speed_case(training: Training, device: torch.device, memory: dict[str, int])
     shape = tuple(images.images.shape[1:])
     step = f"iteration, n_dis {config.n_dis}, batch {config.batch_d}/{config.batch_g}"
     truth = partial(first_losses, config, images, device)
-    return Case(step, training.preset, shape, setup, weighed, truth, Cost(), trains=True)
+    # The cost model may not know the preset's critic.
+    return Case(step, training.preset, shape, setup, weighed, truth, cost=None, trains=True)
 
 
 def strongest(rows: list[Row]) -> Row | None:

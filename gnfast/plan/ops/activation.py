@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels import leaky_relu_mask, leaky_relu_pack
-from gnfast.plan.op import SELF_CHECKED, Context, Op, per_sample, records
+from gnfast.plan.op import Context, Op, per_sample
+from gnfast.plan.records import SELF_CHECKED, records
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,6 @@ ACTIVATIONS: dict[Callable[..., Any], Callable[..., Op | None]] = {
     F.rrelu: lambda lower=1 / 8, upper=1 / 3, training=False: None if training else LeakyReLU((lower + upper) / 2),
     torch.abs: lambda: Piecewise("abs", ((0, True), (0, False)), (-1, 0, 1), (0, 0, 0)),
     torch.clamp: _clamp,
-    torch.clip: _clamp,
     torch.clamp_min: lambda min: _clamp(min=min),
     torch.clamp_max: lambda max: _clamp(max=max),
     F.hardtanh: _hardtanh,

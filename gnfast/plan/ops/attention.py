@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gnfast.kernels.layout import accumulator
 from gnfast.plan.curved import Curved, Grads
-from gnfast.plan.op import Context, Shape, records
+from gnfast.plan.op import Context, Shape
+from gnfast.plan.records import records
 
 aten = torch.ops.aten
 # Of (N, L, S) matrices at once, in a cache or so that they fill a GPU. One pass has ten of them, and queries are few.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from gnfast.plan.op import records
+from gnfast.plan.records import records
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, kept, records
+from gnfast.plan.op import Combination, Context, kept
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Cat(Combination):
         return f"cat over {self.dim}"
 
 
-@records(torch.cat, torch.concat, torch.concatenate)
+@records(torch.cat)
 def _cat(trace, tensors, dim=0):
     first = next(tensor for tensor in tensors if trace.depends_on_x(tensor))
     dim %= first.dim()
@@ -42,7 +43,7 @@ def _cat(trace, tensors, dim=0):
     return trace.emit(op, inputs, constants, mixes=dim == 0)
 
 
-@records(torch.hstack, torch.vstack, torch.row_stack, torch.column_stack, torch.dstack, told=True)
+@records(torch.hstack, torch.vstack, torch.column_stack, torch.dstack, told=True)
 def _joined(function, trace, tensors):
     """Concatenations along an axis, of tensors that get axes where they have too few."""
     dim = {torch.hstack: 1, torch.column_stack: 1, torch.dstack: 2}.get(function, 0)

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, Op, kept, records
+from gnfast.plan.op import Combination, Context, Op, kept
 from gnfast.plan.ops.given import Constant, emit_given
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

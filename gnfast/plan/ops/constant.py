@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import records
+from gnfast.plan.records import records
 
 
 def like(trace: Any, value: Any) -> Any:

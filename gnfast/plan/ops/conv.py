@@ -21,8 +21,9 @@ from gnfast.kernels.conv import (
 )
 from gnfast.kernels.layout import is_channels_last, laid_out
 from gnfast.plan.fused import Pending
-from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_channel, per_sample, records, stand_in
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_channel, per_sample, stand_in
 from gnfast.plan.ops.factors import TwoFactors
+from gnfast.plan.records import records
 from gnfast.rewriting.merges import sizes
 
 Sizes = tuple[int, ...]

@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearMap, Op, per_sample, records
+from gnfast.plan.op import Context, LinearMap, Op, per_sample
 from gnfast.plan.ops.constant import constant, like
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

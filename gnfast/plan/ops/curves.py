@@ -12,7 +12,8 @@ from torch import Tensor
 from gnfast.kernels import curves
 from gnfast.kernels.curves.plain import CURVES, Curve
 from gnfast.plan.curved import Curved, Grads
-from gnfast.plan.op import Context, records
+from gnfast.plan.op import Context
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearMap, Shape, records
+from gnfast.plan.op import Context, LinearMap, Shape
 from gnfast.plan.ops.factors import Contraction
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

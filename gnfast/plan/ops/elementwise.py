@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, LinearMap, kept, records
+from gnfast.plan.op import Combination, Context, LinearMap, kept
 from gnfast.plan.ops.given import emit_given
 from gnfast.plan.ops.products import Product
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _scaled(trace, a, b, divides=False):
     return trace.emit(Scale(None, divides), [a], [b], mixes=b.dim() > a.dim())
 
 
-@records("sub", "subtract")
+@records("sub")
 def _record_sub(trace, input, other, *, alpha=1):
     if any(isinstance(t, bool) or (isinstance(t, Tensor) and t.dtype == torch.bool) for t in (input, other, alpha)):
         trace.refuse("subtraction with truth values, which PyTorch does not have")
@@ -128,7 +129,7 @@ def _record_rsub(trace, input, other, *, alpha=1):
     return torch.sub(other, input, alpha=alpha)
 
 
-@records("mul", "multiply")
+@records("mul")
 def _mul(trace, input, other):
     if trace.depends_on_x(input) and trace.depends_on_x(other):
         return _product(trace, input, other)
@@ -151,7 +152,7 @@ def _record_neg(trace, input):
     return _scaled(trace, input, -1)
 
 
-@records("div", "true_divide")
+@records("div")
 def _record_div(trace, input, other, *, rounding_mode=None):
     if rounding_mode is not None:
         trace.refuse(f"division with rounding_mode={rounding_mode!r}")
@@ -173,8 +174,9 @@ def _record_rdiv(trace, input, other):
     return torch.reciprocal(input) * other
 
 
-@records("positive")
+@records("positive", "conj", "conj_physical", "resolve_conj", "resolve_neg", torch.real, Tensor.real.__get__)
 def _record_positive(trace, input):
+    """Of real numbers, as everywhere here."""
     return input
 
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, LinearCall, Shape, frozen, kept, per_sample, records
+from gnfast.plan.op import Combination, Context, LinearCall, Shape, frozen, kept, per_sample
 from gnfast.plan.ops.constant import constant
 from gnfast.plan.ops.given import Given
+from gnfast.plan.records import records
 from gnfast.plan.state import capturing
 
 
@@ -48,7 +49,7 @@ def _static(trace, value):
 
 @records("narrow", "expand", "broadcast_to", "repeat", "tile", self_checked=True, told=True)
 @records("repeat_interleave", "flip", "fliplr", "flipud", "roll", "rot90", self_checked=True, told=True)
-@records("diagonal", Tensor.unfold, self_checked=True, told=True)
+@records("diagonal", torch.linalg.diagonal, Tensor.unfold, self_checked=True, told=True)
 def _rearranged(function, trace, input, *args, **kwargs):
     args, kwargs = _static(trace, args), frozen({name: _static(trace, value) for name, value in kwargs.items()})
     moves_samples, is_view = _tried(function, args, kwargs, tuple(input.shape))

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, ScaledSum, Shape, per_sample, records
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, per_sample
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

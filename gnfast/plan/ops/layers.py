@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from gnfast.plan.op import records
 from gnfast.plan.ops.norms import BatchNorm, GroupNorm, standardize
+from gnfast.plan.records import records
 
 
 def _per_channel(t, like):
@@ -70,8 +70,7 @@ def _torch_instance_norm(
 
 
 @records(F.dropout, torch.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout, told=True)
-def _dropout(function, trace, input, p=0.5, training=True, inplace=False, **kwargs):
-    training = kwargs.get("train", training)
+def _dropout(function, trace, input, p=0.5, training=True, inplace=False):
     if not training or p == 0:
         return input
     # Drawn as PyTorch would draw it for the input itself, so that a seed gives the same mask.

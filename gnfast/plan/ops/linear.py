@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels.layout import is_channels_last
-from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample, records
+from gnfast.plan.op import Context, Op, ScaledSum, Shape, kept_bias, per_sample
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from torch import Tensor
 from gnfast.kernels.backend import implementation
 from gnfast.kernels.layout import accumulator, is_channels_last, laid_out
 from gnfast.plan.curved import Curved, Grads
-from gnfast.plan.op import Context, records
+from gnfast.plan.op import Context
+from gnfast.plan.records import records
 
 Statistics = tuple[Tensor | None, Tensor]
 """m and r in float32 or better, an entry per group."""

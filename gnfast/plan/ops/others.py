@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import LinearCall, Shape, frozen, records
+from gnfast.plan.op import LinearCall, Shape, frozen
+from gnfast.plan.records import records
 
 
 @functools.lru_cache(maxsize=4096)
@@ -44,7 +45,7 @@ def _take(trace, input, index):
 _BY_AUTOGRAD = (
     *("index_add", "index_copy", "index_fill", "index_put", "scatter", "scatter_add", "masked_scatter", "nan_to_num"),
     *("addmv", "addr", "addbmm", "tensordot", "kron", "cross", "remainder", "fmod", "frac", "fmax", "fmin"),
-    *("logcumsumexp", "nanmean", "nansum", "renorm", F.affine_grid),
+    *("logcumsumexp", "nanmean", "nansum", "renorm", F.affine_grid, torch.linalg.cross),
 )
 
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, frozen, records
+from gnfast.plan.op import Context, Op, frozen
 from gnfast.plan.ops.choice import Extremum, maximum_of
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.kernels.layout import is_channels_last
-from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, records, stand_in
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, frozen, stand_in
 from gnfast.plan.ops.conv import Sizes
+from gnfast.plan.records import records
 from gnfast.rewriting.merges import sizes
 
 aten = torch.ops.aten

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearMap, records
+from gnfast.plan.op import Context, LinearMap
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearCall, LinearMap, frozen, records
+from gnfast.plan.op import Context, LinearCall, LinearMap, frozen
 from gnfast.plan.ops.conv import Sizes
+from gnfast.plan.records import records
 from gnfast.plan.unseen import Like
 from gnfast.rewriting.merges import whole_factor
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from gnfast.kernels.layout import is_channels_last
-from gnfast.plan.op import Context, LinearCall, LinearMap, Shape, records
+from gnfast.plan.op import Context, LinearCall, LinearMap, Shape
 from gnfast.plan.ops.constant import constant
+from gnfast.plan.records import records
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def _reshape(function, trace, input, *args, **kwargs):
     return trace.emit_view(Reshape(tuple(shape[1:])), input)
 
 
-@records("permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", self_checked=True, told=True)
+@records("permute", "transpose", "movedim", self_checked=True, told=True)
 @records("adjoint", "t", *(getattr(Tensor, name).__get__ for name in ("mT", "mH", "T")), self_checked=True, told=True)
 def _permute(function, trace, input, *args, **kwargs):
     """PyTorch itself says in what order the axes come out, of a probe whose strides tell them apart."""

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnfast.plan.curved import Curved, Grads
-from gnfast.plan.op import Context, records
+from gnfast.plan.op import Context
+from gnfast.plan.records import records
 
 aten = torch.ops.aten
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gnfast.plan.curved import CurvedCall
-from gnfast.plan.op import Op, records
+from gnfast.plan.op import Op
+from gnfast.plan.records import records
 
 
 class ComplexCall(CurvedCall):
@@ -42,7 +43,7 @@ def by_autograd(function: Callable[..., Any], trace: Any, *args: Any, **kwargs: 
 _OF_COMPLEX = {
     *("add", "sub", "rsub", "mul", "rmul", "div", "truediv", "neg", "abs", "angle", "conj", "conj_physical", "exp"),
     *("radd", "view_as_real", "sum", "mean", "matmul", "rmatmul", "bmm", "einsum", "permute", "transpose", "reshape"),
-    *("flatten", "unsqueeze", "squeeze", "resolve_conj", "square", "pow"),
+    *("flatten", "unsqueeze", "squeeze", "resolve_conj", "square", "pow", "real", "imag"),
 }
 _NAMES = ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")
 _TRANSFORMS = tuple(getattr(torch.fft, f"{name}{axes}") for name in _NAMES for axes in ("", "2", "n"))

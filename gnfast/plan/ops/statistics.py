@@ -2,7 +2,7 @@
 
 import torch
 
-from gnfast.plan.op import records
+from gnfast.plan.records import records
 
 _FIRST = {torch.var_mean: torch.var, torch.std_mean: torch.std}
 
