@@ -71,7 +71,7 @@ def public():
     overridable |= {f for f in vars(torch._C._nn).values() if callable(f)}
     found = {}
     for owner in (torch, F, torch.special, torch.linalg, torch.fft, torch._C._nn, Tensor):
-        for name, function in inspect.getmembers(owner, lambda f: f.__hash__ and f in overridable):
+        for name, function in inspect.getmembers(owner, lambda f: callable(f) and f.__hash__ and f in overridable):
             if not name.startswith("_") and (owner is not Tensor or name not in found):
                 found[name if owner in (torch, Tensor) else f"{owner.__name__}.{name}"] = function
     return found
