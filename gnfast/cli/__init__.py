@@ -32,7 +32,10 @@ COMMANDS = {
         "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",
     ),
     "eval": ("WHAT", "FID, IS and KID of a run's generator, of images or of saved statistics"),
-    "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
+    "presets": (
+        "[WORD …]",
+        "how many there are of each paper and data set; those with some words; one with the source of each value",
+    ),
     "bench": ("[CASE …]", "what a normalised critic costs on this machine, against double backward and its relatives"),
     "weights": ("[FILE]", "Inception's weights, which FID needs: where they are, or where to get them; checks a file"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),

@@ -21,7 +21,8 @@ usage: gnfast train PRESET [--dry-run] [--profile] [--option value …]
 Train a generator and its critic. A preset is an experiment with all its settings, and options change some of them. A
 run lives in one folder; repeating the command continues it.
 
-Presets, {count} in all; `gnfast presets` is their table, and `gnfast presets NAME` says where each value comes from:
+Presets, {count} in all; `gnfast presets gn-gan stl10` shows those with these words, `gnfast presets NAME` where each
+value comes from:
 {groups}
 
 For images of your own take the preset whose size and networks you want:
