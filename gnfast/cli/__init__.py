@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gnfast import __version__
+from gnfast import __version__, start
 from gnfast.cli.common import UsageError, columns, of_the_user
 from gnfast.cli.output import lasting_output
 from gnfast.errors import missing, unknown
@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        start.imported()
         with lasting_output() as lost, unwinding():
             status = _run(words)
     except SystemExit as end:
@@ -101,7 +102,7 @@ def _run(words: list[str]) -> int:
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
     except KeyboardInterrupt:
         print("gnfast: interrupted", file=sys.stderr)
-        return 130
+        return start.INTERRUPTED
     except ImportError as error:
         if error.name in TRAIN_PACKAGES:
             print(f"gnfast: {missing(command, error.name)}", file=sys.stderr)

@@ -1,8 +1,12 @@
-"""What a first hour meets: help that fits a screen and breaks its lines well, a version, readers that leave early."""
+"""What a first hour meets: help that fits a screen and breaks its lines well, a version, readers that leave early, and
+Ctrl-C at any time."""
 
 import io
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +71,29 @@ def test_a_reader_that_leaves_early_is_no_error(monkeypatch, capfd, command):
         monkeypatch.setattr("sys.stdout", gone)
         assert ended(*command) in (0, None)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("start", "status", "says"),
+    [
+        (["-m", "gnfast"], 130, "gnfast: interrupted\n"),
+        (["gnfast"], 130, "gnfast: interrupted\n"),
+        (["own.py"], -2, None),
+    ],
+)
+@pytest.mark.usefixtures("heard")
+def test_an_interrupt_while_pytorch_is_imported_is_one_line(tmp_path, start, status, says):
+    """In the command alone: a program that imports gnfast has Ctrl-C as it wants it."""
+    # In the place of PyTorch, so that the moment is known.
+    stopped = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "torch.py").write_text(stopped)
+    for name in ("gnfast", "own.py"):
+        (tmp_path / name).write_text("import sys\nfrom gnfast.cli import main\nsys.exit(main())\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(gnfast.__file__).parents[1])])
+    words = [sys.executable, *start, "info"]
+    run = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert run.returncode == status and not run.stdout
+    assert run.stderr == says if says else "KeyboardInterrupt" in run.stderr
+    if status == 130:
+        environment = os.environ | {"PYTHONPATH": paths, "RANK": "1"}
+        assert subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True).stderr == b""
