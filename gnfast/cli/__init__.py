@@ -1,7 +1,8 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
 Every error that a user can cause is one line on stderr and exit status 2, and so is a full disk that stdout leads to. A
-failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect.
+failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect. What
+several processes of torchrun have to say alike is said once (`processes.py`).
 """
 
 import importlib
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from gnfast import __version__, start
+from gnfast.cli import processes
 from gnfast.cli.common import UsageError, columns, of_the_user
 from gnfast.cli.output import lasting_output
 from gnfast.errors import missing, unknown
@@ -101,17 +103,20 @@ def _run(words: list[str]) -> int:
             warnings.showwarning = lambda message, *_: _warn(str(message), said)
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
     except KeyboardInterrupt:
-        print("gnfast: interrupted", file=sys.stderr)
+        if not processes.here().rank:
+            print("gnfast: interrupted", file=sys.stderr)
         return start.INTERRUPTED
     except ImportError as error:
         if error.name in TRAIN_PACKAGES:
-            print(f"gnfast: {missing(command, error.name)}", file=sys.stderr)
+            processes.here().fail(f"gnfast: {missing(command, error.name)}")
             return 2
         raise
     except Exception as error:
         if not (line := of_the_user(error)):
             raise
-        print(f"gnfast: {line}", file=sys.stderr)
+        from gnfast.runs.checkpoint import LostError
+
+        processes.here().fail(f"gnfast: {line}", was_left=isinstance(error, LostError))
         return 2
 
 
@@ -119,7 +124,7 @@ def _warn(message: str, said: set[str]) -> None:
     """Says it once, however many images, say, are loaded from the same place."""
     if message not in said:
         said.add(message)
-        print(f"gnfast: warning: {message}", file=sys.stderr)
+        processes.here().warn(f"gnfast: warning: {message}")
 
 
 def _usage() -> str:

@@ -59,7 +59,9 @@ def test_without_a_terminal_lines_say_how_far_a_run_is(tmp_path, monkeypatch):
     assert not [line for line in quiet("digits", config)[1] if "steps/s" in line]
     monkeypatch.setattr(session, "LINE_SECONDS", 0.0)
     _, lines = quiet("digits", tiny(tmp_path / "other", steps=4, extractor="none", probe_every=0))
-    told = [match for line in lines if (match := re.fullmatch(r"step (\d) of 4, [\d.e+]+ steps/s, \d\d:\d\d left", line))]
+    told = [
+        match for line in lines if (match := re.fullmatch(r"step (\d) of 4, [\d.e+]+ steps/s, \d\d:\d\d left", line))
+    ]
     assert [match[1] for match in told] == ["1", "2", "3"]
     assert [line for line in lines if line.startswith("scores: none")]
 
