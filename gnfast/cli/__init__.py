@@ -36,7 +36,7 @@ COMMANDS = {
     "eval": ("WHAT", "FID, IS and KID of a run's generator, of images or of saved statistics"),
     "presets": (
         "[WORD …]",
-        "how many there are of each paper and data set; those with some words; one with the source of each value",
+        "the papers' experiments: how many there are, those with all of some words, one with its sources",
     ),
     "bench": ("[CASE …]", "what a normalised critic costs on this machine, against double backward and its relatives"),
     "weights": ("[FILE]", "Inception's weights, which FID needs: where they are, or where to get them; checks a file"),
