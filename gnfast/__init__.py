@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from gnfast import start  # noqa: F401 - first: from here on Ctrl-C during the imports of a command is one line
 from gnfast.engine import heads, penalties, reference
 from gnfast.engine.explain import Explanation, explain
 from gnfast.engine.functional import normalize_gradient, value_and_grad_norm, value_and_input_grad

@@ -22,7 +22,7 @@ from gnfast.train import session
 PACKAGE = Path(gnfast.__file__).parent
 # From the ground up: a room imports from itself and from those before it. "gnfast" is what `import gnfast` gives.
 ROOMS = (
-    *("errors", "io", "interop", "kernels", "steps", "rewriting", "plan", "engine", "spectral", "gnfast"),
+    *("start", "errors", "io", "interop", "kernels", "steps", "rewriting", "plan", "engine", "spectral", "gnfast"),
     *("losses", "models", "data", "metrics", "measure", "config", "runs", "train", "analysis", "reproduce", "bench"),
     *("cli", "__main__"),
 )

@@ -1,7 +1,8 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
 Every error that a user can cause is one line on stderr and exit status 2, and so is a full disk that stdout leads to. A
-failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect.
+failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect. What
+several processes of torchrun have to say alike is said once (`processes.py`).
 """
 
 import importlib
@@ -9,7 +10,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from gnfast import __version__
+from gnfast import __version__, start
+from gnfast.cli import processes
 from gnfast.cli.common import UsageError, columns, of_the_user
 from gnfast.cli.output import lasting_output
 from gnfast.errors import missing, unknown
@@ -32,7 +34,10 @@ COMMANDS = {
         "what normalisation does to a critic: gradient norms, singular values, loss domains, as figures",
     ),
     "eval": ("WHAT", "FID, IS and KID of a run's generator, of images or of saved statistics"),
-    "presets": ("[NAME]", "the presets in a table; with a name, one preset with the source of each value"),
+    "presets": (
+        "[WORD …]",
+        "the papers' experiments: how many there are, those with all of some words, one with its sources",
+    ),
     "bench": ("[CASE …]", "what a normalised critic costs on this machine, against double backward and its relatives"),
     "weights": ("[FILE]", "Inception's weights, which FID needs: where they are, or where to get them; checks a file"),
     "info": ("", "versions, devices, what was built and what each backend is used for"),
@@ -71,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        start.imported()
         with lasting_output() as lost, unwinding():
             status = _run(words)
     except SystemExit as end:
@@ -97,17 +103,20 @@ def _run(words: list[str]) -> int:
             warnings.showwarning = lambda message, *_: _warn(str(message), said)
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
     except KeyboardInterrupt:
-        print("gnfast: interrupted", file=sys.stderr)
-        return 130
+        if not processes.here().rank:
+            print("gnfast: interrupted", file=sys.stderr)
+        return start.INTERRUPTED
     except ImportError as error:
         if error.name in TRAIN_PACKAGES:
-            print(f"gnfast: {missing(command, error.name)}", file=sys.stderr)
+            processes.here().fail(f"gnfast: {missing(command, error.name)}")
             return 2
         raise
     except Exception as error:
         if not (line := of_the_user(error)):
             raise
-        print(f"gnfast: {line}", file=sys.stderr)
+        from gnfast.runs.checkpoint import LostError
+
+        processes.here().fail(f"gnfast: {line}", was_left=isinstance(error, LostError))
         return 2
 
 
@@ -115,7 +124,7 @@ def _warn(message: str, said: set[str]) -> None:
     """Says it once, however many images, say, are loaded from the same place."""
     if message not in said:
         said.add(message)
-        print(f"gnfast: warning: {message}", file=sys.stderr)
+        processes.here().warn(f"gnfast: warning: {message}")
 
 
 def _usage() -> str:

@@ -70,12 +70,12 @@ class BenchOptions:
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     batch: int = 0
     """Images per step; 64 if 0, and 16 from 128 pixels up."""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice."""
     rounds: int = 9
     """The least number of timed rounds of each variant; gnfast's own is timed in each of them too."""
     seconds: float = 1.0
     """More rounds are timed until so many seconds have passed for a variant, up to 50."""
-    threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice."""
     compiled: bool = True
     """Include baseline d and the strongest, whose compilation takes a minute or more each per critic."""
     max_autotune: bool = False

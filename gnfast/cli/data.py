@@ -128,7 +128,11 @@ def run(words: list[str]) -> int:
 
 
 def _list(_options: ListOptions) -> None:
-    """The data sets with a name, and what is prepared of any."""
+    """The data sets with a name, and what is prepared of any.
+
+    Examples:
+      gnfast data list
+    """
     print(columns([("name", "what"), *registered().items()]))
     print("\nAny folder, zip or tar of images is a data set as well, and so is an LMDB, Parquet, WebDataset, or what")
     print("Hugging Face's `datasets` saved.")
@@ -227,7 +231,12 @@ def _stats(options: StatsOptions) -> None:
 
 
 def _clear(options: ClearOptions) -> None:
-    """Delete what is prepared of the named data sets, or all of it."""
+    """Delete what is prepared of the named data sets, or all of it.
+
+    Examples:
+      gnfast data clear stl10
+      gnfast data clear --all
+    """
     if options.all and options.names:
         raise UsageError(f"data clear: got --all and {' '.join(options.names)}, wanted one of them")
     entries = cache.entries()

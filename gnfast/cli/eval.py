@@ -38,8 +38,8 @@ WHAT is a run folder, one of its checkpoints (RUN/checkpoints/FILE.pt), a file o
 papers' code (its generator is measured), a folder or zip of images, a named data set, or an .npz of statistics. It is
 measured against --data or --reference; for a run the default is the data that it was trained on. Results state how many
 images of both sides were measured, the extractor, the protocol and the seed: numbers that differ in one of them cannot
-be compared. Images are measured as they are; both sides must have the same channels and size, which --resolution and
---channels can give them.
+be compared. Images are measured as they are; both sides must have the same channels and size, which
+`--resolution` and `--channels` can give them.
 
 Examples:
   gnfast eval runs/cifar10
@@ -100,8 +100,6 @@ class EvalOptions:
     """A run's batch-norm statistics: each batch's own, running ones, or what the run samples with."""
     kid_subsets: int = 100
     """Random subsets of 1000 images for KID; 0 for none."""
-    batch: int = 128
-    """How many images at a time; a run's `batch_g` instead for a run."""
     ms_ssim: bool = False
     """Also how alike the images of one class are (MS-SSIM of 100 pairs of each class), of a class-conditional run."""
     neural_divergence: int = 0
@@ -113,6 +111,8 @@ class EvalOptions:
     """A JSON file for the result."""
     save_stats: str = ""
     """An .npz file for the statistics of what was measured; with it, real images are optional."""
+    batch: int = 128
+    """How many images at a time; a run's `batch_g` instead for a run."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
 

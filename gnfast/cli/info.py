@@ -6,12 +6,22 @@ from pathlib import Path
 from gnfast.cli.common import UsageError, columns
 from gnfast.io.rows import plain
 
+HELP = """\
+usage: gnfast info
+
+Versions, devices, which compiled libraries there are, and what computes each operation on them. Where something was not
+built, a line says what to type.
+
+Example:
+  gnfast info
+"""
+
 
 def run(words: list[str]) -> int:
     """`gnfast info`."""
     if words:
         if words[0] in ("-h", "--help"):
-            print("usage: gnfast info\n\nVersions, devices, what was built and what each backend is used for.")
+            print(HELP, end="")
             return 0
         raise UsageError(f"info takes no arguments, got {' '.join(words)}")
     import torch

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from gnfast.cli.common import UsageError
-from gnfast.cli.help import PLACE, document, placed
+from gnfast.cli.help import GROUPS, PLACE, document, flags_off, placed
 
 T = TypeVar("T")
 
@@ -36,9 +36,11 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
     """
     prog, errors = f"gnfast {command}", io.StringIO()
     if {"-h", "--help"} & {*words}:
+        # Of arguments that are given the parser would show nothing.
+        words = ["--help"]
         document(kind)
     try:
-        with placed(help), contextlib.redirect_stderr(errors):
+        with placed(help, GROUPS.get(kind.__name__, {}), flags_off(kind, default)), contextlib.redirect_stderr(errors):
             return tyro.cli(
                 kind, args=words, prog=prog, description=PLACE, **({} if default is None else {"default": default})
             )

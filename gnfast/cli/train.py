@@ -6,6 +6,7 @@ import sys
 import torch
 
 import gnfast
+from gnfast.cli import processes
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
 from gnfast.config.chosen import of_its_data
@@ -21,7 +22,8 @@ usage: gnfast train PRESET [--dry-run] [--profile] [--option value …]
 Train a generator and its critic. A preset is an experiment with all its settings, and options change some of them. A
 run lives in one folder; repeating the command continues it.
 
-Presets, {count} in all; `gnfast presets` is their table, and `gnfast presets NAME` says where each value comes from:
+Presets, {count} in all; `gnfast presets gn-gan stl10` shows those with these words, `gnfast presets NAME` where each
+value comes from:
 {groups}
 
 For images of your own take the preset whose size and networks you want:
@@ -89,11 +91,11 @@ def run(words: list[str]) -> int:
     config = of_its_data(parse(Config, rest, f"train {name}", help=help, default=preset.config), preset.config, given)
     for setting, user in without_effect(config, preset.config):
         given = f"{option(setting)} {plain(getattr(config, setting))}"
-        print(f"gnfast: {given} has no effect without {user}", file=sys.stderr)
+        processes.here().warn(f"gnfast: {given} has no effect without {user}")
     if "--dry-run" in words:
         if os.sep in config.data and not os.path.exists(os.path.expanduser(config.data)):
             raise UsageError(f"--data: got {config.data!r}, which does not exist")
-        return _dry_run(name, config)
+        return 0 if processes.here().rank else _dry_run(name, config)
     if not config.data:
         raise UsageError(preset.needs)
     from gnfast.train import NonFiniteLossError
@@ -106,9 +108,9 @@ def run(words: list[str]) -> int:
     try:
         outcome = run(name, config, progress=sys.stderr.isatty(), profile=begun)
     except NonFiniteLossError as error:
-        print(f"gnfast: {error}", file=sys.stderr)
+        processes.here().fail(f"gnfast: {error}")
         return 1
-    if outcome.picture and os.environ.get("RANK", "0") == "0":
+    if outcome.picture and not processes.here().rank:
         print(f"samples: {outcome.picture}")
     return 0 if outcome.finished else 128 + outcome.signal
 

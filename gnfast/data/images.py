@@ -147,14 +147,14 @@ def decode_into(
             f"bits do, and would become black; scale them to 16 bits first"
         )
     if not kept:
-        raise DataError(f"no image is left in {path} {what}{_examples(skipped) if skipped else ': it holds no file'}")
+        raise DataError(f"no image is left in {path} {what}{examples_of(skipped) if skipped else ': it holds no file'}")
     warning = warning_about(skipped, total + len(others), stretched, len(kept), request)
     return kept, Contents(skipped=len(skipped), warning=f"{path}: {warning}" if warning else "")
 
 
 def warning_about(skipped: list[str], files: int, stretched: int, count: int, request: Request) -> str:
     """What the user should know of images that are left out, or not as they were."""
-    said = [f"{len(skipped)} of {files} files skipped{_examples(skipped)}"] if skipped else []
+    said = [f"{len(skipped)} of {files} files skipped{examples_of(skipped)}"] if skipped else []
     if any(_CROP in reason for reason in skipped):
         said.append("--crop square (crop='square') would take what is smaller, too")
     if stretched:
@@ -171,7 +171,8 @@ def stretches(image: Image.Image, request: Request) -> bool:
     return request.crop is None and bool(request.resolution) and image.width != image.height
 
 
-def _examples(skipped: list[str]) -> str:
+def examples_of(skipped: list[str]) -> str:
+    """The first of what is left out, each a name and a reason, to put behind a sentence about it."""
     return f": {', '.join(skipped[:3])}" + (f", and {len(skipped) - 3} more" if len(skipped) > 3 else "")
 
 
@@ -215,10 +216,8 @@ def _opened(read: Callable[[], bytes]) -> tuple[Image.Image | str, int]:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except DataError:
         raise
-    except UnidentifiedImageError:
-        return "not an image", 0
     except Exception as error:  # Pillow's readers raise nearly anything on damaged data.
-        return _reason(error), 0
+        return reason_of(error), 0
     if image.width * image.height > _PIXELS:
         return f"unreadable: {image.width}x{image.height} is larger than {_PIXELS >> 20} megapixels", 0
     return image, len(data) + 4 * image.width * image.height
@@ -239,10 +238,13 @@ def _pixels(images: list[Image.Image | str], request: Request) -> _Pixels | str:
         is_stretched = stretches(images[0], request)
         return _Pixels(prepare(images.pop(), request), has_16_bits, is_stretched)
     except Exception as error:
-        return _reason(error)
+        return reason_of(error)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an image has no pixels, where reading it raised this."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
     said = str(getattr(error, "strerror", None) or error)
     return f"unreadable: {' '.join(said.split()) or type(error).__name__}"
 

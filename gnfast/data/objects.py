@@ -1,8 +1,9 @@
 """A data set that is a Python object, as torchvision's and `datasets`' are: its images on a canvas, as files' are."""
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.images import prepare, stretches, warning_about
+from gnfast.data.images import examples_of, prepare, reason_of, stretches, warning_about
 from gnfast.data.source import Contents, Source, labelled
 
 # So many images are read twice, to see whether chance changes them: a flip escapes that once in 256 times.
@@ -24,7 +25,8 @@ def open_object(dataset: Any, request: Request, place: Path) -> Source:
     """The images of a map-style data set, in its order.
 
     Nothing tells from outside whether its images are still the same. What is prepared of it belongs to `place`, and
-    who comes back must read all of it again.
+    who comes back must read all of it again. Images that Pillow cannot decode, or that cannot be prepared, are left out
+    and counted, as those of a folder are.
 
     Args:
         dataset: has a length, and at each index an image, (image, label, …), or a mapping with an image and perhaps a
@@ -35,7 +37,7 @@ def open_object(dataset: Any, request: Request, place: Path) -> Source:
 
     Raises:
         DataError: it has no length, no images or no index; on reading, an item is none of these, its `__getitem__`
-            fails, its images change from call to call, or a part of them has labels.
+            fails for another reason, its images change from call to call, a part of them has labels, or none is left.
     """
     kind = type(dataset)
     try:
@@ -54,37 +56,68 @@ def open_object(dataset: Any, request: Request, place: Path) -> Source:
 
 def _read(dataset: Any, count: int, request: Request, canvas: Canvas) -> Contents:
     canvas.expect(count)
-    labels, stretched = [], 0
+    labels, skipped, stretched, first = [], [], 0, -1
     name = type(dataset).__name__
     for index in tqdm(range(count), f"reading {name}", unit="img", disable=None if request.progress else True):
-        pixels, label, is_stretched = _item(dataset, index, request)
-        if index < _TWICE and not np.array_equal(pixels, _item(dataset, index, request)[0]):
+        item = _item(dataset, index, request)
+        if isinstance(item, str):
+            skipped.append(f"dataset[{index}] ({item})")
+            continue
+        if index < _TWICE and not np.array_equal(item.pixels, getattr(_item(dataset, index, request), "pixels", None)):
             raise DataError(
                 f"dataset[{index}]: got another image the second time: leave out random transforms, since images are "
                 f"read once (flip=True mirrors them while training)"
             )
-        if canvas.size is not None and pixels.shape[:2] != canvas.size:
-            raise DataError(f"dataset[{index}]: got an image of another size than dataset[0]; pass resolution=…")
-        canvas.add(pixels)
-        labels.append(label)
-        stretched += is_stretched
-    warning = warning_about([], count, stretched, count, request)
-    contents = Contents(warning=f"{name}: {warning}" if warning else "")
+        first = index if first < 0 else first
+        if canvas.size is not None and item.pixels.shape[:2] != canvas.size:
+            raise DataError(f"dataset[{index}]: got an image of another size than dataset[{first}]; pass resolution=…")
+        canvas.add(item.pixels)
+        labels.append(item.label)
+        stretched += item.is_stretched
+    if not labels:
+        raise DataError(f"dataset: no image is left of {name}{examples_of(skipped)}")
+    warning = warning_about(skipped, count, stretched, len(labels), request)
+    contents = Contents(skipped=len(skipped), warning=f"{name}: {warning}" if warning else "")
     return labelled(contents, labels, _classes(dataset), name)
 
 
-def _item(dataset: Any, index: int, request: Request) -> tuple[np.ndarray, int | None, bool]:
-    """The prepared image and the label at an index, and whether the image is stretched."""
+class _Item(NamedTuple):
+    """A prepared image, its label, and whether it has become narrower or wider."""
+
+    pixels: np.ndarray
+    label: int | None
+    is_stretched: bool
+
+
+def _item(dataset: Any, index: int, request: Request) -> _Item | str:
+    """What is at an index, or the reason why an image there has to be left out."""
     try:
-        item = dataset[index]
-    except Exception as error:
-        raise DataError(f"dataset[{index}]: {type(error).__name__}: {error}") from error
-    image, label = _parts(item)
-    try:
-        picture = _picture(image)
-        return prepare(picture, request), _label(label), stretches(picture, request)
-    except ValueError as error:
+        image, label = _parts(dataset[index])
+        picture, label = _picture(image), _label(label)
+        try:
+            # Here Pillow decodes those that it has only opened.
+            return _Item(prepare(picture, request), label, stretches(picture, request))
+        except ValueError as error:
+            return reason_of(error)
+    except _ItemError as error:
         raise DataError(f"dataset[{index}]: {error}") from error
+    except Exception as error:
+        if _is_damage(error):
+            return reason_of(error)
+        raise DataError(f"dataset[{index}]: {type(error).__name__}: {error}") from error
+
+
+class _ItemError(ValueError):
+    """An item is not of a kind that `open_object` knows."""
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether Pillow says that an image is damaged; all else, as a missing file, is a mistake of the data set."""
+    kinds = (OSError, SyntaxError, EOFError, Image.DecompressionBombError)
+    if not isinstance(error, kinds) or getattr(error, "errno", None) is not None:
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("PIL.")
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
@@ -106,7 +139,7 @@ def _label(label: Any) -> int | None:
     if isinstance(label, bool) or not isinstance(label, int | np.integer) or label == -1:
         return None
     if label < 0:
-        raise ValueError(f"got the label {label}, wanted 0 or more")
+        raise _ItemError(f"got the label {label}, wanted 0 or more")
     return int(label)
 
 
@@ -114,21 +147,21 @@ def _picture(image: Any) -> Image.Image:
     """An image of any of the kinds as one of PIL's.
 
     Raises:
-        ValueError: it is of none.
+        _ItemError: it is of none.
     """
     if isinstance(image, Image.Image):
         if image.mode.startswith("I;16"):
-            raise ValueError("got an image of 16 bits, wanted 8")
+            raise _ItemError("got an image of 16 bits, wanted 8")
         return image
     if isinstance(image, Tensor):
         image = _bytes(image.detach().cpu())
         image = np.ascontiguousarray(image.movedim(0, -1) if image.ndim == 3 else image)
         image = image[..., 0] if image.shape[2:] == (1,) else image
     if not isinstance(image, np.ndarray):
-        raise ValueError(f"got {type(image).__name__}, wanted a PIL image, a tensor, an array, or (image, label)")
+        raise _ItemError(f"got {type(image).__name__}, wanted a PIL image, a tensor, an array, or (image, label)")
     if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)) or image.ndim < 2 or not image.size:
         wanted = "a tensor (C, H, W) or an array (H, W, C), C 1 or 3, of uint8"
-        raise ValueError(f"got {image.dtype} of shape {tuple(image.shape)}, wanted {wanted}")
+        raise _ItemError(f"got {image.dtype} of shape {tuple(image.shape)}, wanted {wanted}")
     return Image.fromarray(image)
 
 
@@ -138,7 +171,7 @@ def _bytes(image: Tensor) -> Tensor:
         return image
     if not ((image >= 0) & (image <= 1)).all():
         low, high = float(image.min()), float(image.max())
-        raise ValueError(f"got values from {low:.4g} to {high:.4g}, wanted 0 to 1, as before any Normalize")
+        raise _ItemError(f"got values from {low:.4g} to {high:.4g}, wanted 0 to 1, as before any Normalize")
     return image.float().mul(255).round().to(torch.uint8)
 
 

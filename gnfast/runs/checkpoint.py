@@ -21,6 +21,10 @@ class RunError(RuntimeError):
     """A run folder that this command cannot continue or read; the message says why and what to do."""
 
 
+class LostError(RunError):
+    """Another process of the run has ended."""
+
+
 class Place(NamedTuple):
     """A checkpoint of a run.
 

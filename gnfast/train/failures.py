@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from gnfast.runs.checkpoint import RunError
+from gnfast.runs.checkpoint import LostError, RunError
 from gnfast.train.logs import require_rows
 
 _FULL = {
@@ -42,6 +43,7 @@ def clear_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError) and name and Path(os.fsdecode(name)).is_relative_to(folder):
             require_rows(folder)
         if isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower():
-            first = str(error).strip().partition("\n")[0]
-            raise RunError(f"another process of the run was lost ({first}); repeat the command to continue") from error
+            # Of gloo's, without the line of its source and its advice.
+            first = re.sub(r"^\[\S+\] |\. This is typically .*", "", str(error).strip().partition("\n")[0])
+            raise LostError(f"another process of the run was lost ({first}); repeat the command to continue") from error
         raise

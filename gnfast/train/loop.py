@@ -57,8 +57,9 @@ def train(
         config: the settings where they are not the preset's, under the name that `preset` then gives the run.
         dataset: the real images where they are not what `data` names: a data set with a length whose items are images
             or (image, label), as torchvision's (`gnfast.data.objects.open_object` has the kinds). It is read as a
-            whole by each call, once, and prepared as files are: converted to `channels`, resized to `resolution`. So
-            it should have no random transforms. Each process of torchrun needs it.
+            whole by each call, once, and prepared as files are: converted to `channels`, resized to `resolution`, and
+            left out with one warning that counts them where Pillow cannot decode them. So it should have no random
+            transforms; what else its `__getitem__` raises ends the call. Each process of torchrun needs it.
         progress: show a progress bar on stderr.
         echo: called with each line for the user; above the progress bar on stdout if None.
         profile: what was spent before; with it, the page profile.html says where this call's time goes.

@@ -17,6 +17,7 @@ from gnfast.runs import checkpoint
 from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
+from gnfast.train import first_step
 from gnfast.train.evaluate import Measures, as_line, as_row, evaluate
 from gnfast.train.failures import is_full
 from gnfast.train.logs import METRICS, SPEED, RunLog, environment, loss_curve
@@ -131,8 +132,10 @@ class Session:
         self.began = self.since = time.perf_counter()
         self.seen = state.step
         self.told = time.monotonic(), state.step
+        first = first_step.shown(self.bar, self.log.say, state.step + 1, state.device)
         while state.step < self.config.steps and not state.group.any(bool(received) or side.failed):
-            self.updated.update()
+            with first if state.step == self.start else contextlib.nullcontext():
+                self.updated.update()
             self.bar.update()
             self._after(state.step)
             self._tell()

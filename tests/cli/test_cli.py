@@ -51,14 +51,55 @@ def test_help_explains_every_option_with_its_value(capsys, command):
         assert "--weights {ema,raw}" in text
 
 
-def test_presets_table_and_one_preset(capsys):
-    assert main(["presets"]) == 0
-    table = capsys.readouterr().out
-    assert all(name in table for name in PRESETS)
+def listed(capsys, *words):
+    """The names in the table that `gnfast presets WORD …` prints, and all of it."""
+    capsys.readouterr()
+    assert main(["presets", *words]) == 0
+    text = capsys.readouterr().out
+    return [line.split()[0] for line in text.splitlines() if line.split()[:1] and line.split()[0] in PRESETS], text
+
+
+def test_presets_in_groups_fit_a_screen_and_each_can_be_looked_into(capsys):
+    text = listed(capsys)[1]
+    assert len(text.splitlines()) <= 40
+    groups, paper = [], ""
+    for line in text.splitlines()[1:]:
+        if line[:1].isspace() and paper and "gnfast" not in line:
+            data, *sizes, count, example = line.replace(",", "").split()
+            groups.append(int(count))
+            names = listed(capsys, *paper, data)[0]
+            assert len(names) == int(count) and example in names
+            assert {str(PRESETS[name].config.resolution) for name in names} == {*sizes}
+        else:
+            paper = line.casefold().split()[:1]
+    assert sum(groups) == len(PRESETS)
+    # No name that --data knows is shown for those without one.
+    assert all("imagenet" in name.split("-") for name, preset in PRESETS.items() if not preset.config.data)
+
+
+def test_presets_are_found_by_their_parts(capsys):
+    names, table = listed(capsys, "--all")
+    assert sorted(names) == sorted(PRESETS)
     assert "IS 8.49±.11, FID (train) 11.13±.18, FID (test) 15.33±.16" in table
-    assert main(["presets", "gngan-stl10-resnet-s"]) == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("gngan")]
-    assert names == ["gngan-stl10-resnet-sn", "gngan-stl10-resnet-sn-cr"]
+    assert "Faster" in listed(capsys, "CelebAHQ", "resnet")[1]
+    for words, has in {
+        ("resnet", "celebahq"): lambda c: c.model == "resnet" and c.data == "celebahq",
+        ("cnn", "mnist"): lambda c: c.data == "mnist",
+        ("gn",): lambda c: c.method == "gn",
+        ("spectral-norm", "48x48"): lambda c: c.spectral_norm and c.resolution == 48,
+        ("1-gp", "cifar10", "wasserstein"): lambda c: (c.penalty, c.data, c.loss) == ("1-gp", "cifar10", "wasserstein"),
+        ("weight-norm",): lambda c: c.weight_norm != "none",
+    }.items():
+        found = listed(capsys, *words)[0]
+        wanted = {name for name, preset in PRESETS.items() if has(preset.config)}
+        # A name may say it, too.
+        assert wanted <= {*found} <= {name for name in PRESETS if name in wanted or {*words} & {*name.split("-")}}
+    assert listed(capsys, "gngan-stl10-resnet-s")[0] == ["gngan-stl10-resnet-sn", "gngan-stl10-resnet-sn-cr"]
+    assert fails(capsys, "presets", "biggan", "mnist").startswith("gnfast: no preset has all of 'biggan', 'mnist'")
+    assert fails(capsys, "presets", "celebahqq").endswith("did you mean 'celebahq'?")
+
+
+def test_one_preset_has_the_source_of_each_value(capsys):
     assert main(["presets", "gngan-cifar10-resnet"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("--")}
     assert lines["--lr-d"].split()[1] == "0.0004"
@@ -188,7 +229,7 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "not a run folder" in fails(capsys, "sample", str(tmp_path))
     assert "which run?" in fails(capsys, "sample")
     assert "takes no arguments" in fails(capsys, "info", "all")
-    assert fails(capsys, "presets", "zzz").endswith(f"gngan-cifar10-resnet-cr, … ({len(PRESETS)} in all)")
+    assert "preset or part of one 'zzz'; wanted one of digits, gngan-cifar10-cnn," in fails(capsys, "presets", "zzz")
     assert fails(capsys, "sweep", "missing.toml") == "gnfast: missing.toml: No such file or directory"
     run_dir = ["--run-dir", str(tmp_path / "run")]
     assert "/nowhere" in fails(capsys, "train", "digits", "--data", "/nowhere", *run_dir)

@@ -1,14 +1,20 @@
-"""What a first hour meets: help that fits a screen and breaks its lines well, a version, readers that leave early."""
+"""What a first hour meets: help that fits a screen and breaks its lines well, a version, readers that leave early, and
+Ctrl-C at any time."""
 
 import io
+import itertools
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import gnfast
-from gnfast.cli import main
-from gnfast.cli.help import filled
+from gnfast.cli import COMMANDS, data, main
+from gnfast.cli.help import GROUPS, filled, grouped
+from gnfast.config.config import option
 
 
 def ended(*words):
@@ -35,6 +41,55 @@ def test_help_of_training_is_a_screen_or_two(capsys):
     # What it names exists.
     known = re.findall(r"--[a-z-]+", printed(capsys, "train", "digits", "--help"))
     assert {*re.findall(r"--[a-z-]+", text)} <= {*known, "--option"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([name] for name in COMMANDS),
+        *(["data", name] for name in data.COMMANDS),
+        *(["train", "digits"], ["bench", "paper"], ["analyze", "runs/digits"], ["analyze", "--reproduce"]),
+    ],
+)
+def test_help_has_an_example_and_is_short_or_in_groups(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "110")
+    lines = printed(capsys, *command, "--help").splitlines()
+    assert any(re.match("examples?:", line, re.IGNORECASE) for line in lines)
+    titled = {f"{title}:" for groups in GROUPS.values() for title in groups.values()}
+    titles = [0, *(i for i, line in enumerate(lines) if line.strip("│ ") in titled), len(lines)]
+    assert max(end - begin for begin, end in itertools.pairwise(titles)) <= 60, command
+    assert not re.search(r"\(default: (''|)\)", "".join(lines))
+    # What comes before the options is explained even where it is given.
+    assert command != ["analyze", "runs/digits"] or any(line.strip("│ ").startswith("[RUN") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [(["train", "digits"], "Config"), (["eval"], "EvalOptions"), (["bench"], "BenchOptions")]
+)
+def test_groups_of_options_have_titles(capsys, command, kind):
+    lines = [line.strip("│ ") for line in printed(capsys, *command, "--help").splitlines()]
+    for first, title in GROUPS[kind].items():
+        place = lines.index(f"{title}:")
+        assert re.match(option(first) + "[ ,]", lines[place + 1]) and not lines[place - 1]
+
+
+def test_a_flag_that_is_off_is_shown_without_its_opposite(capsys):
+    assert "--no-best" not in printed(capsys, "sample", "--help")
+    text = printed(capsys, "train", "sngan-cifar10-cnn", "--help")
+    assert "--no-learn-scale" not in text
+    assert "--spectral-norm, --no-spectral-norm" in text and "--tensorboard, --no-tensorboard" in text
+    # What is off in this preset alone is said to be.
+    flip = " ".join(text.partition("--flip, --no-flip")[2].split("--")[0].replace("│", " ").split())
+    assert flip.endswith("(default: False)")
+
+
+def test_a_terminal_with_colours_shows_groups_too():
+    text = "\x1b[2m│\x1b[0m \x1b[1m--best\x1b[0m, --no-best  Take it. \x1b[2m│\x1b[0m"
+    assert grouped(text, {"best": "Of a run"}, {"--best"}).split("\n") == [
+        "│                             │",
+        "│ Of a run:                   │",
+        "│ --best             Take it. │",
+    ]
 
 
 @pytest.mark.parametrize("command", [["train", "digits"], ["sample"], ["eval"], ["bench"], ["data", "stats"]])
@@ -67,3 +122,29 @@ def test_a_reader_that_leaves_early_is_no_error(monkeypatch, capfd, command):
         monkeypatch.setattr("sys.stdout", gone)
         assert ended(*command) in (0, None)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("start", "status", "says"),
+    [
+        (["-m", "gnfast"], 130, "gnfast: interrupted\n"),
+        (["gnfast"], 130, "gnfast: interrupted\n"),
+        (["own.py"], -2, None),
+    ],
+)
+@pytest.mark.usefixtures("heard")
+def test_an_interrupt_while_pytorch_is_imported_is_one_line(tmp_path, start, status, says):
+    """In the command alone: a program that imports gnfast has Ctrl-C as it wants it."""
+    # In the place of PyTorch, so that the moment is known.
+    stopped = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "torch.py").write_text(stopped)
+    for name in ("gnfast", "own.py"):
+        (tmp_path / name).write_text("import sys\nfrom gnfast.cli import main\nsys.exit(main())\n")
+    paths = os.pathsep.join([str(tmp_path), str(Path(gnfast.__file__).parents[1])])
+    words = [sys.executable, *start, "info"]
+    run = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert run.returncode == status and not run.stdout
+    assert run.stderr == says if says else "KeyboardInterrupt" in run.stderr
+    if status == 130:
+        environment = os.environ | {"PYTHONPATH": paths, "RANK": "1"}
+        assert subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True).stderr == b""

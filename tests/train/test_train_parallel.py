@@ -272,7 +272,7 @@ def test_the_critics_loss_on_validation_images_is_that_of_one_process(parts):
 
 def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(tmp_path, capsys):
     folder = tmp_path / "run"
-    words = ["train", "digits", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
+    words = ["train", "digits", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6", "--k-sn=3"]
     words += ["--n-samples=4", "--extractor=tests.cli.test_metrics_cli:pixels", "--n-fake=20", "--eval-every=0"]
     words += ["--device=cpu", "--no-tensorboard", f"--run-dir={folder}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gnfast"]
@@ -290,6 +290,8 @@ def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(t
     run.send_signal(signal.SIGTERM)
     text = run.communicate(timeout=60)[0]
     assert text.count("saved; repeat the command to continue") == 1 and "2 processes" in text
+    # Warnings are not said once for each process (`gnfast/cli/processes.py`).
+    assert text.count("--k-sn 3.0 has no effect without --spectral-norm") == 1
     (checkpoint,) = (folder / "checkpoints").glob("step-*")
     assert json.loads((folder / "environment.json").read_text())[0]["processes"] == 2
     step = int(checkpoint.stem.removeprefix("step-"))

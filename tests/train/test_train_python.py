@@ -1,6 +1,7 @@
 """Training from Python: settings as keywords, and data sets that are objects."""
 
 import dataclasses
+import functools
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from gnfast.cli import main
-from gnfast.data import DataError, Request, cache
+from gnfast.data import DataError, DataWarning, Request, cache
 from gnfast.data import load as load_data
 from gnfast.data.objects import open_object
 from gnfast.errors import InputError
@@ -171,11 +172,22 @@ def broken():
     raise KeyError("gone")
 
 
+def not_there():
+    return Image.open("nowhere.png")
+
+
+def refusing():
+    raise OSError("the server said no")
+
+
 REFUSED = {
     "dataset: got Stream, wanted one with len": Stream(),
     "dataset: got set, wanted one with len": {1, 2},
     "dataset: got Items without images": Items([]),
     r"dataset\[1\]: KeyError: 'gone'": Items([pixels()[0], broken]),
+    r"dataset\[1\]: FileNotFoundError: .*nowhere.png": Items([pixels()[0], not_there]),
+    r"dataset\[1\]: OSError: the server said no": Items([pixels()[0], refusing]),
+    r"dataset\[1\]: ValueError: invalid literal": Items([pixels()[0], lambda: int("x")]),
     r"dataset\[0\]: got another image the second time: leave out": Items([lambda: pick()]),
     r"dataset\[0\]: got values from -1 to 1, wanted 0 to 1": Items([torch.linspace(-1, 1, 12).view(3, 2, 2)]),
     r"dataset\[0\]: got values from nan to nan": Items([torch.full((3, 2, 2), torch.nan)]),
@@ -184,7 +196,7 @@ REFUSED = {
     r"dataset\[0\]: got str, wanted a PIL image": Items(["0.png"]),
     r"dataset\[0\]: got dict, wanted a PIL image": Items([{"pixels": 3}]),
     r"dataset\[0\]: got an image of 16 bits": Items([Image.new("I;16", (2, 2))]),
-    r"dataset\[0\]: pixels of mode F": Items([Image.new("F", (2, 2))]),
+    r"dataset: no image is left of Items: dataset\[0\] \(unreadable: pixels of mode F": Items([Image.new("F", (2, 2))]),
     r"dataset\[0\]: got the label -7": Items([(pixels()[0], -7)]),
     r"dataset\[1\]: got an image of another size": Items([pixels()[0], pixels()[0][:4]]),
 }
@@ -198,6 +210,35 @@ def pick():
 def test_what_is_no_data_set_of_images_is_refused(message, tmp_path):
     with pytest.raises(DataError, match=message):
         prepared(REFUSED[message], tmp_path)
+
+
+@pytest.mark.parametrize("decodes", ["in the data set", "later"])
+def test_damaged_images_are_left_out_as_of_a_folder(tmp_path, decodes):
+    """With one warning that counts them, and the labels of the others in their places."""
+    files = tmp_path / "files"
+    for index, image in enumerate(pixels(12)):
+        path = files / "ab"[index % 2] / f"{index // 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (files / "a" / "1.png").write_text("not an image")
+    whole = (files / "b" / "0.png").read_bytes()
+    (files / "b" / "0.png").write_bytes(whole[: len(whole) // 2])
+    paths = sorted(files.glob("*/*"))
+
+    def read(path):
+        image = Image.open(path)
+        return (image.copy() if decodes == "in the data set" else image), "ab".index(path.parent.name)
+
+    items = Items([functools.partial(read, path) for path in paths], classes=["a", "b"])
+    with pytest.warns(
+        DataWarning, match=r"2 of 12 files skipped: dataset\[1\] \(not an image\), dataset\[6\] \(unreadable"
+    ) as said:
+        found = prepared(items, tmp_path)
+    with pytest.warns(DataWarning, match="2 of 12 files skipped: a/1.png"):
+        expected = load_data(str(files), progress=False)
+    assert [warning.category for warning in said].count(DataWarning) == 1
+    assert found.skipped == 2 and len(found) == 10
+    assert found.fingerprint == expected.fingerprint and torch.equal(found.labels, expected.labels)
 
 
 def test_settings_are_those_of_the_command(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from gnfast.data import ImageDataset
 from gnfast.metrics import classifier
-from gnfast.train import scored, session
+from gnfast.train import first_step, scored, session, train
 from gnfast.train.parallel import ALONE
 from tests.tiny_runs import quiet, tiny
 
@@ -59,6 +59,24 @@ def test_without_a_terminal_lines_say_how_far_a_run_is(tmp_path, monkeypatch):
     assert not [line for line in quiet("digits", config)[1] if "steps/s" in line]
     monkeypatch.setattr(session, "LINE_SECONDS", 0.0)
     _, lines = quiet("digits", tiny(tmp_path / "other", steps=4, extractor="none", probe_every=0))
-    told = [match for line in lines if (match := re.fullmatch(r"step (\d) of 4, [\d.e+]+ steps/s, 00:00 left", line))]
+    told = [
+        match for line in lines if (match := re.fullmatch(r"step (\d) of 4, [\d.e+]+ steps/s, \d\d:\d\d left", line))
+    ]
     assert [match[1] for match in told] == ["1", "2", "3"]
     assert [line for line in lines if line.startswith("scores: none")]
+
+
+def test_a_first_step_that_takes_long_says_what_goes_on(tmp_path, monkeypatch, capsys):
+    """At once on the bar, whose clock goes on, and after a while in a line; and later steps no more."""
+    settings = {"extractor": "none", "probe_every": 0, "steps": 2}
+    assert not [line for line in quiet("digits", tiny(tmp_path / "short", **settings))[1] if "so far" in line]
+    monkeypatch.setattr(first_step, "TICK", 0.001)
+    monkeypatch.setattr(first_step, "LINE_AFTER", 0.0)
+    lines, config = [], tiny(tmp_path / "run", **settings)
+    train("digits", config, echo=lines.append)
+    said = "step 1 has taken 0 s so far; the first one of a session also traces the critic"
+    assert [line for line in lines if "so far" in line] == [said]
+    bars = [bar for bar in capsys.readouterr().err.split("\r") if bar.strip()]
+    begun, later = ([bar for bar in bars if f" {step}/2 " in bar] for step in (0, 2))
+    assert len(begun) > 2 and all(bar.startswith("first step:   0%") for bar in begun[1:])
+    assert later and not any("first step" in bar for bar in later)
