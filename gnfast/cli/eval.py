@@ -23,6 +23,7 @@ from gnfast.config.config import as_json
 from gnfast.data import ImageDataset, load, to_uint8
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
+from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, second_opinion
 from gnfast.runs.checkpoint import locate
@@ -219,9 +220,13 @@ def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[s
     """The scores, below them the facts, below them the speed."""
     above = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std", "ms_ssim"}
     rows = [*scores.rows()] if scores else []
-    rows += [("intra-class MS-SSIM", f"{result['ms_ssim']:.4f}")] if "ms_ssim" in result else []
-    rows += [(key, plain(value)) for key, value in result.items() if key not in above and value is not None]
-    return columns([*rows, *((key.replace("_", " "), f"{value:.3g}") for key, value in timing.items())])
+    rows += [("intra-class MS-SSIM", fixed(result["ms_ssim"]))] if "ms_ssim" in result else []
+    rows += [(key, _shown(value)) for key, value in result.items() if key not in above and value is not None]
+    return columns([*rows, *((key.replace("_", " "), number(value, 3)) for key, value in timing.items())])
+
+
+def _shown(value: Any) -> str:
+    return fixed(value) if isinstance(value, float) else plain(value)
 
 
 def _subject(options: EvalOptions, device: torch.device) -> Subject:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gnfast.io.numbers import number
 from gnfast.runs.drawing import colour, drawing, log_values, svg
 from gnfast.runs.page import Html, element, embedded, table
 
@@ -53,7 +54,7 @@ def _drawn(series: Sequence[Series], log: bool) -> bytes:
         # Steps are whole: 200k.
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_formatter("{x:.4g}")
+        axes.yaxis.set_major_formatter(lambda value, _: number(value, 6))
         if log:
             log_values(axes, [y for one in series for _, y in one.points], 3)
         return svg(figure)
@@ -84,6 +85,6 @@ def _values(series: Sequence[Series]) -> Html:
     if not short:
         return Html("")
     places = sorted({x for _, points in short for x in points})
-    rows = [(f"{x:,}", *(f"{points[x]:.4g}" if x in points else "" for _, points in short)) for x in places]
+    rows = [(f"{x:,}", *(number(points[x]) if x in points else "" for _, points in short)) for x in places]
     content = table(("step", *(label for label, _ in short)), rows)
     return element("details", element("summary", "values"), content)

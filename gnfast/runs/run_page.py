@@ -10,6 +10,7 @@ import numpy as np
 import gnfast
 from gnfast.config.config import as_json, option
 from gnfast.config.presets import PRESETS
+from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
@@ -90,13 +91,6 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         section("Last samples", _last_samples(runs)),
         _footer(),
     )
-
-
-def number(value: float | None) -> str:
-    """A figure for people: four digits or all before the point, and `–` for none."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def duration(seconds: float | None) -> str:

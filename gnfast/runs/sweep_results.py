@@ -1,7 +1,6 @@
 """What a sweep found: mean and standard deviation over seeds per combination, as tables, a figure and a page."""
 
 import csv
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 from gnfast.io.files import atomic_write, write_text
+from gnfast.io.numbers import number, with_spread
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.launch import State, read_record, state_of
 from gnfast.runs.page import Html, element, embedded, section, table, write_page
 from gnfast.runs.record import HIGHER_IS_BETTER, Record, beside, best, last, main_score, measure_of, points, read_run
-from gnfast.runs.run_page import duration, number, steps_per_second, write_report
+from gnfast.runs.run_page import duration, steps_per_second, write_report
 from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_file import Case, Sweep, shown
 
@@ -144,10 +144,7 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    if not deviation:
-        return number(values[0])
-    digits = max(0, 1 - math.floor(math.log10(deviation)))
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    return with_spread(statistics.mean(values), deviation) if deviation else number(values[0])
 
 
 def write_results(results: Results) -> Path:

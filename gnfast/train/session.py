@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from gnfast.config.config import decisive
 from gnfast.data import ImageDataset
+from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import Row, read_rows
 from gnfast.kernels.compiled import notice
 from gnfast.runs import checkpoint
@@ -175,7 +176,7 @@ class Session:
             return
         self.told, speed = (now, step), (step - before) / (now - since)
         left = tqdm.format_interval((steps - step) / speed)
-        self.log.say(f"step {step} of {steps}, {speed:.3g} steps/s, {left} left")
+        self.log.say(f"step {step} of {steps}, {number(speed, 3)} steps/s, {left} left")
 
     def _say_first_calls(self) -> None:
         """What came before the first replay of a graph, once there is one."""
@@ -201,7 +202,7 @@ class Session:
             speed = (step - self.seen) / (now - self.since)
             self.log.row(step, SPEED, seconds=now - self.began, steps_per_second=speed)
             self.since, self.seen, self.logged = now, step, step
-            shown = {name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()}
+            shown = {name.removeprefix("loss_"): fixed(value, 3) for name, value in losses.items()}
             self.bar.set_postfix(shown, refresh=False)
 
         return write

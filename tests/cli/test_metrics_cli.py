@@ -18,10 +18,11 @@ from PIL import Image
 from gnfast import metrics
 from gnfast.cli import main
 from gnfast.data import load, to_uint8
+from gnfast.io.numbers import fixed
 from gnfast.io.rows import read_rows
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, ms_ssim, neural_divergence
 from gnfast.train import PRESETS, Config
-from gnfast.train.evaluate import as_row, of_classes, open_measures, sampler, samples_with_batch_statistics
+from gnfast.train.evaluate import as_line, as_row, of_classes, open_measures, sampler, samples_with_batch_statistics
 from gnfast.train.export import snapshot
 from tests.cli import commands
 
@@ -324,6 +325,15 @@ def test_rows_of_metrics_jsonl():
     assert set(as_row(plain, plain)) == {"distance_raw", "distance_ema", "extractor", "n_real", "n_fake"}
 
 
+def test_scores_of_features_without_a_scale_have_no_fifteen_digits():
+    huge = metrics.Scores(
+        123456789.123, "f", 5, 4, is_mean=1.5, is_std=0.0, kid_mean=1.9123456789e15, kid_std=2.3456e13
+    )
+    shown = ["123,456,789", "1.5000 ± 0.0000", "1.912e15 ± 2.346e13"]
+    assert [value for _, value in huge.rows()] == shown
+    assert "123,456,789 (EMA)" in as_line(huge, huge) and "× 1000 1.912e15, 1.912e15;" in as_line(huge, huge)
+
+
 def test_measures_of_a_run():
     digits = load("digits", progress=False)
     settings = Config(data="digits", resolution=8, channels=1, extractor=f"{__name__}:pixels")
@@ -355,7 +365,7 @@ def test_the_papers_protocol_insists_on_batch_statistics():
 
 def test_a_critic_that_is_trained_afresh_tells_generated_images_from_real_ones(capsys):
     found = result("run", EXTRACTOR, "--n=20", "--seed=3", "--neural-divergence=4")
-    assert f"neural_divergence  {found['neural_divergence']}" in re.sub(" {3,}", "  ", capsys.readouterr().out)
+    assert f"neural_divergence  {fixed(found['neural_divergence'])}" in re.sub(" {3,}", "  ", capsys.readouterr().out)
     assert found["neural_divergence_steps"] == 4
     real = load("digits", resolution=8, channels=1, progress=False).images
     taken = snapshot(Path("run"))

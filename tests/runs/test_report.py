@@ -14,10 +14,11 @@ from PIL import Image
 from gnfast.cli import main
 from gnfast.config.config import as_json
 from gnfast.config.presets import PRESETS
+from gnfast.io.numbers import number
 from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.published import published
 from gnfast.runs.record import beside, best, last, points, read_run, score_names
-from gnfast.runs.run_page import SHOTS, duration, number, write_comparison, write_report
+from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
 from gnfast.train import Config, RunError
 from tests.hostile_files import png
 from tests.pages import Page
@@ -75,7 +76,10 @@ def test_a_report_tells_the_run(runs):
     step, value = best(rows, name)
     (kernel,) = beside(rows, name).values()
     assert "finished 6 steps" in text
-    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
+    assert (
+        f"Best Fréchet distance {number(value)} " in text
+        and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
+    )
     assert "tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
