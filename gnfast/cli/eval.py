@@ -273,7 +273,7 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     facts = {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics}
     if (place := locate(path, options.best)) and place.name:
         facts = {"checkpoint": place.name, **facts}
-    if reported := published(saved.about["preset"], settings):
+    if reported := published(saved.about["preset"], settings, real.data):
         facts["published"] = reported
     return Subject(
         facts,

@@ -14,7 +14,7 @@ from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
-from gnfast.runs.published import published
+from gnfast.runs.published import own_images, published
 from gnfast.runs.record import (
     HIGHER_IS_BETTER,
     WEIGHTS,
@@ -53,7 +53,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         RunError: no run folder.
     """
     record = read_run(run_dir)
-    title = record.preset or run_dir.name
+    title = own_images(record.preset, record.settings.get("data")) or record.preset or run_dir.name
     return write_page(
         out or run_dir / "report.html",
         f"{title}: {record.status}",
@@ -118,11 +118,15 @@ def _heading(record: Record, title: str) -> Html:
     known = PRESETS.get(record.preset)
     reported = published(record.preset, record.settings)
     get = record.settings.get
+    about = known.summary if known else ""
+    if known and title != record.preset:
+        # The user's images, which the preset says nothing of.
+        about = f"recipe: {record.preset} ({about})"
     what = [get("model"), f"{get('resolution')}×{get('resolution')}", f"{get('method')}, {get('loss')} loss"]
     return element(
         "header",
         element("h1", title),
-        *([element("p", known.summary)] if known else ()),
+        *([element("p", about)] if about else ()),
         element("p", " · ".join(map(str, [f"data: {get('data')}", *what])), class_="soft"),
         *([element("p", f"published: {reported}", class_="soft")] if reported else ()),
         element("p", f"{record.folder}", class_="soft"),

@@ -114,12 +114,37 @@ def test_what_the_paper_reports_stands_beside_and_what_the_run_has_changed(odd):
     assert published(name, own | {"width": 0.5}) == f"{preset.reported}; this run differs in --width"
     # A run of before there was a setting had its default.
     assert published(name, {key: value for key, value in own.items() if key != "n_dis"}).endswith("in --n-dis")
-    changed = {"data": "digits", "resolution": 8, "channels": 1, "flip": False, "steps": 3, "loss": "minimax"}
+    changed = {"width": 0.5, "resolution": 8, "channels": 1, "flip": False, "steps": 3, "loss": "minimax"}
     line = published(name, own | changed)
-    assert line.endswith("; this run differs in --data, --resolution, --channels, --flip and 2 more")
+    assert line.endswith("; this run differs in --resolution, --channels, --flip, --width and 2 more")
     assert published("digits", own) == published("nothing", own) == ""
     (odd / "config.json").write_text(json.dumps({"preset": name, "config": own | changed}))
-    assert f"published: {line}" in Page(write_report(odd)).texts
+    page = Page(write_report(odd))
+    assert f"published: {line}" in page.texts and page.texts[2:4] == [name, preset.summary]
+
+
+@pytest.mark.parametrize(
+    ("data", "called"),
+    [("digits", "digits"), ("/home/me/birds", "birds"), ("birds.v2.zip", "birds.v2.zip"), ("", "images from Python")],
+)
+def test_a_run_on_other_images_than_the_presets_is_called_after_them(odd, data, called):
+    """The paper's scores are of the paper's images: they are left out, with the reason."""
+    name = "gngan-cifar10-resnet"
+    own = as_json(PRESETS[name].config)
+    (odd / "config.json").write_text(json.dumps({"preset": name, "config": own | {"data": data}}))
+    page = Page(write_report(odd))
+    assert page.texts[1:4] == [f"{called}: step 0 of 200,000", called, f"recipe: {name} ({PRESETS[name].summary})"]
+    line = f"none for {called}: the scores of {name} are of cifar10"
+    assert f"published: {line}" in page.texts and PRESETS[name].reported not in texts(page)
+    # Those that it is measured against count as well.
+    assert published(name, own, data) == line
+
+
+@pytest.mark.parametrize("data", ["/data/cifar10", "cifar10.zip", "/data/cifar-10-python.tar.gz"])
+def test_the_presets_images_may_lie_anywhere(data):
+    name = "gngan-cifar10-resnet"
+    own = as_json(PRESETS[name].config) | {"data": data}
+    assert published(name, own) == f"{PRESETS[name].reported}; this run differs in --data"
 
 
 def test_odd_names_are_escaped(odd):
