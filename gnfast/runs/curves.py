@@ -52,11 +52,15 @@ def _drawn(series: Sequence[Series], log: bool) -> bytes:
         for index, one in enumerate(series):
             _draw(axes, one, index)
         # Steps are whole: 200k.
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_formatter(lambda value, _: number(value, 6))
-        if log:
-            log_values(axes, [y for one in series for _, y in one.points], 3)
+        values = [y for one in series for _, y in one.points]
+        if min(values) == max(values):
+            # Ticks around it would be of values that there are none of.
+            axes.set_yticks(values[:1])
+        elif log:
+            log_values(axes, values, 3)
         return svg(figure)
 
 

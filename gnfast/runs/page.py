@@ -40,7 +40,7 @@ th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px so
 th { color: var(--soft); font-weight: 500 } td { max-width: 34rem; overflow-wrap: break-word }
 tr.changed td { background: var(--mark) } tr.changed td:first-child { font-weight: 600 }
 pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  overflow-x: auto; font-size: .8rem }
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem }
 summary { cursor: pointer; color: var(--soft); margin: .8rem 0 .4rem } input[type=range] { width: 100% }
 .shots { display: flex; gap: 1rem } .shots div { flex: 0 1 50%; min-width: 0 }
 img { max-width: 100%; height: auto; display: block } img.plot { width: 100%; border-radius: .5rem }

@@ -12,6 +12,7 @@ from gnfast.config.config import as_json, option
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
+from gnfast.runs.average import unmoved
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
 from gnfast.runs.published import own_images, published
@@ -34,7 +35,8 @@ PICTURES = 5_000_000
 LOG_LINES = 25
 # These say where a run was made or kept: they differ between runs as a matter of course.
 PLACES = {"run_dir", "device", "threads", "data_root"}
-LOSSES = {"loss_real": "real", "loss_fake": "fake", "loss_generator": "generator"}
+LOSSES = {"loss_real": "critic, real", "loss_fake": "critic, generated", "loss_generator": "generator"}
+AVERAGE = "EMA: the moving average of the generator's weights, which is what papers measure. raw: the generator itself."
 Runs = Sequence[tuple[str, Record]]
 # In Inception's features, and in those of another extractor.
 MEASURES = {
@@ -146,10 +148,15 @@ def _figures(record: Record) -> Html:
             by = [f"by {', '.join(known)}"] if (known := _extractors(record.rows)) else []
             note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}", *by])
             cards.append(card(f"Best {_measure(name, record.rows)}", number(value), note))
+    if not cards:
+        cards.append(card("Scores", "none", "nothing was measured while it trained; gnfast eval does it now"))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
-    return section("Key figures", element("div", *cards, class_="grid"))
+    words = AVERAGE
+    if line := unmoved(record.settings, record.step):
+        words += f" Here, {line}: gnfast eval and gnfast sample take the generator itself by --raw."
+    return section("Key figures", element("div", *cards, class_="grid"), element("p", words, class_="soft"))
 
 
 def _curves(record: Record) -> Html | None:
@@ -158,10 +165,14 @@ def _curves(record: Record) -> Html | None:
     for measure, names in _by_measure(rows).items():
         scored = [row for row in rows if any(name in row for name in names)]
         series = [Series(_weights(name), points(rows, name)) for name in names]
-        charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=_how(scored[-1])))
+        better = "higher is better" if measure in HIGHER_IS_BETTER else "lower is better"
+        note = "; ".join([better, *_how(scored[-1])])
+        charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=note))
     charts.append(line_chart("Losses", [Series(label, points(rows, name)) for name, label in LOSSES.items()]))
-    rates = [Series(label, points(rows, name)) for name, label in (("lr_d", "critic"), ("lr_g", "generator"))]
-    charts.append(line_chart("Learning rate", rates))
+    critic, generator = (points(rows, name) for name in ("lr_d", "lr_g"))
+    # Of two curves in the same place one would be hidden.
+    one, two = Series("critic", critic), Series("generator", generator)
+    charts.append(line_chart("Learning rate", [Series("both", critic)] if critic == generator else [one, two]))
     charts.append(line_chart("Steps per second", [Series("speed", points(record.speed, "steps_per_second"))]))
     return element("div", *charts, class_="grid wide") if any(charts) else None
 
@@ -186,12 +197,12 @@ def _weights(name: str) -> str:
     return "EMA" if name.endswith("_ema") else "raw"
 
 
-def _how(row: Row) -> str:
+def _how(row: Row) -> list[str]:
     """How a row's scores were measured."""
     parts = [str(row[name]) for name in ("extractor", "protocol") if row.get(name)]
     if "n_real" in row and "n_fake" in row:
         parts.append(f"{row['n_real']} real, {row['n_fake']} generated")
-    return "; ".join(parts)
+    return parts
 
 
 def _samples(record: Record) -> Html | None:

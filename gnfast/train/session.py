@@ -9,12 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gnfast.config.config import decisive
+from gnfast.config.config import as_json, decisive
 from gnfast.data import ImageDataset
 from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import Row, read_rows
 from gnfast.kernels.compiled import notice
 from gnfast.runs import checkpoint
+from gnfast.runs.average import unmoved
 from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
@@ -292,7 +293,9 @@ class Session:
         checkpoint.save(self.folder / "checkpoints", seen.step, content, best=best)
 
     def _outcome(self, number: int = 0) -> Outcome:
-        pictures = sorted((self.folder / "samples").glob("ema-*.png"))
+        # Of a short run, the average's are those of the first weights.
+        kind = "raw" if unmoved(as_json(self.config), self.state.step) else "ema"
+        pictures = sorted((self.folder / "samples").glob(f"{kind}-*.png"))
         step = self.state.step
         return Outcome(
             run_dir=self.folder,

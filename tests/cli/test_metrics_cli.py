@@ -79,6 +79,21 @@ def test_a_run_against_its_own_data(capsys):
     assert result("run", "--n", "50", "--seed", "3", "--raw", EXTRACTOR)["distance"] != found["distance"]
 
 
+def test_an_average_that_has_hardly_moved_is_said_to_be_one(capsys):
+    """By eval and sample, of a run and of a file, where it is the average that they take."""
+    line = "after step 4 the moving average (--ema-decay 0.995) is still 98.0 % the weights of step 0; --raw "
+    assert main(["export", "run", "--out", "average.safetensors"]) == 0
+    for what, end in (("run", "takes the generator itself"), ("average.safetensors", "of the run takes the generator")):
+        for words in (["eval", what, EXTRACTOR, "--n=20", "--data=digits"], ["sample", what, "--n=2", "--out=two.png"]):
+            assert main(words) == 0
+            assert f"gnfast: warning: {line}{end}" in capsys.readouterr().err
+    assert result("run", EXTRACTOR, "--n=20")["average"].startswith(line)
+    capsys.readouterr()
+    assert "average" not in result("run", EXTRACTOR, "--n=20", "--raw")
+    assert main(["sample", "run", "--n=2", "--out=two.png", "--raw"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_a_run_is_measured_as_in_training():
     row = [row for row in read_rows(Path("run") / "metrics.jsonl") if "distance_ema" in row][-1]
     # Training draws its latents with the run's seed + 3.

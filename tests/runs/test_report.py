@@ -15,6 +15,7 @@ from gnfast.cli import main
 from gnfast.config.config import as_json
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
+from gnfast.runs.average import unmoved
 from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.published import published
 from gnfast.runs.record import beside, best, last, points, read_run, score_names
@@ -80,7 +81,7 @@ def test_a_report_tells_the_run(runs):
         f"Best Fréchet distance {number(value)} " in text
         and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
     )
-    assert "tests.kills:pixels; 1797 real, 20 generated" in text
+    assert "lower is better; tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
     assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6
@@ -145,6 +146,35 @@ def test_the_presets_images_may_lie_anywhere(data):
     name = "gngan-cifar10-resnet"
     own = as_json(PRESETS[name].config) | {"data": data}
     assert published(name, own) == f"{PRESETS[name].reported}; this run differs in --data"
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "wanted"),
+    [
+        (20, {}, "--ema-decay 0.9999) is still 99.8 % the weights of step 0"),
+        (3, {}, "--ema-decay 0.9999) is still 99.9 % the weights of step 0"),
+        (23_024, {}, "--ema-decay 0.9999) is still 10.0 % the weights of step 0"),
+        (23_025, {}, ""),
+        (0, {}, ""),
+        (20, {"ema_decay": 0.0}, ""),
+        (20, {"ema_decay": 0.5}, ""),
+        # A copy until step 99; what is of the second half of a run has been trained.
+        (99, {"ema_start": 100}, ""),
+        (100, {"ema_start": 100}, ""),
+        (198, {"ema_start": 100, "ema_decay": 0.98}, "--ema-decay 0.98) is still 13.5 % the weights of step 99"),
+        (213, {"ema_start": 100, "ema_decay": 0.98}, ""),
+        (20, {"ema_decay": [1], "ema_start": "x"}, ""),
+    ],
+)
+def test_an_average_that_is_still_its_first_weights_is_said_to_be(odd, step, changes, wanted):
+    own = as_json(PRESETS["gngan-cifar10-resnet"].config) | changes
+    line = f"after step {step:,} the moving average ({wanted}" if wanted else ""
+    assert unmoved(own, step) == line
+    (odd / "config.json").write_text(json.dumps({"preset": "gngan-cifar10-resnet", "config": own}))
+    (odd / "metrics.jsonl").write_text(json.dumps({"step": step, "loss_real": 1.0}) + "\n")
+    text = texts(Page(write_report(odd)))
+    assert "raw: the generator itself." in text and ("Here, after step" in text and "by --raw." in text) == bool(wanted)
+    assert line in text
 
 
 def test_odd_names_are_escaped(odd):
@@ -348,6 +378,25 @@ def test_any_values_can_be_drawn(values, log):
     ((name, curve),) = drawn(list(enumerate(values)), log=log).items()
     assert name == "curve-0" and len(curve) == len(values)
     assert all(-1 <= x <= 410 and -1 <= y <= 170 for x, y in curve)
+
+
+def ticks(*points):
+    """The numbers at the axes of a chart of one curve."""
+    html = line_chart("y", [Series("a", points)])
+    svg = ElementTree.fromstring(base64.b64decode(html.partition("base64,")[2].partition('"')[0]))
+    return [text.text for text in svg.findall(".//{*}text")]
+
+
+def test_ticks_are_round_numbers_of_values_that_there_are():
+    assert ticks((10, 2e-4), (60, 2e-4)) == ["10", "20", "30", "40", "50", "60", "0.0002"]
+    assert ticks((0, 0.0), (1, 4e15))[-1] == "4e15" and "20,000" in ticks((0, 0.0), (1, 4e4))
+
+
+def test_rates_that_are_the_same_are_one_curve(odd):
+    for critic, wanted in ((1e-4, "both"), (4e-4, "critic")):
+        (odd / "metrics.jsonl").write_text(json.dumps({"step": 2, "lr_d": critic, "lr_g": 1e-4}) + "\n")
+        page = Page(write_report(odd))
+        assert page.texts[page.texts.index("Learning rate") + 1] == wanted
 
 
 def test_nothing_is_drawn_of_no_points():
