@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gnfast.io.numbers import number
-from gnfast.runs.drawing import colour, drawing, log_values, svg
+from gnfast.runs.drawing import colour, drawing, log_values, name_ticks, svg
 from gnfast.runs.page import Html, element, embedded, table
 
 # Longer curves are drawn as means of as many stretches, on a band from their smallest to their largest value.
@@ -54,13 +54,14 @@ def _drawn(series: Sequence[Series], log: bool) -> bytes:
         # Steps are whole: 200k.
         axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_formatter(lambda value, _: number(value, 6))
         values = [y for one in series for _, y in one.points]
         if min(values) == max(values):
             # Ticks around it would be of values that there are none of.
             axes.set_yticks(values[:1])
         elif log:
             log_values(axes, values, 3)
+        if axes.get_yscale() == "linear":
+            name_ticks(axes.yaxis)
         return svg(figure)
 
 

@@ -70,11 +70,19 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def tick(value: float) -> str:
+def tick(value: float, digits: int = 6) -> str:
     """A number at an axis: 20, 0.5, 5e-6, 1e8."""
-    mantissa, _, exponent = f"{value:e}".partition("e")
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
     plain = value == 0 or -5 < int(exponent) < 6
-    return f"{value:g}" if plain else f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.{digits}g}" if plain else f"{float(mantissa):.{digits}g}e{int(exponent)}"
+
+
+def name_ticks(axis: "Axis") -> None:
+    """Writes the ticks of a linear axis with no more digits than tell them apart; beyond those limits it has none."""
+    low, high = sorted(axis.get_view_interval())
+    places = [place for place in axis.get_majorticklocs() if low <= place <= high]
+    names = [[tick(place, digits) for place in places] for digits in range(6, 13)]
+    axis.set_ticks(places, next((one for one in names if len(set(one)) == len(places)), names[-1]))
 
 
 def log_scale(axis: "Axis") -> None:

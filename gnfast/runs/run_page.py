@@ -165,8 +165,8 @@ def _curves(record: Record) -> Html | None:
     for measure, names in _by_measure(rows).items():
         scored = [row for row in rows if any(name in row for name in names)]
         series = [Series(_weights(name), points(rows, name)) for name in names]
-        better = "higher is better" if measure in HIGHER_IS_BETTER else "lower is better"
-        note = "; ".join([better, *_how(scored[-1])])
+        better = "higher" if measure in HIGHER_IS_BETTER else "lower"
+        note = "; ".join(filter(None, (f"{better} is better", _how(scored[-1]))))
         charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=note))
     charts.append(line_chart("Losses", [Series(label, points(rows, name)) for name, label in LOSSES.items()]))
     critic, generator = (points(rows, name) for name in ("lr_d", "lr_g"))
@@ -197,12 +197,12 @@ def _weights(name: str) -> str:
     return "EMA" if name.endswith("_ema") else "raw"
 
 
-def _how(row: Row) -> list[str]:
+def _how(row: Row) -> str:
     """How a row's scores were measured."""
     parts = [str(row[name]) for name in ("extractor", "protocol") if row.get(name)]
     if "n_real" in row and "n_fake" in row:
         parts.append(f"{row['n_real']} real, {row['n_fake']} generated")
-    return parts
+    return "; ".join(parts)
 
 
 def _samples(record: Record) -> Html | None:
@@ -296,10 +296,14 @@ def _last_samples(runs: Runs) -> Html | None:
     budget = PICTURES // len(runs)
     figures = []
     for name, record in runs:
-        for step, path in (record.pictures("ema") or record.pictures("raw"))[-1:]:
+        # The average of a short run would show its first weights.
+        kinds = WEIGHTS[::-1] if unmoved(record.settings, record.step) else WEIGHTS
+        kind = next((kind for kind in kinds if record.pictures(kind)), kinds[0])
+        for step, path in record.pictures(kind)[-1:]:
             image = picture(path, budget, f"samples of {name}")
             if image:
-                caption = element("figcaption", element("b", name), element("span", f"step {step:,}"))
+                what = f"step {step:,}, {_weights(f'_{kind}')}"
+                caption = element("figcaption", element("b", name), element("span", what))
                 figures.append(element("figure", caption, image))
     return element("div", *figures, class_="grid wide") if figures else None
 

@@ -304,6 +304,8 @@ def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
         assert cells[at + 1 : at + 3] == [a, b]
     assert "--z-dim" not in cells and "--run-dir" not in cells
     assert len(page.pictures()) == 2
+    # The average of six steps would show the first weights.
+    assert page.texts.count("step 6, raw") == 2
     assert texts(page).count("two") >= 5
     # Columns of the first table: beside the best distance, the kernel distance at the same step.
     heads = ["best Fréchet distance (EMA)", "kernel distance × 1000 (EMA) there", "last Fréchet distance (EMA)"]
@@ -389,7 +391,10 @@ def ticks(*points):
 
 def test_ticks_are_round_numbers_of_values_that_there_are():
     assert ticks((10, 2e-4), (60, 2e-4)) == ["10", "20", "30", "40", "50", "60", "0.0002"]
-    assert ticks((0, 0.0), (1, 4e15))[-1] == "4e15" and "20,000" in ticks((0, 0.0), (1, 4e4))
+    assert ticks((0, 0.0), (1, 4e15))[-1] == "4e15" and "20000" in ticks((0, 0.0), (1, 4e4))
+    assert "1.762e7" in ticks((0, 17_610_000.0), (1, 17_640_000.0))
+    # As many digits as tell them apart.
+    assert {"15.97512", "15.97514"} <= set(ticks((0, 15.9751), (1, 15.9752)))
 
 
 def test_rates_that_are_the_same_are_one_curve(odd):
