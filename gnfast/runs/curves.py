@@ -48,7 +48,7 @@ def _drawn(series: Sequence[Series], log: bool) -> bytes:
     with drawing():
         figure = Figure(figsize=(5.6, 2.3))
         # Fitting margins to labels would take as long as all the rest, and this is drawn while a run trains.
-        axes = figure.subplots(gridspec_kw={"left": 0.11, "bottom": 0.1, "right": 0.98, "top": 0.96})
+        axes = figure.subplots(gridspec_kw={"left": 0.13, "bottom": 0.1, "right": 0.98, "top": 0.96})
         for index, one in enumerate(series):
             _draw(axes, one, index)
         # Steps are whole: 200k.

@@ -78,11 +78,14 @@ def tick(value: float, digits: int = 6) -> str:
 
 
 def name_ticks(axis: "Axis") -> None:
-    """Writes the ticks of a linear axis with no more digits than tell them apart; beyond those limits it has none."""
+    """Writes the ticks of a linear axis with six digits, or as many more as say where they are."""
     low, high = sorted(axis.get_view_interval())
     places = [place for place in axis.get_majorticklocs() if low <= place <= high]
-    names = [[tick(place, digits) for place in places] for digits in range(6, 13)]
-    axis.set_ticks(places, next((one for one in names if len(set(one)) == len(places)), names[-1]))
+    for digits in range(6, 13):
+        names = [tick(place, digits) for place in places]
+        if all(abs(float(name) - place) <= (high - low) / 200 for name, place in zip(names, places, strict=True)):
+            break
+    axis.set_ticks(places, names)
 
 
 def log_scale(axis: "Axis") -> None:
