@@ -21,6 +21,12 @@ def fixed(value: float, decimals: int = 4) -> str:
     return f"{value:.{decimals}f}" if says else number(value)
 
 
+def fixed_with_spread(mean: float, deviation: float) -> str:
+    """`12.3456 ± 0.0789`: `fixed` and a deviation, which is 0.0000 beside such a number where it is tiny."""
+    shown = fixed(mean)
+    return f"{shown} ± {deviation:.4f}" if "." in shown and deviation < 0.01 else f"{shown} ± {fixed(deviation)}"
+
+
 def with_spread(mean: float, deviation: float) -> str:
     """`1.234 ± 0.056`: two digits of the deviation, and the mean to the same place."""
     place = 1 - math.floor(math.log10(deviation)) if deviation > 0 and math.isfinite(deviation) else 99

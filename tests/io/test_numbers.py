@@ -2,7 +2,7 @@
 
 import pytest
 
-from gnfast.io.numbers import fixed, number, with_spread
+from gnfast.io.numbers import fixed, fixed_with_spread, number, with_spread
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,11 @@ def test_a_number_has_the_digits_that_say_something(value, short, cited):
 def test_more_digits_are_those_before_the_point_too():
     assert [number(value, 6) for value in (1000.5, 20_000, 0.000205, 1e15)] == ["1,000.5", "20,000", "0.000205", "1e15"]
     assert [number(value, 3) for value in (999.6, 12.345)] == ["1,000", "12.3"]
+
+
+def test_a_tiny_deviation_is_none_beside_a_score():
+    assert fixed_with_spread(1.0, 8.6e-6) == "1.0000 ± 0.0000" and fixed_with_spread(19.3, 0.5) == "19.3000 ± 0.5000"
+    assert fixed_with_spread(2.127e14, 2.35e11) == "2.127e14 ± 2.35e11"
 
 
 def test_a_mean_has_the_place_of_its_deviation():
