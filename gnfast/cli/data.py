@@ -17,6 +17,7 @@ from gnfast.data.source import Source
 from gnfast.data.statistics import channel_statistics
 from gnfast.errors import unknown
 from gnfast.io.files import expanded, make_folder, output_file
+from gnfast.io.numbers import number
 
 HELP = """\
 usage: gnfast data COMMAND [ARGUMENTS]
@@ -295,6 +296,6 @@ def _find(options: SourceOptions) -> Source:
 def _bytes(count: int) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{number(count, 3)} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{number(count, 3)} GB"

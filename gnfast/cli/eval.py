@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from gnfast.config.config import as_json
 from gnfast.data import ImageDataset, load, to_uint8
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
+from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, second_opinion
 from gnfast.runs.checkpoint import locate
@@ -139,6 +141,8 @@ def run(words: list[str]) -> int:
             write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     finally:
         print("\n".join(filter(None, [options.save_stats, options.out, table])))
+    if line := result.get("average"):
+        warnings.warn(line, stacklevel=1)
     return 0
 
 
@@ -217,11 +221,15 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
 
 def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
     """The scores, below them the facts, below them the speed."""
-    above = {"distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std", "ms_ssim"}
+    above = {"average", "distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std", "ms_ssim"}
     rows = [*scores.rows()] if scores else []
-    rows += [("intra-class MS-SSIM", f"{result['ms_ssim']:.4f}")] if "ms_ssim" in result else []
-    rows += [(key, plain(value)) for key, value in result.items() if key not in above and value is not None]
-    return columns([*rows, *((key.replace("_", " "), f"{value:.3g}") for key, value in timing.items())])
+    rows += [("intra-class MS-SSIM", fixed(result["ms_ssim"]))] if "ms_ssim" in result else []
+    rows += [(key, _shown(value)) for key, value in result.items() if key not in above and value is not None]
+    return columns([*rows, *((key.replace("_", " "), number(value, 3)) for key, value in timing.items())])
+
+
+def _shown(value: Any) -> str:
+    return fixed(value) if isinstance(value, float) else plain(value)
 
 
 def _subject(options: EvalOptions, device: torch.device) -> Subject:
@@ -265,13 +273,12 @@ def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
     names = ("data", "data_root", "resolution", "channels")
     asked = {name: value for name in names if (value := getattr(options, name))}
     real = dataclasses.replace(config, **asked, crop=config.crop if options.crop is None else options.crop)
-    facts = {"step": saved.about["step"], "weights": saved.weights, "batch_norm": statistics}
-    if (place := locate(path, options.best)) and place.name:
-        facts = {"checkpoint": place.name, **facts}
-    if reported := published(saved.about["preset"], settings):
-        facts["published"] = reported
+    place = locate(path, options.best)
+    facts = {"checkpoint": place.name if place else "", "step": saved.about["step"], "weights": saved.weights}
+    facts |= {"batch_norm": statistics, "average": saved.unmoved}
+    facts["published"] = published(saved.about["preset"], settings, real.data)
     return Subject(
-        facts,
+        {name: fact for name, fact in facts.items() if fact != ""},
         settings,
         measure=measure,
         images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),

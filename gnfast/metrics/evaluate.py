@@ -8,15 +8,17 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnfast.data import ImageDataset
 from gnfast.errors import require_int
 from gnfast.io.files import cache_root, expanded
-from gnfast.metrics.features import FeatureExtractor
+from gnfast.metrics.extractors import load_extractor
+from gnfast.metrics.features import FeatureExtractor, require_extractor
 from gnfast.metrics.scores import Scores, compare
 from gnfast.metrics.statistics import ImageStatistics, collect
 
@@ -33,7 +35,7 @@ _REFERENCES: weakref.WeakKeyDictionary[FeatureExtractor, _References] = weakref.
 def evaluate(
     generate: Callable[[int], Tensor],
     real: ImageDataset | ImageStatistics,
-    extractor: FeatureExtractor,
+    extractor: FeatureExtractor | Callable[[Tensor], Any],
     *,
     n_fake: int = 50_000,
     n_real: int | None = None,
@@ -50,7 +52,8 @@ def evaluate(
     Args:
         generate: n -> (n, C, H, W) on any device: uint8, or floating point in [-1, 1].
         real: the real images, or their statistics.
-        extractor: from `load_extractor`.
+        extractor: from `load_extractor`; or, where `real` is images, a function that it takes, on the CPU or where the
+            parameters of a module are. Results name it.
         n_fake: how many images to generate, >= 2.
         n_real: how many of the real images are the reference, evenly spread over them; all if None.
         batch_size: how many at a time, also of the real ones.
@@ -64,11 +67,15 @@ def evaluate(
 
     Raises:
         ValueError: `generate` gives another shape or dtype, fewer than two images are asked for, or more real ones than
-            there are.
+            there are; or `extractor` is neither, or a function with statistics.
     """
     require_int("n_fake", n_fake, 2)
     require_int("batch_size", batch_size, 1)
     require_int("kid_subsets", kid_subsets, 0)
+    if callable(extractor) and not isinstance(extractor, FeatureExtractor) and isinstance(real, ImageDataset):
+        device = next((p.device for p in extractor.parameters()), "cpu") if isinstance(extractor, nn.Module) else "cpu"
+        extractor = load_extractor(extractor, real, device=device)
+    require_extractor(extractor)
     how = {"batch_size": batch_size, "keep": KEEP if kid_subsets else 0, "group": group, "progress": progress}
     shape = None
     if isinstance(real, ImageDataset):
@@ -100,6 +107,7 @@ def generated_statistics(
     Raises:
         ValueError: `generate` gives another number, shape (C, H, W) or dtype, or `n` is below 2.
     """
+    require_extractor(extractor)
     require_int("n", n, 2)
     require_int("batch_size", batch_size, 1)
 
@@ -137,6 +145,7 @@ def reference_statistics(
     Raises:
         ValueError: `batch_size` is below 1, or `n` is below two or more than the data set has.
     """
+    require_extractor(extractor)
     require_int("batch_size", batch_size, 1)
     if len(dataset) < 2:
         raise ValueError(f"dataset: got {dataset.name} with {len(dataset)} images, wanted at least 2")
@@ -174,6 +183,7 @@ def dataset_statistics(
     progress: bool = True,
 ) -> ImageStatistics:
     """Statistics of `n` images of a data set (all if None), those that `reference_statistics` takes, uncached."""
+    require_extractor(extractor)
     total = image_count("n", n, dataset)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)) * len(dataset) // total
 

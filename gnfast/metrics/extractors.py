@@ -12,7 +12,7 @@ from gnfast.data import ImageDataset
 from gnfast.io.files import cache_root, expanded
 from gnfast.io.objects import load_object
 from gnfast.metrics.classifier import load_classifier
-from gnfast.metrics.features import INCEPTION, FeatureExtractor, as_pair, describe, is_matrix
+from gnfast.metrics.features import INCEPTION, FeatureExtractor, as_pair, called, describe, is_matrix
 from gnfast.metrics.inception import FEATURES, LOGITS, build_inception
 from gnfast.metrics.protocols import Protocol, find_protocol
 from gnfast.metrics.weights import is_official, load_weights
@@ -31,7 +31,7 @@ def registered_extractors() -> dict[str, str]:
 
 
 def load_extractor(
-    spec: str,
+    spec: str | Callable[[Tensor], Any],
     dataset: ImageDataset | None = None,
     *,
     protocol: str = "tf",
@@ -43,8 +43,8 @@ def load_extractor(
     """A feature extractor for images like those of `dataset`.
 
     Args:
-        spec: a registered name, or "module:function" with a function (N, C, H, W) uint8 on `device` -> (N, D) floats,
-            or a pair of them and (N, K) logits.
+        spec: a registered name, or a function, itself or as "module:function": (N, C, H, W) uint8 on `device` -> (N, D)
+            floats, or a pair of them and (N, K) logits. What it measures is not kept on disk.
         dataset: the real images; the classifier is trained on them, a function is tried on the first two, and
             Inception does without.
         protocol: how images are prepared for Inception, a name of `PROTOCOLS`; others see the images as they are.
@@ -60,8 +60,10 @@ def load_extractor(
     device, preparation = torch.device(device), find_protocol(protocol)
     if spec == INCEPTION:
         return _inception(preparation, weights, device, progress)
-    function = None
-    if spec not in _EXTRACTORS:
+    function = spec if callable(spec) else None
+    if function is not None:
+        spec = called(function)
+    elif spec not in _EXTRACTORS:
         function = load_object(spec, "extractor", f"{', '.join(_EXTRACTORS)}, or module:function")
     if dataset is None:
         raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gnfast.data import to_uint8
+from gnfast.errors import InputError
 from gnfast.metrics.protocols import Protocol
 
 # The name of the extractor with the official weights; a distance in other features is not FID.
@@ -79,6 +82,21 @@ class FeatureExtractor:
         if self.protocol is not None:
             return self.protocol.pixels(images)
         return to_uint8(images) if is_float else images
+
+
+def require_extractor(extractor: object) -> None:
+    """Raises InputError where `extractor` is not a `FeatureExtractor`."""
+    if not isinstance(extractor, FeatureExtractor):
+        got = called(extractor) if callable(extractor) else repr(extractor)
+        raise InputError(f"extractor: got {got}, wanted what load_extractor makes of it, with dataset= the real images")
+
+
+def called(function: Callable[..., Any]) -> str:
+    """A function's "module:name", for results; of an object that can be called, that of its class."""
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def is_matrix(value: object, count: int) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gnfast.io.numbers import fixed, fixed_with_spread
 from gnfast.metrics.features import INCEPTION
 from gnfast.metrics.frechet import frechet_distance
 from gnfast.metrics.kid import kernel_distance
@@ -61,14 +62,14 @@ class Scores:
 
     def rows(self) -> list[tuple[str, str]]:
         """The scores under the names that they may be called by, for people."""
-        found = [(self.distance_name, f"{self.distance:.4f}")]
+        found = [(self.distance_name, fixed(self.distance))]
         if self.is_mean is not None:
             name = "IS" if self.is_fid else f"class score by {self.extractor}"
-            found.append((name, f"{self.is_mean:.4f} ± {self.is_std:.4f}"))
+            found.append((name, fixed_with_spread(self.is_mean, self.is_std)))
         if self.kid_mean is not None:
             name = "KID × 1000" if self.is_fid else f"kernel distance × 1000 in features of {self.extractor}"
-            spread = "" if self.kid_std is None else f" ± {self.kid_std:.4f}"
-            found.append((name, f"{self.kid_mean:.4f}{spread}"))
+            alone = self.kid_std is None
+            found.append((name, fixed(self.kid_mean) if alone else fixed_with_spread(self.kid_mean, self.kid_std)))
         return found
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gnfast.errors import InputError
 from gnfast.metrics.arrays import read_arrays, write_arrays
-from gnfast.metrics.features import FeatureExtractor
+from gnfast.metrics.features import FeatureExtractor, require_extractor
 from gnfast.metrics.frechet import FeatureStatistics
 from gnfast.metrics.inception_score import InceptionScore
 
@@ -168,6 +168,7 @@ def _gathered(
 
 def origin(extractor: FeatureExtractor) -> dict[str, str]:
     """What the statistics of an extractor say of it."""
+    require_extractor(extractor)
     protocol = extractor.protocol and extractor.protocol.name
     known = {"extractor": extractor.name, "protocol": protocol, "fingerprint": extractor.fingerprint}
     return {name: value for name, value in known.items() if value}

@@ -6,13 +6,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gnfast.config.papers import KINDS, PAPERS, SCORES, STATES, Item
+from gnfast.io.numbers import number
 from gnfast.reproduce.scale import Scale
 from gnfast.reproduce.scores import Measured, ordered_pairs
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.page import Html, element, embedded, picture, section, table, write_page
 from gnfast.runs.record import main_score, measure_of, points
-from gnfast.runs.run_page import PICTURES, duration, number, score_title, steps_per_second
+from gnfast.runs.run_page import PICTURES, duration, score_title, steps_per_second
 from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_results import Run
 

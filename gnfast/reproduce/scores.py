@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnfast.config.papers import SCORES, Cell, Item
+from gnfast.io.numbers import fixed
 from gnfast.io.rows import Row
 from gnfast.reproduce.runs import Wanted
 from gnfast.reproduce.scale import Scale
@@ -40,7 +41,7 @@ class Measured:
         values = self.values.get(score, [])
         if values and isinstance(values[0], tuple):
             low, high = (statistics.mean(ends) for ends in zip(*values, strict=True))
-            return f"[{low:.3f}, {high:.3f}]"
+            return f"[{fixed(low, 3)}, {fixed(high, 3)}]"
         return spread(values)
 
     def difference(self, score: str) -> str:

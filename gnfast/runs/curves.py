@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gnfast.runs.drawing import colour, drawing, log_values, svg
+from gnfast.io.numbers import number
+from gnfast.runs.drawing import colour, drawing, log_values, name_ticks, svg
 from gnfast.runs.page import Html, element, embedded, table
 
 # Longer curves are drawn as means of as many stretches, on a band from their smallest to their largest value.
@@ -47,16 +48,21 @@ def _drawn(series: Sequence[Series], log: bool) -> bytes:
     with drawing():
         figure = Figure(figsize=(5.6, 2.3))
         # Fitting margins to labels would take as long as all the rest, and this is drawn while a run trains.
-        axes = figure.subplots(gridspec_kw={"left": 0.11, "bottom": 0.1, "right": 0.98, "top": 0.96})
+        axes = figure.subplots(gridspec_kw={"left": 0.13, "bottom": 0.1, "right": 0.98, "top": 0.96})
         axes.tick_params(labelsize=8)
         for index, one in enumerate(series):
             _draw(axes, one, index)
         # Steps are whole: 200k.
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_formatter("{x:.4g}")
-        if log:
-            log_values(axes, [y for one in series for _, y in one.points], 3)
+        values = [y for one in series for _, y in one.points]
+        if min(values) == max(values):
+            # Ticks around it would be of values that there are none of.
+            axes.set_yticks(values[:1])
+        elif log:
+            log_values(axes, values, 3)
+        if axes.get_yscale() == "linear":
+            name_ticks(axes.yaxis)
         return svg(figure)
 
 
@@ -85,6 +91,6 @@ def _values(series: Sequence[Series]) -> Html:
     if not short:
         return Html("")
     places = sorted({x for _, points in short for x in points})
-    rows = [(f"{x:,}", *(f"{points[x]:.4g}" if x in points else "" for _, points in short)) for x in places]
+    rows = [(f"{x:,}", *(number(points[x]) if x in points else "" for _, points in short)) for x in places]
     content = table(("step", *(label for label, _ in short)), rows)
     return element("details", element("summary", "values"), content)

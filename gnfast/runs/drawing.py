@@ -71,11 +71,22 @@ def marker(index: int) -> str:
     return MARKERS[index % len(MARKERS)]
 
 
-def tick(value: float) -> str:
+def tick(value: float, digits: int = 6) -> str:
     """A number at an axis: 20, 0.5, 5e-6, 1e8."""
-    mantissa, _, exponent = f"{value:e}".partition("e")
+    mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
     plain = value == 0 or -5 < int(exponent) < 6
-    return f"{value:g}" if plain else f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:.{digits}g}" if plain else f"{float(mantissa):.{digits}g}e{int(exponent)}"
+
+
+def name_ticks(axis: "Axis") -> None:
+    """Writes the ticks of a linear axis with six digits, or as many more as say where they are."""
+    low, high = sorted(axis.get_view_interval())
+    places = [place for place in axis.get_majorticklocs() if low <= place <= high]
+    for digits in range(6, 13):
+        names = [tick(place, digits) for place in places]
+        if all(abs(float(name) - place) <= (high - low) / 200 for name, place in zip(names, places, strict=True)):
+            break
+    axis.set_ticks(places, names)
 
 
 def log_scale(axis: "Axis") -> None:

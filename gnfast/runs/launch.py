@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from gnfast.config.config import differences
 from gnfast.io.files import write_text
+from gnfast.io.numbers import number
 from gnfast.io.rows import Row
 from gnfast.runs import checkpoint, forks, lock
 from gnfast.runs.checkpoint import RunError
@@ -223,5 +224,5 @@ def _told(case: Case, ended: Row, score: str) -> str:
         name = score or main_score(rows)
         top, end = best(rows, name), last(rows, name)
         if top and end:
-            return f"{text}, {name} {end[1]:.4g}, best {top[1]:.4g} at step {top[0]:,}"
+            return f"{text}, {name} {number(end[1])}, best {number(top[1])} at step {top[0]:,}"
     return text

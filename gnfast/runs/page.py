@@ -38,9 +38,10 @@ figcaption i { display: inline-block; width: .9em; height: .22em; margin-right: 
 .scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; min-width: 30rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 500 } td { max-width: 34rem; overflow-wrap: break-word }
+td.short { white-space: nowrap }
 tr.changed td { background: var(--mark) } tr.changed td:first-child { font-weight: 600 }
 pre { margin: 0; padding: .8rem 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  overflow-x: auto; font-size: .8rem }
+  white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem }
 summary { cursor: pointer; color: var(--soft); margin: .8rem 0 .4rem } input[type=range] { width: 100% }
 .shots { display: flex; gap: 1rem } .shots div { flex: 0 1 50%; min-width: 0 }
 img { max-width: 100%; height: auto; display: block } img.plot { width: 100%; border-radius: .5rem }
@@ -110,11 +111,16 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], marked: Iter
     """A table that scrolls sideways where it must; the rows with the numbers `marked` are highlighted."""
     chosen = set(marked)
     lines = [
-        element("tr", *(element("td", cell) for cell in row), class_="changed" if i in chosen else "")
+        element("tr", *(_cell(cell) for cell in row), class_="changed" if i in chosen else "")
         for i, row in enumerate(rows)
     ]
     header = element("tr", *(element("th", cell) for cell in head))
     return element("div", element("table", header, *lines), class_="scroll")
+
+
+def _cell(content: object) -> Html:
+    # A unit stays with its number.
+    return element("td", content, **({"class_": "short"} if len(str(content)) <= 20 else {}))
 
 
 def card(title: str, value: str, note: str = "") -> Html:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gnfast.io.numbers import number
 from gnfast.runs.drawing import colour, drawing, svg
 from gnfast.runs.page import Html, card, element, embedded, section, table, write_page
 from gnfast.runs.record import Record, read_run
-from gnfast.runs.run_page import duration, number
+from gnfast.runs.run_page import duration
 from gnfast.runs.timeline import Gap, Part, Span, own_times, shared_times, totals
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _of_window(window: Window) -> Iterable[Html]:
 
 def _kinds(parts: Sequence[Part], idle: int, window: Window) -> Html:
     rows = [
-        (kind, *_amounts(total.time, window), f"{total.times / window.updates:.4g}")
+        (kind, *_amounts(total.time, window), number(total.times / window.updates))
         for kind, total in totals(parts, "kind").items()
     ]
     if window.thread is None:
@@ -142,7 +143,7 @@ def _slowest(parts: Sequence[Part], window: Window) -> Html:
             name[:NAME],
             kinds[name],
             *_amounts(total.time, window),
-            f"{total.times / window.updates:.4g}",
+            number(total.times / window.updates),
             number(float(total.time) / total.times / 1e3),
         )
         for name, total in list(totals(parts, "name").items())[:SLOWEST]
@@ -153,8 +154,8 @@ def _slowest(parts: Sequence[Part], window: Window) -> Html:
 def _gaps(gaps: Sequence[Gap], window: Window) -> Html:
     long = sorted((gap for gap in gaps if gap.length > GAP_NS), key=lambda gap: -gap.length)
     share = sum(gap.length for gap in long) / (window.end - window.begin)
-    said = f"{len(gaps) / window.updates:.4g} per update; {len(long) / window.updates:.4g} of them are longer than "
-    said += f"{GAP_NS / 1e3:g} µs and take {share:.1%} of the time"
+    said = f"{number(len(gaps) / window.updates)} per update; {number(len(long) / window.updates)} of them are longer "
+    said += f"than {GAP_NS / 1e3:g} µs and take {share:.1%} of the time"
     rows = [
         (f"{gap.length / 1e3:,.1f}", gap.after[:NAME] or "the start", gap.before[:NAME] or "the end")
         for gap in long[:GAPS]
@@ -167,8 +168,8 @@ def _side_work(side: "Mapping[str, Entry]", seconds: float, updates: int) -> Htm
         (
             name,
             f"{one.times:,}",
-            *(f"{s:.4g}" for s in (one.here, one.elsewhere)),
-            f"{1e3 * (one.here + one.elsewhere) / one.times:.4g}",
+            *(number(s) for s in (one.here, one.elsewhere)),
+            number(1e3 * (one.here + one.elsewhere) / one.times),
         )
         for name, one in sorted(side.items(), key=lambda item: -item[1].here - item[1].elsewhere)
     ]
@@ -176,8 +177,8 @@ def _side_work(side: "Mapping[str, Entry]", seconds: float, updates: int) -> Htm
         return None
     here = sum(one.here for one in side.values())
     share, rate = here / max(seconds, 1e-9), 1e3 * here / max(updates, 1)
-    said = f"{here:.4g} s on the training thread in {updates:,} updates, which took {duration(seconds)} with it: "
-    said += f"{share:.1%} of the time, {rate:.4g} s per 1,000 updates"
+    said = f"{number(here)} s on the training thread in {updates:,} updates, which took {duration(seconds)} with it: "
+    said += f"{share:.1%} of the time, {number(rate)} s per 1,000 updates"
     head = ("work", "times", "s on the training thread", "s on others", "ms each")
     return element("div", element("p", said), table(head, rows))
 
@@ -199,12 +200,12 @@ def _first_minute(begun: "Mapping[str, Entry]", graph: Mapping[str, float]) -> H
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.4g} ms"
+    return f"{number(1e3 * seconds)} ms"
 
 
 def _amounts(nanoseconds: float, window: Window) -> tuple[str, str]:
     """Milliseconds per update, and the share of the window."""
-    return f"{float(nanoseconds) / window.updates / 1e6:.4g}", f"{float(nanoseconds) / (window.end - window.begin):.1%}"
+    return number(float(nanoseconds) / window.updates / 1e6), f"{float(nanoseconds) / (window.end - window.begin):.1%}"
 
 
 def _bar(title: str, parts: Mapping[str, float]) -> Html:

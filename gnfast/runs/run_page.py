@@ -10,10 +10,12 @@ import numpy as np
 import gnfast
 from gnfast.config.config import as_json, option
 from gnfast.config.presets import PRESETS
+from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
+from gnfast.runs.average import unmoved
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
-from gnfast.runs.published import published
+from gnfast.runs.published import own_images, published
 from gnfast.runs.record import (
     HIGHER_IS_BETTER,
     WEIGHTS,
@@ -33,7 +35,8 @@ PICTURES = 5_000_000
 LOG_LINES = 25
 # These say where a run was made or kept: they differ between runs as a matter of course.
 PLACES = {"run_dir", "device", "threads", "data_root"}
-LOSSES = {"loss_real": "real", "loss_fake": "fake", "loss_generator": "generator"}
+LOSSES = {"loss_real": "critic, real", "loss_fake": "critic, generated", "loss_generator": "generator"}
+AVERAGE = "EMA: the moving average of the generator's weights, which is what papers measure. raw: the generator itself."
 Runs = Sequence[tuple[str, Record]]
 # In Inception's features, and in those of another extractor.
 MEASURES = {
@@ -52,7 +55,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         RunError: no run folder.
     """
     record = read_run(run_dir)
-    title = record.preset or run_dir.name
+    title = own_images(record.preset, record.settings.get("data")) or record.preset or run_dir.name
     return write_page(
         out or run_dir / "report.html",
         f"{title}: {record.status}",
@@ -92,13 +95,6 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     )
 
 
-def number(value: float | None) -> str:
-    """A figure for people: four digits or all before the point, and `–` for none."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 def duration(seconds: float | None) -> str:
     """`3 h 05 min`, `12 min 30 s`, `4.2 s`, and `–` for none."""
     if seconds is None:
@@ -124,11 +120,15 @@ def _heading(record: Record, title: str) -> Html:
     known = PRESETS.get(record.preset)
     reported = published(record.preset, record.settings)
     get = record.settings.get
+    about = known.summary if known else ""
+    if known and title != record.preset:
+        # The user's images, which the preset says nothing of.
+        about = f"recipe: {record.preset} ({about})"
     what = [get("model"), f"{get('resolution')}×{get('resolution')}", f"{get('method')}, {get('loss')} loss"]
     return element(
         "header",
         element("h1", title),
-        *([element("p", known.summary)] if known else ()),
+        *([element("p", about)] if about else ()),
         element("p", " · ".join(map(str, [f"data: {get('data')}", *what])), class_="soft"),
         *([element("p", f"published: {reported}", class_="soft")] if reported else ()),
         element("p", f"{record.folder}", class_="soft"),
@@ -148,10 +148,15 @@ def _figures(record: Record) -> Html:
             by = [f"by {', '.join(known)}"] if (known := _extractors(record.rows)) else []
             note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}", *by])
             cards.append(card(f"Best {_measure(name, record.rows)}", number(value), note))
+    if not cards:
+        cards.append(card("Scores", "none", "nothing was measured while it trained; gnfast eval does it now"))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))
-    return section("Key figures", element("div", *cards, class_="grid"))
+    words = AVERAGE
+    if line := unmoved(record.settings, record.step):
+        words += f" Here, {line}: gnfast eval and gnfast sample take the generator itself by --raw."
+    return section("Key figures", element("div", *cards, class_="grid"), element("p", words, class_="soft"))
 
 
 def _curves(record: Record) -> Html | None:
@@ -164,8 +169,10 @@ def _curves(record: Record) -> Html | None:
         note = "; ".join(filter(None, (f"{better} is better", _how(scored[-1]))))
         charts.append(line_chart(_measure(names[0], rows), series, log=measure == "distance", note=note))
     charts.append(line_chart("Losses", [Series(label, points(rows, name)) for name, label in LOSSES.items()]))
-    rates = [Series(label, points(rows, name)) for name, label in (("lr_d", "critic"), ("lr_g", "generator"))]
-    charts.append(line_chart("Learning rate", rates))
+    critic, generator = (points(rows, name) for name in ("lr_d", "lr_g"))
+    # Of two curves in the same place one would be hidden.
+    one, two = Series("critic", critic), Series("generator", generator)
+    charts.append(line_chart("Learning rate", [Series("both", critic)] if critic == generator else [one, two]))
     charts.append(line_chart("Steps per second", [Series("speed", points(record.speed, "steps_per_second"))]))
     return element("div", *charts, class_="grid wide") if any(charts) else None
 
@@ -289,10 +296,14 @@ def _last_samples(runs: Runs) -> Html | None:
     budget = PICTURES // len(runs)
     figures = []
     for name, record in runs:
-        for step, path in (record.pictures("ema") or record.pictures("raw"))[-1:]:
+        # The average of a short run would show its first weights.
+        kinds = WEIGHTS[::-1] if unmoved(record.settings, record.step) else WEIGHTS
+        kind = next((kind for kind in kinds if record.pictures(kind)), kinds[0])
+        for step, path in record.pictures(kind)[-1:]:
             image = picture(path, budget, f"samples of {name}")
             if image:
-                caption = element("figcaption", element("b", name), element("span", f"step {step:,}"))
+                what = f"step {step:,}, {_weights(f'_{kind}')}"
+                caption = element("figcaption", element("b", name), element("span", what))
                 figures.append(element("figure", caption, image))
     return element("div", *figures, class_="grid wide") if figures else None
 

@@ -1,7 +1,6 @@
 """What a sweep found: mean and standard deviation over seeds per combination, as tables, a figure and a page."""
 
 import csv
-import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,13 +10,26 @@ from typing import Any
 from urllib.parse import quote
 
 from gnfast.io.files import atomic_write, write_text
+from gnfast.io.numbers import number, with_spread
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.launch import State, read_record, state_of
 from gnfast.runs.page import Html, element, embedded, section, table, write_page
-from gnfast.runs.record import HIGHER_IS_BETTER, Record, beside, best, last, main_score, measure_of, points, read_run
-from gnfast.runs.run_page import duration, number, steps_per_second, write_report
+from gnfast.runs.published import own_images
+from gnfast.runs.record import (
+    HIGHER_IS_BETTER,
+    Record,
+    beside,
+    best,
+    last,
+    main_score,
+    measure_of,
+    points,
+    read_run,
+    score_names,
+)
+from gnfast.runs.run_page import duration, score_title, steps_per_second, write_report
 from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_file import Case, Sweep, shown
 
@@ -144,10 +156,7 @@ def spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    if not deviation:
-        return number(values[0])
-    digits = max(0, 1 - math.floor(math.log10(deviation)))
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    return with_spread(statistics.mean(values), deviation) if deviation else number(values[0])
 
 
 def write_results(results: Results) -> Path:
@@ -166,12 +175,15 @@ def write_results(results: Results) -> Path:
         _refresh_report(run)
     drawn = _figure(results, out / "figure.svg")
     head, *body = rows(results)
-    title = f"Sweep {out.name}"
+    titles = {name: title(results, name) for name in (results.score, *results.others)}
+    head = [" ".join(titles.get(word, word) for word in cell.split(" ")) for cell in head]
+    heading = f"Sweep {out.name}"
     return write_page(
         out / "report.html",
-        title,
-        element("h1", title),
+        heading,
+        element("h1", heading),
         element("p", f"{len(results.runs)} runs of {len(results.combinations)} combinations", class_="soft"),
+        *([element("p", f"recipe: {recipe}", class_="soft")] if (recipe := _recipe(results)) else ()),
         section(
             "Scores",
             element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
@@ -180,6 +192,19 @@ def write_results(results: Results) -> Path:
         section("Curves", element("div", drawn, _curves(results), class_="grid wide") if drawn else ""),
         section("Runs", _run_table(results)),
     )
+
+
+def title(results: Results, name: str) -> str:
+    """`Fréchet distance (EMA)` of `distance_ema`, as the runs' own pages call it; of what is no score, its key."""
+    rows = [row for run in results.runs if run.record for row in run.record.rows]
+    return score_title(name, rows) if name in score_names(rows) else name
+
+
+def _recipe(results: Results) -> str:
+    """The preset, and the images where those are not its own; empty where the runs differ in them."""
+    records = [run.record for run in results.runs if run.record]
+    found = {(record.preset, own_images(record.preset, record.settings.get("data"))) for record in records}
+    return " on ".join(filter(None, found.pop())) if len(found) == 1 else ""
 
 
 def _winner(results: Results) -> list[int]:
@@ -265,7 +290,7 @@ def _figure(results: Results, path: Path) -> Html | None:
         name = one.name(without=axis) if axis else str(one.labels.get(hue, ""))
         scores += [{"axis": axis, "place": place, "hue": name, "score": score} for score in one.best]
     with drawing():
-        image = svg(score_figure(scores, "axis", "place", "hue", "score", f"best {results.score}"))
+        image = svg(score_figure(scores, "axis", "place", "hue", "score", f"best {title(results, results.score)}"))
     with atomic_write(path) as part:
         part.write_bytes(image)
     caption = element("figcaption", element("b", "Best scores"))
@@ -289,12 +314,12 @@ def _curves(results: Results) -> Html:
     left = len(results.combinations) - CURVES
     note = f"the first {CURVES} combinations" if left > 0 else ""
     is_distance = measure_of(results.score) == "distance"
-    return line_chart(f"{results.score}, mean over seeds", series, log=is_distance, note=note)
+    return line_chart(f"{title(results, results.score)}, mean over seeds", series, log=is_distance, note=note)
 
 
 def _run_table(results: Results) -> Html:
-    others = [f"{other} there" for other in results.others]
-    head = ["run", "status", f"best {results.score}", "at step", *others, f"last {results.score}", "time", "message"]
+    others, score = [f"{title(results, other)} there" for other in results.others], title(results, results.score)
+    head = ["run", "status", f"best {score}", "at step", *others, f"last {score}", "time", "message"]
     lines = []
     for run in results.runs:
         name, status, seconds = run.case.name, run.state.status, None

@@ -11,6 +11,7 @@ from gnfast.config.config import Config
 from gnfast.data import ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import moved
+from gnfast.io.numbers import number
 from gnfast.metrics.evaluate import image_count
 from gnfast.train.draws import latents
 from gnfast.train.networks import sample
@@ -117,11 +118,12 @@ def as_row(raw: metrics.Scores, ema: metrics.Scores) -> dict[str, Any]:
 
 def as_line(raw: metrics.Scores, ema: metrics.Scores) -> str:
     """The same for people, in one line."""
-    parts = [f"{ema.distance_name} {ema.distance:.4g} (EMA), {raw.distance:.4g} (raw)"]
+    parts = [f"{ema.distance_name} {number(ema.distance)} (EMA), {number(raw.distance)} (raw)"]
     if ema.is_mean is not None and raw.is_mean is not None:
-        parts.append(f"{'IS' if ema.is_fid else 'class score'} {ema.is_mean:.4g}, {raw.is_mean:.4g}")
+        parts.append(f"{'IS' if ema.is_fid else 'class score'} {number(ema.is_mean)}, {number(raw.is_mean)}")
     if ema.kid_mean is not None and raw.kid_mean is not None:
-        parts.append(f"{'KID' if ema.is_fid else 'kernel distance'} × 1000 {ema.kid_mean:.4g}, {raw.kid_mean:.4g}")
+        name = "KID" if ema.is_fid else "kernel distance"
+        parts.append(f"{name} × 1000 {number(ema.kid_mean)}, {number(raw.kid_mean)}")
     counts = f"{ema.n_real} real and {ema.n_fake} generated images"
     return "; ".join([*parts, counts + (f", protocol {ema.protocol}" if ema.protocol else "")])
 

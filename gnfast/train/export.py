@@ -22,6 +22,7 @@ import gnfast
 from gnfast.config.config import Config, as_json, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import atomic_write, open_regular
+from gnfast.runs.average import unmoved
 from gnfast.runs.checkpoint import Place, RunError, locate
 from gnfast.runs.record import WEIGHTS, score_names
 from gnfast.train.networks import build_networks, require_fit
@@ -66,6 +67,13 @@ class Snapshot:
         generator, _ = build_networks(self.config)
         generator.load_state_dict(self.state)
         return generator.requires_grad_(False).train(self.config.sample_bn == "batch")
+
+    @property
+    def unmoved(self) -> str:
+        """One line where this is a moving average that has hardly left its first weights; else empty."""
+        line = unmoved(as_json(self.config), self.about["step"]) if self.weights == "ema" else ""
+        how = "of the run takes" if self.source.suffix == ".safetensors" else "takes"
+        return line and f"{line}; --raw {how} the generator itself"
 
     def require_fit(self) -> None:
         """Raises RunError unless the weights are those of the network that the settings describe."""

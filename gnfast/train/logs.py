@@ -229,7 +229,7 @@ def loss_curve(folder: Path) -> None:
     """Draws the losses and distances of metrics.jsonl as curves.png; nothing if there is nothing to draw yet."""
     rows = read_rows(folder / METRICS)
     losses = dict.fromkeys(name for row in rows for name in row if name.startswith("loss_"))
-    curves = {name: found for name in [*losses, "distance_raw", "distance_ema"] if (found := points(rows, name))}
+    curves = {name: found for name in [*losses, "distance_ema", "distance_raw"] if (found := points(rows, name))}
     kinds = list(dict.fromkeys(name.partition("_")[0] for name in curves))
     if "loss" not in kinds:
         return

@@ -21,7 +21,7 @@ class Outcome:
         trained: generator updates done by this call.
         finished: whether all of them are done.
         signal: the signal that stopped it (1, 2 or 15), or 0.
-        picture: the last sample grid, if there is one.
+        picture: the last sample grid, if there is one: the moving average's, once that has left its first weights.
         distances: the rows of metrics.jsonl with Fréchet distances, oldest first.
     """
 

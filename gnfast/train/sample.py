@@ -1,5 +1,6 @@
 """Images from a generator: that of a run, finished or not, or that of an exported file."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -76,10 +77,9 @@ def sample_run(
         y = labels[turn % len(labels)].to(where) if len(labels) else None
         batches.append(to_uint8(sample(generator, z.to(where), y, batch_statistics=statistics == "batch")).cpu())
     images = torch.cat(batches)[:count]
-    if out is None:
-        place = locate(source, best)
-        out = place.output(f"sample-{taken.weights}.png") if place else source.with_suffix(".png")
-    return _write(images, out, WALK if interpolate else len(labels) or None)
+    if line := taken.unmoved:
+        warnings.warn(line, stacklevel=2)
+    return _write(images, out or _place(source, best, taken.weights), WALK if interpolate else len(labels) or None)
 
 
 def is_picture(out: str | Path) -> bool:
@@ -92,6 +92,11 @@ def is_picture(out: str | Path) -> bool:
     if ending in _OTHER_PICTURES:
         raise ValueError(f"--out: got {str(out)!r}, wanted FILE.png or FILE.jpg, or a folder for one PNG per image")
     return ending in PICTURES
+
+
+def _place(source: Path, best: bool, weights: Weights) -> Path:
+    place = locate(source, best)
+    return place.output(f"sample-{weights}.png") if place else source.with_suffix(".png")
 
 
 def _labels(wanted: Sequence[int], classes: int) -> list[int]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gnfast.config.config import decisive
+from gnfast.config.config import as_json, decisive
 from gnfast.data import ImageDataset
+from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import Row, read_rows
 from gnfast.kernels.compiled import notice
 from gnfast.runs import checkpoint
+from gnfast.runs.average import unmoved
 from gnfast.runs.record import best
 from gnfast.runs.run_page import write_report
 from gnfast.runs.signals import requested_stops
@@ -178,7 +180,7 @@ class Session:
             return
         self.told, speed = (now, step), (step - before) / (now - since)
         left = tqdm.format_interval((steps - step) / speed)
-        self.log.say(f"step {step} of {steps}, {speed:.3g} steps/s, {left} left")
+        self.log.say(f"step {step} of {steps}, {number(speed, 3)} steps/s, {left} left")
 
     def _say_first_calls(self) -> None:
         """What came before the first replay of a graph, once there is one."""
@@ -204,7 +206,7 @@ class Session:
             speed = (step - self.seen) / (now - self.since)
             self.log.row(step, SPEED, seconds=now - self.began, steps_per_second=speed)
             self.since, self.seen, self.logged = now, step, step
-            shown = {name.removeprefix("loss_"): f"{value:.3f}" for name, value in losses.items()}
+            shown = {name.removeprefix("loss_"): fixed(value, 3) for name, value in losses.items()}
             self.bar.set_postfix(shown, refresh=False)
 
         return write
@@ -294,7 +296,9 @@ class Session:
         checkpoint.save(self.folder / "checkpoints", seen.step, content, best=best)
 
     def _outcome(self, number: int = 0) -> Outcome:
-        pictures = sorted((self.folder / "samples").glob("ema-*.png"))
+        # Of a short run, the average's are those of the first weights.
+        kind = "raw" if unmoved(as_json(self.config), self.state.step) else "ema"
+        pictures = sorted((self.folder / "samples").glob(f"{kind}-*.png"))
         step = self.state.step
         return Outcome(
             run_dir=self.folder,

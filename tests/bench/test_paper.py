@@ -17,11 +17,11 @@ from gnfast.bench.paper.prepare import GNFAST, PAPERS
 from gnfast.cli import main
 from gnfast.config.presets import PRESETS
 from gnfast.data import ImageDataset
+from gnfast.io.numbers import number
 from gnfast.reproduce.scale import scale_of
 from gnfast.runs import launch, lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import Record, read_run
-from gnfast.runs.run_page import number
 from gnfast.runs.sweep_file import Case
 from tests import processes
 

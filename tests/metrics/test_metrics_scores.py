@@ -21,6 +21,7 @@ from gnfast.metrics import (
     evaluate,
     generated_statistics,
     kernel_distance,
+    origin,
     reference_statistics,
 )
 from tests.metrics.metrics_oracle import inception_score
@@ -308,6 +309,38 @@ def test_the_cache_tells_counts_of_real_images_apart(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+class Corner(torch.nn.Module):
+    """A module as a function of images, with a weight that says where it is."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images):
+        return images.flatten(1)[:, :3] * self.scale
+
+
+def test_a_plain_function_is_an_extractor_under_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("GNFAST_CACHE", str(tmp_path))
+    real, how = pictures(60), {"n_fake": 20, "kid_subsets": 0}
+    fake = lambda n: pictures(n, 1).images  # noqa: E731
+    first = lambda images: images.flatten(1)[:, :3].double()  # noqa: E731
+    other = lambda images: images.flatten(1)[:, 3:6].double()  # noqa: E731
+    found = [evaluate(fake, real, function, **how) for function in (first, other, first)]
+    wanted = [evaluate(fake, real, FeatureExtractor("f", 3, function), **how) for function in (first, other)]
+    # Of two functions of one name, neither has the other's statistics.
+    assert [scores.distance for scores in found] == [wanted[i].distance for i in (0, 1, 0)]
+    assert found[0].distance != found[1].distance and not list(tmp_path.rglob("*.npz"))
+    name = f"{__name__}:test_a_plain_function_is_an_extractor_under_its_own_name.<locals>.<lambda>"
+    assert found[0].as_dict()["extractor"] == name and not found[0].is_fid
+    for function in (Corner(1.0), functools.partial(Corner.forward, Corner(1.0))):
+        scores = evaluate(fake, real, function, **how)
+        assert scores.distance == pytest.approx(wanted[0].distance, rel=1e-4)
+        assert scores.extractor.startswith(f"{__name__}:Corner")
+    pair = evaluate(fake, real, lambda images: (first(images), other(images)), **how)
+    assert pair.distance == found[0].distance and pair.is_mean is not None
+
+
 def scored(*updates, total=50):
     """The Inception score of (images, first) of uncertain images."""
     score = InceptionScore(5, total, 10)
@@ -347,6 +380,18 @@ REFUSED = [
         lambda: evaluate(lambda n: None, dataset_statistics(pictures(30), extractor()), extractor(), n_real=5),
         "n_real: got 5, wanted None with statistics",
     ),
+    *(
+        (call, r"extractor: got .*:features_and_logits, wanted what load_extractor makes of it, with dataset=")
+        for call in (
+            lambda: evaluate(lambda n: None, dataset_statistics(pictures(30), extractor()), features_and_logits),
+            lambda: generated_statistics(lambda n: None, 8, features_and_logits),
+            lambda: dataset_statistics(pictures(30), features_and_logits),
+            lambda: reference_statistics(pictures(30), features_and_logits),
+            lambda: origin(features_and_logits),
+        )
+    ),
+    (lambda: evaluate(lambda n: None, pictures(30), "inception"), "extractor: got 'inception', wanted what load"),
+    (lambda: evaluate(lambda n: None, pictures(30), len), "extractor builtins:len: got 2, wanted floats of shape"),
     (
         lambda: FeatureExtractor("f", 3, features_and_logits, classes=5)(pictures(30).images),
         r"wanted logits .*\(30, 5\)",

@@ -14,10 +14,12 @@ from PIL import Image
 from gnfast.cli import main
 from gnfast.config.config import as_json
 from gnfast.config.presets import PRESETS
+from gnfast.io.numbers import number
+from gnfast.runs.average import unmoved
 from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.published import published
 from gnfast.runs.record import beside, best, last, points, read_run, score_names
-from gnfast.runs.run_page import SHOTS, duration, number, write_comparison, write_report
+from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
 from gnfast.train import Config, RunError
 from tests.hostile_files import png
 from tests.pages import Page
@@ -75,8 +77,11 @@ def test_a_report_tells_the_run(runs):
     step, value = best(rows, name)
     (kernel,) = beside(rows, name).values()
     assert "finished 6 steps" in text
-    assert f"{value:.4g}" in text and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
-    assert "tests.kills:pixels; 1797 real, 20 generated" in text
+    assert (
+        f"Best Fréchet distance {number(value)} " in text
+        and f", step {step:,}; kernel distance × 1000 {number(kernel)}; last: " in text
+    )
+    assert "lower is better; tests.kills:pixels; 1797 real, 20 generated" in text
     assert all(word in text for word in ("Losses", "Learning rate", "--z-dim", "step 4", "python"))
     # Two kinds of weights at steps 2, 4 and 6, each of 4 images of 8 pixels.
     assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6
@@ -110,12 +115,66 @@ def test_what_the_paper_reports_stands_beside_and_what_the_run_has_changed(odd):
     assert published(name, own | {"width": 0.5}) == f"{preset.reported}; this run differs in --width"
     # A run of before there was a setting had its default.
     assert published(name, {key: value for key, value in own.items() if key != "n_dis"}).endswith("in --n-dis")
-    changed = {"data": "digits", "resolution": 8, "channels": 1, "flip": False, "steps": 3, "loss": "minimax"}
+    changed = {"width": 0.5, "resolution": 8, "channels": 1, "flip": False, "steps": 3, "loss": "minimax"}
     line = published(name, own | changed)
-    assert line.endswith("; this run differs in --data, --resolution, --channels, --flip and 2 more")
+    assert line.endswith("; this run differs in --resolution, --channels, --flip, --width and 2 more")
     assert published("digits", own) == published("nothing", own) == ""
     (odd / "config.json").write_text(json.dumps({"preset": name, "config": own | changed}))
-    assert f"published: {line}" in Page(write_report(odd)).texts
+    page = Page(write_report(odd))
+    assert f"published: {line}" in page.texts and page.texts[2:4] == [name, preset.summary]
+
+
+@pytest.mark.parametrize(
+    ("data", "called"),
+    [("digits", "digits"), ("/home/me/birds", "birds"), ("birds.v2.zip", "birds.v2.zip"), ("", "images from Python")],
+)
+def test_a_run_on_other_images_than_the_presets_is_called_after_them(odd, data, called):
+    """The paper's scores are of the paper's images: they are left out, with the reason."""
+    name = "gngan-cifar10-resnet"
+    own = as_json(PRESETS[name].config)
+    (odd / "config.json").write_text(json.dumps({"preset": name, "config": own | {"data": data}}))
+    page = Page(write_report(odd))
+    assert page.texts[1:4] == [f"{called}: step 0 of 200,000", called, f"recipe: {name} ({PRESETS[name].summary})"]
+    line = f"none for {called}: the scores of {name} are of cifar10"
+    assert f"published: {line}" in page.texts and PRESETS[name].reported not in texts(page)
+    # Those that it is measured against count as well.
+    assert published(name, own, data) == line
+
+
+@pytest.mark.parametrize("data", ["/data/cifar10", "cifar10.zip", "/data/cifar-10-python.tar.gz"])
+def test_the_presets_images_may_lie_anywhere(data):
+    name = "gngan-cifar10-resnet"
+    own = as_json(PRESETS[name].config) | {"data": data}
+    assert published(name, own) == f"{PRESETS[name].reported}; this run differs in --data"
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "wanted"),
+    [
+        (20, {}, "--ema-decay 0.9999) is still 99.8 % the weights of step 0"),
+        (3, {}, "--ema-decay 0.9999) is still 99.9 % the weights of step 0"),
+        (23_024, {}, "--ema-decay 0.9999) is still 10.0 % the weights of step 0"),
+        (23_025, {}, ""),
+        (0, {}, ""),
+        (20, {"ema_decay": 0.0}, ""),
+        (20, {"ema_decay": 0.5}, ""),
+        # A copy until step 99; what is of the second half of a run has been trained.
+        (99, {"ema_start": 100}, ""),
+        (100, {"ema_start": 100}, ""),
+        (198, {"ema_start": 100, "ema_decay": 0.98}, "--ema-decay 0.98) is still 13.5 % the weights of step 99"),
+        (213, {"ema_start": 100, "ema_decay": 0.98}, ""),
+        (20, {"ema_decay": [1], "ema_start": "x"}, ""),
+    ],
+)
+def test_an_average_that_is_still_its_first_weights_is_said_to_be(odd, step, changes, wanted):
+    own = as_json(PRESETS["gngan-cifar10-resnet"].config) | changes
+    line = f"after step {step:,} the moving average ({wanted}" if wanted else ""
+    assert unmoved(own, step) == line
+    (odd / "config.json").write_text(json.dumps({"preset": "gngan-cifar10-resnet", "config": own}))
+    (odd / "metrics.jsonl").write_text(json.dumps({"step": step, "loss_real": 1.0}) + "\n")
+    text = texts(Page(write_report(odd)))
+    assert "raw: the generator itself." in text and ("Here, after step" in text and "by --raw." in text) == bool(wanted)
+    assert line in text
 
 
 def test_odd_names_are_escaped(odd):
@@ -245,6 +304,8 @@ def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
         assert cells[at + 1 : at + 3] == [a, b]
     assert "--z-dim" not in cells and "--run-dir" not in cells
     assert len(page.pictures()) == 2
+    # The average of six steps would show the first weights.
+    assert page.texts.count("step 6, raw") == 2
     assert texts(page).count("two") >= 5
     # Columns of the first table: beside the best distance, the kernel distance at the same step.
     heads = ["best Fréchet distance (EMA)", "kernel distance × 1000 (EMA) there", "last Fréchet distance (EMA)"]
@@ -304,7 +365,7 @@ def test_long_curves_become_means_on_a_band():
 def test_short_curves_show_their_values_and_the_same_chart_is_the_same_bytes():
     series = [Series("$a$ <b>", [(0, 0.125), (1000, 2.0)]), Series("c", [(0, 1.0)])]
     chart = line_chart("$y", series, note="how")
-    cells = re.findall("<t[dh]>(.*?)</t[dh]>", chart)
+    cells = re.findall('<t[dh](?: class="short")?>(.*?)</t[dh]>', chart)
     assert cells == ["step", "$a$ &lt;b&gt;", "c", "0", "0.125", "1", "1,000", "2", ""]
     assert line_chart("$y", series, note="how") == chart
 
@@ -319,6 +380,29 @@ def test_any_values_can_be_drawn(values, log):
     ((name, curve),) = drawn(list(enumerate(values)), log=log).items()
     assert name == "curve-0" and len(curve) == len(values)
     assert all(-1 <= x <= 410 and -1 <= y <= 170 for x, y in curve)
+
+
+def ticks(*points):
+    """The numbers at the axes of a chart of one curve."""
+    html = line_chart("y", [Series("a", points)])
+    svg = ElementTree.fromstring(base64.b64decode(html.partition("base64,")[2].partition('"')[0]))
+    return [text.text for text in svg.findall(".//{*}text")]
+
+
+def test_ticks_are_round_numbers_of_values_that_there_are():
+    assert ticks((10, 2e-4), (60, 2e-4)) == ["10", "20", "30", "40", "50", "60", "0.0002"]
+    assert ticks((0, 0.0), (1, 4e15))[-1] == "4e15" and "20000" in ticks((0, 0.0), (1, 4e4))
+    assert "1.762e7" in ticks((0, 17_610_000.0), (1, 17_640_000.0))
+    # As many digits as tell them apart.
+    assert {"15.97512", "15.97514"} <= set(ticks((0, 15.9751), (1, 15.9752)))
+    assert "15.975175" in ticks((0, 15.975125), (1, 15.975275))
+
+
+def test_rates_that_are_the_same_are_one_curve(odd):
+    for critic, wanted in ((1e-4, "both"), (4e-4, "critic")):
+        (odd / "metrics.jsonl").write_text(json.dumps({"step": 2, "lr_d": critic, "lr_g": 1e-4}) + "\n")
+        page = Page(write_report(odd))
+        assert page.texts[page.texts.index("Learning rate") + 1] == wanted
 
 
 def test_nothing_is_drawn_of_no_points():

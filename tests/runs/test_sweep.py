@@ -429,7 +429,10 @@ def test_other_scores_are_those_at_the_best_step(sweep):
     assert [run[name] for name in ("best", "best_step", "is_ema_at_best", "last")] == ["2.0", "3", "6.0", "4.0"]
     assert runs["k_sn=1.0,seed=0"]["is_ema_at_best"] == ""
     assert "| **2.25 ± 0.35** |" not in (read.out / "table.md").read_text()
-    assert {"is_ema there", "7.0 ± 1.4"} <= set(Page(path).texts)
+    # On the page, scores have names.
+    page = Page(path)
+    assert {"class score (EMA) there", "best Fréchet distance (EMA)", "7.0 ± 1.4"} <= set(page.texts)
+    assert not any("_ema" in text for text in page.texts) and f"recipe: {read.cases[0].preset}" in page.texts
 
 
 def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
@@ -441,7 +444,7 @@ def test_the_figure_has_bars_side_by_side_for_two_kinds_of_cases(sweep):
         pretend(case, (case.labels["seed"] + 1.0 + (case.labels["critic"] == "SN"),))
     write_results(collect(read))
     figure = (read.out / "figure.svg").read_text()
-    assert all(f">{text}</text>" in figure for text in ("GN", "SN", "A", "B", "best distance_ema"))
+    assert all(f">{text}</text>" in figure for text in ("GN", "SN", "A", "B", "best Fréchet distance (EMA)"))
 
 
 def test_only_several_runs_have_an_error_bar():

@@ -539,6 +539,8 @@ def test_evaluation_names_its_extractor_and_is_repeatable(config, tmp_path, monk
             quiet("digits", measured)
     outcome, lines = quiet("digits", measured)
     assert [row["step"] for row in outcome.distances] == [0, 6]
+    # The average of so few steps would show the first weights.
+    assert outcome.picture.name == "raw-000006.png"
     assert all(row["extractor"] == "tests.kills:pixels" for row in outcome.distances)
     assert any("tests.kills:pixels" in line for line in lines)
     assert not any("FID" in line.partition(", not FID; ")[0] for line in lines)

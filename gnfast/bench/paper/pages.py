@@ -9,8 +9,9 @@ from gnfast.bench.paper.learning import compared
 from gnfast.bench.paper.prepare import GNFAST, PAPERS, left_out
 from gnfast.bench.paper.results import Results
 from gnfast.io.files import atomic_write, write_text
+from gnfast.io.numbers import number
 from gnfast.runs import drawing
-from gnfast.runs.run_page import duration, number
+from gnfast.runs.run_page import duration
 
 TABLE, PICTURE = "table.md", "learning.png"
 SPEED_HEAD = ("preset", "way", "steps/s", "images/s", "memory", "gnfast / this", "agrees")
