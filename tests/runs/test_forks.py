@@ -90,7 +90,7 @@ def test_a_fork_does_what_the_command_does(start, sweep, tmp_path):
 
 def test_ends_are_those_of_processes(start, sweep):
     run, output = start("presets", "no-such")
-    assert run.wait() == 2 and output.read_text().startswith("gnfast: unknown preset 'no-such'")
+    assert run.wait() == 2 and output.read_text().startswith("gnfast: unknown preset or part of one 'no-such'")
     run, _ = start("train", "digits", "--help")
     assert run.wait() == 0 and "--lr-d" in output.read_text()
     (case,) = sweep(ENDLESS).cases
