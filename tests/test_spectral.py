@@ -738,6 +738,7 @@ def test_clear_errors():
     integer = nn.Module()
     integer.register_buffer("weight", torch.ones(3, 3, dtype=torch.int64))
     half_done = nn.Sequential(nn.Linear(3, 3), gnfast.spectral_norm(nn.Linear(3, 3)))
+    older = nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 3)))
     one, model, remove = gnfast.spectral_norm, gnfast.spectral_norm_, gnfast.remove_spectral_norm
     for function, net, options, message in (
         (one, integer, {}, r"'weight' is torch\.int64, wanted a floating-point"),
@@ -754,6 +755,8 @@ def test_clear_errors():
             "got 0.3 for 0 'weight' of rank 3, wanted over 1/3",
         ),
         (model, half_done, {}, "1: 'weight' is spectrally normalised already"),
+        (model, older, {}, "0: 'weight' is computed by torch.nn.utils.spectral_norm.SpectralNorm; undo that first"),
+        (model, torch.zeros(3, 3), {}, "model: got a Tensor, wanted a torch.nn.Module"),
         (model, nn.Sequential(nn.ReLU()), {}, "Sequential has no convolution, linear or embedding to normalise"),
         (model, Net(), {"filter": lambda name, layer: False}, "that filter accepts"),
         (remove, nn.Linear(3, 3), {}, "was not found in Linear"),

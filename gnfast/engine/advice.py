@@ -31,6 +31,10 @@ ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("matrix_norm", "norm of matrices"), "torch.linalg.vector_norm(h, dim=(-2, -1)) is the Frobenius norm."),
     (("Tensor.forward", "bypasses recording"), "Use the nn.Module or function itself, without torch.jit or torch.ops."),
+    (
+        ("a call of gnfast",),
+        "Pass the critic itself, .net of a GradientNorm; for ‖∇ₓf̂‖ say return_grad_norm=True.",
+    ),
     # By reason: in the order of gnfast/plan.
     (
         ("not an operation that the passes know",),

@@ -89,11 +89,15 @@ def _reasons_for_six(plan: Plan) -> list[str]:
 
 
 def _of_fallback(plan: Plan) -> list[str]:
-    lines = [f"{plan.name} falls back to exact double backward: the same results, without gnfast's speed.", ""]
+    useless = [_USELESS[refusal.reason] for refusal in plan.refusals if refusal.reason in _USELESS]
+    verdict = "falls back to exact double backward: the same results, without gnfast's speed"
+    lines = [f"{plan.name} {f'cannot be normalised: {useless[0]}' if useless else verdict}.", ""]
     for number, refusal in enumerate(plan.refusals, 1):
         lines.append(f"{number}. {refusal}.")
         if words := advice(refusal):
             lines.append(f"   Instead: {words}")
+    if useless:
+        return lines
     cost = f"a critic step costs {_CRITIC:.2f} forwards, a generator step, whose critic is frozen, {_GENERATOR:.2f}"
     lines += ["", f"By double backward {cost}."]
     if plan.output and plan.stated_flops:
@@ -101,6 +105,13 @@ def _of_fallback(plan: Plan) -> list[str]:
         lines.append(f"The passes would take {critic:.2f} and {generator:.2f}, not counting what is named above.")
     return lines
 
+
+_USELESS = {
+    "the network is normalised already": "it is already",
+    "a tensor that does not depend on x": "it has no input gradient",
+    "it does not depend on x in a way that derivatives follow": "it has no input gradient, or one of zeros",
+}
+"""Reasons why double backward does not serve either, and the verdict then."""
 
 _CRITIC, _GENERATOR = 6.0, 5.0
 """Forwards of a network that a step by double backward costs."""

@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from gnfast.engine import heads, known, reference
 from gnfast.engine import static as static_recordings
+from gnfast.engine.advice import advice
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
-from gnfast.errors import InputError, warn_of_fallback
+from gnfast.errors import InputError, UnsupportedError, warn_of_fallback
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.kernels.compiled import warn_uncompiled
 from gnfast.plan.opaque import Refused
-from gnfast.plan.plan import Plan, Refusal
+from gnfast.plan.plan import Plan
 from gnfast.plan.state import modules_of
+from gnfast.plan.traced import Traced
 from gnfast.steps.memory import reuse_memory
 
 Impl = Literal["auto", "reference"]
@@ -98,7 +100,7 @@ def normalize_gradient(
     A drop-in for the function of that name in the papers' code (GN-GAN, Wu et al., ICCV 2021, eq. 11).
 
     Args:
-        net_D: the critic: x ↦ one logit per sample, shape (B,), (B, 1) or (B, 1, 1, 1).
+        net_D: the critic: x ↦ one logit per sample, (B,) or (B, 1) say; of several, the gradient of their sum.
         x: (B, ...) floating point, on the device of `net_D`. Not modified; need not require a gradient.
         *args, **kwargs: passed to `net_D` after x (labels, say).
         method: the normaliser: "gn", "gn0", "gn1" (GN-GAN with ζ = |f|, 0, 1), "gran" (GraN-GAN), "gran-shift" (its
@@ -208,23 +210,27 @@ def _run(
 ) -> Any:
     """(f, g), or with a head f̂, or (f̂, ‖∇ₓf̂‖): by the passes, or by double backward where they do not apply."""
     _validate(net, x, options)
-    refusal = None
+    if isinstance(x, Traced) and options.impl == "auto":
+        x.recorder.refuse(_NORMALISED, operation="a call of gnfast")
+    refusal = ""
     # Without samples there is nothing to gain, and shapes that do not say what they are made of.
     if options.impl == "auto" and len(x):
         warn_uncompiled(x.device.type)
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:
+            if error.refusal.reason == _NORMALISED and (head is not None or torch.is_grad_enabled()):
+                raise InputError(f"net: got {error.refusal}. {advice(error.refusal)}") from None
+            refusal = f"{error.refusal}; print(gnfast.explain(net, x)) says what to write instead"
             if options.strict:
-                raise
-            refusal = error.refusal
+                raise UnsupportedError(refusal) from None
         else:
             if kept is None or (with_norm and plan.takes_six):
                 return _by_passes(plan, head, with_norm, options.low, x, operands)
             return _by_kept(kept, head, with_norm, options.low, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
     result = _by_double_backward(net, x, args, kwargs, head, with_norm)
-    if refusal is not None:
+    if refusal:
         _warn_once(net, refusal, "goes through exact double backward, not the passes")
     return result
 
@@ -306,15 +312,15 @@ def _by_double_backward(
     return f_hat, heads.grad_norm(g)
 
 
-_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[Refusal | str]]" = weakref.WeakKeyDictionary()
+_NORMALISED = "the network is normalised already"
+_WARNED: "weakref.WeakKeyDictionary[nn.Module, set[str]]" = weakref.WeakKeyDictionary()
 
 
-def _warn_once(net: nn.Module, reason: Refusal | str, what: str) -> None:
+def _warn_once(net: nn.Module, reason: str, what: str) -> None:
     warned = _WARNED.setdefault(net, set())
     if reason not in warned:
         warned.add(reason)
-        advice = "; print(gnfast.explain(net, x)) says what to write instead" if isinstance(reason, Refusal) else ""
-        warn_of_fallback(f"{type(net).__name__} {what}: {reason}{advice}")
+        warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
 
 
 def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:

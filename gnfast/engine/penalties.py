@@ -1,8 +1,8 @@
 """Gradient penalties on a critic, by the passes: no penalty here goes through double backward.
 
-Each returns a scalar to be added to the critic's loss with a weight of the user's. Arguments after the images go to the
-network, and the options of `gnfast.normalize_gradient` (impl, strict, rewrite, static, memory) do what they do there; a
-network outside what the passes do exactly falls back with a warning.
+Each returns a scalar, a mean over the batch, to be added to the critic's loss with a weight of the user's. Arguments
+after the images go to the network, and the options of `gnfast.normalize_gradient` (impl, strict, rewrite, static,
+memory) do what they do there; a network outside what the passes do exactly falls back with a warning.
 
 On a normalised critic no further pass is needed:
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from gnfast.engine.heads import Name
 from gnfast.engine.wide_convolutions import wide_convolutions
-from gnfast.errors import not_a_tensor
+from gnfast.errors import InputError, not_a_tensor
 from gnfast.interop import surroundings
 
 
@@ -42,7 +42,10 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
         y = function(x)
         if not isinstance(y, Tensor):
             raise not_a_tensor(y)
-        (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph)
+        given = [y, x, torch.ones_like(y)]
+        (g,) = torch.autograd.grad(*given, create_graph=create_graph, allow_unused=True) if y.requires_grad else (None,)
+        if g is None:
+            raise InputError("net: got an output without a gradient with respect to x (no_grad, detach, a constant?)")
     return (y, g) if create_graph else (y.detach(), g)
 
 

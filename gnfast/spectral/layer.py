@@ -173,6 +173,8 @@ def norms_of(layer: nn.Module) -> Iterator[tuple[str, Tensor, TorchSpectralNorm]
 def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str, stable_rank: float, dim: int) -> None:
     """Raises what `spectral_norm` raises for a layer, a coefficient or a share that it cannot take."""
     weight = getattr(layer, name, None) if not is_parametrized(layer, name) else layer.parametrizations[name].original
+    if name not in layer._parameters and (other := _computed_by(layer, name)):
+        raise InputError(f"{argument}: {name!r} is computed by {other}; undo that first")
     if not isinstance(weight, Tensor):
         raise ValueError(f"{argument}: {type(layer).__name__} has no parameter or buffer named {name!r}")
     if isinstance(weight, nn.parameter.UninitializedParameter):
@@ -188,6 +190,12 @@ def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str,
     if stable_rank and stable_rank * (rank := _full_rank(weight, dim)) <= 1 < rank:
         # What is left at 1 is uvᵀ, which has no gradient.
         raise InputError(f"stable_rank: got {stable_rank} for {argument} {name!r} of rank {rank}, wanted over 1/{rank}")
+
+
+def _computed_by(layer: nn.Module, name: str) -> str:
+    """What computes a weight before each forward, as PyTorch's older normalisations do; empty for nothing."""
+    hooks = (type(hook) for hook in layer._forward_pre_hooks.values() if getattr(hook, "name", None) == name)
+    return next((f"{hook.__module__}.{hook.__name__}" for hook in hooks), "")
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ def spectral_norm_(
         UnsupportedError: in the forward, where a layer was in training mode when it began and was switched to eval mode
             before it took its weight: u and v have moved, and in eval mode they must not.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: got a {type(model).__name__}, wanted a torch.nn.Module")
     layers = {
         name: layer
         for name, layer in model.named_modules()

@@ -276,6 +276,40 @@ def test_says_what_takes_six_passes():
     assert "not one logit" in str(gnfast.explain(nn.Conv2d(3, 1, 3), torch.randn(2, 3, 8, 8)))
 
 
+def test_a_critic_is_normalised_once():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(35, 8), nn.ReLU(), nn.Linear(8, 1)).double()
+    x, normed = normal(4, 5, 7), gnfast.GradientNorm(net)
+    twice = {
+        "the network's own forward": lambda: gnfast.normalize_gradient(normed, x),
+        "in the network's own forward": lambda: gnfast.GradientNorm(normed)(x),
+        "submodule '0'": lambda: gnfast.penalties.r1(nn.Sequential(normed), x),
+    }
+    for where, call in twice.items():
+        with pytest.raises(gnfast.InputError, match=r"normalised already.*\.net of a GradientNorm") as error:
+            call()
+        assert where in str(error.value)
+    assert "cannot be normalised: it is already" in str(gnfast.explain(normed, x))
+    # Without a graph the norm of its gradient is what it was asked for.
+    with torch.no_grad(), pytest.warns(gnfast.FallbackWarning, match="normalised already"):
+        penalty = gnfast.penalties.r1(normed, x)
+    norm = gnfast.normalize_gradient(net, x, return_grad_norm=True)[1]
+    torch.testing.assert_close(penalty, norm.square().mean() / 2)
+
+
+@pytest.mark.parametrize("forward", [torch.zeros_like, torch.Tensor.detach])
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_without_an_input_gradient_a_call_says_so(forward, impl):
+    net = Called(lambda net, x: forward(x).sum((1, 2)))
+    assert "cannot be normalised: it has no input gradient" in str(gnfast.explain(net, normal(4, 5, 7)))
+    with pytest.raises(gnfast.InputError, match="without a gradient with respect to x"):
+        gnfast.normalize_gradient(net, normal(4, 5, 7), impl=impl)
+
+
+def test_strict_says_who_knows_more():
+    with pytest.raises(gnfast.UnsupportedError, match=r"i1 in .*print\(gnfast.explain\(net, x\)\)"):
+        gnfast.normalize_gradient(critic(lambda net, h: torch.special.i1(h)), normal(4, 5, 7), strict=True)
+
+
 def test_a_call_changes_nothing_and_asks_for_a_critic():
     net = nn.Sequential(nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(35, 1)).double()
     with warnings.catch_warnings():
