@@ -45,7 +45,8 @@ def main() -> None:
             list_each(found, options.each)
         for step in GENERATOR_STEPS:
             found, stated = (generated(name, step, options.precision, triton=triton) for triton in (IN_TRITON, ()))
-            print(f"{name}, generator's {step}, {options.precision}: {found.launches} launches")
+            images = "the images of all critic updates" if step == "forward" else "128 images"
+            print(f"{name}, generator's {step}, {images}, {options.precision}: {found.launches} launches")
             list_kinds(found)
             moved, before = bytes_besides_products(found) / 1e6, bytes_besides_products(stated) / 1e6
             print(f"        besides products {moved:.1f} MB, by PyTorch {before:.1f} MB: {moved / before:.2f}")

@@ -204,6 +204,8 @@ def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
     Differentiable with respect to f and g: once where the head has partial derivatives of its own, as often as they and
     the head are otherwise.
     """
+    if f.dim() and len(f) != len(g):
+        raise InputError(f"net: got {tuple(f.shape)} from the network for x of {tuple(g.shape)}, wanted a row a sample")
     if head.partials is not None and f.dim() and f.numel() == f.shape[0]:
         return _ApplyHead.apply(head, f, g)
     return _plain(head, f, g)

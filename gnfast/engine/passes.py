@@ -1,6 +1,6 @@
 """The passes over a Plan: forward, input gradient, tangent with weight gradients. They know no operation by name.
 
-`gnfast.engine.apart` has the last one, for what is curved or mixes samples.
+`gnfast.engine.second_reverse` has the last one, for what is curved or mixes samples.
 """
 
 import functools

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +85,8 @@ def record(
         if not recorder.refusals:
             # The network's own errors come from here. After a refusal the recording goes by guesses.
             net(x.clone(), *args, **kwargs)
-        reason = f"recording it raised {type(error).__name__}: {error}"
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"recording it raised {type(error).__name__}: {error} ({last.filename}:{last.lineno})"
         recorder.refusals.append(Refusal("", "forward", reason))
     finally:
         recorder.close()

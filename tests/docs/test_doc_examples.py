@@ -1,5 +1,7 @@
 """What the documentation shows runs: its Python, page by page, and its commands as far as their options."""
 
+import re
+import textwrap
 import warnings
 
 import pytest
@@ -78,6 +80,15 @@ def test_what_does_not_exist_is_found(monkeypatch):
     for words in found:
         with pytest.raises((Exception, SystemExit)):
             check(words, monkeypatch)
+
+
+def test_code_of_the_recipes_is_that_of_the_library():
+    """Of blocks within a list, which the other tests leave alone."""
+    recipes = re.findall(
+        r"^   ```python\n(.*?)^   ```", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    source = "".join(path.read_text() for path in ROOT.glob("gnfast/plan/ops/*.py"))
+    assert recipes and all(textwrap.dedent(code) in source for code in recipes)
 
 
 def test_few_blocks_are_left_out():

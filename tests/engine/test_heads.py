@@ -60,7 +60,8 @@ def test_partials_are_those_of_the_value(options):
     m = torch.tensor([1e-3, 0.3, 1.0, 2.5, 1e3, 7.0], dtype=torch.float64, requires_grad=True)
     expected = torch.autograd.grad(head.value(f, m).sum(), [f, m])
     for actual, wanted in zip(head.partials(f, m), expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=0)
+        # Where terms cancel in autograd's derivative, but not in a formula, it has fewer digits.
+        torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=0)
 
 
 def test_known_norms():
@@ -215,3 +216,14 @@ def test_nan_is_not_hidden(method):
     for f, m in ((nan, one), (one, nan)):
         assert head.value(f, m).isnan().all()
         assert all(partial.isnan().all() for partial in head.partials(nan, nan))
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("forward", [lambda x: x[:1], lambda x: x.repeat(2, 1)], ids=["fewer", "more"])
+def test_a_row_for_each_sample_is_asked_for(forward, impl):
+    class Net(nn.Module):
+        def forward(self, x):
+            return forward(x).sum(1, keepdim=True)
+
+    with pytest.raises(InputError, match=r"net: got \([14], 1\) from the network for x of \(2, 5\), wanted a row"):
+        gnfast.normalize_gradient(Net(), torch.randn(2, 5), impl=impl)
