@@ -48,10 +48,10 @@ def measure(device: torch.device, mode: Mode, quick: bool = False) -> Ceilings:
         a, b = torch.randn(2, side, side, device=device).to(dtype)
         product = rate(2 * side**3, lambda: a @ b)
 
-        channels, batch = (256, 64) if on_gpu and not quick else (128, 2 if quick else 16)
-        x = torch.randn(batch, channels, 32, 32, device=device).to(dtype, memory_format=mode.layout)
+        batch, channels, pixels = (2, 128, 32) if quick else (64, 256, 32) if on_gpu else (16, 256, 16)
+        x = torch.randn(batch, channels, pixels, pixels, device=device).to(dtype, memory_format=mode.layout)
         weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=mode.layout)
-        flops = 2 * batch * 32**2 * channels**2 * 9
+        flops = 2 * batch * pixels**2 * channels**2 * 9
         convolution = rate(flops, lambda: torch.conv2d(x, weight, padding=1))
         arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
         if winograd.fits(x, weight, arguments, x.shape[2:]):
