@@ -853,6 +853,7 @@ def test_help_teaches(capsys):
     assert not end.value.code
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "gnfast bench critic --net mymodels:Critic --shape 3,64,64" in text
+    assert "--batch INT" in text and "None" not in text
     assert all(name in text for name in cases.CASES)
 
 
