@@ -60,8 +60,12 @@ def missing(what: str, module: str | None) -> str:
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:
     """The message about a word that is none of those known: with the nearest, or with all unless they are many."""
+    return f"unknown {what} {word!r}; {nearest(word, known)}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is none of those known, as of `unknown`."""
     words = list(known)
     near = get_close_matches(word, words, 1)
     shown = words if len(words) <= 20 else [*words[:5], f"… ({len(words)} in all)"]
-    advice = f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(shown)}"
-    return f"unknown {what} {word!r}; {advice}"
+    return f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(shown)}"

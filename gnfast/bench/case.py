@@ -32,6 +32,7 @@ class Setup:
         graphs: include the variants that are captured in a CUDA graph.
         compiled: include the variants that torch.compile makes, which take a minute or more to make.
         search: let torch.compile search for kernels.
+        layout: of images and convolution weights in all variants but the papers' own.
     """
 
     device: torch.device
@@ -40,11 +41,12 @@ class Setup:
     graphs: bool = False
     compiled: bool = False
     search: bool = False
+    layout: torch.memory_format = torch.channels_last
 
     @property
     def tuned(self) -> Mode:
         """The mode of all variants but the papers' own."""
-        return tuned(self.precision)
+        return replace(tuned(self.precision), layout=self.layout)
 
     def chosen(self, variants: "dict[str, Variant]") -> "dict[str, Variant]":
         return {

@@ -21,6 +21,7 @@ from gnfast.bench.critic_steps import PENALTIES, Normalize, Result
 from gnfast.bench.critics import Z_DIM, Network
 from gnfast.bench.graph import captured
 from gnfast.bench.mode import PAPERS, Mode
+from gnfast.engine.explain import refused_for
 from gnfast.errors import FallbackWarning
 
 
@@ -281,7 +282,7 @@ class _Maker:
         if plan.refusals:
             # What its passes would cost is nobody's floor.
             variants = {name: variant for name, variant in variants.items() if name not in names.OURS}
-            refusals = "; ".join(map(str, plan.refusals))
+            refusals = "; ".join(refused_for(plan).values())
             notes = [f"gnfast falls back here, and is double backward, so that no row is its own: {refusals}"]
         else:
             priced = least(plan, self.taken)

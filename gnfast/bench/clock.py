@@ -85,7 +85,7 @@ def back_to_back_ms(step: Step, median_ms: float, budget_s: float) -> float:
 
 
 def device_us(function: Step, device: torch.device | str = "cuda", budget_s: float = 0.3) -> Times:
-    """Microseconds of one call on the device: median and quartiles.
+    """Microseconds of one call on the device: median, quartiles and the least (`least_us`).
 
     On a GPU the calls of one sample are issued back to back, enough of them that the launch of the first does not
     count; L2 is left warm, so a tensor that fits it is served from there. On a CPU it is the host's time.
@@ -98,7 +98,7 @@ def device_us(function: Step, device: torch.device | str = "cuda", budget_s: flo
     deadline = time.perf_counter() + budget_s
     while len(samples) < 3 or (time.perf_counter() < deadline and len(samples) < 50):
         samples.append(clock(function, calls))
-    return _summary(samples, "us")
+    return _summary(samples, "us") | {"least_us": min(samples)}
 
 
 def synchronize() -> None:

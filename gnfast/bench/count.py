@@ -3,7 +3,9 @@
 import contextlib
 import inspect
 import math
+import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,7 +120,8 @@ def peak_bytes(step: Step, warm: bool = False) -> int:
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    options = {"activities": [torch.profiler.ProfilerActivity.CPU], "profile_memory": True}
+    with _without_lines(b"Memory block of unknown size"), torch.profiler.profile(**options) as profile:
         step()
     occupied = peak = 0
     events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
@@ -126,6 +129,29 @@ def peak_bytes(step: Step, warm: bool = False) -> int:
         occupied += event.nbytes()
         peak = max(peak, occupied)
     return peak
+
+
+@contextlib.contextmanager
+def _without_lines(words: bytes) -> Iterator[None]:
+    """Keeps lines with these words from stderr, which PyTorch's C++ writes to by itself; others come at the end.
+
+    The profiler warns of memory that was there before it, and is now freed. That is what `peak_bytes` leaves out.
+    """
+    with tempfile.TemporaryFile() as kept, contextlib.ExitStack() as back:
+        try:
+            own = os.dup(2)
+        except OSError:
+            # It is closed.
+            yield
+            return
+        back.callback(os.close, own)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            kept.seek(0)
+            os.write(2, b"".join(line for line in kept if words not in line))
 
 
 # Operations that neither compute nor copy.

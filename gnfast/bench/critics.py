@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -34,12 +34,14 @@ class Network:
         shape: (C, H, W) of an image.
         build: () ↦ (generator or None, critic), freshly initialised from PyTorch's global random state.
         width: the factor on its channel counts, for a shipped one.
+        contiguous: why its tuned rows are contiguous all the same, in a sentence; empty where they are channels_last.
     """
 
     name: str
     shape: tuple[int, ...]
     build: Callable[[], tuple[nn.Module | None, nn.Module]]
     width: float = 1.0
+    contiguous: str = ""
 
     @property
     def large(self) -> bool:
@@ -96,7 +98,7 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
         arguments: what to call it with, as Python writes it: "64, norm='none'"; literals only.
 
     Raises:
-        ValueError: one of them is not of that form, or nothing importable.
+        ValueError: one of them is not of that form, or nothing importable, or what it makes has no weights.
     """
     try:
         extents = tuple(int(extent) for extent in shape.split(","))
@@ -118,7 +120,24 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     except Exception as error:
         said = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"--shape: {spec} fails on images of {shape}: {said}") from error
-    return Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
+    if next(made.parameters(), None) is None:
+        raise ValueError(f"--net: {spec} has no weights, wanted a critic to train")
+    network = Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
+    return replace(network, contiguous=_without_channels_last(network))
+
+
+def _without_channels_last(network: Network) -> str:
+    """Why a critic that takes contiguous images takes no others; empty where it does."""
+    layout = torch.channels_last
+    try:
+        with torch.no_grad():
+            network.critic(torch.float32, layout)(network.images(2, torch.float32, layout))
+    except Exception as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        if "view size is not compatible" in said:
+            return "the critic uses .view, which takes no channels_last: rows are contiguous; .flatten(1) has both"
+        return f"the critic takes no channels_last ({said}): rows are contiguous"
+    return ""
 
 
 def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:

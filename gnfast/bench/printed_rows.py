@@ -17,7 +17,8 @@ LEGEND = """\
 gnfast / this: gnfast's median over this row's, in rounds in which both took turns; below 1 gnfast is faster. It is only
 formed where both computed the same (the gate): `error` is the distance from double backward in float64, values and
 worst weight gradient.
-of floor: the least time that gnfast's arithmetic and bytes take at this machine's measured rates, over the median.
+of floor: the time that gnfast's arithmetic and bytes would take at this machine's best measured rates, over the median;
+a yardstick, not a limit: what stays in caches does not go through memory, and a busy machine's rates are measured low.
 GFLOP: convolutions and matrix products. launches: operations that write a tensor. peak MB: what a step adds.
 On a busy machine medians of different rows do not divide to the ratio: believe the ratio. Errors are those of the
 precision: compare them with row a's.

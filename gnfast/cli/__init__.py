@@ -1,8 +1,9 @@
 """The command line. Each command is a file here with a function `run(words)`, and a line in the table below.
 
 Every error that a user can cause is one line on stderr and exit status 2, and so is a full disk that stdout leads to. A
-failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect. What
-several processes of torchrun have to say alike is said once (`processes.py`).
+failed training is status 1. A command that a signal stopped ends with 128 + the signal's number, as shells expect, and
+so does one whose reader is gone (`output.py`). What several processes of torchrun have to say alike is said once
+(`processes.py`).
 """
 
 import importlib
@@ -43,6 +44,9 @@ COMMANDS = {
     "info": ("", "versions, devices, what was built and what each backend is used for"),
 }
 
+# What trains goes on where nobody reads its lines any more.
+TRAINING = (["train"], ["sweep"], ["reproduce"], ["analyze", "--reproduce"], ["bench", "paper"])
+
 USAGE = """\
 usage: gnfast COMMAND [ARGUMENTS]
 
@@ -75,9 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    trains = any(words[: len(first)] == first for first in TRAINING)
     try:
         start.imported()
-        with lasting_output() as lost, unwinding():
+        with lasting_output(ends=not trains) as lost, unwinding():
             status = _run(words)
     except SystemExit as end:
         # The parser's is 0, after it has printed help.

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 
-from gnfast.bench import ceilings, plots, printed_rows
+from gnfast.bench import ceilings, duration, plots, printed_rows
 from gnfast.bench.case import Case, Setup, free
 from gnfast.bench.cases import CASES, NEED_A_GENERATOR
 from gnfast.bench.comparison import Row, measure
@@ -68,8 +69,8 @@ class BenchOptions:
     """Precision of products (weights stay float32): bfloat16, by autocast, on a GPU and float32 on a CPU if auto."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
-    batch: int = 0
-    """Images per step; 64 if 0, and 16 from 128 pixels up."""
+    batch: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Images per step; 64 where nothing is said, and 16 from 128 pixels up."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice."""
     rounds: int = 9
@@ -110,29 +111,29 @@ def run(words: list[str]) -> int:
         raise UsageError("--dtype: got tf32, which CPUs do not have, wanted float32 or bfloat16")
     networks = _networks(options, device.type)
     described = environment(device)
-    roof = ceilings.measure(device, tuned(precision), options.quick)
+    # Times to one digit have no floor, and small copies would be those of a cache.
+    roof = None if options.quick else ceilings.measure(device, tuned(precision))
     threads = f"{described['threads']} CPU thread{'s' * (described['threads'] != 1)}"
     title = f"{described['device']}, {threads}, PyTorch {described['torch']}, {precision}"
-    print(f"{title}: {roof}\n\n{printed_rows.QUICK if options.quick else printed_rows.LEGEND}")
-    if options.compiled and not options.quick:
-        print("Baselines that torch.compile makes take a minute or more each; --no-compiled leaves them out.")
+    print(f"{title}: {roof}\n\n{printed_rows.LEGEND}" if roof else f"{title}\n\n{printed_rows.QUICK}")
+    names = _names(options)
+    setups = [_setup(options, network, device, precision) for network in networks]
+    print(_how_much(options, networks, setups, names), flush=True)
     rows: list[Row] = []
     without, said = [], set()
-    results = {"environment": described, "precision": precision, "ceilings": asdict(roof), "rows": rows}
-    for network in networks:
-        for name in options.cases or CASES:
-            if name in NEED_A_GENERATOR and options.net:
-                if options.cases:
-                    print(f"\nnote: {name} needs a generator, which --net does not have")
-                continue
-            setup = _setup(options, network, device, precision)
-            for case, found in _measured(name, network, setup, roof, options, said):
-                rows += found
-                if all(row["ours"] is None for row in found):
-                    without.append(f"{case.network}, {case.step}")
-                if out:
-                    write_text(out, json.dumps(results, indent=1) + "\n")
-            free()
+    results = {"environment": described, "precision": precision, "ceilings": None, "rows": rows}
+    for number, ((network, setup), name) in enumerate(itertools.product(zip(networks, setups, strict=True), names)):
+        if number and roof:
+            # The machine may have been busy, or its clock slow, before.
+            roof = roof.best(ceilings.measure(device, tuned(precision)))
+        results["ceilings"] = roof and asdict(roof)
+        for case, found in _measured(name, network, setup, roof, options, said):
+            rows += found
+            if all(row["ours"] is None for row in found):
+                without.append(f"{case.network}, {case.step}")
+            if out:
+                write_text(out, json.dumps(results, indent=1) + "\n")
+        free()
     if plot and rows:
         plots.draw(rows, roof, plot, title)
     ours_red = any(row["variant"] == row["ours"] and row["gate"] == "red" for row in rows)
@@ -148,8 +149,10 @@ def _checked(options: BenchOptions) -> list[Path | None]:
     for name in options.cases:
         if name not in CASES:
             raise UsageError(unknown("case", name, CASES))
-    if options.rounds < 1 or options.batch < 0:
-        raise UsageError(f"--rounds, --batch: got {options.rounds} and {options.batch}, wanted at least 1 and 0")
+    for name in ("rounds", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name}: got {value}, wanted at least 1")
     if options.quick and options.plot:
         raise UsageError("--plot: got --quick with it, whose times are not worth a picture; wanted one of the two")
     if not 0 <= options.seconds < float("inf"):
@@ -162,10 +165,10 @@ def _checked(options: BenchOptions) -> list[Path | None]:
 
 
 def _measured(
-    name: str, network: Network, setup: Setup, roof: ceilings.Ceilings, options: BenchOptions, said: set[str]
+    name: str, network: Network, setup: Setup, roof: ceilings.Ceilings | None, options: BenchOptions, said: set[str]
 ) -> Iterator[tuple[Case, list[Row]]]:
     """Measures and prints a case, or several of one name; of each the rows with times. `said`: notes that have been."""
-    seconds, rounds = (0.0, 2) if options.quick else (options.seconds, options.rounds)
+    seconds, rounds = _rounds(options)
     try:
         for case in CASES[name](network, setup):
             print()
@@ -189,6 +192,35 @@ def _networks(options: BenchOptions, kind: str) -> list[Network]:
     return [shipped(name) for name in options.critics or default]
 
 
+def _names(options: BenchOptions) -> list[str]:
+    """What is measured of each network; says what was asked for and needs a generator that there is not."""
+    names = list(options.cases or CASES)
+    if options.net:
+        for name in set(options.cases) & set(NEED_A_GENERATOR):
+            print(f"\nnote: {name} needs a generator, which --net does not have")
+        names = [name for name in names if name not in NEED_A_GENERATOR]
+    return names
+
+
+def _how_much(options: BenchOptions, networks: list[Network], setups: list[Setup], names: list[str]) -> str:
+    """What is going to be measured, and about how long it takes."""
+    seconds, rounds = _rounds(options)
+    pairs = zip(networks, setups, strict=True)
+    about = duration.said(sum(duration.about_s(*pair, names, rounds, seconds) for pair in pairs))
+    critics = f"{len(networks)} critics" if len(networks) > 1 else networks[0].name
+    cases = f"{len(names)} case{'s' * (len(names) != 1)}"
+    lines = [f"\n{cases} of {critics}, {about} here: {', '.join(names)}."]
+    if not options.quick:
+        compiled = ", --no-compiled (torch.compile takes a minute or more for a row)" * options.compiled
+        lines.append(f"Less of it: name cases, --critics, a smaller --batch, --rounds 3 --seconds 0{compiled}.")
+    return "\n".join([*lines, *(f"note: {network.contiguous}" for network in networks if network.contiguous)])
+
+
+def _rounds(options: BenchOptions) -> tuple[float, int]:
+    """The seconds and the rounds of a row, at least."""
+    return (0.0, 2) if options.quick else (options.seconds, options.rounds)
+
+
 def _setup(options: BenchOptions, network: Network, device: torch.device, precision: str) -> Setup:
     batch = options.batch or (4 if options.quick else 64 if max(network.shape) < 128 else 16)
     return Setup(
@@ -198,4 +230,5 @@ def _setup(options: BenchOptions, network: Network, device: torch.device, precis
         graphs=device.type == "cuda",
         compiled=options.compiled and not options.quick,
         search=options.max_autotune,
+        layout=torch.contiguous_format if network.contiguous else torch.channels_last,
     )

@@ -79,7 +79,7 @@ def document(kind: type) -> None:
     for field in dataclasses.fields(kind):
         if "help" not in field.metadata:
             field.metadata = {**field.metadata, "help": texts.get(field.name, "")}
-            empty = ("", "''", "False") if field.default is False else ("", "''")
+            empty = ("", "''", "None", "False") if field.default is False else ("", "''", "None")
             hint = partial(_default, empty)
             kind.__annotations__[field.name] = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
 

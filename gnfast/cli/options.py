@@ -64,8 +64,12 @@ def _unframed(box: str) -> str:
         parts.pop(0)
     # What each of several types has against a value is more than one line.
     message = parts[0].removeprefix("Error parsing Config: ").partition(" Got errors:")[0]
-    near = re.search(r"meant:.*?(--[\w-]+)", " ".join(parts[1:]))
-    return f"{message}; did you mean {near.group(1)}?" if near else message
+    near = re.search(r"meant:.*?(--[\w-]+)(?:, (--no-[\w-]+))?", " ".join(parts[1:]))
+    if not near:
+        return message
+    # A flag comes with what turns it off.
+    named = near.group(2) if near.group(2) and ": --no-" in message else near.group(1)
+    return f"{message}; did you mean {named}?"
 
 
 def spelled_out(words: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from gnfast.engine.functional import require_critic
 from gnfast.engine.recording import require_independent, require_recordable, require_unhooked
 from gnfast.plan import Plan, refused, traced
 from gnfast.plan.opaque import Refused
+from gnfast.plan.plan import Refusal
 from gnfast.plan.state import modules_of
 from gnfast.plan.table import costs, named_value, passes
 
@@ -88,12 +89,27 @@ def _reasons_for_six(plan: Plan) -> list[str]:
     return [*found.values()]
 
 
+def refused_for(plan: Plan) -> dict[Refusal, str]:
+    """The refusals as text; what is refused in several places, as often as one module is used, is said once."""
+    found: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in plan.refusals:
+        found.setdefault((refusal.operation, refusal.reason), []).append(refusal)
+    return {first: f"{first}{_and_in(others)}" for first, *others in found.values()}
+
+
+def _and_in(others: list[Refusal]) -> str:
+    if not others:
+        return ""
+    places = [refusal.place for refusal in others[:3]] + ["…"] * (len(others) > 3)
+    return f"; and {len(others)} more place{'s' * (len(others) > 1)}: {', '.join(places)}"
+
+
 def _of_fallback(plan: Plan) -> list[str]:
     useless = [_USELESS[refusal.reason] for refusal in plan.refusals if refusal.reason in _USELESS]
     verdict = "falls back to exact double backward: the same results, without gnfast's speed"
     lines = [f"{plan.name} {f'cannot be normalised: {useless[0]}' if useless else verdict}.", ""]
-    for number, refusal in enumerate(plan.refusals, 1):
-        lines.append(f"{number}. {refusal}.")
+    for number, (refusal, text) in enumerate(refused_for(plan).items(), 1):
+        lines.append(f"{number}. {text}.")
         if words := advice(refusal):
             lines.append(f"   Instead: {words}")
     if useless:

@@ -3,7 +3,10 @@
 import importlib
 import os
 import sys
+from types import ModuleType
 from typing import Any
+
+from gnfast.errors import nearest
 
 
 def load_object(spec: str, argument: str, wanted: str = "module:Class") -> Any:
@@ -24,6 +27,26 @@ def load_object(spec: str, argument: str, wanted: str = "module:Class") -> Any:
         # As `python -m` does it; installed commands begin with their own folder.
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{argument}: {spec} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+        raise ValueError(f"{argument}: {spec} cannot be imported ({error}){_advice(module, name, error)}") from error
+    if not hasattr(found, name):
+        own = _named_in(found)
+        raise ValueError(f"{argument}: {module} has no {name}" + (f"; {nearest(name, own)}" if own else ""))
+    return getattr(found, name)
+
+
+def _advice(module: str, name: str, error: Exception) -> str:
+    """What to do about a module that cannot be imported; nothing if that is its own fault."""
+    if module.endswith(".py"):
+        return f"; without .py: {module.removesuffix('.py').replace('/', '.').lstrip('.')}:{name}"
+    parts = module.split(".")
+    packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return "; is its folder on PYTHONPATH?" if getattr(error, "name", None) in packages else ""
+
+
+def _named_in(module: ModuleType) -> list[str]:
+    """What can be called of a module's own, or all that can be if nothing is its own."""
+    public = {name: value for name, value in vars(module).items() if name[0] != "_" and callable(value)}
+    own = [name for name, value in public.items() if getattr(value, "__module__", "") == module.__name__]
+    return own or [*public]

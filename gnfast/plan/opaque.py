@@ -15,6 +15,18 @@ class Refused(UnsupportedError):
         self.refusal = refusal
 
 
+def of_custom(name: str, place: tuple[str, str]) -> Refusal:
+    """Why what a custom autograd Function has returned is refused: its backward need not be that of its forward.
+
+    Args:
+        name: as of `names.custom_name`.
+        place: the submodule that applies it, and the line.
+    """
+    submodule, line = place
+    reason = f"the custom autograd function {name}, whose backward cannot be seen"
+    return Refusal(submodule, f"{name.partition(' ')[0]}.apply", reason, line)
+
+
 @dataclass(frozen=True)
 class Opaque(Op):
     """One operation that was refused, by its name."""

@@ -107,9 +107,13 @@ class Refusal:
     """Of the network's code, as "model.py:31"; empty where that is not known, or PyTorch's."""
 
     def __str__(self) -> str:
+        return f"{self.operation} in {self.place}: {self.reason}"
+
+    @property
+    def place(self) -> str:
+        """ "submodule '1' (model.py:31)"."""
         where = f"submodule {self.submodule!r}" if self.submodule else "the network's own forward"
-        where += f" ({self.line})" * bool(self.line)
-        return f"{self.operation} in {where}: {self.reason}"
+        return where + f" ({self.line})" * bool(self.line)
 
 
 @dataclass(frozen=True, eq=False)

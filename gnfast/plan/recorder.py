@@ -17,7 +17,7 @@ from gnfast.plan.curved import CurvedCall, Place
 from gnfast.plan.in_place import in_place
 from gnfast.plan.names import applications, function_name, submodule_name, users_line
 from gnfast.plan.op import Op, Shape, frozen
-from gnfast.plan.opaque import Opaque, Refused
+from gnfast.plan.opaque import Opaque, Refused, of_custom
 from gnfast.plan.operands import Operands, converted, is_floating
 from gnfast.plan.ops.copies import Cast, Detach
 from gnfast.plan.ops.given import Constant
@@ -37,10 +37,9 @@ class Recorder:
     def __init__(
         self, net: nn.Module, x: Tensor, explain: bool, careful: bool = False, script: Script | None = None
     ) -> None:
-        self.net = net
+        self.net, self.explain = net, explain
         self.batch = x.shape[0]
         self.device = x.device
-        self.explain = explain
         self.nodes: list[Node] = []
         self.operands = Operands(careful)
         self.refusals: list[Refusal] = []
@@ -51,6 +50,7 @@ class Recorder:
         """What values that are stacks along a new first axis were made of: reductions over it are per sample."""
         self.applied: dict[int, dict[str, tuple[str, str]]] = {}
         """Of values from the forward of a custom autograd Function: where that is applied, by `names.applications`."""
+        self.custom: Refusal | None = None
         self.has_complex = False
         self._values = 0
         self._hooks = saved_tensor_hooks()
@@ -276,10 +276,9 @@ class Recorder:
 
     # ---- refusals
 
-    def refuse(self, reason: str, operation: str = "", place: tuple[str, str] | None = None) -> NoReturn:
+    def refuse(self, reason: str, operation: str = "") -> NoReturn:
         """Leaves the recording: the network goes through double backward, and `reason` is reported."""
-        submodule, line = place or (submodule_name(self.net), users_line())
-        raise Refused(Refusal(submodule, operation or self.operation, reason, line))
+        raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason, users_line()))
 
     def axes(self, tensor: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
         """The axes that `dim` names, counted from the left, all for None."""
@@ -297,10 +296,9 @@ class Recorder:
         if tensor.dim() >= dims:
             return tensor
         if self.depends_on_x(tensor) and self.input.dim() < dims and tensor.shape[0] == self.batch:
-            where = submodule_name(self.net)
             raise InputError(
-                f"x: {self.operation} in submodule {where!r} got {tensor.dim()} axes, {tuple(tensor.shape)}; "
-                f"wanted {dims} with the batch in axis 0 (a single sample is x[None])"
+                f"x: {self.operation} in submodule {submodule_name(self.net)!r} got {tensor.dim()} axes, "
+                f"{tuple(tensor.shape)}; wanted {dims} with the batch in axis 0 (a single sample is x[None])"
             )
         return tensor.unsqueeze(0)
 
@@ -310,12 +308,16 @@ class Recorder:
             self.refuse(f"an argument of type {type(constant).__name__}")
 
     def require_recorded(self, tensor: Traced) -> None:
-        """Refuses what a custom autograd Function has returned: its backward need not be that of its forward."""
-        if name := tensor.custom_function():
-            if place := self.applied.get(tensor.value, {}).get(name):
-                reason = f"the custom autograd function {name}, whose backward cannot be seen"
-                self.refuse(reason, f"{name.partition(' ')[0]}.apply", place)
+        """Refuses what a custom autograd Function has returned; when explaining, goes on for the other places."""
+        if tensor.noted or not (name := tensor.custom_function()):
+            return
+        if not (place := self.applied.get(tensor.value, {}).get(name)):
             self.refuse(f"its input comes from the custom autograd function {name}")
+        self.custom = of_custom(name, place)
+        if not self.explain:
+            raise Refused(self.custom)
+        tensor.noted = tensor.tracked = True
+        self.refusals.append(self.custom)
 
     def close(self) -> None:
         """Ends the recording. What was compared goes at once, though traced tensors keep the recorder for a while."""
@@ -328,8 +330,7 @@ class Recorder:
         """Refuses; when explaining, notes the refusal and goes on with what the function says its shape would be."""
         if not self.explain:
             self.refuse(reason)
-        submodule = submodule_name(self.net)
-        refusal = Refusal(submodule, self.operation, reason, users_line())
+        refusal = Refusal(submodule_name(self.net), self.operation, reason, users_line())
         self.refusals.append(refusal)
         inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
         try:
@@ -340,11 +341,10 @@ class Recorder:
             raise Refused(refusal) from None
         output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
         values, shapes = tuple(value.value for value in inputs), tuple(value.extent[1:] for value in inputs)
-        node = Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, submodule
+        node = Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, refusal.submodule
         self.nodes.append(Node(*node))
         return output
 
     def _new_value(self, shape: Sequence[int], dtype: torch.dtype, tracked: bool = True) -> Traced:
-        traced = Traced(self, self._values, tuple(shape), dtype, tracked)
         self._values += 1
-        return traced
+        return Traced(self, self._values - 1, tuple(shape), dtype, tracked)

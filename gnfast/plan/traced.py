@@ -31,6 +31,9 @@ class Traced(Tensor):
     """Whether it requires a gradient in PyTorch: derivatives follow it. So that a custom autograd Function shows as
     its grad_fn, it does here as well."""
 
+    noted: bool = False
+    """Whether a refusal has named the custom autograd Function that it comes from."""
+
     @staticmethod
     def __new__(cls, recorder: "Recorder", value: int, shape: Shape, dtype: torch.dtype, tracked: bool) -> "Traced":
         traced = torch.Tensor._make_wrapper_subclass(

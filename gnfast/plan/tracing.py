@@ -118,6 +118,9 @@ def _run(
     if not isinstance(result, Traced):
         recorder.refuse("a tensor that does not depend on x")
     recorder.require_recorded(result)
+    if recorder.custom is not None:
+        # What was recorded behind it is for further refusals alone.
+        raise Refused(recorder.custom)
     if (changed := recorder.operands.changed()) is not None:
         recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
     recorder.output = result.value

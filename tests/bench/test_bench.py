@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import re
+import sys
 import time
 import types
 import weakref
@@ -26,6 +27,7 @@ from gnfast.bench import (
     comparison,
     cost,
     critics,
+    duration,
     gate,
     iteration,
     overlap,
@@ -327,6 +329,30 @@ def test_timelines_hold_all_bytes_and_all_seconds(name):
     assert sum(layer.seconds for layer in layers) == pytest.approx(3.0)
     assert layers[0].size == 4 * sum(p.numel() for p in [*generator.modules()][-2].parameters()), "last layer first"
     assert (cost.Cost(6, 2) * 2 + cost.Cost(0, 9)).seconds(2, 1) == 13
+
+
+def test_counting_memory_is_silent_about_what_was_there_before(capfd):
+    # PyTorch warns at each thousandth.
+    blocks = [torch.empty(1000) for _ in range(1001)]
+
+    def step():
+        blocks.clear()
+        print("its own", file=sys.stderr)
+
+    assert peak_bytes(step, warm=True) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert "its own" in lines and not any("Memory block" in line for line in lines)
+
+
+def test_durations_are_told_roughly(monkeypatch):
+    monkeypatch.setattr(duration, "interleaved_ms", lambda *_, **__: {"forward": {"median_ms": 100.0}})
+    row_s = 2 * 10 * 5 * 0.1
+    assert duration.about_s(NETWORK, SETUP, ["critic", "penalties"], 9, 1.0) == pytest.approx(2 * 8 * row_s)
+    compiled = duration.about_s(NETWORK, replace(SETUP, compiled=True), ["critic"], 9, 20.0)
+    assert compiled == pytest.approx(8 * 20 + 2 * (20 + 60))
+    assert [duration.said(seconds) for seconds in (3, 44, 100, 5401)] == [
+        *("about 10 seconds", "about 40 seconds", "about 2 minutes", "about 2 hours")
+    ]
 
 
 def test_repaired_double_backward_is_exact_and_does_no_more():
@@ -708,15 +734,59 @@ def test_command_on_a_critic_of_the_users_own(capsys, tmp_path, monkeypatch):
     assert "critic, critic step: batch 4 of 3×8×8, float32" in text
     assert "sampling needs a generator" in text
     # Nothing that could be quoted.
-    assert not any(word in text for word in ("gnfast / this", "floor", "quartiles")) and "yes" in text
+    assert not any(word in text for word in ("gnfast / this", "floor", "quartiles", "GB/s")) and "yes" in text
+    assert text.index("1 case of critic, about 10 seconds here: critic.") < text.index("critic, critic step")
     assert re.search(r"eager +~\d+0* ms|eager +~0\.0*\d ms", text)
     record = json.loads((tmp_path / "rows.json").read_text())
-    assert record["environment"]["torch"] == torch.__version__
+    assert record["ceilings"] is None and record["environment"]["torch"] == torch.__version__
     assert {row["variant"] for row in record["rows"]} >= {names.EAGER, names.A, names.B, names.C}
     assert not any({"ratio", "median_ms", "q25_ms", "steps_per_s"} & row.keys() for row in record["rows"])
 
 
 ALONE = ["--batch", "2", "--rounds", "1", "--seconds", "0", "--no-compiled", "--device", "cpu"]
+
+
+VIEWS = """
+from torch import nn
+class Critic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(256, 1)
+    def forward(self, x):
+        h = self.conv(x).relu()
+        return self.linear(h.view(h.size(0), -1))
+"""
+
+
+def test_command_on_a_critic_with_views_loses_no_row_and_joins_ceilings(capsys, tmp_path, monkeypatch):
+    (tmp_path / "views.py").write_text(VIEWS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ceilings, "measure", mock.Mock(side_effect=[Ceilings(1e9, 3e9), Ceilings(2e9, 1e9)]))
+    words = ["--net", "views:Critic", "--shape", "3,8,8", *ALONE, "--json", "rows.json"]
+    assert main(["bench", "critic", "generator", *words]) == 0
+    text = capsys.readouterr().out
+    assert text.count("takes no channels_last: rows are contiguous; .flatten(1) has both") == text.count("note: ") == 1
+    record = json.loads((tmp_path / "rows.json").read_text())
+    found = {(row["step"][:6], row["variant"]) for row in record["rows"]}
+    assert found >= set(itertools.product(("critic", "genera"), (names.EAGER, names.B, names.C, names.PLAIN)))
+    assert {row["layout"] for row in record["rows"]} == {"contiguous_format"}
+    # The second case's: the higher of both.
+    assert record["ceilings"] == {"flop_per_s": 2e9, "bytes_per_s": 3e9}
+    first, *_, last = record["rows"]
+    assert first["floor_ms"] == pytest.approx(
+        1e3 * max(first["least_flops"] / 1e9, first["least_bytes"] / 3e9), abs=1e-4
+    )
+    assert last["floor_ms"] == pytest.approx(1e3 * max(last["least_flops"] / 2e9, last["least_bytes"] / 3e9), abs=1e-4)
+
+
+def test_a_ceiling_is_the_best_that_was_seen_of_any_algorithm(monkeypatch):
+    times = iter([4.0, 9.0, 2.0, 5.0])
+    monkeypatch.setattr(ceilings, "device_us", lambda *_: {"median_us": 100.0, "least_us": next(times)})
+    monkeypatch.setattr(ceilings.winograd, "fits", lambda *_: True)
+    found = ceilings.measure(CPU, tuned("float32"), quick=True)
+    convolution = 2 * 2 * 32**2 * 128**2 * 9
+    assert found.flop_per_s == pytest.approx(max(2 * 256**3 / 4e-6, convolution / 2e-6))
+    assert found.bytes_per_s == pytest.approx(2 * 2**22 / 5e-6)
 
 
 def test_command_on_a_critic_that_falls_back_says_so_once_and_fails(capsys, tmp_path, monkeypatch):
@@ -758,11 +828,17 @@ def test_bad_input_is_one_line(capsys, tmp_path, monkeypatch):
     assert "did you mean 'critic'" in fails(capsys, "critc")
     assert "--dtype: got tf32, which CPUs do not have" in fails(capsys, "--dtype", "tf32", "--device", "cpu")
     assert "--net: got 'bad', wanted module:Class" in fails(capsys, "--net", "bad", "--shape", "3,8,8")
-    assert "--net: bad:nothing cannot be imported" in fails(capsys, "--net", "bad:nothing", "--shape", "3,8,8")
+    assert "--net: bad has no nothing; wanted one of critic" in fails(
+        capsys, "--net", "bad:nothing", "--shape", "3,8,8"
+    )
     assert "--shape: got '3,x'" in fails(capsys, "--net", "bad:critic", "--shape", "3,x")
     assert "wanted Python literals" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args", "open('x')")
     assert "--args: bad:critic(depth=3)" in fails(capsys, "--net", "bad:critic", "--shape", "3,8,8", "--args=depth=3")
-    assert "--rounds" in fails(capsys, "--rounds", "0")
+    assert "--rounds: got 0, wanted at least 1" in fails(capsys, "--rounds", "0")
+    assert "--batch: got 0, wanted at least 1" in fails(capsys, "--batch", "0")
+    assert "did you mean --no-compiled?" in fails(capsys, "--no-compile")
+    assert "did you mean --compiled?" in fails(capsys, "--compile")
+    assert "torch.nn:ReLU has no weights" in fails(capsys, "--net", "torch.nn:ReLU", "--shape", "3,8,8")
     assert "--seconds: got nan" in fails(capsys, "--seconds", "nan")
     assert "--plot: got --quick with it" in fails(capsys, "--quick", "--plot", "a.png")
     assert "--device: got 'abacus'" in fails(capsys, "--device", "abacus")
@@ -777,6 +853,7 @@ def test_help_teaches(capsys):
     assert not end.value.code
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "gnfast bench critic --net mymodels:Critic --shape 3,64,64" in text
+    assert "--batch INT" in text and "None" not in text
     assert all(name in text for name in cases.CASES)
 
 

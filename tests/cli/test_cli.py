@@ -300,6 +300,34 @@ def test_output_that_nobody_can_read_ends_nothing(monkeypatch):
     ascii_only.close()
 
 
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [(["info"], 1), (["bench", "critic"], 1), (["bench", "paper"], 3), (["train", "digits"], 3), (["sweep", "a"], 3)],
+)
+def test_a_reader_that_is_gone_ends_a_command_at_its_next_line_unless_it_trains(monkeypatch, capfd, words, lines):
+    said = []
+
+    def run(_words):
+        for number in range(3):
+            said.append(number)
+            print(number)
+        return 0
+
+    monkeypatch.setattr(f"gnfast.cli.{words[0]}.run", run)
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        if lines == 1:
+            with pytest.raises(SystemExit) as end:
+                main(words)
+            assert end.value.code == 128 + signal.SIGPIPE
+        else:
+            assert main(words) == 0
+    assert said == [*range(lines)]
+    assert capfd.readouterr().err == ""
+
+
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
 

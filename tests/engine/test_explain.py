@@ -230,12 +230,22 @@ class Sum(nn.Module):
 def test_a_custom_function_is_named_where_it_is_applied(function):
     """Its result is used elsewhere, and another function is applied before, of which nothing is seen by then."""
     net = nn.Sequential(nn.Linear(7, 7), Applies(function), Applies(Binarised), Sum()).double()
-    (refusal,) = gnfast.explain(net, normal(4, 5, 7)).plan.refusals
+    refusal, _ = gnfast.explain(net, normal(4, 5, 7)).plan.refusals
     here = Path(__file__).relative_to(Path.cwd())
     line = inspect.getsourcelines(Applies.forward)[1] + 2
     assert (refusal.submodule, refusal.operation) == ("1", f"{function.__name__}.apply")
     assert refusal.line == f"{here}:{line}"
     assert f"{function.__name__} ({here}:{function.forward.__code__.co_firstlineno})" in refusal.reason
+
+
+def test_a_custom_function_is_named_in_all_places_once():
+    net = nn.Sequential(nn.Linear(7, 7), *(Applies(Binarised) for _ in range(5)), Applies(Reversed), Sum()).double()
+    explanation = gnfast.explain(net, normal(4, 5, 7))
+    first, last = (line for line in str(explanation).splitlines() if line[:2] in ("1.", "2."))
+    assert "in submodule '1'" in first and first.count("Binarised") == 2
+    assert "; and 4 more places: submodule '2' (" in first and "'4'" in first and "'5'" not in first
+    assert "Reversed.apply in submodule '6'" in last and "more place" not in last
+    assert "four passes" in str(explanation) and "The passes would take" not in str(explanation)
 
 
 def test_a_custom_function_that_hides_where_it_is_applied_is_named_where_it_is_used():

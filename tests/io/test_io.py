@@ -67,13 +67,17 @@ def test_rows_without_those_that_are_damaged(tmp_path):
 
 def test_what_a_user_names_may_lie_in_the_current_folder(tmp_path, monkeypatch):
     (tmp_path / "a_users_module.py").write_text("number = 3")
+    (tmp_path / "wants_another.py").write_text("import another_one")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["elsewhere"])
     assert load_object("a_users_module:number", "--net") == 3
     for spec, message in (
         ("a_users_module", "--net: got 'a_users_module', wanted module:Class"),
         (":number", "--net: got ':number', wanted module:Class"),
-        ("a_users_module:letter", "--net: a_users_module:letter cannot be imported"),
+        ("a_users_module:letter", "--net: a_users_module has no letter$"),
+        ("a_users_module.py:number", "--net: a_users_module.py:number cannot .*; without .py: a_users_module:number$"),
+        ("random:Randon", "--net: random has no Randon; did you mean 'Random'"),
+        ("wants_another:x", r"--net: wants_another:x cannot be imported \(No module named 'another_one'\)$"),
         ("nowhere_at_all:x", "--net: nowhere_at_all:x cannot be imported .*is its folder on PYTHONPATH"),
     ):
         with pytest.raises(ValueError, match=message):

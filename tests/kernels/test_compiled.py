@@ -120,7 +120,7 @@ def test_commands_say_it_once_in_their_first_lines(missing, monkeypatch, capsys,
 
     compiled._told = False
     monkeypatch.setattr(ceilings, "measure", enough)
-    assert main(["bench", "--quick", "--device=cpu"]) == 2
+    assert main(["bench", "--device=cpu"]) == 2
     captured = capsys.readouterr()
     assert captured.out == f"warning: {compiled.notice()}\n"
     assert "gnfast._C" not in captured.err
