@@ -81,8 +81,8 @@ class EvalOptions:
     reference: str = ""
     """Statistics instead of real images: an .npz by --save-stats, pytorch-fid or the papers' code."""
     extractor: str = ""
-    """`inception`, `classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty. MODULE is imported, so
-    it must be given here: one that only a run or a file names is refused."""
+    """`inception`, `classifier`, `pixels-8x8` (needs no weights), or MODULE:FUNCTION; the run's, or `inception`, if
+    empty. MODULE is imported, so it must be given here: one that only a run or a file names is refused."""
     protocol: Literal["", *PROTOCOLS] = ""
     """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
     extractor_weights: str = ""
