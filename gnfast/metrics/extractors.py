@@ -72,7 +72,7 @@ def load_extractor(
     if spec == PIXELS:
         # Of another number of channels there is another number of features.
         channels = 3 if dataset is None else dataset.images.shape[1]
-        return FeatureExtractor(PIXELS, 64 * channels, _fields, device, PIXELS)
+        return FeatureExtractor(PIXELS, 64 * channels, _fields, device)
     if dataset is None:
         raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")
     if function is not None:

@@ -152,6 +152,8 @@ def test_pixels_score_a_run_without_weights_labels_or_code(capsys):
     found = result("run", "--extractor", "pixels-8x8", "--n=20")
     assert found["distance_name"] == "Fréchet distance in features of pixels-8x8"
     assert found["covariance"].startswith("singular: 20 generated images for 64 features; ")
+    # Which weights would have.
+    assert "extractor_sha256" not in found
     assert f"covariance {found['covariance']}" in re.sub(" +", " ", capsys.readouterr().out)
 
 
