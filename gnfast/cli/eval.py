@@ -1,15 +1,11 @@
 """`gnfast eval WHAT`: scores of a run, of images or of saved statistics against real images."""
 
 import dataclasses
-import functools
 import json
 import platform
-import sys
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,19 +15,17 @@ import gnfast
 from gnfast import metrics
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.eval_further import SecondOpinion, divergence, similarity
+from gnfast.cli.eval_subject import Subject, loaded, subject_of
+from gnfast.cli.eval_told import progress, say, told
 from gnfast.cli.options import argument, parse, spelled_out
-from gnfast.config.config import as_json
-from gnfast.data import ImageDataset, load, to_uint8
+from gnfast.data import ImageDataset
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
 from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, second_opinion
-from gnfast.runs.checkpoint import locate
-from gnfast.runs.published import published
+from gnfast.metrics.evaluate import image_count
 from gnfast.runs.record import WEIGHTS
-from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics
-from gnfast.train.export import snapshot
 
 EVAL_HELP = """\
 Fréchet distance (FID with Inception's official weights), Inception score and KID.
@@ -81,14 +75,14 @@ class EvalOptions:
     reference: str = ""
     """Statistics instead of real images: an .npz by --save-stats, pytorch-fid or the papers' code."""
     extractor: str = ""
-    """`inception`, `classifier`, or MODULE:FUNCTION; the run's, or `inception`, if empty. MODULE is imported, so
-    it must be given here: one that only a run or a file names is refused."""
+    """`inception`, `classifier`, `pixels-8x8` (needs no weights), or MODULE:FUNCTION; the run's, or `inception`, if
+    empty. MODULE is imported, so it must be given here: one that only a run or a file names is refused."""
     protocol: Literal["", *PROTOCOLS] = ""
     """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
     extractor_weights: str = ""
     """Path of Inception's weights; the run's, or the official ones, cached or downloaded, if empty."""
     n: int = 0
-    """How many images to measure; what the run says, or all that there are, if 0."""
+    """How many images to measure; what the run says (its --n-fake), or all that there are, if 0."""
     n_real: int = 0
     """How many real images they are measured against, evenly spread; all if 0, or what the run says of its own data."""
     seed: int = 0
@@ -117,12 +111,15 @@ class EvalOptions:
     """How many images at a time; a run's `batch_g` instead for a run."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+    threads: int | None = None
+    """CPU threads; 0 leaves PyTorch's choice. Another number can change the last bits of the results. None takes the
+    run's own setting."""
 
     @property
     def how(self) -> dict[str, Any]:
         """How images are measured, with as many features of each side as KID needs."""
         keep = metrics.KEEP if self.kid_subsets else 0
-        return {"batch_size": self.batch, "keep": keep, "progress": _progress()}
+        return {"batch_size": self.batch, "keep": keep, "progress": progress()}
 
 
 def run(words: list[str]) -> int:
@@ -146,35 +143,10 @@ def run(words: list[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is measured.
-
-    Attributes:
-        facts: what the result says about it.
-        settings: those that options leave to it: `extractor`, `protocol`, `extractor_weights`.
-        known: its statistics where they come from a file.
-        measure: extractor to statistics, where it is images.
-        images: some of them, which tell the real images' size.
-        real: loads the real images that it is measured against by default, where there are such.
-        similarity: the intra-class MS-SSIM, where it is a class-conditional generator.
-        draws: images of a generator, count to (count, C, H, W), and the largest count.
-    """
-
-    facts: dict[str, Any]
-    settings: dict[str, Any]
-    known: ImageStatistics | None = None
-    measure: Callable[[FeatureExtractor], ImageStatistics] | None = None
-    images: ImageDataset | None = None
-    real: Callable[[], ImageDataset] | None = None
-    similarity: Callable[[], float] | None = None
-    draws: tuple[Callable[[int], torch.Tensor], int] | None = None
-
-
 def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     """Measures; returns what goes into the JSON file, and the table of it for people."""
     device = resolve_device(options.device)
-    subject = _subject(options, device)
+    subject = subject_of(options, device)
     spec = _extractor_name(options, subject)
     real = ImageStatistics.load(expanded(options.reference)) if options.reference else None
     images = None if real else _real_images(options, subject)
@@ -191,11 +163,13 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     shown = other.heard(extractor) if other else extractor
     if real and extractor:
         metrics.require_comparable(real.origin, metrics.origin(extractor))
+    n = image_count("n_real", options.n_real or subject.settings.get("n_real") or None, images) if images else None
+    say(_what_is_measured(options, subject, extractor, images, n))
     if images:
-        n = options.n_real or subject.settings.get("n_real") or None
-        real = metrics.reference_statistics(images, extractor, n=n, **options.how)
+        seen = told(extractor, f"images of {images.name}", n)
+        real = metrics.reference_statistics(images, seen, n=n, **options.how)
     started = time.perf_counter()
-    fake = subject.known or subject.measure(shown)
+    fake = subject.known or subject.measure(told(shown, subject.what, subject.count))
     speed = fake.features.count / (time.perf_counter() - started) if subject.measure else None
     if options.save_stats:
         fake.save(options.save_stats)
@@ -209,7 +183,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         result |= {"against": options.reference or images.name, **scores.as_dict()}
         timing = dict(scores.timing)
     if other:
-        further |= other.scores(n, _weights(options, subject), device, _progress())
+        further |= other.scores(n, _weights(options, subject), device, progress())
     result |= further
     if extractor and extractor.fingerprint:
         result["extractor_sha256"] = extractor.fingerprint
@@ -217,6 +191,23 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
         timing["images_per_second"] = speed
     versions = {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {**result, "device": str(device), "timing": timing, "versions": versions}, _table(scores, result, timing)
+
+
+def _what_is_measured(
+    options: EvalOptions,
+    subject: Subject,
+    extractor: FeatureExtractor | None,
+    images: ImageDataset | None,
+    n: int | None,
+) -> str:
+    """How many, in which features, against what: before it takes minutes."""
+    known = {"extractor": subject.known.extractor} if subject.known else {}
+    origin = known | (metrics.origin(extractor) if extractor else {})
+    features = f"in features of {origin.get('extractor') or 'an unknown extractor'}"
+    features += f", protocol {origin['protocol']}" if origin.get("protocol") else ""
+    against = f"{n} images of {images.name}" if images else options.reference
+    counted = f"{'an unknown number of' if subject.count is None else subject.count} {subject.what}"
+    return f"measuring {counted} {features}" + (f"; against {against}" if against else "")
 
 
 def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
@@ -232,78 +223,10 @@ def _shown(value: Any) -> str:
     return fixed(value) if isinstance(value, float) else plain(value)
 
 
-def _subject(options: EvalOptions, device: torch.device) -> Subject:
-    path = expanded(options.what)
-    if options.best and not (path / "config.json").exists():
-        raise ValueError(f"--best: got {options.what}, wanted a run folder, which keeps its best checkpoint")
-    if path.suffix == ".npz":
-        if options.save_stats or options.n:
-            raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
-        known = ImageStatistics.load(path)
-        return Subject({}, {"extractor": known.extractor, "protocol": known.protocol}, known=known)
-    if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
-        return _run(path, options, device)
-    images = _load(options.what, options.what_split, options)
-    measure = functools.partial(metrics.dataset_statistics, images, n=options.n or None, **options.how)
-    return Subject({}, {}, measure=measure, images=images)
-
-
-def _run(path: Path, options: EvalOptions, device: torch.device) -> Subject:
-    saved = snapshot(path, options.weights or None, options.best)
-    config, generator = saved.config, saved.build().to(device)
-    statistics = config.sample_bn if options.bn == "run" else options.bn
-    images = partial(sampler, generator, config.z_dim, config.classes, config.batch_g)
-
-    def measure(extractor: FeatureExtractor) -> ImageStatistics:
-        draw = images(options.seed, samples_with_batch_statistics(statistics, extractor))
-        how = options.how | {"batch_size": config.batch_g}
-        return metrics.generated_statistics(draw, options.n or config.n_fake, extractor, **how)
-
-    def alike() -> float:
-        draw = of_classes(generator, config.z_dim, options.seed, statistics == "batch")
-        return metrics.intra_class_ms_ssim(draw, config.classes, pairs=metrics.PAIRS, batch_size=config.batch_g)
-
-    settings = as_json(config)
-    if settings["extractor"] == "none":
-        settings["extractor"] = ""
-    if options.data or options.split:
-        settings["n_real"] = 0
-    # Real images are prepared as they were for the run, whichever they are.
-    split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
-    names = ("data", "data_root", "resolution", "channels")
-    asked = {name: value for name in names if (value := getattr(options, name))}
-    real = dataclasses.replace(config, **asked, crop=config.crop if options.crop is None else options.crop)
-    place = locate(path, options.best)
-    facts = {"checkpoint": place.name if place else "", "step": saved.about["step"], "weights": saved.weights}
-    facts |= {"batch_norm": statistics, "average": saved.unmoved}
-    facts["published"] = published(saved.about["preset"], settings, real.data)
-    return Subject(
-        {name: fact for name, fact in facts.items() if fact != ""},
-        settings,
-        measure=measure,
-        images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),
-        real=(lambda: load_split(real, split, _progress())) if real.data else None,
-        similarity=alike if config.classes else None,
-        draws=(images(options.seed, statistics == "batch"), config.batch_g),
-    )
-
-
 def _real_images(options: EvalOptions, subject: Subject) -> ImageDataset | None:
     if subject.real:
         return subject.real()
-    return _load(options.data, options.split or "train", options) if options.data else None
-
-
-def _load(source: str, split: str, options: EvalOptions) -> ImageDataset:
-    return load(
-        source,
-        split=split,
-        resolution=options.resolution or None,
-        channels=options.channels or None,
-        crop=options.crop,
-        root=options.data_root or None,
-        progress=_progress(),
-    )
+    return loaded(options.data, options.split or "train", options) if options.data else None
 
 
 def _require_alike(real: ImageDataset, measured: ImageDataset) -> None:
@@ -336,13 +259,9 @@ def _extractor(
         protocol=options.protocol or subject.settings.get("protocol") or "tf",
         weights=_weights(options, subject),
         device=device,
-        progress=_progress(),
+        progress=progress(),
     )
 
 
 def _weights(options: EvalOptions, subject: Subject) -> str | None:
     return options.extractor_weights or subject.settings.get("extractor_weights") or None
-
-
-def _progress() -> bool:
-    return sys.stderr.isatty()

@@ -43,6 +43,9 @@ class SampleOptions:
     """Instead of --n images, this many rows of ten, each a walk from one latent vector to another."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+    threads: int | None = None
+    """CPU threads; 0 leaves PyTorch's choice. Another number can change the last bits of the results. None takes the
+    run's own setting."""
 
 
 def run(words: list[str]) -> int:
@@ -66,6 +69,7 @@ def run(words: list[str]) -> int:
         classes=options.classes,
         interpolate=options.interpolate,
         device=options.device,
+        threads=options.threads,
     )
     print(path)
     return 0

@@ -55,13 +55,15 @@ def run(words: list[str]) -> int:
         print(f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
     from gnfast.runs.launch import require_own_folder, run_sweep
-    from gnfast.runs.sweep_results import collect, rows, write_results
+    from gnfast.runs.sweep_results import collect, rows, unscored, write_results
 
     require_own_folder(sweep)
     signal = 0 if options.table else run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
     results = collect(sweep)
     path = write_results(results)
     print(columns(rows(results)))
+    if line := unscored(results):
+        print(line)
     print(f"report: {path}")
     if signal:
         return 128 + signal

@@ -1,5 +1,7 @@
 """Devices by the names that commands take, and the way to them."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,15 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"--device: got {name!r}, wanted a device that this PyTorch ({torch.__version__}) has")
     return device
+
+
+def use_threads(asked: int | None, otherwise: int) -> None:
+    """Has PyTorch use so many CPU threads, `otherwise` where None are asked for; 0 leaves its choice."""
+    if asked is not None and asked < 0:
+        raise ValueError(f"--threads: got {asked}, wanted a whole number of at least 0")
+    # What a run says may be of another machine, or of a file that says anything.
+    if count := min(otherwise, os.cpu_count() or 1) if asked is None else asked:
+        torch.set_num_threads(count)
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -1,12 +1,14 @@
 """`load_extractor`: one door to all feature extractors, by name or as a function of the user's."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gnfast.data import ImageDataset
 from gnfast.io.files import cache_root, expanded
@@ -18,10 +20,12 @@ from gnfast.metrics.protocols import Protocol, find_protocol
 from gnfast.metrics.weights import is_official, load_weights
 
 _CLASSIFIER = "A small classifier trained on the labelled real images on the spot: 64 features."
+PIXELS = "pixels-8x8"
 _EXTRACTORS = {
     INCEPTION: "The Inception network of 2015 that FID, IS and KID are defined by: 2048 features, 1008 logits.",
     "digits-classifier": _CLASSIFIER,
     "classifier": _CLASSIFIER,
+    PIXELS: "The mean colours of 8x8 fields of each image: layout and colours, no weights, no labels and no detail.",
 }
 
 
@@ -65,6 +69,10 @@ def load_extractor(
         spec = called(function)
     elif spec not in _EXTRACTORS:
         function = load_object(spec, "extractor", f"{', '.join(_EXTRACTORS)}, or module:function")
+    if spec == PIXELS:
+        # Of another number of channels there is another number of features.
+        channels = 3 if dataset is None else dataset.images.shape[1]
+        return FeatureExtractor(PIXELS, 64 * channels, _fields, device)
     if dataset is None:
         raise ValueError(f"extractor {spec}: got no data set, wanted one of real images")
     if function is not None:
@@ -73,7 +81,15 @@ def load_extractor(
     return load_classifier(dataset, folder, device, progress)
 
 
+def _fields(images: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 -> (N, 64 · C) float32 in [0, 1]."""
+    return F.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
+
+
 def _own(spec: str, function: Callable[[Tensor], Any], dataset: ImageDataset, device: torch.device) -> FeatureExtractor:
+    if isinstance(function, nn.Module) and any(module.training for module in function.modules()):
+        line = f"extractor {spec}: a module in training mode, whose dropout and batch norm act as in training"
+        warnings.warn(f"{line}; .eval() measures without", stacklevel=3)
     sample = dataset.images[:2].to(device)
     with torch.no_grad():
         result = function(sample)

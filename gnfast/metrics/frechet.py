@@ -32,6 +32,8 @@ class FeatureStatistics:
         # The sum of outer products of the vectors' deviations, or the covariance, as a file has it.
         self._second = torch.zeros(dim, dim, dtype=torch.float64, device=device)
         self._is_sum = True
+        # The vectors themselves, while there are at most D: they are a smaller factor of the covariance than its own.
+        self._vectors: Tensor | None = torch.zeros(0, dim, dtype=torch.float64, device=device)
 
     @property
     def mean(self) -> Tensor:
@@ -47,6 +49,13 @@ class FeatureStatistics:
         """
         self._require(2)
         return _symmetric(self._second / (self.count - 1)) if self._is_sum else self._second.clone()
+
+    @property
+    def factor(self) -> Tensor | None:
+        """(D, N) float64 F with `cov` = F Fᵀ, where the 2 to D vectors themselves have come; otherwise None."""
+        if self._vectors is None or len(self._vectors) < 2:
+            return None
+        return ((self._vectors - self._mean) / (self.count - 1) ** 0.5).T
 
     def update(self, features: Tensor) -> None:
         """Add vectors.
@@ -71,6 +80,8 @@ class FeatureStatistics:
             mean = chunk.mean(0)
             centred = chunk - mean
             self._merge(len(chunk), mean, centred.T @ centred)
+            known = self._vectors is not None and self.count <= self.dim
+            self._vectors = torch.cat([self._vectors, chunk]) if known else None
 
     def merge(self, other: "FeatureStatistics") -> None:
         """Add the vectors that `other` has seen.
@@ -85,6 +96,7 @@ class FeatureStatistics:
         if other.count:
             device = self._mean.device
             self._merge(other.count, other._mean.to(device), other._scatter().to(device))
+            self._vectors = None
 
     def save(self, path: str | os.PathLike) -> None:
         """Write `mu` (D,), `sigma` (D, D) and, where it is known, `n` as an .npz file, atomically.
@@ -124,7 +136,7 @@ class FeatureStatistics:
         statistics.count = None if n is None else int(n)
         statistics._mean = torch.from_numpy(mu.astype(np.float64))
         statistics._second = _covariance(place, torch.from_numpy(sigma.astype(np.float64)))
-        statistics._is_sum = False
+        statistics._is_sum, statistics._vectors = False, None
         if not torch.isfinite(statistics._mean).all():
             raise InputError(f"{place}: mu: got NaN or infinity, wanted finite numbers")
         return statistics
@@ -173,6 +185,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     The trace of the root is the sum of the roots of the eigenvalues of Rᵀ Σ_b R with Σ_a = R Rᵀ, which is symmetric and
     has the eigenvalues of Σ_a Σ_b: real by construction, where a matrix square root of the product may be complex.
     R is a Cholesky factor, which keeps the digits of small eigenvalues, or of eigenvectors where both are singular.
+    Where `a` is of at most D vectors, R is those themselves, and the matrix as small as they are few.
 
     Source: Dowson and Landau, "The Fréchet distance between multivariate normal distributions" (1982), eq. 4.
 
@@ -191,12 +204,16 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     means, covs = (a.mean, b.mean.to(device)), (a.cov, b.cov.to(device))
     if not all(torch.isfinite(part).all() for part in (*means, *covs)):
         raise ValueError("a and b: got NaN or infinity in a mean or covariance, wanted finite numbers")
-    distance = (means[0] - means[1]).square().sum() + covs[0].trace() + covs[1].trace() - 2 * _trace_of_root(*covs)
+    # Not that of `b`: a reference may come from a file, without vectors, and its distance must be the same to the bit.
+    root = _trace_of_root(*covs, a.factor)
+    distance = (means[0] - means[1]).square().sum() + covs[0].trace() + covs[1].trace() - 2 * root
     return max(0.0, float(distance))
 
 
-def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
-    """tr √(a b) for two symmetric semidefinite matrices."""
+def _trace_of_root(a: Tensor, b: Tensor, narrow: Tensor | None) -> Tensor:
+    """tr √(a b) for two symmetric semidefinite matrices; a = narrow narrowᵀ where that is known."""
+    if narrow is not None:
+        return _roots(torch.linalg.eigvalsh(_symmetric(narrow.T @ b @ narrow))).sum()
     factored = [(factor, other) for one, other in ((a, b), (b, a)) if (factor := _cholesky(one)) is not None]
     if factored:
         factor, other = factored[0]

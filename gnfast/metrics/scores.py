@@ -34,6 +34,7 @@ class Scores:
         kid_mean, kid_std: the kernel distance, times 1000 as papers report it; None without features of both sides, and
             no deviation where the one subset is all images.
         details: the extractor's figures (the classifier's "held_out_accuracy", a fraction).
+        dim: the number of features; None where it is not known.
         timing: "distance_seconds", and "images_per_second" of generating, preparing and mapping to features.
     """
 
@@ -49,6 +50,7 @@ class Scores:
     kid_std: float | None = None
     details: Mapping[str, float] = field(default_factory=dict)
     timing: Mapping[str, float] = field(default_factory=dict, compare=False)
+    dim: int | None = None
 
     @property
     def is_fid(self) -> bool:
@@ -59,6 +61,18 @@ class Scores:
     def distance_name(self) -> str:
         """ "FID", or for other features what the distance is."""
         return "FID" if self.is_fid else f"Fréchet distance in features of {self.extractor}"
+
+    @property
+    def covariance(self) -> str | None:
+        """One line where a side has no more images than features; None where none is known to."""
+        sides = ((self.n_real, "real"), (self.n_fake, "generated"))
+        few = [f"{n} {kind}" for n, kind in sides if n is not None and self.dim is not None and n <= self.dim]
+        if not few:
+            return None
+        return (
+            f"singular: {' and '.join(few)} images for {self.dim} features; compare this distance with others of the "
+            "same N alone"
+        )
 
     def rows(self) -> list[tuple[str, str]]:
         """The scores under the names that they may be called by, for people."""
@@ -84,7 +98,7 @@ class Scores:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without those that there are none of and without the timing."""
         names = ("distance", "extractor", "protocol", "n_real", "n_fake", "seed")
-        names += ("is_mean", "is_std", "kid_mean", "kid_std")
+        names += ("is_mean", "is_std", "kid_mean", "kid_std", "covariance")
         known = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {"distance_name": self.distance_name, **known, **self.details}
 
@@ -120,7 +134,7 @@ def compare(
     extractor = fake.extractor or real.extractor or "an unknown extractor"
     counts, protocol = (real.features.count, fake.features.count), fake.protocol or real.protocol
     scores = (*(fake.score or (None, None)), *kid)
-    return Scores(distance, extractor, *counts, protocol, seed, *scores, dict(details or {}), timing)
+    return Scores(distance, extractor, *counts, protocol, seed, *scores, dict(details or {}), timing, fake.features.dim)
 
 
 def require_comparable(real: Mapping[str, str], fake: Mapping[str, str]) -> None:

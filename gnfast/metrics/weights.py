@@ -71,7 +71,8 @@ def official(*, progress: bool) -> Path:
     """
     if (file := found()) is not None:
         return file
-    advice = ", or give its path, --extractor-weights; without it, --extractor classifier "
-    advice += "measures labelled images, and --extractor module:function is one of your own (docs/evaluation.md)"
+    advice = ", or give its path, --extractor-weights; without it, --extractor classifier measures labelled images, "
+    advice += "--extractor pixels-8x8 colours and layout of any, and --extractor module:function is one of your own "
+    advice += "(docs/evaluation.md)"
     download(URL, places()[0], "sha256", OFFICIAL, advice=advice, progress=progress)
     return places()[0]

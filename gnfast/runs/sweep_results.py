@@ -151,6 +151,19 @@ def rows(results: Results) -> list[tuple[str, ...]]:
     return lines
 
 
+def unscored(results: Results) -> str:
+    """One line on why no run has a score; empty where one has, or none has ended."""
+    ended = [run for run in results.runs if run.state.status in ENDED and run.record]
+    if not ended or any(run.best for run in results.runs):
+        return ""
+    if all(run.record.settings.get("extractor") == "none" for run in ended):
+        return (
+            "no run is scored: their extractor is none, given or chosen (no labels, no weights or steps < eval_every); "
+            'set one in the sweep file, extractor = "pixels-8x8" for one that needs neither'
+        )
+    return f"no run is scored: none has {results.score or 'a score'} in its metrics.jsonl"
+
+
 def spread(values: Sequence[float]) -> str:
     """`1.234 ± 0.056` (sample standard deviation, two digits), one value alone without it, `–` for none."""
     if not values:
@@ -187,6 +200,7 @@ def write_results(results: Results) -> Path:
         section(
             "Scores",
             element("p", "mean ± standard deviation over the seeds, of runs that ended", class_="soft"),
+            *([element("p", why)] if (why := unscored(results)) else ()),
             table(head, body, _winner(results)),
         ),
         section("Curves", element("div", drawn, _curves(results), class_="grid wide") if drawn else ""),

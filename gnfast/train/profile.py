@@ -19,7 +19,7 @@ from gnfast.train.state import State
 
 # Updates before the first that is timed, and those of a window: one is timed as it is, the next is profiled.
 BEFORE, WINDOW = 20, 20
-UPDATE = "gnfast: update"
+UPDATE, APART = "gnfast: update", "gnfast: apart"
 
 
 class Profile:
@@ -39,7 +39,7 @@ class Profile:
         self.state, self.folder, self.begun, self.spent, self.say = state, folder, begun, spent, say
         self.window: Window | None = None
         self._start, self._since = state.step, time.perf_counter()
-        self._in_updates = 0.0
+        self._in_updates = self._apart = 0.0
         self._profiler: torch.profiler.profile | None = None
         self._tried = False
         self._course = self._run()
@@ -52,6 +52,17 @@ class Profile:
             self.state.update()
         self._in_updates += time.perf_counter() - began
         next(self._course)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around work between two updates that takes as long as many: a window is as if it had not been."""
+        # Kernels that begin in this stretch are its own.
+        self._wait()
+        began = time.perf_counter()
+        with record_function(APART) if self._profiler else contextlib.nullcontext():
+            yield
+            self._wait()
+        self._apart += time.perf_counter() - began
 
     def __enter__(self) -> "Profile":
         return self
@@ -76,11 +87,11 @@ class Profile:
             yield
         if length:
             self._wait()
-            began, in_updates = time.perf_counter(), self._in_updates
+            began, in_updates = time.perf_counter() - self._apart, self._in_updates
             for _ in range(length):
                 yield
             self._wait()
-            seconds = (time.perf_counter() - began) / length
+            seconds = (time.perf_counter() - self._apart - began) / length
             host = (self._in_updates - in_updates) / length
             self._profiler = self._started()
             for _ in range(length):
@@ -121,7 +132,7 @@ class Profile:
         return []
 
     def _seen(self, recorded: list[Any], length: int, seconds: float, host: float) -> Window | None:
-        events = list(map(_event, recorded))
+        events = _without_apart(list(map(_event, recorded)))
         updates = [event.span for event in events if event.span.name == UPDATE and not event.on_gpu]
         kernels = [event.span for event in events if event.on_gpu and not event.note]
         if not updates:
@@ -163,6 +174,20 @@ class _Event(NamedTuple):
     on_gpu: bool
     note: bool
     """Not work, but a name that a program gave to a stretch of it."""
+
+
+def _without_apart(events: list[_Event]) -> list[_Event]:
+    """The events before, between and after the stretches that are apart, these cut out of the time."""
+    for cut in sorted((event.span for event in events if event.span.name == APART and not event.on_gpu), reverse=True):
+        kept = [event for event in events if not cut.begin <= event.span.begin < cut.end]
+        length = cut.end - cut.begin
+        events = [
+            event._replace(span=event.span._replace(begin=event.span.begin - length, end=event.span.end - length))
+            if event.span.begin >= cut.end
+            else event
+            for event in kept
+        ]
+    return events
 
 
 def _event(event: Any) -> _Event:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast.data import to_uint8
-from gnfast.interop.device import resolve_device
+from gnfast.interop.device import resolve_device, use_threads
 from gnfast.io.files import make_folder
 from gnfast.runs.checkpoint import locate
 from gnfast.train.export import Weights, snapshot
@@ -33,6 +33,7 @@ def sample_run(
     classes: Sequence[int] = (),
     interpolate: int = 0,
     device: str = "auto",
+    threads: int | None = None,
 ) -> Path:
     """Draws images from a generator, in batches of its run's `batch_g`.
 
@@ -47,25 +48,25 @@ def sample_run(
         classes: labels that the images take in turn, of a class-conditional generator; all of them if empty.
         interpolate: instead of `count` images, this many rows of 10, each a walk from one latent vector to another.
         device: where to compute.
+        threads: CPU threads; the run's own setting if None, PyTorch's choice if 0.
 
     Returns:
         The file or folder written.
 
     Raises:
-        ValueError: `count` below 1, `interpolate` below 0, or classes that the generator does not have.
+        ValueError: `count` below 1, `interpolate` or `threads` below 0, or classes that the generator does not have.
         RunError: no run and no exported file, or no readable checkpoint in the run.
     """
     if count < 1:
         raise ValueError(f"--n: got {count}, wanted at least 1")
     if interpolate < 0:
         raise ValueError(f"--interpolate: got {interpolate}, wanted 0 or more rows")
-    taken = snapshot(source, weights, best)
-    config = taken.config
+    taken, noise = snapshot(source, weights, best), torch.Generator().manual_seed(seed)
+    config, where = taken.config, resolve_device(device)
+    use_threads(threads, config.threads)
     labels = torch.tensor(_labels(classes, config.classes), dtype=torch.int64)
-    where = resolve_device(device)
     generator = taken.build().to(where)
     statistics = config.sample_bn if batch_norm == "run" else batch_norm
-    noise = torch.Generator().manual_seed(seed)
     walk = _walks(interpolate, config.z_dim, noise)
     count = len(walk) or count
     batches = []

@@ -38,5 +38,5 @@ def _why_none(record: Record, config: Config) -> str:
     if top := best(record.rows, SCORE):
         return f"{record.folder / 'checkpoints' / BEST}, of step {top[0]}, is gone"
     if config.extractor == "none":
-        return "nothing was measured while it trained (--extractor none)"
+        return "nothing was measured while it trained; leave out --best"
     return "metrics.jsonl has no distance yet"

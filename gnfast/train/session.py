@@ -103,6 +103,9 @@ class Session:
         if self.begun is None:
             return contextlib.nullcontext(self.state)
         self.begun.mark("first scores")
+        # What came before the first update is told as a part of the start.
+        self.side.finish()
+        self.side.spent.entries.clear()
         return Profile(self.state, self.folder, self.begun, self.side.spent, self.log.say)
 
     def _plan(self) -> str:
@@ -168,9 +171,10 @@ class Session:
             self.side.submit(tasks, proves=logs, rows=[name for name, _ in tasks] == ["log"])
         if evaluates:
             self.side.finish()
-            self._evaluate()
-            if saves:
-                self._save()
+            with self.updated.apart() if isinstance(self.updated, Profile) else contextlib.nullcontext():
+                self._evaluate()
+                if saves:
+                    self._save()
 
     def _tell(self) -> None:
         """Where no bar does it, how far the run is, how fast, and how long it will take if it goes on so."""

@@ -83,7 +83,7 @@ def test_analyze(run, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_errors_say_why(run, unmeasured, capsys, command):
     line = fails(capsys, command, str(unmeasured), "--best")
-    assert "unmeasured has no best checkpoint: nothing was measured while it trained (--extractor none)" in line
+    assert "unmeasured has no best checkpoint: nothing was measured while it trained; leave out --best" in line
     best = run / "checkpoints" / "best.pt"
     assert f"--best: got {best}, wanted a run folder" in fails(capsys, command, str(best), "--best")
     missing = best.with_name("step-000000003.pt")

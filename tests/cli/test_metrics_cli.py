@@ -91,7 +91,70 @@ def test_an_average_that_has_hardly_moved_is_said_to_be_one(capsys):
     capsys.readouterr()
     assert "average" not in result("run", EXTRACTOR, "--n=20", "--raw")
     assert main(["sample", "run", "--n=2", "--out=two.png", "--raw"]) == 0
-    assert not capsys.readouterr().err
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_what_is_measured_is_said_before_and_how_far_it_is_while_it_is(capsys, monkeypatch):
+    assert main(["eval", "run", "--n-real=60", EXTRACTOR]) == 0
+    (line,) = capsys.readouterr().err.splitlines()[:1]
+    name = EXTRACTOR.partition("=")[2]
+    assert line == f"measuring 30 generated images in features of {name}; against 60 images of digits"
+    assert main(["eval", "images", EXTRACTOR, "--n=20", "--save-stats=said.npz"]) == 0
+    assert capsys.readouterr().err.startswith(f"measuring 20 images of images in features of {name}\n")
+    assert main(["eval", "said.npz", "--reference", "said.npz"]) == 0
+    assert capsys.readouterr().err == f"measuring 20 images in features of {name}; against said.npz\n"
+    monkeypatch.setattr("gnfast.cli.eval_told.LINE_SECONDS", 0)
+    assert main(["eval", "run", "--n=14", EXTRACTOR, "--n-real=300"]) == 0
+    _, real, real_again, first, second = capsys.readouterr().err.splitlines()[:5]
+    assert re.fullmatch(r"128 of 300 images of digits, \S+ images/s, 00:\d\d left", real), real
+    assert real_again.startswith("256 of 300 ")
+    assert first.startswith("6 of 14 generated images, ") and second.startswith("12 of 14 ")
+
+
+@pytest.mark.parametrize(("command", "words"), [("sample", ["--n=2"]), ("eval", [EXTRACTOR, "--n=20"])])
+def test_threads_are_the_runs_unless_they_are_said(capsys, monkeypatch, command, words):
+    shutil.copytree("run", f"threads-{command}")
+    config = json.loads(Path("run/config.json").read_text())
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    # Of a machine that this one is not, as many as there are.
+    for own, said, wanted in (
+        (3, (), [3]),
+        (0, (), []),
+        (3, ("--threads=2",), [2]),
+        (3, ("--threads=0",), []),
+        (99, (), [8]),
+    ):
+        config["config"]["threads"] = own
+        Path(f"threads-{command}/config.json").write_text(json.dumps(config))
+        assert main([command, f"threads-{command}", *words, *said]) == 0
+        assert asked == wanted
+        asked.clear()
+    line = commands.fails(capsys, command, f"threads-{command}", *words, "--threads=-1")
+    assert "--threads: got -1, wanted a whole number of at least 0" in line
+
+
+def test_data_that_a_file_was_trained_on_and_that_is_not_there(capsys):
+    shutil.copytree("run", "elsewhere")
+    config = json.loads(Path("elsewhere/config.json").read_text())
+    config["config"]["data"] = "/far/away/pictures"
+    Path("elsewhere/config.json").write_text(json.dumps(config))
+    assert main(["export", "elsewhere", "--out", "away.safetensors"]) == 0
+    for what, data in (("away.safetensors", "pictures"), ("elsewhere", "/far/away/pictures")):
+        line = fails(capsys, what, EXTRACTOR, "--n=20")
+        assert line == f"gnfast: {what} was trained on '{data}', which is not there: say --data"
+        assert main(["eval", what, EXTRACTOR, "--n=20", "--data=digits", "--split=train"]) == 0
+    assert "got 'nothing', wanted a path" in fails(capsys, "away.safetensors", EXTRACTOR, "--n=20", "--data=nothing")
+
+
+def test_pixels_score_a_run_without_weights_labels_or_code(capsys):
+    found = result("run", "--extractor", "pixels-8x8", "--n=20")
+    assert found["distance_name"] == "Fréchet distance in features of pixels-8x8"
+    assert found["covariance"].startswith("singular: 20 generated images for 64 features; ")
+    # Which weights would have.
+    assert "extractor_sha256" not in found
+    assert f"covariance {found['covariance']}" in re.sub(" +", " ", capsys.readouterr().out)
 
 
 def test_a_run_is_measured_as_in_training():

@@ -113,6 +113,25 @@ def test_singular_covariances():
     assert np.isfinite(frechet_distance(a, statistics(vectors(30, 50, 2))))
 
 
+@pytest.mark.parametrize("count", [20, 50, 400])
+def test_few_vectors_have_the_distance_of_their_covariance_by_a_small_matrix(tmp_path, monkeypatch, count):
+    few, other = FeatureStatistics(60), statistics(vectors(count, 60, 2, shift=1) @ vectors(60, 60, 3))
+    for chunk in vectors(23, 60, 1).split(7):
+        few.update(chunk)
+    torch.testing.assert_close(few.factor @ few.factor.T, few.cov, rtol=0, atol=1e-12)
+    few.save(tmp_path / "few.npz")
+    alone = FeatureStatistics.load(tmp_path / "few.npz")
+    other.save(tmp_path / "other.npz")
+    wanted, sizes, original = frechet_distance(alone, other), [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda matrix: sizes.append(len(matrix)) or original(matrix))
+    got = frechet_distance(few, other)
+    assert sizes == [23] and got == pytest.approx(wanted, rel=1e-8)
+    # A reference that was in the cache gives the same to the bit.
+    assert frechet_distance(few, FeatureStatistics.load(tmp_path / "other.npz")) == got
+    few.update(vectors(38, 60, 4))
+    assert few.factor is None and alone.factor is None
+
+
 def test_saved_and_loaded(tmp_path):
     # Chunks of unequal means, and a product whose triangles differ by rounding.
     before, whole = FeatureStatistics(33), vectors(150, 33, 0, shift=3)
@@ -323,6 +342,51 @@ def test_own_extractor(digits, name, classes):
     assert result.distance == pytest.approx(0, abs=1e-6)
     assert result.extractor == f"{__name__}:{name}"
     assert result.is_mean is None if classes is None else result.is_mean > 1
+
+
+def test_pixels_need_neither_weights_nor_labels(digits, tmp_path):
+    colour = ImageDataset("colour", digits.images[:200].repeat(1, 3, 2, 3) // 2)
+    for images, dim in ((colour, 192), (ImageDataset("grey", digits.images[:200]), 64)):
+        extractor = load_extractor("pixels-8x8", images)
+        assert (extractor.name, extractor.dim) == ("pixels-8x8", dim)
+        half = lambda n, of=images: of.images[-n:]  # noqa: E731
+        found = evaluate(half, images, extractor, n_fake=100, cache_dir=tmp_path, kid_subsets=0)
+        assert not found.is_fid and found.distance_name == "Fréchet distance in features of pixels-8x8"
+        darker = evaluate(lambda n, of=half: of(n) // 2, images, extractor, n_fake=100, cache_dir=tmp_path)
+        assert darker.distance > 2 * found.distance
+    assert torch.equal(extractor(digits.images[:2]), digits.images[:2].flatten(1).float() / 255)
+
+
+def test_a_module_in_training_mode_is_said_to_be_one(digits, recwarn):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(64, 5))
+    with pytest.warns(UserWarning, match=r"training mode, whose dropout and batch norm .*\.eval\(\)"):
+        load_extractor(Scaled(net), digits)
+    recwarn.clear()
+    load_extractor(Scaled(net).eval(), digits)
+    assert not recwarn.list
+
+
+class Scaled(torch.nn.Sequential):
+    def forward(self, images):
+        return super().forward(images / 255)
+
+
+@pytest.mark.parametrize(
+    ("count", "covariance"),
+    [
+        (65, None),
+        (
+            64,
+            "singular: 64 generated images for 64 features; compare this distance with others of the same N alone",
+        ),
+    ],
+)
+def test_too_few_images_for_the_features_are_said(digits, tmp_path, count, covariance):
+    extractor = load_extractor("pixels-8x8", digits)
+    found = evaluate(lambda n: digits.images[:n], digits, extractor, n_fake=count, cache_dir=tmp_path)
+    assert found.as_dict().get("covariance") == covariance
+    few = evaluate(lambda n: digits.images[:n], digits, extractor, n_fake=count, n_real=5, cache_dir=tmp_path)
+    assert few.covariance.startswith(f"singular: 5 real{' and 64 generated' if covariance else ''} images for 64")
 
 
 @pytest.mark.parametrize(

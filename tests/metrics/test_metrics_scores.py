@@ -333,7 +333,7 @@ def test_a_plain_function_is_an_extractor_under_its_own_name(tmp_path, monkeypat
     assert found[0].distance != found[1].distance and not list(tmp_path.rglob("*.npz"))
     name = f"{__name__}:test_a_plain_function_is_an_extractor_under_its_own_name.<locals>.<lambda>"
     assert found[0].as_dict()["extractor"] == name and not found[0].is_fid
-    for function in (Corner(1.0), functools.partial(Corner.forward, Corner(1.0))):
+    for function in (Corner(1.0).eval(), functools.partial(Corner.forward, Corner(1.0))):
         scores = evaluate(fake, real, function, **how)
         assert scores.distance == pytest.approx(wanted[0].distance, rel=1e-4)
         assert scores.extractor.startswith(f"{__name__}:Corner")

@@ -509,6 +509,30 @@ def test_a_sweep_without_scores_has_a_table_too(tmp_path, capsys):
         assert not (tmp_path / "runs" / "new" / "figure.svg").exists()
 
 
+@pytest.mark.parametrize(
+    ("extractor", "why"),
+    [("none", "their extractor is none, given or"), ("inception", "none has distance_raw in its metrics.jsonl")],
+)
+def test_why_no_run_of_a_sweep_is_scored(tmp_path, capsys, extractor, why):
+    file = tmp_path / "new.toml"
+    file.write_text(TINY.replace('"none"', f'"{extractor}"') + "[grid]\nseed = [0, 1]\n")
+    cases = load_sweep(file, tmp_path / "out").cases
+
+    def shown():
+        assert main(["sweep", str(file), "--table", "--out", str(tmp_path / "out")]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no run is scored: ")]
+        assert lines == [text for text in Page(tmp_path / "out" / "report.html").texts if "no run is scored" in text]
+        return lines
+
+    # Nothing is missed in runs that have not begun, nor where one is scored.
+    assert not shown()
+    pretend(cases[0], [{"distance_raw": None}])
+    (line,) = shown()
+    assert line.startswith(f"no run is scored: {why}")
+    pretend(cases[1], [1.0])
+    assert not shown()
+
+
 def test_spreads_have_two_digits():
     assert [spread(values) for values in ([], [2.34567], [1.0, 1.0], [1.2, 1.3], [1000.0, 4000.0])] == [
         *("–", "2.346", "1", "1.250 ± 0.071", "2500 ± 2121")

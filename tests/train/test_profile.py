@@ -1,5 +1,6 @@
 """`gnfast train --profile`: the page says where the time went, and the run is the one that it would have been."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from gnfast import metrics
 from gnfast.cli import main
 from gnfast.runs import checkpoint
 from gnfast.runs.timeline import Span
 from gnfast.train import NonFiniteLossError, train
 from gnfast.train import profile as profile_module
-from gnfast.train.profile import UPDATE, Profile
+from gnfast.train.profile import APART, UPDATE, Profile
 from gnfast.train.spent import Spent, since_start
 from gnfast.train.state import State
 from tests.pages import Page
@@ -44,14 +46,41 @@ def test_a_profiled_run_is_the_same_run(tmp_path):
     assert "updates 41 to 60 were profiled; operations of the CPU" in words
     assert {"products", "pointwise", "Python and autograd", "views and allocation", "optimiser"} <= {*words}
     side = ["log", "probe", "samples", "evaluation", "report", "curves", "checkpoint"]
-    for name, times in zip(side, (9, 3, 3, 3, 1, 1, 2), strict=True):
-        # Evaluations with the one at the start; of checkpoints one more for each evaluation that was the best so far.
+    for name, times in zip(side, (9, 3, 3, 2, 1, 1, 2), strict=True):
+        # Evaluations without the one at the start; of checkpoints one more for each that was the best so far.
         assert times <= int(words[words.index(name) + 1]) <= times + 2 * (name == "checkpoint"), name
     assert {"data", "networks and optimisers", "scores and log", "first scores", "first update"} <= {*words}
     # A CPU has no gaps between kernels.
     assert not {"gaps", "Gaps"} & {*words}
     together = words.index("together")
     assert words[together + 2] == "100.0%"
+
+
+def test_evaluations_are_no_part_of_a_window_nor_of_an_update(tmp_path, monkeypatch):
+    original = profile_module.write_profile
+    seconds, windows = 0.1, []
+
+    def write(folder, window, *rest):
+        windows.append(window)
+        return original(folder, window, *rest)
+
+    def slow(*_):
+        torch.zeros(2).exp2().sum()
+        time.sleep(seconds)
+        return (metrics.Scores(1.0, "f", 5, 4),) * 2
+
+    monkeypatch.setattr(profile_module, "write_profile", write)
+    monkeypatch.setattr("gnfast.train.session.evaluate", slow)
+    _, words, _ = profiled(tiny(tmp_path / "run", steps=9, extractor="tests.kills:pixels", eval_every=1))
+    # Updates 4 to 6 were timed and 7 to 9 profiled, with an evaluation before each.
+    window = windows[-1]
+    assert (window.first, window.last) == (7, 9)
+    assert window.seconds < seconds
+    assert not any(span.name == "aten::exp2" for span in window.spans)
+    # The one before the first update is the start's.
+    assert words[words.index("evaluation") + 1] == "9"
+    (share,) = (float(re.search(r": ([\d.]+)% of the time", text)[1]) for text in words if "% of the time, " in text)
+    assert share <= 100
 
 
 def test_a_continued_run_is_profiled_from_where_it_goes_on(tmp_path):
@@ -143,6 +172,16 @@ def test_kernels_are_told_from_names_and_from_the_host():
     assert window.spans == [Span("sm90_gemm", 1500, 2500, 7), Span("Memcpy DtoD", 3000, 3500, 8)]
     # From the first update to the end of the last kernel.
     assert (window.begin, window.end, window.thread, window.first, window.last) == (1000, 3500, None, 1, 2)
+
+
+def test_work_that_is_apart_is_cut_out():
+    events = [event(UPDATE, 0, 100, note=True), event("sm90_gemm", 50, 150, lane=7, gpu=True)]
+    events += [event(APART, 200, 1200, note=True), event("sm90_gemm", 300, 1100, lane=7, gpu=True)]
+    events += [event(UPDATE, 1200, 1300, note=True), event("sm90_gemm", 1250, 1350, lane=7, gpu=True)]
+    events += [event(APART, 1400, 2400, note=True), event(UPDATE, 2450, 2550, note=True)]
+    window = seen(events, 3)
+    assert window.spans == [Span("sm90_gemm", 50, 150, 7), Span("sm90_gemm", 250, 350, 7)]
+    assert (window.begin, window.end) == (0, 550)
 
 
 def test_the_page_of_a_gpu_has_kernels_and_gaps(tmp_path):

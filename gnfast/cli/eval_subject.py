@@ -1,0 +1,136 @@
+"""What `gnfast eval` measures: a generator, images, or statistics that a file holds."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gnfast import metrics
+from gnfast.cli.eval_told import progress
+from gnfast.config.config import as_json
+from gnfast.data import ImageDataset, load, registered, to_uint8
+from gnfast.interop.device import use_threads
+from gnfast.io.files import expanded
+from gnfast.metrics import FeatureExtractor, ImageStatistics
+from gnfast.metrics.evaluate import image_count
+from gnfast.runs.checkpoint import locate
+from gnfast.runs.published import published
+from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics
+from gnfast.train.export import snapshot
+
+if TYPE_CHECKING:
+    from gnfast.cli.eval import EvalOptions
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        facts: what the result says about it.
+        settings: those that options leave to it: `extractor`, `protocol`, `extractor_weights`.
+        known: its statistics where they come from a file.
+        measure: extractor to statistics, where it is images.
+        count, what: how many images are measured, None where a file does not say, and what they are.
+        images: some of them, which tell the real images' size.
+        real: loads the real images that it is measured against by default, where there are such.
+        similarity: the intra-class MS-SSIM, where it is a class-conditional generator.
+        draws: images of a generator, count to (count, C, H, W), and the largest count.
+    """
+
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+    known: ImageStatistics | None = None
+    measure: Callable[[FeatureExtractor], ImageStatistics] | None = None
+    count: int | None = None
+    what: str = "images"
+    images: ImageDataset | None = None
+    real: Callable[[], ImageDataset] | None = None
+    similarity: Callable[[], float] | None = None
+    draws: tuple[Callable[[int], torch.Tensor], int] | None = None
+
+
+def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
+    path = expanded(options.what)
+    if options.best and not (path / "config.json").exists():
+        raise ValueError(f"--best: got {options.what}, wanted a run folder, which keeps its best checkpoint")
+    if path.suffix == ".npz":
+        if options.save_stats or options.n:
+            raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
+        known = ImageStatistics.load(path)
+        return Subject(
+            {}, {"extractor": known.extractor, "protocol": known.protocol}, known=known, count=known.features.count
+        )
+    if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
+        return _run(path, options, device)
+    use_threads(options.threads, 0)
+    images = loaded(options.what, options.what_split, options)
+    count = image_count("n", options.n or None, images)
+    measure = functools.partial(metrics.dataset_statistics, images, n=count, **options.how)
+    return Subject({}, {}, measure=measure, count=count, what=f"images of {images.name}", images=images)
+
+
+def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
+    saved = snapshot(path, options.weights or None, options.best)
+    config = saved.config
+    use_threads(options.threads, config.threads)
+    generator, count = saved.build().to(device), options.n or config.n_fake
+    statistics = config.sample_bn if options.bn == "run" else options.bn
+    images = partial(sampler, generator, config.z_dim, config.classes, config.batch_g)
+
+    def measure(extractor: FeatureExtractor) -> ImageStatistics:
+        draw = images(options.seed, samples_with_batch_statistics(statistics, extractor))
+        how = options.how | {"batch_size": config.batch_g}
+        return metrics.generated_statistics(draw, count, extractor, **how)
+
+    def alike() -> float:
+        draw = of_classes(generator, config.z_dim, options.seed, statistics == "batch")
+        return metrics.intra_class_ms_ssim(draw, config.classes, pairs=metrics.PAIRS, batch_size=config.batch_g)
+
+    def reals() -> ImageDataset:
+        if not (options.data or real.data in registered() or expanded(real.data).exists()):
+            raise ValueError(f"{path} was trained on {real.data!r}, which is not there: say --data")
+        return load_split(real, split, progress())
+
+    settings = as_json(config)
+    if settings["extractor"] == "none":
+        settings["extractor"] = ""
+    if options.data or options.split:
+        settings["n_real"] = 0
+    # Real images are prepared as they were for the run, whichever they are.
+    split = options.split or ("train" if options.data else settings["eval_split"] or config.split)
+    names = ("data", "data_root", "resolution", "channels")
+    asked = {name: value for name in names if (value := getattr(options, name))}
+    real = dataclasses.replace(config, **asked, crop=config.crop if options.crop is None else options.crop)
+    place = locate(path, options.best)
+    facts = {"checkpoint": place.name if place else "", "step": saved.about["step"], "weights": saved.weights}
+    facts |= {"batch_norm": statistics, "average": saved.unmoved}
+    facts["published"] = published(saved.about["preset"], settings, real.data)
+    return Subject(
+        {name: fact for name, fact in facts.items() if fact != ""},
+        settings,
+        measure=measure,
+        count=count,
+        what="generated images",
+        images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),
+        real=reals if real.data else None,
+        similarity=alike if config.classes else None,
+        draws=(images(options.seed, statistics == "batch"), config.batch_g),
+    )
+
+
+def loaded(source: str, split: str, options: "EvalOptions") -> ImageDataset:
+    return load(
+        source,
+        split=split,
+        resolution=options.resolution or None,
+        channels=options.channels or None,
+        crop=options.crop,
+        root=options.data_root or None,
+        progress=progress(),
+    )
