@@ -92,9 +92,8 @@ def test_clear_one_of_two(capsys, pictures, tmp_path):
 
 def test_images_of_several_sizes_are_asked_for_an_option_and_not_an_argument(capsys, tmp_path):
     files = {"a.png": encoded(pixels(1, 4, 4, 3)[0]), "b.png": encoded(pixels(1, 4, 5, 3)[0])}
-    assert fails(capsys, "stats", str(write(tmp_path / "mixed", files))).endswith(
-        "pass --resolution to resize them all"
-    )
+    line = fails(capsys, "stats", str(write(tmp_path / "mixed", files)))
+    assert line.endswith("pass --resolution to resize them all")
 
 
 def test_clearing_everything_is_asked_for(capsys, pictures, monkeypatch):
