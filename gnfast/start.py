@@ -25,9 +25,14 @@ def _is_command() -> bool:
     return is_module or os.path.basename(sys.argv[0] if sys.argv else "") == "gnfast"
 
 
+def leads() -> bool:
+    """Whether this is the process of torchrun that speaks for all, or one alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _leave(_number: int, _frame: FrameType | None) -> None:
     # Nothing has been begun that would have to be undone, and PyTorch's imports may catch an exception.
-    if os.environ.get("RANK", "0") == "0":
+    if leads():
         with contextlib.suppress(OSError):
             os.write(2, b"gnfast: interrupted\n")
     os._exit(INTERRUPTED)

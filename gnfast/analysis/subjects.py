@@ -184,6 +184,6 @@ def _checked(subject: Subject, source: str) -> Subject:
         raise ValueError(f"{what} gives {got} for {len(x)} images, wanted one logit each")
     try:
         reference.value_and_input_grad(subject.critic, x, *args)
-    except RuntimeError as error:
+    except (RuntimeError, InputError) as error:
         raise ValueError(f"{what} is not differentiable with respect to its input: {first_line(error)}") from error
     return subject

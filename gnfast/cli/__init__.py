@@ -108,7 +108,8 @@ def _run(words: list[str]) -> int:
             warnings.showwarning = lambda message, *_: _warn(str(message), said)
             return importlib.import_module(f"gnfast.cli.{command}").run(rest)
     except KeyboardInterrupt:
-        if not processes.here().rank:
+        # Without asking torchrun's store, which may have ended first.
+        if start.leads():
             print("gnfast: interrupted", file=sys.stderr)
         return start.INTERRUPTED
     except ImportError as error:

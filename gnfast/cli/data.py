@@ -17,7 +17,7 @@ from gnfast.data.source import Source
 from gnfast.data.statistics import channel_statistics
 from gnfast.errors import unknown
 from gnfast.io.files import expanded, make_folder, output_file
-from gnfast.io.numbers import number
+from gnfast.io.numbers import counted, number
 
 HELP = """\
 usage: gnfast data COMMAND [ARGUMENTS]
@@ -124,7 +124,11 @@ def run(words: list[str]) -> int:
     argument, _, kind, function = COMMANDS[name]
     usage = f"which images? usage: gnfast data {name} {argument} [--option value …]"
     examples = EXAMPLES.format(name) if issubclass(kind, SourceOptions) else ""
-    function(parse(kind, rest, f"data {name}", help=f"{inspect.getdoc(function)}\n{examples}", usage=usage))
+    options = parse(kind, rest, f"data {name}", help=f"{inspect.getdoc(function)}\n{examples}", usage=usage)
+    try:
+        function(options)
+    except DataError as error:
+        raise UsageError(str(error).replace("pass resolution=…", "pass --resolution")) from error
     return 0
 
 
@@ -214,7 +218,7 @@ def _stats(options: StatsOptions) -> None:
         ("fingerprint", dataset.fingerprint),
     ]
     if dataset.skipped:
-        rows.insert(1, ("skipped", f"{dataset.skipped} files"))
+        rows.insert(1, ("skipped", counted(dataset.skipped, "file")))
     print(dataset.name + "\n" + columns([(f"  {name}", value) for name, value in rows]))
     if dataset.labels is not None:
         shares = dataset.labels.bincount(minlength=len(dataset.classes))

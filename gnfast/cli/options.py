@@ -64,12 +64,31 @@ def _unframed(box: str) -> str:
         parts.pop(0)
     # What each of several types has against a value is more than one line.
     message = parts[0].removeprefix("Error parsing Config: ").partition(" Got errors:")[0]
+    message = re.sub(_NOT_OF_ITS_KIND, _as_ours, message)
     near = re.search(r"meant:.*?(--[\w-]+)(?:, (--no-[\w-]+))?", " ".join(parts[1:]))
     if not near:
         return message
     # A flag comes with what turns it off.
     named = near.group(2) if near.group(2) and ": --no-" in message else near.group(1)
     return f"{message}; did you mean {named}?"
+
+
+_NOT_OF_ITS_KIND = re.compile(
+    r"Error parsing (?P<option>--[\w-]+): ("
+    r"no type matching (?P<kinds>.+) could be instantiated from \[(?P<given>.+)\]\.?$"
+    r"|invalid literal for int\(\) with base 10: (?P<whole>.+)"
+    r"|could not convert string to float: (?P<real>.+)"
+    r"|Could not parse arguments \[(?P<several>.+?)\] into tuple type .*float.*)"
+)
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "{None}": "None"}
+
+
+def _as_ours(found: re.Match[str]) -> str:
+    """What tyro says of a value of the wrong kind, in the form of all other errors."""
+    given = found["given"] or found["whole"] or found["real"] or found["several"]
+    kinds = (found["kinds"] or ("INT" if found["whole"] else "FLOAT")).split("|")
+    wanted = " or ".join(_KINDS.get(kind, kind.strip("{}")) for kind in kinds)
+    return f"{found['option']}: got {given}, wanted {'numbers' if found['several'] else wanted}"
 
 
 def spelled_out(words: list[str]) -> list[str]:

@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from gnfast.cli.common import UsageError, columns
 from gnfast.config.config import as_json, option
 from gnfast.config.presets import GROUPS, PRESETS, Preset
-from gnfast.errors import unknown
 from gnfast.io.rows import plain
 
 HELP = """\
@@ -67,11 +67,21 @@ def having(words: list[str]) -> set[str]:
         exact = {name for name in parts if word in parts[name]}
         begun = exact or {name for name in parts if any(part.startswith(word) for part in parts[name])}
         if not begun:
-            raise UsageError(unknown("preset or part of one", word, [*PRESETS, *known]))
+            near = get_close_matches(word, [*PRESETS, *known], 1)
+            advice = f"did you mean {near[0]!r}?" if near else f"`gnfast presets` counts all {len(PRESETS)}"
+            raise UsageError(f"unknown preset or part of one {word!r}; {_of_sizes(word) or advice}")
         found &= begun
     if not found:
-        raise UsageError(f"no preset has all of {', '.join(map(repr, words))}; `gnfast presets` shows what there is")
+        advice = _of_sizes(*words) or "`gnfast presets` shows what there is"
+        raise UsageError(f"no preset has all of {', '.join(map(repr, words))}; {advice}")
     return found
+
+
+def _of_sizes(*words: str) -> str:
+    """What to do about a size that no preset has with the other words."""
+    if not any(re.fullmatch(r"\d+(x\d+)?", word) for word in words):
+        return ""
+    return "presets are of the papers' sizes, and --resolution changes that: leave the size out"
 
 
 def parts_of(name: str, preset: Preset, title: str) -> set[str]:

@@ -8,8 +8,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from typing import Any
+
+from gnfast.runs import torchrun
 
 # So long the others wait for the first process, which most often meets the same error; and those who have lost another
 # process for what it says itself. Longer than that: it may wait, too.
@@ -58,19 +61,23 @@ class Processes:
         if self.rank:
             line = line.replace("gnfast: ", f"gnfast: rank {self.rank} of {self.world}: ", 1)
         print(line, file=sys.stderr)
-        if self.store is not None:
-            self.store.set("error", "")
+        self._ask("set", "error", "")
         _tell_torchrun(line)
 
     def _is_first(self, key: str) -> bool:
-        return self.store is None or self.store.add(key, 1) == 1
+        return self._ask("add", key, 1) in (1, None)
 
     def _comes(self, key: str, seconds: float) -> bool:
         """Whether another process has said it, or does so soon."""
         end = time.monotonic() + seconds
-        while self.store is not None and not (said := self.store.check([key])) and time.monotonic() < end:
+        while self.store is not None and not (said := self._ask("check", [key])) and time.monotonic() < end:
             time.sleep(0.02)
-        return self.store is not None and said
+        return self.store is not None and bool(said)
+
+    def _ask(self, method: str, *words: Any) -> Any:
+        """What the store answers; None where there is none, or none any more: torchrun's ends with it."""
+        with contextlib.suppress(RuntimeError):
+            return None if self.store is None else getattr(self.store, method)(*words)
 
 
 @cache
@@ -84,13 +91,14 @@ def here() -> Processes:
 
 def _store() -> Any:
     """torchrun's own store, where it serves its processes as well."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if not torchrun.serves() or torchrun.is_gone():
         return None
     from torch import distributed
 
     place = os.environ.get("MASTER_ADDR", ""), int(os.environ.get("MASTER_PORT", "0"))
+    patience = timedelta(seconds=torchrun.SECONDS)
     try:
-        store = distributed.TCPStore(*place, is_master=False, wait_for_workers=False)
+        store = distributed.TCPStore(*place, is_master=False, wait_for_workers=False, timeout=patience)
     except RuntimeError:
         return None
     return distributed.PrefixStore(f"gnfast said {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -8,6 +8,7 @@ from pathlib import Path
 from gnfast.cli.common import columns
 from gnfast.cli.options import argument, parse
 from gnfast.io.files import output_folder
+from gnfast.io.numbers import counted
 
 HELP = """\
 Train every run of a sweep file, several at once, and tabulate their scores (docs/sweeps.md describes the file).
@@ -52,7 +53,8 @@ def run(words: list[str]) -> int:
         for case in sweep.cases:
             print(shlex.join(["gnfast", *case.words()]))
         where = f" on {', '.join(sweep.devices)}" if sweep.devices else ""
-        print(f"{len(sweep.cases)} runs in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
+        runs = counted(len(sweep.cases), "run")
+        print(f"{runs} in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
     from gnfast.runs.launch import require_own_folder, run_sweep
     from gnfast.runs.sweep_results import collect, rows, unscored, write_results

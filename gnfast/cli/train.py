@@ -1,6 +1,5 @@
 """`gnfast train PRESET`: train a generator, or continue a run that stopped."""
 
-import os
 import sys
 
 import torch
@@ -13,6 +12,7 @@ from gnfast.config.chosen import of_its_data
 from gnfast.config.config import Config, as_json, option
 from gnfast.config.presets import GROUPS, PRESETS
 from gnfast.config.together import without_effect
+from gnfast.data.registry import require_source
 from gnfast.errors import unknown
 from gnfast.io.rows import plain
 
@@ -92,9 +92,9 @@ def run(words: list[str]) -> int:
     for setting, user in without_effect(config, preset.config):
         given = f"{option(setting)} {plain(getattr(config, setting))}"
         processes.here().warn(f"gnfast: {given} has no effect without {user}")
+    if config.data:
+        require_source(config.data, "--data")
     if "--dry-run" in words:
-        if os.sep in config.data and not os.path.exists(os.path.expanduser(config.data)):
-            raise UsageError(f"--data: got {config.data!r}, which does not exist")
         return 0 if processes.here().rank else _dry_run(name, config)
     if not config.data:
         raise UsageError(preset.needs)

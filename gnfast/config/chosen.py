@@ -2,14 +2,13 @@
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from gnfast.config.config import Config, option
 from gnfast.config.presets import PRESETS
 from gnfast.config.together import without_effect
-from gnfast.errors import InputError, unknown
+from gnfast.errors import InputError, unknown, warn_user
 
 OWN = "custom"
 """The name of a run whose settings are nobody's."""
@@ -48,7 +47,7 @@ def chosen(
         made = dataclasses.replace(made, data="", data_root="", **_PARTS)
     made = of_its_data(made, usual, changes)
     for word, other in without_effect(made, usual):
-        warnings.warn(f"{option(word)} has no effect without {other}", stacklevel=3)
+        warn_user(f"{option(word)} has no effect without {other}", UserWarning)
     return name, made
 
 

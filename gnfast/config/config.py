@@ -197,9 +197,10 @@ class Config:
     eval_every: Interval = 5000
     """Steps between Fréchet distances, apart from one at the start and one at the end; 0 for those two only."""
     extractor: str = AUTO
-    """Feature extractor for the Fréchet distance: `inception` (FID), `classifier`, `module:function`; `none` does not
-    evaluate. `auto` takes Inception on a GPU where its weights are on this machine, else a classifier where images have
-    labels (on a CPU of at most 5000 generated images), and does not evaluate a run of fewer steps than --eval-every."""
+    """Feature extractor for the Fréchet distance: `inception` (FID), `classifier`, `pixels-8x8` (rough, needs nothing),
+    `module:function`; `none` does not evaluate. `auto` takes Inception on a GPU where its weights are on this machine,
+    else a classifier where images have labels (on a CPU of at most 5000 generated images), and does not evaluate a run
+    of fewer steps than --eval-every."""
     extractor_weights: str = ""
     """File with the extractor's weights; looked for in gnfast's cache folder, or fetched, if empty."""
     protocol: Literal[*PROTOCOLS] = "tf"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from gnfast.metrics.extractors import registered_extractors
 from gnfast.models import REGISTRY
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
     yield "weight_norm", config.weight_norm == "none" or not config.spectral_norm, "none with --spectral-norm"
     scaled = config.spectral_norm or config.weight_norm in ("unit", "frobenius")
     yield "learn_scale", scaled or not config.learn_scale, "false, except with a spectral, unit or Frobenius norm"
+    plain = config.k_sn == 1 and not config.learn_scale and not config.stable_rank
+    knows = config.impl == "auto" or not config.spectral_norm or plain
+    yield "impl", knows, "auto with --k-sn, --learn-scale or --stable-rank, which PyTorch's spectral norm does not know"
     yield "stable_rank", config.spectral_norm or not config.stable_rank, "0 without --spectral-norm"
     widens = REGISTRY[config.model].last_width
     yield "last_width", widens or config.last_width == 1, "1 with a --model that has no last convolution to widen alone"
@@ -56,6 +60,9 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
     classifies = REGISTRY[config.model].classifier
     yield "auxiliary", classifies or not config.auxiliary, "0 with a --model that has no classifier"
     yield "auxiliary", config.classes > 0 or not config.auxiliary, "0 without --classes"
+    known = ("auto", "none", *registered_extractors())
+    has = config.extractor in known or ":" in config.extractor
+    yield "extractor", has, f"one of {', '.join(known)}, or module:function"
     for name in ("weight_clip", "orthonormal"):
         normalized = config.spectral_norm or config.weight_norm != "none"
         yield name, not (normalized and getattr(config, name)), "0 with --spectral-norm or --weight-norm"

@@ -26,6 +26,7 @@ from gnfast.data.dataset import DataError, DataWarning, ImageDataset, fingerprin
 from gnfast.data.draft import ReadyError, alone, clear_about_room, finish, folder, labels_at, new_draft
 from gnfast.data.files import open_source
 from gnfast.data.source import Source
+from gnfast.errors import warn_user
 from gnfast.io.files import is_abandoned, write_text
 
 _FORMAT = 1
@@ -109,7 +110,7 @@ def prepared(source: Source) -> ImageDataset:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except DataError as error:
-        warnings.warn(f"{path} is damaged and prepared again: {error}", DataWarning, stacklevel=3)
+        warn_user(f"{path} is damaged and prepared again: {error}", DataWarning)
         path.unlink(missing_ok=True)
     try:
         return _prepare(source, path)
@@ -167,7 +168,7 @@ def _prepare(source: Source, path: Path | None) -> ImageDataset:
         except MemoryError as error:
             raise DataError(f"{source.name}: the images do not fit into memory ({error})") from error
         if contents.warning:
-            warnings.warn(contents.warning, DataWarning, stacklevel=4)
+            warn_user(contents.warning, DataWarning)
         pixels = torch.from_numpy(canvas.pixels)
         dataset = ImageDataset(source.name, pixels, contents.labels, contents.classes, contents.skipped)
         if not drafts:
@@ -207,7 +208,7 @@ def _open(path: Path, progress: bool) -> ImageDataset:
         with contextlib.suppress(OSError):
             _write_header(path, header)
     if header["warning"]:
-        warnings.warn(header["warning"], DataWarning, stacklevel=4)
+        warn_user(header["warning"], DataWarning)
     return dataset
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnfast.errors import require_int
+from gnfast.io.numbers import counted
 
 _HASHED_AT_ONCE = 1 << 26
 
@@ -111,7 +112,7 @@ class ImageDataset:
     def __str__(self) -> str:
         n, c, h, w = self.images.shape
         kind = f", {len(self.classes)} classes" if self.classes else ""
-        left = f", {self.skipped} files skipped" if self.skipped else ""
+        left = f", {counted(self.skipped, 'file')} skipped" if self.skipped else ""
         return f"{self.name}: {n} images, {c}x{h}x{w}{kind}{left}"
 
     @cached_property

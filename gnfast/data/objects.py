@@ -1,5 +1,6 @@
 """A data set that is a Python object, as torchvision's and `datasets`' are: its images on a canvas, as files' are."""
 
+import os
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,9 @@ def open_object(dataset: Any, request: Request, place: Path) -> Source:
         DataError: it has no length, no images or no index; on reading, an item is none of these, its `__getitem__`
             fails for another reason, its images change from call to call, a part of them has labels, or none is left.
     """
+    if isinstance(dataset, str | os.PathLike):
+        path = os.fspath(dataset)
+        raise DataError(f"dataset: got {path!r}, wanted a data set; images by a path or a name are data={path!r}")
     kind = type(dataset)
     try:
         count = len(dataset)

@@ -88,22 +88,36 @@ def load(
     return prepared(find(source, request))
 
 
+def require_source(source: str | os.PathLike, argument: str = "source") -> None:
+    """That `source` is a registered name or a path that exists.
+
+    Args:
+        argument: what the error's message begins with.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if isinstance(source, str) and source in SETS:
+        return
+    names = ", ".join(sorted(SETS))
+    if not isinstance(source, str | os.PathLike) or not str(source):
+        raise DataError(f"{argument}: got {source!r}, wanted a path or one of {names}")
+    if not expanded(source).exists():
+        if os.sep in str(source):
+            raise DataError(f"{argument}: got {str(source)!r}, which does not exist")
+        raise DataError(f"{argument}: got {str(source)!r}, wanted a path that exists or one of {names}")
+
+
 def find(source: str | os.PathLike, request: Request) -> Source:
     """What `load` reads, by a name or from a path, before anything is read.
 
     Raises:
         DataError: there is no such source, or no such split of it.
     """
+    require_source(source)
     if isinstance(source, str) and source in SETS:
         return SETS[source].source(request)
-    names = ", ".join(sorted(SETS))
-    if not isinstance(source, str | os.PathLike) or not str(source):
-        raise DataError(f"source: got {source!r}, wanted a path or one of {names}")
     path = expanded(source)
-    if not path.exists():
-        if os.sep in str(source):
-            raise DataError(f"source: got {str(source)!r}, which does not exist")
-        raise DataError(f"source: got {str(source)!r}, wanted a path that exists or one of {names}")
     if not path.is_dir():
         open_source(path).close()
     if opened := next((opens for holds, opens in _FORMATS if holds(path)), None):

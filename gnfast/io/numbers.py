@@ -15,6 +15,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{mantissa}e{int(exponent)}" if e else mantissa
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 step`, `1200 steps`: how many there are of a thing whose plural takes an s."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def fixed(value: float, decimals: int = 4) -> str:
     """`12.3456`: so many decimals, as scores are cited with, where they say something; else as `number`."""
     says = value == 0 or 100 * 10**-decimals <= abs(value) < 10_000

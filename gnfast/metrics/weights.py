@@ -26,14 +26,24 @@ def load_weights(path: str | os.PathLike | None = None, *, progress: bool = True
     Raises:
         ValueError: the file is damaged or no state dict, or the official one cannot be had.
     """
-    file = expanded(path) if path else official(progress=progress)
-    if not file.exists():
-        raise ValueError(f"weights: got {str(path)!r}, wanted the path of a file such as {NAME}")
+    file = require_weights(path, progress=progress)
     # First, since this refuses what is endless.
     state = load_tensors(file)
     if not is_state(state):
         raise ValueError(f"weights {file}: got a {type(state).__name__}, wanted a state dict, names to tensors")
     return state, checksum(file, "sha256")
+
+
+def require_weights(path: str | os.PathLike | None = None, *, progress: bool = True) -> Path:
+    """The file that `load_weights` reads.
+
+    Raises:
+        ValueError: there is none, or the official one cannot be had.
+    """
+    file = expanded(path) if path else official(progress=progress)
+    if not file.exists():
+        raise ValueError(f"weights: got {str(path)!r}, wanted the path of a file such as {NAME}")
+    return file
 
 
 def is_official(sha256: str) -> bool:

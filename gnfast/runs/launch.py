@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from gnfast.config.config import differences
 from gnfast.io.files import write_text
-from gnfast.io.numbers import number
+from gnfast.io.numbers import counted, number
 from gnfast.io.rows import Row
 from gnfast.runs import checkpoint, forks, lock
 from gnfast.runs.checkpoint import RunError
@@ -205,7 +205,7 @@ def _bar(sweep: Sweep, done: int, progress: bool) -> tqdm:
 
 
 def _ask_to_stop(running: list[_Job], why: str, echo: Callable[[str], None]) -> None:
-    echo(f"{why}: {len(running)} runs stop after a checkpoint")
+    echo(f"{why}: {counted(len(running), 'run')} {'stops' if len(running) == 1 else 'stop'} after a checkpoint")
     for job in running:
         job.process.terminate()
 

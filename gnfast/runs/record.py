@@ -82,7 +82,7 @@ class Record:
     def status(self) -> str:
         """`finished 300 steps`, `stopped at step 5 of 300 by SIGTERM`, or `step 5 of 300` where the log is silent."""
         if self.steps is not None and self.step >= self.steps:
-            return f"finished {self.steps:,} steps"
+            return f"finished {self.steps:,} step{'' if self.steps == 1 else 's'}"
         ends = (re.search(rf"stopped after step {self.step} by (\w+)", line) for line in reversed(self.log))
         signal = next((end.group(1) for end in ends if end), "")
         place = f"step {self.step:,}" + (f" of {self.steps:,}" if self.steps else "")

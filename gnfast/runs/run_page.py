@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import gnfast
-from gnfast.config.config import as_json, option
+from gnfast.config.config import AUTO, as_json, option
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
@@ -229,7 +229,9 @@ def _settings(record: Record) -> Html:
     known = PRESETS.get(record.preset)
     usual = as_json(known.config) if known else {}
     own = record.settings
-    changed = [name for name in own if name in usual and name not in PLACES and own[name] != usual[name]]
+    # In place of the preset's `auto`, which is no choice yet.
+    chosen = {"extractor"} if usual.get("extractor") == AUTO else set()
+    changed = [name for name in own if name in usual and name not in PLACES | chosen and own[name] != usual[name]]
     parts = []
     if changed:
         rows = [(option(name), plain(own[name]), plain(usual[name])) for name in changed]
@@ -237,7 +239,8 @@ def _settings(record: Record) -> Html:
     rows = []
     for name, value in own.items():
         source = known.source_of(name) if known and name not in PLACES else ""
-        rows.append((option(name), plain(value), "this run" if name in changed else source))
+        source = "this run" if name in changed else "chosen at its start, or given" if name in chosen else source
+        rows.append((option(name), plain(value), source))
     marked = [index for index, name in enumerate(own) if name in changed]
     everything = table(("option", "value", "source"), rows, marked)
     parts.append(element("details", element("summary", f"all {len(rows)} settings"), everything))

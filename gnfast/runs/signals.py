@@ -37,3 +37,24 @@ def requested_stops() -> Iterator[list[signal.Signals]]:
         yield received
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def fatal_stops() -> Iterator[None]:
+    """`STOPS` end this process at once: for waits in native code, which never come to run a handler of Python's.
+
+    A signal that is ignored stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = {number: signal.getsignal(number) for number in STOPS}
+    # None: a handler that is not Python's, which could not be put back.
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,6 +16,7 @@ from typing import Any
 
 from gnfast.config.chosen import of_its_data
 from gnfast.config.config import Config
+from gnfast.config.networks import require_networks
 from gnfast.config.presets import PRESETS
 from gnfast.errors import require_int, unknown
 from gnfast.io.files import expanded, open_regular
@@ -203,8 +204,10 @@ def _cases(preset: str, base: dict[str, Any], axes: list[_Axis], out: Path, extr
             raise ValueError(f"preset: {unknown('name', str(name), PRESETS)}")
         case = Case(labels, name, options, out / _folder(labels))
         try:
-            if not case.config().data:
+            config = case.config()
+            if not config.data:
                 raise ValueError(PRESETS[name].needs)
+            require_networks(config)
         except ValueError as error:
             raise ValueError(f"run {case.name}: {error}") from error
         yield case

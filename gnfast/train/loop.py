@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from gnfast.config.chosen import chosen
 from gnfast.config.config import Config, as_json, option
+from gnfast.config.networks import require_networks
 from gnfast.data import ImageDataset, Request, cache
 from gnfast.data.objects import open_object
-from gnfast.data.registry import registered
+from gnfast.data.registry import registered, require_source
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, remove_abandoned, write_text
 from gnfast.runs import lock
@@ -24,8 +25,8 @@ from gnfast.train.failures import clear_errors
 from gnfast.train.logs import RunLog
 from gnfast.train.outcome import Outcome
 from gnfast.train.parallel import Group, joined
-from gnfast.train.resume import open_run, restore
-from gnfast.train.scored import with_extractor
+from gnfast.train.resume import open_run, require_same_images, restore
+from gnfast.train.scored import require_extractor, with_extractor
 from gnfast.train.session import Session
 from gnfast.train.side_work import SideWork, goes_on_beside
 from gnfast.train.spent import Spent
@@ -86,7 +87,10 @@ def _train(
     device = _own_device(resolve_device(config.device))
     _set_arithmetic(config, device)
     folder = run_folder(preset, config)
+    if dataset is None:
+        require_source(config.data, "data")
     config = _from_anywhere(config)
+    require_networks(config)
     with clear_errors(folder), joined(device) as group, contextlib.ExitStack() as stack:
         if group.leads:
             # From the first moment on: preparing data may take an hour.
@@ -96,10 +100,17 @@ def _train(
             echo = echo or (lambda line: tqdm.write(line))
         else:
             echo, progress, profile = (lambda line: None), False, None
+        # Images last: they may take an hour, and all that is wrong with the settings themselves is known before.
         _require_divisible(config, group)
+        saved = open_run(folder, preset, config, echo)
         with group.leader_first():
-            images = _load(config, progress) if dataset is None else _read(dataset, config, folder, progress, group)
-            saved = open_run(folder, preset, config, images.fingerprint, echo)
+            require_extractor(config.extractor, config.extractor_weights, progress)
+            if dataset is None:
+                images = load_split(config, config.split, progress)
+            else:
+                images = _read(dataset, config, folder, progress, group)
+            _require_classes(images, config)
+        require_same_images(folder, saved, config.data, images.fingerprint)
         if dataset is not None:
             group.require_same("dataset", images.fingerprint)
         begun.mark("data")
@@ -133,11 +144,14 @@ def _from_anywhere(config: Config) -> Config:
     """The settings with paths that mean the same in every working directory: config.json is read from elsewhere."""
     names = ["data_root", "extractor_weights"] + ([] if config.data in registered() else ["data"])
     paths = {name: getattr(config, name) for name in names}
-    return dataclasses.replace(config, **{name: str(expanded(path).absolute()) for name, path in paths.items() if path})
+    return dataclasses.replace(config, **{name: str(_absolute(path)) for name, path in paths.items() if path})
 
 
-def _load(config: Config, progress: bool) -> ImageDataset:
-    return _require_classes(load_split(config, config.split, progress), config)
+def _absolute(path: str) -> Path:
+    """The path from the root, without .. where that leads to the same, as it does except behind a link."""
+    whole = expanded(path).absolute()
+    plain = Path(os.path.normpath(whole))
+    return plain if plain.exists() and whole.exists() and plain.samefile(whole) else whole
 
 
 def _read(dataset: Any, config: Config, folder: Path, progress: bool, group: Group) -> ImageDataset:
@@ -147,16 +161,15 @@ def _read(dataset: Any, config: Config, folder: Path, progress: bool, group: Gro
     # What an earlier call has left may be of other images. The leader comes first.
     if group.leads and (left := cache.entry_of(source)):
         left.remove()
-    return _require_classes(cache.prepared(source), config)
+    return cache.prepared(source)
 
 
-def _require_classes(dataset: ImageDataset, config: Config) -> ImageDataset:
+def _require_classes(dataset: ImageDataset, config: Config) -> None:
     if config.classes not in (0, len(dataset.classes)):
         there = f"{dataset.name} has {len(dataset.classes)} classes"
         raise ValueError(
             f"--classes: got {config.classes}, but {there}; 0 trains without labels, a network that takes none"
         )
-    return dataset
 
 
 def _own_device(device: torch.device) -> torch.device:

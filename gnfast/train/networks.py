@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from gnfast import GradientNorm, models, rewrite, spectral_norm_
 from gnfast.config.config import Config
+from gnfast.config.networks import arguments
 from gnfast.models import initialise_, weight_norm_
 from gnfast.spectral import LAYERS
 from gnfast.steps.memory import reuse_memory
@@ -18,19 +19,7 @@ def build_networks(config: Config) -> models.Pair:
     """The generator and the critic that `config` describes, initialised from its seed; global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        generator, critic = models.build(
-            config.model,
-            resolution=config.resolution,
-            channels=config.channels,
-            z_dim=config.z_dim,
-            width=config.width,
-            classes=config.classes,
-            width_g=config.width_g,
-            width_d=config.width_d,
-            last_width=config.last_width,
-            activation=config.activation,
-            norm_d=config.norm_d,
-        )
+        generator, critic = models.build(config.model, **arguments(config))
         for net in (generator, critic):
             initialise_(net, config.init)
         initialise_(critic, config.init_d)
@@ -91,8 +80,6 @@ def _normalize_spectrally(critic: nn.Module, config: Config) -> None:
         options = {"learn_scale": config.learn_scale, "stable_rank": config.stable_rank}
         spectral_norm_(critic, coeff=config.k_sn, **options)
         return
-    if config.k_sn != 1 or config.learn_scale or config.stable_rank:
-        raise ValueError("--impl: PyTorch's spectral norm knows no --k-sn, --learn-scale, --stable-rank; take auto")
     for module in critic.modules():
         if isinstance(module, LAYERS):
             nn.utils.parametrizations.spectral_norm(module)

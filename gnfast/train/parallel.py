@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gnfast.runs import torchrun
+from gnfast.runs.checkpoint import LostError
+from gnfast.runs.signals import fatal_stops
 from gnfast.steps.captured import CapturedStep, CaptureError, Step
 
 T = TypeVar("T")
@@ -135,14 +138,22 @@ def joined(device: torch.device) -> Iterator[Group]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    with torchrun.while_parent_lives() if torchrun.serves() else contextlib.nullcontext():
+        with fatal_stops():
+            _meet("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield Group(dist.get_rank(), world)
+            # Who is done first must not hang up while another still waits for the last answer.
+            dist.barrier()
+        finally:
+            dist.destroy_process_group()
+
+
+def _meet(backend: str) -> None:
+    if torchrun.serves() and torchrun.is_gone():
+        raise LostError("the torchrun that has started this process has ended")
     # Others wait while the leader prepares data or evaluates; a process that is lost is noticed at once all the same.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
-    try:
-        yield Group(dist.get_rank(), world)
-        # Who is done first must not hang up while another still waits for the last answer.
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(backend, timeout=timedelta(hours=12))
 
 
 class _Mean(torch.autograd.Function):

@@ -13,13 +13,11 @@ from gnfast.runs.record import DamagedFileError, read_settings
 from gnfast.train.state import State
 
 
-def open_run(
-    folder: Path, preset: str, config: Config, fingerprint: str, warn: Callable[[str], None]
-) -> dict[str, Any] | None:
+def open_run(folder: Path, preset: str, config: Config, warn: Callable[[str], None]) -> dict[str, Any] | None:
     """The checkpoint of a run folder to continue from, or None for a new run; writes nothing.
 
     Raises:
-        RunError: the folder is not a run's, or of another preset, other settings or other data.
+        RunError: the folder is not a run's, or of another preset or other settings.
     """
     checkpoints = folder / "checkpoints"
     if folder.is_dir() and os.listdir(folder) not in ([], [lock.NAME]):
@@ -39,10 +37,18 @@ def open_run(
         # Checkpoints of earlier versions have no settings.
         settings = saved.get("config", decisive(config))
         _require_same(folder, saved["preset"], settings if isinstance(settings, dict) else {}, preset, config)
-        if saved["data"] != fingerprint:
-            held = repr(config.data) if config.data else "dataset"
-            raise RunError(f"{folder} was trained on other images than {held} holds now")
     return saved
+
+
+def require_same_images(folder: Path, saved: dict[str, Any] | None, data: str, fingerprint: str) -> None:
+    """That a checkpoint is of a run on the images with this fingerprint, which `data` names, if anything does.
+
+    Raises:
+        RunError: it is of one on others.
+    """
+    if saved is not None and saved["data"] != fingerprint:
+        held = repr(data) if data else "dataset"
+        raise RunError(f"{folder} was trained on other images than {held} holds now")
 
 
 def _require_same(folder: Path, found: str, settings: Row, preset: str, config: Config) -> None:

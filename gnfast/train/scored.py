@@ -7,9 +7,10 @@ import torch
 
 from gnfast.config.config import AUTO, Config
 from gnfast.data import ImageDataset
+from gnfast.io.objects import load_object
 from gnfast.metrics import FeatureExtractor
 from gnfast.metrics.features import INCEPTION
-from gnfast.metrics.weights import found
+from gnfast.metrics.weights import found, require_weights
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import read_settings
 from gnfast.train.parallel import Group
@@ -32,11 +33,23 @@ def with_extractor(config: Config, dataset: ImageDataset, device: torch.device, 
     return dataclasses.replace(config, extractor=extractor, n_fake=min(config.n_fake, FEW) if few else config.n_fake)
 
 
+def require_extractor(extractor: str, weights: str, progress: bool) -> None:
+    """That the extractor that a run's settings name can be had: a user's function, Inception's weights.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if ":" in extractor:
+        load_object(extractor, "extractor")
+    if extractor == INCEPTION:
+        require_weights(weights, progress=progress)
+
+
 def as_told(extractor: FeatureExtractor | None, labelled: bool, n_fake: int, eval_every: int) -> str:
     """One line on what a run is scored with, and how to get FID where it is something else."""
     every = f"every {eval_every} steps" if eval_every else "before and after training"
     if extractor is None:
-        other = "classifier" if labelled else "a function of your own (the images have no labels for a classifier)"
+        other = "classifier" if labelled else "pixels-8x8 (rough)"
         return f"scores: none while it trains; --extractor inception is FID, other choice: {other}; when: --eval-every"
     if extractor.name == INCEPTION:
         return f"scores: FID of {n_fake} images {every}"

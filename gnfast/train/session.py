@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gnfast.config.config import as_json, decisive
 from gnfast.data import ImageDataset
-from gnfast.io.numbers import fixed, number
+from gnfast.io.numbers import counted, fixed, number
 from gnfast.io.rows import Row, read_rows
 from gnfast.kernels.compiled import notice
 from gnfast.runs import checkpoint
@@ -70,7 +70,7 @@ class Session:
         if self.start >= config.steps:
             # What a run shows comes after its last checkpoint, and may have been cut off.
             self._show()
-            log.say(f"{self.folder}: this run has finished its {config.steps} steps; nothing to do")
+            log.say(f"{self.folder}: this run has finished its {counted(config.steps, 'step')}; nothing to do")
             return self._outcome()
         if self.leads:
             log.session(environment(state, self.start))
@@ -95,7 +95,7 @@ class Session:
             name = received[0].name if received else "another process"
             log.say(f"stopped after step {state.step} by {name}; saved; repeat the command to continue")
         else:
-            log.say(f"finished {config.steps} steps in {self.folder}")
+            log.say(f"finished {counted(config.steps, 'step')} in {self.folder}")
         return self._outcome(received[0] if received else 0)
 
     def _watched(self) -> contextlib.AbstractContextManager[State | Profile]:
@@ -113,7 +113,9 @@ class Session:
         where = f"{self.config.model} on {self.state.device} in {self.state.precision}"
         parts = [f"{len(data)} images of {data.name}", where]
         parts += [f"{world} processes"] if world > 1 else []
-        return ", ".join([*parts, f"continuing after step {self.start} of {steps}" if self.start else f"{steps} steps"])
+        return ", ".join(
+            [*parts, f"continuing after step {self.start} of {steps}" if self.start else counted(steps, "step")]
+        )
 
     def _bar(self) -> tqdm:
         shown = {

@@ -97,6 +97,11 @@ def test_presets_are_found_by_their_parts(capsys):
     assert listed(capsys, "gngan-stl10-resnet-s")[0] == ["gngan-stl10-resnet-sn", "gngan-stl10-resnet-sn-cr"]
     assert fails(capsys, "presets", "biggan", "mnist").startswith("gnfast: no preset has all of 'biggan', 'mnist'")
     assert fails(capsys, "presets", "celebahqq").endswith("did you mean 'celebahq'?")
+    assert fails(capsys, "presets", "bird").endswith(f"`gnfast presets` counts all {len(PRESETS)}")
+    for words in (["resnet", "64"], ["50"]):
+        assert "--resolution changes that" in fails(capsys, "presets", *words)
+    assert main(["presets", "gngan-church-256"]) == 0
+    assert "CNN" not in capsys.readouterr().out
 
 
 def test_one_preset_has_the_source_of_each_value(capsys):
@@ -229,7 +234,7 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "not a run folder" in fails(capsys, "sample", str(tmp_path))
     assert "which run?" in fails(capsys, "sample")
     assert "takes no arguments" in fails(capsys, "info", "all")
-    assert "preset or part of one 'zzz'; wanted one of digits, gngan-cifar10-cnn," in fails(capsys, "presets", "zzz")
+    assert "preset or part of one 'zzz'; `gnfast presets` counts all" in fails(capsys, "presets", "zzz")
     assert fails(capsys, "sweep", "missing.toml") == "gnfast: missing.toml: No such file or directory"
     run_dir = ["--run-dir", str(tmp_path / "run")]
     assert "/nowhere" in fails(capsys, "train", "digits", "--data", "/nowhere", *run_dir)

@@ -90,13 +90,22 @@ def test_clear_one_of_two(capsys, pictures, tmp_path):
     assert "nothing is prepared of 'a', only of others" in fails(capsys, "clear", "a")
 
 
+def test_images_of_several_sizes_are_asked_for_an_option_and_not_an_argument(capsys, tmp_path):
+    files = {"a.png": encoded(pixels(1, 4, 4, 3)[0]), "b.png": encoded(pixels(1, 4, 5, 3)[0])}
+    line = fails(capsys, "stats", str(write(tmp_path / "mixed", files)))
+    assert line.endswith("pass --resolution to resize them all")
+
+
 def test_clearing_everything_is_asked_for(capsys, pictures, monkeypatch):
     says(capsys, "prepare", pictures, "--crop", "square", "--resolution", "3")
     assert " square " in says(capsys, "list")
     assert "got no name, wanted some, or --all for 1 prepared data sets, " in fails(capsys, "clear")
     assert "got --all and pictures" in fails(capsys, "clear", "pictures", "--all")
     line = fails(capsys, "stats", pictures, "--crop", "squre")
-    assert "--crop: no type matching {None}|INT|{square}" in line and "Got errors" not in line
+    assert "--crop: got 'squre', wanted None or a whole number or square" in line and "Got errors" not in line
+    line = fails(capsys, "stats", pictures, "--resolution=big")
+    assert "--resolution: got 'big', wanted None or a whole number" in line
+    assert "--n: got 'x', wanted a whole number" in fails(capsys, "stats", pictures, "--n=x")
 
     class Terminal(io.StringIO):
         def isatty(self):

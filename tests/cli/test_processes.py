@@ -78,6 +78,18 @@ def test_without_a_store_nothing_is_lost(capsys):
     assert capsys.readouterr().err == "gnfast: rank 1 of 2: no\ngnfast: no\n"
 
 
+def test_where_torchrun_has_ended_before_them_nothing_is_lost(ranks, capsys, monkeypatch):
+    def ended(*_):
+        raise RuntimeError("connection reset by peer")
+
+    for method in ("add", "check", "set"):
+        monkeypatch.setattr(HashStore, method, ended)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    ranks[1].warn("gnfast: warning: same")
+    ranks[0].fail("gnfast: no")
+    assert capsys.readouterr().err == "gnfast: warning: same\ngnfast: no\n"
+
+
 def test_commands_say_what_they_meet_as_one_of_several(ranks, capsys, monkeypatch):
     monkeypatch.setattr(processes, "here", lambda: ranks[1])
     monkeypatch.setattr(signal, "signal", lambda *_: None)

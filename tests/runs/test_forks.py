@@ -277,7 +277,7 @@ def test_a_second_signal_ends_the_runs_at_once(sweep, tmp_path):
     # As one whose checkpoint takes longer than the test.
     child, *_ = _sweep_in_a_fork(read, tmp_path, terminate=lambda run: os.kill(run.pid, signal.SIGSTOP))
     os.kill(child, signal.SIGINT)
-    until(lambda: "SIGINT: 1 runs stop" in (tmp_path / "sweep.txt").read_text())
+    until(lambda: "SIGINT: 1 run stops" in (tmp_path / "sweep.txt").read_text())
     os.kill(child, signal.SIGINT)
     os.waitpid(child, 0)
     assert "KeyboardInterrupt" in (tmp_path / "sweep.txt").read_text()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gnfast.cli import main
-from gnfast.config.config import as_json
+from gnfast.config.config import AUTO, as_json
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
 from gnfast.runs.average import unmoved
@@ -105,6 +105,14 @@ def test_settings_that_differ_from_the_preset_are_marked_with_its_value(runs):
     at = cells.index("--lr-d")
     assert cells[at : at + 3] == ["--lr-d", "0.005", "0.001"]
     assert ("tr", {"class": "changed"}) in page.elements
+
+
+def test_an_extractor_in_place_of_auto_is_not_called_a_change(odd):
+    name = next(name for name, preset in PRESETS.items() if preset.config.extractor == AUTO)
+    settings = as_json(PRESETS[name].config) | {"extractor": "none"}
+    (odd / "config.json").write_text(json.dumps({"preset": name, "config": settings}))
+    text = texts(Page(write_report(odd)))
+    assert "differs from the preset" not in text and "--extractor none chosen at its start, or given" in text
 
 
 def test_what_the_paper_reports_stands_beside_and_what_the_run_has_changed(odd):

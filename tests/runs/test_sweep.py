@@ -121,6 +121,8 @@ def test_cases_and_grids_multiply_and_seeds_change_slowest(sweep):
         (f"preset = 'digits'\n[grid]\nseed = {list(range(500))}\nn_dis = {list(range(500))}", "make 250,000 runs"),
         (f"preset = 'digits'\nx = {'[' * 5000}", "sweep.toml: lists or tables are nested too deeply"),
         ("preset = 'digits'\n[base]\nloss = 'hing'", r"--loss: got 'hing', wanted one of 'hinge'"),
+        ("preset = 'digits'\n[base]\nresolution = 50", "run run: --resolution: small takes multiples of 4 .*, got 50"),
+        ("preset = 'digits'\n[base]\nextractor = 'incepton'", "run run: --extractor: got 'incepton', wanted one of"),
         ("preset = 'digits'\n[base]\nsteps = true", "--steps: got True, wanted a whole number"),
     ],
 )
@@ -182,7 +184,7 @@ MIXED = (
 name = "good"
 [[case]]
 name = "broken"
-extractor = "nose"
+data = "./nowhere"
 [[case]]
 name = "nan"
 method = "none"
@@ -210,7 +212,7 @@ def test_runs_that_fail_or_diverge_are_recorded_and_do_not_stop_the_others(tmp_p
         "broken": "failed",
         "nan": "diverged",
     }
-    assert "extractor: got" in record["broken"]["message"]
+    assert "--data: got './nowhere', which does not exist" in record["broken"]["message"]
     assert "is nan" in record["nan"]["message"] or "is inf" in record["nan"]["message"]
     assert "[3/3]" in text and "1 diverged" in text and "1 failed" in text
     assert read_run(out / "good").settings["threads"] == 1
@@ -243,7 +245,7 @@ def test_a_stopped_sweep_is_continued(sweep, monkeypatch):
     lines = []
     assert run_sweep(read, progress=False, echo=lines.append) == signal.SIGTERM
     watcher.join()
-    assert "SIGTERM: 1 runs stop after a checkpoint" in lines[0]
+    assert "SIGTERM: 1 run stops after a checkpoint" in lines[0]
     first, second = read.cases
     assert state_of(first, read_record(read.out)).status == "stopped"
     assert state_of(second, read_record(read.out)).status == "waiting" and not second.folder.exists()

@@ -15,14 +15,15 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import get_context, start_processes
 
 from gnfast.bench.program import as_on_a_gpu
 from gnfast.cli import main
+from gnfast.cli.processes import _store
 from gnfast.data import ImageDataset
 from gnfast.metrics import FeatureExtractor
-from gnfast.runs import checkpoint
-from gnfast.runs.checkpoint import RunError
+from gnfast.runs import checkpoint, torchrun
+from gnfast.runs.checkpoint import LostError, RunError
 from gnfast.train import Config, NonFiniteLossError, loop, step
 from gnfast.train.buckets import averaged
 from gnfast.train.evaluate import Measures, evaluate
@@ -300,6 +301,65 @@ def test_torchrun_writes_one_run_that_a_signal_stops_and_one_process_continues(t
     assert f"continuing after step {step}" in (text := capsys.readouterr().out) and f"finished {step + 5} steps" in text
     assert main([*words, "--steps=1", f"--run-dir={tmp_path / 'alone'}"]) == 0
     assert "distance_raw" in shared and json.loads(rows(tmp_path / "alone")[0]) == shared
+
+
+def waits_for_others(port):
+    """A process that Ctrl-C interrupts, as long as it runs Python."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    as_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "2", **as_torchrun}
+    with joined(torch.device("cpu")):
+        pass
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others_in_native_code():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(60)
+        child = get_context(START).Process(target=waits_for_others, args=(mute.getsockname()[1],))
+        child.start()
+        # Whether there is a torchrun; and then what PyTorch asks it, which nobody answers.
+        asked = [mute.accept()[0] for _ in range(2)]
+        os.kill(child.pid, signal.SIGINT)
+        child.join(5)
+        status = child.exitcode
+        child.kill()
+        assert status == -signal.SIGINT
+        for connection in asked:
+            connection.close()
+
+
+def test_a_process_whose_torchrun_has_ended_says_so_at_once(monkeypatch):
+    found = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", **found}.items():
+        monkeypatch.setenv(name, value)
+    wanted = "torchrun that has started this process has ended"
+    with pytest.raises(LostError, match=wanted), joined(torch.device("cpu")):
+        pass
+    assert _store() is None
+
+
+ORPHAN = """
+import os, pathlib, runpy, signal, sys, time
+while_parent_lives, said = runpy.run_path(sys.argv[1])["while_parent_lives"], pathlib.Path(sys.argv[2])
+if os.fork():
+    while not said.exists():
+        time.sleep(0.01)
+    os._exit(0)
+signal.signal(signal.SIGTERM, lambda *_: (said.write_text("told"), os._exit(0)))
+with while_parent_lives(0.02):
+    time.sleep(0.1)
+    said.write_text("alone")
+    time.sleep(10)
+"""
+
+
+def test_a_process_is_told_when_its_parent_has_died(tmp_path):
+    said = tmp_path / "said"
+    subprocess.run([sys.executable, "-c", ORPHAN, torchrun.__file__, said], check=True)
+    deadline = time.monotonic() + 8
+    while said.read_text() != "told" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert said.read_text() == "told"
 
 
 def poisoned_while_the_leader_is_busy(group, folder):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import io
+import json
 import os
 import re
 from pathlib import Path
@@ -14,6 +16,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from gnfast.cli import main
+from gnfast.config.config import as_json
 from gnfast.data import DataError, DataWarning, Request, cache
 from gnfast.data import load as load_data
 from gnfast.data.objects import open_object
@@ -91,9 +94,10 @@ def test_an_object_trains_as_the_same_images_in_a_folder(tmp_path):
         (tmp_path / "files").mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "files" / f"{index:02d}.png")
     run(Items([Image.fromarray(image) for image in images]), tmp_path / "object", 4)
-    run(None, tmp_path / "folder", 4, data=tmp_path / "files")
+    run(None, tmp_path / "folder", 4, data=tmp_path / "files" / ".." / "files")
     assert equal(newest(tmp_path / "object"), newest(tmp_path / "folder"))
     assert read_run(tmp_path / "object").settings["data"] == ""
+    assert read_run(tmp_path / "folder").settings["data"] == str(tmp_path / "files")
 
 
 def test_a_run_on_an_object_continues_on_the_same_images_alone(tmp_path, monkeypatch):
@@ -110,6 +114,35 @@ def test_a_run_on_an_object_continues_on_the_same_images_alone(tmp_path, monkeyp
     images[13, 3, 3] ^= 1
     with pytest.raises(RunError, match="was trained on other images than dataset holds now"):
         run(Items(list(images)), folder, 9)
+
+
+def test_warnings_are_of_the_line_that_calls(tmp_path):
+    items = Items([lambda: Image.open(io.BytesIO(b"broken")), *pixels(), *pixels()])
+    with pytest.warns(UserWarning, match="has no effect|skipped") as said:
+        run(items, tmp_path / "run", 1, k_gp=2.0)
+    assert {warning.category for warning in said} == {DataWarning, UserWarning}
+    assert {warning.filename for warning in said} == {__file__}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resolution": 9}, "--resolution: small takes multiples of 4"),
+        ({"extractor": "nowhere:f"}, "extractor: nowhere:f cannot be imported"),
+        ({"extractor": "inception", "extractor_weights": "nowhere.pt"}, "weights: got .*nowhere.pt"),
+        ({"lr_d": 1.0}, "was started with other settings"),
+    ],
+)
+def test_settings_are_checked_before_images_are_read(tmp_path, changes, message):
+    def read():
+        raise AssertionError("read")
+
+    (tmp_path / "run").mkdir()
+    known = PRESETS["digits"].config
+    started = {"preset": "digits", "config": as_json(dataclasses.replace(known, resolution=8, data="", **SETTINGS))}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(started))
+    with pytest.raises((ValueError, RunError), match=message):
+        run(Items([read]), tmp_path / "run", known.steps, **changes)
 
 
 def test_commands_on_such_a_run_ask_for_the_images(tmp_path, capsys):
@@ -257,6 +290,8 @@ def test_wrong_settings_name_the_right_ones(tmp_path):
         ("unknown preset 'digts'; did you mean 'digits'", InputError, ["digts"], {}),
         ("unknown setting 'stpes'; did you mean 'steps'", InputError, ["digits"], {"stpes": 3}),
         ("--steps: got 0, wanted a whole number", ValueError, ["digits"], {"steps": 0}),
+        (r"^data: got '\.\./digts', which does not exist", ValueError, ["digits"], {"data": "../digts"}),
+        (r"dataset: got '\.\./digits', .*data='\.\./digits'", ValueError, ["digits"], {"dataset": "../digits"}),
         (
             "data: got 'cifar10', wanted none with dataset",
             InputError,
@@ -264,7 +299,12 @@ def test_wrong_settings_name_the_right_ones(tmp_path):
             {"data": "cifar10", "dataset": items},
         ),
         ("eval_split: got 'test', wanted none", InputError, ["digits"], {"eval_split": "test", "dataset": items}),
-        ("--data: got none", ValueError, [Config(data="", resolution=8, run_dir=str(tmp_path / "run"))], {}),
+        (
+            "data: got '', wanted a path or one of",
+            ValueError,
+            [Config(data="", resolution=8, run_dir=str(tmp_path / "run"))],
+            {},
+        ),
     ):
         with pytest.raises(error, match=message):
             train(*arguments, **settings)

@@ -60,9 +60,9 @@ LARGE = {
     "church-256": ("LSUN church at 256x256", CHURCH_256),
 }
 EXPERIMENTS = {**UNCONDITIONAL, "cifar10-biggan": ("CIFAR-10, BigGAN pair, 10 classes", CIFAR10_BIGGAN), **LARGE}
-OPEN = (
-    "The paper reports the mean of five seeds, each at its best FID. It says that its CNN is SN-GAN's, whose Table 3 "
-    "has another critic than GN-GAN's code (--model sngan-cnn)."
+OPEN = "The paper reports the mean of five seeds, each at its best FID."
+OPEN_CNN = (
+    f"{OPEN} It says that its CNN is SN-GAN's, whose Table 3 has another critic than GN-GAN's code (--model sngan-cnn)."
 )
 ASSUMED = "The paper does not give this experiment's settings: those of GN-GAN in its code are assumed."
 # In place of GN on the same networks: what the paper says, and what is assumed. The critic's learning rate is the
@@ -78,7 +78,7 @@ def presets() -> dict[str, Preset]:
     """GN-GAN's experiments by name, what it compares with, and those of its follow-up."""
     found = {}
     for name in EXPERIMENTS:
-        found |= experiment("gngan", "GN-GAN", name, CODE, OPEN)
+        found |= experiment("gngan", "GN-GAN", name, CODE, OPEN_CNN if name.endswith("cnn") else OPEN)
     return found | _baselines(found) | _layered(found["gngan-cifar10-cnn"]) | _faster()
 
 
