@@ -137,4 +137,5 @@ def placed(text: str, groups: Mapping[str, str], off: set[str]) -> Iterator[None
         with contextlib.redirect_stdout(kept):
             yield
     finally:
-        print(grouped(kept.getvalue(), groups, off).replace(PLACE, filled(text)), end="")
+        if printed := kept.getvalue():
+            print(grouped(printed, groups, off).replace(PLACE, filled(text)), end="")

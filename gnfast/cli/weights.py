@@ -56,6 +56,7 @@ def run(words: list[str]) -> int:
     print(
         "\n`gnfast weights --download` fetches it, `gnfast weights FILE` compares a file; --extractor-weights names\n"
         "one that is kept elsewhere. Scores without weights: --extractor classifier, for images with labels;\n"
-        "--extractor pixels-8x8, rough, for any; or a function of your own, --extractor module:function (docs/evaluation.md)."
+        "--extractor pixels-8x8, rough, for any; or a function of your own, --extractor module:function\n"
+        "(docs/evaluation.md)."
     )
     return 1

@@ -117,7 +117,7 @@ def test_a_critic_that_is_imported(critics, tmp_path):
         (["my_critics:patches"], "wanted one logit each"),
         (["my_critics:Sign"], "is not differentiable with respect to its input"),
         (["my_critics:number"], "cannot be built without arguments"),
-        (["my_critics:nothing"], "cannot be imported"),
+        (["my_critics:nothing"], "my_critics has no nothing; wanted one of"),
         (["my_critics"], "wanted module:Class"),
         (["my_critics:critic", "--what", ","], "empty selection"),
         (["my_critics:critic", "--what", "colours"], f"wanted some of {', '.join(ANALYSES)}"),
