@@ -71,6 +71,7 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a message about a word that is none of those known, as of `unknown`."""
     words = list(known)
+    words = [name for name in words if word and name.startswith(word)] or words
     near = get_close_matches(word, words, 1)
     shown = words if len(words) <= 20 else [*words[:5], f"… ({len(words)} in all)"]
     return f"did you mean {near[0]!r}?" if near else f"wanted one of {', '.join(shown)}"

@@ -105,7 +105,9 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     except ValueError:
         extents = ()
     if not extents or min(extents) < 1:
-        raise ValueError(f"--shape: got {shape!r}, wanted the shape of one input, such as 3,64,64")
+        raise ValueError(
+            f"--shape: got {repr(shape) if shape else 'none'}, wanted the shape of one input, such as 3,64,64"
+        )
     args, kwargs = _literals(arguments)
     factory = load_object(spec, "--net")
     try:

@@ -68,6 +68,9 @@ def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
         )
     if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
         return _run(path, options, device)
+    if runs := sorted(found.parent.name for found in path.glob("*/config.json")):
+        named = ", ".join([*runs[:5], *["…"] * (len(runs) > 5)])
+        raise ValueError(f"{options.what} is a folder of runs; name one: {named}")
     use_threads(options.threads, 0)
     images = loaded(options.what, options.what_split, options)
     count = image_count("n", options.n or None, images)

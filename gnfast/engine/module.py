@@ -7,6 +7,7 @@ from torch import Tensor
 from gnfast.engine import heads
 from gnfast.engine.functional import Impl, Memory, normalize_gradient
 from gnfast.engine.heads import Method
+from gnfast.errors import InputError
 from gnfast.interop.wrapper import M, Wrapper
 
 
@@ -59,6 +60,8 @@ class GradientNorm(Wrapper[M]):
         memory: Memory = "keep",
     ) -> None:
         super().__init__(net)
+        if isinstance(net, GradientNorm):
+            raise InputError("net: got a GradientNorm, which is normalised already, wanted a critic")
         heads.find(method, tau=tau, eps=eps)
         # In one attribute, so that they hide no members of `net`.
         self._options: dict[str, Any] = {"method": method, "tau": tau, "eps": eps, "impl": impl, "strict": strict}

@@ -149,7 +149,8 @@ def _figures(record: Record) -> Html:
             note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}", *by])
             cards.append(card(f"Best {_measure(name, record.rows)}", number(value), note))
     if not cards:
-        cards.append(card("Scores", "none", "nothing was measured while it trained; gnfast eval does it now"))
+        said = "nothing was measured while it trained; gnfast eval prints scores, which are not on this page"
+        cards.append(card("Scores", "none", said))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))
     cards.append(card("Speed", number(steps_per_second(record)), "steps per second (median)"))

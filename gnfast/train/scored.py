@@ -47,7 +47,7 @@ def require_extractor(extractor: str, weights: str, progress: bool) -> None:
 
 def as_told(extractor: FeatureExtractor | None, labelled: bool, n_fake: int, eval_every: int) -> str:
     """One line on what a run is scored with, and how to get FID where it is something else."""
-    every = f"every {eval_every} steps" if eval_every else "before and after training"
+    every = f"at step 0, every {eval_every} steps and at the end" if eval_every else "before and after training"
     if extractor is None:
         other = "classifier" if labelled else "pixels-8x8 (rough)"
         return f"scores: none while it trains; --extractor inception is FID, other choice: {other}; when: --eval-every"

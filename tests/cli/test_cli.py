@@ -226,6 +226,8 @@ def test_info_names_the_table_of_a_gpu(capsys, monkeypatch):
 def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean 'train'" in fails(capsys, "trian")
     assert "did you mean 'digits'" in fails(capsys, "train", "digitz")
+    # nsgan-cifar10 is nearer, but does not begin so.
+    assert "did you mean 'gngan-cifar10-" in fails(capsys, "train", "gngan-cifar10")
     assert "did you mean --lr-d" in fails(capsys, "train", "digits", "--lrd", "3")
     assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
     assert "'hinge', 'soft-hinge', 'non-saturating'" in fails(capsys, "train", "digits", "--loss", "foo")

@@ -210,6 +210,12 @@ def test_both_sides_are_measured_as_they_are(capsys):
     assert against_file["distance"] == pytest.approx(as_colour["distance"], rel=1e-12)
 
 
+def test_a_folder_of_runs_is_none_of_images(capsys):
+    Path("runs/first").mkdir(parents=True)
+    Path("runs/first/config.json").write_text("{}")
+    assert "runs is a folder of runs; name one: first" in fails(capsys, "runs", "--data", "digits", EXTRACTOR)
+
+
 def test_images_of_several_sizes_are_brought_to_one(capsys):
     Path("mixed").mkdir()
     for i in range(12):

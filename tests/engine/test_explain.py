@@ -291,13 +291,14 @@ def test_a_critic_is_normalised_once():
     x, normed = normal(4, 5, 7), gnfast.GradientNorm(net)
     twice = {
         "the network's own forward": lambda: gnfast.normalize_gradient(normed, x),
-        "in the network's own forward": lambda: gnfast.GradientNorm(normed)(x),
         "submodule '0'": lambda: gnfast.penalties.r1(nn.Sequential(normed), x),
     }
     for where, call in twice.items():
         with pytest.raises(gnfast.InputError, match=r"normalised already.*\.net of a GradientNorm") as error:
             call()
         assert where in str(error.value)
+    with pytest.raises(gnfast.InputError, match="net: got a GradientNorm, which is normalised already"):
+        gnfast.GradientNorm(normed)
     assert "cannot be normalised: it is already" in str(gnfast.explain(normed, x))
     # Without a graph the norm of its gradient is what it was asked for.
     with torch.no_grad(), pytest.warns(gnfast.FallbackWarning, match="normalised already"):

@@ -47,7 +47,10 @@ def test_a_run_says_what_it_is_scored_with_and_keeps_to_it(tmp_path, monkeypatch
     config = tiny(tmp_path / "run", steps=2, eval_every=2, n_fake=12, probe_every=0)
     _, lines = quiet("digits", config)
     (line,) = [line for line in lines if line.startswith("scores: ")]
-    assert "of 12 images in features of digits-classifier every 2 steps, not FID" in line and "gnfast weights" in line
+    assert (
+        "of 12 images in features of digits-classifier at step 0, every 2 steps and at the end, not FID" in line
+        and "gnfast weights" in line
+    )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["extractor"] == "classifier"
     monkeypatch.setattr(scored, "_chosen", lambda *_: "none")
     again = scored.with_extractor(config, PLAIN, torch.device("cpu"), tmp_path / "run", ALONE)
