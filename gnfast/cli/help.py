@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 import inspect
 import io
 import re
@@ -65,6 +66,7 @@ def filled(text: str) -> str:
     return "\n".join(done[:-1])
 
 
+@functools.cache
 def document(kind: type) -> None:
     """Gives the fields of a dataclass their docstrings as metadata, each as one paragraph.
 

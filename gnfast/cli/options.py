@@ -35,10 +35,11 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
         SystemExit: help was asked for, and printed.
     """
     prog, errors = f"gnfast {command}", io.StringIO()
+    # Not for help alone: the parser keeps what it has seen of a class first.
+    document(kind)
     if {"-h", "--help"} & {*words}:
         # Of arguments that are given the parser would show nothing.
         words = ["--help"]
-        document(kind)
     try:
         with placed(help, GROUPS.get(kind.__name__, {}), flags_off(kind, default)), contextlib.redirect_stderr(errors):
             return tyro.cli(
