@@ -79,11 +79,11 @@ def document(kind: type) -> None:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                 texts[field.target.id] = " ".join(text.value.value.split())
     for field in dataclasses.fields(kind):
-        if "help" not in field.metadata:
-            field.metadata = {**field.metadata, "help": texts.get(field.name, "")}
-            empty = ("", "''", "None", "False") if field.default is False else ("", "''", "None")
-            hint = partial(_default, empty)
-            kind.__annotations__[field.name] = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
+        # Classes of one base share its fields, but not annotations.
+        field.metadata = {"help": texts.get(field.name, ""), **field.metadata}
+        empty = ("", "''", "None", "False") if field.default is False else ("", "''", "None")
+        hint = partial(_default, empty)
+        kind.__annotations__[field.name] = Annotated[field.type, tyro.conf.arg(help_behavior_hint=hint)]
 
 
 def _default(empty: tuple[str, ...], label: str) -> str:

@@ -8,13 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, get_origin
 
 import pytest
 
 import gnfast
 from gnfast.cli import COMMANDS, data, main
-from gnfast.cli.help import GROUPS, filled, grouped
+from gnfast.cli.help import GROUPS, document, filled, grouped
 from gnfast.config.config import option
 
 
@@ -149,3 +151,23 @@ def test_an_interrupt_while_pytorch_is_imported_is_one_line(tmp_path, start, sta
     if status == 130:
         environment = os.environ | {"PYTHONPATH": paths, "RANK": "1"}
         assert subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True).stderr == b""
+
+
+def test_classes_of_one_base_are_all_documented():
+    """Whichever comes first: they share the fields of the base."""
+
+    @dataclass
+    class Base:
+        place: str = ""
+
+    @dataclass
+    class First(Base):
+        pass
+
+    @dataclass
+    class Second(Base):
+        pass
+
+    for kind in (First, Second):
+        document(kind)
+        assert get_origin(kind.__annotations__["place"]) is Annotated
