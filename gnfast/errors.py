@@ -30,12 +30,7 @@ def not_a_tensor(value: object) -> InputError:
     )
 
 
-def warn_of_fallback(message: str, category: type[Warning] = FallbackWarning) -> None:
-    """Gives a warning of a slower way, as `warn_user` does."""
-    warn_user(message, category)
-
-
-def warn_user(message: str, category: type[Warning]) -> None:
+def warn_user(message: str, category: type[Warning] = FallbackWarning) -> None:
     """Gives a warning at the line outside gnfast and PyTorch from which the call came."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("gnfast", "torch"):

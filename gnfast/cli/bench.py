@@ -23,6 +23,7 @@ from gnfast.cli.options import argument, parse
 from gnfast.errors import missing, unknown
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import output_file, write_text
+from gnfast.io.numbers import counted
 from gnfast.kernels.compiled import notice
 
 BENCH_HELP = """\
@@ -113,7 +114,7 @@ def run(words: list[str]) -> int:
     described = environment(device)
     # Times to one digit have no floor, and small copies would be those of a cache.
     roof = None if options.quick else ceilings.measure(device, tuned(precision))
-    threads = f"{described['threads']} CPU thread{'s' * (described['threads'] != 1)}"
+    threads = counted(described["threads"], "CPU thread")
     title = f"{described['device']}, {threads}, PyTorch {described['torch']}, {precision}"
     print(f"{title}: {roof}\n\n{printed_rows.LEGEND}" if roof else f"{title}\n\n{printed_rows.QUICK}")
     names = _names(options)
@@ -208,8 +209,7 @@ def _how_much(options: BenchOptions, networks: list[Network], setups: list[Setup
     pairs = zip(networks, setups, strict=True)
     about = duration.said(sum(duration.about_s(*pair, names, rounds, seconds) for pair in pairs))
     critics = f"{len(networks)} critics" if len(networks) > 1 else networks[0].name
-    cases = f"{len(names)} case{'s' * (len(names) != 1)}"
-    lines = [f"\n{cases} of {critics}, {about} here: {', '.join(names)}."]
+    lines = [f"\n{counted(len(names), 'case')} of {critics}, {about} here: {', '.join(names)}."]
     if not options.quick:
         compiled = ", --no-compiled (torch.compile takes a minute or more for a row)" * options.compiled
         lines.append(f"Less of it: name cases, --critics, a smaller --batch, --rounds 3 --seconds 0{compiled}.")

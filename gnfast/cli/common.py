@@ -17,8 +17,8 @@ def of_the_user(error: Exception) -> str:
     if isinstance(error, UsageError | ValueError | OSError | RunError | UnsupportedError):
         named = isinstance(error, OSError) and error.filename and error.strerror
         message = f"{error.filename}: {error.strerror}" if named else str(error)
-        # A message of a library or a file name may have line breaks.
-        return " ".join(message.split()) or type(error).__name__
+        # A message of a library or a file name may have line breaks, and one of the library's is for Python.
+        return " ".join(message.split()).replace("pass resolution=…", "pass --resolution") or type(error).__name__
     # Of the many errors of this kind those that a file or an option can cause.
     is_size = re.search("allocate memory|out of memory|overflow", str(error))
     if isinstance(error, MemoryError | OverflowError) or (isinstance(error, RuntimeError) and is_size):

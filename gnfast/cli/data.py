@@ -125,10 +125,7 @@ def run(words: list[str]) -> int:
     usage = f"which images? usage: gnfast data {name} {argument} [--option value …]"
     examples = EXAMPLES.format(name) if issubclass(kind, SourceOptions) else ""
     options = parse(kind, rest, f"data {name}", help=f"{inspect.getdoc(function)}\n{examples}", usage=usage)
-    try:
-        function(options)
-    except DataError as error:
-        raise UsageError(str(error).replace("pass resolution=…", "pass --resolution")) from error
+    function(options)
     return 0
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gnfast.engine.advice import advice
 from gnfast.engine.functional import require_critic
 from gnfast.engine.recording import require_independent, require_recordable, require_unhooked
+from gnfast.io.numbers import counted
 from gnfast.plan import Plan, refused, traced
 from gnfast.plan.opaque import Refused
 from gnfast.plan.plan import Refusal
@@ -101,7 +102,7 @@ def _and_in(others: list[Refusal]) -> str:
     if not others:
         return ""
     places = [refusal.place for refusal in others[:3]] + ["…"] * (len(others) > 3)
-    return f"; and {len(others)} more place{'s' * (len(others) > 1)}: {', '.join(places)}"
+    return f"; and {counted(len(others), 'more place')}: {', '.join(places)}"
 
 
 def _of_fallback(plan: Plan) -> list[str]:

@@ -12,7 +12,7 @@ from gnfast.engine import static as static_recordings
 from gnfast.engine.advice import advice
 from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
-from gnfast.errors import InputError, UnsupportedError, warn_of_fallback
+from gnfast.errors import InputError, UnsupportedError, warn_user
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.kernels.compiled import warn_uncompiled
@@ -320,7 +320,7 @@ def _warn_once(net: nn.Module, reason: str, what: str) -> None:
     warned = _WARNED.setdefault(net, set())
     if reason not in warned:
         warned.add(reason)
-        warn_of_fallback(f"{type(net).__name__} {what}: {reason}")
+        warn_user(f"{type(net).__name__} {what}: {reason}")
 
 
 def _validate(net: nn.Module, x: Tensor, options: _Options) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gnfast.engine.once_differentiable import once_differentiable
-from gnfast.errors import UnsupportedError, warn_of_fallback
+from gnfast.errors import UnsupportedError, warn_user
 from gnfast.plan.state import copies
 from gnfast.steps.captured import record_graph
 
@@ -76,7 +76,7 @@ class Pairs:
                 pair = _Pair(call, given, fixed)
         except Exception as error:
             self._failed = True
-            warn_of_fallback(f"static: the passes run one by one, since no CUDA graph of them could be made: {error}")
+            warn_user(f"static: the passes run one by one, since no CUDA graph of them could be made: {error}")
             return None
         self._pairs.append(pair)
         return pair

@@ -42,8 +42,9 @@ def input_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor,
         y = function(x)
         if not isinstance(y, Tensor):
             raise not_a_tensor(y)
-        given = [y, x, torch.ones_like(y)]
-        (g,) = torch.autograd.grad(*given, create_graph=create_graph, allow_unused=True) if y.requires_grad else (None,)
+        g = None
+        if y.requires_grad:
+            (g,) = torch.autograd.grad(y, x, torch.ones_like(y), create_graph=create_graph, allow_unused=True)
         if g is None:
             raise InputError("net: got an output without a gradient with respect to x (no_grad, detach, a constant?)")
     return (y, g) if create_graph else (y.detach(), g)

@@ -16,8 +16,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """`1 step`, `1200 steps`: how many there are of a thing whose plural takes an s."""
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+    """`1 step`, `1,200 steps`: how many there are of a thing whose plural takes an s."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def fixed(value: float, decimals: int = 4) -> str:

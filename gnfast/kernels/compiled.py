@@ -9,7 +9,7 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from gnfast.errors import UncompiledWarning, warn_of_fallback
+from gnfast.errors import UncompiledWarning, warn_user
 from gnfast.kernels.build_info import MODULES, why_not_loaded
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ def warn_uncompiled(device_type: str) -> None:
     if not _told and device_type == "cpu":
         _told = True
         if why_not_loaded("cpp") == "not built" and (line := _line("cpu")):
-            warn_of_fallback(line, UncompiledWarning)
+            warn_user(line, UncompiledWarning)
 
 
 def _line(device_type: str) -> str:

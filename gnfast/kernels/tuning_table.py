@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from gnfast.errors import warn_of_fallback
+from gnfast.errors import warn_user
 from gnfast.io.files import write_text
 
 Key = tuple[tuple[object, ...], tuple[object, ...]]
@@ -104,7 +104,7 @@ def _shipped(device: torch.device) -> tuple[Shipped | None, str]:
         table = read(path)
         choices = _by_place(table["choices"])
     except (OSError, RecursionError, TypeError, ValueError) as error:
-        warn_of_fallback(f"{path}: {error}; kernels run in their default configurations")
+        warn_user(f"{path}: {error}; kernels run in their default configurations")
         return None, f"{path.name}, which cannot be read"
     here = versions()
     if other := [f"{name} {table[name]}, here {here[name]}" for name in _RIVALS if table[name] != here[name]]:

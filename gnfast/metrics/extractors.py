@@ -1,7 +1,6 @@
 """`load_extractor`: one door to all feature extractors, by name or as a function of the user's."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gnfast.data import ImageDataset
+from gnfast.errors import warn_user
 from gnfast.io.files import cache_root, expanded
 from gnfast.io.objects import load_object
 from gnfast.metrics.classifier import load_classifier
@@ -89,7 +89,7 @@ def _fields(images: Tensor) -> Tensor:
 def _own(spec: str, function: Callable[[Tensor], Any], dataset: ImageDataset, device: torch.device) -> FeatureExtractor:
     if isinstance(function, nn.Module) and any(module.training for module in function.modules()):
         line = f"extractor {spec}: a module in training mode, whose dropout and batch norm act as in training"
-        warnings.warn(f"{line}; .eval() measures without", stacklevel=3)
+        warn_user(f"{line}; .eval() measures without", UserWarning)
     sample = dataset.images[:2].to(device)
     with torch.no_grad():
         result = function(sample)

@@ -16,6 +16,7 @@ from typing import Any
 from gnfast.config.config import Config, from_json
 from gnfast.errors import InputError
 from gnfast.io.files import open_regular
+from gnfast.io.numbers import counted
 from gnfast.io.rows import MOST_STEPS, Row, plain_entries, read_rows
 from gnfast.runs import checkpoint
 from gnfast.runs.checkpoint import RunError
@@ -82,7 +83,7 @@ class Record:
     def status(self) -> str:
         """`finished 300 steps`, `stopped at step 5 of 300 by SIGTERM`, or `step 5 of 300` where the log is silent."""
         if self.steps is not None and self.step >= self.steps:
-            return f"finished {self.steps:,} step{'' if self.steps == 1 else 's'}"
+            return f"finished {counted(self.steps, 'step')}"
         ends = (re.search(rf"stopped after step {self.step} by (\w+)", line) for line in reversed(self.log))
         signal = next((end.group(1) for end in ends if end), "")
         place = f"step {self.step:,}" + (f" of {self.steps:,}" if self.steps else "")

@@ -220,7 +220,7 @@ def test_images_of_several_sizes_are_brought_to_one(capsys):
     Path("mixed").mkdir()
     for i in range(12):
         Image.new("L", (8 + i % 2, 8), i).save(f"mixed/{i:02d}.png")
-    assert "pass resolution=" in fails(capsys, "mixed", "--data", "digits", EXTRACTOR)
+    assert "pass --resolution" in fails(capsys, "mixed", "--data", "digits", EXTRACTOR)
     assert result("mixed", "--data", "digits", EXTRACTOR, "--resolution=8")["shape"] == "1x8x8"
 
 
