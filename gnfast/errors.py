@@ -38,6 +38,11 @@ def warn_user(message: str, category: type[Warning] = FallbackWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its kind where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def require_int(name: str, value: object, least: int, error: type[ValueError] = InputError) -> int:
     """The value of an argument; raises `error` where it is not an int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import models
+from gnfast.errors import first_line
 from gnfast.io.objects import load_object
 
 Device = torch.device | str
@@ -34,14 +35,16 @@ class Network:
         shape: (C, H, W) of an image.
         build: () ↦ (generator or None, critic), freshly initialised from PyTorch's global random state.
         width: the factor on its channel counts, for a shipped one.
-        contiguous: why its tuned rows are contiguous all the same, in a sentence; empty where they are channels_last.
+        contiguous: whether it takes no channels_last, so that its tuned rows are contiguous too.
+        notes: what to say of it before it is measured, in sentences.
     """
 
     name: str
     shape: tuple[int, ...]
     build: Callable[[], tuple[nn.Module | None, nn.Module]]
     width: float = 1.0
-    contiguous: str = ""
+    contiguous: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def large(self) -> bool:
@@ -93,7 +96,8 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     """A critic of the user's.
 
     Args:
-        spec: "module:Class", importable from the current folder or anywhere else; a function that returns a module too.
+        spec: "module:Class" or "file.py:Class", or a function that returns a module; modules may lie in the current
+            folder.
         shape: of one input without the batch, "3,64,64".
         arguments: what to call it with, as Python writes it: "64, norm='none'"; literals only.
 
@@ -118,28 +122,39 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
         raise ValueError(f"--net: {spec} gave a {type(made).__name__}, wanted a torch.nn.Module")
     try:
         with torch.no_grad():
-            made(torch.zeros(2, *extents))
+            scores = made(torch.zeros(2, *extents))
     except Exception as error:
-        said = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"--shape: {spec} fails on images of {shape}: {said}") from error
+        where = f"{spec} fails on inputs of (2, {', '.join(map(str, extents))})"
+        turned = len(extents) == 3 and extents[2] < min(extents[:2])
+        advice = f"; channels come first: {extents[2]},{extents[0]},{extents[1]}" if turned else ""
+        raise ValueError(f"--net, --shape: {where}: {first_line(error)}{advice}") from error
     if next(made.parameters(), None) is None:
         raise ValueError(f"--net: {spec} has no weights, wanted a critic to train")
-    network = Network(spec.partition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
-    return replace(network, contiguous=_without_channels_last(network))
+    network = Network(spec.rpartition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
+    refused = _of_channels_last(network)
+    return replace(network, contiguous=bool(refused), notes=(*_of_several(scores), *refused))
 
 
-def _without_channels_last(network: Network) -> str:
+def _of_several(scores: object) -> tuple[str, ...]:
+    """What to say of a network that gives a sample several numbers, as maps of scores are, or a generator's images."""
+    if not isinstance(scores, torch.Tensor) or scores[0].numel() == 1:
+        return ()
+    shape = "x".join(map(str, scores.shape[1:]))
+    return (f"the critic's output is {shape} for each sample, not one score: the gradient is that of their sum",)
+
+
+def _of_channels_last(network: Network) -> tuple[str, ...]:
     """Why a critic that takes contiguous images takes no others; empty where it does."""
     layout = torch.channels_last
     try:
         with torch.no_grad():
             network.critic(torch.float32, layout)(network.images(2, torch.float32, layout))
     except Exception as error:
-        said = str(error).partition("\n")[0] or type(error).__name__
+        said = first_line(error)
         if "view size is not compatible" in said:
-            return "the critic uses .view, which takes no channels_last: rows are contiguous; .flatten(1) has both"
-        return f"the critic takes no channels_last ({said}): rows are contiguous"
-    return ""
+            return ("the critic uses .view, which takes no channels_last: rows are contiguous; .flatten(1) has both",)
+        return (f"the critic takes no channels_last ({said}): rows are contiguous",)
+    return ()
 
 
 def _literals(arguments: str) -> tuple[list[object], dict[str, object]]:

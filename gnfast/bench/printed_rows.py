@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from gnfast.bench.comparison import Row
 
+_UNSTEADY = 1.2
+"""gnfast's slowest median of a case over its fastest, from which the machine is said to have been busy."""
 WIDE = {"quartiles": 15, "error": 11}
 """Columns with cells wider than their heading, and than 9 characters."""
 
@@ -43,7 +45,7 @@ def lines(rows: Iterable[Row], names: Iterable[str]) -> Iterator[str]:
     Columns are left out that the rows have nothing for: the floor where it is not known, ratios where no row is
     gnfast's, and all but agreement and counts of rows that are `quick`.
     """
-    width, first = max(map(len, names), default=0), None
+    width, first, ours = max(map(len, names), default=0), None, []
     for row in rows:
         if "note" in row:
             yield f"note: {row['note']}"
@@ -56,9 +58,13 @@ def lines(rows: Iterable[Row], names: Iterable[str]) -> Iterator[str]:
         yield _line(row["variant"], _cells(row), width)
         if "steps_per_s" in row:
             yield f"{'':{width}}  {row['steps_per_s']:.3g} steps/s, 200,000 in {row['hours_200k']:.3g} h"
+        ours += [row["ours_median_ms"]] if row.get("ours_median_ms") else []
     if first is not None and "floor_ms" in first:
         least = f"{first['least_flops'] / 1e9:,.2f} GFLOP, {first['least_bytes'] / 1e6:,.1f} MB"
         yield f"{'':{width}}  floor {first['floor_ms']:.3g} ms: {least}"
+    if ours and max(ours) > _UNSTEADY * min(ours):
+        span = f"between {min(ours):.4g} and {max(ours):.4g} ms from row to row"
+        yield f"busy machine: gnfast's median was {span}; ratios are each of their own rounds"
 
 
 def _line(name: str, cells: dict[str, str], width: int) -> str:

@@ -52,7 +52,7 @@ class CriticOptions:
     """Some of gradients, finite-differences, lipschitz, singular-values, loss-domain, training, with commas between;
     all that apply if empty."""
     net: str = ""
-    """In place of a run: module:name of a critic, or of what builds one without arguments."""
+    """In place of a run: module:name (or file.py:name) of a critic, or of what builds one without arguments."""
     weights: str = ""
     """With --net: a file with its state dict (.pt or .safetensors); as built if empty."""
     data: str = ""

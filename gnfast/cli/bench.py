@@ -61,7 +61,7 @@ class BenchOptions:
     """Shipped critics: cnn-32, resnet-32, cnn-48, resnet-48, resnet-128, resnet-256; by default those of 32 and 48
     pixels, on a GPU all."""
     net: str = ""
-    """A critic of your own instead, module:Class; the module may lie in the current folder."""
+    """A critic of your own instead, module:Class or file.py:Class; modules may lie in the current folder."""
     shape: str = ""
     """The shape of one of its inputs, as 3,64,64."""
     args: str = ""
@@ -213,7 +213,7 @@ def _how_much(options: BenchOptions, networks: list[Network], setups: list[Setup
     if not options.quick:
         compiled = ", --no-compiled (torch.compile takes a minute or more for a row)" * options.compiled
         lines.append(f"Less of it: name cases, --critics, a smaller --batch, --rounds 3 --seconds 0{compiled}.")
-    return "\n".join([*lines, *(f"note: {network.contiguous}" for network in networks if network.contiguous)])
+    return "\n".join([*lines, *(f"note: {note}" for network in networks for note in network.notes)])
 
 
 def _rounds(options: BenchOptions) -> tuple[float, int]:

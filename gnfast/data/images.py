@@ -4,8 +4,8 @@ import contextlib
 import importlib.util
 import io
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -113,12 +113,12 @@ def decode_into(
 
     Returns:
         The tags of those that could be read, and contents without labels that say how many could not, and how many
-        are stretched.
+        are not as they were.
 
     Raises:
         DataError: they differ in size, they would become black, or none could be read.
     """
-    kept, skipped, first, brightest, stretched = [], list(others), "", -1, 0
+    kept, skipped, first, brightest, lost = [], list(others), "", -1, Counter[str]()
     canvas.expect(total)
     bar = tqdm(total=total, desc=f"decoding {path.name}", unit="img", disable=None if request.progress else True)
     with bar, warnings.catch_warnings():
@@ -129,8 +129,8 @@ def decode_into(
             if isinstance(result, str):
                 skipped.append(f"{name} ({result})")
                 continue
-            pixels, has_16_bits, is_stretched = result
-            stretched += is_stretched
+            pixels, has_16_bits, losses = result
+            lost.update(losses)
             if canvas.size is not None and pixels.shape[:2] != canvas.size:
                 raise DataError(
                     f"images of {path} differ in size: {first} is {_size(canvas.size)} and "
@@ -148,27 +148,35 @@ def decode_into(
         )
     if not kept:
         raise DataError(f"no image is left in {path} {what}{examples_of(skipped) if skipped else ': it holds no file'}")
-    warning = warning_about(skipped, total + len(others), stretched, len(kept), request)
+    warning = warning_about(skipped, total + len(others), lost, len(kept), request)
     return kept, Contents(skipped=len(skipped), warning=f"{path}: {warning}" if warning else "")
 
 
-def warning_about(skipped: list[str], files: int, stretched: int, count: int, request: Request) -> str:
-    """What the user should know of images that are left out, or not as they were."""
+def warning_about(skipped: list[str], files: int, lost: Mapping[str, int], count: int, request: Request) -> str:
+    """What the user should know of images that are left out, or not as they were: `lost` counts what `losses` gives."""
     said = [f"{len(skipped)} of {files} files skipped{examples_of(skipped)}"] if skipped else []
     if any(_CROP in reason for reason in skipped):
         said.append("--crop square (crop='square') would take what is smaller, too")
-    if stretched:
+    if stretched := lost.get("shape"):
         said.append(
             f"{stretched} of {count} images are not square and are stretched to "
             f"{request.resolution}x{request.resolution}; --crop square (crop='square') takes the largest square in the "
             "middle of each instead"
         )
+    if transparent := lost.get("transparency"):
+        said.append(
+            f"{transparent} of {count} images lose their transparency: the colours stored for transparent pixels "
+            "show, often black or white; put them on a background of your choice first if that is not wanted"
+        )
     return "; ".join(said)
 
 
-def stretches(image: Image.Image, request: Request) -> bool:
-    """Whether an image becomes narrower or wider, and nobody has said that it is meant."""
-    return request.crop is None and bool(request.resolution) and image.width != image.height
+def losses(image: Image.Image, request: Request) -> tuple[str, ...]:
+    """What an image loses though nobody has said that it is meant: its "shape", its "transparency"."""
+    stretches = request.crop is None and bool(request.resolution) and image.width != image.height
+    may = "A" in image.getbands() or (image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info)
+    transparent = may and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return ("shape",) * stretches + ("transparency",) * transparent
 
 
 def examples_of(skipped: list[str]) -> str:
@@ -177,11 +185,11 @@ def examples_of(skipped: list[str]) -> str:
 
 
 class _Pixels(NamedTuple):
-    """An image as it is wanted, whether it had 16 bits, and whether it has become narrower or wider."""
+    """An image as it is wanted, whether it had 16 bits, and its `losses`."""
 
     pixels: np.ndarray
     has_16_bits: bool
-    is_stretched: bool
+    losses: tuple[str, ...]
 
 
 def _decoded(
@@ -235,8 +243,8 @@ def _pixels(images: list[Image.Image | str], request: Request) -> _Pixels | str:
             # Damaged metadata do not make the pixels worse.
             with contextlib.suppress(Exception):
                 ImageOps.exif_transpose(images[0], in_place=True)
-        is_stretched = stretches(images[0], request)
-        return _Pixels(prepare(images.pop(), request), has_16_bits, is_stretched)
+        lost = losses(images[0], request)
+        return _Pixels(prepare(images.pop(), request), has_16_bits, lost)
     except Exception as error:
         return reason_of(error)
 

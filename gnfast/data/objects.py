@@ -2,6 +2,7 @@
 
 import os
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.images import examples_of, prepare, reason_of, stretches, warning_about
+from gnfast.data.images import examples_of, losses, prepare, reason_of, warning_about
 from gnfast.data.source import Contents, Source, labelled
 
 # So many images are read twice, to see whether chance changes them: a flip escapes that once in 256 times.
@@ -60,7 +61,7 @@ def open_object(dataset: Any, request: Request, place: Path) -> Source:
 
 def _read(dataset: Any, count: int, request: Request, canvas: Canvas) -> Contents:
     canvas.expect(count)
-    labels, skipped, stretched, first = [], [], 0, -1
+    labels, skipped, lost, first = [], [], Counter[str](), -1
     name = type(dataset).__name__
     for index in tqdm(range(count), f"reading {name}", unit="img", disable=None if request.progress else True):
         item = _item(dataset, index, request)
@@ -77,20 +78,20 @@ def _read(dataset: Any, count: int, request: Request, canvas: Canvas) -> Content
             raise DataError(f"dataset[{index}]: got an image of another size than dataset[{first}]; pass resolution=…")
         canvas.add(item.pixels)
         labels.append(item.label)
-        stretched += item.is_stretched
+        lost.update(item.losses)
     if not labels:
         raise DataError(f"dataset: no image is left of {name}{examples_of(skipped)}")
-    warning = warning_about(skipped, count, stretched, len(labels), request)
+    warning = warning_about(skipped, count, lost, len(labels), request)
     contents = Contents(skipped=len(skipped), warning=f"{name}: {warning}" if warning else "")
     return labelled(contents, labels, _classes(dataset), name)
 
 
 class _Item(NamedTuple):
-    """A prepared image, its label, and whether it has become narrower or wider."""
+    """A prepared image, its label, and its `losses`."""
 
     pixels: np.ndarray
     label: int | None
-    is_stretched: bool
+    losses: tuple[str, ...]
 
 
 def _item(dataset: Any, index: int, request: Request) -> _Item | str:
@@ -100,7 +101,7 @@ def _item(dataset: Any, index: int, request: Request) -> _Item | str:
         picture, label = _picture(image), _label(label)
         try:
             # Here Pillow decodes those that it has only opened.
-            return _Item(prepare(picture, request), label, stretches(picture, request))
+            return _Item(prepare(picture, request), label, losses(picture, request))
         except ValueError as error:
             return reason_of(error)
     except _ItemError as error:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,33 +14,37 @@ def load_object(spec: str, argument: str, wanted: str = "module:Class") -> Any:
     """Imports a class, a function or a module's value; the module may lie in the current folder.
 
     Args:
-        spec: "module:name".
+        spec: "module:name" or "file.py:name".
         argument: what error messages begin with, as `--net`.
         wanted: what they say should have come.
 
     Raises:
-        ValueError: it is not of that form, or cannot be imported.
+        ValueError: it is not of that form, no file, or cannot be imported.
     """
-    module, _, name = spec.partition(":")
+    module, _, name = spec.rpartition(":")
     if not module or not name:
         raise ValueError(f"{argument}: got {spec!r}, wanted {wanted}")
-    if os.getcwd() not in sys.path:
+    folder = os.getcwd()
+    if module.endswith(".py"):
+        path = Path(module).expanduser().absolute()
+        if not path.is_file():
+            raise ValueError(f"{argument}: {module} is not a file")
+        folder, module = str(path.parent), path.stem
+    if folder not in sys.path:
         # As `python -m` does it; installed commands begin with their own folder.
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, folder)
     try:
         found = importlib.import_module(module)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{argument}: {spec} cannot be imported ({error}){_advice(module, name, error)}") from error
+        raise ValueError(f"{argument}: {spec} cannot be imported ({error}){_advice(module, error)}") from error
     if not hasattr(found, name):
         own = _named_in(found)
         raise ValueError(f"{argument}: {module} has no {name}" + (f"; {nearest(name, own)}" if own else ""))
     return getattr(found, name)
 
 
-def _advice(module: str, name: str, error: Exception) -> str:
+def _advice(module: str, error: Exception) -> str:
     """What to do about a module that cannot be imported; nothing if that is its own fault."""
-    if module.endswith(".py"):
-        return f"; without .py: {module.removesuffix('.py').replace('/', '.').lstrip('.')}:{name}"
     parts = module.split(".")
     packages = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     return "; is its folder on PYTHONPATH?" if getattr(error, "name", None) in packages else ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from gnfast.data import ImageDataset, to_float
+from gnfast.errors import first_line
 from gnfast.io.files import atomic_write
 from gnfast.io.tensors import load_tensors
 from gnfast.metrics.features import FeatureExtractor
@@ -111,8 +112,7 @@ def _restore(net: nn.Module, path: Path) -> float | None:
         accuracy = float(kept["held_out_accuracy"])
         net.load_state_dict(kept["net"])
     except Exception as error:  # Whatever a damaged or foreign file leads to.
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        warnings.warn(f"{path} is damaged ({reason}); the classifier is trained again", stacklevel=4)
+        warnings.warn(f"{path} is damaged ({first_line(error)}); the classifier is trained again", stacklevel=4)
         return None
     return accuracy
 

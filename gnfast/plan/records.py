@@ -1,7 +1,6 @@
 """What is recorded when traced code calls PyTorch's functions: a table, which the files of operations fill."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,8 @@ def records(
     """
 
     def register(recorder: "Callable[[Recorder, ...], Any]") -> Callable[..., Any]:
-        own = inspect.signature(recorder).parameters
+        code = recorder.__code__
+        own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         renamed = {given: name for given, name in _OTHER_NAMES.items() if name in own and given not in own}
         for given in filter(None, functions):
             for function in _named(given) if isinstance(given, str) else [given]:

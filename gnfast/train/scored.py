@@ -53,7 +53,9 @@ def as_told(extractor: FeatureExtractor | None, labelled: bool, n_fake: int, eva
         return f"scores: none while it trains; --extractor inception is FID, other choice: {other}; when: --eval-every"
     if extractor.name == INCEPTION:
         return f"scores: FID of {n_fake} images {every}"
-    instead = f"Fréchet distance of {n_fake} images in features of {extractor.name} {every}, not FID"
+    right = extractor.details.get("held_out_accuracy")
+    name = extractor.name + (f" (right on {right:.0%} of held-out images)" if right is not None else "")
+    instead = f"Fréchet distance of {n_fake} images in features of {name} {every}, not FID"
     return f"scores: {instead}; for FID: --extractor inception, whose weights `gnfast weights` finds"
 
 

@@ -62,7 +62,7 @@ class Session:
         self.config, self.leads, self.start = self.state.config, self.state.group.leads, self.state.step
         self.probe = Probe(self.config)
         self.page_due, self.page_took = time.monotonic() + PAGE_SECONDS, 0.0
-        self.said, self.logged = False, 0
+        self.said, self.warned, self.logged = False, False, 0
 
     def run(self) -> Outcome:
         config, state, log = self.config, self.state, self.log
@@ -75,8 +75,11 @@ class Session:
         if self.leads:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
-        labelled = state.batches.dataset.labels is not None
-        log.say(as_told(self.measures.extractor, labelled, config.n_fake, config.eval_every))
+        dataset = state.batches.dataset
+        if len(dataset) < config.batch_d:
+            count = counted(len(dataset), "image")
+            log.say(f"warning: {count} for batches of {config.batch_d}: each comes several times")
+        log.say(as_told(self.measures.extractor, dataset.labels is not None, config.n_fake, config.eval_every))
         if line := notice(state.device.type):
             log.say(f"warning: {line}")
         if self.start == 0:
@@ -261,6 +264,9 @@ class Session:
             self.log.row(self.state.step, **as_row(raw, ema))
             seconds = time.perf_counter() - began
             self.log.say(f"step {self.state.step}: {as_line(raw, ema)}; measured in {seconds:.1f} s")
+            if ema.covariance and not self.warned:
+                self.log.say(f"warning: covariance {ema.covariance}")
+            self.warned = True
         if not self.leads:
             return
         if self.state.step < self.config.steps and time.monotonic() >= self.page_due:

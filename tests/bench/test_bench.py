@@ -704,6 +704,14 @@ def test_tables_of_a_gpu_have_its_times(measured):
     assert first.endswith("0.25 ms     1.5 ms") and second.endswith("0.25 ms          ·")
 
 
+def test_a_busy_machine_is_said(measured):
+    rows = measured("critic")[0][:2]
+    for slow, said in ((1.1, False), (1.3, True)):
+        turns = [row | {"ours_median_ms": time} for row, time in zip(rows, (1.0, slow), strict=True)]
+        text = "\n".join(printed_rows.lines(turns, [row["variant"] for row in rows]))
+        assert ("busy machine: gnfast's median was between 1 and 1.3 ms from row to row" in text) == said
+
+
 def test_plots_are_drawn(measured, tmp_path):
     rows = measured("critic")[0]
     without_floor = [{name: value for name, value in row.items() if "least" not in name} for row in rows[:2]]
@@ -870,7 +878,15 @@ def test_logits_without_an_axis_of_their_own_are_compared():
     assert gate.typical_error(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.5, 8.0])) == pytest.approx(0.2)
 
 
-def test_a_critic_that_does_not_take_such_images_is_refused_in_one_line():
-    with pytest.raises(ValueError, match=r"--shape: torch.nn:Linear fails on images of 3,8: mat1"):
+def test_a_critic_that_does_not_take_such_inputs_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"--net, --shape: torch.nn:Linear fails on inputs of \(2, 3, 8\): mat1"):
         critics.user("torch.nn:Linear", "3,8", "9, 1")
-    assert critics.user("torch.nn:Linear", "3,8", "8, 1").shape == (3, 8)
+    with pytest.raises(ValueError, match=r"; channels come first: 3,8,9$"):
+        critics.user("torch.nn:Conv2d", "8,9,3", "3, 1, 3")
+    assert critics.user("torch.nn:Linear", "8", "8, 1").shape == (8,)
+
+
+def test_several_scores_of_a_sample_are_said():
+    assert not critics.user("torch.nn:Linear", "8", "8, 1").notes
+    (note,) = critics.user("torch.nn:Conv2d", "3,8,9", "3, 1, 3").notes
+    assert note == "the critic's output is 1x6x7 for each sample, not one score: the gradient is that of their sum"

@@ -226,6 +226,17 @@ def test_different_sizes(tmp_path):
         assert torch.equal(load(path, resolution=5, crop=0).images, stretched.images)
 
 
+def test_transparency_that_is_lost_is_said(tmp_path, recwarn):
+    opaque = {"solid.png": picture((*RED, 255), mode="RGBA"), "plain.png": picture(RED)}
+    load(write(tmp_path / "opaque", opaque))
+    assert not recwarn.list
+    clear = {"clear.png": picture((*RED, 0), mode="RGBA"), "grey.png": picture((9, 254), mode="LA")}
+    # A palette of which one colour is transparent.
+    clear["palette.png"] = encoded(Image.new("P", (6, 6), 0), transparency=0)
+    with pytest.warns(DataWarning, match="3 of 5 images lose their transparency: the colours stored"):
+        load(write(tmp_path / "some", opaque | clear))
+
+
 def test_the_largest_square_in_the_middle(tmp_path, recwarn):
     images = {"1.png": pixels(8, 4, 3), "2.png": pixels(5, 9, 3)}
     path = write(tmp_path / "f", {name: encoded(image) for name, image in images.items()})

@@ -71,11 +71,15 @@ def test_what_a_user_names_may_lie_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["elsewhere"])
     assert load_object("a_users_module:number", "--net") == 3
+    elsewhere = tmp_path / "elsewhere" / "a_users_other.py"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text("number = 4")
+    assert load_object(f"{elsewhere}:number", "--net") == load_object("elsewhere/a_users_other.py:number", "--net") == 4
     for spec, message in (
         ("a_users_module", "--net: got 'a_users_module', wanted module:Class"),
         (":number", "--net: got ':number', wanted module:Class"),
         ("a_users_module:letter", "--net: a_users_module has no letter$"),
-        ("a_users_module.py:number", "--net: a_users_module.py:number cannot .*; without .py: a_users_module:number$"),
+        ("a_user's_module.py:number", "--net: a_user's_module.py is not a file$"),
         ("random:Randon", "--net: random has no Randon; did you mean 'Random'"),
         ("wants_another:x", r"--net: wants_another:x cannot be imported \(No module named 'another_one'\)$"),
         ("nowhere_at_all:x", "--net: nowhere_at_all:x cannot be imported .*is its folder on PYTHONPATH"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gnfast.data import ImageDataset
 from gnfast.metrics import classifier
@@ -47,14 +48,23 @@ def test_a_run_says_what_it_is_scored_with_and_keeps_to_it(tmp_path, monkeypatch
     config = tiny(tmp_path / "run", steps=2, eval_every=2, n_fake=12, probe_every=0)
     _, lines = quiet("digits", config)
     (line,) = [line for line in lines if line.startswith("scores: ")]
-    assert (
-        "of 12 images in features of digits-classifier at step 0, every 2 steps and at the end, not FID" in line
-        and "gnfast weights" in line
-    )
+    assert "of 12 images in features of digits-classifier (right on " in line and "gnfast weights" in line
+    assert "% of held-out images) at step 0, every 2 steps and at the end, not FID" in line
+    (warning,) = [line for line in lines if line.startswith("warning: covariance")]
+    assert warning.startswith("warning: covariance singular: 12 generated images for 64 features")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["extractor"] == "classifier"
     monkeypatch.setattr(scored, "_chosen", lambda *_: "none")
     again = scored.with_extractor(config, PLAIN, torch.device("cpu"), tmp_path / "run", ALONE)
     assert again.extractor == "classifier"
+
+
+def test_a_batch_of_more_images_than_there_are_is_said(tmp_path):
+    few = [Image.new("L", (8, 8), 40 * number) for number in range(6)]
+    for batch, said in ((6, []), (7, ["warning: 6 images for batches of 7: each comes several times"])):
+        lines = []
+        config = tiny(tmp_path / str(batch), extractor="none", probe_every=0, steps=1, batch_d=batch)
+        train("digits", config, dataset=few, progress=False, echo=lines.append)
+        assert [line for line in lines if "images for batches of" in line] == said
 
 
 def test_without_a_terminal_lines_say_how_far_a_run_is(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gnfast.kernels.curves import plain
 from gnfast.kernels.curves.plain import Curve
+from gnfast.kernels.fakes import fake_of
 
 KINDS = (
     *("sigmoid", "logsigmoid", "tanh", "softplus", "elu", "silu", "mish", "gelu", "gelu by tanh"),
@@ -49,4 +50,4 @@ for _operator, _fake in {
     _bent: lambda h, t, cotangent, kind, constants: torch.empty_like(h),
     _both: lambda h, t, cotangent, kind, constants: (torch.empty_like(h), torch.empty_like(h)),
 }.items():
-    torch.library.register_fake(_operator, _fake)
+    fake_of(_operator)(_fake)

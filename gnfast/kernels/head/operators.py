@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from gnfast.kernels.fakes import fake_of
 from gnfast.kernels.head import Formula
 from gnfast.kernels.layout import accumulator, batch_major
 
@@ -37,12 +38,12 @@ def pull(
     return _pull(partials, upstream, x, g, formula.centre, wants_start, wants_grad_x, dtype)
 
 
-@torch.library.register_fake(_normalize)
+@fake_of(_normalize)
 def _(f, g, squares, dtype, *formula):
     return f.new_empty(f.shape, dtype=dtype), g.new_empty((3, len(g)), dtype=torch.float64)
 
 
-@torch.library.register_fake(_pull)
+@fake_of(_pull)
 def _(partials, upstream, x, g, centre, wants_start, wants_grad_x, dtype):
     x = batch_major(x)
     start = torch.empty_like(x, dtype=dtype) if wants_start else None

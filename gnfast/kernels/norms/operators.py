@@ -5,6 +5,7 @@ import sys
 import torch
 from torch import Tensor
 
+from gnfast.kernels.fakes import fake_of
 from gnfast.kernels.layout import is_channels_last
 
 _operators = torch.ops.gnfast
@@ -20,16 +21,16 @@ def _gradients(h: Tensor, shape: torch.Size, *wanted: bool):
     return by_h, *(h.new_empty(shape) if want else None for want in wanted)
 
 
-@torch.library.register_fake(rows)
+@fake_of(rows)
 def _(h, tangent, cotangent, adjoint, mean, rstd, weight, dims, wants_weight, wants_bias):
     return _gradients(h.contiguous(), h.shape[h.dim() - dims :], wants_weight, wants_bias)
 
 
-@torch.library.register_fake(channels)
+@fake_of(channels)
 def _(h, tangent, cotangent, adjoint, mean, rstd, weight, wants_weight, wants_bias):
     return _gradients(h, h.shape[1:2], wants_weight, wants_bias)
 
 
-@torch.library.register_fake(project_rows)
+@fake_of(project_rows)
 def _(u, h, rstd, weight, dims):
     return torch.empty_like(h, memory_format=torch.contiguous_format)

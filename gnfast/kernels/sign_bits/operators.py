@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gnfast.kernels.fakes import fake_of
+
 _operators = torch.ops.gnfast
 pack, pack_ = _operators.leaky_relu_pack.default, _operators.leaky_relu_pack_.default
 mask, mask_ = _operators.leaky_relu_mask.default, _operators.leaky_relu_mask_.default
@@ -18,4 +20,4 @@ for _operator, _fake in {
     mask: lambda t, bits, negative_slope: torch.empty_like(t),
     mask_: lambda t, bits, negative_slope: None,
 }.items():
-    torch.library.register_fake(_operator, _fake)
+    fake_of(_operator)(_fake)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from gnfast.kernels.fakes import fake_of
+
 _operators = torch.ops.gnfast
 
 
@@ -53,24 +55,24 @@ def _feature_map(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("gnfast::winograd_conv2d")
+@fake_of("gnfast::winograd_conv2d")
 def _(x, weight, bias, stride, padding):
     size = weight.shape[2]
     space = [(extent + 2 * padding - size) // stride + 1 for extent in x.shape[2:]]
     return _feature_map(x, x.shape[0], weight.shape[0], *space)
 
 
-@torch.library.register_fake("gnfast::winograd_conv2d_input_grad")
+@fake_of("gnfast::winograd_conv2d_input_grad")
 def _(grad, weight, stride, padding, height, width):
     return _feature_map(grad, grad.shape[0], weight.shape[1], height, width)
 
 
-@torch.library.register_fake("gnfast::winograd_conv2d_weight_grad_")
+@fake_of("gnfast::winograd_conv2d_weight_grad_")
 def _(total, grad, x, stride, padding):
     return None
 
 
-@torch.library.register_fake("gnfast::winograd_conv2d_weight_grad")
+@fake_of("gnfast::winograd_conv2d_weight_grad")
 def _(grad, x, kernel_size, stride, padding):
     return _feature_map(grad, grad.shape[1], x.shape[1], kernel_size, kernel_size)
 
