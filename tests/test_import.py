@@ -4,8 +4,16 @@ import json
 import subprocess
 import sys
 
-# Of PyTorch's own modules those that take long, and what they import.
-HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.flop_counter", "sympy", "triton"}
+# Of PyTorch's and NumPy's own modules those that take long, and what they import.
+HEAVY = {
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.onnx",
+    "torch.utils.flop_counter",
+    "sympy",
+    "triton",
+    "numpy.random",
+}
 IMPORTS = """
 import json, sys, torch
 before = set(sys.modules)
