@@ -25,7 +25,9 @@ from gnfast.io.numbers import fixed, number
 from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, second_opinion
 from gnfast.metrics.evaluate import image_count
+from gnfast.runs import evaluations
 from gnfast.runs.record import WEIGHTS
+from gnfast.runs.run_page import write_report
 
 EVAL_HELP = """\
 Fréchet distance (FID with Inception's official weights), Inception score and KID.
@@ -131,11 +133,14 @@ def run(words: list[str]) -> int:
     # Before hours of measuring.
     places = {name: str(output_file(path)) for name in ("out", "save_stats") if (path := getattr(options, name))}
     options = dataclasses.replace(options, **places)
-    result, table = _evaluate(options)
+    result, scores = _evaluate(options)
+    table = _table(scores, result)
     try:
         if options.out:
             # Before anything is printed: whoever reads it may have gone.
             write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        if scores and (folder := evaluations.run_of(expanded(options.what))):
+            _keep(folder, result | {"scores": str(scores)})
     finally:
         print("\n".join(filter(None, [options.save_stats, options.out, table])))
     if line := result.get("average"):
@@ -143,8 +148,17 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
-    """Measures; returns what goes into the JSON file, and the table of it for people."""
+def _keep(folder: Path, result: dict[str, Any]) -> None:
+    """Adds a result to those of a run, and to its page."""
+    try:
+        evaluations.add(folder, result)
+        say(f"also in {folder / evaluations.FILE} and {write_report(folder)}")
+    except (OSError, ValueError) as error:
+        say(f"warning: not added to the run's page: {error}")
+
+
+def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | None]:
+    """Measures; returns what goes into the JSON file, and the scores where there is something to compare with."""
     device = resolve_device(options.device)
     subject = subject_of(options, device)
     spec = _extractor_name(options, subject)
@@ -190,7 +204,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], str]:
     if speed:
         timing["images_per_second"] = speed
     versions = {"gnfast": gnfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {**result, "device": str(device), "timing": timing, "versions": versions}, _table(scores, result, timing)
+    return {**result, "device": str(device), "timing": timing, "versions": versions}, scores
 
 
 def _what_is_measured(
@@ -210,13 +224,14 @@ def _what_is_measured(
     return f"measuring {counted} {features}" + (f"; against {against}" if against else "")
 
 
-def _table(scores: metrics.Scores | None, result: dict[str, Any], timing: dict[str, float]) -> str:
+def _table(scores: metrics.Scores | None, result: dict[str, Any]) -> str:
     """The scores, below them the facts, below them the speed."""
     above = {"average", "distance", "distance_name", "is_mean", "is_std", "kid_mean", "kid_std", "ms_ssim"}
+    above |= {"device", "timing", "versions"}
     rows = [*scores.rows()] if scores else []
     rows += [("intra-class MS-SSIM", fixed(result["ms_ssim"]))] if "ms_ssim" in result else []
     rows += [(key, _shown(value)) for key, value in result.items() if key not in above and value is not None]
-    return columns([*rows, *((key.replace("_", " "), number(value, 3)) for key, value in timing.items())])
+    return columns([*rows, *((key.replace("_", " "), number(value, 3)) for key, value in result["timing"].items())])
 
 
 def _shown(value: Any) -> str:

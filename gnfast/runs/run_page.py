@@ -12,6 +12,7 @@ from gnfast.config.config import AUTO, as_json, option
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
+from gnfast.runs import evaluations
 from gnfast.runs.average import unmoved
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
@@ -47,20 +48,21 @@ MEASURES = {
 
 
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Writes a run's page, to `out` or RUN/report.html: status, key figures, curves, samples, settings, sessions, log.
+    """Writes a run's page, to `out` or RUN/report.html: status, scores, curves, samples, settings, sessions, log.
 
     Whatever is missing in the run folder is left out. The page refers to nothing outside itself.
 
     Raises:
         RunError: no run folder.
     """
-    record = read_run(run_dir)
+    record, evaluated = read_run(run_dir), evaluations.read(run_dir)
     title = own_images(record.preset, record.settings.get("data")) or record.preset or run_dir.name
     return write_page(
         out or run_dir / "report.html",
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record),
+        section("Scores by gnfast eval", evaluations.as_table(evaluated) if evaluated else None),
         section("Curves over generator updates", _curves(record)),
         section("Samples", _samples(record)),
         section("Settings", _settings(record)),
@@ -149,7 +151,7 @@ def _figures(record: Record) -> Html:
             note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}", *by])
             cards.append(card(f"Best {_measure(name, record.rows)}", number(value), note))
     if not cards:
-        said = "nothing was measured while it trained; gnfast eval prints scores, which are not on this page"
+        said = "nothing was measured while it trained; gnfast eval measures, and adds its scores to this page"
         cards.append(card("Scores", "none", said))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
     cards.append(card("Training time", duration(record.seconds), f"sessions: {len(record.sessions)}"))

@@ -7,6 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from gnfast.cli import main
+from gnfast.io.rows import read_rows
 from gnfast.metrics import Scores
 from gnfast.train import session
 from tests.cli.commands import TINY, fails
@@ -69,6 +70,18 @@ def test_eval(run):
     assert best["distance"] == named["distance"] != newest["distance"]
     assert (best["checkpoint"], named["checkpoint"]) == ("best", "step-000000002")
     assert "checkpoint" not in newest
+    page, rows = (run / "report.html").read_text(), read_rows(run / "evaluations.jsonl")
+    assert "Scores by gnfast eval" in page
+    assert [row["step"] for row in rows] == [2, 2, 4] and rows[2]["distance"] == newest["distance"]
+    # The best and the checkpoint of that step are the same.
+    assert [page.count(row["scores"]) for row in rows] == [1, 1, 1]
+
+
+def test_a_run_that_cannot_be_added_to_is_measured_all_the_same(run, capsys):
+    (run / "evaluations.jsonl").mkdir()
+    assert main(["eval", str(run), "--n=30", EXTRACTOR]) == 0
+    out, said = capsys.readouterr()
+    assert "distance" in out and "warning: not added to the run's page: " in said
 
 
 def test_analyze(run, capsys):
