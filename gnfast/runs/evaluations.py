@@ -10,6 +10,7 @@ from gnfast.io.rows import Row, read_rows
 from gnfast.runs.page import Html, table
 
 FILE = "evaluations.jsonl"
+_WEIGHTS = {"ema": "EMA", "raw": "raw"}
 _SHOWN = ("step", "weights", "scores", "against")
 
 
@@ -36,5 +37,5 @@ def read(folder: Path) -> list[Row]:
 
 def as_table(rows: Sequence[Row]) -> Html:
     """Results for a run's page, each once."""
-    cells = [tuple(f"{row[name]:,}" if name == "step" else str(row.get(name, "–")) for name in _SHOWN) for row in rows]
-    return table(_SHOWN, dict.fromkeys(cells))
+    shown = [row | {"step": f"{row['step']:,}", "weights": _WEIGHTS.get(str(row.get("weights")), "–")} for row in rows]
+    return table(_SHOWN, dict.fromkeys(tuple(str(row.get(name, "–")) for name in _SHOWN) for row in shown))

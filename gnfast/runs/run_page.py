@@ -61,7 +61,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         out or run_dir / "report.html",
         f"{title}: {record.status}",
         _heading(record, title),
-        _figures(record),
+        _figures(record, bool(evaluated)),
         section("Scores by gnfast eval", evaluations.as_table(evaluated) if evaluated else None),
         section("Curves over generator updates", _curves(record)),
         section("Samples", _samples(record)),
@@ -138,7 +138,7 @@ def _heading(record: Record, title: str) -> Html:
     )
 
 
-def _figures(record: Record) -> Html:
+def _figures(record: Record, evaluated: bool) -> Html:
     cards = []
     for measure, names in _by_measure(record.rows).items():
         bests = {name: found for name in names if (found := best(record.rows, name))}
@@ -150,7 +150,7 @@ def _figures(record: Record) -> Html:
             by = [f"by {', '.join(known)}"] if (known := _extractors(record.rows)) else []
             note = "; ".join([f"{_weights(name)}, step {step:,}", *there, f"last: {lasts}", *by])
             cards.append(card(f"Best {_measure(name, record.rows)}", number(value), note))
-    if not cards:
+    if not (cards or evaluated):
         said = "nothing was measured while it trained; gnfast eval measures, and adds its scores to this page"
         cards.append(card("Scores", "none", said))
     cards.append(card("Steps", f"{record.step:,}", f"of {record.steps:,}" if record.steps else ""))
