@@ -38,4 +38,4 @@ def read(folder: Path) -> list[Row]:
 def as_table(rows: Sequence[Row]) -> Html:
     """Results for a run's page, each once."""
     shown = [row | {"step": f"{row['step']:,}", "weights": _WEIGHTS.get(str(row.get("weights")), "–")} for row in rows]
-    return table(_SHOWN, dict.fromkeys(tuple(str(row.get(name, "–")) for name in _SHOWN) for row in shown))
+    return table(_SHOWN, dict.fromkeys(tuple(str(row.get(name) or "–") for name in _SHOWN) for row in shown))

@@ -87,6 +87,16 @@ def test_a_report_tells_the_run(runs):
     assert [image.size for image in page.pictures()] == [((2 * 9 + 1) * 8,) * 2] * 6
 
 
+def test_what_was_evaluated_later_is_shown_once_and_odd_rows_are_survived(runs, tmp_path):
+    folder = shutil.copytree(runs / "one", tmp_path / "one")
+    row = {"step": 1234, "weights": "ema", "scores": "FID 12.3 (9 real / 9 generated images)", "against": "photos"}
+    odd = '{"step": 5, "weights": [1], "scores": {"a": 1}, "against": null}'
+    (folder / "evaluations.jsonl").write_text("\n".join([json.dumps(row)] * 2 + [odd, '{"step": "x"}', "\0", "[]"]))
+    text = texts(Page(write_report(folder)))
+    assert text.count("1,234 EMA FID 12.3 (9 real / 9 generated images) photos") == 1
+    assert text.count("5 – – –") == 1
+
+
 def test_scores_are_called_after_their_extractor(runs, tmp_path):
     path = shutil.copytree(runs / "one", tmp_path / "one") / "metrics.jsonl"
     for name, wanted in (("digits-classifier", "class score (EMA)"), ("inception", "Inception score (EMA)")):
