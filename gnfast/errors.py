@@ -39,8 +39,8 @@ def warn_user(message: str, category: type[Warning] = FallbackWarning) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line, or its kind where it says nothing."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    """Of PyTorch's long messages the first sentence, which says what is wrong; the error's kind where it says none."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def require_int(name: str, value: object, least: int, error: type[ValueError] = InputError) -> int:
@@ -50,6 +50,8 @@ def require_int(name: str, value: object, least: int, error: type[ValueError] = 
     return value
 
 
+TRAIN_PACKAGES = {"lmdb", "matplotlib", "numpy", "PIL", "safetensors", "sklearn", "tensorboard", "tqdm", "tyro"}
+"""Import names of the packages in the extra `train`."""
 # Where a package has another name than its module.
 _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 
@@ -57,10 +59,8 @@ _PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
 def missing(what: str, module: str | None) -> str:
     """The message where `what` needs a module that is not installed, with how to install it."""
     package = _PACKAGES.get(module, module)
-    return (
-        f"{what} needs {package}, which is not installed: pip install {package}; all that training needs: "
-        'pip install --no-build-isolation -e ".[train]" in the checkout of gnfast'
-    )
+    how = '; all that training needs: pip install --no-build-isolation -e ".[train]" in the checkout of gnfast'
+    return f"{what} needs {package}, which is not installed: pip install {package}{how * (module in TRAIN_PACKAGES)}"
 
 
 def unknown(what: str, word: str, known: Iterable[str]) -> str:

@@ -36,6 +36,7 @@ def compare(
     seed: int = 0,
     device: str = "auto",
     echo: Callable[[str], None] = print,
+    tell: Callable[[str], None] = lambda name: None,
 ) -> list[Path]:
     """Draws analyses of several runs, which are measured one after the other.
 
@@ -51,6 +52,7 @@ def compare(
         seed: of the choice of images and of the latents.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         echo: called with a line for each analysis that was left out because it does not apply to a run.
+        tell: called with the run and the name of each analysis before it begins, which may take a minute.
 
     Returns:
         The pictures, in the page's order.
@@ -72,6 +74,7 @@ def compare(
         subject = dataclasses.replace(subject, name=label, jacobians=n_jacobians)
         history = read_rows(_folder(run) / "metrics.jsonl")
         for name in what or ANALYSES:
+            tell(f"{run}: {name}")
             try:
                 found.append(COMPARED[name](subject, history))
             except NotApplicableError as error:

@@ -16,7 +16,13 @@ class NotApplicableError(ValueError):
     """An analysis needs something that this critic came without; the message says what."""
 
 
-def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()) -> tuple[Path, list[str]]:
+def analyze(
+    subject: Subject,
+    what: Sequence[str],
+    out: Path,
+    history: Rows = (),
+    tell: Callable[[str], None] = lambda name: None,
+) -> tuple[Path, list[str]]:
     """Draws analyses of a critic.
 
     Args:
@@ -24,6 +30,7 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
         what: names from `ANALYSES`; empty for all that apply.
         out: folder for PNG, CSV and index.html.
         history: the rows of the run's metrics.jsonl, if it is a run's.
+        tell: called with the name of each analysis before it begins, which may take a minute.
 
     Returns:
         The page, and a line for each analysis that was left out because it does not apply.
@@ -35,6 +42,7 @@ def analyze(subject: Subject, what: Sequence[str], out: Path, history: Rows = ()
     drawn: Panels = {}
     left_out = []
     for name in what or ANALYSES:
+        tell(name)
         try:
             drawn |= ANALYSES[name](subject, history)
         except NotApplicableError as error:

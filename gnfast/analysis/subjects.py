@@ -12,14 +12,14 @@ from gnfast.config.config import Config
 from gnfast.data import ImageDataset, to_float
 from gnfast.data import load as load_data
 from gnfast.engine import reference
-from gnfast.errors import InputError
+from gnfast.errors import InputError, first_line
 from gnfast.io.files import expanded, open_regular
 from gnfast.io.objects import load_object
 from gnfast.io.tensors import is_state, load_tensors
 from gnfast.losses import LOSSES, domain_scaled
 from gnfast.measure.gradient_norms import near
 from gnfast.models import Pair
-from gnfast.runs.checkpoint import Place, RunError, first_line, locate
+from gnfast.runs.checkpoint import Place, RunError, locate
 from gnfast.train.evaluate import load_split
 from gnfast.train.networks import build_networks, require_fit, sample
 from gnfast.train.saved import open_saved

@@ -15,7 +15,7 @@ from gnfast import __version__, start
 from gnfast.cli import processes
 from gnfast.cli.common import UsageError, columns, of_the_user
 from gnfast.cli.output import lasting_output
-from gnfast.errors import missing, unknown
+from gnfast.errors import TRAIN_PACKAGES, missing, unknown
 from gnfast.io.files import unwinding
 
 # Command: (its argument, what it does). The module of the same name is imported when it is called for.
@@ -64,9 +64,6 @@ examples:
 
 `gnfast COMMAND --help` explains every option; `gnfast --version` says which gnfast this is.
 """
-
-# Import names of the packages in the extra `train`.
-TRAIN_PACKAGES = {"matplotlib", "numpy", "PIL", "safetensors", "sklearn", "tensorboard", "tqdm", "tyro"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

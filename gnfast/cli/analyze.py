@@ -13,10 +13,11 @@ from gnfast.analysis.reproduce import Scale, reproduce
 from gnfast.cli.common import UsageError
 from gnfast.cli.options import argument, parse
 from gnfast.engine.heads import METHODS
-from gnfast.interop.device import resolve_device
+from gnfast.interop.device import resolve_device, use_threads
 from gnfast.io.files import expanded, output_folder
 from gnfast.io.rows import read_rows
-from gnfast.runs.checkpoint import locate
+from gnfast.runs.checkpoint import Place, locate
+from gnfast.runs.record import read_run
 
 USAGE = """\
 usage: gnfast analyze RUN [RUN …] [--what NAMES] [--option value …]
@@ -75,6 +76,8 @@ class CriticOptions:
     """Seed of the choice of images and of the latents."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, …"""
+    threads: int | None = None
+    """CPU threads; 0 leaves PyTorch's choice. None takes the run's own setting."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def run(words: list[str]) -> int:
 def _critic(options: CriticOptions) -> int:
     if bool(options.runs) == bool(options.net):
         raise UsageError("analyze: wanted either a run folder or --net MODULE:CLASS")
+    use_threads(options.threads, _own_threads(options))
     if len(options.runs) > 1:
         return _compare(options)
     if options.labels:
@@ -128,11 +132,23 @@ def _critic(options: CriticOptions) -> int:
         subject = subjects.of_module(options.net, data=options.data, fakes=options.fakes, **own, **common)
         history, out = [], out or output_folder("analysis")
     subject = dataclasses.replace(subject, jacobians=options.n_jacobians)
-    page, left_out = analyze(subject, _names(options.what), out, history)
+    page, left_out = analyze(subject, _names(options.what), out, history, _tell)
     for line in left_out:
         print(f"left out {line}")
     print(page)
     return 0
+
+
+def _own_threads(options: CriticOptions) -> int:
+    """What the first run says."""
+    if not options.runs:
+        return 0
+    run = expanded(options.runs[0])
+    return read_run((locate(run) or Place(run)).run).config.threads
+
+
+def _tell(what: str) -> None:
+    print(f"measuring {what}", file=sys.stderr, flush=True)
 
 
 def _compare(options: CriticOptions) -> int:
@@ -146,7 +162,7 @@ def _compare(options: CriticOptions) -> int:
         folders.setdefault(label, []).append(run)
     out = output_folder(options.out or "analysis")
     given = {name: getattr(options, name) for name in ("best", "data", "n", "n_jacobians", "seed", "device")}
-    compare(folders, _names(options.what), out, **given)
+    compare(folders, _names(options.what), out, tell=_tell, **given)
     print(out / "index.html")
     return 0
 

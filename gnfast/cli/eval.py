@@ -77,8 +77,9 @@ class EvalOptions:
     reference: str = ""
     """Statistics instead of real images: an .npz by --save-stats, pytorch-fid or the papers' code."""
     extractor: str = ""
-    """`inception`, `classifier`, `pixels-8x8` (needs no weights), or MODULE:FUNCTION; the run's, or `inception`, if
-    empty. MODULE is imported, so it must be given here: one that only a run or a file names is refused."""
+    """`inception`, `classifier`, `pixels-8x8` (needs no weights), or MODULE:FUNCTION; the run's, that of --reference,
+    or `inception`, if empty. MODULE is imported, so it must be given here: one that only a run or file names is
+    refused."""
     protocol: Literal["", *PROTOCOLS] = ""
     """How images are prepared for Inception (docs/evaluation.md); the run's, or `tf`, if empty."""
     extractor_weights: str = ""
@@ -87,8 +88,8 @@ class EvalOptions:
     """How many images to measure; what the run says (its --n-fake), or all that there are, if 0."""
     n_real: int = 0
     """How many real images they are measured against, evenly spread; all if 0, or what the run says of its own data."""
-    seed: int = 0
-    """Seed of the latent vectors and of KID's subsets."""
+    seed: int | None = None
+    """Seed of the latent vectors and of KID's subsets; that of the run's own scores, or 0, if None."""
     weights: Literal["", *WEIGHTS] = ""
     """The moving average of a run's generator (that, or what a file has, if empty), or the generator itself; --ema and
     --raw are short for them."""
@@ -161,8 +162,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | No
     """Measures; returns what goes into the JSON file, and the scores where there is something to compare with."""
     device = resolve_device(options.device)
     subject = subject_of(options, device)
-    spec = _extractor_name(options, subject)
     real = ImageStatistics.load(expanded(options.reference)) if options.reference else None
+    spec = _extractor_name(options, subject, real)
     images = None if real else _real_images(options, subject)
     if not (real or images or options.save_stats):
         raise ValueError(f"--data or --reference: got neither, and {options.what} has no real images of its own")
@@ -193,7 +194,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | No
         result |= {"extractor": fake.extractor, "protocol": fake.protocol, "n": fake.features.count}
     else:
         details = extractor.details if extractor else None
-        scores = metrics.compare(real, fake, kid_subsets=options.kid_subsets, seed=options.seed, details=details)
+        scores = metrics.compare(real, fake, kid_subsets=options.kid_subsets, seed=subject.seed, details=details)
         result |= {"against": options.reference or images.name, **scores.as_dict()}
         timing = dict(scores.timing)
     if other:
@@ -253,8 +254,8 @@ def _require_alike(real: ImageDataset, measured: ImageDataset) -> None:
         )
 
 
-def _extractor_name(options: EvalOptions, subject: Subject) -> str:
-    known = subject.settings.get("extractor") or "inception"
+def _extractor_name(options: EvalOptions, subject: Subject, reference: ImageStatistics | None) -> str:
+    known = subject.settings.get("extractor") or (reference and reference.extractor) or "inception"
     if ":" in known and not options.extractor and not (subject.known and options.reference):
         raise ValueError(
             f"--extractor: {known!r} names code to import, which is taken from the command line alone; repeat it there "

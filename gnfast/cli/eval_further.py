@@ -33,7 +33,7 @@ def divergence(
         return {}
     if subject.draws is None or real is None:
         raise ValueError(f"--neural-divergence: got {options.what}, wanted a generator, and real images")
-    how = {"steps": options.neural_divergence, "seed": options.seed, "device": device}
+    how = {"steps": options.neural_divergence, "seed": subject.seed, "device": device}
     found = metrics.neural_divergence(real.images, subject.draws[0], batch_size=subject.draws[1], **how)
     return {"neural_divergence": found, "neural_divergence_steps": options.neural_divergence}
 

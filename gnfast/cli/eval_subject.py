@@ -20,7 +20,7 @@ from gnfast.metrics import FeatureExtractor, ImageStatistics
 from gnfast.metrics.evaluate import image_count
 from gnfast.runs.checkpoint import locate
 from gnfast.runs.published import published
-from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics
+from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics, scores_seed
 from gnfast.train.export import snapshot
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Subject:
         real: loads the real images that it is measured against by default, where there are such.
         similarity: the intra-class MS-SSIM, where it is a class-conditional generator.
         draws: images of a generator, count to (count, C, H, W), and the largest count.
+        seed: of all that is drawn.
     """
 
     facts: dict[str, Any]
@@ -53,10 +54,11 @@ class Subject:
     real: Callable[[], ImageDataset] | None = None
     similarity: Callable[[], float] | None = None
     draws: tuple[Callable[[int], torch.Tensor], int] | None = None
+    seed: int = 0
 
 
 def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
-    path = expanded(options.what)
+    path, seed = expanded(options.what), options.seed or 0
     if options.best and not (path / "config.json").exists():
         raise ValueError(f"--best: got {options.what}, wanted a run folder, which keeps its best checkpoint")
     if path.suffix == ".npz":
@@ -64,7 +66,11 @@ def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
             raise ValueError(f"--save-stats and --n: {path} holds statistics already, wanted a run or images")
         known = ImageStatistics.load(path)
         return Subject(
-            {}, {"extractor": known.extractor, "protocol": known.protocol}, known=known, count=known.features.count
+            {},
+            {"extractor": known.extractor, "protocol": known.protocol},
+            known=known,
+            count=known.features.count,
+            seed=seed,
         )
     if (path / "config.json").exists() or path.suffix in (".safetensors", ".pt", ".pth"):
         return _run(path, options, device)
@@ -75,7 +81,7 @@ def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
     images = loaded(options.what, options.what_split, options)
     count = image_count("n", options.n or None, images)
     measure = functools.partial(metrics.dataset_statistics, images, n=count, **options.how)
-    return Subject({}, {}, measure=measure, count=count, what=f"images of {images.name}", images=images)
+    return Subject({}, {}, measure=measure, count=count, what=f"images of {images.name}", images=images, seed=seed)
 
 
 def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
@@ -84,15 +90,16 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
     use_threads(options.threads, config.threads)
     generator, count = saved.build().to(device), options.n or config.n_fake
     statistics = config.sample_bn if options.bn == "run" else options.bn
+    seed = scores_seed(config) if options.seed is None else options.seed
     images = partial(sampler, generator, config.z_dim, config.classes, config.batch_g)
 
     def measure(extractor: FeatureExtractor) -> ImageStatistics:
-        draw = images(options.seed, samples_with_batch_statistics(statistics, extractor))
+        draw = images(seed, samples_with_batch_statistics(statistics, extractor))
         how = options.how | {"batch_size": config.batch_g}
         return metrics.generated_statistics(draw, count, extractor, **how)
 
     def alike() -> float:
-        draw = of_classes(generator, config.z_dim, options.seed, statistics == "batch")
+        draw = of_classes(generator, config.z_dim, seed, statistics == "batch")
         return metrics.intra_class_ms_ssim(draw, config.classes, pairs=metrics.PAIRS, batch_size=config.batch_g)
 
     def reals() -> ImageDataset:
@@ -123,7 +130,8 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
         images=ImageDataset("samples", to_uint8(images(0, True)(2)).cpu()),
         real=reals if real.data else None,
         similarity=alike if config.classes else None,
-        draws=(images(options.seed, statistics == "batch"), config.batch_g),
+        draws=(images(seed, statistics == "batch"), config.batch_g),
+        seed=seed,
     )
 
 

@@ -1,9 +1,11 @@
 """Arguments and options of commands, by tyro: its help as it is, and its errors as one line."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import re
+from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -52,7 +54,20 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
         raise UsageError(str(error)) from None
     if usage and "Missing from" in errors.getvalue():
         raise UsageError(f"{command}: {usage}")
-    raise UsageError(f"{_unframed(errors.getvalue())} (see {prog} --help)")
+    message = _unframed(errors.getvalue())
+    if message.startswith("Unrecognized options"):
+        message = message.partition("; did you mean")[0] + _meant(kind, words)
+    raise UsageError(f"{message} (see {prog} --help)")
+
+
+def _meant(kind: type, words: list[str]) -> str:
+    """The nearest option to each of those that are none: letters are missing, or a dash, as in --rundir and -n."""
+    fields = [(field.name.replace("_", "-"), field.type is bool) for field in dataclasses.fields(kind)]
+    known = [f"--{name}" for name, _ in fields] + [f"--no-{name}" for name, is_flag in fields if is_flag]
+    given = [word.partition("=")[0].replace("_", "-") for word in words if re.match("-+[A-Za-z]", word)]
+    wrong = [f"--{word.lstrip('-')}" for word in given if word not in known]
+    near = [next(iter(get_close_matches(word, known, 1)), "") for word in wrong]
+    return f"; did you mean {' and '.join(dict.fromkeys(near))}?" if all(near) and near else ""
 
 
 def _unframed(box: str) -> str:

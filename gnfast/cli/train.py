@@ -82,6 +82,8 @@ def run(words: list[str]) -> int:
         print(CHOOSE_HELP.format(count=len(PRESETS), groups=columns(rows)), end="")
         return 0 if words else 2
     name, rest = words[0], [word for word in words[1:] if word not in ("--dry-run", "--profile")]
+    if name.startswith("-"):
+        raise UsageError(f"train: got {name} first, wanted a preset: gnfast train PRESET {name} …")
     if name not in PRESETS:
         raise UsageError(unknown("preset", name, PRESETS))
     preset = PRESETS[name]

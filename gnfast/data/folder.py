@@ -55,7 +55,7 @@ def _read(path: Path, request: Request, canvas: Canvas) -> Contents:
         images = [(_parts(entry.name), entry) for entry in entries if is_image(entry.name)]
         found, beside = _select_split(path, images, request.split)
         others += [f"{'/'.join(parts)} (beside the folders of the splits)" for parts, _ in beside]
-        encoded = (("/".join(parts), parts, entry.read) for parts, entry in found)
+        encoded = ((entry.name, parts, entry.read) for parts, entry in found)
         kept, contents = decode_into(canvas, encoded, len(found), request, path, "for a data set", others)
     return replace(contents, **_labels(kept))
 

@@ -50,11 +50,11 @@ def prepare(image: Image.Image, request: Request) -> np.ndarray:
     comes PIL's bilinear filter, to (resolution, resolution). Transparency is dropped, 16 bits are cut to their upper 8.
 
     Raises:
-        ValueError: a pixel format without a fixed range (32-bit integer or floating point), or an image smaller than
+        DataError: a pixel format without a fixed range (32-bit integer or floating point), or an image smaller than
             the crop.
     """
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no fixed range")
+        raise DataError(f"pixels of mode {image.mode} have no fixed range")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     mode = "RGB" if request.channels == 3 or (request.channels is None and image.mode not in _GREY) else "L"
@@ -62,7 +62,7 @@ def prepare(image: Image.Image, request: Request) -> np.ndarray:
         image = image.convert(mode)
     if crop := min(image.size) if request.crop == "square" else request.crop:
         if min(image.size) < crop:
-            raise ValueError(f"{image.width}x{image.height} is smaller than {_CROP} of {crop}x{crop}")
+            raise DataError(f"{image.width}x{image.height} is smaller than {_CROP} of {crop}x{crop}")
         # Rounded as torchvision's CenterCrop does, with which the papers' codes crop.
         left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
         image = image.crop((left, top, left + crop, top + crop))
@@ -87,7 +87,7 @@ def add_arrays(canvas: Canvas, images: np.ndarray, request: Request) -> None:
         picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
         try:
             canvas.add(prepare(picture, request))
-        except ValueError as error:
+        except DataError as error:
             raise DataError(f"crop: {error}") from error
 
 
@@ -147,16 +147,15 @@ def decode_into(
             f"bits do, and would become black; scale them to 16 bits first"
         )
     if not kept:
-        raise DataError(f"no image is left in {path} {what}{examples_of(skipped) if skipped else ': it holds no file'}")
+        why = f"{examples_of(skipped)}{_crops_less(skipped)}" if skipped else ": it holds no file"
+        raise DataError(f"no image is left in {path} {what}{why}")
     warning = warning_about(skipped, total + len(others), lost, len(kept), request)
     return kept, Contents(skipped=len(skipped), warning=f"{path}: {warning}" if warning else "")
 
 
 def warning_about(skipped: list[str], files: int, lost: Mapping[str, int], count: int, request: Request) -> str:
     """What the user should know of images that are left out, or not as they were: `lost` counts what `losses` gives."""
-    said = [f"{len(skipped)} of {files} files skipped{examples_of(skipped)}"] if skipped else []
-    if any(_CROP in reason for reason in skipped):
-        said.append("--crop square (crop='square') would take what is smaller, too")
+    said = [f"{len(skipped)} of {files} files skipped{examples_of(skipped)}{_crops_less(skipped)}"] if skipped else []
     if stretched := lost.get("shape"):
         said.append(
             f"{stretched} of {count} images are not square and are stretched to "
@@ -165,10 +164,15 @@ def warning_about(skipped: list[str], files: int, lost: Mapping[str, int], count
         )
     if transparent := lost.get("transparency"):
         said.append(
-            f"{transparent} of {count} images lose their transparency: the colours stored for transparent pixels "
-            "show, often black or white; put them on a background of your choice first if that is not wanted"
+            f"{transparent} of {count} images lose their transparency, and the colours below it show, often black or "
+            "white; if that matters, put them on a background first"
         )
     return "; ".join(said)
+
+
+def _crops_less(skipped: list[str]) -> str:
+    small = any(_CROP in reason for reason in skipped)
+    return "; --crop square (crop='square') would take what is smaller, too" * small
 
 
 def losses(image: Image.Image, request: Request) -> tuple[str, ...]:
@@ -251,8 +255,10 @@ def _pixels(images: list[Image.Image | str], request: Request) -> _Pixels | str:
 
 def reason_of(error: Exception) -> str:
     """Why an image has no pixels, where reading it raised this."""
+    if isinstance(error, DataError):
+        return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "not an image"
+        return "not an image, or damaged"
     said = str(getattr(error, "strerror", None) or error)
     return f"unreadable: {' '.join(said.split()) or type(error).__name__}"
 

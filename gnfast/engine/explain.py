@@ -78,16 +78,15 @@ def _of_passes(plan: Plan) -> list[str]:
 
 
 def _reasons_for_six(plan: Plan) -> list[str]:
-    """The operations from which six passes go down, each kind of them once."""
-    found: dict[str, str] = {}
+    """The operations from which six passes go down, those of one kind together."""
+    places: dict[tuple[str, str], list[str]] = {}
     for node, differentiated in zip(plan.nodes, plan.differentiated, strict=True):
         if differentiated and (node.op.curved or node.mixes):
-            where = f"in submodule {node.submodule!r}" if node.submodule else "in the network's own forward"
             why = "its slope depends on x" if node.op.curved else "an entry of its result depends on several samples"
-            found.setdefault(node.op.label(), f"{named_value(node.output)} {node.op.label()} {where}: {why}")
-    if not plan.one_logit:
-        found["output"] = "its output is not one logit for each sample, but several"
-    return [*found.values()]
+            where = f"submodule {node.submodule!r}" if node.submodule else "the network's own forward"
+            places.setdefault((node.op.label(), why), []).append(f"{named_value(node.output)} in {where}")
+    reasons = [f"{label}, {_listed(found)}: {why}" for (label, why), found in places.items()]
+    return reasons if plan.one_logit else [*reasons, "its output is not one logit for each sample, but several"]
 
 
 def refused_for(plan: Plan) -> dict[Refusal, str]:
@@ -101,8 +100,12 @@ def refused_for(plan: Plan) -> dict[Refusal, str]:
 def _and_in(others: list[Refusal]) -> str:
     if not others:
         return ""
-    places = [refusal.place for refusal in others[:3]] + ["…"] * (len(others) > 3)
-    return f"; and {counted(len(others), 'more place')}: {', '.join(places)}"
+    return f"; and {counted(len(others), 'more place')}: {_listed([refusal.place for refusal in others])}"
+
+
+def _listed(places: list[str]) -> str:
+    """The first of them."""
+    return ", ".join(places[:3] + ["…"] * (len(places) > 3))
 
 
 def _of_fallback(plan: Plan) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gnfast.errors import first_line
 from gnfast.io.files import atomic_write
 from gnfast.io.tensors import is_state, load_tensors
 
@@ -93,17 +94,23 @@ def load_newest(folder: Path, warn: Any = print) -> dict[str, Any] | None:
 
     Args:
         folder: the run's checkpoint folder, which need not exist.
-        warn: called with one line for each newer file that is damaged.
+        warn: called with one line for each newer file that is damaged, and where the best one stands in for all others.
 
     Raises:
         RunError: there are checkpoints and none can be read.
     """
-    found = paths(folder)
+    best = folder / BEST
+    found = [*paths(folder), *([best] if best.exists() else [])]
     for path in found:
         try:
-            return _load(path)
+            content = _load(path)
         except Exception as error:  # torch.load raises whatever the damaged bytes lead it to.
             warn(f"warning: checkpoint {path} is damaged ({_reason(path, error)}); trying the one before")
+            continue
+        if path == best:
+            step = content["state"]["step"]
+            warn(f"warning: {folder} has no step-*.pt that can be read; taking {BEST}, of step {step}")
+        return content
     if found:
         raise RunError(f"{folder}: none of the {len(found)} checkpoints can be read; start again in another --run-dir")
     return None
@@ -151,8 +158,3 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _reason(path: Path, error: Exception) -> str:
     return first_line(error.__cause__ or error).removeprefix(f"{path}: ")
-
-
-def first_line(error: Exception) -> str:
-    """Of torch's long messages the first sentence, which says what is wrong."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__

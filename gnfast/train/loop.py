@@ -166,10 +166,9 @@ def _read(dataset: Any, config: Config, folder: Path, progress: bool, group: Gro
 
 def _require_classes(dataset: ImageDataset, config: Config) -> None:
     if config.classes not in (0, len(dataset.classes)):
-        there = f"{dataset.name} has {len(dataset.classes)} classes"
-        raise ValueError(
-            f"--classes: got {config.classes}, but {there}; 0 trains without labels, a network that takes none"
-        )
+        there = len(dataset.classes)
+        wanted = f"{there}, or 0 and a --model that takes no labels" if there > 1 else "0"
+        raise ValueError(f"--classes: got {config.classes}, but {dataset.name} has {there} classes; wanted {wanted}")
 
 
 def _own_device(device: torch.device) -> torch.device:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gnfast.config.config import Config, decisive, differences
-from gnfast.io.rows import Row, plain_entries
+from gnfast.io.numbers import counted
+from gnfast.io.rows import Row, plain_entries, read_rows
 from gnfast.runs import checkpoint, lock
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import DamagedFileError, read_settings
+from gnfast.train.logs import METRICS
 from gnfast.train.state import State
 
 
@@ -33,7 +35,10 @@ def open_run(folder: Path, preset: str, config: Config, warn: Callable[[str], No
         else:
             _require_same(folder, found, settings, preset, config)
     saved = checkpoint.load_newest(checkpoints, warn)
-    if saved is not None:
+    if saved is None:
+        if last := max((row["step"] for row in read_rows(folder / METRICS)), default=0):
+            warn(f"warning: {folder} has rows of {counted(last, 'step')} and no checkpoint: it starts again")
+    else:
         # Checkpoints of earlier versions have no settings.
         settings = saved.get("config", decisive(config))
         _require_same(folder, saved["preset"], settings if isinstance(settings, dict) else {}, preset, config)

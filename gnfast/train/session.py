@@ -79,7 +79,7 @@ class Session:
         if len(dataset) < config.batch_d:
             count = counted(len(dataset), "image")
             log.say(f"warning: {count} for batches of {config.batch_d}: each comes several times")
-        log.say(as_told(self.measures.extractor, dataset.labels is not None, config.n_fake, config.eval_every))
+        log.say(as_told(config, self.measures.extractor, dataset.labels is not None))
         if line := notice(state.device.type):
             log.say(f"warning: {line}")
         if self.start == 0:

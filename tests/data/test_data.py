@@ -233,7 +233,7 @@ def test_transparency_that_is_lost_is_said(tmp_path, recwarn):
     clear = {"clear.png": picture((*RED, 0), mode="RGBA"), "grey.png": picture((9, 254), mode="LA")}
     # A palette of which one colour is transparent.
     clear["palette.png"] = encoded(Image.new("P", (6, 6), 0), transparency=0)
-    with pytest.warns(DataWarning, match="3 of 5 images lose their transparency: the colours stored"):
+    with pytest.warns(DataWarning, match="3 of 5 images lose their transparency, and the colours below it"):
         load(write(tmp_path / "some", opaque | clear))
 
 

@@ -128,7 +128,9 @@ def test_labels_of_a_table(tmp_path):
 def test_damaged_tables_are_refused_or_lose_the_damaged_images(tmp_path):
     rows = [grey(1), b"no image", {"bytes": None, "path": "/etc/hostname"}, None, grey(2)]
     rows[3] = {"bytes": None, "path": None}
-    with pytest.warns(DataWarning, match="3 of 5 files skipped: row 1 .not an image., row 2 .*a path without"):
+    with pytest.warns(
+        DataWarning, match="3 of 5 files skipped: row 1 .not an image, or damaged., row 2 .*a path without"
+    ):
         assert values(read(parquet(tmp_path / "holes.parquet", rows))) == [1, 2]
     whole = parquet(tmp_path / "whole.parquet", [grey(i) for i in range(9)]).read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])

@@ -203,10 +203,9 @@ def test_crop_is_the_middle(tmp_path, size, crop):
 
 def test_smaller_than_the_crop(tmp_path):
     path = write(tmp_path / "x", {"1.png": grey(1, (6, 9)), "2.png": grey(2, (9, 9))})
-    with pytest.warns(
-        DataWarning, match=r"1 of 2 files skipped: 1.png \(unreadable: 6x9 is smaller than the crop of 7x7"
-    ):
+    with pytest.warns(DataWarning, match=r"1 of 2 files skipped: 1.png \(6x9 is smaller than .*7x7\); --crop square"):
         assert values(load(path, crop=7)) == [2]
+    refused("no image is left in .* than the crop of 99x99\\); --crop square", path, crop=99)
     refused("crop: 8x8 is smaller than the crop of 9x9", "digits", crop=9)
     assert load("digits", crop=6).images.shape == (1797, 1, 6, 6)
 
@@ -286,10 +285,10 @@ def test_lsun(tmp_path):
 
 def test_lmdb_unreadable_images_are_skipped(tmp_path):
     path = database(tmp_path / "x", {"0": grey(1), "1": b"hello", "2": grey(3)})
-    with pytest.warns(DataWarning, match=r"1 of 3 files skipped: 1 \(not an image\)"):
+    with pytest.warns(DataWarning, match=r"1 of 3 files skipped: 1 \(not an image, or damaged\)"):
         dataset = load(path)
     assert (values(dataset), dataset.skipped) == ([1, 3], 1)
-    refused(r"no image is left in .*: 0 \(not an image\)", database(tmp_path / "y", {"0": b"hello"}))
+    refused(r"no image is left in .*: 0 \(not an image, or damaged\)", database(tmp_path / "y", {"0": b"hello"}))
 
 
 def test_corrupt_lmdb(tmp_path):
