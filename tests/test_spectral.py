@@ -755,7 +755,12 @@ def test_clear_errors():
             "got 0.3 for 0 'weight' of rank 3, wanted over 1/3",
         ),
         (model, half_done, {}, "1: 'weight' is spectrally normalised already"),
-        (model, older, {}, "0: 'weight' is computed by torch.nn.utils.spectral_norm.SpectralNorm; undo that first"),
+        (
+            model,
+            older,
+            {},
+            "0: 'weight' is computed by torch.nn.utils.spectral_norm.SpectralNorm; build the network without",
+        ),
         (model, torch.zeros(3, 3), {}, "model: got a Tensor, wanted a torch.nn.Module"),
         (model, nn.Sequential(nn.ReLU()), {}, "Sequential has no convolution, linear or embedding to normalise"),
         (model, Net(), {"filter": lambda name, layer: False}, "that filter accepts"),

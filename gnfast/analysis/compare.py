@@ -52,7 +52,7 @@ def compare(
         seed: of the choice of images and of the latents.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         echo: called with a line for each analysis that was left out because it does not apply to a run.
-        tell: called with the run and the name of each analysis before it begins, which may take a minute.
+        tell: called with run and name of each analysis before it begins.
 
     Returns:
         The pictures, in the page's order.
@@ -81,11 +81,15 @@ def compare(
                 if what:
                     raise NotApplicableError(f"{run}: {name}: {error}") from error
                 echo(f"left out {name} of {run}: {error}")
+    panels = pooled(found)
+    write_panels(out, f"Critics of {', '.join(folders)}", _lead(folders, n), panels)
+    return [out / f"{name}.png" for name in panels]
+
+
+def _lead(folders: Mapping[str, Sequence[Path]], n: int) -> str:
     runs = "; ".join(f"{label}: {', '.join(map(str, runs))}" for label, runs in folders.items())
     images = f"Measured at up to {n} real and as many generated images, with the critics in evaluation mode"
-    lead, panels = f"{images} and each with its own normaliser. Runs: {runs}.", pooled(found)
-    write_panels(out, f"Critics of {', '.join(folders)}", lead, panels)
-    return [out / f"{name}.png" for name in panels]
+    return f"{images} and each with its own normaliser. Runs: {runs}."
 
 
 def _folder(source: Path) -> Path:

@@ -90,7 +90,7 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
     use_threads(options.threads, config.threads)
     generator, count = saved.build().to(device), options.n or config.n_fake
     statistics = config.sample_bn if options.bn == "run" else options.bn
-    seed = scores_seed(config) if options.seed is None else options.seed
+    seed = scores_seed(config.seed) if options.seed is None else options.seed
     images = partial(sampler, generator, config.z_dim, config.classes, config.batch_g)
 
     def measure(extractor: FeatureExtractor) -> ImageStatistics:

@@ -72,6 +72,7 @@ def _of_passes(plan: Plan) -> list[str]:
         lines.append(f"A {frozen.format('')}.")
     else:
         lines.append(f"A {frozen.format('costs ')} (this one is frozen).")
+    lines.append("This counts convolutions and matrix products; gnfast bench measures the time of a step.")
     if plan.takes_six and (reasons := _reasons_for_six(plan)):
         lines += ["What takes six passes instead of four:", *(f"  - {reason}" for reason in reasons)]
     return lines
@@ -85,7 +86,7 @@ def _reasons_for_six(plan: Plan) -> list[str]:
             why = "its slope depends on x" if node.op.curved else "an entry of its result depends on several samples"
             where = f"submodule {node.submodule!r}" if node.submodule else "the network's own forward"
             places.setdefault((node.op.label(), why), []).append(f"{named_value(node.output)} in {where}")
-    reasons = [f"{label}, {_listed(found)}: {why}" for (label, why), found in places.items()]
+    reasons = [f"{label} ({_listed(found)}): {why}" for (label, why), found in places.items()]
     return reasons if plan.one_logit else [*reasons, "its output is not one logit for each sample, but several"]
 
 

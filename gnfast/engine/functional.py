@@ -220,7 +220,7 @@ def _run(
             plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:
             if error.refusal.reason == _NORMALISED and (head is not None or torch.is_grad_enabled()):
-                raise InputError(f"net: got {error.refusal}. {advice(error.refusal)}") from None
+                raise InputError(f"net: normalised already in {error.refusal.place}. {advice(error.refusal)}") from None
             refusal = f"{error.refusal}; print(gnfast.explain(net, x)) says what to write instead"
             if options.strict:
                 raise UnsupportedError(refusal) from None

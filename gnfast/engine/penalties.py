@@ -83,7 +83,8 @@ def interpolate(real: Tensor, fake: Tensor, place: Tensor | None = None) -> Tens
         place: (B,) in [0, 1], from the real to the generated image; drawn uniformly if None.
     """
     if real.shape != fake.shape:
-        raise InputError(f"fake: got shape {tuple(fake.shape)}, wanted that of real, {tuple(real.shape)}")
+        shapes = f"got shape {tuple(fake.shape)}, wanted that of real (the ones before), {tuple(real.shape)}"
+        raise InputError(f"fake (the second images): {shapes}")
     place = torch.rand(len(real), dtype=real.dtype, device=real.device) if place is None else place.to(real)
     return torch.lerp(real.detach(), fake.detach().to(real.dtype), place.reshape(-1, *[1] * (real.dim() - 1)))
 

@@ -62,7 +62,9 @@ def layer_spectra(net: nn.Module, image: Tensor, *args: Tensor, steps: int = 100
             if isinstance(layer, nn.Conv2d) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1:
                 circular = float(circular_singular_values(weight.double(), shape[-2:])[0])
             kind = "linear" if isinstance(layer, nn.Linear) else "convolution"
-            raw, normalized = _spectrum(layer, _raw_weight(layer)), _spectrum(layer, weight)
+            own = _raw_weight(layer)
+            raw = _spectrum(layer, own)
+            normalized = raw if own is layer.weight else _spectrum(layer, weight)
             operator = operator_norm(layer, shape, steps=steps)
             spectra.append(LayerSpectrum(name, kind, raw, normalized, circular, operator))
     return spectra

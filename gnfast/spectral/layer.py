@@ -174,7 +174,11 @@ def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str,
     """Raises what `spectral_norm` raises for a layer, a coefficient or a share that it cannot take."""
     weight = getattr(layer, name, None) if not is_parametrized(layer, name) else layer.parametrizations[name].original
     if name not in layer._parameters and (other := _computed_by(layer, name)):
-        raise InputError(f"{argument}: {name!r} is computed by {other}; undo that first")
+        advice = (
+            "build the network without it, and load its state_dict after this: old keys fit, so do optimisers' states"
+        )
+        advice = advice if other.endswith(".SpectralNorm") else "undo that first"
+        raise InputError(f"{argument}: {name!r} is computed by {other}; {advice}")
     if not isinstance(weight, Tensor):
         raise ValueError(f"{argument}: {type(layer).__name__} has no parameter or buffer named {name!r}")
     if isinstance(weight, nn.parameter.UninitializedParameter):

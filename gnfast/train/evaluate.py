@@ -46,7 +46,7 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
     """
     group = state.group
     group.require_same("the extractor's weights", measures.extractor.fingerprint)
-    seed, count, batch = scores_seed(state.config), state.config.n_fake, state.config.batch_g
+    seed, count, batch = scores_seed(state.config.seed), state.config.n_fake, state.config.batch_g
     inputs = state.config.z_dim, state.config.classes, batch
     statistics = samples_with_batch_statistics(state.config.sample_bn, measures.extractor)
 
@@ -68,9 +68,9 @@ def evaluate(state: State, measures: Measures, progress: bool) -> tuple[metrics.
     return of_raw, of_raw if state.ema.is_copy(state.step) else scores(ema)
 
 
-def scores_seed(config: Config) -> int:
-    """The seed of the latents that a run is scored with."""
-    return config.seed + 3
+def scores_seed(seed: int) -> int:
+    """The seed of the latents that a run of this seed is scored with."""
+    return seed + 3
 
 
 def sampler(

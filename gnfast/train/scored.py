@@ -45,22 +45,18 @@ def require_extractor(extractor: str, weights: str, progress: bool) -> None:
         require_weights(weights, progress=progress)
 
 
-def as_told(config: Config, extractor: FeatureExtractor | None, labelled: bool) -> str:
+def as_told(extractor: FeatureExtractor | None, labelled: bool, n_fake: int, eval_every: int, steps: int) -> str:
     """One line on what a run is scored with, and how to get FID where it is something else."""
-    every = (
-        f"at step 0, every {config.eval_every} steps and at the end"
-        if config.eval_every
-        else "before and after training"
-    )
+    every = f"at step 0, every {eval_every} steps and at the end" if eval_every else "before and after training"
     if extractor is None:
-        few = f" (it ends before step {config.eval_every}, --eval-every)" if config.steps < config.eval_every else ""
+        few = f" (it ends before step {eval_every}, --eval-every)" if steps < eval_every else ""
         rough = "classifier or pixels-8x8" if labelled else "pixels-8x8"
         return f"scores: none while it trains{few}; --extractor inception gives FID, {rough} a distance without weights"
     if extractor.name == INCEPTION:
-        return f"scores: FID of {config.n_fake} images {every}"
+        return f"scores: FID of {n_fake} images {every}"
     right = extractor.details.get("held_out_accuracy")
     name = extractor.name + (f" (right on {right:.0%} of held-out images)" if right is not None else "")
-    instead = f"Fréchet distance of {config.n_fake} images in features of {name} {every}, not FID"
+    instead = f"Fréchet distance of {n_fake} images in features of {name} {every}, not FID"
     return f"scores: {instead}; for FID: --extractor inception, whose weights `gnfast weights` finds"
 
 

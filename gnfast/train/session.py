@@ -76,10 +76,11 @@ class Session:
             log.session(environment(state, self.start))
         log.say(f"{self.preset}: {self._plan()}, in {self.folder}")
         dataset = state.batches.dataset
+        labelled = dataset.labels is not None
         if len(dataset) < config.batch_d:
             count = counted(len(dataset), "image")
             log.say(f"warning: {count} for batches of {config.batch_d}: each comes several times")
-        log.say(as_told(config, self.measures.extractor, dataset.labels is not None))
+        log.say(as_told(self.measures.extractor, labelled, config.n_fake, config.eval_every, config.steps))
         if line := notice(state.device.type):
             log.say(f"warning: {line}")
         if self.start == 0:

@@ -145,5 +145,5 @@ def test_weights_without_a_part_in_a_penalty_get_zeros_or_nothing_as_by_double_b
 
 
 def test_images_of_different_shapes(images):
-    with pytest.raises(InputError, match="fake: got shape"):
+    with pytest.raises(InputError, match=r"fake \(the second images\): got shape"):
         penalties.one_centered(ResNet().double(), images[0], images[1][:3])

@@ -14,6 +14,7 @@ import torch
 
 from gnfast.bench.program import as_on_a_gpu
 from gnfast.io.rows import read_rows
+from gnfast.io.tensors import load_tensors
 from gnfast.metrics import Scores
 from gnfast.runs import checkpoint
 from gnfast.runs.record import best, read_run
@@ -178,6 +179,29 @@ def test_the_best_checkpoint_is_kept(config, monkeypatch, distances, step):
     record = read_run(Path(config.run_dir))
     assert best(record.rows, "distance_ema") == (step, min(distances))
     assert [path.name for path in checkpoint.paths(folder)] == ["step-000000030.pt", "step-000000024.pt"]
+
+
+def test_a_run_without_its_newest_checkpoints_goes_on_from_its_best(config, monkeypatch):
+    def run():
+        scores = iter((9.0, 5.0, 7.0, 6.0) if not folder.exists() else (7.0, 6.0))
+        monkeypatch.setattr(session, "evaluate", lambda *_: [Scores(next(scores), "pixels", 2, 2)] * 2)
+        return quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))[1]
+
+    folder = Path(config.run_dir) / "checkpoints"
+    run()
+    rows, last = read_run(folder.parent).rows, load_tensors(checkpoint.paths(folder)[0])
+    for path in checkpoint.paths(folder):
+        path.unlink()
+    lines = run()
+    assert f"warning: {folder} has no step-*.pt that can be read; taking best.pt, of step 10" in lines
+    assert any("continuing after step 10 of 30" in line for line in lines)
+    assert read_run(folder.parent).rows == rows
+    assert equal(load_tensors(checkpoint.paths(folder)[0]), last)
+    for path in [*checkpoint.paths(folder), folder / "best.pt"]:
+        path.unlink()
+    monkeypatch.setattr(session, "evaluate", lambda *_: [Scores(3.0, "pixels", 2, 2)] * 2)
+    lines = quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))[1]
+    assert f"warning: {folder.parent} has rows of 30 steps and no checkpoint: it starts again" in lines
 
 
 def test_what_is_not_measured_is_not_the_best(config, monkeypatch):
