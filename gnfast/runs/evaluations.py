@@ -11,7 +11,7 @@ from gnfast.runs.page import Html, table
 
 FILE = "evaluations.jsonl"
 _WEIGHTS = {"ema": "EMA", "raw": "raw"}
-_SHOWN = ("step", "weights", "scores", "against")
+_SHOWN = ("run", "step", "weights", "scores", "against")
 
 
 def run_of(path: Path) -> Path | None:
@@ -30,12 +30,14 @@ def add(folder: Path, result: Mapping[str, Any]) -> None:
         file.write(json.dumps(result, ensure_ascii=False) + "\n")
 
 
-def read(folder: Path) -> list[Row]:
-    """The results that are kept in a run's folder, oldest first."""
-    return read_rows(folder / FILE)
+def read(folder: Path, **known: str) -> list[Row]:
+    """The results that are kept in a run's folder, oldest first, each with the entries that are `known`."""
+    return [row | known for row in read_rows(folder / FILE)]
 
 
-def as_table(rows: Sequence[Row]) -> Html:
-    """Results for a run's page, each once."""
+def as_table(rows: Sequence[Row]) -> Html | None:
+    """Results for a page, each once, with the name of its "run" where rows have it; None where there is none."""
+    head = [name for name in _SHOWN if name != "run" or any(name in row for row in rows)]
     shown = [row | {"step": f"{row['step']:,}", "weights": _WEIGHTS.get(str(row.get("weights")), "–")} for row in rows]
-    return table(_SHOWN, dict.fromkeys(tuple(str(row.get(name) or "–") for name in _SHOWN) for row in shown))
+    cells = dict.fromkeys(tuple(str(row.get(name) or "–") for name in head) for row in shown)
+    return table(head, cells) if rows else None

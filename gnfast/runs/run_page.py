@@ -62,7 +62,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         f"{title}: {record.status}",
         _heading(record, title),
         _figures(record, bool(evaluated)),
-        section("Scores by gnfast eval", evaluations.as_table(evaluated) if evaluated else None),
+        section("Scores by gnfast eval", evaluations.as_table(evaluated)),
         section("Curves over generator updates", _curves(record)),
         section("Samples", _samples(record)),
         section("Settings", _settings(record)),
@@ -82,6 +82,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
     """
     shared = Path(os.path.commonpath([folder.resolve().parent for folder in run_dirs]))
     runs = [(folder.resolve().relative_to(shared).as_posix(), read_run(folder)) for folder in run_dirs]
+    evaluated = [row for name, record in runs for row in evaluations.read(record.folder, run=name)]
     measures = _by_measure([row for _, record in runs for row in record.rows])
     scores = [of_measure[0] for of_measure in measures.values()]
     return write_page(
@@ -90,6 +91,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         element("h1", f"{len(runs)} runs"),
         element("p", f"in {shared}", class_="soft"),
         section("Scores", _score_table(runs, scores)),
+        section("Scores by gnfast eval", evaluations.as_table(evaluated)),
         section("Curves over generator updates", element("div", *_overlaid(runs, scores), class_="grid wide")),
         section("Settings that differ", _differing(runs)),
         section("Last samples", _last_samples(runs)),

@@ -95,6 +95,8 @@ def test_what_was_evaluated_later_is_shown_once_and_odd_rows_are_survived(runs, 
     text = texts(Page(write_report(folder)))
     assert text.count("1,234 EMA FID 12.3 (9 real / 9 generated images) photos") == 1
     assert text.count("5 – – –") == 1
+    text = texts(Page(write_comparison([folder, runs / "one"])))
+    assert len(re.findall(r"one 1,234 EMA FID 12.3 \(9 real / 9 generated images\) photos", text)) == 1
 
 
 def test_scores_are_called_after_their_extractor(runs, tmp_path):
