@@ -6,6 +6,9 @@ This side imports the library as a user would; it needs the packages of the extr
 --no-build-isolation ".[train]"` in a checkout.
 """
 
+import sys
+from types import ModuleType
+
 from gnfast.config.config import Config
 from gnfast.config.presets import PRESETS, Preset
 from gnfast.runs.checkpoint import RunError
@@ -13,3 +16,12 @@ from gnfast.train.loop import Outcome, train
 from gnfast.train.ring import NonFiniteLossError
 
 __all__ = ["PRESETS", "Config", "NonFiniteLossError", "Outcome", "Preset", "RunError", "train"]
+
+
+class _Program(ModuleType):
+    """This module, which can be called: `gnfast.train("digits")` is what people type."""
+
+    __call__ = staticmethod(train)
+
+
+sys.modules[__name__].__class__ = _Program

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+import gnfast
 from gnfast.cli import main
 from gnfast.config.config import as_json
 from gnfast.data import DataError, DataWarning, Request, cache
@@ -307,8 +308,9 @@ def test_wrong_settings_name_the_right_ones(tmp_path):
             {},
         ),
     ):
-        with pytest.raises(error, match=message):
-            train(*arguments, **settings)
+        for call in (train, gnfast.train):
+            with pytest.raises(error, match=message):
+                call(*arguments, **settings)
     assert not (tmp_path / "run").exists()
     with pytest.warns(UserWarning, match="--k-gp has no effect without --penalty 1-gp"):
         train("digits", k_gp=2.0, run_dir=tmp_path / "run", **SETTINGS, steps=1, progress=False)
