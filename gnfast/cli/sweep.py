@@ -56,6 +56,7 @@ def run(words: list[str]) -> int:
         runs = counted(len(sweep.cases), "run")
         print(f"{runs} in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
+    from gnfast.runs.average import unmoved
     from gnfast.runs.launch import require_own_folder, run_sweep
     from gnfast.runs.sweep_results import collect, rows, unscored, write_results
 
@@ -64,7 +65,8 @@ def run(words: list[str]) -> int:
     results = collect(sweep)
     path = write_results(results)
     print(columns(rows(results)))
-    if line := unscored(results):
+    averages = (unmoved(run.record.settings, run.record.step) for run in results.runs if run.record)
+    for line in filter(None, dict.fromkeys([unscored(results), *averages])):
         print(line)
     print(f"report: {path}")
     if signal:

@@ -522,7 +522,10 @@ def test_why_no_run_of_a_sweep_is_scored(tmp_path, capsys, extractor, why):
 
     def shown():
         assert main(["sweep", str(file), "--table", "--out", str(tmp_path / "out")]) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no run is scored: ")]
+        said = capsys.readouterr().out.splitlines()
+        lines = [line for line in said if line.startswith("no run is scored: ")]
+        # Of all runs that have begun together.
+        assert len([line for line in said if "the moving average" in line]) == cases[0].folder.exists()
         assert lines == [text for text in Page(tmp_path / "out" / "report.html").texts if "no run is scored" in text]
         return lines
 
