@@ -517,7 +517,7 @@ def test_a_sweep_without_scores_has_a_table_too(tmp_path, capsys):
 )
 def test_why_no_run_of_a_sweep_is_scored(tmp_path, capsys, extractor, why):
     file = tmp_path / "new.toml"
-    file.write_text(TINY.replace('"none"', f'"{extractor}"') + "[grid]\nseed = [0, 1]\n")
+    file.write_text(TINY.replace('"none"', f'"{extractor}"') + "ema_start = 0\n[grid]\nseed = [0, 1]\n")
     cases = load_sweep(file, tmp_path / "out").cases
 
     def shown():
