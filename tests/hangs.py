@@ -31,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 ANEW_EVERY = 20
 TRAIN = ["train", "digits", "--steps=3", "--resolution=8", "--width=0.1", "--z-dim=5", "--batch-d=4", "--batch-g=6"]
 TRAIN += ["--n-samples=4", "--extractor=none", "--device=cpu", "--no-tensorboard"]
+_ASKED_TO_END: list[int] = []
+"""Signals that came. Raised as an exception, one would be lost in a destructor or in a hook of a fork."""
 IMPORTED = "gnfast.cli", "tests.engine.test_ddp", "torch.distributed.run", "matplotlib.figure"
 
 
@@ -59,6 +61,8 @@ def hangs(rounds: int, limit: float = 300) -> Iterator[Outcome]:
                 yield Outcome(*json.loads(line))
         finally:
             process.terminate()
+            # It may be printing: the pipe is read until it has ended.
+            process.communicate()
     if process.returncode not in (0, -signal.SIGTERM):
         yield Outcome("rounds", f"the process that forks them ended with status {process.returncode}")
 
@@ -67,7 +71,7 @@ def _rounds(count: int, limit: float) -> Iterator[Outcome]:
     for name in IMPORTED:
         importlib.import_module(name)
     faulthandler.enable()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda number, _: _ASKED_TO_END.append(number))
     # What was imported is not searched for cycles at every process's end, which would be most of a round.
     gc.freeze()
     busy = forked(_be_busy, Path(os.devnull), end=_end)
@@ -91,14 +95,16 @@ def _round(kind: str, work: Callable[[str], None], limit: float) -> Outcome:
     process = forked(work, log, folder, end=_end)
     ended = 0, 0
     try:
-        while not ended[0] and time.monotonic() - start < limit:
+        while not (ended[0] or _ASKED_TO_END) and time.monotonic() - start < limit:
             time.sleep(0.02)
             ended = os.waitpid(process, os.WNOHANG)
     finally:
         if not ended[0]:
-            _dump_and_end(process)
-        printed = log.read_text(errors="replace")
+            _end_all(process, [signal.SIGKILL] if _ASKED_TO_END else [signal.SIGABRT, signal.SIGKILL])
+        printed = log.read_text(errors="replace") if log.exists() else ""
         shutil.rmtree(folder, ignore_errors=True)
+    if _ASKED_TO_END:
+        sys.exit(1)
     failure = f"status {ended[1]}: {printed}" if ended[0] else f"hung: {printed}"
     return Outcome(kind, failure if ended != (process, 0) else "")
 
@@ -108,13 +114,13 @@ def _end(status: int) -> None:
     ctypes.pythonapi.Py_Exit(status)
 
 
-def _dump_and_end(process: int) -> None:
-    """Ends a process and all that it started; each writes the stacks of its threads first (PYTHONFAULTHANDLER)."""
+def _end_all(process: int, signals: list[int]) -> None:
+    """Ends a process and all that it started; at SIGABRT each writes the stacks of its threads (PYTHONFAULTHANDLER)."""
     family = [process]
     for member in family:
         with contextlib.suppress(OSError):
             family += map(int, Path(f"/proc/{member}/task/{member}/children").read_text().split())
-    for sent in (signal.SIGABRT, signal.SIGKILL):
+    for sent in signals:
         for member in reversed(family):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, sent)

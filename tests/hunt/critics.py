@@ -319,7 +319,8 @@ def _repeat(seed: int, options: argparse.Namespace) -> bool:
     """Judges a critic again, prints it and, where it fails, the smallest one that does."""
     case = draw_case(seed, options.dtype or "float64")
     verdict = judge(case)
-    print(f"{case}\n{verdict.kind}: {verdict.reason}")
+    outcome = {FAILED: "", VOID: "not judged: ", KINK: "not judged: "}.get(verdict.kind, "passed: ") + verdict.kind
+    print(f"{case}\n{outcome}" + (f": {verdict.reason}" if verdict.reason else ""))
     if verdict.kind == FAILED:
         smallest = simplest(case)
         print(f"\nThe smallest critic that fails: {judge(smallest).reason}\n{smallest}")

@@ -56,7 +56,7 @@ class Tally:
             parts = [f"{counts.total():,} tried", *(f"{n:,} {what}" for what, n in self.extra.items() if n)]
             parts += [f"{n:,} {outcome}" for outcome, n in sorted(counts.items()) if outcome != FAILED]
             lines.append(f"{self.hunter} {group}".strip() + ": " + ", ".join([*parts, f"{counts[FAILED]} {FAILED}"]))
-        return "\n".join(lines) or f"{self.hunter}: nothing tried"
+        return "\n".join(lines) or f"{self.hunter}: nothing tried, as the time was up before its turn"
 
 
 @dataclass
