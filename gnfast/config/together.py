@@ -1,8 +1,10 @@
 """What the settings of a run ask of each other."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from gnfast.engine.heads import METHODS
 from gnfast.metrics.extractors import registered_extractors
 from gnfast.models import REGISTRY
 
@@ -33,8 +35,9 @@ def together(config: "Config") -> Iterator[tuple[str, bool, str]]:
         multiple = getattr(config, name) % config.accumulate == 0
         yield name, multiple, f"a multiple of --accumulate {config.accumulate}"
     for name in ("tau", "eps"):
-        takes = config.method in ("gran", "gran-shift")
-        yield name, getattr(config, name) is None or takes, "none, except with --method gran or gran-shift"
+        takers = [method for method, head in METHODS.items() if name in inspect.signature(head).parameters]
+        taken = getattr(config, name) is None or config.method in takers
+        yield name, taken, f"none, except with --method {' or '.join(takers)}"
     as_it_is, rescales = config.rescale == "none", config.method in ("gn", "gn0")
     yield "rescale", as_it_is or rescales, "none, except with --method gn or gn0"
     homogeneous = config.norm_d == "none" and config.activation in ("default", "relu", "leaky-relu")

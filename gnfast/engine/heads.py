@@ -1,6 +1,6 @@
 """Normalisers as data: f̂ = φ(f, m) with its two partial derivatives, where m is a norm of the input gradient.
 
-Adding one means adding an entry to `METHODS`.
+Adding one begins with an entry of `METHODS`; the recipe in CONTRIBUTING.md has the rest.
 """
 
 import dataclasses

@@ -89,5 +89,8 @@ def normalize_gradient(
     if method == "gran-shift":
         return f / (tau * (n + eps))
     u = 1 - f if method.startswith("pgn") else f
-    total = n + {"gn0": torch.zeros_like(f), "gn1": torch.ones_like(f)}.get(method, u.abs())
+    added = {"gn0": torch.zeros_like(f), "gn1": torch.ones_like(f)} | dict.fromkeys(("gn", "pgn", "pgn-table"), u.abs())
+    if method not in added:
+        raise InputError(f"method: got {method!r}, wanted one of gran, gran-shift, {', '.join(added)}")
+    total = n + added[method]
     return u / torch.where((total == 0) & (u == 0), 1, total)

@@ -32,7 +32,8 @@ for module, shown in ((reference, "reference"), (penalties, "penalties"), (heads
     }
 # What the engine alone calls.
 NAMES -= {f"gnfast.heads.{name}" for name in ("normalize", "plain", "pull")}
-NAMES |= {f"gnfast.heads.{name}" for name in ("GN", "GN0", "GN1", "PGN", "PGN_TABLE", "METHODS")}
+NAMES |= {f"gnfast.heads.{name}" for name, member in vars(heads).items() if isinstance(member, heads.Head)}
+NAMES |= {"gnfast.heads.METHODS"}
 NAMES |= {"gnfast.losses.LOSSES", "gnfast.penalties.PENALTIES", "gnfast.models.build", "gnfast.data.load"}
 
 

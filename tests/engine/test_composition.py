@@ -493,9 +493,7 @@ def test_x_among_the_further_arguments_counts_with_x(call):
 
 @pytest.mark.filterwarnings("ignore::gnfast.FallbackWarning")
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize(
-    "method", ["gn", "gn1", "gran", "gran-shift", "pgn", "pgn-table", lambda f, n: f / (n + f.abs())]
-)
+@pytest.mark.parametrize("method", [*gnfast.heads.METHODS, lambda f, n: f / (n + f.abs())])
 def test_a_batch_of_one_may_be_squeezed_to_a_number(method, impl):
     net = Called(lambda net, x: F.elu(x @ net.a).matmul(net.b).squeeze(), a=normal(6, 5), b=normal(5, 1))
     x = normal(2, 6)

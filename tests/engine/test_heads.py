@@ -1,6 +1,8 @@
 """Normalisers: formulas, partial derivatives, limits, gradient norms, heads of the user's own."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,7 +87,7 @@ AT_ZERO = {
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("method", AT_ZERO)
+@pytest.mark.parametrize("method", heads.METHODS)
 @pytest.mark.parametrize("bias", [0.0, 1.0, -2.0])
 def test_dead_critics_have_defined_values_and_gradients(method, bias, impl, x):
     def dead(net, x):
@@ -207,6 +209,23 @@ def test_bad_methods(options, message, x):
         return
     with pytest.raises(InputError, match=message):
         gnfast.GradientNorm(net, **options)
+
+
+def test_every_method_is_where_users_read_of_them():
+    docs = Path(__file__).parents[2] / "docs"
+    options = re.search("`--method .*`", (docs / "training.md").read_text())[0]
+    for text, names in (
+        (gnfast.normalize_gradient.__doc__, r'"([\w-]+)"'),
+        (reference.normalize_gradient.__doc__, r'"([\w-]+)"'),
+        ((docs / "algorithm.md").read_text(), r"\n\| `([\w-]+)` \|"),
+        (options, r"[\w-]+"),
+    ):
+        assert heads.METHODS.keys() - re.findall(names, text) == set(), text[:200]
+
+
+def test_the_reference_refuses_what_it_has_no_formula_of(x):
+    with pytest.raises(InputError, match=r"^method: got 'gn3', wanted one of gran, gran-shift, gn0, gn1, gn, pgn"):
+        reference.normalize_gradient(nn.Flatten(), x, method="gn3")
 
 
 @pytest.mark.parametrize("method", heads.METHODS)

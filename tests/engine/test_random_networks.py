@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import gnfast
+from gnfast import heads
 from gnfast.engine import autograd
 from gnfast.kernels.join import plain
 from tests.hunt import cases as hunted
@@ -19,8 +20,12 @@ from tests.hunt import critics as hunt
 from tests.hunt.cases import Engine, Plain
 from tests.random_networks import FAMILIES, Critic
 
-CALLS = [("normalize_gradient", method) for method in ("gn", "gn1", "gran", "gran-shift", "pgn", "pgn-table")]
+CALLS = [("normalize_gradient", method) for method in hunted.FORMULAS]
 CALLS += [("value_and_input_grad", ""), ("value_and_grad_norm", "")]
+
+
+def test_every_normaliser_has_a_formula():
+    assert hunted.FORMULAS.keys() == heads.METHODS.keys()
 
 
 def draw(family, spoil=False, **settings):

@@ -12,7 +12,7 @@ from gnfast import measure
 from gnfast.losses import LOSSES
 from gnfast.models import build
 
-METHODS = [None, "gn", "gn0", "gn1", "gran", "gran-shift", "pgn", "pgn-table"]
+METHODS = [None, *gnfast.heads.METHODS]
 
 
 @pytest.fixture(autouse=True)
