@@ -214,13 +214,13 @@ def test_bad_methods(options, message, x):
 def test_every_method_is_where_users_read_of_them():
     docs = Path(__file__).parents[2] / "docs"
     options = re.search("`--method .*`", (docs / "training.md").read_text())[0]
-    for text, names in (
-        (gnfast.normalize_gradient.__doc__, r'"([\w-]+)"'),
-        (reference.normalize_gradient.__doc__, r'"([\w-]+)"'),
-        ((docs / "algorithm.md").read_text(), r"\n\| `([\w-]+)` \|"),
-        (options, r"[\w-]+"),
+    for place, text, names in (
+        ("docstring of normalize_gradient", gnfast.normalize_gradient.__doc__, r'"([\w-]+)"'),
+        ("docstring of the reference", reference.normalize_gradient.__doc__, r'"([\w-]+)"'),
+        ("docs/algorithm.md", (docs / "algorithm.md").read_text(), r"\n\| `([\w-]+)` \|"),
+        ("docs/training.md", options, r"[\w-]+"),
     ):
-        assert heads.METHODS.keys() - re.findall(names, text) == set(), text[:200]
+        assert heads.METHODS.keys() - re.findall(names, text) == set(), place
 
 
 def test_the_reference_refuses_what_it_has_no_formula_of(x):
