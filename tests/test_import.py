@@ -1,23 +1,19 @@
-"""What `import gnfast` imports besides PyTorch and NumPy: every script waits for it."""
+"""What `import gnfast` imports, and the first use of it, besides PyTorch and NumPy: every script waits for it."""
 
 import json
 import subprocess
 import sys
 
 # Of PyTorch's and NumPy's own modules those that take long, and what they import.
-HEAVY = {
-    "torch._dynamo",
-    "torch._inductor",
-    "torch.onnx",
-    "torch.utils.flop_counter",
-    "sympy",
-    "triton",
-    "numpy.random",
-}
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.flop_counter", "sympy", "triton"}
+HEAVY |= {"numpy.random"}
 IMPORTS = """
-import json, sys, torch
-before = set(sys.modules)
+import json, sys
 import gnfast
+assert "torch" not in sys.modules
+import torch
+before = set(sys.modules)
+assert gnfast.GradientNorm
 print(json.dumps(sorted(set(sys.modules) - before)))
 assert gnfast.losses.LOSSES and not hasattr(gnfast, "lozzes")
 """
@@ -38,5 +34,6 @@ def test_import_is_light_and_flop_counters_that_come_later_know_the_operators():
     new, flops = map(json.loads, run.stdout.splitlines())
     assert not (HEAVY | {"gnfast.losses", "gnfast.train"}) & set(new)
     packages = {name.partition(".")[0] for name in new} - set(sys.stdlib_module_names)
+    assert "gnfast.engine.module" in new
     assert {name for name in packages if "cython" not in name} <= {"gnfast", "numpy", "torch"}
     assert flops == 2 * (2 * 9 * 9) * 16 * (8 * 3 * 3)

@@ -78,7 +78,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     trains = any(words[: len(first)] == first for first in TRAINING)
     try:
-        start.imported()
         with lasting_output(ends=not trains) as lost, unwinding():
             status = _run(words)
     except SystemExit as end:
@@ -103,7 +102,9 @@ def _run(words: list[str]) -> int:
         with warnings.catch_warnings():
             said: set[str] = set()
             warnings.showwarning = lambda message, *_: _warn(str(message), said)
-            return importlib.import_module(f"gnfast.cli.{command}").run(rest)
+            module = importlib.import_module(f"gnfast.cli.{command}")
+            start.imported()
+            return module.run(rest)
     except KeyboardInterrupt:
         # Without asking torchrun's store, which may have ended first.
         if start.leads():

@@ -141,8 +141,8 @@ def test_an_interrupt_while_pytorch_is_imported_is_one_line(tmp_path, start, sta
     # In the place of PyTorch, so that the moment is known.
     stopped = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / "torch.py").write_text(stopped)
-    for name in ("gnfast", "own.py"):
-        (tmp_path / name).write_text("import sys\nfrom gnfast.cli import main\nsys.exit(main())\n")
+    (tmp_path / "gnfast").write_text("import sys\nfrom gnfast.cli import main\nsys.exit(main())\n")
+    (tmp_path / "own.py").write_text("import gnfast\ngnfast.GradientNorm\n")
     paths = os.pathsep.join([str(tmp_path), str(Path(gnfast.__file__).parents[1])])
     words = [sys.executable, *start, "info"]
     run = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
