@@ -28,8 +28,9 @@ from subprocess import DEVNULL, Popen
 from typing import BinaryIO, NoReturn
 
 # What `gnfast train` imports, most of it not before it is needed.
-IMPORTED = ("gnfast.cli.train", "gnfast.train.loop", "torch._dynamo", "torch.profiler", "torch.utils.tensorboard")
-IMPORTED += ("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "typeguard")
+IMPORTED = ("gnfast.cli.train", "gnfast.public", "gnfast.train.loop", "torch._dynamo", "torch.profiler", "typeguard")
+IMPORTED += ("torch.utils.tensorboard", "matplotlib.figure")
+IMPORTED += ("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
 # A fork takes hundredths of a second: who waits for one that long has met a server that was stopped.
 SECONDS = 30.0
 # The exit status of a process that other code has waited for.
