@@ -10,7 +10,7 @@ WIDE = {"quartiles": 15, "error": 11}
 """Columns with cells wider than their heading, and than 9 characters."""
 
 QUICK = """\
---quick: two rounds of tiny batches, to see that all works. No ratios, which would say nothing; times to one digit.
+--quick: three rounds of tiny batches, to see that all works. No ratios, which would say nothing; times to one digit.
 agrees: whether results are those of double backward in float64, as far as the precision allows; `error` is the
 distance, values and worst weight gradient. GFLOP: convolutions and matrix products. launches: operations that write a
 tensor. peak MB: what a step adds."""

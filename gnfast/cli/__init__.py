@@ -98,7 +98,7 @@ def _run(words: list[str]) -> int:
     command, rest = words[0], words[1:]
     try:
         if command not in COMMANDS:
-            raise UsageError(unknown("command", command, COMMANDS))
+            raise UsageError(unknown("command", command, [*COMMANDS, "--help", "--version"]))
         with warnings.catch_warnings():
             said: set[str] = set()
             warnings.showwarning = lambda message, *_: _warn(str(message), said)

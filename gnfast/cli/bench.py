@@ -44,7 +44,7 @@ as a CUDA graph; and the strongest, all operations of c compiled by torch.compil
 graphs too.
 
 Examples:
-  gnfast bench --quick                                        a minute: tiny batches, two rounds
+  gnfast bench --quick                                        a minute: tiny batches, three rounds
   gnfast bench critic generator --critics resnet-32 cnn-32    two steps of two critics
   gnfast bench critic --dtype bfloat16 --device cuda --json critic.json --plot critic.svg
   gnfast bench critic --net mymodels:Critic --shape 3,64,64 --args "channels=64"
@@ -83,7 +83,7 @@ class BenchOptions:
     max_autotune: bool = False
     """Let torch.compile search for kernels too, which takes many minutes."""
     quick: bool = False
-    """Batches of 4, two rounds, one small critic, no compilation, and no ratios: to see that all works."""
+    """Batches of 4, three rounds, one small critic, no compilation, and no ratios: to see that all works."""
     json: str = ""
     """A file for the rows, with device, versions and sizes."""
     plot: str = ""
@@ -218,7 +218,7 @@ def _how_much(options: BenchOptions, networks: list[Network], setups: list[Setup
 
 def _rounds(options: BenchOptions) -> tuple[float, int]:
     """The seconds and the rounds of a row, at least."""
-    return (0.0, 2) if options.quick else (options.seconds, options.rounds)
+    return (0.0, 3) if options.quick else (options.seconds, options.rounds)
 
 
 def _setup(options: BenchOptions, network: Network, device: torch.device, precision: str) -> Setup:

@@ -60,10 +60,16 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
     raise UsageError(f"{message} (see {prog} --help)")
 
 
+_SHORT = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
+_OF_TRAIN = ("--dry-run", "--profile")
+
+
 def _meant(kind: type, words: list[str]) -> str:
     """The nearest option to each of those that are none: letters are missing, or a dash, as in --rundir and -n."""
-    fields = [(field.name.replace("_", "-"), field.type is bool) for field in dataclasses.fields(kind)]
-    known = [f"--{name}" for name, _ in fields] + [f"--no-{name}" for name, is_flag in fields if is_flag]
+    fields = {field.name.replace("_", "-"): field.type is bool for field in dataclasses.fields(kind)}
+    known = [f"--{name}" for name in fields] + [f"--no-{name}" for name, is_flag in fields.items() if is_flag]
+    known += [*_SHORT] if "weights" in fields else []
+    known += _OF_TRAIN if "run-dir" in fields else []
     given = [word.partition("=")[0].replace("_", "-") for word in words if re.match("-+[A-Za-z]", word)]
     wrong = [f"--{word.lstrip('-')}" for word in given if word not in known]
     near = [next(iter(get_close_matches(word, known, 1)), "") for word in wrong]
@@ -109,8 +115,7 @@ def _as_ours(found: re.Match[str]) -> str:
 
 def spelled_out(words: list[str]) -> list[str]:
     """The words with --ema and --raw as the option --weights that they are short for."""
-    short = {"--ema": ["--weights", "ema"], "--raw": ["--weights", "raw"]}
-    given = [word for word in words if word in short or word.partition("=")[0] == "--weights"]
+    given = [word for word in words if word in _SHORT or word.partition("=")[0] == "--weights"]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: wanted one of --ema, --raw, --weights")
-    return [part for word in words for part in short.get(word, [word])]
+    return [part for word in words for part in _SHORT.get(word, [word])]

@@ -10,6 +10,7 @@ from gnfast.cli.common import UsageError, columns
 from gnfast.cli.options import parse
 from gnfast.config.chosen import of_its_data
 from gnfast.config.config import Config, as_json, option
+from gnfast.config.networks import require_networks
 from gnfast.config.presets import GROUPS, PRESETS
 from gnfast.config.together import without_effect
 from gnfast.data.registry import require_source
@@ -83,7 +84,7 @@ def run(words: list[str]) -> int:
         return 0 if words else 2
     name, rest = words[0], [word for word in words[1:] if word not in ("--dry-run", "--profile")]
     if name.startswith("-"):
-        raise UsageError(f"train: got {name} first, wanted a preset: gnfast train PRESET {name} …")
+        raise UsageError(f"train: got {name} first, wanted a preset: gnfast train PRESET --{name.lstrip('-')} …")
     if name not in PRESETS:
         raise UsageError(unknown("preset", name, PRESETS))
     preset = PRESETS[name]
@@ -96,6 +97,7 @@ def run(words: list[str]) -> int:
         processes.here().warn(f"gnfast: {given} has no effect without {user}")
     if config.data:
         require_source(config.data, "--data")
+    require_networks(config)
     if "--dry-run" in words:
         return 0 if processes.here().rank else _dry_run(name, config)
     if not config.data:

@@ -10,7 +10,7 @@ from typing import Any
 from gnfast.errors import nearest
 
 
-def load_object(spec: str, argument: str, wanted: str = "module:Class") -> Any:
+def load_object(spec: str, argument: str, wanted: str = "module:Class or file.py:Class") -> Any:
     """Imports a class, a function or a module's value; the module may lie in the current folder.
 
     Args:

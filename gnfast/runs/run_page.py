@@ -90,7 +90,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path | None = None) -> Path:
         f"{len(runs)} runs",
         element("h1", f"{len(runs)} runs"),
         element("p", f"in {shared}", class_="soft"),
-        section("Scores", _score_table(runs, scores)),
+        section("Scores", _score_table(runs, scores), _apart(runs)),
         section("Scores by gnfast eval", evaluations.as_table(evaluated)),
         section("Curves over generator updates", element("div", *_overlaid(runs, scores), class_="grid wide")),
         section("Settings that differ", _differing(runs)),
@@ -274,6 +274,16 @@ def _score_table(runs: Runs, scores: Sequence[str]) -> Html:
         cells[1:1] = [number(there.get(other)) for other in others]
         rows.append([name, record.status, *cells, duration(record.seconds), number(steps_per_second(record))])
     return table(head, rows)
+
+
+def _apart(runs: Runs) -> Html | None:
+    """What runs were measured with, where that is not the same: then their scores are not those of one scale."""
+    scored = {name: [row for row in record.rows if score_names([row])] for name, record in runs}
+    found = {name: _how(rows[-1]) for name, rows in scored.items() if rows}
+    if len({*found.values()}) < 2:
+        return None
+    said = "; ".join(f"{name}: {how}" for name, how in found.items())
+    return element("p", f"Not comparable: they were measured with different extractors or numbers of images. {said}.")
 
 
 def _at(point: tuple[int, float] | None) -> str:

@@ -82,7 +82,12 @@ class RunLog:
     def say(self, line: str) -> None:
         """One line for the user and for log.txt, with the time of day in the file."""
         self.echo(line)
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._files[LOG], flush=True)
+        self.note(line)
+
+    def note(self, *lines: str) -> None:
+        """Lines for log.txt alone."""
+        for line in lines:
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=self._files[LOG], flush=True)
 
     def row(self, step: int, name: str = METRICS, **values: Any) -> None:
         """One row of metrics.jsonl, or of speed.jsonl; its numbers go to TensorBoard too."""

@@ -102,7 +102,8 @@ def _train(
             echo, progress, profile = (lambda line: None), False, None
         # Images last: they may take an hour, and all that is wrong with the settings themselves is known before.
         _require_divisible(config, group)
-        saved = open_run(folder, preset, config, echo)
+        said: list[str] = []
+        saved = open_run(folder, preset, config, _keeping(echo, said))
         with group.leader_first():
             require_extractor(config.extractor, config.extractor_weights, progress)
             if dataset is None:
@@ -130,9 +131,20 @@ def _train(
         shown = {"preset": preset, **as_json(config)}
         tracker = stack.enter_context(tracked(wandb if group.leads else None, config.wandb, shown, folder, echo))
         log = RunLog(folder, state.step, config.tensorboard, echo, group.leads, tracker)
+        log.note(*said)
         begun.mark("scores and log")
         with contextlib.closing(log), contextlib.closing(SideWork(state, threaded=goes_on_beside(device))) as side:
             return Session(preset, folder, state, log, side, measures, progress, validation, profile).run()
+
+
+def _keeping(echo: Echo, said: list[str]) -> Echo:
+    """`echo`, which also keeps each line for a log that is not open yet."""
+
+    def keep(line: str) -> None:
+        echo(line)
+        said.append(line)
+
+    return keep
 
 
 def run_folder(preset: str, config: Config) -> Path:

@@ -230,10 +230,11 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean 'gngan-cifar10-" in fails(capsys, "train", "gngan-cifar10")
     assert "did you mean --lr-d" in fails(capsys, "train", "digits", "--lrd", "3")
     assert "did you mean --steps and --run-dir?" in fails(capsys, "train", "digits", "-steps", "3", "--rundir=x")
+    assert "did you mean --raw?" in fails(capsys, "eval", "run", "-raw")
+    assert "did you mean --dry-run?" in fails(capsys, "train", "digits", "-dry-run")
+    assert "did you mean '--version'?" in fails(capsys, "-version")
     assert "-d, 3 (see" in fails(capsys, "train", "digits", "--xyzzy", "-d", "3")
-    assert "train: got --data first, wanted a preset: gnfast train PRESET --data" in fails(
-        capsys, "train", "--data", "x"
-    )
+    assert "train: got -data first, wanted a preset: gnfast train PRESET --data" in fails(capsys, "train", "-data", "x")
     assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
     assert "'hinge', 'soft-hinge', 'non-saturating'" in fails(capsys, "train", "digits", "--loss", "foo")
     assert "--steps: got 0, wanted a whole number of at least 1" in fails(capsys, "train", "digits", "--steps", "0")

@@ -345,6 +345,16 @@ def test_the_command_takes_a_run_and_a_file(runs, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_scores_of_different_measures_are_not_compared_without_a_word(runs, tmp_path):
+    folders = [shutil.copytree(runs / "one", tmp_path / name) for name in ("a", "b")]
+    assert "Not comparable" not in texts(Page(write_comparison(folders)))
+    row = {"step": 6, "distance_ema": 0.5, "extractor": "pixels-8x8", "n_real": 9, "n_fake": 7}
+    (folders[1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    text = texts(Page(write_comparison(folders)))
+    assert "Not comparable: they were measured with different extractors or numbers of images. a: tests.kills:" in text
+    assert "; b: pixels-8x8; 9 real, 7 generated." in text
+
+
 def test_a_comparison_of_odd_names_is_escaped(odd, tmp_path):
     other = tmp_path / "plain"
     other.mkdir()

@@ -202,6 +202,10 @@ def test_a_run_without_its_newest_checkpoints_goes_on_from_its_best(config, monk
     monkeypatch.setattr(session, "evaluate", lambda *_: [Scores(3.0, "pixels", 2, 2)] * 2)
     lines = quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))[1]
     assert f"warning: {folder.parent} has rows of 30 steps and no checkpoint: it starts again" in lines
+    assert [line.partition("warning: ")[2] for line in read_run(folder.parent).log if "warning: " in line] == [
+        f"{folder} has no step-*.pt that can be read; taking best.pt, of step 10",
+        f"{folder.parent} has rows of 30 steps and no checkpoint: it starts again",
+    ]
 
 
 def test_what_is_not_measured_is_not_the_best(config, monkeypatch):
