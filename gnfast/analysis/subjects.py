@@ -78,7 +78,8 @@ def _of_networks(
     name: str, config: Config, networks: Pair, source: str, count: int, device: torch.device, seed: int
 ) -> Subject:
     generator, critic = (net.to(device) for net in networks)
-    dataset = load_split(dataclasses.replace(config, data=source, download=False), config.split, progress=False)
+    images = dataclasses.replace(config, data=source, download=False)
+    dataset = load_split(images, config.split, progress=False, told=source == config.data)
     real, labels = _chosen(dataset, count, seed)
     labels = _fitting(labels, source, config.classes) if config.classes else None
     z = torch.randn(len(real), config.z_dim, generator=torch.Generator().manual_seed(seed))

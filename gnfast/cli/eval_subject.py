@@ -105,7 +105,7 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
     def reals() -> ImageDataset:
         if not (options.data or real.data in registered() or expanded(real.data).exists()):
             raise ValueError(f"{path} was trained on {real.data!r}, which is not there: say --data")
-        return load_split(real, split, progress())
+        return load_split(real, split, progress(), told=not options.data)
 
     settings = as_json(config)
     if settings["extractor"] == "none":

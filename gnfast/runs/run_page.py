@@ -235,7 +235,8 @@ def _settings(record: Record) -> Html:
     usual = as_json(known.config) if known else {}
     own = record.settings
     # In place of the preset's `auto`, which is no choice yet.
-    chosen = {"extractor"} if usual.get("extractor") == AUTO else set()
+    is_chosen = usual.get("extractor") == AUTO and own.get("extractor") in ("none", "classifier", "inception")
+    chosen = {"extractor"} if is_chosen else set()
     changed = [name for name in own if name in usual and name not in PLACES | chosen and own[name] != usual[name]]
     parts = []
     if changed:

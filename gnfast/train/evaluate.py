@@ -1,5 +1,6 @@
 """Scores while training and of finished runs, in the features of an extractor that every result names."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from gnfast import metrics
 from gnfast.config.config import Config
-from gnfast.data import ImageDataset
+from gnfast.data import DataWarning, ImageDataset
 from gnfast.data import load as load_data
 from gnfast.interop.device import moved
 from gnfast.io.numbers import number
@@ -159,21 +160,27 @@ def open_measures(config: Config, dataset: ImageDataset, device: torch.device, p
     return Measures(reference, extractor)
 
 
-def load_split(config: Config, split: str, progress: bool) -> ImageDataset:
+def load_split(config: Config, split: str, progress: bool, told: bool = False) -> ImageDataset:
     """A split of a run's data set, prepared as for training.
+
+    Args:
+        told: the user has been told what becomes of these images, when the run began.
 
     Raises:
         ValueError: there is no such data set or split; or the run names none, as one from Python with `dataset=`.
     """
     if not config.data:
         raise ValueError("--data: got none, wanted where the real images are")
-    return load_data(
-        config.data,
-        split=split,
-        resolution=config.resolution,
-        channels=config.channels,
-        crop=config.crop,
-        download=config.download,
-        root=config.data_root or None,
-        progress=progress,
-    )
+    with warnings.catch_warnings():
+        if told:
+            warnings.filterwarnings("ignore", "(?!.* is damaged and prepared again)", DataWarning)
+        return load_data(
+            config.data,
+            split=split,
+            resolution=config.resolution,
+            channels=config.channels,
+            crop=config.crop,
+            download=config.download,
+            root=config.data_root or None,
+            progress=progress,
+        )

@@ -21,7 +21,7 @@ from gnfast.data import to_uint8
 from gnfast.io.files import atomic_write, open_append, write_text
 from gnfast.io.rows import parsed, read_lines, read_rows
 from gnfast.kernels import build_info
-from gnfast.runs import drawing
+from gnfast.runs import drawing, evaluations
 from gnfast.runs.checkpoint import RunError
 from gnfast.runs.record import points, read_json
 from gnfast.train.tracker import Tracker
@@ -67,6 +67,8 @@ class RunLog:
             if writes and name != LOG:
                 _cut(folder / name, step, self.say)
             self._files[name] = open_append(folder / name) if writes else open(os.devnull, "a")  # noqa: SIM115
+        if writes:
+            _cut(folder / evaluations.FILE, step, self.say)
         self._board = None
         self._thread_errors = threading.excepthook
         if tensorboard and writes:

@@ -16,7 +16,7 @@ from gnfast.bench.program import as_on_a_gpu
 from gnfast.io.rows import read_rows
 from gnfast.io.tensors import load_tensors
 from gnfast.metrics import Scores
-from gnfast.runs import checkpoint
+from gnfast.runs import checkpoint, evaluations
 from gnfast.runs.record import best, read_run
 from gnfast.train import NonFiniteLossError, RunError, session, step
 from gnfast.train.state import State
@@ -192,7 +192,12 @@ def test_a_run_without_its_newest_checkpoints_goes_on_from_its_best(config, monk
     rows, last = read_run(folder.parent).rows, load_tensors(checkpoint.paths(folder)[0])
     for path in checkpoint.paths(folder):
         path.unlink()
+    results = [{"step": step, "scores": f"FID {step}"} for step in (10, 30)]
+    for result in results:
+        evaluations.add(folder.parent, result)
     lines = run()
+    # The weights of the other are no more.
+    assert evaluations.read(folder.parent) == results[:1]
     assert f"warning: {folder} has no step-*.pt that can be read; taking best.pt, of step 10" in lines
     assert any("continuing after step 10 of 30" in line for line in lines)
     assert read_run(folder.parent).rows == rows
