@@ -1,6 +1,7 @@
 """`gnfast report RUN…`: a page about a run, or one that compares several."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gnfast.cli.common import UsageError
 from gnfast.cli.options import argument, parse
@@ -35,5 +36,6 @@ def run(words: list[str]) -> int:
 
     out = output_file(options.out) if options.out else None
     paths = [expanded(folder) for folder in options.runs]
-    print(write_report(paths[0], out) if len(paths) == 1 else write_comparison(paths, out))
+    page = write_report(paths[0], out) if len(paths) == 1 else write_comparison(paths, out)
+    print(page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page)
     return 0

@@ -312,10 +312,13 @@ def test_scores_are_found_by_name_and_ranked_by_kind():
     assert beside(rows, "distance_raw") == beside(rows, "loss_real") == beside([], "distance_ema") == {}
 
 
-def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys):
+def test_a_comparison_overlays_runs_and_lists_what_differs(runs, capsys, monkeypatch):
     assert main(["report", str(runs / "one"), str(runs / "two")]) == 0
     path = runs / "comparison.html"
     assert capsys.readouterr().out.strip() == str(path)
+    monkeypatch.chdir(runs)
+    assert main(["report", "one", "two"]) == 0
+    assert capsys.readouterr().out.strip() == "comparison.html"
     page = Page(path)
     page.assert_self_contained()
     cells = texts(page).split("Settings that differ ")[1].split()
