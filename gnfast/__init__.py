@@ -1,6 +1,7 @@
 """Gradient-normalised critics for GANs, exact and without double backward."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from gnfast import start  # noqa: F401 - first: from here on Ctrl-C during the imports of a command is one line
@@ -21,8 +22,7 @@ else:
         if name == "__all__" or not name.startswith("__"):
             globals().update({known: getattr(_public(), known) for known in ("__all__", *_public().__all__)})
         if name not in globals():
-            module = importlib.import_module("gnfast")
-            raise AttributeError(f"module 'gnfast' has no attribute {name!r}", name=name, obj=module)
+            raise AttributeError(f"module 'gnfast' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
         return globals()[name]
 
     def __dir__() -> list[str]:

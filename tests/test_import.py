@@ -4,9 +4,8 @@ import json
 import subprocess
 import sys
 
-# Of PyTorch's and NumPy's own modules those that take long, and what they import.
+# Of PyTorch's own modules those that take long, and what they import.
 HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "torch.utils.flop_counter", "sympy", "triton"}
-HEAVY |= {"numpy.random"}
 IMPORTS = """
 import json, sys
 import gnfast

@@ -19,7 +19,7 @@ from gnfast.analysis.panels import write_panels
 from gnfast.analysis.pooling import pooled
 from gnfast.interop.device import resolve_device
 from gnfast.io.rows import read_rows
-from gnfast.runs.checkpoint import Place, locate
+from gnfast.runs.checkpoint import run_of
 from gnfast.runs.record import read_run
 from gnfast.runs.rows import Panels, Rows
 
@@ -72,7 +72,7 @@ def compare(
     for label, run in ((label, run) for label, runs in folders.items() for run in runs):
         subject = subjects.of_run(run, best=best, data=data, count=n, device=where, seed=seed)
         subject = dataclasses.replace(subject, name=label, jacobians=n_jacobians)
-        history = read_rows(_folder(run) / "metrics.jsonl")
+        history = read_rows(run_of(run) / "metrics.jsonl")
         for name in what or ANALYSES:
             tell(f"{run}: {name}")
             try:
@@ -92,14 +92,9 @@ def _lead(folders: Mapping[str, Sequence[Path]], n: int) -> str:
     return f"{images} and each with its own normaliser. Runs: {runs}."
 
 
-def _folder(source: Path) -> Path:
-    """The run folder of a run or of a checkpoint in it."""
-    return (locate(source) or Place(source)).run
-
-
 def _kind(run: Path) -> str:
     """Its loss and regularisation, with what bounds its gradients."""
-    config = read_run(_folder(run)).config
+    config = read_run(run_of(run)).config
     own = {"τ": config.tau, "ε": config.eps}
     return ", ".join([subjects.family(config), *(f"{name} = {value:g}" for name, value in own.items() if value)])
 

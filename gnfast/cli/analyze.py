@@ -16,7 +16,7 @@ from gnfast.engine.heads import METHODS
 from gnfast.interop.device import resolve_device, use_threads
 from gnfast.io.files import expanded, output_folder
 from gnfast.io.rows import read_rows
-from gnfast.runs.checkpoint import Place, locate
+from gnfast.runs.checkpoint import locate, run_of
 from gnfast.runs.record import read_run
 
 USAGE = """\
@@ -143,8 +143,7 @@ def _own_threads(options: CriticOptions) -> int:
     """What the first run says."""
     if not options.runs:
         return 0
-    run = expanded(options.runs[0])
-    return read_run((locate(run) or Place(run)).run).config.threads
+    return read_run(run_of(expanded(options.runs[0]))).config.threads
 
 
 def _tell(what: str) -> None:

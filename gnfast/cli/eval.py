@@ -19,6 +19,7 @@ from gnfast.cli.eval_subject import Subject, loaded, subject_of
 from gnfast.cli.eval_told import progress, say, told
 from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.data import ImageDataset
+from gnfast.errors import first_line
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
 from gnfast.io.numbers import fixed, number
@@ -26,6 +27,7 @@ from gnfast.io.rows import plain
 from gnfast.metrics import PROTOCOLS, FeatureExtractor, ImageStatistics, second_opinion
 from gnfast.metrics.evaluate import image_count
 from gnfast.runs import evaluations
+from gnfast.runs.checkpoint import run_of
 from gnfast.runs.record import WEIGHTS
 from gnfast.runs.run_page import write_report
 
@@ -140,7 +142,8 @@ def run(words: list[str]) -> int:
         if options.out:
             # Before anything is printed: whoever reads it may have gone.
             write_text(Path(options.out), json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        if scores and (folder := evaluations.run_of(expanded(options.what))):
+        folder = run_of(expanded(options.what))
+        if scores and (folder / "config.json").exists():
             _keep(folder, result | {"scores": str(scores)})
     finally:
         print("\n".join(filter(None, [options.save_stats, options.out, table])))
@@ -154,8 +157,8 @@ def _keep(folder: Path, result: dict[str, Any]) -> None:
     try:
         evaluations.add(folder, result)
         say(f"also in {folder / evaluations.FILE} and {write_report(folder)}")
-    except (OSError, ValueError) as error:
-        say(f"warning: not added to the run's page: {error}")
+    except Exception as error:  # A page about the run must not cost its scores.
+        say(f"warning: not added to the run's page: {first_line(error)}")
 
 
 def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | None]:

@@ -105,7 +105,9 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
     def reals() -> ImageDataset:
         if not (options.data or real.data in registered() or expanded(real.data).exists()):
             raise ValueError(f"{path} was trained on {real.data!r}, which is not there: say --data")
-        return load_split(real, split, progress(), told=not options.data)
+        # Of an exported file another user may have been told, and of other splits and sizes nobody.
+        told = place is not None and real == config and split in (config.split, config.eval_split)
+        return load_split(real, split, progress(), told)
 
     settings = as_json(config)
     if settings["extractor"] == "none":

@@ -147,15 +147,14 @@ def decode_into(
             f"bits do, and would become black; scale them to 16 bits first"
         )
     if not kept:
-        why = f"{examples_of(skipped)}{_crops_less(skipped)}" if skipped else ": it holds no file"
-        raise DataError(f"no image is left in {path} {what}{why}")
+        raise DataError(f"no image is left in {path} {what}{examples_of(skipped) if skipped else ': it holds no file'}")
     warning = warning_about(skipped, total + len(others), lost, len(kept), request)
     return kept, Contents(skipped=len(skipped), warning=f"{path}: {warning}" if warning else "")
 
 
 def warning_about(skipped: list[str], files: int, lost: Mapping[str, int], count: int, request: Request) -> str:
     """What the user should know of images that are left out, or not as they were: `lost` counts what `losses` gives."""
-    said = [f"{len(skipped)} of {files} files skipped{examples_of(skipped)}{_crops_less(skipped)}"] if skipped else []
+    said = [f"{len(skipped)} of {files} files skipped{examples_of(skipped)}"] if skipped else []
     if stretched := lost.get("shape"):
         said.append(
             f"{stretched} of {count} images are not square and are stretched to "
@@ -170,22 +169,21 @@ def warning_about(skipped: list[str], files: int, lost: Mapping[str, int], count
     return "; ".join(said)
 
 
-def _crops_less(skipped: list[str]) -> str:
-    small = any(_CROP in reason for reason in skipped)
-    return "; --crop square (crop='square') would take what is smaller, too" * small
-
-
 def losses(image: Image.Image, request: Request) -> tuple[str, ...]:
     """What an image loses though nobody has said that it is meant: its "shape", its "transparency"."""
     stretches = request.crop is None and bool(request.resolution) and image.width != image.height
-    may = "A" in image.getbands() or (image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info)
-    transparent = may and image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    if image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    transparent = "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255
     return ("shape",) * stretches + ("transparency",) * transparent
 
 
 def examples_of(skipped: list[str]) -> str:
     """The first of what is left out, each a name and a reason, to put behind a sentence about it."""
-    return f": {', '.join(skipped[:3])}" + (f", and {len(skipped) - 3} more" if len(skipped) > 3 else "")
+    small = any(_CROP in reason for reason in skipped)
+    more = f", and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    advice = "; --crop square (crop='square') would take what is smaller, too" if small else ""
+    return f": {', '.join(skipped[:3])}{more}{advice}"
 
 
 class _Pixels(NamedTuple):

@@ -38,27 +38,16 @@ def _refill(value: Any, before: Any) -> None:
     (value.update if isinstance(value, set) else value.extend)(before)
 
 
-_Contents = dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]]
-
-
-@functools.cache
-def _generators() -> _Contents:
-    """Generators of random numbers: how to copy the state of one, and how to give that back to it."""
-    # Here, because NumPy imports its generators, a twentieth of gnfast's own time, when they are first asked for.
-    numpys = np.random.Generator
-    return {
-        torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
-        random.Random: (random.Random.getstate, random.Random.setstate),
-        np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
-        numpys: (lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
-    }
-
-
-# The same for what else can be put back by itself.
-_CONTENTS: _Contents = {
+# What can be put back by itself: how to copy what such an object holds, and how to give that back to it.
+_CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    np.random.Generator: (lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
     np.ndarray: (lambda array: array.copy(), np.copyto),
     **dict.fromkeys((list, set, deque, bytearray), (lambda value: value.copy(), _refill)),
 }
+_GENERATORS = torch.Generator, random.Random, np.random.RandomState, np.random.Generator
 
 
 @contextlib.contextmanager
@@ -115,9 +104,8 @@ def random_states(device: torch.device, owned: Iterable[Any] = ()) -> list[Any]:
     Args:
         owned: what a network owns, generators and other.
     """
-    known = _generators()
     kinds = [(_kind_of_contents(type(value)), value) for value in owned]
-    own = [pickle.dumps(known[kind][0](value)) for kind, value in kinds if kind in known]
+    own = [pickle.dumps(_CONTENTS[kind][0](value)) for kind, value in kinds if kind in _GENERATORS]
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate(), own]
@@ -250,7 +238,7 @@ class _Snapshot(Before):
             self.dicts.append((value, value.copy()))
             inside = value.values()
         elif kind := _kind_of_contents(type(value)):
-            get, put = _CONTENTS.get(kind) or _generators()[kind]
+            get, put = _CONTENTS[kind]
             self.undos.append(functools.partial(put, value, get(value)))
             inside = value if isinstance(value, (list, set, deque)) else ()
         elif isinstance(value, tuple):
@@ -273,7 +261,7 @@ class _Snapshot(Before):
 @functools.lru_cache
 def _kind_of_contents(kind: type) -> type | None:
     """Which of those that can be put back by themselves it is."""
-    return next((known for known in (*_CONTENTS, *_generators()) if issubclass(kind, known)), None)
+    return next((known for known in _CONTENTS if issubclass(kind, known)), None)
 
 
 def _own_names(attributes: Mapping[str, Any]) -> list[str]:

@@ -66,6 +66,11 @@ def locate(source: Path, best: bool = False) -> Place | None:
     return Place(folder.parent, source.stem) if is_named and is_kept else None
 
 
+def run_of(source: Path) -> Path:
+    """The run folder of a run or of a checkpoint in it; `source` itself where it is neither."""
+    return (locate(source) or Place(source)).run
+
+
 def save(folder: Path, step: int, state: dict[str, Any], best: bool = False) -> Path:
     """Writes `state` as the checkpoint of `step` and deletes all but the newest two.
 

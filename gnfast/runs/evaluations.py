@@ -14,12 +14,6 @@ _WEIGHTS = {"ema": "EMA", "raw": "raw"}
 _SHOWN = ("run", "step", "weights", "scores", "against")
 
 
-def run_of(path: Path) -> Path | None:
-    """The run folder that `path` is, or one of whose checkpoints it is; None where it belongs to no run."""
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path
-    return folder if (folder / "config.json").exists() else None
-
-
 def add(folder: Path, result: Mapping[str, Any]) -> None:
     """Keeps a result, with a whole "step" and "scores" as text, in a run's folder.
 

@@ -174,10 +174,8 @@ def require_applicable(layer: nn.Module, name: str, coeff: float, argument: str,
     """Raises what `spectral_norm` raises for a layer, a coefficient or a share that it cannot take."""
     weight = getattr(layer, name, None) if not is_parametrized(layer, name) else layer.parametrizations[name].original
     if name not in layer._parameters and (other := _computed_by(layer, name)):
-        advice = (
-            "build the network without it, and load its state_dict after this: old keys fit, so do optimisers' states"
-        )
-        advice = advice if other.endswith(".SpectralNorm") else "undo that first"
+        built = "build the network without it, and load its state_dict after this: the old keys fit"
+        advice = built if other.endswith(".SpectralNorm") else "undo that first"
         raise InputError(f"{argument}: {name!r} is computed by {other}; {advice}")
     if not isinstance(weight, Tensor):
         raise ValueError(f"{argument}: {type(layer).__name__} has no parameter or buffer named {name!r}")

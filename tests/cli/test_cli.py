@@ -403,8 +403,8 @@ def test_a_warning_is_one_line(capsys, tmp_path):
     assert main(["train", "digits", *TINY, "--data", str(images), "--run-dir", str(tmp_path / "run")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert line.startswith("gnfast: warning: ")
-    # A run's own images are known by then; others, and the same by another name, are not.
-    for words, count in (((), 0), (("--data", str(images)), 1)):
+    # What became of a run's own images is known by then, and of the same prepared in another way it is not.
+    for words, count in (((), 0), (("--data", str(images)), 0), (("--crop=4",), 1)):
         assert main(["eval", str(tmp_path / "run"), "--n=4", "--extractor=pixels-8x8", "--raw", *words]) == 0
         assert capsys.readouterr().err.count("1 of 5 files skipped") == count
 
