@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,16 +38,12 @@ def _refill(value: Any, before: Any) -> None:
     (value.update if isinstance(value, set) else value.extend)(before)
 
 
-# What can be put back by itself: how to copy what such an object holds, and how to give that back to it.
-_CONTENTS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], None]]] = {
-    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
-    random.Random: (random.Random.getstate, random.Random.setstate),
-    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
-    np.random.Generator: (lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state)),
-    np.ndarray: (lambda array: array.copy(), np.copyto),
-    **dict.fromkeys((list, set, deque, bytearray), (lambda value: value.copy(), _refill)),
-}
-_GENERATORS = torch.Generator, random.Random, np.random.RandomState, np.random.Generator
+class _Contents(NamedTuple):
+    """What can be put back by itself: how to copy what such an object holds, and how to give that back to it."""
+
+    get: Callable[[Any], Any]
+    put: Callable[[Any, Any], None]
+    random: bool = False
 
 
 @contextlib.contextmanager
@@ -104,8 +100,8 @@ def random_states(device: torch.device, owned: Iterable[Any] = ()) -> list[Any]:
     Args:
         owned: what a network owns, generators and other.
     """
-    kinds = [(_kind_of_contents(type(value)), value) for value in owned]
-    own = [pickle.dumps(_CONTENTS[kind][0](value)) for kind, value in kinds if kind in _GENERATORS]
+    known = [(_contents(type(value)), value) for value in owned]
+    own = [pickle.dumps(contents.get(value)) for contents, value in known if contents and contents.random]
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
     name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return [*(state.tolist() for state in states), name, keys.tolist(), rest, random.getstate(), own]
@@ -237,9 +233,8 @@ class _Snapshot(Before):
         elif isinstance(value, dict):
             self.dicts.append((value, value.copy()))
             inside = value.values()
-        elif kind := _kind_of_contents(type(value)):
-            get, put = _CONTENTS[kind]
-            self.undos.append(functools.partial(put, value, get(value)))
+        elif contents := _contents(type(value)):
+            self.undos.append(functools.partial(contents.put, value, contents.get(value)))
             inside = value if isinstance(value, (list, set, deque)) else ()
         elif isinstance(value, tuple):
             inside = value
@@ -259,9 +254,19 @@ class _Snapshot(Before):
 
 
 @functools.lru_cache
-def _kind_of_contents(kind: type) -> type | None:
-    """Which of those that can be put back by themselves it is."""
-    return next((known for known in _CONTENTS if issubclass(kind, known)), None)
+def _contents(kind: type) -> _Contents | None:
+    # Here, because naming NumPy's generators imports them.
+    known = {
+        torch.Generator: _Contents(torch.Generator.get_state, torch.Generator.set_state, random=True),
+        random.Random: _Contents(random.Random.getstate, random.Random.setstate, random=True),
+        np.random.RandomState: _Contents(np.random.RandomState.get_state, np.random.RandomState.set_state, random=True),
+        np.random.Generator: _Contents(
+            lambda g: g.bit_generator.state, lambda g, state: setattr(g.bit_generator, "state", state), random=True
+        ),
+        np.ndarray: _Contents(lambda array: array.copy(), np.copyto),
+        **dict.fromkeys((list, set, deque, bytearray), _Contents(lambda value: value.copy(), _refill)),
+    }
+    return next((contents for base, contents in known.items() if issubclass(kind, base)), None)
 
 
 def _own_names(attributes: Mapping[str, Any]) -> list[str]:

@@ -10,15 +10,13 @@ Operations are described without their tensors; whoever applies a rule has those
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from gnfast.kernels import operands
 from gnfast.rewriting.folding import Pair, fold_pays
 
 
-@dataclass(frozen=True)
-class Conv:
+class Conv(NamedTuple):
     """A convolution with stride 1 and zero padding."""
 
     kernel: Pair
@@ -32,23 +30,20 @@ class Conv:
         return self.kernel == (1, 1) and self.padding == (0, 0)
 
 
-@dataclass(frozen=True)
-class AvgPool:
+class AvgPool(NamedTuple):
     """The mean over windows, without padding, of those that are whole."""
 
     window: Pair
     stride: Pair
 
 
-@dataclass(frozen=True)
-class Upsample:
+class Upsample(NamedTuple):
     """Each pixel repeated."""
 
     factor: Pair
 
 
-@dataclass(frozen=True)
-class Sum:
+class Sum(NamedTuple):
     """The sum of two terms of one shape: what computes each of them, None where that is out of reach."""
 
     terms: tuple["Operation | None", "Operation | None"]
@@ -57,8 +52,7 @@ class Sum:
 Operation = Conv | AvgPool | Upsample | Sum
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """One convolution in place of two operations: with this fold of the kernel, the same bias and groups."""
 
     kernel: operands.Fold
