@@ -11,7 +11,7 @@ from gnfast.engine.recording import require_independent, require_recordable, req
 from gnfast.io.numbers import counted
 from gnfast.plan import Plan, refused, traced
 from gnfast.plan.opaque import Refused
-from gnfast.plan.plan import Refusal
+from gnfast.plan.plan import CUT_OFF, INDEPENDENT, NORMALISED, Refusal
 from gnfast.plan.state import modules_of
 from gnfast.plan.table import costs, named_value, passes
 
@@ -128,11 +128,11 @@ def _of_fallback(plan: Plan) -> list[str]:
 
 
 _USELESS = {
-    "the network is normalised already": "it is already",
-    "a tensor that does not depend on x": "it has no input gradient",
-    "it does not depend on x in a way that derivatives follow": "it has no input gradient, or one of zeros",
+    NORMALISED: "it is already",
+    INDEPENDENT: "it has no input gradient",
+    CUT_OFF: "it has no input gradient, or one of zeros",
 }
-"""Reasons why double backward does not serve either, and the verdict then."""
+"""The verdict where double backward does not serve either."""
 
 _CRITIC, _GENERATOR = 6.0, 5.0
 """Forwards of a network that a step by double backward costs."""

@@ -17,7 +17,7 @@ from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
 from gnfast.kernels.compiled import warn_uncompiled
 from gnfast.plan.opaque import Refused
-from gnfast.plan.plan import Plan
+from gnfast.plan.plan import NORMALISED, Plan
 from gnfast.plan.state import modules_of
 from gnfast.plan.traced import Traced
 from gnfast.steps.memory import reuse_memory
@@ -211,7 +211,7 @@ def _run(
     """(f, g), or with a head f̂, or (f̂, ‖∇ₓf̂‖): by the passes, or by double backward where they do not apply."""
     _validate(net, x, options)
     if isinstance(x, Traced) and options.impl == "auto":
-        x.recorder.refuse(_NORMALISED, operation="a call of gnfast")
+        x.recorder.refuse(NORMALISED, operation="a call of gnfast")
     refusal = ""
     # Without samples there is nothing to gain, and shapes that do not say what they are made of.
     if options.impl == "auto" and len(x):
@@ -219,7 +219,7 @@ def _run(
         try:
             plan, operands, kept = _recording(net, x, args, kwargs, options, with_norm)
         except Refused as error:
-            if error.refusal.reason == _NORMALISED and (head is not None or torch.is_grad_enabled()):
+            if error.refusal.reason == NORMALISED and (head is not None or torch.is_grad_enabled()):
                 raise InputError(f"net: normalised already in {error.refusal.place}. {advice(error.refusal)}") from None
             refusal = f"{error.refusal}; print(gnfast.explain(net, x)) says what to write instead"
             if options.strict:
@@ -312,7 +312,6 @@ def _by_double_backward(
     return f_hat, heads.grad_norm(g)
 
 
-_NORMALISED = "the network is normalised already"
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[str]]" = weakref.WeakKeyDictionary()
 
 

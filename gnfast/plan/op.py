@@ -297,6 +297,15 @@ def stand_in(cotangent: Tensor, shape: Shape) -> Tensor:
     return torch.empty(shape, dtype=cotangent.dtype, device=cotangent.device, memory_format=layout)
 
 
+def axes_of(tensor: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The axes of `tensor` that `dim` names, counted from the left, all for None."""
+    every = range(tensor.dim())
+    if not every:
+        return ()
+    dims = every if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
+    return tuple(sorted({every[d] for d in dims}))
+
+
 def frozen(value: Any) -> Any:
     """A hashable twin of static arguments: lists become tuples, dicts tuples of their entries in order."""
     if isinstance(value, dict):

@@ -96,6 +96,12 @@ class Derived:
     fold: Fold | Spread
 
 
+NORMALISED = "the network is normalised already"
+INDEPENDENT = "a tensor that does not depend on x"
+CUT_OFF = "it does not depend on x in a way that derivatives follow"
+"""Reasons why neither the passes nor double backward serve."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why a network does not go through the passes."""

@@ -26,7 +26,7 @@ from gnfast.plan.plan import Node, Refusal
 from gnfast.plan.records import RECORDERS, SELF_CHECKED
 from gnfast.plan.replay import Replay, Script
 from gnfast.plan.traced import METADATA, Traced, has_own_rules
-from gnfast.plan.unseen import Like, has_complex, node_of, require_accepted, widened
+from gnfast.plan.unseen import Like, has_complex, node_of, require_accepted, result_of, widened
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__
 
@@ -280,14 +280,6 @@ class Recorder:
         """Leaves the recording: the network goes through double backward, and `reason` is reported."""
         raise Refused(Refusal(submodule_name(self.net), operation or self.operation, reason, users_line()))
 
-    def axes(self, tensor: Tensor, dim: int | Sequence[int] | None) -> tuple[int, ...]:
-        """The axes that `dim` names, counted from the left, all for None."""
-        every = range(tensor.dim())
-        if not every:
-            return ()
-        dims = every if dim is None or dim == () else (dim,) if isinstance(dim, int) else dim
-        return tuple(sorted({every[d] for d in dims}))
-
     def batched(self, tensor: Traced, dims: int) -> Traced:
         """The tensor if it has `dims` axes, else with one before the others, as PyTorch takes a single sample.
 
@@ -333,16 +325,14 @@ class Recorder:
         refusal = Refusal(submodule_name(self.net), self.operation, reason, users_line())
         self.refusals.append(refusal)
         inputs = [value for value in (*args, *kwargs.values()) if self.depends_on_x(value)]
-        try:
-            args, kwargs = tree_map_only(Tensor, lambda t: Like(t.shape, t.dtype).on_meta(), (args, kwargs))
-            result = func(*args, **kwargs)
-            assert isinstance(result, Tensor)
-        except Exception:
-            raise Refused(refusal) from None
+        result = result_of(func, args, kwargs)
+        if result is None:
+            raise Refused(refusal)
         output = self._new_value(result.shape, result.dtype, result.dtype.is_floating_point)
-        values, shapes = tuple(value.value for value in inputs), tuple(value.extent[1:] for value in inputs)
-        node = Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, refusal.submodule
-        self.nodes.append(Node(*node))
+        values, shapes = tuple(v.value for v in inputs), tuple(v.extent[1:] for v in inputs)
+        self.nodes.append(
+            Node(Opaque(self.operation), values, (), output.value, shapes, (), output.extent[1:], 0, refusal.submodule)
+        )
         return output
 
     def _new_value(self, shape: Sequence[int], dtype: torch.dtype, tracked: bool = True) -> Traced:

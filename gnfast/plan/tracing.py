@@ -30,7 +30,7 @@ from gnfast.plan.op import Shape
 from gnfast.plan.opaque import Refused
 from gnfast.plan.packed import with_packed_attention
 from gnfast.plan.permutes import with_single_permutes
-from gnfast.plan.plan import Derived, Node, Plan, Refusal, reached
+from gnfast.plan.plan import CUT_OFF, INDEPENDENT, Derived, Node, Plan, Refusal, reached
 from gnfast.plan.recorder import Recorder
 from gnfast.plan.replay import Script
 from gnfast.plan.rewrite import rewrite
@@ -116,7 +116,7 @@ def _run(
         raise not_a_tensor(result)
     recorder.operation = "its output"
     if not isinstance(result, Traced):
-        recorder.refuse("a tensor that does not depend on x")
+        recorder.refuse(INDEPENDENT)
     recorder.require_recorded(result)
     if recorder.custom is not None:
         # What was recorded behind it is for further refusals alone.
@@ -125,7 +125,7 @@ def _run(
         recorder.refuse(f"the forward changes in place a tensor of shape {tuple(changed.shape)} that it has used")
     recorder.output = result.value
     if not _follows_x(tuple(recorder.nodes), result.value):
-        recorder.refuse("it does not depend on x in a way that derivatives follow")
+        recorder.refuse(CUT_OFF)
 
 
 @functools.lru_cache(maxsize=256)

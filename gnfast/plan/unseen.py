@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from gnfast.plan.op import Context, Op, Shape
 from gnfast.plan.plan import Node
@@ -93,6 +94,16 @@ def node_of(
         batch=batch if is_whole else 1,
     )
     return node, Like(tuple(y.shape), y.dtype)
+
+
+def result_of(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Like | None:
+    """What a function returns for these tensors; None where it needs their data, or returns other than a tensor."""
+    try:
+        args, kwargs = tree_map_only(Tensor, lambda t: Like(t.shape, t.dtype).on_meta(), (args, kwargs))
+        result = func(*args, **kwargs)
+    except Exception:
+        return None
+    return Like(tuple(result.shape), result.dtype) if isinstance(result, Tensor) else None
 
 
 def _holds_tensor(value: Any) -> bool:

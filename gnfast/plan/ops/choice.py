@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Combination, Context, Op, kept
+from gnfast.plan.op import Combination, Context, Op, axes_of, kept
 from gnfast.plan.ops.given import Constant, emit_given
 from gnfast.plan.records import records
 
@@ -141,7 +141,7 @@ def _masked_fill(trace, input, mask, value):
 
 @records("amax", "amin", told=True)
 def _amax(function, trace, input, dim=(), keepdim=False):
-    sign, dims = 1 if function.__name__ == "amax" else -1, trace.axes(input, dim)
+    sign, dims = 1 if function.__name__ == "amax" else -1, axes_of(input, dim)
     if dims == (0,) and not keepdim and (parts := trace.stacks.get(input.value)):
         return function(torch.stack(parts, 1), 1)
     return trace.emit(Extremum(dims, keepdim, sign), [input], mixes=0 in dims)

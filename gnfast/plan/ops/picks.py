@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnfast.plan.op import Context, Op, frozen
+from gnfast.plan.op import Context, Op, axes_of, frozen
 from gnfast.plan.ops.choice import Extremum, maximum_of
 from gnfast.plan.records import records
 
@@ -77,7 +77,7 @@ def _pick(trace, function, input, dim, *args, keepdim=True, **kwargs):
     """The named tuple (values, indices) that `function` returns."""
     if not input.dim():
         trace.refuse("a choice among the axes of what has none")
-    (dim,) = trace.axes(input, dim)
+    (dim,) = axes_of(input, dim)
     if dim == 0 and not keepdim and (parts := trace.stacks.get(input.value)):
         return _pick(trace, function, torch.stack(parts, 1), 1, *args, keepdim=False, **kwargs)
     kwargs |= {"dim": dim} | ({} if function in (torch.sort, torch.topk) else {"keepdim": True})

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gnfast.plan.op import Context, LinearMap
+from gnfast.plan.op import Context, LinearMap, axes_of
 from gnfast.plan.records import records
 
 
@@ -49,7 +49,7 @@ def _sum(function, trace, input, dim=None, keepdim=False, *, dtype=None):
     mean, own = function.__name__ == "mean", input.dtype
     target = dtype or (own if mean else trace.autocasts_to(torch.sum, input))
     dtypes = None if target == own else (own, target)
-    dims = trace.axes(input, dim)
+    dims = axes_of(input, dim)
     if dims == (0,) and not keepdim and (parts := trace.stacks.get(input.value)):
         return function(torch.stack(parts, 1), 1, dtype=dtype)
     return trace.emit(Sum(dims, keepdim, mean, dtypes), [input], mixes=0 in dims)
