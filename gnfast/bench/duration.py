@@ -24,7 +24,7 @@ def about_s(network: Network, setup: Setup, names: Collection[str], rounds: int,
     net = network.critic(torch.float32, setup.tuned.layout, setup.device)
     x = network.images(setup.batch, torch.float32, setup.tuned.layout, setup.device)
     with setup.tuned.active(setup.device), torch.no_grad():
-        forward_s = interleaved_ms({"forward": lambda: net(x)}, rounds=1, warmup=1)["forward"]["median_ms"] / 1e3
+        forward_s = interleaved_ms({"forward": lambda: net(x)}, rounds=3, warmup=1)["forward"]["median_ms"] / 1e3
     compiled = sum(_COMPILED.get(name, 0) for name in names) if setup.compiled else 0
     row_s = max(seconds, 2 * (rounds + 1) * FORWARDS * forward_s)
     return len(names) * ROWS * row_s + compiled * (row_s + _COMPILATION_S)

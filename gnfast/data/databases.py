@@ -9,7 +9,7 @@ from gnfast.data.apart import content_of, said_by
 from gnfast.data.archive import ENTRY_BYTES
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import printable
+from gnfast.data.files import short_name
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.source import Contents, Source, labelled
 
@@ -39,7 +39,7 @@ def open_database(path: Path, request: Request, name: str = "", positions: range
     """
     if positions is None and not name and request.split != "train":
         raise DataError(f"split of {path}: got {request.split!r}, wanted 'train'")
-    name = name or printable(path.resolve().name)
+    name = name or short_name(path.resolve())
     # Opening it in another way may touch lock.mdb.
     identity = decoded_identity(path / _FILE)
     return Source(name, request, identity, lambda canvas: _read(path, request, positions, canvas))

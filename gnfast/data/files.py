@@ -13,6 +13,7 @@ from gnfast.data.dataset import DataError, Request
 from gnfast.io.downloads import checksum, download
 from gnfast.io.files import cache_root, open_regular
 
+_ARCHIVE = re.compile(r"(\.tar)?\.(zip|tar|tgz|tbz2|txz|gz|bz2|xz|parquet)$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # More links to one folder than this were made to be followed for ever.
 _WAYS = 100
@@ -26,6 +27,11 @@ def open_source(path: Path) -> BinaryIO:
         OSError: it cannot be opened.
     """
     return open_regular(path, DataError)
+
+
+def short_name(path: Path) -> str:
+    """What the images at a path are called in logs and results: its last part, without the ending of an archive."""
+    return _ARCHIVE.sub("", printable(path.name))
 
 
 def printable(name: str) -> str:

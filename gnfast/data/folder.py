@@ -12,7 +12,7 @@ import torch
 from gnfast.data.archive import Entry, open_entries
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import printable
+from gnfast.data.files import short_name
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.source import Contents, Source
 
@@ -37,9 +37,7 @@ def open_images(path: Path, request: Request) -> Source:
         DataError: no image is left, the split is not there or cannot be told from a class, images differ in size and
             no resolution is asked for, or the archive is damaged.
     """
-    name = printable(path.resolve().name)
-    if not path.is_dir():
-        name = re.sub(r"(\.tar)?\.(zip|tar|tgz|tbz2|txz|gz|bz2|xz)$", "", name)
+    name = short_name(path.resolve())
     return Source(name, request, decoded_identity(path), lambda canvas: _read(path, request, canvas))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from gnfast.data.archive import Entry, EntryError, first_files, open_entries
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import printable
+from gnfast.data.files import short_name
 from gnfast.data.folder import is_image
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.parts import files_in, of_split
@@ -45,12 +45,12 @@ def open_shards(path: Path, request: Request) -> Source:
         DataError: no such split; on reading, a shard is damaged, it is not clear which image of a sample is meant, a
             part of the images has labels, or no image is left.
     """
-    name = printable(path.resolve().name)
     if path.is_dir():
         shards = [path / file for file in of_split(path, files_in(path, _TARS), request.split)]
     else:
-        of_split(path, [name], request.split)
-        name, shards = name.partition(".")[0], [path]
+        of_split(path, [path.resolve().name], request.split)
+        shards = [path]
+    name = short_name(path.resolve())
     return Source(name, request, decoded_identity(path), lambda canvas: _read(path, shards, request, canvas))
 
 

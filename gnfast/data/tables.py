@@ -11,7 +11,7 @@ from gnfast.data.apart import content_of, said_by
 from gnfast.data.archive import ENTRY_BYTES
 from gnfast.data.canvas import Canvas
 from gnfast.data.dataset import DataError, Request
-from gnfast.data.files import open_source, printable
+from gnfast.data.files import open_source, printable, short_name
 from gnfast.data.images import decode_into, decoded_identity
 from gnfast.data.parts import files_in, of_split
 from gnfast.data.source import Contents, Source, labelled
@@ -73,7 +73,7 @@ def open_parquet(path: Path, request: Request) -> Source:
         DataError: the package pyarrow is not there; a file is damaged; no column holds images, or several that are not
             called `image`; a part of the images has labels; or no image is left.
     """
-    name = printable(path.resolve().name).removesuffix(_PARQUET)
+    name = short_name(path.resolve())
     if not path.is_dir():
         _require_split(path, request.split, ["train"])
         return _source(name, path.parent, [path.name], request, path)

@@ -6,6 +6,7 @@ from typing import Any
 
 from gnfast.config.config import FREE, Config, as_json, option
 from gnfast.config.presets import PRESETS
+from gnfast.data.files import short_name
 from gnfast.data.registry import SETS
 
 # Settings that are named where they differ; more are counted.
@@ -46,7 +47,7 @@ def own_images(preset: str, data: Any) -> str:
     usual = PRESETS[preset].config.data if preset in PRESETS else ""
     if not usual or data == usual:
         return ""
-    name = Path(str(data)).name or str(data) or "images from Python"
-    archive = SETS[usual].archive
-    is_usual = name.partition(".")[0] == usual or (archive is not None and name == archive.name)
+    path, archive = Path(str(data)), SETS[usual].archive
+    name = short_name(path) or str(data) or "images from Python"
+    is_usual = name == usual or (archive is not None and path.name == archive.name)
     return "" if is_usual else name

@@ -146,7 +146,13 @@ def test_what_the_paper_reports_stands_beside_and_what_the_run_has_changed(odd):
 
 @pytest.mark.parametrize(
     ("data", "called"),
-    [("digits", "digits"), ("/home/me/birds", "birds"), ("birds.v2.zip", "birds.v2.zip"), ("", "images from Python")],
+    [
+        ("digits", "digits"),
+        ("/home/me/birds", "birds"),
+        ("birds.v2.zip", "birds.v2"),
+        ("birds.parquet", "birds"),
+        ("", "images from Python"),
+    ],
 )
 def test_a_run_on_other_images_than_the_presets_is_called_after_them(odd, data, called):
     """The paper's scores are of the paper's images: they are left out, with the reason."""
