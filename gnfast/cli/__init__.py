@@ -128,7 +128,7 @@ def _warn(message: str, said: set[str]) -> None:
     """Says it once, however many images, say, are loaded from the same place."""
     if message not in said:
         said.add(message)
-        processes.here().warn(f"gnfast: warning: {message}")
+        processes.here().warn(f"warning: {message}")
 
 
 def _usage() -> str:

@@ -19,6 +19,7 @@ from gnfast.cli.eval_subject import Subject, loaded, subject_of
 from gnfast.cli.eval_told import progress, say, told
 from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.data import ImageDataset
+from gnfast.data.registry import require_source
 from gnfast.errors import first_line
 from gnfast.interop.device import resolve_device
 from gnfast.io.files import expanded, output_file, write_text
@@ -38,8 +39,8 @@ WHAT is a run folder, one of its checkpoints (RUN/checkpoints/FILE.pt), a file o
 papers' code (its generator is measured), a folder or zip of images, a named data set, or an .npz of statistics. It is
 measured against --data or --reference; for a run the default is the data that it was trained on. Results state how many
 images of both sides were measured, the extractor, the protocol and the seed: numbers that differ in one of them cannot
-be compared. Images are measured as they are; both sides must have the same channels and size, which
-`--resolution` and `--channels` can give them.
+be compared. Both sides must have the same channels and size: `--resolution`, `--crop` and `--channels` prepare images
+of files and data sets; a generator's are measured as they are.
 
 Examples:
   gnfast eval runs/cifar10
@@ -136,6 +137,8 @@ def run(words: list[str]) -> int:
     # Before hours of measuring.
     places = {name: str(output_file(path)) for name in ("out", "save_stats") if (path := getattr(options, name))}
     options = dataclasses.replace(options, **places)
+    if options.data:
+        require_source(options.data, "--data")
     result, scores = _evaluate(options)
     table = _table(scores, result)
     try:
@@ -172,8 +175,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | No
         raise ValueError(f"--data or --reference: got neither, and {options.what} has no real images of its own")
     if options.n_real and not images:
         raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
-    if images and subject.images:
-        _require_alike(images, subject.images)
+    if subject.images and (images or real):
+        _require_alike(options, subject, images or real)
     # Before what takes longer, since they may refuse the images' size.
     other = SecondOpinion(options, subject, images) if options.via else None
     further = similarity(options, subject) | divergence(options, subject, images, device)
@@ -248,13 +251,22 @@ def _real_images(options: EvalOptions, subject: Subject) -> ImageDataset | None:
     return loaded(options.data, options.split or "train", options) if options.data else None
 
 
-def _require_alike(real: ImageDataset, measured: ImageDataset) -> None:
-    one, other = ("x".join(map(str, images.images.shape[1:])) for images in (real, measured))
-    if one != other:
-        raise ValueError(
-            f"images of {measured.name} are {other} and the real ones of {real.name} {one}: say how both are to be "
-            "prepared, --resolution, --crop and --channels"
-        )
+def _require_alike(options: EvalOptions, subject: Subject, real: ImageDataset | ImageStatistics) -> None:
+    """That both sides are of one size, as far as that is known: before what takes long."""
+    measured, given = _shape(subject.images), isinstance(real, ImageStatistics)
+    came = real.shape if given else _shape(real)
+    if came in (None, measured):
+        return
+    side = f"--reference: got {options.reference}, of {came}" if given else f"real images: got {came} of {real.name}"
+    if subject.draws:
+        wanted = f"which the generator of {options.what} draws, whatever --resolution and --channels say"
+    else:
+        wanted = f"as those of {subject.images.name} are; --resolution, --crop and --channels prepare images"
+    raise ValueError(f"{side}, wanted {measured}, {wanted}")
+
+
+def _shape(images: ImageDataset) -> str:
+    return "x".join(map(str, images.images.shape[1:]))
 
 
 def _extractor_name(options: EvalOptions, subject: Subject, reference: ImageStatistics | None) -> str:
@@ -264,14 +276,22 @@ def _extractor_name(options: EvalOptions, subject: Subject, reference: ImageStat
             f"--extractor: {known!r} names code to import, which is taken from the command line alone; repeat it there "
             "if you trust it"
         )
+    if reference and reference.extractor and subject.measure:
+        spec, measured = options.extractor or known, reference.extractor
+        if ":" not in spec and spec not in measured:
+            raise ValueError(f"--extractor: got {spec}, wanted {measured}, by which {options.reference} was measured")
+        if ":" not in measured and measured.endswith("-classifier"):
+            raise ValueError(
+                f"--reference: got {options.reference} of a classifier, which needs its images: give --data"
+            )
     return options.extractor or known
 
 
 def _extractor(
     spec: str, options: EvalOptions, subject: Subject, real: ImageDataset | None, device: torch.device
 ) -> FeatureExtractor:
-    # A classifier is trained on real images only; a function may be tried on any.
-    dataset = subject.images if real is None and ":" in spec else real
+    # A classifier is trained on real images only; others may be tried on any.
+    dataset = subject.images if real is None and spec != "classifier" else real
     return metrics.load_extractor(
         spec,
         dataset,

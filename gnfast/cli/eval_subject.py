@@ -14,6 +14,7 @@ from gnfast import metrics
 from gnfast.cli.eval_told import progress
 from gnfast.config.config import as_json
 from gnfast.data import ImageDataset, load, registered, to_uint8
+from gnfast.data.registry import require_source
 from gnfast.interop.device import use_threads
 from gnfast.io.files import expanded
 from gnfast.metrics import FeatureExtractor, ImageStatistics
@@ -78,6 +79,7 @@ def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
         named = ", ".join([*runs[:5], *["…"] * (len(runs) > 5)])
         raise ValueError(f"{options.what} is a folder of runs; name one: {named}")
     use_threads(options.threads, 0)
+    require_source(options.what, "WHAT")
     images = loaded(options.what, options.what_split, options)
     count = image_count("n", options.n or None, images)
     measure = functools.partial(metrics.dataset_statistics, images, n=count, **options.how)

@@ -6,12 +6,14 @@ import io
 import itertools
 import re
 from difflib import get_close_matches
+from shlex import quote
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from gnfast.cli.common import UsageError
 from gnfast.cli.help import GROUPS, PLACE, document, flags_off, placed
+from gnfast.io.files import expanded
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ def parse(kind: type[T], words: list[str], command: str, *, help: str, usage: st
         raise UsageError(f"{command}: {usage}")
     message = _unframed(errors.getvalue())
     if message.startswith("Unrecognized options"):
-        message = message.partition("; did you mean")[0] + _meant(kind, words)
+        message = message.partition("; did you mean")[0] + (_unquoted(words) or _meant(kind, words))
     raise UsageError(f"{message} (see {prog} --help)")
 
 
@@ -74,6 +76,17 @@ def _meant(kind: type, words: list[str]) -> str:
     wrong = [f"--{word.lstrip('-')}" for word in given if word not in known]
     near = [next(iter(get_close_matches(word, known, 1)), "") for word in wrong]
     return f"; did you mean {' and '.join(dict.fromkeys(near))}?" if all(near) and near else ""
+
+
+def _unquoted(words: list[str]) -> str:
+    """What to type where words that follow each other are one path, with spaces in it."""
+    values = [word.partition("=")[2] if word.startswith("-") else word for word in words]
+    for begin, value in enumerate(values):
+        for end in range(len(words), begin + 1, -1):
+            path = " ".join([value, *words[begin + 1 : end]])
+            if value and expanded(path).exists():
+                return f"; a path with a space needs quotes: {quote(path)}"
+    return ""
 
 
 def _unframed(box: str) -> str:

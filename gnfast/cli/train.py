@@ -1,6 +1,7 @@
 """`gnfast train PRESET`: train a generator, or continue a run that stopped."""
 
 import sys
+from shlex import quote
 
 import torch
 
@@ -15,6 +16,7 @@ from gnfast.config.presets import GROUPS, PRESETS
 from gnfast.config.together import without_effect
 from gnfast.data.registry import require_source
 from gnfast.errors import unknown
+from gnfast.io.files import expanded
 from gnfast.io.rows import plain
 
 CHOOSE_HELP = """\
@@ -86,6 +88,8 @@ def run(words: list[str]) -> int:
     if name.startswith("-"):
         raise UsageError(f"train: got {name} first, wanted a preset: gnfast train PRESET --{name.lstrip('-')} …")
     if name not in PRESETS:
+        if expanded(name).exists():
+            raise UsageError(f"train: got a path first, wanted a preset: gnfast train PRESET --data {quote(name)}")
         raise UsageError(unknown("preset", name, PRESETS))
     preset = PRESETS[name]
     data = "" if preset.config.data else " --data PATH"

@@ -88,7 +88,7 @@ def open_entries(
                 try:
                     tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:", tarinfo=_Member))
                 except (tarfile.TarError, ValueError):
-                    raise DataError(f"{path} is not a folder, zip or tar archive") from None
+                    raise DataError(f"{path} is no folder, zip, tar, Parquet file or LMDB") from None
                 entries = _in_tar(path, tar, limit)
         by_name = {entry.name: entry for entry in entries}
         yield [by_name[name] for name in sorted(by_name)]

@@ -235,6 +235,17 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean '--version'?" in fails(capsys, "-version")
     assert "-d, 3 (see" in fails(capsys, "train", "digits", "--xyzzy", "-d", "3")
     assert "train: got -data first, wanted a preset: gnfast train PRESET --data" in fails(capsys, "train", "-data", "x")
+
+
+def test_a_path_in_the_wrong_place_or_without_quotes(capsys, tmp_path):
+    place = tmp_path / "my pictures"
+    place.mkdir()
+    assert f"wanted a preset: gnfast train PRESET --data '{place}'" in fails(capsys, "train", str(place))
+    for words in (["--data", *str(place).split()], [f"--data={tmp_path}/my", "pictures"]):
+        line = fails(capsys, "train", "digits", *words)
+        assert f"Unrecognized options: pictures; a path with a space needs quotes: '{place}'" in line
+    assert fails(capsys, "eval", "no/such").startswith("gnfast: WHAT: got 'no/such', which does not exist")
+    assert fails(capsys, "eval", "digits", "--data=no/such").startswith("gnfast: --data: got 'no/such'")
     assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
     assert "'hinge', 'soft-hinge', 'non-saturating'" in fails(capsys, "train", "digits", "--loss", "foo")
     assert "--steps: got 0, wanted a whole number of at least 1" in fails(capsys, "train", "digits", "--steps", "0")
@@ -402,7 +413,7 @@ def test_a_warning_is_one_line(capsys, tmp_path):
     (images / "broken.png").write_text("not an image")
     assert main(["train", "digits", *TINY, "--data", str(images), "--run-dir", str(tmp_path / "run")]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert line.startswith("gnfast: warning: ")
+    assert line.startswith("warning: ")
     # What became of a run's own images is known by then, and of the same prepared in another way it is not.
     for words, count in (((), 0), (("--data", str(images)), 0), (("--crop=4",), 1)):
         assert main(["eval", str(tmp_path / "run"), "--n=4", "--extractor=pixels-8x8", "--raw", *words]) == 0

@@ -85,7 +85,7 @@ def test_an_average_that_has_hardly_moved_is_said_to_be_one(capsys):
     for what, end in (("run", "takes the generator itself"), ("average.safetensors", "of the run takes the generator")):
         for words in (["eval", what, EXTRACTOR, "--n=20", "--data=digits"], ["sample", what, "--n=2", "--out=two.png"]):
             assert main(words) == 0
-            assert f"gnfast: warning: {line}{end}" in capsys.readouterr().err
+            assert f"warning: {line}{end}" in capsys.readouterr().err
     assert result("run", EXTRACTOR, "--n=20")["average"].startswith(line)
     capsys.readouterr()
     assert "average" not in result("run", EXTRACTOR, "--n=20", "--raw")
@@ -190,8 +190,7 @@ def test_both_sides_are_measured_as_they_are(capsys):
         image.save(f"colour/{i:02d}.png")
         image.convert("L").save(f"grey/{i:02d}.png")
     line = fails(capsys, "grey", "--data", "colour", EXTRACTOR)
-    assert "images of grey are 1x12x12 and the real ones of colour 3x12x12" in line
-    assert "--channels" in line
+    assert "real images: got 3x12x12 of colour, wanted 1x12x12, as those of grey are; --resolution" in line
     # The same pixels in three channels are as far from the coloured ones as they are when they are saved so.
     as_colour = result("grey", "--data", "colour", EXTRACTOR, "--channels=3")
     assert as_colour["shape"] == "3x12x12"
@@ -202,11 +201,28 @@ def test_both_sides_are_measured_as_they_are(capsys):
     assert result("grey", "--data", "colour", EXTRACTOR, "--channels=1")["distance"] == pytest.approx(0, abs=1e-9)
     # Real images and statistics of them are the same thing.
     main(["eval", "colour", "--save-stats", "colour.npz", EXTRACTOR])
-    assert "got 3x12x12 and 1x12x12, wanted the same channels and size" in fails(
-        capsys, "grey", "--reference=colour.npz", EXTRACTOR
-    )
+    line = fails(capsys, "grey", "--reference=colour.npz", EXTRACTOR)
+    assert "--reference: got colour.npz, of 3x12x12, wanted 1x12x12, as those of grey are" in line
     against_file = result("saved", "--reference=colour.npz", EXTRACTOR)
     assert against_file["distance"] == pytest.approx(as_colour["distance"], rel=1e-12)
+
+
+def test_what_does_not_fit_a_run_is_said_before_it_generates(capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "generated_statistics", lambda *_, **__: pytest.fail("generated"))
+    size, pixels = "1x8x8", "--extractor=pixels-8x8"
+    line = fails(capsys, "run", "--resolution=16", pixels)
+    assert line.endswith(f"wanted {size}, which the generator of run draws, whatever --resolution and --channels say")
+    assert main(["eval", "images", "--resolution=16", "--save-stats=other.npz", pixels]) == 0
+    line = fails(capsys, "run", "--reference=other.npz", pixels)
+    assert f"--reference: got other.npz, of 1x16x16, wanted {size}, which the generator" in line
+    assert main(["eval", "images", "--save-stats=digits8.npz", pixels]) == 0
+    line = fails(capsys, "run", "--reference=digits8.npz", "--extractor=classifier")
+    assert line.endswith("--extractor: got classifier, wanted pixels-8x8, by which digits8.npz was measured")
+    metrics.dataset_statistics(load("digits"), metrics.load_extractor("classifier", load("digits"))).save(
+        "classified.npz"
+    )
+    line = fails(capsys, "run", "--reference=classified.npz", "--extractor=classifier")
+    assert line.endswith("got classified.npz of a classifier, which needs its images: give --data")
 
 
 def test_a_folder_of_runs_is_none_of_images(capsys):

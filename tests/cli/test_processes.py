@@ -36,9 +36,9 @@ def ranks(monkeypatch):
 
 
 def test_a_warning_is_said_once_and_others_too(ranks, capsys):
-    together(*(lambda rank=rank: rank.warn("gnfast: warning: same") for rank in ranks))
-    ranks[2].warn("gnfast: warning: other")
-    assert capsys.readouterr().err.splitlines() == ["gnfast: warning: same", "gnfast: warning: other"]
+    together(*(lambda rank=rank: rank.warn("warning: same") for rank in ranks))
+    ranks[2].warn("warning: other")
+    assert capsys.readouterr().err.splitlines() == ["warning: same", "warning: other"]
 
 
 def test_an_error_of_all_is_that_of_the_first_process(ranks, capsys):
@@ -85,9 +85,9 @@ def test_where_torchrun_has_ended_before_them_nothing_is_lost(ranks, capsys, mon
     for method in ("add", "check", "set"):
         monkeypatch.setattr(HashStore, method, ended)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    ranks[1].warn("gnfast: warning: same")
+    ranks[1].warn("warning: same")
     ranks[0].fail("gnfast: no")
-    assert capsys.readouterr().err == "gnfast: warning: same\ngnfast: no\n"
+    assert capsys.readouterr().err == "warning: same\ngnfast: no\n"
 
 
 def test_commands_say_what_they_meet_as_one_of_several(ranks, capsys, monkeypatch):

@@ -202,7 +202,7 @@ def test_tar_cut_between_members(tmp_path):
 
 def test_what_is_no_source(tmp_path):
     (tmp_path / "x.png").write_bytes(picture(RED))
-    refused("not a folder, zip or tar", tmp_path / "x.png")
+    refused("is no folder, zip, tar, Parquet file or LMDB", tmp_path / "x.png")
     refused("nowhere', which does not exist", tmp_path / "nowhere")
     refused(r"wanted a path that exists or one of .*cifar10, .*digits", "nowhere")
     refused("source: got None, wanted a path or one of", None)
