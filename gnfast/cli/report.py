@@ -32,7 +32,8 @@ def run(words: list[str]) -> int:
     options = parse(ReportOptions, words, "report", help=HELP)
     if not options.runs:
         raise UsageError("report: which run? usage: gnfast report RUN [RUN …] [--out FILE.html]")
-    from gnfast.runs.run_page import write_comparison, write_report
+    from gnfast.runs.comparison_page import write_comparison
+    from gnfast.runs.run_page import write_report
 
     out = output_file(options.out) if options.out else None
     paths = [expanded(folder) for folder in options.runs]

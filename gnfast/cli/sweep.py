@@ -56,18 +56,16 @@ def run(words: list[str]) -> int:
         runs = counted(len(sweep.cases), "run")
         print(f"{runs} in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
-    from gnfast.runs.average import unmoved
     from gnfast.runs.launch import require_own_folder, run_sweep
-    from gnfast.runs.sweep_results import collect, rows, unscored, write_results
+    from gnfast.runs.sweep_page import write_results
+    from gnfast.runs.sweep_results import collect, notes, rows
 
     require_own_folder(sweep)
     signal = 0 if options.table else run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
     results = collect(sweep)
     path = write_results(results)
     print(columns(rows(results)))
-    averages = (unmoved(run.record.settings, run.record.step) for run in results.runs if run.record)
-    for line in filter(None, dict.fromkeys([unscored(results), *averages])):
-        print(line)
+    print("\n".join(notes(results)))
     print(f"report: {path}")
     if signal:
         return 128 + signal

@@ -124,6 +124,7 @@ def run(words: list[str]) -> int:
 
 
 def _dry_run(name: str, config: Config) -> int:
+    from gnfast.runs.checkpoint import last_step
     from gnfast.train.loop import run_folder
     from gnfast.train.networks import build_networks
 
@@ -139,8 +140,10 @@ def _dry_run(name: str, config: Config) -> int:
     print(gnfast.trace(critic, images, *labels))
     folder = run_folder(name, config)
     board = ", tensorboard/" if config.tensorboard else ""
+    done = last_step(folder / "checkpoints")
+    going_on = f"would continue after step {done}, and " if done else ""
     print(
-        f"\nwould write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, "
+        f"\n{going_on}would write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, "
         f"curves.png, report.html, samples/ema-STEP.png, samples/raw-STEP.png, checkpoints/step-STEP.pt{board}"
     )
     return 0

@@ -13,8 +13,9 @@ from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.drawing import drawing, svg
 from gnfast.runs.page import Html, element, embedded, picture, section, table, write_page
 from gnfast.runs.record import main_score, measure_of, points
-from gnfast.runs.run_page import PICTURES, duration, score_title, steps_per_second
+from gnfast.runs.run_page import PICTURES, duration, steps_per_second
 from gnfast.runs.score_figure import score_figure
+from gnfast.runs.scored import score_title
 from gnfast.runs.sweep_results import Run
 
 # Curves and pictures of more cells than this are too many to look at.

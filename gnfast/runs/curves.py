@@ -32,6 +32,13 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False, note:
     drawn = [one for one in series if one.points]
     if not drawn:
         return Html("")
+    hidden = [
+        f"{one.label} lies on {under.label}"
+        for index, one in enumerate(drawn)
+        for under in [next((other for other in drawn[:index] if other.points == one.points), None)]
+        if under
+    ]
+    note = "; ".join(filter(None, [note, *hidden]))
     legend = [
         element("span", element("i", style=f"background: {colour(index)}"), one.label)
         for index, one in enumerate(drawn)

@@ -35,7 +35,12 @@ figcaption { font-size: .88rem; margin-bottom: .3rem } figcaption b { font-weigh
 figcaption span { white-space: nowrap; margin-right: .7rem; color: var(--soft) }
 figcaption .note { display: block; white-space: normal; overflow-wrap: anywhere }
 figcaption i { display: inline-block; width: .9em; height: .22em; margin-right: .35em; vertical-align: .25em }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .88rem; min-width: 30rem }
+/* A shadow where there is more to the side: not every browser shows its bars. */
+.scroll { overflow-x: auto; background: linear-gradient(to right, var(--ground) 30%, transparent) left / 3rem 100% local,
+  linear-gradient(to left, var(--ground) 30%, transparent) right / 3rem 100% local,
+  linear-gradient(to right, var(--line), transparent) left / 1rem 100% scroll,
+  linear-gradient(to left, var(--line), transparent) right / 1rem 100% scroll; background-repeat: no-repeat }
+table { border-collapse: collapse; font-size: .88rem; min-width: 30rem }
 th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 th { color: var(--soft); font-weight: 500 } td { max-width: 34rem; overflow-wrap: break-word }
 td.short { white-space: nowrap }

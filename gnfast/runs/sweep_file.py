@@ -1,6 +1,7 @@
 """A sweep: a TOML file that names a preset, base options and what to vary, and the runs that follow from it.
 
-`docs/sweeps.md` describes the file. This module reads it; `launch.py` trains its runs, `sweep_results.py` sums them up.
+`docs/sweeps.md` describes the file. This module reads it; `launch.py` trains its runs, `sweep_results.py` sums them up,
+`sweep_page.py` shows that.
 """
 
 import dataclasses

@@ -191,6 +191,11 @@ def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, mo
     assert "4.00 forwards" in text
     assert "3,813,379" in text
     assert "5,860,865" in text
+    assert "\nwould write into" in text
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-000000012.pt").touch()
+    assert main(["train", "digits", "--dry-run", "--run-dir=run"]) == 0
+    assert "\nwould continue after step 12, and would write into run/" in capsys.readouterr().out
 
 
 def test_options_that_nothing_uses_are_named(capsys):

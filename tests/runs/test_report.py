@@ -16,10 +16,11 @@ from gnfast.config.config import AUTO, as_json
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
 from gnfast.runs.average import unmoved
+from gnfast.runs.comparison_page import write_comparison
 from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.published import published
 from gnfast.runs.record import beside, best, last, points, read_run, score_names
-from gnfast.runs.run_page import SHOTS, duration, write_comparison, write_report
+from gnfast.runs.run_page import SHOTS, duration, write_report
 from gnfast.train import Config, RunError
 from tests.hostile_files import png
 from tests.pages import Page
@@ -125,6 +126,12 @@ def test_an_extractor_in_place_of_auto_is_not_called_a_change(odd):
     (odd / "config.json").write_text(json.dumps({"preset": name, "config": settings}))
     text = texts(Page(write_report(odd)))
     assert "differs from the preset" not in text and "--extractor none chosen at its start, or given" in text
+    # One that was typed is, and the command can be typed again.
+    session = [{"command": ["gnfast", "train", name, "--extractor=none", "--data", "my pictures"]}]
+    (odd / "environment.json").write_text(json.dumps(session))
+    text = texts(Page(write_report(odd)))
+    assert f"gnfast train {name} --extractor=none --data 'my pictures'" in text
+    assert "differs from the preset" in text and "chosen at its start" not in text
 
 
 def test_what_the_paper_reports_stands_beside_and_what_the_run_has_changed(odd):
@@ -356,12 +363,16 @@ def test_the_command_takes_a_run_and_a_file(runs, tmp_path, capsys):
 
 def test_scores_of_different_measures_are_not_compared_without_a_word(runs, tmp_path):
     folders = [shutil.copytree(runs / "one", tmp_path / name) for name in ("a", "b")]
-    assert "Not comparable" not in texts(Page(write_comparison(folders)))
+    alike = Page(write_comparison(folders))
+    assert "Not comparable" not in texts(alike) and "Measured by tests.kills:pixels; " in texts(alike)
+    assert "b lies on a" in texts(alike)
     row = {"step": 6, "distance_ema": 0.5, "extractor": "pixels-8x8", "n_real": 9, "n_fake": 7}
     (folders[1] / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     text = texts(Page(write_comparison(folders)))
     assert "Not comparable: they were measured with different extractors or numbers of images. a: tests.kills:" in text
     assert "; b: pixels-8x8; 9 real, 7 generated." in text
+    # Nor drawn on one axis.
+    assert "Loss: critic, real" in text and text.count("Fréchet distance (EMA)") == 2
 
 
 def test_a_comparison_of_odd_names_is_escaped(odd, tmp_path):

@@ -21,7 +21,8 @@ from gnfast.runs.launch import read_record, run_sweep, state_of
 from gnfast.runs.record import read_run
 from gnfast.runs.score_figure import score_figure
 from gnfast.runs.sweep_file import load_sweep
-from gnfast.runs.sweep_results import collect, rows, spread, write_results
+from gnfast.runs.sweep_page import write_results
+from gnfast.runs.sweep_results import collect, rows, spread
 from gnfast.train import RunError
 from tests import processes
 from tests.pages import Page
@@ -380,7 +381,7 @@ def test_tables_hold_mean_and_deviation_over_seeds(sweep):
     results = collect(read)
     assert results.score == "distance_ema"
     head, *body = rows(results)
-    assert head == ("k_sn", "runs", "best distance_ema", "last distance_ema")
+    assert head == ("k_sn", "runs", "best Fréchet distance (EMA)", "last Fréchet distance (EMA)")
     assert body == [
         ("0.5", "3", "2.0 ± 1.0", "3.0 ± 1.7"),
         ("1.0", "0 of 3, 1 diverged, 2 waiting", "0.5", "0.5"),
@@ -405,6 +406,32 @@ def test_tables_hold_mean_and_deviation_over_seeds(sweep):
     assert all((read.out / link.replace("%3D", "=").replace("%2C", ",")).exists() for link in links)
 
 
+def rows_of(case, row):
+    (case.folder / "metrics.jsonl").write_text(json.dumps({"step": 4, **row}) + "\n")
+
+
+def test_a_sweep_says_what_was_measured_and_names_a_winner_where_there_is_one(sweep):
+    how = {"extractor": "pixels-8x8", "n_real": 100, "n_fake": 200}
+    read = sweep(TINY + "ema_start = 1\n[grid]\nk_sn = [0.5, 1.0]\n")
+    for case, value in zip(read.cases, (13.44968, 13.44953), strict=True):
+        pretend(case, [{"distance_ema": value, **how}])
+    results = collect(read)
+    page, written = Page(write_results(results)), (read.out / "table.md").read_text()
+    line = "Measured by pixels-8x8; 100 real, 200 generated."
+    assert line in page.texts and f"\n{line}\n" in written
+    # Of figures that are printed alike none is better.
+    assert written.count("13.45") == 4 and "**" not in written
+    assert "Here, of k_sn=0.5, k_sn=1.0: after step 4 the moving average" in "".join(page.texts), page.texts
+    rows_of(read.cases[1], {"distance_ema": 12.0, **how})
+    write_results(collect(read))
+    assert "**12" in (read.out / "table.md").read_text()
+    # Nor is any better than one that was measured otherwise.
+    rows_of(read.cases[1], {"distance_ema": 1.0, **how, "n_fake": 300})
+    text = Page(write_results(collect(read))).texts
+    assert "**" not in (read.out / "table.md").read_text() and "Curves" not in text
+    assert any(line.startswith("Not comparable: ") for line in text)
+
+
 def test_other_scores_are_those_at_the_best_step(sweep):
     """GN-GAN's protocol: the checkpoint with the best FID, and what else that checkpoint scores."""
     read = sweep(TINY + "[grid]\nk_sn = [0.5, 1.0]\nseed = [0, 1]\n")
@@ -417,7 +444,8 @@ def test_other_scores_are_those_at_the_best_step(sweep):
             pretend(case, [{**one, "is_raw": 1.0, "is_std_ema": 0.1} for one in scores])
     results = collect(read)
     head, first, second = rows(results)
-    assert head == ("k_sn", "runs", "best distance_ema", "is_ema there", "kid_ema there", "last distance_ema")
+    others = ("class score (EMA) there", "kernel distance × 1000 (EMA) there")
+    assert head == ("k_sn", "runs", "best Fréchet distance (EMA)", *others, "last Fréchet distance (EMA)")
     assert first == ("0.5", "2", "2.25 ± 0.35", "7.0 ± 1.4", "0.60 ± 0.14", "3.50 ± 0.71")
     assert second == ("1.0", "0 of 2, 2 waiting", "–", "–", "–", "–")
     path = write_results(results)
