@@ -1,17 +1,16 @@
 """The critic's value, input gradient and normalised value as differentiable functions of weights and input."""
 
 import weakref
-from functools import partial
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
-from gnfast.engine import heads, known, reference
+from gnfast.engine import heads, known
 from gnfast.engine import static as static_recordings
 from gnfast.engine.advice import advice
-from gnfast.engine.autograd import four_passes
 from gnfast.engine.heads import Head, Method
+from gnfast.engine.ways import by_double_backward, by_kept, by_passes
 from gnfast.errors import InputError, UnsupportedError, warn_user
 from gnfast.interop import surroundings
 from gnfast.interop.uncompiled import uncompiled
@@ -20,7 +19,6 @@ from gnfast.plan.opaque import Refused
 from gnfast.plan.plan import NORMALISED, Plan
 from gnfast.plan.state import modules_of
 from gnfast.plan.traced import Traced
-from gnfast.steps.memory import reuse_memory
 
 Impl = Literal["auto", "reference"]
 Memory = Literal["keep", "low"]
@@ -226,10 +224,10 @@ def _run(
                 raise UnsupportedError(refusal) from None
         else:
             if kept is None or (with_norm and plan.takes_six):
-                return _by_passes(plan, head, with_norm, options.low, x, operands)
-            return _by_kept(kept, head, with_norm, options.low, x, operands)
+                return by_passes(plan, head, with_norm, options.low, x, operands)
+            return by_kept(kept, head, with_norm, options.low, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
-    result = _by_double_backward(net, x, args, kwargs, head, with_norm)
+    result = by_double_backward(net, x, args, kwargs, head, with_norm)
     if refusal:
         _warn_once(net, refusal, "goes through exact double backward, not the passes")
     return result
@@ -254,62 +252,6 @@ def _recording(
     if kept:
         _warn_once(net, kept, "is recorded on every call, static or not")
     return plan, operands, None
-
-
-def _by_passes(plan: Plan, head: Head | None, with_norm: bool, low: bool, x: Tensor, operands: list[Tensor]) -> Any:
-    # Autocast has had its say when the network was recorded.
-    with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
-        if head is None or (head.partials is not None and not (with_norm or plan.takes_six)):
-            return four_passes(plan, x, operands, head, low)
-        if with_norm and plan.takes_six:
-            return _normalized_along_x(plan, head, low, x, operands)
-        return _normalized(head, *four_passes(plan, x, operands, None, low), with_norm)
-
-
-def _normalized_along_x(plan: Plan, head: Head, low: bool, x: Tensor, operands: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """f̂ and ‖∇ₓf̂‖ of a curved critic, without a graph: n depends on x as well, by passes 3 and 4."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = (x.clone() if x.is_inference() else x.detach()).requires_grad_()
-        f_hat = heads.apply_head(head, *four_passes(plan, leaf, operands, None, low))
-        (g,) = torch.autograd.grad(f_hat.sum(), leaf)
-    return f_hat.detach(), heads.grad_norm(g)
-
-
-def _by_kept(
-    kept: static_recordings.Kept, head: Head | None, with_norm: bool, low: bool, x: Tensor, operands: list[Tensor]
-) -> Any:
-    # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
-    own = head is not None and head.formula is None
-    form = (None, False, low) if own else (head, with_norm, low)
-    result = kept.run(partial(_by_passes, kept.plan, *form), x, operands, *form)
-    if not own:
-        return result
-    with surroundings.without_autocast(x.device.type):
-        return _normalized(head, *result, with_norm)
-
-
-def _normalized(head: Head, f: Tensor, g: Tensor, with_norm: bool) -> Any:
-    f_hat = heads.apply_head(head, f, g)
-    return (f_hat, heads.normalized_grad_norm(head, f, g)) if with_norm else f_hat
-
-
-def _by_double_backward(
-    net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], head: Head | None, with_norm: bool
-) -> Any:
-    if head is None:
-        return reference.value_and_input_grad(net, x, *args, **kwargs)
-
-    def normalized(x: Tensor) -> Tensor:
-        f, g = reference.value_and_input_grad(net, x, *args, **kwargs)
-        if with_norm and f.numel() != len(x):
-            raise InputError(f"return_grad_norm: wanted one logit per sample, got {tuple(f.shape)} from the network")
-        with surroundings.without_autocast(x.device.type):
-            return heads.apply_head(heads.plain(head), f, g)
-
-    if not with_norm:
-        return normalized(x)
-    f_hat, g = reference.input_grad(normalized, x)
-    return f_hat, heads.grad_norm(g)
 
 
 _WARNED: "weakref.WeakKeyDictionary[nn.Module, set[str]]" = weakref.WeakKeyDictionary()

@@ -36,7 +36,8 @@ figcaption span { white-space: nowrap; margin-right: .7rem; color: var(--soft) }
 figcaption .note { display: block; white-space: normal; overflow-wrap: anywhere }
 figcaption i { display: inline-block; width: .9em; height: .22em; margin-right: .35em; vertical-align: .25em }
 /* A shadow where there is more to the side: not every browser shows its bars. */
-.scroll { overflow-x: auto; background: linear-gradient(to right, var(--ground) 30%, transparent) left / 3rem 100% local,
+.scroll { overflow-x: auto; background:
+  linear-gradient(to right, var(--ground) 30%, transparent) left / 3rem 100% local,
   linear-gradient(to left, var(--ground) 30%, transparent) right / 3rem 100% local,
   linear-gradient(to right, var(--line), transparent) left / 1rem 100% scroll,
   linear-gradient(to left, var(--line), transparent) right / 1rem 100% scroll; background-repeat: no-repeat }
