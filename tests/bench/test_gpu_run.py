@@ -272,6 +272,14 @@ def test_the_table_tells_what_was_missed_and_what_failed():
     assert "ResNet 32, critic step, bfloat16 1.000 ms e: c in a CUDA graph 2.000 ms 0.500 green" in text
     assert "ResNet 32 critic step / the papers' code 0.200 0.02 to 0.12 ≤ 0.15 MISSED" in text
     assert "FAILED spectral: ValueError: no (failures.txt)" in text
+    # A CPU's times are not a GPU's.
+    text, missed = told(results | {"dry_run": True})
+    assert (
+        missed == 0
+        and "MISSED" not in text
+        and text.endswith("dry run, 1 sections failed, 0 sections and 1 variants left out")
+    )
+    text, missed = told(results)
     assert "critic_resnet_bfloat16: c: left out, it raised (failures.txt)" in text
     # Where another section had none but the eager step, its ratios are of that one.
     other = [row(eager, eager, 4.0, 1.0, search=True), row("strongest: c compiled", eager, 1.5, 2.7, search=True)]

@@ -135,7 +135,7 @@ CALLS = {
     """,
     "functions that give something new": """
         F.celu(h); F.elu(h); F.gelu(h); F.glu(h.repeat(1, 1, 2, 1), 2); F.hardswish(h); F.logsigmoid(h); F.mish(h);
-        F.selu(h);        F.sigmoid(h); F.silu(h); F.softmax(h, 1); F.log_softmax(h, 1); F.softmin(h, 1); F.softplus(h);
+        F.selu(h); F.sigmoid(h); F.silu(h); F.softmax(h, 1); F.log_softmax(h, 1); F.softmin(h, 1); F.softplus(h);
         F.softsign(h); F.tanh(h);
         F.tanhshrink(h); F.huber_loss(h, ones(())); F.mse_loss(h, ones(())); F.smooth_l1_loss(h, ones(()));
         F.soft_margin_loss(h, ones(())); F.normalize(h); F.local_response_norm(h, 1); F.layer_norm(h, h.shape[1:]);

@@ -306,8 +306,8 @@ def test_operators_refuse_what_they_cannot_read():
     ):
         with pytest.raises(ValueError, match=message):
             normalize(*bad, torch.float32, *formula)
-    with pytest.raises(ValueError, match="kind: got gn7, wanted gn, gn0, shift or gran"):
-        normalize(f, g, None, torch.float32, "gn7", *formula[1:])
+    with pytest.raises(ValueError, match="kind: got none, wanted gn, gn0, shift or gran"):
+        normalize(f, g, None, torch.float32, "none", *formula[1:])
     for bad, message in (
         ((partials, f, g, g[:4]), "g: got sizes"),
         ((partials.float(), f, g, g), "partials: got float"),

@@ -147,11 +147,11 @@ def wrong(net: Critic, x: Tensor) -> None:
     gnfast.normalize_gradient(net, x, return_grad_norm=True).mean()  # type: ignore[attr-defined]
     gnfast.normalize_gradient(net, x, method=len)  # type: ignore[arg-type]
     gnfast.value_and_grad_norm(net, x, memory="none")  # type: ignore[arg-type]
-    gnfast.GradientNorm(net, method="gn2")  # type: ignore[arg-type]
+    gnfast.GradientNorm(net, method="no-such")  # type: ignore[arg-type]
     gnfast.spectral_norm_(net, coeff="2")  # type: ignore[arg-type]
     gnfast.rewrite(x)  # type: ignore[type-var]
     heads.find("granny")  # type: ignore[arg-type]
-    reference.normalize_gradient(net, x, method="gn3")  # type: ignore[arg-type]
+    reference.normalize_gradient(net, x, method="no-such")  # type: ignore[arg-type]
     gnfast.trace(net, x).flop  # type: ignore[attr-defined]
 
 
