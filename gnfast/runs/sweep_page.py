@@ -16,6 +16,7 @@ from gnfast.runs.published import own_images
 from gnfast.runs.record import measure_of, points
 from gnfast.runs.run_page import duration, steps_per_second, write_report
 from gnfast.runs.score_figure import score_figure
+from gnfast.runs.scored import scale
 from gnfast.runs.sweep_file import shown
 from gnfast.runs.sweep_results import Results, Run, is_alike, notes, rows, title, winner
 
@@ -66,12 +67,13 @@ def _recipe(results: Results) -> str:
 def _table_csv(results: Results) -> Iterator[Sequence[Any]]:
     numbers = ("best_mean", "best_std", "last_mean", "last_std")
     others = [f"{other}_at_best_{moment}" for other in results.others for moment in ("mean", "std")]
-    yield [*results.combinations[0].labels, "runs", "finished", "diverged", "score", *numbers, *others]
+    yield [*results.combinations[0].labels, "runs", "finished", "diverged", "score", *numbers, *others, "measured"]
     for one in results.combinations:
         labels, states = map(shown, one.labels.values()), one.states
         counts = (states.total(), states["finished"], states["diverged"])
         moments = [moment for values in (one.best, one.last, *one.beside.values()) for moment in _moments(values)]
-        yield [*labels, *counts, results.score, *moments]
+        measured, _ = scale([(run.case.name, run.record) for run in one.runs if run.record])
+        yield [*labels, *counts, results.score, *moments, measured]
 
 
 def _moments(values: Sequence[float]) -> tuple[float | str, float | str]:

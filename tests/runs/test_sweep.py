@@ -419,6 +419,8 @@ def test_a_sweep_says_what_was_measured_and_names_a_winner_where_there_is_one(sw
     page, written = Page(write_results(results)), (read.out / "table.md").read_text()
     line = "Measured by pixels-8x8; 100 real, 200 generated."
     assert line in page.texts and f"\n{line}\n" in written
+    with (read.out / "table.csv").open() as file:
+        assert [row["measured"] for row in csv.DictReader(file)] == [line, line]
     # Of figures that are printed alike none is better.
     assert written.count("13.45") == 4 and "**" not in written
     assert "Here, of k_sn=0.5, k_sn=1.0: after step 4 the moving average" in "".join(page.texts), page.texts
