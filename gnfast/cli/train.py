@@ -141,9 +141,10 @@ def _dry_run(name: str, config: Config) -> int:
     folder = run_folder(name, config)
     board = ", tensorboard/" if config.tensorboard else ""
     done = last_step(folder / "checkpoints")
-    going_on = f"would continue after step {done}, and " if done else ""
+    before = f"would continue after step {done}, and " if done < config.steps else f"finished {done} steps; "
     print(
-        f"\n{going_on}would write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, speed.jsonl, "
-        f"curves.png, report.html, samples/ema-STEP.png, samples/raw-STEP.png, checkpoints/step-STEP.pt{board}"
+        f"\n{before * bool(done)}would write into {folder}/: config.json, environment.json, log.txt, metrics.jsonl, "
+        "speed.jsonl, curves.png, report.html, samples/ema-STEP.png, samples/raw-STEP.png, "
+        f"checkpoints/step-STEP.pt{board}"
     )
     return 0

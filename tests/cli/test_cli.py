@@ -196,6 +196,8 @@ def test_dry_run_shows_networks_and_plan_and_writes_nothing(capsys, tmp_path, mo
     (tmp_path / "run/checkpoints/step-000000012.pt").touch()
     assert main(["train", "digits", "--dry-run", "--run-dir=run"]) == 0
     assert "\nwould continue after step 12, and would write into run/" in capsys.readouterr().out
+    assert main(["train", "digits", "--dry-run", "--run-dir=run", "--steps=12"]) == 0
+    assert "\nfinished 12 steps; would write into run/" in capsys.readouterr().out
 
 
 def test_options_that_nothing_uses_are_named(capsys):
