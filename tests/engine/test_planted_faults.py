@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gnfast.engine import functional
+from gnfast.engine import ways
 from gnfast.plan import plan as plans
 from gnfast.plan.curved import CurvedCall
 from gnfast.plan.ops.attention import Attention
@@ -29,14 +29,14 @@ KINDS = (Attention, BatchNorm, Contraction, CurvedCall, Elementwise, GroupNorm, 
 def drawn():
     """Random critics that agree with double backward, by the kinds of operations in them."""
     found = {}
-    run = functional.four_passes
+    run = ways.four_passes
 
     def noting(plan, *args):
         ops.update(type(node.op) for node in plan.nodes if node.op.curved)
         return run(plan, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(functional, "four_passes", noting)
+        patch.setattr(ways, "four_passes", noting)
         for case in itertools.chain(*(itertools.islice(draw(family), 45) for family in ("coupled", "modern"))):
             ops = set()
             compare(case)

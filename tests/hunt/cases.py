@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import gnfast
 from gnfast import FallbackWarning, UnsupportedError
-from gnfast.engine import functional
+from gnfast.engine import ways
 from gnfast.plan.plan import Plan
 from gnfast.plan.traced import Traced
 from tests.hunt.steps import HOSTILE, MODULE_HOOKS, forget
@@ -314,8 +314,8 @@ def run(case: Case, way: type, net: Critic, dtype: torch.dtype, nudge: float = 0
         passes: set[int] = set()
         with contextlib.ExitStack() as stack:
             if way is Engine:
-                noting = partial(_noting, functional.four_passes, passes)
-                stack.enter_context(unittest.mock.patch.object(functional, "four_passes", noting))
+                noting = partial(_noting, ways.four_passes, passes)
+                stack.enter_context(unittest.mock.patch.object(ways, "four_passes", noting))
             stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=autocast))
             if case.surroundings == "global hook":
                 stack.callback(_hook_everywhere(case.detail).remove)
