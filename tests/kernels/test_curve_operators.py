@@ -53,7 +53,7 @@ def test_other_dtypes_and_functions_stay_plain(dtype):
 
 
 def test_kinds():
-    wanted = "KINDS of kernels/curves/operators.py, the rows of csrc/curves/derivatives.h"
+    wanted = "KINDS of kernels/curves/operators.py, the rows of csrc/curves/derivatives.h and their number in cpu.h"
     assert {curve_of(case).kind for case in SERVED} == {*library().KINDS}, wanted
 
 
