@@ -177,6 +177,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | No
         raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
     if subject.images and (images or real):
         _require_alike(options, subject, images or real)
+    if real and subject.draws and (options.resolution or options.channels or options.crop):
+        say("warning: --resolution, --crop and --channels have no effect: what a generator draws is measured as it is")
     # Before what takes longer, since they may refuse the images' size.
     other = SecondOpinion(options, subject, images) if options.via else None
     further = similarity(options, subject) | divergence(options, subject, images, device)

@@ -242,17 +242,6 @@ def test_bad_input_is_one_line(capsys, tmp_path):
     assert "did you mean '--version'?" in fails(capsys, "-version")
     assert "-d, 3 (see" in fails(capsys, "train", "digits", "--xyzzy", "-d", "3")
     assert "train: got -data first, wanted a preset: gnfast train PRESET --data" in fails(capsys, "train", "-data", "x")
-
-
-def test_a_path_in_the_wrong_place_or_without_quotes(capsys, tmp_path):
-    place = tmp_path / "my pictures"
-    place.mkdir()
-    assert f"wanted a preset: gnfast train PRESET --data '{place}'" in fails(capsys, "train", str(place))
-    for words in (["--data", *str(place).split()], [f"--data={tmp_path}/my", "pictures"]):
-        line = fails(capsys, "train", "digits", *words)
-        assert f"Unrecognized options: pictures; a path with a space needs quotes: '{place}'" in line
-    assert fails(capsys, "eval", "no/such").startswith("gnfast: WHAT: got 'no/such', which does not exist")
-    assert fails(capsys, "eval", "digits", "--data=no/such").startswith("gnfast: --data: got 'no/such'")
     assert "'foo'" in fails(capsys, "train", "digits", "--lr-d", "foo")
     assert "'hinge', 'soft-hinge', 'non-saturating'" in fails(capsys, "train", "digits", "--loss", "foo")
     assert "--steps: got 0, wanted a whole number of at least 1" in fails(capsys, "train", "digits", "--steps", "0")
@@ -267,6 +256,17 @@ def test_a_path_in_the_wrong_place_or_without_quotes(capsys, tmp_path):
     assert "--device" in fails(capsys, "train", "digits", "--device", "abacus", *run_dir)
     assert "resolution" in fails(capsys, "train", "digits", "--resolution", "9", *run_dir)
     assert "extractor" in fails(capsys, "train", "digits", *TINY, "--extractor", "nose", *run_dir)
+
+
+def test_a_path_in_the_wrong_place_or_without_quotes(capsys, tmp_path):
+    place = tmp_path / "my pictures"
+    place.mkdir()
+    assert f"wanted a preset: gnfast train PRESET --data '{place}'" in fails(capsys, "train", str(place))
+    for words in (["--data", *str(place).split()], [f"--data={tmp_path}/my", "pictures"]):
+        line = fails(capsys, "train", "digits", *words)
+        assert f"Unrecognized options: pictures; a path with a space needs quotes: '{place}'" in line
+    assert fails(capsys, "eval", "no/such").startswith("gnfast: WHAT: got 'no/such', which does not exist")
+    assert fails(capsys, "eval", "digits", "--data=no/such").startswith("gnfast: --data: got 'no/such'")
 
 
 def test_train_then_again_then_with_other_settings(capsys, run):

@@ -208,6 +208,7 @@ def test_both_sides_are_measured_as_they_are(capsys):
 
 
 def test_what_does_not_fit_a_run_is_said_before_it_generates(capsys, monkeypatch):
+    generated = metrics.generated_statistics
     monkeypatch.setattr(metrics, "generated_statistics", lambda *_, **__: pytest.fail("generated"))
     size, pixels = "1x8x8", "--extractor=pixels-8x8"
     line = fails(capsys, "run", "--resolution=16", pixels)
@@ -216,6 +217,9 @@ def test_what_does_not_fit_a_run_is_said_before_it_generates(capsys, monkeypatch
     line = fails(capsys, "run", "--reference=other.npz", pixels)
     assert f"--reference: got other.npz, of 1x16x16, wanted {size}, which the generator" in line
     assert main(["eval", "images", "--save-stats=digits8.npz", pixels]) == 0
+    monkeypatch.setattr(metrics, "generated_statistics", generated)
+    result("run", "--reference=digits8.npz", "--resolution=16", "--n=20", pixels)
+    assert "warning: --resolution, --crop and --channels have no effect" in capsys.readouterr().err
     line = fails(capsys, "run", "--reference=digits8.npz", "--extractor=classifier")
     assert line.endswith("--extractor: got classifier, wanted pixels-8x8, by which digits8.npz was measured")
     metrics.dataset_statistics(load("digits"), metrics.load_extractor("classifier", load("digits"))).save(
