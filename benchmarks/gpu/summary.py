@@ -63,8 +63,8 @@ def _bounds(sections: dict[str, Any], are_meant: bool) -> tuple[list[str], int]:
     for bound in BOUNDS:
         value = bound.value(sections)
         wrong = value is not None and math.isnan(value)
-        verdict = "not measured" if value is None else "ok" if bound.holds(value) else "MISSED"
-        verdict = verdict if value is None or are_meant else "not judged"
+        verdict = "ok" if value is not None and bound.holds(value) else "MISSED"
+        verdict = "not measured" if value is None else verdict if are_meant else "not judged"
         missed += verdict == "MISSED"
         verdict += ": its result is wrong (gate red)" if wrong else ""
         sign = "≥" if bound.least else "≤"

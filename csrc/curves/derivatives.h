@@ -5,6 +5,7 @@
 // among threads anywhere. NaN stays NaN.
 
 #include <cstdint>
+#include <iterator>
 
 #include "cpu.h"
 
@@ -228,7 +229,7 @@ constexpr CurveSweeps sweeps(const char* kind, int constants = 0) {
 }
 
 // As gnfast/kernels/curves/plain.py calls them.
-constexpr CurveSweeps kCurveSweeps[kCurves] = {
+constexpr CurveSweeps kCurveSweeps[] = {
     sweeps<Sigmoid>("sigmoid"),
     sweeps<LogSigmoid>("logsigmoid"),
     sweeps<Tanh>("tanh"),
@@ -242,6 +243,7 @@ constexpr CurveSweeps kCurveSweeps[kCurves] = {
     sweeps<Exp>("exp"),
     sweeps<Square>("square"),
 };
+static_assert(std::size(kCurveSweeps) == kCurves, "kCurves in cpu.h: got another number than there are rows here");
 
 }  // namespace
 }  // namespace gnfast::cpu

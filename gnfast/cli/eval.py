@@ -15,7 +15,7 @@ import gnfast
 from gnfast import metrics
 from gnfast.cli.common import UsageError, columns
 from gnfast.cli.eval_further import SecondOpinion, divergence, similarity
-from gnfast.cli.eval_subject import Subject, loaded, subject_of
+from gnfast.cli.eval_subject import Subject, loaded, shape_of, subject_of
 from gnfast.cli.eval_told import progress, say, told
 from gnfast.cli.options import argument, parse, spelled_out
 from gnfast.data import ImageDataset
@@ -62,7 +62,7 @@ class EvalOptions:
     what: argument("WHAT")
     """A run folder, a file with a generator, a folder or zip of images, a named data set, or an .npz of statistics."""
     data: str = ""
-    """The real images: a named data set, or a folder, zip or tar of images; a run's own if empty."""
+    """The real images: a named data set, or a folder, zip, tar, Parquet file or LMDB; a run's own if empty."""
     split: str = ""
     """Which part of the real data; what the run is evaluated on, or `train`, if empty."""
     what_split: str = "train"
@@ -175,7 +175,7 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | No
         raise ValueError(f"--data or --reference: got neither, and {options.what} has no real images of its own")
     if options.n_real and not images:
         raise ValueError(f"--n-real: got {options.n_real}, but there are no real images to choose from")
-    if subject.images and (images or real):
+    if images or real:
         _require_alike(options, subject, images or real)
     if real and subject.draws and (options.resolution or options.channels or options.crop):
         say("warning: --resolution, --crop and --channels have no effect: what a generator draws is measured as it is")
@@ -183,6 +183,8 @@ def _evaluate(options: EvalOptions) -> tuple[dict[str, Any], metrics.Scores | No
     other = SecondOpinion(options, subject, images) if options.via else None
     further = similarity(options, subject) | divergence(options, subject, images, device)
     extractor = _extractor(spec, options, subject, images, device) if subject.measure or images else None
+    if options.protocol and extractor and not extractor.protocol:
+        say(f"warning: --protocol has no effect: {extractor.name} sees images as they are")
     shown = other.heard(extractor) if other else extractor
     if real and extractor:
         metrics.require_comparable(real.origin, metrics.origin(extractor))
@@ -255,20 +257,16 @@ def _real_images(options: EvalOptions, subject: Subject) -> ImageDataset | None:
 
 def _require_alike(options: EvalOptions, subject: Subject, real: ImageDataset | ImageStatistics) -> None:
     """That both sides are of one size, as far as that is known: before what takes long."""
-    measured, given = _shape(subject.images), isinstance(real, ImageStatistics)
-    came = real.shape if given else _shape(real)
-    if came in (None, measured):
+    given = isinstance(real, ImageStatistics)
+    came = real.shape if given else shape_of(real)
+    if None in (came, subject.shape) or came == subject.shape:
         return
     side = f"--reference: got {options.reference}, of {came}" if given else f"real images: got {came} of {real.name}"
     if subject.draws:
         wanted = f"which the generator of {options.what} draws, whatever --resolution and --channels say"
     else:
-        wanted = f"as those of {subject.images.name} are; --resolution, --crop and --channels prepare images"
-    raise ValueError(f"{side}, wanted {measured}, {wanted}")
-
-
-def _shape(images: ImageDataset) -> str:
-    return "x".join(map(str, images.images.shape[1:]))
+        wanted = f"as those of {options.what} are; --resolution, --crop and --channels prepare images"
+    raise ValueError(f"{side}, wanted {subject.shape}, {wanted}")
 
 
 def _extractor_name(options: EvalOptions, subject: Subject, reference: ImageStatistics | None) -> str:
@@ -280,11 +278,12 @@ def _extractor_name(options: EvalOptions, subject: Subject, reference: ImageStat
         )
     if reference and reference.extractor and subject.measure:
         spec, measured = options.extractor or known, reference.extractor
-        if ":" not in spec and spec not in measured:
+        # Of Inception with other weights, and of a classifier, the name says more.
+        if ":" not in spec and f"-{spec}-" not in f"-{measured}-":
             raise ValueError(f"--extractor: got {spec}, wanted {measured}, by which {options.reference} was measured")
         if ":" not in measured and measured.endswith("-classifier"):
             raise ValueError(
-                f"--reference: got {options.reference} of a classifier, which needs its images: give --data"
+                f"--reference: got {options.reference} of a classifier, wanted --data in place: its images"
             )
     return options.extractor or known
 

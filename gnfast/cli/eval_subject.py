@@ -57,6 +57,11 @@ class Subject:
     draws: tuple[Callable[[int], torch.Tensor], int] | None = None
     seed: int = 0
 
+    @property
+    def shape(self) -> str | None:
+        """Channels, height and width, as statistics have them; None where a file does not say."""
+        return self.known.shape if self.known else shape_of(self.images)
+
 
 def subject_of(options: "EvalOptions", device: torch.device) -> Subject:
     path, seed = expanded(options.what), options.seed or 0
@@ -137,6 +142,10 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
         draws=(images(seed, statistics == "batch"), config.batch_g),
         seed=seed,
     )
+
+
+def shape_of(images: ImageDataset) -> str:
+    return "x".join(map(str, images.images.shape[1:]))
 
 
 def loaded(source: str, split: str, options: "EvalOptions") -> ImageDataset:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import re
 from difflib import get_close_matches
 from shlex import quote
@@ -84,7 +85,7 @@ def _unquoted(words: list[str]) -> str:
     for begin, value in enumerate(values):
         for end in range(len(words), begin + 1, -1):
             path = " ".join([value, *words[begin + 1 : end]])
-            if value and expanded(path).exists():
+            if value and os.path.exists(expanded(path)):
                 return f"; a path with a space needs quotes: {quote(path)}"
     return ""
 

@@ -1,5 +1,6 @@
 """`gnfast train PRESET`: train a generator, or continue a run that stopped."""
 
+import os
 import sys
 from shlex import quote
 
@@ -35,7 +36,7 @@ For images of your own take the preset whose size and networks you want:
   gngan-celebahq-128, gngan-celebahq-256                128x128 and 256x256, for large GPUs
 
 The options that matter first:
-  --data NAME|PATH          the real images: a name of `gnfast data list`, or a folder, zip or tar
+  --data NAME|PATH          the real images: a name of `gnfast data list`, or a path (folder, zip, tar, …)
   --resolution, --channels  the size that they are brought to, grey or colour; --crop square does not stretch them
   --steps N                 generator updates in the whole run
   --width X                 a factor on all channel counts: below 1 for less work
@@ -88,7 +89,7 @@ def run(words: list[str]) -> int:
     if name.startswith("-"):
         raise UsageError(f"train: got {name} first, wanted a preset: gnfast train PRESET --{name.lstrip('-')} …")
     if name not in PRESETS:
-        if expanded(name).exists():
+        if os.path.exists(expanded(name)):
             raise UsageError(f"train: got a path first, wanted a preset: gnfast train PRESET --data {quote(name)}")
         raise UsageError(unknown("preset", name, PRESETS))
     preset = PRESETS[name]

@@ -17,6 +17,7 @@ from gnfast.steps.memory import reuse_memory
 
 
 def by_passes(plan: Plan, head: Head | None, with_norm: bool, low: bool, x: Tensor, operands: list[Tensor]) -> Any:
+    """By four or six passes over the Plan."""
     # Autocast has had its say when the network was recorded.
     with surroundings.without_autocast(x.device.type), reuse_memory(x.device):
         if head is None or (head.partials is not None and not (with_norm or plan.takes_six)):
@@ -36,6 +37,7 @@ def _normalized_along_x(plan: Plan, head: Head, low: bool, x: Tensor, operands: 
 
 
 def by_kept(kept: Kept, head: Head | None, with_norm: bool, low: bool, x: Tensor, operands: list[Tensor]) -> Any:
+    """As `by_passes`, by what is kept of the recording: on GPUs one CUDA graph."""
     # A normaliser of the user's own is Python that runs on every call: only what comes before it may be a graph.
     own = head is not None and head.formula is None
     form = (None, False, low) if own else (head, with_norm, low)
@@ -54,6 +56,7 @@ def _normalized(head: Head, f: Tensor, g: Tensor, with_norm: bool) -> Any:
 def by_double_backward(
     net: nn.Module, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], head: Head | None, with_norm: bool
 ) -> Any:
+    """By autograd's derivative of a derivative, exact for whatever PyTorch differentiates twice."""
     if head is None:
         return reference.value_and_input_grad(net, x, *args, **kwargs)
 

@@ -32,12 +32,9 @@ def line_chart(title: str, series: Sequence[Series], *, log: bool = False, note:
     drawn = [one for one in series if one.points]
     if not drawn:
         return Html("")
-    hidden = [
-        f"{one.label} lies on {under.label}"
-        for index, one in enumerate(drawn)
-        for under in [next((other for other in drawn[:index] if other.points == one.points), None)]
-        if under
-    ]
+    first: dict[tuple[tuple[float, float], ...], Series] = {}
+    pairs = [(one, first.setdefault(tuple(one.points), one)) for one in drawn]
+    hidden = [f"{one.label} lies on {under.label}" for one, under in pairs if one is not under]
     note = "; ".join(filter(None, [note, *hidden]))
     legend = [
         element("span", element("i", style=f"background: {colour(index)}"), one.label)

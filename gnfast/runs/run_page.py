@@ -165,9 +165,9 @@ def _settings(record: Record) -> Html:
     known = PRESETS.get(record.preset)
     usual = as_json(known.config) if known else {}
     own = record.settings
-    # In place of the preset's `auto`, which is no choice yet.
     words = [word for entry in record.sessions for word in _command(entry)]
     is_given = any(word.partition("=")[0] == "--extractor" for word in words)
+    # In place of the preset's `auto`, which is no choice yet.
     is_chosen = usual.get("extractor") == AUTO and own.get("extractor") in ("none", "classifier", "inception")
     chosen = {"extractor"} if is_chosen and not is_given else set()
     changed = [name for name in own if name in usual and name not in PLACES | chosen and own[name] != usual[name]]

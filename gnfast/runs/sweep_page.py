@@ -39,6 +39,9 @@ def write_results(results: Results) -> Path:
     for run in results.runs:
         _refresh_report(run)
     drawn = _figure(results, out / "figure.svg") if is_alike(results) else None
+    if not drawn:
+        # One of before would not be of these scores.
+        (out / "figure.svg").unlink(missing_ok=True)
     head, *body = rows(results)
     heading = f"Sweep {out.name}"
     return write_page(

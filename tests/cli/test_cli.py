@@ -265,6 +265,9 @@ def test_a_path_in_the_wrong_place_or_without_quotes(capsys, tmp_path):
     for words in (["--data", *str(place).split()], [f"--data={tmp_path}/my", "pictures"]):
         line = fails(capsys, "train", "digits", *words)
         assert f"Unrecognized options: pictures; a path with a space needs quotes: '{place}'" in line
+    # Words that are together longer than any file's name may be.
+    assert "Unrecognized options: --xyzzy" in fails(capsys, "train", "digits", "--xyzzy", "a" * 200, "b" * 200)
+    assert "unknown preset" in fails(capsys, "train", "a" * 300)
     assert fails(capsys, "eval", "no/such").startswith("gnfast: WHAT: got 'no/such', which does not exist")
     assert fails(capsys, "eval", "digits", "--data=no/such").startswith("gnfast: --data: got 'no/such'")
 

@@ -217,16 +217,24 @@ def test_what_does_not_fit_a_run_is_said_before_it_generates(capsys, monkeypatch
     line = fails(capsys, "run", "--reference=other.npz", pixels)
     assert f"--reference: got other.npz, of 1x16x16, wanted {size}, which the generator" in line
     assert main(["eval", "images", "--save-stats=digits8.npz", pixels]) == 0
+    # Statistics that are measured, too, before the features of the real images.
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "reference_statistics", lambda *_, **__: pytest.fail("measured"))
+        line = fails(capsys, "other.npz", "--data=images")
+    assert "real images: got 1x8x8 of images, wanted 1x16x16, as those of other.npz are; --resolution" in line
     monkeypatch.setattr(metrics, "generated_statistics", generated)
-    result("run", "--reference=digits8.npz", "--resolution=16", "--n=20", pixels)
-    assert "warning: --resolution, --crop and --channels have no effect" in capsys.readouterr().err
+    result("run", "--reference=digits8.npz", "--resolution=16", "--protocol=torch", "--n=20", pixels)
+    said = capsys.readouterr().err
+    assert "warning: --resolution, --crop and --channels have no effect" in said
+    assert "warning: --protocol has no effect: pixels-8x8 sees images as they are" in said
+    assert "got pixels-8, wanted pixels-8x8" in fails(capsys, "run", "--reference=digits8.npz", "--extractor=pixels-8")
     line = fails(capsys, "run", "--reference=digits8.npz", "--extractor=classifier")
     assert line.endswith("--extractor: got classifier, wanted pixels-8x8, by which digits8.npz was measured")
     metrics.dataset_statistics(load("digits"), metrics.load_extractor("classifier", load("digits"))).save(
         "classified.npz"
     )
     line = fails(capsys, "run", "--reference=classified.npz", "--extractor=classifier")
-    assert line.endswith("got classified.npz of a classifier, which needs its images: give --data")
+    assert line.endswith("got classified.npz of a classifier, wanted --data in place: its images")
 
 
 def test_a_folder_of_runs_is_none_of_images(capsys):
