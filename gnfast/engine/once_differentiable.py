@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gnfast.errors import UnsupportedError
+from gnfast.interop.uncompiled import uncompiled
 
 
 class _Final(torch.autograd.Function):
@@ -32,6 +33,8 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     through here.
     """
 
+    # Where a compiled step calls `backward()`, the compiler would look into every function that this runs.
+    @uncompiled("gnfast's passes run as the Python that they are")
     @functools.wraps(backward)
     def wrapper(ctx, *grads: Tensor | None) -> tuple[Any, ...]:
         _require_one_gradient(*grads)

@@ -3,12 +3,13 @@
 import copy
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._dynamo import eval_frame
+from torch._dynamo import convert_frame, eval_frame
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.autograd.functional import jacobian
@@ -43,6 +44,32 @@ def test_compiled_code_around_a_call_has_one_graph_break_and_the_right_numbers(x
     actual = torch.autograd.grad(compiled(net, x), list(net.parameters()))
     assert all(relative_error(a, e) < 1e-12 for a, e in zip(actual, expected, strict=True))
     assert torch._dynamo.explain(loss)(net, x).graph_break_count == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.SiLU()])
+def test_a_compiled_step_leaves_the_passes_of_the_backward_alone(activation, x):
+    """The compiler looks into every function that runs below a `backward()`, unless it is told not to."""
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), activation, nn.Flatten(), nn.LazyLinear(1)).double()
+    net(x)
+
+    def step(x):
+        loss = gnfast.normalize_gradient(net, x, strict=True).sum() + gnfast.penalties.r1(net, x, strict=True)
+        net.zero_grad()
+        loss.backward()
+
+    step(x)
+    expected, compiled_files = [p.grad for p in net.parameters()], set()
+    hook = convert_frame.register_bytecode_hook(lambda code, _: compiled_files.add(code.co_filename))
+    try:
+        torch.compile(step, backend="aot_eager")(x)
+    finally:
+        hook.remove()
+    assert all(relative_error(p.grad, e) < 1e-12 for p, e in zip(net.parameters(), expected, strict=True))
+    around = {"functional.py", "penalties.py", "uncompiled.py"}
+    package = Path(gnfast.__file__).parent
+    assert {Path(file).name for file in compiled_files if package in Path(file).parents} <= around
+    assert __file__ in compiled_files
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
