@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gnfast.engine import heads, known
 from gnfast.engine import static as static_recordings
 from gnfast.engine.advice import advice
+from gnfast.engine.head import require_rows
 from gnfast.engine.heads import Head, Method
 from gnfast.engine.ways import by_double_backward, by_kept, by_passes
 from gnfast.errors import InputError, UnsupportedError, warn_user
@@ -158,6 +159,7 @@ def value_and_grad_norm(
         at n = 0).
     """
     f, g = _run(net, x, args, kwargs, _Options(impl, strict, rewrite, static, memory))
+    require_rows(f, g)
     return f, heads.grad_norm(g)
 
 
@@ -227,7 +229,12 @@ def _run(
                 return by_passes(plan, head, with_norm, options.low, x, operands)
             return by_kept(kept, head, with_norm, options.low, x, operands)
     # The network's own errors, which a failed trace may have met first, come from here: no warning precedes them.
-    result = by_double_backward(net, x, args, kwargs, head, with_norm)
+    try:
+        result = by_double_backward(net, x, args, kwargs, head, with_norm)
+    except TypeError as error:
+        if kwargs:
+            error.add_note(f"gnfast passes on to the network what is no option of its own: {', '.join(kwargs)}")
+        raise
     if refusal:
         _warn_once(net, refusal, "goes through exact double backward, not the passes")
     return result
@@ -277,15 +284,22 @@ def require_critic(net: nn.Module, x: Tensor) -> None:
     """Raises InputError where these cannot be a critic and its input."""
     if not isinstance(net, nn.Module):
         raise InputError(f"net: got a {type(net).__name__}, wanted a torch.nn.Module")
-    if not isinstance(x, Tensor):
-        raise InputError(f"x: got a {type(x).__name__}, wanted a torch.Tensor of shape (B, ...)")
-    if not x.is_floating_point():
-        raise InputError(f"x: got dtype {x.dtype}, wanted a floating-point dtype (x.float() for images in bytes)")
-    if x.dim() < 2:
-        raise InputError(f"x: got shape {tuple(x.shape)}, wanted (B, ...) with the batch in axis 0")
+    require_batch("x", x)
     parameter = next((p for module in modules_of(net) for p in module._parameters.values() if p is not None), None)
     if parameter is not None and parameter.device != x.device:
         devices = {p.device for p in net.parameters()}
         if x.device not in devices:
             raise InputError(f"x: got a tensor on {x.device}, wanted one on the network's device {parameter.device}")
     surroundings.require_unshared(net)
+
+
+def require_batch(name: str, x: Tensor) -> None:
+    """Raises InputError where an argument cannot be a batch of a critic's inputs."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{name}: got a {type(x).__name__}, wanted a torch.Tensor of shape (B, ...)")
+    if not x.is_floating_point():
+        raise InputError(
+            f"{name}: got dtype {x.dtype}, wanted a floating-point dtype ({name}.float() for images in bytes)"
+        )
+    if x.dim() < 2:
+        raise InputError(f"{name}: got shape {tuple(x.shape)}, wanted (B, ...) with the batch in axis 0")

@@ -62,14 +62,20 @@ def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
     ).to(wide.dtype)
 
 
+def require_rows(f: Tensor, g: Tensor) -> None:
+    """Raises InputError where f does not have a row for each sample; a batch of one may be squeezed to a number."""
+    if (len(f) if f.dim() else 1) != len(g):
+        shapes = f"got {tuple(f.shape)} from the network for x of {tuple(g.shape)}"
+        raise InputError(f"net: {shapes}, wanted a row for each sample, such as one logit")
+
+
 def apply_head(head: Head, f: Tensor, g: Tensor) -> Tensor:
     """f̂ of f's shape, in the wider of the two dtypes, from the critic's output f (B, ...) and its input gradient g.
 
     Differentiable with respect to f and g: once where the head has partial derivatives of its own, as often as they and
     the head are otherwise.
     """
-    if f.dim() and len(f) != len(g):
-        raise InputError(f"net: got {tuple(f.shape)} from the network for x of {tuple(g.shape)}, wanted a row a sample")
+    require_rows(f, g)
     if head.partials is not None and f.dim() and f.numel() == f.shape[0]:
         return _ApplyHead.apply(head, f, g)
     return _plain(head, f, g)
@@ -143,8 +149,6 @@ def _measure(head: Head, g: Tensor) -> Tensor:
 
 
 def _plain(head: Head, f: Tensor, g: Tensor) -> Tensor:
-    if not f.dim() and len(g) != 1:
-        raise InputError(f"net: got a number from the network for a batch of {len(g)}, wanted one logit per sample")
     measure = _measure(head, g)
     if not head.takes_gradient:
         # A network may squeeze the last batch of an epoch, of one sample, to a number.

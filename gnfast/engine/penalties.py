@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnfast.engine.functional import value_and_grad_norm
+from gnfast.engine.functional import require_batch, value_and_grad_norm
 from gnfast.errors import InputError
 
 
@@ -65,6 +65,7 @@ def dragan(
         target: k, the gradient norm that costs nothing.
         *args, **kwargs: passed to `net` after the images, and options.
     """
+    require_batch("real", real)
     noisy = real + strength * real.detach().std() * torch.rand_like(real)
     return centered(value_and_grad_norm(net, interpolate(real, noisy), *args, **kwargs)[1], target)
 
@@ -82,6 +83,8 @@ def interpolate(real: Tensor, fake: Tensor, place: Tensor | None = None) -> Tens
     Args:
         place: (B,) in [0, 1], from the real to the generated image; drawn uniformly if None.
     """
+    require_batch("real", real)
+    require_batch("fake", fake)
     if real.shape != fake.shape:
         shapes = f"got shape {tuple(fake.shape)}, wanted that of real (the ones before), {tuple(real.shape)}"
         raise InputError(f"fake (the second images): {shapes}")

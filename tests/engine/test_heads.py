@@ -275,11 +275,17 @@ def test_nan_is_not_hidden(method):
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("forward", [lambda x: x[:1], lambda x: x.repeat(2, 1)], ids=["fewer", "more"])
-def test_a_row_for_each_sample_is_asked_for(forward, impl):
+@pytest.mark.parametrize("call", [gnfast.normalize_gradient, gnfast.penalties.r1])
+@pytest.mark.parametrize(
+    "forward",
+    [lambda f: f[:1], lambda f: f.repeat(2, 1), lambda f: f.mean()],
+    ids=["fewer", "more", "mean"],
+)
+def test_a_row_for_each_sample_is_asked_for(forward, call, impl):
     class Net(nn.Module):
         def forward(self, x):
-            return forward(x).sum(1, keepdim=True)
+            return forward(x.sum(1, keepdim=True))
 
-    with pytest.raises(InputError, match=r"net: got \([14], 1\) from the network for x of \(2, 5\), wanted a row"):
-        gnfast.normalize_gradient(Net(), torch.randn(2, 5), impl=impl)
+    shapes = r"got \(([14], 1)?\) from the network for x of \(2, 5\)"
+    with pytest.raises(InputError, match=rf"net: {shapes}, wanted a row for each sample, such as one logit"):
+        call(Net(), torch.randn(2, 5), impl=impl)

@@ -147,3 +147,25 @@ def test_weights_without_a_part_in_a_penalty_get_zeros_or_nothing_as_by_double_b
 def test_images_of_different_shapes(images):
     with pytest.raises(InputError, match=r"fake \(the second images\): got shape"):
         penalties.one_centered(ResNet().double(), images[0], images[1][:3])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, x: penalties.one_centered(x, net, x), "real: got a ResNet, wanted a torch.Tensor"),
+        (lambda net, x: penalties.one_centered(net, [x], x), "real: got a list, wanted a torch.Tensor"),
+        (lambda net, x: penalties.one_centered(net, x, x.byte()), "fake: got dtype torch.uint8, wanted a floating"),
+        (lambda net, x: penalties.dragan(x, net), "real: got a ResNet, wanted a torch.Tensor"),
+        (lambda net, x: penalties.r1(x, net), "net: got a Tensor, wanted a torch.nn.Module"),
+    ],
+)
+def test_what_is_no_batch_of_images(call, message, images):
+    with pytest.raises(InputError, match=message):
+        call(ResNet().double(), images[0])
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_options_that_are_misspelt_are_said_to_have_gone_to_the_network(impl, images):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strikt'") as raised:
+        penalties.r1(ResNet().double(), images[0], impl=impl, strikt=True)
+    assert raised.value.__notes__ == ["gnfast passes on to the network what is no option of its own: strikt"]
