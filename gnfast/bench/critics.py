@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnfast import models
-from gnfast.errors import first_line
+from gnfast.errors import first_line, not_a_tensor
 from gnfast.io.objects import load_object
 
 Device = torch.device | str
@@ -125,9 +125,17 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
             scores = made(torch.zeros(2, *extents))
     except Exception as error:
         where = f"{spec} fails on inputs of (2, {', '.join(map(str, extents))})"
-        turned = len(extents) == 3 and extents[2] < min(extents[:2])
-        advice = f"; channels come first: {extents[2]},{extents[0]},{extents[1]}" if turned else ""
+        advice = ""
+        if isinstance(error, TypeError) and "missing" in str(error):
+            advice = "; it is given inputs alone: name a class whose forward(self, x) makes the rest and calls yours"
+        elif len(extents) == 3 and extents[2] < min(extents[:2]):
+            advice = f"; channels come first: {extents[2]},{extents[0]},{extents[1]}"
         raise ValueError(f"--net, --shape: {where}: {first_line(error)}{advice}") from error
+    if not isinstance(scores, torch.Tensor):
+        raise not_a_tensor(scores)
+    if not scores.dim() or len(scores) != 2:
+        shape = tuple(scores.shape)
+        raise ValueError(f"--net: {spec} gives {shape} for 2 inputs, wanted a row for each, such as one logit")
     if next(made.parameters(), None) is None:
         raise ValueError(f"--net: {spec} has no weights, wanted a critic to train")
     network = Network(spec.rpartition(":")[2], extents, lambda: (None, factory(*args, **kwargs)))
@@ -135,9 +143,9 @@ def user(spec: str, shape: str, arguments: str = "") -> Network:
     return replace(network, contiguous=bool(refused), notes=(*_of_several(scores), *refused))
 
 
-def _of_several(scores: object) -> tuple[str, ...]:
+def _of_several(scores: torch.Tensor) -> tuple[str, ...]:
     """What to say of a network that gives a sample several numbers, as maps of scores are, or a generator's images."""
-    if not isinstance(scores, torch.Tensor) or scores[0].numel() == 1:
+    if scores[0].numel() == 1:
         return ()
     shape = "x".join(map(str, scores.shape[1:]))
     return (f"the critic's output is {shape} for each sample, not one score: the gradient is that of their sum",)

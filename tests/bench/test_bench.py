@@ -883,6 +883,12 @@ def test_a_critic_that_does_not_take_such_inputs_is_refused_in_one_line():
         critics.user("torch.nn:Linear", "3,8", "9, 1")
     with pytest.raises(ValueError, match=r"; channels come first: 3,8,9$"):
         critics.user("torch.nn:Conv2d", "8,9,3", "3, 1, 3")
+    with pytest.raises(ValueError, match=r"given inputs alone: name a class whose forward\(self, x\) makes the rest"):
+        critics.user("torch.nn:Bilinear", "8", "8, 8, 1")
+    with pytest.raises(ValueError, match=r"--net: torch.nn:Flatten gives \(16,\) for 2 inputs, wanted a row for each"):
+        critics.user("torch.nn:Flatten", "8", "0")
+    with pytest.raises(ValueError, match="net: got a tuple from the network"):
+        critics.user("torch.nn:LSTM", "8", "8, 8")
     assert critics.user("torch.nn:Linear", "8", "8, 1").shape == (8,)
 
 
