@@ -82,7 +82,7 @@ def loss_domain(subject: Subject, history: Rows) -> Panels:
 def require_logged(found: Panels) -> Panels:
     """The tables; raises NotApplicableError if one is empty."""
     if not all(found.values()):
-        raise NotApplicableError("needs a run that logged these figures while it trained (--probe-every)")
+        raise NotApplicableError("needs figures that a run logs every --probe-every steps; this one has none")
     return found
 
 

@@ -19,6 +19,7 @@ from gnfast.interop.device import use_threads
 from gnfast.io.files import expanded
 from gnfast.metrics import FeatureExtractor, ImageStatistics
 from gnfast.metrics.evaluate import image_count
+from gnfast.runs.average import copied
 from gnfast.runs.checkpoint import locate
 from gnfast.runs.published import published
 from gnfast.train.evaluate import load_split, of_classes, sampler, samples_with_batch_statistics, scores_seed
@@ -128,7 +129,8 @@ def _run(path: Path, options: "EvalOptions", device: torch.device) -> Subject:
     real = dataclasses.replace(config, **asked, crop=config.crop if options.crop is None else options.crop)
     place = locate(path, options.best)
     facts = {"checkpoint": place.name if place else "", "step": saved.about["step"], "weights": saved.weights}
-    facts |= {"batch_norm": statistics, "average": saved.unmoved}
+    average = saved.unmoved or (copied(settings, saved.about["step"]) if saved.weights == "ema" else "")
+    facts |= {"batch_norm": statistics, "average": average}
     facts["published"] = published(saved.about["preset"], settings, real.data)
     return Subject(
         {name: fact for name, fact in facts.items() if fact != ""},

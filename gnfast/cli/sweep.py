@@ -45,10 +45,12 @@ def run(words: list[str]) -> int:
     """`gnfast sweep FILE [--dry-run --table --retry --out]`."""
     usage = "which file? usage: gnfast sweep FILE.toml [--dry-run] [--table] [--retry] [--out FOLDER]"
     options = parse(SweepOptions, words, "sweep", help=HELP, usage=usage)
+    from gnfast.runs.launch import require_own_folder, run_sweep
     from gnfast.runs.sweep_file import load_sweep
 
     out = output_folder(options.out) if options.out else None
     sweep = load_sweep(Path(options.file), out, options.extractor)
+    require_own_folder(sweep)
     if options.dry_run:
         for case in sweep.cases:
             print(shlex.join(["gnfast", *case.words()]))
@@ -56,11 +58,9 @@ def run(words: list[str]) -> int:
         runs = counted(len(sweep.cases), "run")
         print(f"{runs} in {sweep.out}, {sweep.processes} at a time{where}; nothing was started.")
         return 0
-    from gnfast.runs.launch import require_own_folder, run_sweep
     from gnfast.runs.sweep_page import write_results
     from gnfast.runs.sweep_results import collect, notes, rows
 
-    require_own_folder(sweep)
     signal = 0 if options.table else run_sweep(sweep, retry=options.retry, progress=sys.stderr.isatty())
     results = collect(sweep)
     path = write_results(results)

@@ -65,7 +65,7 @@ def grad_norm(g: Tensor, centre: float = 0.0) -> Tensor:
 def require_rows(f: Tensor, g: Tensor) -> None:
     """Raises InputError where f does not have a row for each sample; a batch of one may be squeezed to a number."""
     if (len(f) if f.dim() else 1) != len(g):
-        shapes = f"got {tuple(f.shape)} from the network for x of {tuple(g.shape)}"
+        shapes = f"got {tuple(f.shape) or 'a number'} from the network for x of {tuple(g.shape)}"
         raise InputError(f"net: {shapes}, wanted a row for each sample, such as one logit")
 
 

@@ -87,6 +87,7 @@ def load_classifier(dataset: ImageDataset, folder: Path, device: torch.device, p
         except OSError as error:
             warnings.warn(f"the classifier is not kept for next time: {error}", stacklevel=3)
     net.requires_grad_(False).eval().to(device)
+    _warn_if_poor(dataset, accuracy)
 
     def features_and_logits(images: Tensor) -> tuple[Tensor, Tensor]:
         features = net.features(to_float(images, device))
@@ -94,6 +95,14 @@ def load_classifier(dataset: ImageDataset, folder: Path, device: torch.device, p
 
     name, details, classes = f"{dataset.name}-classifier", {"held_out_accuracy": accuracy}, len(dataset.classes)
     return FeatureExtractor(name, net.dim, features_and_logits, device, _fingerprint(net), details, classes)
+
+
+def _warn_if_poor(dataset: ImageDataset, accuracy: float) -> None:
+    """A classifier that has hardly learnt its classes gives all images the same features, and small distances."""
+    chance = float(dataset.labels.bincount().max()) / len(dataset)
+    if 1 - accuracy > (1 - chance) / 2:
+        right = f"right on {accuracy:.0%} of held-out images, where naming the commonest class is on {chance:.0%}"
+        warnings.warn(f"the classifier of {dataset.name} is {right}: its distances say little", stacklevel=4)
 
 
 def _new_classifier(dataset: ImageDataset) -> Classifier:

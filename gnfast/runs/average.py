@@ -1,4 +1,4 @@
-"""What the moving average of a short run still is: the weights that it began with."""
+"""What the moving average of a short run still is: the generator itself, or the weights that it began with."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,14 @@ from gnfast.config.config import Config
 
 # What the average may still have of its first weights without a word.
 SHARE = 0.1
+
+
+def copied(settings: Mapping[str, Any], step: int) -> str:
+    """One line where the moving average has not begun, so that its scores are the generator's own; else empty."""
+    start = settings.get("ema_start", Config.ema_start)
+    if type(start) is not int or not 0 < step < start:
+        return ""
+    return f"until step {start:,} (--ema-start) the moving average is the generator itself"
 
 
 def unmoved(settings: Mapping[str, Any], step: int) -> str:

@@ -12,7 +12,7 @@ from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
 from gnfast.io.rows import Row, plain
 from gnfast.runs import evaluations
-from gnfast.runs.average import unmoved
+from gnfast.runs.average import copied, unmoved
 from gnfast.runs.curves import Series, line_chart
 from gnfast.runs.page import Html, card, element, picture, section, table, write_page
 from gnfast.runs.published import own_images, published
@@ -109,7 +109,10 @@ def _figures(record: Record, evaluated: bool) -> Html:
             others = beside(record.rows, name).items()
             there = [f"{measure_title(other, record.rows)} {number(v)}" for other, v in others]
             by = [f"by {', '.join(known)}"] if (known := extractors(record.rows)) else []
-            note = "; ".join([f"{weights_title(name)}, step {step:,}", *there, f"last: {lasts}", *by])
+            # `--best` goes by the moving average's distance.
+            kept = bests.get("distance_ema", ()) if measure == "distance" and name != "distance_ema" else ()
+            taken = [f"--best takes EMA, step {kept[0]:,}"] if kept else []
+            note = "; ".join([f"{weights_title(name)}, step {step:,}", *there, *taken, f"last: {lasts}", *by])
             cards.append(card(f"Best {measure_title(name, record.rows)}", number(value), note))
     if not (cards or evaluated):
         said = "nothing was measured while it trained; gnfast eval measures, and adds its scores to this page"
@@ -120,6 +123,8 @@ def _figures(record: Record, evaluated: bool) -> Html:
     words = AVERAGE
     if line := unmoved(record.settings, record.step):
         words += f" Here, {line}: gnfast eval and gnfast sample take the generator itself by --raw."
+    elif line := copied(record.settings, record.step):
+        words += f" Here, {line}."
     return section("Key figures", element("div", *cards, class_="grid"), element("p", words, class_="soft"))
 
 

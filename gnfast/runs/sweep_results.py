@@ -147,7 +147,9 @@ def is_alike(results: Results) -> bool:
 def notes(results: Results) -> list[str]:
     """What belongs to the table: how to read it, what was measured, or why nothing was."""
     records = _records(results)
-    lines = ["Mean ± standard deviation over the seeds, of runs that ended.", scale(records)[0], averages(records)]
+    several = max(len(one.runs) for one in results.combinations) > 1
+    seeds = "Mean ± standard deviation over the seeds, of runs that ended." if several else "One seed each: no spread."
+    lines = [seeds, scale(records)[0], averages(records)]
     return [*filter(None, [*lines, _unscored(results)])]
 
 

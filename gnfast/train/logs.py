@@ -19,7 +19,7 @@ from torch import Tensor
 import gnfast
 from gnfast.data import to_uint8
 from gnfast.io.files import atomic_write, open_append, write_text
-from gnfast.io.rows import parsed, read_lines, read_rows
+from gnfast.io.rows import Row, parsed, read_lines, read_rows
 from gnfast.kernels import build_info
 from gnfast.runs import drawing, evaluations
 from gnfast.runs.checkpoint import RunError
@@ -68,6 +68,7 @@ class RunLog:
                 _cut(folder / name, step, self.say)
             self._files[name] = open_append(folder / name) if writes else open(os.devnull, "a")  # noqa: SIM115
         if writes:
+            _set_aside(folder / evaluations.FILE, step, self.say)
             _cut(folder / evaluations.FILE, step, self.say)
         self._board = None
         self._thread_errors = threading.excepthook
@@ -170,6 +171,20 @@ def require_rows(folder: Path) -> None:
         raise RunError(f"{folder} or its {METRICS} was deleted or moved while the run was training")
 
 
+def _stays(row: Row, step: int) -> bool:
+    """Whether it is of a step that is not done again."""
+    return 0 < step >= row["step"]
+
+
+def _set_aside(path: Path, step: int, warn: Callable[[str], None]) -> None:
+    """Copies what `gnfast eval` has measured of steps that are done again: the run does not measure it again."""
+    if later := [row for row in read_rows(path) if not _stays(row, step)]:
+        aside = path.with_name(f"{path.name}.before")
+        with open_append(aside) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in later)
+        warn(f"warning: scores by gnfast eval of steps after {step} are of weights that are no more: now in {aside}")
+
+
 def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
     """Drops the rows of later steps, and with a warning and a copy those that cannot be read."""
     kept, damaged, changed, line = [], [], False, b"\n"
@@ -177,7 +192,7 @@ def _cut(path: Path, step: int, warn: Callable[[str], None]) -> None:
         row = parsed(line)
         if row is None:
             damaged.append(number)
-        elif 0 < step >= row["step"]:
+        elif _stays(row, step):
             kept.append(line if line.endswith(b"\n") else line + b"\n")
         changed |= not kept or kept[-1] is not line
     if not line.endswith(b"\n") and parsed(line) is None:

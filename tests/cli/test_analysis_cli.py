@@ -59,7 +59,7 @@ def test_every_analysis_of_a_run(run, tmp_path, capsys):
     assert main(["analyze", str(run), "--n", "16", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[-1] == str(tmp_path / "index.html")
-    assert out[0].startswith("left out training: needs a run that logged")
+    assert out[0].startswith("left out training: needs figures that a run logs")
     names = ["gradient-norms", "finite-differences", "lipschitz-layers", "spectra", "operators", "loss-slopes"]
     check(tmp_path, names)
     rows = table(tmp_path, "gradient-norms")

@@ -91,9 +91,9 @@ def test_what_does_not_apply_to_a_run(runs, tmp_path, capsys):
     compare(folders, [], tmp_path, n=4, device="cpu", echo=lines.append)
     check(tmp_path, NAMES)
     (line,) = lines
-    assert line.startswith(f"left out training of {runs / 'unprobed'}: needs a run that logged")
+    assert line.startswith(f"left out training of {runs / 'unprobed'}: needs figures that a run logs")
     words = [str(run) for (run,) in folders.values()]
-    assert f"{runs / 'unprobed'}: training: needs a run that logged" in fails(
+    assert f"{runs / 'unprobed'}: training: needs figures that a run logs" in fails(
         capsys, "analyze", *words, "--what", "training", "--out", str(tmp_path / "other")
     )
 

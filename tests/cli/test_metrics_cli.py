@@ -93,6 +93,16 @@ def test_an_average_that_has_hardly_moved_is_said_to_be_one(capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+def test_an_average_that_has_not_begun_is_said_to_be_the_generator(tmp_path, capsys):
+    words = [*commands.TINY, "--ema-start=9", "--no-tensorboard", f"--run-dir={tmp_path / 'young'}"]
+    assert main(["train", "digits", *words, EXTRACTOR, "--n-fake=20"]) == 0
+    line = "until step 9 (--ema-start) the moving average is the generator itself"
+    averaged = result(str(tmp_path / "young"), EXTRACTOR, "--n=20")
+    assert averaged["average"] == line and f"warning: {line}" in capsys.readouterr().err
+    alike = result(str(tmp_path / "young"), EXTRACTOR, "--n=20", "--raw")
+    assert "average" not in alike and alike["distance"] == averaged["distance"]
+
+
 def test_what_is_measured_is_said_before_and_how_far_it_is_while_it_is(capsys, monkeypatch):
     assert main(["eval", "run", "--n-real=60", EXTRACTOR]) == 0
     (line,) = capsys.readouterr().err.splitlines()[:1]

@@ -15,7 +15,7 @@ from gnfast.cli import main
 from gnfast.config.config import AUTO, as_json
 from gnfast.config.presets import PRESETS
 from gnfast.io.numbers import number
-from gnfast.runs.average import unmoved
+from gnfast.runs.average import copied, unmoved
 from gnfast.runs.comparison_page import write_comparison
 from gnfast.runs.curves import BINS, Series, line_chart
 from gnfast.runs.published import published
@@ -192,7 +192,6 @@ def test_the_presets_images_may_lie_anywhere(data):
         (20, {"ema_decay": 0.0}, ""),
         (20, {"ema_decay": 0.5}, ""),
         # A copy until step 99; what is of the second half of a run has been trained.
-        (99, {"ema_start": 100}, ""),
         (100, {"ema_start": 100}, ""),
         (198, {"ema_start": 100, "ema_decay": 0.98}, "--ema-decay 0.98) is still 13.5 % the weights of step 99"),
         (213, {"ema_start": 100, "ema_decay": 0.98}, ""),
@@ -208,6 +207,20 @@ def test_an_average_that_is_still_its_first_weights_is_said_to_be(odd, step, cha
     text = texts(Page(write_report(odd)))
     assert "raw: the generator itself." in text and ("Here, after step" in text and "by --raw." in text) == bool(wanted)
     assert line in text
+
+
+def test_an_average_that_has_not_begun_is_said_to_be_the_generator(odd):
+    line = "until step 100 (--ema-start) the moving average is the generator itself"
+    for step, wanted in ((1, line), (99, line), (100, ""), (0, "")):
+        assert copied({"ema_start": 100}, step) == wanted
+    own = as_json(PRESETS["gngan-cifar10-resnet"].config) | {"ema_start": 100}
+    assert unmoved(own, 99) == copied(own | {"ema_start": "x"}, 99) == ""
+    (odd / "config.json").write_text(json.dumps({"preset": "gngan-cifar10-resnet", "config": own}))
+    scores = ({"step": step, "distance_ema": ema, "distance_raw": 100 - step} for step, ema in ((90, 2.0), (99, 3.0)))
+    (odd / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in scores))
+    text = texts(Page(write_report(odd)))
+    # The best of both weights, and the step whose checkpoint is kept as the best, which goes by the average.
+    assert f"Here, {line}." in text and "raw, step 99; --best takes EMA, step 90" in text
 
 
 def test_odd_names_are_escaped(odd):

@@ -343,7 +343,7 @@ def test_a_sweep_does_not_replace_the_page_of_a_run(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").write_text("{}")
     (tmp_path / "sweep.toml").write_text(TINY)
-    for word in ("--table", "--no-table"):
+    for word in ("--table", "--no-table", "--dry-run"):
         assert main(["sweep", str(tmp_path / "sweep.toml"), "--out", str(tmp_path / "out"), word]) == 2
         assert "out is the folder of a run; choose another" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
@@ -419,6 +419,7 @@ def test_a_sweep_says_what_was_measured_and_names_a_winner_where_there_is_one(sw
     page, written = Page(write_results(results)), (read.out / "table.md").read_text()
     line = "Measured by pixels-8x8; 100 real, 200 generated."
     assert line in page.texts and f"\n{line}\n" in written
+    assert "One seed each: no spread." in page.texts and "One seed each" in written
     with (read.out / "table.csv").open() as file:
         assert [row["measured"] for row in csv.DictReader(file)] == [line, line]
     # Of figures that are printed alike none is better.

@@ -198,6 +198,8 @@ def test_a_run_without_its_newest_checkpoints_goes_on_from_its_best(config, monk
     lines = run()
     # The weights of the other are no more.
     assert evaluations.read(folder.parent) == results[:1]
+    aside = folder.parent / "evaluations.jsonl.before"
+    assert read_rows(aside) == results[1:]
     assert f"warning: {folder} has no step-*.pt that can be read; taking best.pt, of step 10" in lines
     assert any("continuing after step 10 of 30" in line for line in lines)
     assert read_run(folder.parent).rows == rows
@@ -207,8 +209,12 @@ def test_a_run_without_its_newest_checkpoints_goes_on_from_its_best(config, monk
     monkeypatch.setattr(session, "evaluate", lambda *_: [Scores(3.0, "pixels", 2, 2)] * 2)
     lines = quiet("digits", dataclasses.replace(config, eval_every=10, extractor="tests.kills:pixels"))[1]
     assert f"warning: {folder.parent} has rows of 30 steps and no checkpoint: it starts again" in lines
+    assert read_rows(aside) == results[::-1]
+    moved = "scores by gnfast eval of steps after {} are of weights that are no more: now in {}"
     assert [line.partition("warning: ")[2] for line in read_run(folder.parent).log if "warning: " in line] == [
+        moved.format(10, aside),
         f"{folder} has no step-*.pt that can be read; taking best.pt, of step 10",
+        moved.format(0, aside),
         f"{folder.parent} has rows of 30 steps and no checkpoint: it starts again",
     ]
 
